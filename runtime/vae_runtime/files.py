@@ -28,7 +28,9 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[IO[bytes
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     except OSError as error:
-        raise VaeError(f"{target}: cannot write here: {error.strerror}; choose a folder that exists and is writable") from error
+        raise VaeError(
+            f"{target}: cannot write here: {error.strerror}; choose a folder that exists and is writable"
+        ) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             if isinstance(write, bytes):
@@ -46,7 +48,9 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[IO[bytes
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         if isinstance(error, OSError):
-            raise VaeError(f"{target}: not written: {error.strerror}; free some space or choose another place") from error
+            raise VaeError(
+                f"{target}: not written: {error.strerror}; free some space or choose another place"
+            ) from error
         raise
 
 

@@ -6,6 +6,8 @@ a tensor or an index.
 
 from __future__ import annotations
 
+import operator
+
 
 class VaeError(Exception):
     """The base of every error raised on purpose by vae-runtime and vae-export."""
@@ -21,3 +23,18 @@ class InputError(VaeError, ValueError):
 
 class DeviceError(VaeError):
     """The device, execution provider or ONNX Runtime asked for is not there."""
+
+
+def require_integer(name: str, value: object, low: int, high: int) -> int:
+    """The value as an int, numpy's integers included.
+
+    Raises:
+        InputError: it is no integer, or not from low to high.
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"{name}: an integer is expected, got {value!r}") from None
+    if not low <= number <= high:
+        raise InputError(f"{name}: {low} … {high} is expected, got {number}")
+    return number

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 from .errors import VaeError
 
-__all__ = ["sync_folder", "write_atomic"]
+__all__ = ["sync_folder", "write_atomic", "write_folder"]
+
+_PARTIAL, _ASIDE = ".partial", ".aside"
 
 
 def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[IO[bytes]], None]) -> None:
@@ -52,6 +57,126 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[IO[bytes
                 f"{target}: not written: {error.strerror}; free some space or choose another place"
             ) from error
         raise
+
+
+def write_folder(target: str | os.PathLike[str], files: Mapping[str, bytes], *, replace: bool = False) -> None:
+    """Write a folder so that the path holds the old folder or all of the new, whatever interrupts it.
+
+    The files are written and synced in a hidden folder beside the target, which is then renamed. To replace a folder
+    the two are exchanged in one step where the system can (Linux, macOS); elsewhere the old one is moved aside first,
+    and put back by the next call if this one is killed in between. What killed calls left behind is removed.
+
+    Args:
+        target: the folder to write; missing parents are made.
+        files: the content of each file by its relative path, with forward slashes.
+        replace: whether a folder already there gives way.
+
+    Raises:
+        VaeError: the target exists, or it cannot be written; nothing is left behind.
+    """
+    target = Path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clean_up(target)
+        if os.path.lexists(target) and not replace:
+            raise VaeError(f"{target}: exists already; choose another place or replace it with --force")
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent))
+    except OSError as error:
+        raise VaeError(f"{target}: cannot write here: {error.strerror}; choose a folder that is writable") from error
+    try:
+        with _locked(partial):
+            _fill_folder(partial, files)
+            if os.path.lexists(target):
+                _swap(partial, target)
+            else:
+                os.rename(partial, target)
+            sync_folder(target.parent)
+    except OSError as error:
+        raise VaeError(f"{target}: not written: {error.strerror}; free some space or choose another place") from error
+    finally:
+        # the unfinished folder, or after an exchange the old one
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fill_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    os.chmod(folder, 0o777 & ~_umask())
+    folders = {folder}
+    for relative, content in files.items():
+        path = folder / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folders.update(parent for parent in path.parents if parent.is_relative_to(folder))
+        with path.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    for each in folders:
+        sync_folder(each)
+
+
+def _swap(new: Path, target: Path) -> None:
+    if _exchange(new, target):
+        return
+    aside = new.with_suffix(_ASIDE)
+    os.rename(target, aside)
+    try:
+        os.rename(new, target)
+    except BaseException:
+        os.rename(aside, target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; False where the system or the file system cannot."""
+    import ctypes
+
+    here, paths = -100, (os.fsencode(one), os.fsencode(other))
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "linux":
+            failed = libc.renameat2(here, paths[0], here, paths[1], 2)  # RENAME_EXCHANGE
+        elif sys.platform == "darwin":
+            failed = libc.renamex_np(paths[0], paths[1], 2)  # RENAME_SWAP
+        else:
+            return False
+    except (AttributeError, OSError, TypeError):
+        return False
+    number = ctypes.get_errno()
+    if failed and number not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        raise OSError(number, os.strerror(number))
+    return not failed
+
+
+def _clean_up(target: Path) -> None:
+    """Put back a folder that a killed call had moved aside, and remove what such calls left."""
+    with os.scandir(target.parent) as entries:
+        left = [Path(entry) for entry in entries if entry.name.startswith(f".{target.name}.")]
+    for folder in left:
+        if folder.suffix == _ASIDE and not os.path.lexists(target):
+            os.rename(folder, target)
+        elif folder.suffix in (_PARTIAL, _ASIDE):
+            with contextlib.suppress(BlockingIOError), _locked(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process, so that a folder in the making is not taken for one left behind.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows refuses to remove files that are open, which serves as well
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

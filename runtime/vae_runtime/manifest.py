@@ -52,7 +52,12 @@ _SEGMENT = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
 _NAME = re.compile(_SEGMENT)
 _PATH = re.compile(f"{_SEGMENT}(/{_SEGMENT})*")
 _TENSOR = re.compile("[A-Za-z_][A-Za-z0-9_.]*")
-_VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
+_VERSION = re.compile(r"1\.(0|[1-9][0-9]*)")
+_NEWER = re.compile(r"([2-9]|[1-9][0-9]+)\.(0|[1-9][0-9]*)")
+# What errors tell people to install comes out of a file, so it can name nothing but this package.
+_READER = re.compile(r"vae-runtime>=[0-9]+(\.[0-9]+)*")
+# The golden vectors' name for PyTorch's answers.
+_RESERVED = "pytorch"
 
 
 @dataclass(frozen=True)
@@ -206,6 +211,8 @@ def parse(content: str | bytes, place: str = "manifest.json") -> Manifest:
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
         document = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated)
+        # 1e999 and half of a surrogate pair can be read, and neither be written again nor printed.
+        json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
         raise BundleError(f"{place}: JSON in UTF-8 is expected: {reason}; copy the bundle again") from None
@@ -238,9 +245,9 @@ def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refusal(document: Any, found: list[Problem], place: str) -> str:
-    if len(found) == 1 and found[0].place.endswith((".format_version", ".must_understand")):
+    if found == [_version_problem(document)]:
         reader = document["additional_metadata"]["vae"].get("reader")
-        wanted = f"'{reader}'" if isinstance(reader, str) else "--upgrade vae-runtime"
+        wanted = f"'{reader}'" if isinstance(reader, str) and _READER.fullmatch(reader) else "--upgrade vae-runtime"
         return f"{place}: {found[0]}; this bundle is newer than this vae-runtime: pip install {wanted}"
     if len(found) == 1:
         return f"{place}: {found[0]}; export the bundle again"
@@ -257,10 +264,7 @@ class _Reader:
         self.problems: list[Problem] = []
 
     def wrong(self, place: str, expected: str, value: Any) -> None:
-        shown = "nothing" if value is _ABSENT else json.dumps(value, default=str)
-        self.problems.append(
-            Problem(place or "the document", expected, shown if len(shown) <= 80 else shown[:77] + "…")
-        )
+        self.problems.append(Problem(place or "the document", expected, _shown(value)))
 
     def members(
         self,
@@ -279,7 +283,7 @@ class _Reader:
         for name in sorted(required.keys() - value.keys()):
             self.wrong(_join(place, name), "this field", _ABSENT)
         if closed:
-            for name in value.keys() - required.keys() - optional.keys():
+            for name in sorted(value.keys() - required.keys() - optional.keys()):
                 self.wrong(_join(place, name), "no field of this name", value[name])
         return {
             name: read(value[name], _join(place, name)) for name, read in (required | optional).items() if name in value
@@ -356,6 +360,17 @@ class _Reader:
 _ABSENT: Any = object()
 
 
+def _shown(value: Any) -> str:
+    if value is _ABSENT:
+        return "nothing"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
 def _is_number(value: Any) -> bool:
     # 1e999 is JSON, and infinite once read; true and false are integers to Python alone
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300
@@ -378,7 +393,7 @@ def _read(document: Any) -> tuple[Manifest | None, list[Problem]]:
         document,
         "",
         {
-            "schema_version": reader.text(re.compile(r"1\.(0|[1-9][0-9]*)"), 'ONNX Runtime\'s package schema "1.x"'),
+            "schema_version": reader.text(_VERSION, 'ONNX Runtime\'s package schema "1.x"'),
             "package_name": name,
             "layout": reader.one_of("portable"),
             "components": lambda value, place: reader.members(
@@ -399,21 +414,23 @@ def _read(document: Any) -> tuple[Manifest | None, list[Problem]]:
 
 
 def _version_problem(document: Any) -> Problem | None:
-    """A format this version cannot read, if the document says so plainly."""
+    """A format newer than this version can read, if the document says so plainly."""
     try:
         vae = document["additional_metadata"]["vae"]
         version = vae["format_version"]
     except (KeyError, TypeError, IndexError):
         return None
     place = "additional_metadata.vae"
-    match = _VERSION.fullmatch(version) if isinstance(version, str) else None
-    if match and int(match[1]) != 1:
-        return Problem(f"{place}.format_version", "1.x", json.dumps(version))
+    if not isinstance(version, str):
+        return None
+    if _NEWER.fullmatch(version):
+        return Problem(f"{place}.format_version", 'a version "1.x"', _shown(version))
     needs = vae.get("must_understand")
-    if match and isinstance(needs, list):
+    if _VERSION.fullmatch(version) and isinstance(needs, list):
         unknown = [need for need in needs if isinstance(need, str) and need not in KNOWN_FIELDS]
         if unknown:
-            return Problem(f"{place}.must_understand", "only fields of format " + FORMAT_VERSION, json.dumps(unknown))
+            expected = f"a list of fields of format {FORMAT_VERSION}"
+            return Problem(f"{place}.must_understand", expected, ", ".join(map(_shown, unknown)))
     return None
 
 
@@ -423,8 +440,9 @@ def _component_reader(reader: _Reader, component: str) -> Callable[[Any, str], d
 
     def read_variant(name: str, value: Any, place: str) -> Variant | None:
         before = len(reader.problems)
-        if not _NAME.fullmatch(name):
-            reader.wrong(place, "a variant named with letters, digits, '.', '_' and '-'", name)
+        if not _NAME.fullmatch(name) or name == _RESERVED:
+            expected = f"a variant named with letters, digits, '.', '_' and '-', and not {_RESERVED!r},"
+            reader.wrong(place, expected, name)
         members = reader.members(
             value,
             place,
@@ -544,7 +562,7 @@ def _read_vae(reader: _Reader, value: Any, place: str) -> dict[str, Any]:
         value,
         place,
         {
-            "format_version": reader.text(_VERSION, 'a version "major.minor"'),
+            "format_version": reader.text(_VERSION, 'a version "1.x"'),
             "name": reader.text(),
             "observation": read_observation,
             "latents": latents,
@@ -554,7 +572,7 @@ def _read_vae(reader: _Reader, value: Any, place: str) -> dict[str, Any]:
         },
         {
             "must_understand": reader.items(reader.one_of(*sorted(KNOWN_FIELDS)), kind="a list of field names"),
-            "reader": reader.text(),
+            "reader": reader.text(_READER, 'a requirement such as "vae-runtime>=0.1"'),
             "description": reader.text(),
             "licence": reader.text(),
             "training": reader.anything,

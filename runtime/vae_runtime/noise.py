@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-import operator
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BundleError, InputError
+from .errors import BundleError, InputError, require_integer
 
 __all__ = [
     "IMPORTANCE",
@@ -108,11 +107,11 @@ def _draw(
     of_words: Callable[[NDArray[np.uint64]], NDArray[Any]],
     of_word: Callable[[int], float],
 ) -> NDArray[Any]:
-    seed = _integer("seed", seed, -(2**63), 2**64 - 1) & (2**64 - 1)
-    start = _integer("start", start, 0, 2**64 - 1)
-    n = _integer("n", n, 0, 2**48)
-    stream = _integer("stream", stream, 0, _MASK32)
-    sizes = tuple(_integer(f"shape[{axis}]", size, 0, 2**34) for axis, size in enumerate(shape))
+    seed = require_integer("seed", seed, -(2**63), 2**64 - 1) & (2**64 - 1)
+    start = require_integer("start", start, 0, 2**64 - 1)
+    n = require_integer("n", n, 0, 2**48)
+    stream = require_integer("stream", stream, 0, _MASK32)
+    sizes = tuple(require_integer(f"shape[{axis}]", size, 0, 2**34) for axis, size in enumerate(shape))
     elements = math.prod(sizes)
     if elements > 2**34:
         raise InputError(f"shape: at most 2**34 elements in one sample, got {elements}")
@@ -128,16 +127,6 @@ def _draw(
     else:
         _fill(out, seed, start, stream, blocks, of_words)
     return out.reshape(n, *sizes)
-
-
-def _integer(name: str, value: int, low: int, high: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise InputError(f"{name}: an integer is expected, got {value!r}") from None
-    if not low <= number <= high:
-        raise InputError(f"{name}: {low} … {high} is expected, got {number}")
-    return number
 
 
 def _round_keys(seed: int) -> list[tuple[int, int]]:
@@ -167,7 +156,7 @@ def _fill(
     of_words: Callable[[NDArray[np.uint64]], NDArray[Any]],
 ) -> None:  # fmt: skip
     keys = _round_keys(seed)
-    n, elements = out.shape
+    n = out.shape[0]
     columns = min(blocks, _CHUNK)
     rows = max(1, _CHUNK // columns)
     for row in range(0, n, rows):

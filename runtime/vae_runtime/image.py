@@ -1,0 +1,82 @@
+"""Observations as pictures: a grid, written as PNG. Needs the extra `image` (Pillow) for the writing alone."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError, VaeError
+
+__all__ = ["grid", "png", "require_pillow"]
+
+
+def grid(
+    x: NDArray[np.float32], *, columns: int | None = None, value_range: tuple[float, float] | None = None
+) -> NDArray[np.uint8]:
+    """Lay observations out as one picture, row by row, a dark line between them.
+
+    Args:
+        x: float32 [n, H, W] or [n, C, H, W] with C = 1 (grey), 3 (RGB) or 4 (RGBA).
+        columns: pictures in a row; by default about as many as rows.
+        value_range: the values shown darkest and brightest; 0 and 1 by default. Values beyond are cut.
+
+    Returns:
+        uint8 [height, width] or [height, width, C].
+
+    Raises:
+        InputError: the observations are no pictures.
+    """
+    images = x[:, None] if x.ndim == 3 else x
+    if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
+        raise InputError(
+            f"observations of shape {list(x.shape[1:])} are no pictures ([H, W], or [C, H, W] with C = 1, 3 or 4); "
+            "write them as .npy"
+        )
+    low, high = value_range or (0.0, 1.0)
+    n, channels, height, width = images.shape
+    across = min(columns or math.ceil(math.sqrt(n)), n)
+    down = -(-n // across)
+    levels = np.rint(np.clip((images - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    canvas = np.full((down * (height + 1) - 1, across * (width + 1) - 1, channels), 64, np.uint8)
+    for index, image in enumerate(levels):
+        top, left = index // across * (height + 1), index % across * (width + 1)
+        canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    return canvas[..., 0] if channels == 1 else canvas
+
+
+def png(picture: NDArray[np.uint8], *, least_side: int = 256) -> bytes:
+    """A picture as the content of a PNG file.
+
+    Args:
+        picture: uint8 [height, width] or [height, width, 3 or 4].
+        least_side: smaller pictures are enlarged by a whole factor to about this many pixels.
+
+    Raises:
+        VaeError: Pillow is missing.
+    """
+    image = require_pillow().fromarray(picture)
+    factor = max(1, round(least_side / min(picture.shape[:2])))
+    if factor > 1:
+        image = image.resize((image.width * factor, image.height * factor), resample=0)
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()
+
+
+def require_pillow() -> Any:
+    """Pillow's Image module.
+
+    Raises:
+        VaeError: Pillow is not installed; the message names the extra.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise VaeError(
+            "a PNG needs Pillow, which is not installed: pip install 'vae-runtime[image]', or write .npy"
+        ) from error
+    return Image

@@ -1,0 +1,233 @@
+"""One loaded graph on one device. The only file that imports onnxruntime."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import BundleError, DeviceError, InputError, VaeError
+
+__all__ = ["Device", "Session", "parse_device", "resolve_device"]
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_PROVIDER = re.compile(r"[A-Za-z0-9]+ExecutionProvider")
+_log = logging.getLogger("vae_runtime")
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where sessions run: an execution provider of ONNX Runtime with its options, under a short name."""
+
+    name: str
+    provider: str
+    options: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def parse_device(text: str) -> str:
+    """Check the form of a device without asking for it: "cpu", "cuda", "cuda:N", "auto" or a provider's name.
+
+    Raises:
+        InputError: the text is none of these.
+    """
+    if isinstance(text, str) and (
+        text in ("cpu", "cuda", "auto") or re.fullmatch(r"cuda:\d{1,4}", text) or _PROVIDER.fullmatch(text)
+    ):
+        return text
+    raise InputError(f"device: cpu, cuda, cuda:N, auto or the name of an execution provider is expected, got {text!r}")
+
+
+def resolve_device(text: str, provider_options: Mapping[str, Any] | None = None) -> Device:
+    """Turn a device's name into an execution provider that this ONNX Runtime has. Never falls back silently.
+
+    "auto" takes CUDA where it works and the CPU elsewhere, and logs its choice (logger `vae_runtime`).
+
+    Raises:
+        InputError: the text is no device.
+        DeviceError: ONNX Runtime is missing, or it has no such provider.
+    """
+    parse_device(text)
+    runtime = _onnxruntime()
+    available = runtime.get_available_providers()
+    options = {str(key): str(value) for key, value in (provider_options or {}).items()}
+    if text == "auto":
+        try:
+            device = resolve_device("cuda", provider_options)
+            _probe(device)
+        except DeviceError as error:
+            _log.warning("device auto: cpu was chosen, since cuda is not there: %s", error)
+            return Device("cpu", _CPU, {})
+        _log.warning("device auto: cuda was chosen")
+        return device
+    if text.startswith("cuda"):
+        if _CUDA not in available:
+            raise DeviceError(_without_cuda(runtime, text))
+        _preload_cuda(runtime)
+        index = text.partition(":")[2] or "0"
+        # TF32 rounds the factors of a matrix product to 10 bits: three decimal digits, where parity needs six.
+        return Device(text, _CUDA, {"device_id": index, "use_tf32": "0", **options})
+    provider = _CPU if text == "cpu" else text
+    if provider not in available:
+        raise DeviceError(
+            f"device {text}: this ONNX Runtime ({runtime.__version__}) has {', '.join(available)}; choose one of "
+            "these, or install an ONNX Runtime that was built with it"
+        )
+    return Device(text, provider, options)
+
+
+class Session:
+    """A graph, loaded: named float32 arrays in, named arrays out. May be shared by threads."""
+
+    def __init__(self, content: bytes, place: str, device: Device, threads: int = 1) -> None:
+        """Load a graph.
+
+        Args:
+            content: the ONNX file's bytes, weights inline.
+            place: what to call the graph in errors, usually its path.
+            device: where it shall run.
+            threads: intra-op threads.
+
+        Raises:
+            BundleError: ONNX Runtime does not take the graph, or it wants data from another file.
+            DeviceError: the session came to be on another device than asked for.
+        """
+        runtime = _onnxruntime()
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        # Weights are inline. A graph from bytes that names another file would read it from the working directory, or
+        # from the folder given here: one that cannot exist, so that such a graph fails to load.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
+        try:
+            self._session = runtime.InferenceSession(
+                content, options, providers=[(device.provider, dict(device.options))]
+            )
+        except Exception as error:
+            if device.provider != _CPU and _loads_on_cpu(runtime, content, options):
+                raise DeviceError(f"{place}: device {device}: {_first_line(error)}; {_hint(device)}") from error
+            raise BundleError(
+                f"{place}: ONNX Runtime {runtime.__version__} does not load this graph: {_first_line(error)}"
+            ) from error
+        in_use = self._session.get_providers()
+        if in_use[0] != device.provider:
+            raise DeviceError(
+                f"{place}: device {device}: {device.provider} was asked for, ONNX Runtime gave {in_use[0]}; "
+                + _hint(device)
+            )
+        self.place = place
+        self.inputs = {item.name: (item.type, tuple(item.shape)) for item in self._session.get_inputs()}
+        self.outputs = {item.name: (item.type, tuple(item.shape)) for item in self._session.get_outputs()}
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
+        """Compute outputs from inputs, both by name.
+
+        Raises:
+            VaeError: ONNX Runtime failed, for lack of memory for instance.
+        """
+        try:
+            results: list[NDArray[np.float32]] = self._session.run(list(outputs), dict(feeds))
+        except Exception as error:
+            raise VaeError(
+                f"{self.place}: ONNX Runtime failed: {_first_line(error)}; try a smaller batch size"
+            ) from error
+        return results
+
+
+_NO_FOLDER = "/dev/null/no-external-data"
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DeviceError(
+            f"ONNX Runtime cannot be imported ({error}); install one of the two: pip install 'vae-runtime[cpu]' "
+            "or 'vae-runtime[gpu]'"
+        ) from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise DeviceError(f"ONNX Runtime is damaged; {_installed()}")
+    return onnxruntime
+
+
+def _preload_cuda(runtime: Any) -> None:
+    """Let ONNX Runtime find the CUDA libraries of the nvidia-* packages, keeping what it prints off stdout."""
+    if hasattr(runtime, "preload_dlls"):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            runtime.preload_dlls()
+        if said.getvalue().strip():
+            _log.info("onnxruntime.preload_dlls: %s", said.getvalue().strip())
+
+
+def _probe(device: Device) -> None:
+    """Raise DeviceError unless a session on the device can be had, by loading the smallest graph there is."""
+    Session(_IDENTITY, "device probe", device)
+
+
+# ONNX, IR 8, opset 18: y = Identity(x), both float32 [1].
+_IDENTITY = bytes.fromhex(
+    "080812003a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801"
+    "620f0a0179120a0a08080112040a02080142040a001012"
+)
+
+
+def _loads_on_cpu(runtime: Any, content: bytes, options: Any) -> bool:
+    try:
+        runtime.InferenceSession(content, options, providers=[_CPU])
+    except Exception:
+        return False
+    return True
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _hint(device: Device) -> str:
+    if device.provider == _CUDA:
+        return (
+            "check that nvidia-smi shows a GPU and that the CUDA and cuDNN libraries of its version are installed; "
+            + _installed()
+        )
+    return "check that the provider's libraries and hardware are there; " + _installed()
+
+
+def _without_cuda(runtime: Any, text: str) -> str:
+    return (
+        f"device {text}: ONNX Runtime {runtime.__version__} has no {_CUDA} (it has "
+        f"{', '.join(runtime.get_available_providers())}); {_installed()}"
+    )
+
+
+def _installed() -> str:
+    """Which ONNX Runtime distributions there are, and what to do about it."""
+    # Imported here: it costs more than the session, and only errors need it.
+    from importlib import metadata
+
+    found = {}
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    shown = " and ".join(f"{name} {version}" for name, version in found.items())
+    if len(found) == 2:
+        return (
+            f"{shown} are both installed and overwrite each other: pip uninstall both, then pip install "
+            "'vae-runtime[gpu]' or 'vae-runtime[cpu]'"
+        )
+    if "onnxruntime" in found:
+        return f"installed is {shown}, for the CPU: pip uninstall onnxruntime, then pip install 'vae-runtime[gpu]'"
+    if "onnxruntime-gpu" in found:
+        return f"installed is {shown}"
+    return "neither onnxruntime nor onnxruntime-gpu is installed as a package: pip install 'vae-runtime[gpu]'"

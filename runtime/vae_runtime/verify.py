@@ -1,0 +1,194 @@
+"""Prove a bundle on this machine: hash every file, then replay the golden vectors on the device."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import noise
+from .bundle import Bundle, open_bundle
+from .errors import BundleError, DeviceError, VaeError
+from .manifest import Variant
+from .session import Device, resolve_device
+from .vae import open_session
+
+__all__ = ["Check", "Report", "Runner", "golden_input", "read_golden", "verify"]
+
+Array = NDArray[np.float32]
+
+# Runs a graph of another executor: its file's content and its input to its outputs, in the order of the manifest.
+Runner = Callable[[bytes, Array], Sequence[Array]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked. `passed` is None where it was skipped, and `detail` says why."""
+
+    what: str
+    passed: bool | None
+    detail: str
+
+    @property
+    def verdict(self) -> str:
+        """The result in a word: ok, FAILED or skipped."""
+        return {True: "ok", False: "FAILED", None: "skipped"}[self.passed]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found. `str()` of it is a table."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return all(check.passed is not False for check in self.checks)
+
+    def __str__(self) -> str:
+        width = max(len(check.what) for check in self.checks)
+        return "\n".join(f"{check.verdict:8}{check.what:{width}}  {check.detail}" for check in self.checks)
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    provider_options: Mapping[str, Any] | None = None,
+    digest: str | None = None,
+    runners: Mapping[str, Runner] | None = None,
+) -> Report:
+    """Check every file of a bundle and what its graphs compute on this machine.
+
+    The graphs answer the golden vectors; each answer must lie within the variant's tolerance of what the same variant
+    gave on the exporting machine, and the stored answers no farther from PyTorch's than the manifest declares.
+
+    Args:
+        path: the bundle's folder.
+        device: as in `load`.
+        threads: as in `load`.
+        provider_options: as in `load`.
+        digest: as in `load`.
+        runners: how to run the variants that are not ONNX Runtime's, by executor; without one they are skipped.
+
+    Raises:
+        BundleError: there is no bundle, or its manifest cannot be read; what fails later is in the report.
+        DeviceError: the device is not to be had.
+    """
+    bundle = open_bundle(path, digest)
+    target = resolve_device(device, provider_options)
+    problems = bundle.problems()
+    checks = [Check("files", False, problem) for problem in problems]
+    if not problems:
+        checks.append(Check("files", True, f"{len(bundle.sums)} files, every SHA-256 as listed; {bundle.digest}"))
+    try:
+        golden = read_golden(bundle)
+    except BundleError as error:
+        checks.append(Check("golden vectors", False, str(error)))
+    else:
+        for variant in bundle.manifest.variants:
+            checks.extend(_replay(bundle, variant, golden, target, threads, runners or {}))
+    return Report(tuple(checks))
+
+
+def read_golden(bundle: Bundle) -> dict[str, Array]:
+    """The arrays of the golden vectors by name, all that the manifest asks for and of the right shape.
+
+    Raises:
+        BundleError: the file is damaged, or an array is missing or of another shape or dtype.
+    """
+    manifest = bundle.manifest
+    place = bundle.path / manifest.golden.file
+    content = bundle.read(manifest.golden.file)
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as error:  # numpy, zipfile and zlib each raise their own
+        raise BundleError(f"{place}: an .npz file is expected: {error}; export the bundle again") from None
+    wanted = {manifest.observation.name: manifest.observation.shape}
+    for component, variants in manifest.components.items():
+        shape = manifest.latent.shape if component == "encoder" else manifest.observation.shape
+        for source in ["pytorch", *variants]:
+            wanted.update({f"{component}/{source}/{output}": shape for output in manifest.outputs(component)})
+    for name, shape in wanted.items():
+        expected = f"float32 {[manifest.golden.n, *shape]}"
+        array = arrays.get(name)
+        if array is None or array.dtype != np.float32 or array.shape != (manifest.golden.n, *shape):
+            found = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
+            raise BundleError(f"{place}: {name}: {expected} is expected, got {found}; export the bundle again")
+    return arrays
+
+
+def golden_input(bundle: Bundle, component: str, golden: Mapping[str, Array]) -> Array:
+    """What the golden answers of a component answer: the stored observations, or prior latents of vnoise-1."""
+    manifest = bundle.manifest
+    if component == "encoder":
+        return golden[manifest.observation.name]
+    stream = noise.stream_of(noise.PRIOR)
+    return noise.normal(manifest.golden.seed, 0, manifest.golden.n, manifest.latent.shape, stream)
+
+
+def _replay(
+    bundle: Bundle,
+    variant: Variant,
+    golden: Mapping[str, Array],
+    device: Device,
+    threads: int,
+    runners: Mapping[str, Runner],
+) -> Iterator[Check]:
+    component = variant.component
+    what = f"{component}/{variant.name}"
+    given = golden_input(bundle, component, golden)
+    outputs = bundle.manifest.outputs(component)
+    try:
+        if variant.executor == "ort":
+            session = open_session(bundle, component, variant.name, device, threads)
+            feed = bundle.manifest.observation.name if component == "encoder" else bundle.manifest.latent.name
+            answers: Sequence[Array] = session.run(outputs, {feed: given})
+        elif variant.executor in runners:
+            answers = runners[variant.executor](bundle.read(variant.path), given)
+        else:
+            yield Check(what, None, f"not run: {variant.executor} needs PyTorch; `vae-export parity` runs it")
+            return
+    except DeviceError:
+        raise
+    except VaeError as error:
+        yield Check(what, False, str(error))
+        return
+    for output, answer in zip(outputs, answers, strict=True):
+        yield _compare(f"{what} {output}", variant, output, answer, golden)
+
+
+def _compare(what: str, variant: Variant, output: str, answer: Array, golden: Mapping[str, Array]) -> Check:
+    own = golden[f"{variant.component}/{variant.name}/{output}"]
+    pytorch = golden[f"{variant.component}/pytorch/{output}"]
+    tolerance, declared = variant.tolerance[output], variant.error[output]
+    if answer.shape != own.shape:
+        return Check(what, False, f"shape {list(own.shape)} is expected, got {list(answer.shape)}")
+    difference = np.abs(answer.astype(np.float64) - own)
+    worst = tuple(int(i) for i in np.unravel_index(np.argmax(difference), difference.shape))
+    greatest = float(difference[worst])
+    # Written so that NaN fails.
+    if not greatest <= tolerance:
+        many = int(np.sum(~(difference <= tolerance)))
+        return Check(
+            what,
+            False,
+            f"disagrees with {many} of {own.size} golden values; worst at {list(worst)}: {own[worst]:.6g} is expected, "
+            f"got {answer[worst]:.6g}, difference {greatest:.2g}, tolerance {tolerance:.2g}",
+        )
+    distance = float(np.max(np.abs(own.astype(np.float64) - pytorch)))
+    if not distance <= declared:
+        return Check(
+            what,
+            False,
+            f"golden.npz: the stored answer is {distance:.2g} from PyTorch's, the manifest declares {declared:.2g}",
+        )
+    return Check(what, True, f"max difference {greatest:.2g}, tolerance {tolerance:.2g}; from PyTorch {declared:.2g}")

@@ -1,0 +1,115 @@
+"""The model card: what a bundle is, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vae_runtime.manifest import Manifest
+
+from .checkpoint import RunInfo
+
+__all__ = ["model_card"]
+
+
+def model_card(manifest: Manifest, info: RunInfo, files: Mapping[str, bytes]) -> str:
+    """The text of README.md.
+
+    Args:
+        manifest: the bundle's manifest.
+        info: the run it came from.
+        files: the other files of the bundle by path.
+    """
+    data, train = info.provenance, info.train
+    shape = "×".join(map(str, manifest.observation.shape))
+    latents = "×".join(map(str, manifest.latent.shape))
+    scale = f", scale {manifest.likelihood.scale:.4g}" if manifest.likelihood.scale else ""
+    picture = "![Samples from the prior, drawn by the exported decoder](samples.png)"
+    described = f"{data.name}, {data.description}" if data.description else data.name
+    lines = [
+        f"# {manifest.name}",
+        "",
+        f"A Variational Autoencoder of {manifest.training['parameters']:,} parameters: observations of shape {shape}, "
+        f"{latents} latent dimensions, {manifest.likelihood.kind} likelihood{scale}. {_architecture(info)}",
+        "",
+        *([picture, ""] if "samples.png" in files else []),
+        "```python",
+        "import vae_runtime",
+        "",
+        'vae = vae_runtime.load("path/to/this/folder")',
+        "x = vae.sample(16, seed=0)",
+        "```",
+        "",
+        "## Data and licence",
+        "",
+        f"- Data: {described}. Licence of the data: {data.licence}.",
+        f"- {data.train:,} observations trained on, {data.validation:,} for validation, {data.test:,} for test.",
+        f"- Licence of the weights: {manifest.licence or 'not stated'}.",
+        "",
+        "## Training",
+        "",
+        f"- {_objective(info)}",
+        f"- Adam, batches of {train.batch_size}, learning rate {train.learning_rate:g} falling to "
+        f"{train.learning_rate * train.final_learning_rate:g}, at most {train.epochs} epochs, seed {train.seed}, "
+        f"PyTorch {info.torch_version}.",
+        f"- Binarisation of the data: {train.binarise}."
+        + (" Grey values under a bernoulli likelihood: every figure is of a surrogate, not of a likelihood of the data."
+           if info.surrogate else ""),
+        *([f"- Best epoch {info.result.best_epoch} of {info.result.epochs}, in {info.result.seconds / 60:.1f} minutes."]
+          if info.result else []),
+        "",
+        "## Figures",
+        "",
+        *_figures(manifest),
+        "",
+        "## Graphs",
+        "",
+        "| file | KiB | largest difference from PyTorch (golden vectors) |",
+        "|---|---|---|",
+        *(f"| {variant.path} | {len(files[variant.path]) / 1024:,.0f} | {max(variant.error.values()):.1e} |"
+          for variant in manifest.variants),
+        "",
+        "`vae-runtime verify` on this folder checks every file and replays the golden vectors on your machine.",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _architecture(info: RunInfo) -> str:
+    model = info.model
+    widths = "-".join(map(str, model.hidden))
+    if model.architecture == "mlp":
+        return f"Encoder: dense layers of {widths} ({model.activation}); the decoder mirrors it."
+    return (
+        f"Encoder: two strided 4×4 convolutions to {model.channels[0]} and {model.channels[1]} channels, each followed "
+        f"by {model.encoder_blocks} residual blocks, then a dense layer of {widths} ({model.activation}); the decoder "
+        f"mirrors it with transposed convolutions and {model.decoder_blocks} residual blocks at each resolution."
+    )
+
+
+def _objective(info: RunInfo) -> str:
+    train = info.train
+    text = "Objective: the ELBO"
+    if train.importance_samples > 1:
+        text += (
+            f", from epoch {train.importance_start} on the importance-weighted bound with {train.importance_samples} "
+            "samples (Burda et al., arXiv 1509.00519)"
+        )
+    if train.beta != 1:
+        text += f", KL weighted by {train.beta:g}"
+    if train.kl_warmup_epochs:
+        text += f", KL warm-up over {train.kl_warmup_epochs} epochs"
+    if train.free_bits:
+        text += f", {train.free_bits:g} nats of KL free in each dimension"
+    return text + "."
+
+
+def _figures(manifest: Manifest) -> list[str]:
+    metrics = manifest.metrics
+    if not metrics:
+        return ["Not evaluated: run `vae-export evaluate` on the run and export again."]
+    lines = ["| figure | value |", "|---|---|"]
+    lines += [f"| {name.replace('_', ' ')} | {_show(value)} |" for name, value in metrics.items()]
+    return lines
+
+
+def _show(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

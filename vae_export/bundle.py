@@ -17,23 +17,23 @@ from numpy.typing import NDArray
 
 import vae_runtime
 from vae_runtime import noise
-from vae_runtime.bundle import MANIFEST, SUMS, format_sums
+from vae_runtime.bundle import MANIFEST, SUMS, format_sums, open_bundle
 from vae_runtime.errors import InputError
 from vae_runtime.files import write_folder
 from vae_runtime.image import grid, png
 from vae_runtime.manifest import Golden, Latent, Manifest, Normalisation, Observation, Variant, dump, parse
+from vae_runtime.verify import Report, verify
 
 from . import checkpoint
 from .adapt import Adapted, adapt
 from .card import model_card
 from .checkpoint import RunInfo
 from .data import Dataset
-from .data import load as load_data
-from .errors import ExportError
+from .errors import ExportError, ParityError
 from .graphs import FORMATS, IR_VERSION, OPSET, RUNNERS, Graph, make_graphs, run_module
 from .parity import ParityReport, compare, tolerance
 
-__all__ = ["Exported", "export", "run_data"]
+__all__ = ["Exported", "export", "prove"]
 
 Array = NDArray[np.float32]
 
@@ -85,7 +85,7 @@ def export(
     out = Path(out)
     _check_target(out, force)
     vae, info = checkpoint.load(run)
-    dataset = run_data(info, data)
+    dataset = checkpoint.run_data(info, data)
     adapted = adapt(vae)
     graphs = make_graphs(adapted, formats)
     report = compare(adapted, graphs, dataset.test)
@@ -124,27 +124,37 @@ def export(
     return Exported(out, written.digest, report, sizes)
 
 
-def run_data(info: RunInfo, source: str | None = None) -> Dataset:
-    """The data a run was trained on.
+def prove(run: str | Path, bundle: str | Path, *, data: str | None = None) -> tuple[Report, ParityReport]:
+    """Hold a bundle against the run it came from.
 
     Args:
-        info: the run.
-        source: where they are now, if not where they were.
+        run: the run's folder.
+        bundle: the bundle's folder.
+        data: where the run's data are now, if not where they were.
+
+    Returns:
+        The verification of its files and golden vectors, TorchScript and .pt2 included, and the comparison of each
+        graph with eager PyTorch on real data.
 
     Raises:
-        InputError: they are missing, damaged, or other data.
+        BundleError: there is no bundle, or a graph's file is damaged.
+        InputError: the run or its data are missing or damaged.
+        ParityError: the bundle is of another model.
     """
-    config = info.data if source is None else type(info.data)(**{**vars(info.data), "source": source})
-    try:
-        dataset = load_data(config)
-    except InputError as error:
-        raise InputError(f"{error}; say with --data where the run's data are now") from error
-    if dataset.provenance.digest != info.provenance.digest:
-        raise InputError(
-            f"{config.source}: the run's data are expected ({info.provenance.name}, {info.provenance.digest}), got "
-            f"{dataset.provenance.digest}; give the same data with --data"
-        )
-    return dataset
+    vae, info = checkpoint.load(run)
+    adapted = adapt(vae)
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    for what, found, expected in (
+        ("observation shape", manifest.observation.shape, adapted.observation_shape),
+        ("latent shape", manifest.latent.shape, adapted.latent_shape),
+        ("likelihood", manifest.likelihood, adapted.likelihood),
+    ):
+        if found != expected:
+            raise ParityError(f"{bundle}: {what}: {expected} is expected from {run}, got {found}; export the run again")
+    verification = verify(bundle, runners={name: runner for name, runner in RUNNERS.items() if name != "ort"})
+    graphs = [Graph(v.component, v.name, v.executor, v.file, opened.read(v.path)) for v in manifest.variants]
+    return verification, compare(adapted, graphs, checkpoint.run_data(info, data).test)
 
 
 def _check_target(out: Path, force: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -220,8 +221,14 @@ def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[Array]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without PyTorch's notes that TorchScript is deprecated and its own internals are: the user cannot act on them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        yield
+    """Without PyTorch's notes on its own internals, deprecations and absent packages: the user cannot act on them."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)

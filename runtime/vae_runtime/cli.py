@@ -320,23 +320,18 @@ def _decode(options: argparse.Namespace) -> None:
 
 
 def _reconstruct(options: argparse.Namespace) -> None:
-    import numpy as np
-
     vae = _load(options)
     x = _read_npy(options.x)
     r = vae.reconstruct(x, seed=options.seed, start=options.start, batch_size=options.batch_size)
     if options.out.suffix == ".png":
-        # Each row of observations with the row of its reconstructions beneath.
-        across = min(options.columns or 10, len(x))
-        rows = []
-        for first in range(0, len(x), across):
-            for part in (x[first : first + across], r[first : first + across]):
-                padding = np.zeros((across - len(part), *part.shape[1:]), np.float32)
-                rows.append(np.concatenate([part, padding]))
-        _write(options.out, np.concatenate(rows), vae, across)
+        from .files import write_atomic
+        from .image import pairs, png
+
+        within = vae.manifest.observation.range
+        write_atomic(options.out, png(pairs(x, r, columns=options.columns or 10, value_range=within)))
     else:
         _write(options.out, r, vae, None)
-    error = float(np.mean((r - x) ** 2))
+    error = float(((r - x) ** 2).mean())
     print(f"{options.out}: {len(x)} reconstructions; mean squared error {error:.4g}")
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .errors import InputError, VaeError
 
-__all__ = ["grid", "png", "require_pillow"]
+__all__ = ["grid", "pairs", "png", "require_pillow"]
 
 
 def grid(
@@ -46,6 +46,23 @@ def grid(
         top, left = index // across * (height + 1), index % across * (width + 1)
         canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
     return canvas[..., 0] if channels == 1 else canvas
+
+
+def pairs(
+    x: NDArray[np.float32],
+    reconstructions: NDArray[np.float32],
+    *,
+    columns: int = 10,
+    value_range: tuple[float, float] | None = None,
+) -> NDArray[np.uint8]:
+    """Lay observations out as `grid` does, each with its reconstruction beneath."""
+    across = min(columns, len(x))
+    rows = []
+    for first in range(0, len(x), across):
+        for part in (x[first : first + across], reconstructions[first : first + across]):
+            padding = np.zeros((across - len(part), *part.shape[1:]), np.float32)
+            rows.append(np.concatenate([part, padding]))
+    return grid(np.concatenate(rows), columns=across, value_range=value_range)
 
 
 def png(picture: NDArray[np.uint8], *, least_side: int = 256) -> bytes:

@@ -223,7 +223,7 @@ def parse(content: str | bytes, place: str = "manifest.json") -> Manifest:
 
 
 def problems(document: Any) -> list[Problem]:
-    """All that is wrong with a decoded manifest document; an empty list if `parse` would take it."""
+    """All that is wrong with a document decoded as `parse` does; an empty list if `parse` would take it."""
     return _read(document)[1]
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "new_seed",
     "normal",
     "stream_of",
+    "table",
     "uniform",
     "words",
 ]
@@ -207,6 +208,15 @@ def _uniform_of_word(word: int) -> float:
 
 def _uniform_of_words(word: NDArray[np.uint64]) -> NDArray[np.float32]:
     return (word >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def table() -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The quantile table Q and its differences D, int32 [32768] each (specification, section 3).
+
+    Raises:
+        BundleError: the package's table is damaged.
+    """
+    return _table()[:2]
 
 
 @functools.cache

@@ -41,7 +41,7 @@ def parse_device(text: str) -> str:
         InputError: the text is none of these.
     """
     if isinstance(text, str) and (
-        text in ("cpu", "cuda", "auto") or re.fullmatch(r"cuda:\d{1,4}", text) or _PROVIDER.fullmatch(text)
+        text in ("cpu", "cuda", "auto") or re.fullmatch(r"cuda:[0-9]{1,4}", text) or _PROVIDER.fullmatch(text)
     ):
         return text
     raise InputError(f"device: cpu, cuda, cuda:N, auto or the name of an execution provider is expected, got {text!r}")
@@ -106,12 +106,12 @@ class Session:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        # Weights are inline. A graph from bytes that names another file would read it from the working directory, or
-        # from the folder given here: one that cannot exist, so that such a graph fails to load.
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        _refuse_external_data(content, place)
         try:
+            # Left to itself, ONNX Runtime falls back to the CPU and says so on stdout.
             self._session = runtime.InferenceSession(
-                content, options, providers=[(device.provider, dict(device.options))]
+                content, options, providers=[(device.provider, dict(device.options))], enable_fallback=0
             )
         except Exception as error:
             if device.provider != _CPU and _loads_on_cpu(runtime, content, options):
@@ -144,9 +144,6 @@ class Session:
         return results
 
 
-_NO_FOLDER = "/dev/null/no-external-data"
-
-
 def _onnxruntime() -> Any:
     try:
         import onnxruntime
@@ -173,6 +170,70 @@ def _preload_cuda(runtime: Any) -> None:
 def _probe(device: Device) -> None:
     """Raise DeviceError unless a session on the device can be had, by loading the smallest graph there is."""
     Session(_IDENTITY, "device probe", device)
+
+
+# Where ONNX's messages hold tensors, by field number; onnx.proto is the specification.
+_HOLDS_TENSORS = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+_EXTERNAL_DATA = 13
+
+
+def _refuse_external_data(content: bytes, place: str) -> None:
+    """Raise BundleError if a tensor's numbers are not inline.
+
+    ONNX Runtime would read them from the working directory; some versions that are supported follow an absolute path,
+    and take "*/_ORT_MEM_ADDR_/*" for this process's own memory.
+    """
+    try:
+        external = _has_external_data(memoryview(content), "model")
+    except (IndexError, ValueError, RecursionError):
+        raise BundleError(f"{place}: an ONNX graph is expected; copy or export the bundle again") from None
+    if external:
+        raise BundleError(
+            f"{place}: a tensor's numbers are in another file, inline ones are expected; export the bundle again"
+        )
+
+
+def _has_external_data(content: memoryview, message: str) -> bool:
+    position = 0
+    while position < len(content):
+        tag, position = _varint(content, position)
+        # 32 bits are what protobuf's own reader keeps of a tag
+        number, kind = (tag & 0xFFFFFFFF) >> 3, tag & 7
+        if kind == 0:
+            _, position = _varint(content, position)
+        elif kind in (1, 5):
+            position += 8 if kind == 1 else 4
+        elif kind == 2:
+            length, position = _varint(content, position)
+            if message == "tensor" and number == _EXTERNAL_DATA:
+                return True
+            inner = _HOLDS_TENSORS[message].get(number)
+            if inner and _has_external_data(content[position : position + length], inner):
+                return True
+            position += length
+        else:
+            raise ValueError(f"wire type {kind}")
+    return False
+
+
+def _varint(content: memoryview, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = content[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ValueError("a varint of more than ten bytes")
 
 
 # ONNX, IR 8, opset 18: y = Identity(x), both float32 [1].

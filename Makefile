@@ -1,0 +1,50 @@
+# `make demo` and `make test` do all the set-up themselves, in .venv.
+VENV ?= .venv
+PYTHON ?= python3
+RUN = $(VENV)/bin/python
+
+.PHONY: demo test test-slow test-oldest test-arm64 check format models clean
+
+demo: $(VENV)/installed
+	$(VENV)/bin/vae-export demo --out out/demo
+
+test: $(VENV)/installed
+	$(RUN) -m pytest
+
+test-slow: $(VENV)/installed
+	$(RUN) -m pytest -m slow
+
+# The runtime's tests on the oldest ONNX Runtime and numpy that are supported, without torch.
+test-oldest: .venvs/oldest/installed
+	.venvs/oldest/bin/python -m pytest tests/runtime
+
+# Noise vectors and `verify` on emulated aarch64; Debian or Ubuntu, x86-64.
+test-arm64:
+	bash tests/arm64/run.sh
+
+check: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/installed
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# make models MNIST=DIR, the folder with MNIST's four IDX files, gzipped or not
+models: $(VENV)/installed
+	$(RUN) models/build.py $(if $(MNIST),--mnist "$(MNIST)")
+
+clean:
+	rm -rf out dist .venvs $(VENV)
+
+$(VENV)/installed: pyproject.toml runtime/pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; say make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e 'runtime[cpu]' -e '.[cpu,dev]'
+	touch $@
+
+.venvs/oldest/installed: runtime/pyproject.toml tests/oldest.txt
+	$(PYTHON) -m venv .venvs/oldest
+	.venvs/oldest/bin/python -m pip install --quiet --disable-pip-version-check -c tests/oldest.txt -e 'runtime[cpu,image]' pytest hypothesis jsonschema
+	touch $@

@@ -1,0 +1,7 @@
+"""`python -m vae_runtime`: the command `vae-runtime`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

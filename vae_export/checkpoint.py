@@ -1,0 +1,171 @@
+"""A checkpoint: `model.safetensors` (weights) and `config.json` (what they are, and what they were trained on)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from vae_runtime.errors import InputError
+from vae_runtime.files import write_atomic
+
+from . import data
+from .config import DataConfig, ModelConfig, TrainConfig
+from .data import Dataset, Provenance
+from .model import VAE
+
+__all__ = ["RunInfo", "TrainResult", "load", "read_info", "run_data", "save_weights", "write_info"]
+
+_FORMAT_VERSION = 1
+_FOREIGN = "it does not belong to the config.json beside it: restore the right one, or train again"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a finished training ended. Bounds are of the validation data, in nats per observation."""
+
+    epochs: int
+    """Epochs trained."""
+    best_epoch: int
+    """The epoch (from 1) whose weights are the checkpoint: the one with the largest validation bound."""
+    stopped_early: bool
+    elbo: float
+    """ELBO of the best epoch; `reconstruction − kl`."""
+    reconstruction: float
+    kl: float
+    bound: float
+    """Importance-weighted bound of the best epoch, with `importance_samples` of the training configuration."""
+    seconds: float
+    """Time spent in epochs, interruptions not counted."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What `config.json` says about a run."""
+
+    model: ModelConfig
+    train: TrainConfig
+    data: DataConfig
+    provenance: Provenance
+    torch_version: str
+    result: TrainResult | None = None
+    """None until training has finished."""
+
+    @property
+    def surrogate(self) -> bool:
+        """Whether figures are of a surrogate: grey values under a bernoulli likelihood, which is defined on {0, 1}."""
+        return self.model.likelihood == "bernoulli" and self.train.binarise == "none"
+
+
+def write_info(folder: Path, info: RunInfo) -> None:
+    """Write `config.json`."""
+    content = {
+        "format_version": _FORMAT_VERSION,
+        "model": info.model.to_json(),
+        "train": info.train.to_json(),
+        "data": info.data.to_json(),
+        "provenance": asdict(info.provenance),
+        "torch_version": info.torch_version,
+        "result": info.result and asdict(info.result),
+    }
+    write_atomic(folder / "config.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_info(folder: Path) -> RunInfo:
+    """Read `config.json`.
+
+    Raises:
+        InputError: the file is missing, no JSON, of another format version, or has a missing or mistyped field.
+    """
+    path = folder / "config.json"
+    try:
+        content: Any = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give the folder of a run that `vae-export train` made") from error
+    except ValueError as error:
+        raise InputError(f"{path}: JSON is expected: {error}; restore it or train again") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != _FORMAT_VERSION:
+        raise InputError(f"{path}: format_version {_FORMAT_VERSION} is expected, got {version!r}")
+    try:
+        result = content["result"]
+        return RunInfo(
+            model=ModelConfig.from_json(content["model"]),
+            train=TrainConfig.from_json(content["train"]),
+            data=DataConfig.from_json(content["data"]),
+            provenance=Provenance(**content["provenance"]),
+            torch_version=content["torch_version"],
+            result=result and TrainResult(**result),
+        )
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except KeyError as error:
+        raise InputError(f"{path}: the field {error} is expected, got none; restore it or train again") from error
+    except TypeError as error:
+        raise InputError(f"{path}: {error}; restore it or train again") from error
+
+
+def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Write `model.safetensors`."""
+    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in weights.items()})
+    write_atomic(folder / "model.safetensors", content)
+
+
+def load(folder: str | Path) -> tuple[VAE, RunInfo]:
+    """Load the best weights of a run, in evaluation mode, with what is known about them.
+
+    Raises:
+        InputError: a file is missing or damaged, or a tensor is missing, left over, or of another shape or type.
+    """
+    folder = Path(folder)
+    info = read_info(folder)
+    path = folder / "model.safetensors"
+    try:
+        found = safetensors.torch.load(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; restore it or train again") from error
+    except SafetensorError as error:
+        raise InputError(f"{path}: a whole safetensors file is expected: {error}; restore it or train again") from error
+    vae = VAE(info.model)
+    expected = vae.state_dict()
+    for name, tensor in expected.items():
+        got = _kind(found[name]) if name in found else "none"
+        if got != _kind(tensor):
+            raise InputError(f"{path}: tensor {name}: {_kind(tensor)} is expected, got {got}; {_FOREIGN}")
+    for name, tensor in found.items():
+        if name not in expected:
+            raise InputError(f"{path}: tensor {name}: none of this name is expected, got {_kind(tensor)}; {_FOREIGN}")
+    vae.load_state_dict(found)
+    return vae.eval().requires_grad_(False), info
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def run_data(info: RunInfo, source: str | None = None) -> Dataset:
+    """Load the data that a run was trained on.
+
+    Args:
+        info: the run.
+        source: where they are now, if not where they were.
+
+    Raises:
+        InputError: they are missing or damaged, or other data.
+    """
+    config = info.data if source is None else replace(info.data, source=source)
+    try:
+        dataset = data.load(config)
+    except InputError as error:
+        raise InputError(f"{error}; say with --data where the run's data are now") from error
+    if dataset.provenance.digest != info.provenance.digest:
+        raise InputError(
+            f"{config.source}: the run's data ({info.provenance.name}, {info.provenance.digest}) are expected, got "
+            f"{dataset.provenance.digest}; say with --data where they are now"
+        )
+    return dataset

@@ -1,0 +1,203 @@
+"""The command `vae-export`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vae_runtime import __version__
+from vae_runtime.cli import run
+from vae_runtime.errors import InputError
+
+from .config import RECIPES, DataConfig, ModelConfig, TrainConfig
+
+__all__ = ["main"]
+
+# Of the data's configuration, what has another name on the command line.
+_DATA_FLAGS = {"source": "data", "seed": "split-seed"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status: 0 success, 1 failed, 2 misuse, 130 interrupted."""
+    return run(_parser(), argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vae-export", description="Train a Variational Autoencoder, or export one with proven parity."
+    )
+    parser.add_argument("--version", action="version", version=f"vae-export {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=lambda options: function(sub, options))
+        return sub
+
+    sub = command("train", _train, "train a VAE; the same command goes on after an interruption")
+    sub.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
+    sub.add_argument("--recipe", choices=sorted(RECIPES), help="start from the configuration of a model that ships")
+    for title, config in (("data", DataConfig), ("model", ModelConfig), ("training", TrainConfig)):
+        group = sub.add_argument_group(title)
+        for field in dataclasses.fields(config):
+            _add_field(group, config, field)
+
+    sub = command(
+        "evaluate", _evaluate, "measure a run on its test data: ELBO, importance-weighted bound, active units"
+    )
+    sub.add_argument("run", type=Path, help="the run's folder")
+    sub.add_argument("--importance-samples", type=int, default=1000, metavar="K", help="samples of the bound (1000)")
+    sub.add_argument("--limit", type=int, metavar="N", help="only the first N test observations")
+    sub.add_argument("--data", help="where the run's data are now")
+
+    sub = command("export", _export, "write a bundle of a run, once its graphs are proven equal to PyTorch")
+    sub.add_argument("run", type=Path, help="the run's folder")
+    sub.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="the bundle's folder")
+    sub.add_argument(
+        "--formats",
+        type=lambda text: tuple(text.split(",")),
+        default=("onnx", "torchscript"),
+        help="of onnx,torchscript,pt2 (default onnx,torchscript)",
+    )
+    sub.add_argument("--data", help="where the run's data are now")
+    sub.add_argument("--name", help="the bundle's name (default: the data's)")
+    sub.add_argument("--licence", help="of the weights, for the model card")
+    sub.add_argument("--force", action="store_true", help="replace a bundle that is there")
+
+    sub = command("parity", _parity, "hold every graph of a bundle against the run's PyTorch model and golden vectors")
+    sub.add_argument("run", type=Path, help="the run's folder")
+    sub.add_argument("bundle", type=Path, help="the bundle's folder")
+    sub.add_argument("--data", help="where the run's data are now")
+
+    sub = command("demo", _demo, "train on real digits, export, prove, verify and sample: the whole way, in a minute")
+    sub.add_argument("--out", type=Path, default=Path("out/demo"), help="where to (default out/demo)")
+    return parser
+
+
+def _add_field(group: Any, config: type, field: dataclasses.Field[Any]) -> None:
+    """An option for a field of a configuration; None, its default, leaves the recipe's or the field's own."""
+    flag = "--" + (_DATA_FLAGS.get(field.name, field.name) if config is DataConfig else field.name).replace("_", "-")
+    shared = {"dest": f"{config.__name__}.{field.name}", "default": None}
+    words, _ = field.metadata["rule"]
+    text = f"{words} (default {_shown(field.default)})"
+    if isinstance(field.default, bool):
+        group.add_argument(
+            flag, action=argparse.BooleanOptionalAction, help=f"default {_shown(field.default)}", **shared
+        )
+    elif isinstance(field.default, tuple):
+        group.add_argument(flag, type=int, nargs="+", metavar="N", help=text, **shared)
+    else:
+        group.add_argument(
+            flag, type=type(field.default), metavar=type(field.default).__name__.upper(), help=text, **shared
+        )
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, tuple):
+        return " ".join(map(str, default)) or "that of the data"
+    return {True: "yes", False: "no"}.get(default, str(default)) if isinstance(default, bool) else str(default)
+
+
+def _configured(sub: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[Any, ...]:
+    """The three configurations: the recipe's or the defaults, changed by what was given; a bad value is misuse."""
+    recipe = RECIPES.get(options.recipe)
+    bases = (recipe.model, recipe.train, recipe.data) if recipe else (ModelConfig(), TrainConfig(), DataConfig())
+    try:
+        configs = []
+        for base in bases:
+            prefix = type(base).__name__ + "."
+            given = {
+                name.removeprefix(prefix): value
+                for name, value in vars(options).items()
+                if name.startswith(prefix) and value is not None
+            }
+            configs.append(dataclasses.replace(base, **given))
+    except InputError as error:
+        sub.error(str(error))
+    return tuple(configs)
+
+
+def _train(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    configs = _configured(sub, options)
+    from .train import train
+
+    outcome = train(options.out, *configs)
+    result = outcome.info.result
+    state = "finished before" if outcome.already_finished else "finished"
+    if outcome.resumed_epoch and not outcome.already_finished:
+        state += f", having gone on from epoch {outcome.resumed_epoch}"
+    print(f"{options.out}: {state}")
+    if result:
+        stopped = ", stopped early" if result.stopped_early else ""
+        print(
+            f"best epoch {result.best_epoch} of {result.epochs}{stopped}: validation {_surrogate(outcome.info)}ELBO "
+            f"{result.elbo:.2f} nats (reconstruction {result.reconstruction:.2f}, KL {result.kl:.2f})"
+        )
+
+
+def _surrogate(info: Any) -> str:
+    return "surrogate " if info.surrogate else ""
+
+
+def _evaluate(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    for name in ("importance_samples", "limit"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            sub.error(f"--{name.replace('_', '-')}: an integer of at least 1 is expected, got {value}")
+    from .evaluate import evaluate
+
+    evaluation = evaluate(
+        options.run, importance_samples=options.importance_samples, limit=options.limit, data=options.data
+    )
+    for name, value in dataclasses.asdict(evaluation).items():
+        print(f"{name.replace('_', ' '):28}{f'{value:.6g}' if isinstance(value, float) else value}")
+
+
+def _export(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    from .graphs import FORMATS
+
+    unknown = [name for name in options.formats if name not in FORMATS]
+    if unknown:
+        sub.error(f"--formats: {', '.join(FORMATS)} are expected, got {unknown[0]!r}")
+    from .bundle import export
+
+    exported = export(
+        options.run,
+        options.out,
+        formats=options.formats,
+        data=options.data,
+        name=options.name,
+        licence=options.licence,
+        force=options.force,
+    )
+    print(exported.parity)
+    for path, size in exported.sizes.items():
+        print(f"{size / 1024:10,.0f} KiB  {path}")
+    print(f"{exported.path}: {exported.digest}")
+
+
+def _parity(sub: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from .bundle import prove
+
+    verification, report = prove(options.run, options.bundle, data=options.data)
+    print(verification)
+    print(report)
+    if verification.passed and report.passed:
+        print(f"{options.bundle}: equal to {options.run}")
+        return 0
+    print(f"error: {options.bundle}: not equal to {options.run}; export it again", file=sys.stderr)
+    return 1
+
+
+def _demo(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    from .demo import demo
+
+    demo(options.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""Observations from a named source, split into train, validation and test by seed."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import struct
+import zipfile
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_runtime.errors import InputError
+
+from .config import DataConfig
+
+__all__ = ["Dataset", "Provenance", "load", "require_range"]
+
+Observations = NDArray[np.float32]
+
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+_IDX_IMAGES = 0x00000803  # unsigned bytes, three dimensions
+
+# Data known by their digest, whatever the file or folder is called: name, description, licence.
+_KNOWN = {
+    "sha256:04b7e6d8b23b1f79a558a09914acb541c801bca13df2df5ffb618f39937485d6": (
+        "digits",
+        "1,797 handwritten digits, 8×8 grey values (Alpaydin & Kaynak, UCI Machine Learning Repository)",
+        "CC BY 4.0",
+    ),
+    "sha256:8eab7aee30ee494e96bc5a43b1de96beb722396487b39661083ab310fbc6e599": (
+        "mnist",
+        "70,000 handwritten digits, 28×28 grey values (LeCun, Cortes & Burges)",
+        "CC BY-SA 3.0",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a model was trained on."""
+
+    name: str
+    """`digits` or `mnist` where the digest is theirs, else the name of the file or folder."""
+    description: str
+    """One line, or empty where the data are not known."""
+    licence: str
+    """Licence of the data, or `unknown`."""
+    digest: str
+    """`sha256:` and the hash of all observations before the split, with their shape and type."""
+    train: int
+    """Number of observations trained on; `validation` and `test` likewise."""
+    validation: int
+    test: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Observations, float32 [n, *shape] each, finite; images are [C, H, W] with values in [0, 1]."""
+
+    train: Observations
+    validation: Observations
+    test: Observations
+    provenance: Provenance
+    divisor: int
+    """What integers were divided by to lie in [0, 1]; 0 where the source held floats, kept as they are."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one observation."""
+        return self.train.shape[1:]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """All of a source, not yet split or divided; see `Dataset.divisor`."""
+
+    observations: NDArray[Any]
+    divisor: int
+    name: str
+    test: NDArray[Any] | None = None
+
+
+def load(config: DataConfig) -> Dataset:
+    """Read a source and split it; the same configuration and files give the same arrays.
+
+    Sources: `digits` (scikit-learn's, in the package); a folder with MNIST's IDX files, gzipped or not, whose own test
+    set is kept; a `.npy` file (uint8 becomes [0, 1], floats stay as they are); a folder of images of one size (grey
+    stays one channel, colour three, with transparency four).
+
+    Raises:
+        InputError: the source is missing, empty, damaged, of mixed sizes, holds NaN or infinity, or leaves nothing to
+            train on.
+    """
+    source = _read(config.source)
+    parts = [source.observations] if source.test is None else [source.observations, source.test]
+    digest = _digest(parts)
+    name, description, licence = _KNOWN.get(digest, (source.name, "", "unknown"))
+
+    n = len(source.observations)
+    order = np.random.Generator(np.random.PCG64(config.seed)).permutation(n)
+    n_test = 0 if source.test is not None else round(n * config.test_fraction)
+    n_validation = round((n - n_test) * config.validation_fraction)
+    n_train = n - n_test - n_validation
+    if n_train < 1:
+        raise InputError(
+            f"{config.source}: at least one observation to train on is expected, got {n} in all, {n_test} of them for "
+            f"test and {n_validation} for validation; give more data or lower the fractions"
+        )
+    validation, test, train = np.split(order, [n_validation, n_validation + n_test])
+    return Dataset(
+        train=_divided(source.observations[np.sort(train)], source.divisor),
+        validation=_divided(source.observations[np.sort(validation)], source.divisor),
+        test=_divided(source.observations[np.sort(test)] if source.test is None else source.test, source.divisor),
+        provenance=Provenance(
+            name, description, licence, digest, n_train, n_validation,
+            n_test if source.test is None else len(source.test),
+        ),
+        divisor=source.divisor,
+    )  # fmt: skip
+
+
+def require_range(observations: Observations, likelihood: str, place: str) -> None:
+    """Refuse values outside [0, 1] under a bernoulli likelihood.
+
+    Raises:
+        InputError: naming the first such value and its index.
+    """
+    if likelihood != "bernoulli" or not observations.size:
+        return
+    outside = (observations < 0) | (observations > 1)
+    if outside.any():
+        index = _first(outside)
+        raise InputError(
+            f"{place}: values in [0, 1] are expected under a bernoulli likelihood, got {observations[index]:g} at "
+            f"{list(index)}; scale the data, or choose gaussian or laplace"
+        )
+
+
+def _digest(parts: list[NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{part.dtype.str}{part.shape}".encode())
+        digest.update(np.ascontiguousarray(part).data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _divided(values: NDArray[Any], divisor: int) -> Observations:
+    divided: Observations = np.divide(values, np.float32(divisor or 1), dtype=np.float32)
+    return divided
+
+
+def _read(source: str) -> _Source:
+    if source == "digits":
+        return _digits()
+    path = Path(source)
+    if path.is_file():
+        if path.suffix != ".npy":
+            raise InputError(f"{path}: a .npy file or a folder is expected; convert it with numpy.save")
+        return _npy(path)
+    if not path.is_dir():
+        raise InputError(
+            f"{path}: no such file or folder; give `digits`, a .npy file, or a folder with IDX files or images"
+        )
+    if any(path.glob("*-images?idx3-ubyte*")):
+        return _mnist(path)
+    return _images(path)
+
+
+def _digits() -> _Source:
+    from sklearn.datasets import load_digits
+
+    images = load_digits().images.astype(np.uint8)
+    return _Source(images[:, None], 16, "digits")
+
+
+def _npy(path: Path) -> _Source:
+    try:
+        with path.open("rb") as file:
+            values = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, OSError, SyntaxError, MemoryError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: a whole .npy file without pickled objects is expected: {_line(error)}") from error
+    if not isinstance(values, np.ndarray) or values.ndim < 2 or not values.size:
+        shape = list(values.shape) if isinstance(values, np.ndarray) else "an archive"
+        raise InputError(f"{path}: an array [n, *shape] with at least one value is expected, got {shape}")
+    if values.dtype == np.uint8:
+        return _Source(values, 255, path.stem)
+    if values.dtype.kind != "f":
+        raise InputError(f"{path}: uint8 or floating-point values are expected, got {values.dtype}; convert them")
+    with np.errstate(over="ignore"):
+        observations = values.astype(np.float32)
+    finite = np.isfinite(observations)
+    if not finite.all():
+        index = _first(~finite)
+        raise InputError(
+            f"{path}: finite float32 values are expected, got {values[index]} at {list(index)}; drop or mend it"
+        )
+    return _Source(observations, 0, path.stem)
+
+
+def _mnist(folder: Path) -> _Source:
+    train, test = (_idx(_idx_path(folder, part)) for part in ("train", "t10k"))
+    if train.shape[1:] != test.shape[1:]:
+        raise InputError(
+            f"{folder}: training and test images of one size are expected, got {list(train.shape[1:])} and "
+            f"{list(test.shape[1:])}; take both from one data set"
+        )
+    return _Source(train, 255, folder.name, test=test)
+
+
+def _idx_path(folder: Path, part: str) -> Path:
+    for separator in "-.":
+        for suffix in ("", ".gz"):
+            path = folder / f"{part}-images{separator}idx3-ubyte{suffix}"
+            if path.is_file():
+                return path
+    raise InputError(f"{folder}: {part}-images-idx3-ubyte or the same with .gz is expected, got none; add the file")
+
+
+def _idx(path: Path) -> NDArray[np.uint8]:
+    """Images of an IDX file, uint8 [n, 1, H, W]: big-endian magic, three sizes, then bytes."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: a whole gzip file is expected: {_line(error)}; fetch it again") from error
+    if len(content) < 16:
+        raise InputError(f"{path}: an IDX header of 16 bytes is expected, got {len(content)}; fetch it again")
+    magic, n, height, width = struct.unpack(">4I", content[:16])
+    if magic != _IDX_IMAGES:
+        raise InputError(
+            f"{path}: magic number {_IDX_IMAGES:#010x} (images) is expected, got {magic:#010x}; take the images file"
+        )
+    if not n * height * width:
+        raise InputError(f"{path}: at least one image is expected, got {n} of {height}×{width}; take another file")
+    if len(content) != 16 + n * height * width:
+        raise InputError(
+            f"{path}: {n} images of {height}×{width}, {16 + n * height * width} bytes, are expected, "
+            f"got {len(content)}; fetch it again"
+        )
+    return np.frombuffer(content, np.uint8, offset=16).reshape(n, 1, height, width)
+
+
+def _images(folder: Path) -> _Source:
+    from PIL import Image, UnidentifiedImageError
+
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES)
+    if not paths:
+        raise InputError(f"{folder}: IDX files or images are expected, got neither; add some, or give another folder")
+    images: list[NDArray[np.uint8]] = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                images.append(np.asarray(image.convert(_mode(image)), np.uint8))
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(f"{path}: an image is expected: {_line(error)}; replace or remove it") from error
+        if images[-1].shape != images[0].shape:
+            raise InputError(
+                f"{path}: {_size(images[0])} as {paths[0].name} is expected, got {_size(images[-1])}; "
+                "bring all images to one size and one number of channels"
+            )
+    stack = np.stack(images)
+    return _Source(stack[:, None] if stack.ndim == 3 else stack.transpose(0, 3, 1, 2), 255, folder.name)
+
+
+def _mode(image: Any) -> str:
+    """The mode without palette that keeps all an image has: grey (L), colour (RGB) or with transparency (RGBA)."""
+    if image.mode[0] in "IF":
+        raise ValueError(f"8 bits per channel are expected, got mode {image.mode}")
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        return "RGBA"
+    return "L" if image.mode in ("1", "L") else "RGB"
+
+
+def _size(image: NDArray[np.uint8]) -> str:
+    height, width, *channels = image.shape
+    return f"{height}×{width} with {channels[0] if channels else 1} channel(s)"
+
+
+def _first(mask: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Index of the first true value."""
+    return tuple(int(i) for i in np.unravel_index(int(mask.argmax()), mask.shape))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

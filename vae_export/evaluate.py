@@ -1,0 +1,197 @@
+"""Measure a trained VAE on its test data, with figures that anybody can draw again.
+
+All noise is vnoise-1, addressed by the seed and the index of the test observation, so a figure does not depend on
+batch sizes, and a runtime without PyTorch draws the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from vae_runtime import noise
+from vae_runtime.errors import InputError
+from vae_runtime.files import write_atomic
+
+from . import checkpoint, objective
+from .model import VAE, reparameterize
+
+__all__ = ["Evaluation", "binarise", "evaluate"]
+
+# Numbers in the decoder's answer to one chunk: its activations, some ten times as many, then stay near the caches.
+_CHUNK = 2**20
+# Smallest variance over the data of a posterior mean for its dimension to count as active (arXiv 1509.00519, 5.2).
+_ACTIVE = 0.01
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of the test data, means over observations, in nats per observation where not said otherwise."""
+
+    data: str
+    """Name of the data; `digest` says exactly which."""
+    digest: str
+    observations: int
+    """Number of test observations measured."""
+    binarisation: str
+    """none, stochastic (each value drawn once, by `seed`, with its grey value as probability) or threshold."""
+    surrogate: bool
+    """Grey values were scored as if a bernoulli likelihood covered them: the figures are no log likelihoods."""
+    seed: int
+    """Seed of binarisation and noise."""
+    elbo: float
+    """ELBO with one posterior sample and the analytic KL; `reconstruction − kl`."""
+    reconstruction: float
+    kl: float
+    importance_samples: int
+    nll: float
+    """Negative log-likelihood: minus the importance-weighted bound of log p(x) (arXiv 1509.00519), never too small
+    in expectation."""
+    standard_error: float
+    """Of `nll`, over observations."""
+    mse: float
+    """Mean squared difference between x and its reconstruction through the posterior mean, per value."""
+    mae: float
+    """Mean absolute difference, likewise."""
+    active_units: int
+    """Latent dimensions whose posterior mean has a variance above 0.01 over the observations."""
+    latent: int
+    """Number of latent dimensions."""
+
+    def protocol(self) -> str:
+        """One line that belongs beside every figure: data, binarisation and number of importance samples."""
+        samples = f"{self.importance_samples} importance sample{'s' if self.importance_samples > 1 else ''}"
+        what = f"{self.observations} test observations of {self.data}, binarisation {self.binarisation}, {samples}"
+        return what + (", surrogate: grey values under a bernoulli likelihood" if self.surrogate else "")
+
+
+def evaluate(
+    run_folder: str | Path,
+    *,
+    importance_samples: int = 1000,
+    data: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Evaluation:
+    """Measure the checkpoint of a run and write the figures to `evaluation.json` in its folder.
+
+    Args:
+        run_folder: what `train` made; training need not have finished.
+        importance_samples: samples k of the importance-weighted bound.
+        data: where the run's data are now, if not where they were.
+        limit: measure the first so many test observations only.
+        seed: of binarisation and noise.
+        progress: show a bar on stderr.
+
+    Raises:
+        InputError: the checkpoint cannot be read, the data are missing or not those of the training, or a number is
+            out of range.
+    """
+    folder = Path(run_folder)
+    for name, number in (("importance_samples", importance_samples), ("limit", 1 if limit is None else limit)):
+        if number < 1:
+            raise InputError(f"{name}: at least 1 is expected, got {number}")
+    vae, info = checkpoint.load(folder)
+    dataset = checkpoint.run_data(info, data)
+    if not len(dataset.test):
+        raise InputError(f"{info.data.source}: at least one test observation is expected, got none; split some off")
+    x = torch.from_numpy(binarise(dataset.test[:limit], info.train.binarise, seed))
+    with torch.inference_mode():
+        figures = _figures(vae.for_cpu(), x, importance_samples, seed, progress)
+    result = Evaluation(
+        data=dataset.provenance.name,
+        digest=dataset.provenance.digest,
+        observations=len(x),
+        binarisation=info.train.binarise,
+        surrogate=info.surrogate,
+        seed=seed,
+        importance_samples=importance_samples,
+        latent=info.model.latent,
+        **figures,
+    )
+    write_atomic(folder / "evaluation.json", (json.dumps(asdict(result), indent=2, ensure_ascii=False) + "\n").encode())
+    return result
+
+
+def binarise(x: NDArray[np.float32], how: str, seed: int) -> NDArray[np.float32]:
+    """Observations as a model that was trained with this binarisation is to see them.
+
+    Args:
+        x: float32 [n, *shape] in [0, 1].
+        how: none, threshold (at 0.5), or stochastic: 1 where the uniform of vnoise-1 for (seed, observation stream,
+            index in `x`, position) is below the value.
+        seed: of the uniforms.
+    """
+    if how == "stochastic":
+        return (noise.uniform(seed, 0, len(x), x.shape[1:], noise.OBSERVATION) < x).astype(np.float32)
+    return (x > 0.5).astype(np.float32) if how == "threshold" else x
+
+
+def _figures(vae: VAE, x: Tensor, k: int, seed: int, progress: bool) -> dict[str, Any]:
+    """The measured fields of `Evaluation`, of observations [n, *shape]."""
+    n, latent = len(x), vae.config.latent
+    rows = max(1, _CHUNK // math.prod(vae.config.observation_shape))
+    # few samples: many observations at a time; many samples: one observation, its samples in chunks
+    together = max(1, rows // k)
+    means, log_p = [], []
+    sums = torch.zeros(4, dtype=torch.float64)
+    with tqdm(
+        total=n * k, unit="decodes", unit_scale=True, disable=not progress, dynamic_ncols=True,
+        mininterval=0.2 if sys.stderr.isatty() else 30,
+    ) as bar:  # fmt: skip
+        for start in range(0, n, together):
+            part = x[start : start + together]
+            mu, logvar = vae.encode(part)
+            eps = _normal(seed, start, len(part), (latent,), noise.POSTERIOR)
+            parameters = vae.decode(reparameterize(mu, logvar, eps))
+            terms = objective.elbo(part, parameters, mu, logvar, vae.likelihood, vae.scale)
+            error = (part - vae.mean(vae.decode(mu))).flatten(1)
+            each = (terms.reconstruction, terms.kl, error.square().mean(1), error.abs().mean(1))
+            sums += torch.stack(each).double().sum(1)
+            means.append(mu)
+            eps = _normal(seed, start, len(part), (k, latent), noise.IMPORTANCE).transpose(0, 1)
+            log_p.append(_log_likelihoods(vae, part, mu, logvar, eps, max(1, rows // len(part)), bar))
+    reconstruction, kl, mse, mae = (sums / n).tolist()
+    bounds = torch.cat(log_p)
+    return {
+        "elbo": reconstruction - kl,
+        "reconstruction": reconstruction,
+        "kl": kl,
+        "nll": -bounds.mean().item(),
+        "standard_error": bounds.std(correction=min(1, n - 1)).item() / math.sqrt(n),
+        "mse": mse,
+        "mae": mae,
+        "active_units": int((torch.cat(means).double().var(0, correction=0) > _ACTIVE).sum()),
+    }
+
+
+def _normal(seed: int, start: int, n: int, shape: tuple[int, ...], stream: int) -> Tensor:
+    return torch.from_numpy(noise.normal(seed, start, n, shape, stream))
+
+
+def _log_likelihoods(
+    vae: VAE, x: Tensor, mu: Tensor, logvar: Tensor, eps: Tensor, chunk: int, bar: tqdm[Any]
+) -> Tensor:
+    """The importance-weighted bound of each observation [n, *shape] with noise [k, n, latent]: float64 [n].
+
+    The decoder works on `chunk` of the k samples at a time.
+    """
+    reconstructions, ratios = [], []
+    for part in eps.split(chunk):
+        z = reparameterize(mu, logvar, part)
+        parameters = vae.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        reconstructions.append(objective.log_likelihood(x, parameters, vae.likelihood, vae.scale).double())
+        ratios.append((objective.log_normal(z) - objective.log_normal(z, mu, logvar)).double())
+        bar.update(len(part) * len(x))
+    return objective.importance_weighted_bound(torch.cat(reconstructions), torch.cat(ratios))

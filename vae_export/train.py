@@ -1,0 +1,413 @@
+"""Train a VAE: configuration and data → checkpoint, with progress, pictures and resume.
+
+A run folder holds `config.json` and `model.safetensors` (the checkpoint, see `checkpoint`), `metrics.jsonl`,
+`curve.png` and `samples.png`, and `state.safetensors` until training has finished.
+
+`state.safetensors` alone decides where an interrupted run goes on: it is replaced atomically after every epoch and
+everything else is written from it. All randomness of an epoch comes from a generator seeded by (seed, epoch), so an
+epoch that is repeated after an interruption repeats bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vae_runtime import noise
+from vae_runtime.errors import InputError
+from vae_runtime.files import write_atomic
+from vae_runtime.image import grid, png
+
+from . import checkpoint, data, objective
+from .checkpoint import RunInfo, TrainResult
+from .config import DataConfig, ModelConfig, TrainConfig
+from .errors import TrainingError
+from .model import VAE, reparameterize
+from .plots import curve
+
+__all__ = ["Outcome", "train"]
+
+_STATE = "state.safetensors"
+# What Adam keeps of each weight, by its own names.
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+# Observations per step of a validation pass, and seconds between pictures of a run under way.
+_VALIDATION_BATCH = 250
+_PICTURE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call of `train` came to."""
+
+    folder: Path
+    info: RunInfo
+    """With `result`, since training has finished."""
+    resumed_epoch: int
+    """Epochs that were already done when this call began; 0 for a fresh run."""
+    already_finished: bool
+    """The run had finished before; nothing was done."""
+
+
+def train(
+    run_folder: str | Path, model: ModelConfig, training: TrainConfig, source: DataConfig, *, progress: bool = True
+) -> Outcome:
+    """Train, or go on with an interrupted training, until the last epoch or until validation no longer improves.
+
+    The checkpoint is the epoch with the best validation bound. The same arguments give the same weights on the same
+    machine, however often the process was killed and started again.
+
+    Args:
+        run_folder: made if missing; a run in it must have the same configuration and data.
+        model: what to build; an empty `observation_shape` is taken from the data.
+        training: how.
+        source: on what.
+        progress: show a bar on stderr.
+
+    Raises:
+        InputError: the data cannot be used, or do not fit the model.
+        TrainingError: the folder holds another run, or the loss is not finite; the last good checkpoint stays.
+    """
+    folder = Path(run_folder)
+    dataset = data.load(source)
+    info = _describe(model, training, source, dataset)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot make this folder: {error.strerror}; choose another") from error
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+    if (folder / "config.json").exists():
+        found = checkpoint.read_info(folder)
+        _require_same(folder, _identity(found), _identity(info))
+        if found.result:
+            (folder / _STATE).unlink(missing_ok=True)
+            return Outcome(folder, found, found.result.epochs, already_finished=True)
+    with _reproducible(training.threads):
+        return _Training(folder, info, dataset).run(progress)
+
+
+def _describe(model: ModelConfig, training: TrainConfig, source: DataConfig, dataset: data.Dataset) -> RunInfo:
+    model = model if model.observation_shape else replace(model, observation_shape=dataset.shape)
+    if model.observation_shape != dataset.shape:
+        raise InputError(
+            f"{source.source}: observations of shape {list(model.observation_shape)} (model.observation_shape) are "
+            f"expected, got {list(dataset.shape)}; change one of them"
+        )
+    if not len(dataset.validation):
+        raise InputError(
+            f"{source.source}: at least one observation for validation is expected, got none; "
+            "raise data.validation_fraction"
+        )
+    for part in (dataset.train, dataset.validation, dataset.test):
+        data.require_range(part, "bernoulli" if training.binarise != "none" else model.likelihood, source.source)
+    return RunInfo(model, training, source, dataset.provenance, torch.__version__)
+
+
+def _identity(info: RunInfo) -> dict[str, Any]:
+    """What must be equal for a run to go on; data may have moved, so their digest counts and not their place."""
+    split = info.data.to_json()
+    del split["source"]
+    return {
+        "model": info.model.to_json(),
+        "train": info.train.to_json(),
+        "data": {**split, "digest": info.provenance.digest},
+    }
+
+
+def _require_same(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
+    differences = [
+        f"{section}.{name} is {found[section].get(name)!r}, asked for {value!r}"
+        for section, fields in asked.items()
+        for name, value in fields.items()
+        if found[section].get(name) != value
+    ]
+    if differences:
+        raise TrainingError(f"{folder}: holds another run: {'; '.join(differences)}; choose another folder")
+
+
+@contextlib.contextmanager
+def _reproducible(threads: int) -> Iterator[None]:
+    """PyTorch with this many threads and deterministic algorithms, put back afterwards."""
+    threads_before = torch.get_num_threads()
+    deterministic_before = torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads or threads_before)
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic_before)
+        torch.set_num_threads(threads_before)
+
+
+def _generator(seed: int, purpose: str) -> torch.Generator:
+    """A random generator of its own for each purpose of a seed."""
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def _binarise(x: Tensor, how: str, generator: torch.Generator) -> Tensor:
+    if how == "stochastic":
+        return (torch.rand(x.shape, generator=generator) < x).float()
+    return (x > 0.5).float() if how == "threshold" else x
+
+
+@dataclass
+class _State:
+    """Where a run stands after an epoch."""
+
+    epoch: int = 0
+    records: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_bound: float = -math.inf
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+class _Training:
+    def __init__(self, folder: Path, info: RunInfo, dataset: data.Dataset) -> None:
+        self.folder, self.info, self.config = folder, info, info.train
+        self.train = torch.from_numpy(dataset.train)
+        self.validation = _binarise(
+            torch.from_numpy(dataset.validation),
+            self.config.binarise,
+            _generator(self.config.seed, "binarise validation"),
+        )
+        self.vae = self._untrained()
+        self.optimizer = torch.optim.Adam(
+            [weight for weight in self.vae.parameters() if weight.requires_grad], fused=True
+        )
+        self.steps = math.ceil(len(self.train) / self.config.batch_size)
+        self.state = _State()
+
+    def _untrained(self) -> VAE:
+        seed = _generator(self.config.seed, "weights").initial_seed()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            vae = VAE(self.info.model)
+        vae.start_from_mean(self.train.mean(0))
+        return vae.for_cpu()
+
+    def run(self, progress: bool) -> Outcome:
+        """Train from where the folder stands to the end."""
+        resumed = self._resume()
+        checkpoint.write_info(self.folder, self.info)
+        config, state = self.config, self.state
+        pictured = time.monotonic()
+        with tqdm(
+            total=config.epochs * len(self.train), initial=state.epoch * len(self.train), disable=not progress,
+            unit="samples", unit_scale=True, mininterval=0.2 if sys.stderr.isatty() else 30, dynamic_ncols=True,
+        ) as bar:  # fmt: skip
+            while state.epoch < config.epochs and not self._stopped_early():
+                state.records.append(self._epoch(state.epoch + 1, bar))
+                state.epoch += 1
+                self._keep_if_best()
+                self._save()
+                if time.monotonic() - pictured > _PICTURE_SECONDS:
+                    self._draw()
+                    pictured = time.monotonic()
+        self._draw()
+        info = replace(self.info, result=self._result())
+        checkpoint.write_info(self.folder, info)
+        (self.folder / _STATE).unlink()
+        return Outcome(self.folder, info, resumed, already_finished=False)
+
+    def _stopped_early(self) -> bool:
+        return 0 < self.config.patience <= self.state.epoch - self.state.best_epoch
+
+    def _epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
+        """Train one epoch (from 1) and validate; gives its line of `metrics.jsonl`."""
+        config = self.config
+        generator = _generator(config.seed, f"epoch {epoch}")
+        samples = config.importance_samples if epoch >= config.importance_start else 1
+        order = torch.randperm(len(self.train), generator=generator)
+        total = torch.zeros(4, dtype=torch.float64)
+        started = time.monotonic()
+        self.vae.train()
+        for step, chosen in enumerate(order.split(config.batch_size)):
+            x = _binarise(self.train[chosen], config.binarise, generator)
+            eps = torch.randn((samples, len(x), self.info.model.latent), generator=generator)
+            weight = objective.kl_weight(epoch - 1 + step / self.steps, config.beta, config.kl_warmup_epochs)
+            goal, figures = self._objective(x, eps, weight, config.free_bits)
+            self._descend(goal, epoch, step)
+            total += figures * len(x)
+            bar.update(len(x))
+            if step % 10 == 0:
+                elbo, reconstruction, kl, _ = figures.tolist()
+                bar.set_postfix_str(
+                    f"epoch {epoch}/{config.epochs}, ELBO {elbo:.2f}, reconstruction {reconstruction:.2f}, KL {kl:.2f}",
+                    refresh=False,
+                )
+        seconds = time.monotonic() - started
+        return {
+            "epoch": epoch,
+            "train": _named(total / len(self.train)),
+            "validation": self._validate(epoch),
+            "learning_rate": self._learning_rate(epoch * self.steps),
+            "seconds": round(seconds, 3),
+            "samples_per_second": round(len(self.train) / max(seconds, 1e-3), 1),
+        }
+
+    def _objective(self, x: Tensor, eps: Tensor, weight: float, free_bits: float = 0.0) -> tuple[Tensor, Tensor]:
+        """What to maximise, a scalar; and the figures ELBO, reconstruction, KL and bound (float64 [4], batch means).
+
+        Args:
+            x: observations, [n, *shape].
+            eps: noise, [k, n, latent]; k > 1 makes it the importance-weighted bound.
+            weight: of the KL term.
+            free_bits: nats per latent dimension that cost nothing more; with k = 1 only.
+        """
+        vae = self.vae
+        mu, logvar = vae.encode(x)
+        z = reparameterize(mu, logvar, eps)
+        parameters = vae.decode(z.flatten(0, 1)).unflatten(0, eps.shape[:2])
+        reconstruction = objective.log_likelihood(x, parameters, vae.likelihood, vae.scale)
+        kl = objective.kl_standard_normal(mu, logvar)
+        elbo = reconstruction.mean() - kl.sum(-1).mean()
+        if len(eps) == 1:
+            goal, bound = reconstruction.mean() - weight * objective.with_free_bits(kl, free_bits), elbo
+        else:
+            ratio = objective.log_normal(z) - objective.log_normal(z, mu, logvar)
+            goal = objective.importance_weighted_bound(reconstruction, weight * ratio).mean()
+            bound = objective.importance_weighted_bound(reconstruction.detach(), ratio.detach()).mean()
+        figures = torch.stack([elbo, reconstruction.mean(), kl.sum(-1).mean(), bound])
+        return goal, figures.detach().double()
+
+    def _descend(self, goal: Tensor, epoch: int, step: int) -> None:
+        if not goal.isfinite():
+            raise TrainingError(
+                f"{self.folder}: epoch {epoch}, step {step + 1}: a finite loss is expected, got {-goal.item()}; "
+                f"{self._advice()}"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate((epoch - 1) * self.steps + step)
+        self.optimizer.zero_grad()
+        (-goal).backward()
+        if self.config.gradient_clip:
+            torch.nn.utils.clip_grad_norm_(self.vae.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+
+    def _advice(self) -> str:
+        best = self.state.best_epoch
+        return (
+            f"{f'the checkpoint of epoch {best} stays' if best else 'there is no checkpoint yet'}; in another folder, "
+            f"lower train.learning_rate ({self.config.learning_rate:g}) or set train.gradient_clip"
+        )
+
+    def _learning_rate(self, step: int) -> float:
+        """Half a cosine from the first rate to the final fraction of it, over all steps."""
+        done = step / (self.steps * self.config.epochs)
+        final = self.config.final_learning_rate
+        return self.config.learning_rate * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
+
+    @torch.no_grad()
+    def _validate(self, epoch: int) -> dict[str, float]:
+        """Figures of the validation data, with the same noise in every epoch."""
+        self.vae.eval()
+        generator = _generator(self.config.seed, "validation noise")
+        total = torch.zeros(4, dtype=torch.float64)
+        for x in self.validation.split(_VALIDATION_BATCH):
+            eps = torch.randn((self.config.importance_samples, len(x), self.info.model.latent), generator=generator)
+            total += self._objective(x, eps, 1.0)[1] * len(x)
+        if not total.isfinite().all():
+            raise TrainingError(
+                f"{self.folder}: epoch {epoch}, step {self.steps}: finite validation figures are expected, "
+                f"got an ELBO of {total[0].item()}; {self._advice()}"
+            )
+        return _named(total / len(self.validation))
+
+    def _keep_if_best(self) -> None:
+        state = self.state
+        bound = state.records[-1]["validation"]["bound"]
+        if bound > state.best_bound:
+            state.best_epoch, state.best_bound = state.epoch, bound
+            state.best_weights = {name: tensor.detach().clone() for name, tensor in self.vae.state_dict().items()}
+
+    def _save(self) -> None:
+        """Switch the resume state to this epoch, then write what follows from it."""
+        state = self.state
+        tensors = {f"model.{name}": tensor for name, tensor in self.vae.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in state.best_weights.items()}
+        for name, weight in self.vae.named_parameters():
+            if weight.requires_grad:
+                tensors |= {f"{key}.{name}": self.optimizer.state[weight][key] for key in _MOMENTS}
+        metadata = {
+            "identity": json.dumps(_identity(self.info)),
+            "epoch": str(state.epoch),
+            "best_epoch": str(state.best_epoch),
+            "records": json.dumps(state.records),
+        }
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        write_atomic(self.folder / _STATE, safetensors.torch.save(tensors, metadata))
+        if state.best_epoch == state.epoch:
+            checkpoint.save_weights(self.folder, state.best_weights)
+        self._write_metrics()
+
+    def _write_metrics(self) -> None:
+        lines = "".join(json.dumps(record) + "\n" for record in self.state.records)
+        write_atomic(self.folder / "metrics.jsonl", lines.encode())
+
+    def _resume(self) -> int:
+        """Take up the state in the folder, if there is one; gives the epochs it has done."""
+        path = self.folder / _STATE
+        if not path.exists():
+            return 0
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            identity, records = json.loads(metadata["identity"]), json.loads(metadata["records"])
+            epoch, best_epoch = int(metadata["epoch"]), int(metadata["best_epoch"])
+        except (safetensors.SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+            raise TrainingError(
+                f"{path}: a whole resume state is expected: {error}; delete the file to start over"
+            ) from error
+        _require_same(self.folder, identity, _identity(self.info))
+        for name, tensor in self.vae.state_dict().items():
+            tensor.copy_(tensors[f"model.{name}"])
+        for name, weight in self.vae.named_parameters():
+            if weight.requires_grad:
+                # copies into memory laid out as the weight's, so that each sum runs in the order it would have
+                moments = {key: torch.zeros_like(weight).copy_(tensors[f"{key}.{name}"]) for key in _MOMENTS}
+                self.optimizer.state[weight] = {"step": torch.tensor(float(epoch * self.steps)), **moments}
+        best = {name.removeprefix("best."): tensor for name, tensor in tensors.items() if name.startswith("best.")}
+        bound = records[best_epoch - 1]["validation"]["bound"]
+        self.state = _State(epoch, records, best_epoch, bound, best)
+        checkpoint.save_weights(self.folder, best)
+        self._write_metrics()
+        return epoch
+
+    def _result(self) -> TrainResult:
+        state = self.state
+        return TrainResult(
+            epochs=state.epoch,
+            best_epoch=state.best_epoch,
+            stopped_early=state.epoch < self.config.epochs,
+            seconds=round(sum(record["seconds"] for record in state.records), 3),
+            **state.records[state.best_epoch - 1]["validation"],
+        )
+
+    @torch.no_grad()
+    def _draw(self) -> None:
+        """Write `curve.png`, and `samples.png` from the best weights so far where observations are images."""
+        write_atomic(self.folder / "curve.png", curve(self.state.records))
+        vae, _ = checkpoint.load(self.folder)
+        z = torch.from_numpy(noise.normal(self.config.seed, 0, 64, (self.info.model.latent,), noise.PRIOR))
+        with contextlib.suppress(InputError):  # observations that are no images have a curve alone
+            write_atomic(self.folder / "samples.png", png(grid(vae.mean(vae.decode(z)).numpy())))
+
+
+def _named(figures: Tensor) -> dict[str, float]:
+    return dict(zip(("elbo", "reconstruction", "kl", "bound"), figures.tolist(), strict=True))

@@ -1,11 +1,13 @@
 """Train a Variational Autoencoder in PyTorch and export it to ONNX and TorchScript with proven parity.
 
-    from vae_export import DataConfig, ModelConfig, TrainConfig, export, train
+from vae_export import DataConfig, ModelConfig, TrainConfig, export, train
 
-    train("run", ModelConfig(latent=8), TrainConfig(epochs=50), DataConfig("digits"))
-    export("run", "bundle")
+train("run", ModelConfig(latent=8), TrainConfig(epochs=50), DataConfig("digits"))
+export("run", "bundle")
 """
 
+import sys
+from types import ModuleType
 from typing import Any
 
 from vae_runtime import __version__
@@ -27,7 +29,7 @@ _ROOMS = {
     "train": "train",
 }
 
-__all__ = [*sorted(_ROOMS), "__version__"]  # noqa: PLE0604
+__all__ = [*sorted(_ROOMS), "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -37,3 +39,13 @@ def __getattr__(name: str) -> Any:
 
         return getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # An import of the room `train` would put the module where the function of that name is offered.
+        if not (name in _ROOMS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -85,13 +86,15 @@ def export(
     out = Path(out)
     _check_target(out, force)
     vae, info = checkpoint.load(run)
+    metrics = _metrics(Path(run))
     dataset = checkpoint.run_data(info, data)
     adapted = adapt(vae)
     graphs = make_graphs(adapted, formats)
-    report = compare(adapted, graphs, dataset.test)
+    report = compare(adapted, graphs, _unseen(dataset))
     report.require()
 
-    golden, variants = _golden(adapted, graphs)
+    observation = _observation(info, dataset, adapted)
+    golden, variants = _golden(adapted, graphs, observation)
     name = name or info.provenance.name
     manifest = Manifest(
         package_name=re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "vae",
@@ -99,14 +102,14 @@ def export(
         description=f"{info.model.architecture} VAE trained on {info.provenance.name}",
         licence=licence,
         reader="vae-runtime>=0.1",
-        observation=_observation(info, dataset, adapted),
-        latents=(Latent("z", adapted.latent_shape),),
+        observation=observation,
+        latents=(Latent(adapted.inputs("decoder"), adapted.latent_shape),),
         likelihood=adapted.likelihood,
         golden=_GOLDEN,
         encoder=variants["encoder"],
         decoder=variants["decoder"],
         training=_training(info, sum(parameter.numel() for parameter in vae.parameters())),
-        metrics=_metrics(Path(run)),
+        metrics=metrics,
         producer=_producer(),
     )
     text = dump(manifest)
@@ -154,26 +157,35 @@ def prove(run: str | Path, bundle: str | Path, *, data: str | None = None) -> tu
             raise ParityError(f"{bundle}: {what}: {expected} is expected from {run}, got {found}; export the run again")
     verification = verify(bundle, runners={name: runner for name, runner in RUNNERS.items() if name != "ort"})
     graphs = [Graph(v.component, v.name, v.executor, v.file, opened.read(v.path)) for v in manifest.variants]
-    return verification, compare(adapted, graphs, checkpoint.run_data(info, data).test)
+    return verification, compare(adapted, graphs, _unseen(checkpoint.run_data(info, data)))
+
+
+def _unseen(dataset: Dataset) -> Array:
+    """Real observations that were not trained on; where none were kept for the test, those for validation."""
+    return dataset.test if len(dataset.test) else dataset.validation
 
 
 def _check_target(out: Path, force: bool) -> None:
     """Refuse early, before minutes of work, and never replace what is no bundle."""
-    if not out.exists():
+    if not os.path.lexists(out):
         return
     if not force:
         raise ExportError(f"{out}: exists already; choose another place, or replace it with --force")
-    if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file()):
+    if out.is_symlink() or not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file()):
         raise ExportError(f"{out}: is no bundle, and --force replaces only bundles; choose another place")
 
 
-def _golden(adapted: Adapted, graphs: Sequence[Graph]) -> tuple[bytes, dict[str, dict[str, Variant]]]:
+def _golden(
+    adapted: Adapted, graphs: Sequence[Graph], observation: Observation
+) -> tuple[bytes, dict[str, dict[str, Variant]]]:
     """The golden vectors' file, and each component's variants with their tolerances and errors."""
     z = noise.normal(_GOLDEN.seed, 0, _GOLDEN.n, adapted.latent_shape)
-    # The observations are the decoder's own: in range, lifelike, and free of the data's licence.
+    # The observations are the decoder's own: lifelike, and free of the data's licence. Its means can leave the range.
     x = run_module(adapted.decode, torch.from_numpy(z))[0].numpy()
+    if observation.range:
+        x = np.clip(x, *observation.range)
     given = {"encoder": x, "decoder": z}
-    arrays = {"x": x}
+    arrays = {adapted.inputs("encoder"): x}
     pytorch = {}
     for component, module in adapted.components.items():
         outputs = run_module(module, torch.from_numpy(given[component]))
@@ -210,7 +222,7 @@ def _observation(info: RunInfo, dataset: Dataset, adapted: Adapted) -> Observati
     shape = adapted.observation_shape
     axes = {1: ("feature",), 2: ("height", "width"), 3: ("channel", "height", "width")}
     return Observation(
-        name="x",
+        name=adapted.inputs("encoder"),
         shape=shape,
         axes=axes.get(len(shape), tuple(f"axis_{number}" for number in range(1, len(shape) + 1))),
         range=(0.0, 1.0) if dataset.divisor or info.model.likelihood == "bernoulli" else None,
@@ -233,10 +245,20 @@ def _training(info: RunInfo, parameters: int) -> dict[str, Any]:
 
 
 def _metrics(run: Path) -> dict[str, Any]:
+    """What `evaluate` measured, or nothing if it has not."""
+    path = run / "evaluation.json"
     try:
-        metrics: dict[str, Any] = json.loads((run / "evaluation.json").read_text())
+        metrics = json.loads(path.read_bytes())
+        # Infinity and NaN can be read, and not be written again.
+        json.dumps(metrics, allow_nan=False)
     except FileNotFoundError:
         return {}
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: JSON as `vae-export evaluate` writes it is expected: {error}; evaluate again"
+        ) from error
+    if not isinstance(metrics, dict):
+        raise InputError(f"{path}: an object is expected, got {type(metrics).__name__}; evaluate again")
     return metrics
 
 

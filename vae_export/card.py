@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from vae_runtime.manifest import Manifest
 
 from .checkpoint import RunInfo
+from .evaluate import Evaluation
 
 __all__ = ["model_card"]
 
@@ -55,7 +56,7 @@ def model_card(manifest: Manifest, info: RunInfo, files: Mapping[str, bytes]) ->
         + (" Grey values under a bernoulli likelihood: every figure is of a surrogate, not of a likelihood of the data."
            if info.surrogate else ""),
         *([f"- Best epoch {info.result.best_epoch} of {info.result.epochs}, in {info.result.seconds / 60:.1f} minutes."]
-          if info.result else []),
+          if info.result else ["- Training has not finished: the weights are the best so far."]),
         "",
         "## Figures",
         "",
@@ -103,13 +104,25 @@ def _objective(info: RunInfo) -> str:
 
 
 def _figures(manifest: Manifest) -> list[str]:
-    metrics = manifest.metrics
-    if not metrics:
+    if not manifest.metrics:
         return ["Not evaluated: run `vae-export evaluate` on the run and export again."]
-    lines = ["| figure | value |", "|---|---|"]
-    lines += [f"| {name.replace('_', ' ')} | {_show(value)} |" for name, value in metrics.items()]
-    return lines
-
-
-def _show(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    measured = Evaluation(**manifest.metrics)
+    kind = "surrogate " if measured.surrogate else ""
+    rows = [
+        (
+            f"{kind}negative log-likelihood",
+            f"**{measured.nll:.2f}** ± {measured.standard_error:.2f} nats (a bound, {measured.importance_samples} "
+            "importance samples; ± is the standard error over observations)",
+        ),
+        (f"{kind}ELBO", f"{measured.elbo:.2f} nats"),
+        ("reconstruction term", f"{measured.reconstruction:.2f} nats"),
+        ("KL", f"{measured.kl:.2f} nats"),
+        ("reconstruction error", f"mean squared {measured.mse:.4f}, mean absolute {measured.mae:.4f}, per value"),
+        ("active units", f"{measured.active_units} of {measured.latent}"),
+    ]
+    table = [
+        "| figure | value, mean over observations |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in rows),
+    ]
+    return [f"Protocol: {measured.protocol()}, seed {measured.seed}.", "", *table]

@@ -224,7 +224,7 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "digits": Recipe(
-        ModelConfig(observation_shape=(1, 8, 8), latent=8),
+        ModelConfig(observation_shape=(1, 8, 8), latent=8, activation="silu"),
         TrainConfig(epochs=200, batch_size=64, learning_rate=2e-3, binarise="none", patience=40, threads=1),
         DataConfig("digits"),
     ),

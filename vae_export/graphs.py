@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vae_runtime.errors import VaeError
 from vae_runtime.session import Session, resolve_device
 
 from .adapt import Adapted
@@ -82,8 +84,9 @@ def make_graphs(adapted: Adapted, formats: Sequence[str]) -> list[Graph]:
                     except ExportError:
                         raise
                     except Exception as error:
-                        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                        raise ExportError(f"{component}: PyTorch could not export it as {name}: {reason}") from error
+                        raise ExportError(
+                            f"{component}: PyTorch could not export it as {name}: {_reason(error)}"
+                        ) from error
                 graphs.append(Graph(component, form.variant, form.executor, form.file, content))
     return graphs
 
@@ -114,28 +117,32 @@ def _onnx(adapted: Adapted, component: str) -> bytes:
     return content
 
 
+def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
+    """The main graph, the functions, and what is nested in both: branches and bodies of loops."""
+    waiting = [model.graph, *model.functions]
+    while waiting:
+        graph = waiting.pop()
+        yield graph
+        waiting += [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
+        waiting += [nested for node in graph.node for attribute in node.attribute for nested in attribute.graphs]
+
+
 def _strip(model: onnx.ModelProto) -> None:
     """Remove what the exporter notes about the source: stack traces, with this machine's paths, and class names."""
-    del model.metadata_props[:]
-    model.doc_string = ""
-    graphs = [model.graph]
-    del model.graph.metadata_props[:]
-    for function in model.functions:
-        del function.metadata_props[:]
-    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    for node in nodes:
-        del node.metadata_props[:]
-        node.doc_string = ""
-        graphs += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
-    for value in [*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer]:
-        del value.metadata_props[:]
-        value.doc_string = ""
+    noted: list[Any] = [model]
+    for graph in _graphs(model):
+        noted += [graph, *graph.node, *graph.value_info]
+        if isinstance(graph, onnx.GraphProto):
+            noted += [*graph.input, *graph.output, *graph.initializer]
+    for part in noted:
+        del part.metadata_props[:]
+        part.doc_string = ""
 
 
 def _check_contract(model: onnx.ModelProto, component: str) -> None:
-    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    for node in nodes:
-        if node.op_type in _RANDOM:
+    for node in (node for graph in _graphs(model) for node in graph.node):
+        # A Dropout with its third input, the training mode, drops; without it, it does nothing.
+        if node.op_type in _RANDOM or (node.op_type == "Dropout" and any(node.input[2:])):
             raise ExportError(
                 f"{component}: node {node.name}: no random operator is allowed in a graph, got {node.op_type}; draw "
                 "noise outside and pass it in"
@@ -204,8 +211,22 @@ def _run_pt2(content: bytes, given: Array) -> list[Array]:
         return _arrays(torch.export.load(io.BytesIO(content)).module()(torch.from_numpy(given)))
 
 
+def _loud(run: Callable[[bytes, Array], list[Array]]) -> Callable[[bytes, Array], list[Array]]:
+    """The same, with whatever goes wrong as an ExportError."""
+
+    def run_loud(content: bytes, given: Array) -> list[Array]:
+        try:
+            return run(content, given)
+        except VaeError:
+            raise
+        except Exception as error:
+            raise ExportError(f"the graph cannot be run: {_reason(error)}") from error
+
+    return run_loud
+
+
 # How to run a graph of each executor: its file's content and its input to its outputs, in order.
-RUNNERS = {"ort": _run_ort, "torchscript": _run_torchscript, "torch_export": _run_pt2}
+RUNNERS = {"ort": _loud(_run_ort), "torchscript": _loud(_run_torchscript), "torch_export": _loud(_run_pt2)}
 
 
 def run_module(module: nn.Module, given: Tensor) -> list[Tensor]:
@@ -213,6 +234,11 @@ def run_module(module: nn.Module, given: Tensor) -> list[Tensor]:
     with torch.no_grad():
         outputs = module(given)
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in a line: the cause that PyTorch found, rather than its advice about it."""
+    return " ".join(str(error.__cause__ or error).split())[:300] or type(error).__name__
 
 
 def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[Array]:

@@ -40,7 +40,7 @@ def normal(
 
 
 def _product(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
-    """The high and low 32 bits of a product; int64 wraps, so the high half is taken by an arithmetic shift and masked."""
+    """The high and low 32 bits of a product; int64 wraps, so the shifted high half is masked."""
     product = word * multiplier
     return (product >> 32) & _MASK32, product & _MASK32
 

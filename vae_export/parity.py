@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from vae_runtime import noise
+from vae_runtime.errors import VaeError
 
 from .adapt import Adapted
 from .errors import ParityError
@@ -78,6 +79,11 @@ class ParityReport:
         """The largest difference from float64 PyTorch of all tensors."""
         return max(tensor.max_abs for tensor in self.tensors)
 
+    @property
+    def max_rel(self) -> float:
+        """The largest difference as a share of the tensor's magnitude, of all tensors."""
+        return max(tensor.max_rel for tensor in self.tensors)
+
     def require(self) -> None:
         """Raise unless everything passed.
 
@@ -105,6 +111,10 @@ def compare(adapted: Adapted, graphs: Iterable[Graph], x: Array) -> ParityReport
         graphs: the graphs to hold against it.
         x: real observations, float32 [n, *observation_shape]; repeated where 64 are not there. The decoder gets prior
             latents of vnoise-1, every second one stretched to `LATENT_REACH`.
+
+    Raises:
+        ParityError: a graph does not run at one of the batch sizes, or gives other outputs than PyTorch. Numbers that
+            differ are in the report.
     """
     x = np.resize(x, (max(BATCHES), *adapted.observation_shape))
     z = noise.normal(0, 0, max(BATCHES), adapted.latent_shape)
@@ -114,12 +124,23 @@ def compare(adapted: Adapted, graphs: Iterable[Graph], x: Array) -> ParityReport
     reference = {component: _eager(adapted, component, values) for component, values in given.items()}
     tensors: list[TensorParity] = []
     for graph in graphs:
-        run = RUNNERS[graph.executor]
-        answers = {batch: run(graph.content, given[graph.component][:batch]) for batch in BATCHES}
-        for index, output in enumerate(adapted.outputs(graph.component)):
+        outputs = adapted.outputs(graph.component)
+        answers = {batch: _answer(graph, given[graph.component][:batch], outputs) for batch in BATCHES}
+        for index, output in enumerate(outputs):
             pairs = {batch: (answers[batch][index], reference[graph.component][batch][index]) for batch in BATCHES}
             tensors.append(_judge(graph, output, pairs))
     return ParityReport(tuple(tensors))
+
+
+def _answer(graph: Graph, given: Array, outputs: Sequence[str]) -> list[Array]:
+    place = f"{graph.component}/{graph.variant}"
+    try:
+        answer = RUNNERS[graph.executor](graph.content, given)
+    except VaeError as error:
+        raise ParityError(f"{place}: batch {len(given)}: {error}") from error
+    if len(answer) != len(outputs):
+        raise ParityError(f"{place}: the outputs {', '.join(outputs)} are expected, got {len(answer)}")
+    return answer
 
 
 def _eager(adapted: Adapted, component: str, values: Array) -> dict[int, list[tuple[Array, NDArray[np.float64]]]]:

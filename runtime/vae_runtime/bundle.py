@@ -13,7 +13,7 @@ from pathlib import Path
 from .errors import BundleError, InputError
 from .manifest import Manifest, Variant, parse
 
-__all__ = ["MANIFEST", "SUMS", "Bundle", "format_sums", "open_bundle", "read_sums"]
+__all__ = ["MANIFEST", "SUMS", "Bundle", "format_sums", "open_bundle", "parse_digest", "read_sums"]
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
@@ -98,14 +98,9 @@ def open_bundle(path: str | os.PathLike[str], digest: str | None = None) -> Bund
         raise InputError(
             f"path: a folder on disk is expected, got {path!r}; unpack a bundle that is packed in an archive"
         ) from None
-    wanted = None
-    if digest is not None:
-        match = _DIGEST.fullmatch(digest) if isinstance(digest, str) else None
-        if match is None:
-            raise InputError(f'digest: "sha256:" and 64 hexadecimal digits are expected, got {digest!r}')
-        wanted = "sha256:" + match[1]
-    if not root.is_dir():
-        state = "is not a folder" if root.exists() else "does not exist"
+    wanted = None if digest is None else parse_digest(digest)
+    if not os.path.isdir(root):
+        state = "is not a folder" if os.path.exists(root) else "does not exist"
         raise BundleError(f"{root}: {state}; give the folder of a bundle, as `vae-export export` writes it")
     if not (root / SUMS).is_file() and not (root / MANIFEST).is_file():
         raise BundleError(f"{root}: no bundle: it holds neither {MANIFEST} nor {SUMS}; give the folder of a bundle")
@@ -125,6 +120,18 @@ def open_bundle(path: str | os.PathLike[str], digest: str | None = None) -> Bund
     return Bundle(root, manifest, sums, found)
 
 
+def parse_digest(text: str) -> str:
+    """Check the form of a digest; as `info` prints it, or without "sha256:".
+
+    Raises:
+        InputError: the text is none.
+    """
+    match = _DIGEST.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise InputError(f'digest: "sha256:" and 64 hexadecimal digits are expected, got {text!r}')
+    return "sha256:" + match[1]
+
+
 def read_sums(content: bytes, place: str) -> dict[str, str]:
     """The hash of each path in a SHA256SUMS file: `<64 hex digits>  <path>` a line, sorted by path.
 
@@ -138,7 +145,8 @@ def read_sums(content: bytes, place: str) -> dict[str, str]:
     for number, line in enumerate(lines, 1):
         match = _LINE.fullmatch(line)
         if match is None:
-            raise BundleError(f"{place}:{number}: '<64 hex digits>  <path>' is expected, got {line!r}; copy it again")
+            got = repr(line[:200])
+            raise BundleError(f"{place}:{number}: '<64 hex digits>  <path>' is expected, got {got}; copy it again")
         sums[match[2]] = match[1]
     if list(sums) != sorted(sums) or len(sums) != len(lines):
         raise BundleError(f"{place}: paths in order, each once, are expected; copy the bundle again")

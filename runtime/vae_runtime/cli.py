@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from . import __version__
-from .errors import InputError, VaeError
+from .errors import InputError, VaeError, require_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,10 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Parse, call the chosen command, and turn what goes wrong into one `error:` line and an exit status."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A bundle's words and a file's name may be more than the terminal's encoding holds.
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = parser.parse_args(argv)
     try:
         status: int = options.command(options) or 0
-        sys.stdout.flush()
+        # Unlike sys.stdout.flush(), content with a stdout that is closed.
+        print(end="", flush=True)
         return status
     except VaeError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -87,14 +92,20 @@ def _device(text: str) -> str:
     return parse_device(text)
 
 
+def _digest(text: str) -> str:
+    from .bundle import parse_digest
+
+    return parse_digest(text)
+
+
 def _temperature(text: str) -> float:
+    from .vae import HOTTEST
+
     try:
         value = float(text)
     except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise InputError(f"temperature: a finite number of at least 0 is expected, got {text!r}")
-    return value
+        raise InputError(f"temperature: a number is expected, got {text!r}") from None
+    return require_number("temperature", value, 0, HOTTEST)
 
 
 def _path(*suffixes: str) -> Callable[[str], Any]:
@@ -119,9 +130,11 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, function: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=function)
+        sub.set_defaults(command=function, misuse=sub.error)
         sub.add_argument("bundle", help="the bundle's folder")
-        sub.add_argument("--digest", help="refuse any bundle but the one of this digest, sha256:…")
+        sub.add_argument(
+            "--digest", type=argument(_digest), help="refuse any bundle but the one of this digest, sha256:…"
+        )
         return sub
 
     def on_device(sub: argparse.ArgumentParser, *, variant: bool = True) -> None:
@@ -243,13 +256,18 @@ def _info(options: argparse.Namespace) -> None:
         rows.append((key.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else str(value)))
     for key, value in rows:
         if value:
-            print(f"{key:28}{value}")
+            print(f"{_plain(key):28}{_plain(value)}")
     print()
     print(f"{'graph':28}{'KiB':>8}  {'precision':10} largest difference from PyTorch")
     for variant in manifest.variants:
         size = (bundle.path / variant.path).stat().st_size / 1024
         errors = ", ".join(f"{name} {error:.1e}" for name, error in variant.error.items())
         print(f"{variant.component + '/' + variant.name:28}{size:8,.0f}  {variant.precision:10} {errors}")
+
+
+def _plain(text: str) -> str:
+    """The text with line ends and terminal commands spelled out: a bundle cannot forge a line of the table."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def _dims(axes: Sequence[str], shape: Sequence[int]) -> str:
@@ -271,6 +289,8 @@ def _verify(options: argparse.Namespace) -> int:
 def _sample(options: argparse.Namespace) -> None:
     from .noise import new_seed
 
+    if options.latents == options.out:
+        options.misuse("argument --latents: another file than that of --out is expected")
     vae = _load(options)
     seed = new_seed() if options.seed is None else options.seed
     if options.out.suffix == ".png":
@@ -297,7 +317,7 @@ def _encode(options: argparse.Namespace) -> None:
     from .files import write_atomic
 
     if options.out.suffix == ".npz" and options.seed is not None:
-        raise InputError("seed: only with --out *.npy, which holds a sample; .npz holds mean, std and logvar")
+        options.misuse("argument --seed: only with --out *.npy, which holds a sample; .npz holds mean, std and logvar")
     vae = _load(options)
     q = vae.encode(_read_npy(options.x), batch_size=options.batch_size)
     if options.out.suffix == ".npz":
@@ -388,7 +408,7 @@ def _read_npy(path: Path) -> Array:
         array: Array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give an .npy file") from None
-    except (OSError, ValueError, EOFError, MemoryError) as error:
+    except Exception as error:  # numpy, zipfile and tokenize each raise their own
         raise InputError(f"{path}: an .npy file of numbers is expected: {error}; write it with numpy.save") from None
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path}: an .npy file is expected, got an archive; write one array with numpy.save")

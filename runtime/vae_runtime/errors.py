@@ -6,7 +6,10 @@ a tensor or an index.
 
 from __future__ import annotations
 
+import math
+import numbers
 import operator
+from typing import Any
 
 
 class VaeError(Exception):
@@ -36,5 +39,19 @@ def require_integer(name: str, value: object, low: int, high: int) -> int:
     except TypeError:
         raise InputError(f"{name}: an integer is expected, got {value!r}") from None
     if not low <= number <= high:
-        raise InputError(f"{name}: {low} … {high} is expected, got {number}")
+        # Python itself refuses to spell out an integer of thousands of digits
+        got = number if number.bit_length() <= 128 else f"one of {number.bit_length()} bits"
+        raise InputError(f"{name}: {low} … {high} is expected, got {got}")
     return number
+
+
+def require_number(name: str, value: object, low: float, high: float) -> float:
+    """The value as a float, numpy's numbers included.
+
+    Raises:
+        InputError: it is no real number, or not from low to high.
+    """
+    number: Any = value if isinstance(value, numbers.Real) else math.nan
+    if not low <= number <= high:
+        raise InputError(f"{name}: a number from {low:g} to {high:g} is expected, got {value!r}")
+    return float(number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -34,7 +35,7 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[IO[bytes
         descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     except OSError as error:
         raise VaeError(
-            f"{target}: cannot write here: {error.strerror}; choose a folder that exists and is writable"
+            f"{target}: cannot write here: {_reason(error)}; choose a folder that exists and is writable"
         ) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -54,7 +55,7 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[IO[bytes
             os.unlink(temporary)
         if isinstance(error, OSError):
             raise VaeError(
-                f"{target}: not written: {error.strerror}; free some space or choose another place"
+                f"{target}: not written: {_reason(error)}; free some space or choose another place"
             ) from error
         raise
 
@@ -72,7 +73,7 @@ def write_folder(target: str | os.PathLike[str], files: Mapping[str, bytes], *, 
         replace: whether a folder already there gives way.
 
     Raises:
-        VaeError: the target exists, or it cannot be written; nothing is left behind.
+        VaeError: the target exists, is no folder, or cannot be written; nothing is left behind.
     """
     target = Path(target)
     try:
@@ -80,9 +81,11 @@ def write_folder(target: str | os.PathLike[str], files: Mapping[str, bytes], *, 
         _clean_up(target)
         if os.path.lexists(target) and not replace:
             raise VaeError(f"{target}: exists already; choose another place or replace it with --force")
+        if target.is_symlink() or (target.exists() and not target.is_dir()):
+            raise VaeError(f"{target}: a folder is expected, got a file or a link; choose another place")
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent))
     except OSError as error:
-        raise VaeError(f"{target}: cannot write here: {error.strerror}; choose a folder that is writable") from error
+        raise VaeError(f"{target}: cannot write here: {_reason(error)}; choose a folder that is writable") from error
     try:
         with _locked(partial):
             _fill_folder(partial, files)
@@ -92,7 +95,7 @@ def write_folder(target: str | os.PathLike[str], files: Mapping[str, bytes], *, 
                 os.rename(partial, target)
             sync_folder(target.parent)
     except OSError as error:
-        raise VaeError(f"{target}: not written: {error.strerror}; free some space or choose another place") from error
+        raise VaeError(f"{target}: not written: {_reason(error)}; free some space or choose another place") from error
     finally:
         # the unfinished folder, or after an exchange the old one
         shutil.rmtree(partial, ignore_errors=True)
@@ -149,12 +152,14 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def _clean_up(target: Path) -> None:
     """Put back a folder that a killed call had moved aside, and remove what such calls left."""
+    # mkdtemp's names, and those alone: of the targets "a" and "a.b" neither may take what is the other's
+    ours = re.compile(rf"\.{re.escape(target.name)}\.[^.]+({re.escape(_PARTIAL)}|{re.escape(_ASIDE)})")
     with os.scandir(target.parent) as entries:
-        left = [Path(entry) for entry in entries if entry.name.startswith(f".{target.name}.")]
+        left = [Path(entry) for entry in entries if ours.fullmatch(entry.name)]
     for folder in left:
         if folder.suffix == _ASIDE and not os.path.lexists(target):
             os.rename(folder, target)
-        elif folder.suffix in (_PARTIAL, _ASIDE):
+        else:
             with contextlib.suppress(BlockingIOError), _locked(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -188,6 +193,11 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _reason(error: OSError) -> str:
+    # numpy's carry no error number
+    return error.strerror or str(error)
 
 
 def _umask() -> int:

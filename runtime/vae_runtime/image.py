@@ -31,6 +31,8 @@ def grid(
         InputError: the observations are no pictures.
     """
     images = x[:, None] if x.ndim == 3 else x
+    if not len(x):
+        raise InputError("observations: at least one is expected, got none")
     if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
         raise InputError(
             f"observations of shape {list(x.shape[1:])} are no pictures ([H, W], or [C, H, W] with C = 1, 3 or 4); "
@@ -65,7 +67,7 @@ def pairs(
     return grid(np.concatenate(rows), columns=across, value_range=value_range)
 
 
-def png(picture: NDArray[np.uint8], *, least_side: int = 256) -> bytes:
+def png(picture: NDArray[np.uint8], *, least_side: int = 400) -> bytes:
     """A picture as the content of a PNG file.
 
     Args:

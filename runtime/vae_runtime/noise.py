@@ -112,7 +112,12 @@ def _draw(
     start = require_integer("start", start, 0, 2**64 - 1)
     n = require_integer("n", n, 0, 2**48)
     stream = require_integer("stream", stream, 0, _MASK32)
-    sizes = tuple(require_integer(f"shape[{axis}]", size, 0, 2**34) for axis, size in enumerate(shape))
+    try:
+        sizes = tuple(require_integer(f"shape[{axis}]", size, 0, 2**34) for axis, size in enumerate(shape))
+    except TypeError:
+        raise InputError(f"shape: a sequence of sizes is expected, got {shape!r}") from None
+    if len(sizes) > 32:
+        raise InputError(f"shape: at most 32 axes are expected, got {len(sizes)}")
     elements = math.prod(sizes)
     if elements > 2**34:
         raise InputError(f"shape: at most 2**34 elements in one sample, got {elements}")
@@ -123,6 +128,8 @@ def _draw(
         raise InputError(
             f"n: {n} samples of {elements} elements do not fit in memory; draw fewer at a time and move `start` on"
         ) from error
+    if not out.size:
+        return out.reshape(n, *sizes)
     if n * blocks <= _SMALL:
         _fill_small(out, seed, start, stream, blocks, of_word)
     else:
@@ -229,6 +236,7 @@ def _table() -> tuple[NDArray[np.int32], NDArray[np.int32], memoryview]:
     if found != TABLE_SHA256:
         raise BundleError(f"{path}: sha256 is {found}, {SPEC} needs {TABLE_SHA256}; install vae-runtime again")
     both: Any = np.frombuffer(content, "<i4").astype(np.int32)
+    both.setflags(write=False)
     return both[:32768], both[32768:], memoryview(both)
 
 

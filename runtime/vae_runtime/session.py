@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,10 +110,7 @@ class Session:
         options.add_session_config_entry("session.load_model_format", "ONNX")
         _refuse_external_data(content, place)
         try:
-            # Left to itself, ONNX Runtime falls back to the CPU and says so on stdout.
-            self._session = runtime.InferenceSession(
-                content, options, providers=[(device.provider, dict(device.options))], enable_fallback=0
-            )
+            self._session = _strict(runtime)(content, options, providers=[(device.provider, dict(device.options))])
         except Exception as error:
             if device.provider != _CPU and _loads_on_cpu(runtime, content, options):
                 raise DeviceError(f"{place}: device {device}: {_first_line(error)}; {_hint(device)}") from error
@@ -148,20 +146,29 @@ def _onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise DeviceError(
-            f"ONNX Runtime cannot be imported ({error}); install one of the two: pip install 'vae-runtime[cpu]' "
-            "or 'vae-runtime[gpu]'"
-        ) from error
+        one = "install one of the two: pip install 'vae-runtime[cpu]' or 'vae-runtime[gpu]'"
+        advice = _installed() if len(_distributions()) == 2 else one
+        raise DeviceError(f"ONNX Runtime cannot be imported ({_first_line(error)}); {advice}") from error
     if not hasattr(onnxruntime, "InferenceSession"):
         raise DeviceError(f"ONNX Runtime is damaged; {_installed()}")
     return onnxruntime
+
+
+def _strict(runtime: Any) -> Any:
+    """ONNX Runtime's session class, but never falling back to the CPU: it would, and say so on stdout."""
+    never = property(lambda self: False, lambda self, value: None)
+    return type("InferenceSession", (runtime.InferenceSession,), {"_enable_fallback": never})
+
+
+_preloading = threading.Lock()
 
 
 def _preload_cuda(runtime: Any) -> None:
     """Let ONNX Runtime find the CUDA libraries of the nvidia-* packages, keeping what it prints off stdout."""
     if hasattr(runtime, "preload_dlls"):
         said = io.StringIO()
-        with contextlib.redirect_stdout(said):
+        # Of two threads that redirect stdout at once, one would put back the other's.
+        with _preloading, contextlib.redirect_stdout(said):
             runtime.preload_dlls()
         if said.getvalue().strip():
             _log.info("onnxruntime.preload_dlls: %s", said.getvalue().strip())
@@ -272,8 +279,8 @@ def _without_cuda(runtime: Any, text: str) -> str:
     )
 
 
-def _installed() -> str:
-    """Which ONNX Runtime distributions there are, and what to do about it."""
+def _distributions() -> dict[str, str]:
+    """The versions of the ONNX Runtime distributions that are installed."""
     # Imported here: it costs more than the session, and only errors need it.
     from importlib import metadata
 
@@ -281,6 +288,12 @@ def _installed() -> str:
     for name in ("onnxruntime", "onnxruntime-gpu"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
+    return found
+
+
+def _installed() -> str:
+    """Which ONNX Runtime distributions there are, and what to do about it."""
+    found = _distributions()
     shown = " and ".join(f"{name} {version}" for name, version in found.items())
     if len(found) == 2:
         return (

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import noise
 from .bundle import Bundle, open_bundle
-from .errors import BundleError, InputError, require_integer
+from .errors import BundleError, InputError, require_integer, require_number
 from .manifest import Manifest
 from .session import Device, Session, resolve_device
 
@@ -24,6 +24,8 @@ Array = NDArray[np.float32]
 
 # Enough for most of a CPU's throughput, little enough to stay in its caches.
 _BATCH_SIZE = 64
+# The highest temperature; far beyond it latents leave float32's range.
+HOTTEST = 1e6
 
 
 def load(
@@ -116,7 +118,7 @@ class Posterior:
         Args:
             seed: of vnoise-1; None takes a fresh one.
             start: the index of the first observation: row i uses sample `start + i` of the seed.
-            temperature: scales eps, at least 0.
+            temperature: scales eps, 0 … 1e6.
 
         Returns:
             float32 [batch, *latent shape]; the same bits wherever mean and std are the same bits.
@@ -190,7 +192,7 @@ class VAE:
             seed: of vnoise-1; None takes a fresh one (call `vae_runtime.new_seed()` to keep it).
             start: index of the first: row i is sample `start + i` of the seed, the same bits for every n, batch size,
                 thread and platform.
-            temperature: scales the noise, at least 0.
+            temperature: scales the noise, 0 … 1e6.
 
         Raises:
             InputError: an argument is out of its range.
@@ -215,7 +217,7 @@ class VAE:
             n: how many, at least 1.
             seed: of vnoise-1; None takes a fresh one.
             start: index of the first: row i is sample `start + i` of the seed.
-            temperature: scales the latents' noise, at least 0.
+            temperature: scales the latents' noise, 0 … 1e6.
             observe: draw each observation from the likelihood instead of giving its mean.
             batch_size: how many to decode at once; bounds the memory beside the result.
             out: float32 [n, *observation_shape], C-contiguous: filled and returned.
@@ -342,12 +344,15 @@ def interpolate(a: ArrayLike, b: ArrayLike, steps: int, *, spherical: bool = Tru
         float32 [steps, *latent shape].
 
     Raises:
-        InputError: the shapes differ, or `steps` is below 2.
+        InputError: the shapes differ, a number is not finite, or `steps` is below 2.
     """
     count = require_integer("steps", steps, 2, 2**31)
     first, last = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if first.shape != last.shape:
         raise InputError(f"b: the shape of a, {list(first.shape)}, is expected, got {list(last.shape)}")
+    for name, end in (("a", first), ("b", last)):
+        if not np.isfinite(end).all():
+            raise InputError(f"{name}: finite numbers are expected, got NaN or infinity")
     t = np.linspace(0.0, 1.0, count).reshape(-1, *[1] * first.ndim)
     length_a, length_b = (float(np.linalg.norm(end)) for end in (first, last))
     if spherical and length_a > 0 and length_b > 0:
@@ -363,8 +368,7 @@ def interpolate(a: ArrayLike, b: ArrayLike, steps: int, *, spherical: bool = Tru
 
 
 def _eps(seed: int | None, start: int, n: int, shape: tuple[int, ...], stream: int, temperature: float) -> Array:
-    if not (isinstance(temperature, (int, float, np.floating)) and 0 <= temperature < math.inf):
-        raise InputError(f"temperature: a finite number of at least 0 is expected, got {temperature!r}")
+    temperature = require_number("temperature", temperature, 0, HOTTEST)
     eps = noise.normal(noise.new_seed() if seed is None else seed, start, n, shape, stream)
     if temperature != 1:
         eps *= np.float32(temperature)
@@ -395,7 +399,10 @@ def _empty(n: int, shape: tuple[int, ...]) -> Array:
 
 def _checked(name: str, value: ArrayLike, shape: tuple[int, ...], bounds: tuple[float, float] | None = None) -> Array:
     wanted = f"float32 [n, {', '.join(map(str, shape))}]"
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{name}: {wanted} is expected, got no array: {error}") from error
     if array.dtype != np.float32:
         scaling = f" (scaled to {bounds[0]:g} … {bounds[1]:g})" if bounds and array.dtype.kind in "ui" else ""
         raise InputError(

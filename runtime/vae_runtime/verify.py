@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from . import noise
 from .bundle import Bundle, open_bundle
-from .errors import BundleError, DeviceError, VaeError
+from .errors import BundleError, DeviceError, VaeError, require_integer
 from .manifest import Variant
 from .session import Device, resolve_device
 from .vae import open_session
@@ -81,7 +81,9 @@ def verify(
     Raises:
         BundleError: there is no bundle, or its manifest cannot be read; what fails later is in the report.
         DeviceError: the device is not to be had.
+        InputError: an argument is not of the right form.
     """
+    threads = require_integer("threads", threads, 1, 1024)
     bundle = open_bundle(path, digest)
     target = resolve_device(device, provider_options)
     problems = bundle.problems()

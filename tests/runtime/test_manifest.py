@@ -1,13 +1,14 @@
 import copy
 import json
 import re
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, find, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -269,7 +270,7 @@ BROKEN: list[tuple[tuple[str | int, ...], Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "value"), BROKEN)
+@pytest.mark.parametrize(("path", "value"), BROKEN, ids=[place_of(path) or "document" for path, _ in BROKEN])
 def test_a_wrong_field_is_refused_by_both_at_its_place(path: tuple[str | int, ...], value: Any) -> None:
     document = edited((path, value))
     assert places(document) == [place_of(path) or "the document"]
@@ -480,12 +481,12 @@ BASES = [
 def edited_documents(draw: st.DrawFn) -> Any:
     """A valid document with one to three random edits."""
     document: Any = {"document": copy.deepcopy(draw(st.sampled_from(BASES)))}
-    for _ in range(draw(st.integers(1, 3))):
+    for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
         holders = [node for _, node in nodes_of(document) if node]
         holder = draw(st.sampled_from(holders))
         key = draw(st.sampled_from(sorted(holder) if isinstance(holder, dict) else range(len(holder))))
         value = copy.deepcopy(draw(st.sampled_from(TELLING) | st.sampled_from(holders) | VALUES))
-        edit = draw(st.sampled_from(["replace", "delete", "add", "rename"]))
+        edit = draw(st.sampled_from(["replace", "delete", "rename", "add", "add", "add"]))
         if edit == "replace" or holder is document:
             holder[key] = value
         elif edit == "delete":
@@ -493,7 +494,7 @@ def edited_documents(draw: st.DrawFn) -> Any:
         elif isinstance(holder, list):
             holder.insert(key, value)
         else:
-            name = draw(st.sampled_from(KEYS) | TEXTS)
+            name = draw(st.sampled_from(KEYS) | st.just("later") | TEXTS)
             holder[name] = value if edit == "add" else holder.pop(key)
     return document["document"]
 
@@ -502,7 +503,7 @@ def test_parser_and_schema_come_to_the_same_verdict_on_any_document() -> None:
     verdicts: Counter[tuple[bool, bool]] = Counter()
 
     @given(edited_documents())
-    @settings(max_examples=800, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
     def agree(document: Any) -> None:
         verdict = VALIDATOR.is_valid(document)
         verdicts[verdict, not problems(document)] += 1
@@ -510,8 +511,8 @@ def test_parser_and_schema_come_to_the_same_verdict_on_any_document() -> None:
 
     agree()
     # Fields wrong; all right; fields right by themselves that contradict each other.
-    assert verdicts[False, False] >= 80
-    assert verdicts[True, True] >= 80
+    assert verdicts[False, False] >= 20
+    assert verdicts[True, True] >= 10
     assert verdicts[True, False] >= 1
     assert verdicts[False, True] == 0
 
@@ -519,26 +520,46 @@ def test_parser_and_schema_come_to_the_same_verdict_on_any_document() -> None:
 @pytest.mark.parametrize(
     ("place", "changes"),
     [
+        (("name",), {"pattern": "^[A-Za-z0-9._-]+$"}),
         (("variant",), {"additionalProperties": True}),
-        (("observation",), {"additionalProperties": False}),
         (("golden", "properties", "n"), {"type": "number"}),
         (("shape", "items"), {"minimum": 0}),
+        (("observation",), {"additionalProperties": False}),
+        (("latent", "required"), ["name", "dtype", "shape", "prior", "posterior", "level"]),
+        (("executor_info",), {"then": False}),
     ],
 )
-def test_a_schema_that_is_a_little_off_is_found_out(place: tuple[str, ...], changes: dict[str, Any]) -> None:
+def test_a_schema_that_is_a_little_off_is_found_out(place: tuple[str, ...], changes: Any) -> None:
     other = copy.deepcopy(SCHEMA)
-    node = other["$defs"]
-    for key in place:
-        node = node[key]
-    node.update(changes)
+    *above, last = place
+    holder = other["$defs"]
+    for key in above:
+        holder = holder[key]
+    holder[last] = holder[last] | changes if isinstance(changes, dict) else changes
+    documents = [*map(edited, BROKEN), *(edited(edit) for edit in LET_THROUGH)]
     validator = Draft202012Validator(other)
-    find(
-        edited_documents(),
-        lambda document: fields_are_right(document) != validator.is_valid(document),
-        settings=settings(
-            max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
-        ),
-    )
+    assert any(validator.is_valid(document) != fields_are_right(document) for document in documents)
+
+
+@pytest.mark.parametrize(
+    ("part", "instead"),
+    [
+        ("_NAME", re.compile(".*")),
+        ("_PATH", re.compile("[A-Za-z0-9_./-]*")),
+        ("_TENSOR", re.compile(r"[A-Za-z0-9_.]+")),
+        ("_READER", re.compile("vae-runtime")),
+        ("_VERSION", re.compile(r"[0-9]+\.[0-9]+")),
+        ("_RESERVED", ""),
+        ("_is_number", lambda value: isinstance(value, (int, float))),
+        ("EXECUTORS", ("torchscript", "ort")),
+        ("LIKELIHOODS", ("bernoulli",)),
+    ],
+)
+def test_a_parser_that_is_a_little_off_is_found_out(monkeypatch: pytest.MonkeyPatch, part: str, instead: Any) -> None:
+    documents = [edited(edit) for edit in [*BROKEN, *LET_THROUGH]] + [edited(*edits) for edits, _ in BROKEN_FURTHER]
+    documents += BASES
+    monkeypatch.setattr(manifest_module, part, instead)
+    assert any(VALIDATOR.is_valid(document) != fields_are_right(document) for document in documents)
 
 
 # Fields that are right by themselves and wrong together: the schema takes them, the parser does not.
@@ -602,29 +623,33 @@ def test_the_specification_lists_the_rules_that_are_tested() -> None:
 
 # What is let through.
 
+LET_THROUGH: list[tuple[tuple[str | int, ...], Any]] = [
+    (("components", "another"), 5),
+    (("additional_metadata", "another"), None),
+    (("components", "encoder", "additional_metadata"), {"another": 1}),
+    ((*FP32, "executor_info", "another"), {}),
+    ((*FP32, "executor_info", "torchscript"), {"model_file": 5}),
+    ((*ENCODER, "qnn"), {**example()["components"]["encoder"]["variants"]["fp32"], "executor_info": {"qnn": {}}}),
+    ((*OURS, "later"), [1]),
+    ((*FREE, "later"), [1]),
+    *(((*FREE, name, "later"), [1]) for name in ("observation", "likelihood", "golden")),
+    ((*FREE, "observation", "normalisation", "later"), [1]),
+    ((*LATENT, "later"), [1]),
+    ((*LATENT, "prior", "later"), [1]),
+    ((*LATENT, "posterior", "later"), [1]),
+    ((*FREE, "likelihood", "scale"), None),
+    ((*FREE, "observation", "range"), None),
+    ((*FREE, "observation", "shape", 0), 1.0),
+    ((*FREE, "golden", "n"), 1e3),
+    ((*FREE, "must_understand"), ABSENT),
+    ((*FREE, "reader"), ABSENT),
+    ((*FREE, "licence"), ABSENT),
+    ((*FREE, "metrics"), ABSENT),
+    (("schema_version",), "1.7"),
+]
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        (("components", "another"), 5),
-        (("additional_metadata", "another"), None),
-        (("components", "encoder", "additional_metadata"), {"another": 1}),
-        ((*FP32, "executor_info", "another"), {}),
-        ((*FP32, "executor_info", "torchscript"), {"model_file": 5}),
-        ((*ENCODER, "qnn"), {**example()["components"]["encoder"]["variants"]["fp32"], "executor_info": {"qnn": {}}}),
-        ((*OURS, "later"), [1]),
-        ((*FREE, "later"), [1]),
-        ((*FREE, "likelihood", "scale"), None),
-        ((*FREE, "observation", "range"), None),
-        ((*FREE, "observation", "shape", 0), 1.0),
-        ((*FREE, "golden", "n"), 1e3),
-        ((*FREE, "must_understand"), ABSENT),
-        ((*FREE, "reader"), ABSENT),
-        ((*FREE, "licence"), ABSENT),
-        ((*FREE, "metrics"), ABSENT),
-        (("schema_version",), "1.7"),
-    ],
-)
+
+@pytest.mark.parametrize(("path", "value"), LET_THROUGH, ids=[place_of(path) for path, _ in LET_THROUGH])
 def test_what_is_optional_or_another_programs_is_let_through(path: tuple[str | int, ...], value: Any) -> None:
     document = edited((path, value))
     assert problems(document) == []
@@ -655,8 +680,8 @@ def test_all_problems_are_reported_at_once_each_with_its_place() -> None:
         "a": "no field of this name is expected, got 2",
         "b": "no field of this name is expected, got 1",
         "layout": '"portable" is expected, got "installed"',
-        f"{place_of(FP32)}.variant_directory": "a relative path inside the bundle, with '/' and without '..' is expected, "
-        'got "../elsewhere"',
+        f"{place_of(FP32)}.variant_directory": "a relative path inside the bundle, with '/' and without '..' is "
+        'expected, got "../elsewhere"',
         f"{place_of(OURS)}.error.mu": 'a number of at least 0 is expected, got "small"',
         f"{place_of(FREE)}.observation.shape[1]": "an integer from 1 to 2147483647 is expected, got 0",
         f"{place_of(FREE)}.golden": "this field is expected, got nothing",
@@ -678,8 +703,9 @@ def test_all_contradictions_are_reported_at_once() -> None:
         ({"a": 1}, "an object"),
         ([1, 2], "a list of 2"),
         ("\x1b[31m", '"\\u001b[31m"'),
-        ("a" * 999, '"' + "a" * 76 + "…"),
+        ("+" * 999, '"' + "+" * 76 + "…"),
     ],
+    ids=["object", "list", "control character", "long text"],
 )
 def test_a_wrong_value_is_shown_short_and_harmless(value: Any, shown: str) -> None:
     assert refusal(json.dumps(edited((("package_name",), value)))).endswith(f"got {shown}; export the bundle again")
@@ -720,7 +746,7 @@ def test_a_field_that_must_be_understood_and_is_not_is_refused() -> None:
         ("vae-runtime>=2\n--index-url=x", "--upgrade vae-runtime"),
     ],
 )
-@pytest.mark.parametrize("version", ["2.0", "10.3", "9" * 5000 + ".0"])
+@pytest.mark.parametrize("version", ["2.0", "10.3", "9" * 5000 + ".0"], ids=["2.0", "10.3", "huge"])
 def test_a_newer_major_version_is_refused_naming_what_to_install(version: str, reader: Any, install: str) -> None:
     document = edited(((*FREE, "format_version"), version), ((*FREE, "reader"), reader), ((*FREE, "latents"), None))
     assert not VALIDATOR.is_valid(document)
@@ -763,10 +789,11 @@ def test_a_manifest_that_is_wrong_is_not_called_newer(edit: tuple[tuple[str | in
         (EXAMPLE.replace("-20.5", "1" * 5000), "4300 digits"),
         (EXAMPLE.replace("mlp VAE", "\\ud800"), "surrogates not allowed"),
         (EXAMPLE.replace("mlp VAE", "\n"), "Invalid control character"),
-        ("[" * 100_000, "too deeply nested"),
-        ('{"a":' * 100_000, "too deeply nested"),
-        (EXAMPLE.replace("-20.5", "[" * 50_000 + "]" * 50_000), "too deeply nested"),
+        ("[" * 500_000, "too deeply nested"),
+        ('{"a":' * 500_000, "too deeply nested"),
+        (EXAMPLE.replace("-20.5", "[" * 500_000 + "]" * 500_000), "too deeply nested"),
     ],
+    ids=lambda value: value if len(value) < 60 else "",
 )
 def test_what_is_no_json_is_refused(content: str | bytes, reason: str) -> None:
     if isinstance(content, str):
@@ -787,7 +814,10 @@ def test_a_nesting_that_just_passes_is_refused_as_any_wrong_value() -> None:
     def nested(depth: int) -> str:
         return EXAMPLE.replace('"portable"', "[" * depth + "]" * depth)
 
-    messages = {depth: refusal(nested(depth)) for depth in range(400, 1100, 3)}
-    assert {"nested" in message for message in messages.values()} == {True, False}
-    for message in messages.values():
-        assert "too deeply nested" in message or "layout" in message
+    def too_deep(depth: int) -> bool:
+        return "too deeply nested" in refusal(nested(depth))
+
+    # The limit is the interpreter's, and depends on how deep the call stack is already.
+    limit = bisect(range(500_000), 0, key=too_deep)
+    verdicts = {too_deep(depth) for depth in range(limit - 40, limit + 5)}
+    assert verdicts == {False, True}

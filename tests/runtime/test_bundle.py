@@ -1,0 +1,398 @@
+"""A bundle that was damaged, altered or led astray is refused, whichever file and however."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import vae_runtime
+from vae_runtime import BundleError, InputError
+from vae_runtime.bundle import SUMS, format_sums, open_bundle, read_sums
+
+DIGITS = Path(__file__).parents[2] / "models" / "digits"
+FILES = sorted(path.relative_to(DIGITS).as_posix() for path in DIGITS.rglob("*") if path.is_file())
+DECODER, ENCODER = "decoder/fp32/model.onnx", "encoder/fp32/model.onnx"
+OPENED_BY_LOAD = (SUMS, "manifest.json", DECODER)
+
+
+@pytest.fixture(scope="session")
+def digest(digits):
+    return open_bundle(digits).digest
+
+
+def verify_fails(folder):
+    try:
+        return not vae_runtime.verify(folder).passed
+    except BundleError:
+        return True
+
+
+def problems(folder):
+    return "\n".join(open_bundle(folder).problems())
+
+
+def use_all(folder):
+    """Load both graphs."""
+    vae = vae_runtime.load(folder)
+    vae.encode(vae.sample(1, seed=0))
+
+
+def test_a_bundle_opens_and_says_what_it_is(digits, digest):
+    bundle = open_bundle(str(digits))
+    assert bundle.manifest.observation.shape == (1, 8, 8)
+    assert bundle.manifest.latent.shape == (8,)
+    assert set(bundle.sums) == set(FILES) - {SUMS}
+    assert bundle.problems() == []
+    assert bundle.read("README.md") == (digits / "README.md").read_bytes()
+    assert digest.startswith("sha256:")
+    assert len(digest) == 71
+
+
+def test_a_link_to_the_bundle_itself_is_followed(digits, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(digits)
+    assert vae_runtime.verify(link).passed
+
+
+# The digest.
+
+
+def test_the_digest_pins_the_bundle(digits, digest):
+    for right in (digest, digest.removeprefix("sha256:")):
+        assert vae_runtime.load(digits, digest=right).digest == digest
+        assert vae_runtime.verify(digits, digest=right).passed
+
+
+def test_another_digest_is_refused(digits, digest):
+    other = digest[:-1] + ("0" if digest[-1] != "0" else "1")
+    for refuse in (vae_runtime.load, vae_runtime.verify):
+        with pytest.raises(BundleError, match="digest") as caught:
+            refuse(digits, digest=other)
+        assert digest in str(caught.value)
+        assert other in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", ["", "sha256:", "sha256:abc", "sha512:" + "0" * 64, "0" * 65, "A" * 64, 7, b"0" * 64])
+def test_a_malformed_digest_is_refused(digits, wrong):
+    with pytest.raises(InputError, match="64 hexadecimal digits"):
+        vae_runtime.load(digits, digest=wrong)
+
+
+def test_a_digest_is_refused_before_the_folder_is_looked_at(tmp_path):
+    with pytest.raises(InputError):
+        open_bundle(tmp_path / "none", digest="abc")
+
+
+# Damage. The partner of all these is the bundle that passes.
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_found(bundle_copy, digest, name):
+    path = bundle_copy / name
+    content = path.read_bytes()
+    place = random.Random(name)
+    positions = [0, len(content) - 1, *(place.randrange(len(content)) for _ in range(4))]
+    for position in positions:
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << place.randrange(8)
+        path.write_bytes(damaged)
+        assert verify_fails(bundle_copy), position
+        if name == SUMS:
+            with pytest.raises(BundleError):
+                vae_runtime.load(bundle_copy, digest=digest)
+        elif name in OPENED_BY_LOAD:
+            with pytest.raises(BundleError, match="sha256 is"):
+                vae_runtime.load(bundle_copy)
+        elif name == ENCODER:
+            with pytest.raises(BundleError, match="sha256 is"):
+                use_all(bundle_copy)
+        else:
+            use_all(bundle_copy)
+    path.write_bytes(content)
+    assert vae_runtime.verify(bundle_copy).passed
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kept", ["nothing", "half", "all but a byte", "a byte more"])
+def test_a_truncated_or_grown_file_is_found(bundle_copy, digest, name, kept):
+    path = bundle_copy / name
+    content = path.read_bytes()
+    parts = {"nothing": b"", "half": content[: len(content) // 2], "all but a byte": content[:-1]}
+    path.write_bytes(parts.get(kept, content + b"\n"))
+    assert verify_fails(bundle_copy)
+    if name in OPENED_BY_LOAD:
+        with pytest.raises(BundleError):
+            vae_runtime.load(bundle_copy, digest=digest)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_found(bundle_copy, name):
+    (bundle_copy / name).unlink()
+    assert verify_fails(bundle_copy)
+    if name in OPENED_BY_LOAD:
+        with pytest.raises(BundleError, match="missing"):
+            vae_runtime.load(bundle_copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["new.txt", "encoder/new.txt", "new/deep/new.txt", ".hidden", "decoder/fp32/SHA256SUMS"]
+)
+def test_an_added_file_is_found(bundle_copy, name):
+    path = bundle_copy / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("new")
+    assert verify_fails(bundle_copy)
+    assert f"{path}: not listed in SHA256SUMS" in problems(bundle_copy)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(ENCODER, DECODER), ("golden.npz", ENCODER), ("README.md", "manifest.json")]
+)
+def test_two_files_swapped_are_found(bundle_copy, one, other):
+    contents = (bundle_copy / one).read_bytes(), (bundle_copy / other).read_bytes()
+    (bundle_copy / other).write_bytes(contents[0])
+    (bundle_copy / one).write_bytes(contents[1])
+    assert verify_fails(bundle_copy)
+    with pytest.raises(BundleError):
+        use_all(bundle_copy)
+
+
+def test_graphs_swapped_with_hashes_made_right_are_found(bundle_copy, resign):
+    contents = (bundle_copy / ENCODER).read_bytes(), (bundle_copy / DECODER).read_bytes()
+    (bundle_copy / DECODER).write_bytes(contents[0])
+    (bundle_copy / ENCODER).write_bytes(contents[1])
+    resign(bundle_copy)
+    assert problems(bundle_copy) == ""
+    assert verify_fails(bundle_copy)
+    with pytest.raises(BundleError, match="are expected from the manifest"):
+        vae_runtime.load(bundle_copy)
+
+
+# What is no plain file.
+
+
+@pytest.mark.parametrize("name", [DECODER, "README.md", "decoder", "decoder/fp32", "manifest.json", SUMS])
+def test_a_link_inside_is_refused_even_to_the_same_content(bundle_copy, tmp_path, name):
+    path = bundle_copy / name
+    moved = tmp_path / "moved"
+    path.rename(moved)
+    path.symlink_to(moved)
+    assert verify_fails(bundle_copy)
+    if name != "README.md":
+        with pytest.raises(BundleError, match="a link, which a bundle must not hold"):
+            vae_runtime.load(bundle_copy)
+    path.unlink()
+    moved.rename(path)
+    assert vae_runtime.verify(bundle_copy).passed
+
+
+def test_a_link_from_one_file_of_the_bundle_to_another_is_refused(bundle_copy, resign):
+    (bundle_copy / "copy.md").symlink_to("README.md")
+    assert "copy.md: not listed" in problems(bundle_copy)
+    resign(bundle_copy)
+    assert "copy.md: a link" in problems(bundle_copy)
+
+
+def test_a_folder_linked_into_the_bundle_is_found(bundle_copy, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("new")
+    (bundle_copy / "more").symlink_to(outside)
+    assert verify_fails(bundle_copy)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", [SUMS, "manifest.json", "golden.npz", DECODER, "added"])
+def test_a_pipe_in_place_of_a_file_is_refused_without_waiting(bundle_copy, python, name):
+    (bundle_copy / name).unlink(missing_ok=True)
+    os.mkfifo(bundle_copy / name)
+    # In another process, which can be ended if it waits.
+    done = python("-m", "vae_runtime", "verify", bundle_copy, timeout=60)
+    assert done.returncode == 1
+    assert name in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "outside", ["../outside", "decoder/../../outside", "/tmp", "decoder/./fp32", "..", "a\\..\\b", ""]
+)
+def test_a_manifest_cannot_name_a_path_outside(bundle_copy, edit_manifest, outside):
+    shutil.copytree(bundle_copy / "decoder/fp32", bundle_copy.parent / "outside")
+
+    def lead_outside(document):
+        document["components"]["decoder"]["variants"]["fp32"]["variant_directory"] = outside
+
+    edit_manifest(bundle_copy, lead_outside)
+    with pytest.raises(BundleError, match="variant_directory: a relative path inside the bundle"):
+        vae_runtime.load(bundle_copy)
+
+
+@pytest.mark.parametrize("file", ["../golden.npz", "/etc/passwd", "none.npz"])
+def test_a_manifest_names_only_listed_golden_vectors(bundle_copy, edit_manifest, file):
+    edit_manifest(bundle_copy, lambda document: document["additional_metadata"]["vae"]["golden"].update(file=file))
+    with pytest.raises(BundleError, match=r"golden\.file: a file name|not listed"):
+        open_bundle(bundle_copy)
+
+
+# SHA256SUMS.
+
+HASH = "0" * 64
+GOOD = f"{HASH}  a\n{HASH}  b/c\n"
+
+
+def test_sums_are_read():
+    assert read_sums(GOOD.encode(), "SHA256SUMS") == {"a": HASH, "b/c": HASH}
+    assert read_sums(format_sums([("b/c", b""), ("a", b"")]), "SHA256SUMS").keys() == {"a", "b/c"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    {
+        "empty": "",
+        "blank": "\n",
+        "no newline at the end": GOOD[:-1],
+        "blank line": GOOD + "\n",
+        "CRLF": GOOD.replace("\n", "\r\n"),
+        "upper case": GOOD.replace("0", "A"),
+        "one space": GOOD.replace("  ", " "),
+        "binary mark": GOOD.replace("  ", " *"),
+        "short hash": GOOD[1:],
+        "long hash": "0" + GOOD,
+        "no path": f"{HASH}  \n",
+        "unsorted": f"{HASH}  b\n{HASH}  a\n",
+        "twice": f"{HASH}  a\n{HASH}  a\n",
+        "comment": "# sums\n" + GOOD,
+        "absolute": f"{HASH}  /etc/passwd\n",
+        "upwards": f"{HASH}  ../a\n",
+        "upwards inside": f"{HASH}  a/../b\n",
+        "hidden": f"{HASH}  .a\n",
+        "backslash": f"{HASH}  a\\b\n",
+        "space": f"{HASH}  a b\n",
+        "no ASCII": f"{HASH}  ä\n",
+        "null": f"{HASH}  a\0\n",
+        "long line": "x" * 10**6 + "\n",
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_sums_of_another_form_are_refused(wrong):
+    with pytest.raises(BundleError, match=r"^SHA256SUMS:") as caught:
+        read_sums(wrong[1].encode(), "SHA256SUMS")
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "change", [lambda s: s.replace("\n", "\r\n"), str.upper, lambda s: "".join(reversed(s.splitlines(True)))]
+)
+def test_a_bundle_with_such_sums_does_not_open(bundle_copy, change):
+    text = (bundle_copy / SUMS).read_text()
+    (bundle_copy / SUMS).write_bytes(change(text).encode())
+    with pytest.raises(BundleError):
+        open_bundle(bundle_copy)
+
+
+def test_the_manifest_and_what_it_names_must_be_listed(bundle_copy):
+    lines = (bundle_copy / SUMS).read_text().splitlines(keepends=True)
+    for name in ("manifest.json", "golden.npz", ENCODER):
+        (bundle_copy / SUMS).write_text("".join(line for line in lines if not line.endswith(f"  {name}\n")))
+        with pytest.raises(BundleError, match=f"{name}.* is not listed"):
+            open_bundle(bundle_copy)
+
+
+def test_a_file_that_is_not_listed_is_not_read(digits):
+    with pytest.raises(BundleError, match="not listed"):
+        open_bundle(digits).read(SUMS)
+
+
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="this system has no sha256sum")
+def test_sha256sum_agrees(bundle_copy):
+    def agrees():
+        return subprocess.run(
+            ["sha256sum", "--check", "--strict", "--quiet", SUMS], cwd=bundle_copy, capture_output=True
+        )
+
+    assert agrees().returncode == 0
+    with (bundle_copy / "README.md").open("a") as file:
+        file.write("x")
+    assert agrees().returncode == 1
+
+
+# The manifest, hashes made right.
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"\x80\x03}", b"{}", b"[" * 10**5])
+def test_a_manifest_that_is_none_is_refused(bundle_copy, resign, content):
+    (bundle_copy / "manifest.json").write_bytes(content)
+    resign(bundle_copy)
+    with pytest.raises(BundleError, match=r"manifest\.json: "):
+        open_bundle(bundle_copy)
+
+
+def test_a_newer_format_is_refused_with_the_version_to_install(bundle_copy, edit_manifest):
+    edit_manifest(
+        bundle_copy,
+        lambda document: document["additional_metadata"]["vae"].update(format_version="2.0", reader="vae-runtime>=9.1"),
+    )
+    for refuse in (vae_runtime.load, vae_runtime.verify):
+        with pytest.raises(BundleError, match=r"\"2\.0\".*pip install 'vae-runtime>=9\.1'"):
+            refuse(bundle_copy)
+
+
+def test_a_newer_minor_format_loads(bundle_copy, edit_manifest):
+    edit_manifest(
+        bundle_copy,
+        lambda document: document["additional_metadata"]["vae"].update(format_version="1.9", unheard_of=[1]),
+    )
+    assert vae_runtime.verify(bundle_copy).passed
+
+
+def test_every_problem_of_a_manifest_is_named(bundle_copy, edit_manifest):
+    def spoil(document):
+        del document["additional_metadata"]["vae"]["observation"]
+        document["additional_metadata"]["vae"]["noise"] = "white"
+        document["layout"] = 3
+
+    edit_manifest(bundle_copy, spoil)
+    with pytest.raises(BundleError) as caught:
+        open_bundle(bundle_copy)
+    for place in ("vae.observation: ", "vae.noise: ", "layout: "):
+        assert place in str(caught.value)
+
+
+# No bundle at all.
+
+
+def test_what_is_no_bundle_is_refused(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    for path, reason in (
+        (tmp_path / "none", "does not exist"),
+        (file, "is not a folder"),
+        (file / "deeper", "does not exist"),
+        (tmp_path, "no bundle"),
+        ("\0", "does not exist"),
+        ("a" * 5000, "does not exist"),
+    ):
+        with pytest.raises(BundleError, match=reason):
+            vae_runtime.load(path)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"models/digits", ["models/digits"]])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(InputError, match="path: a folder on disk is expected"):
+        vae_runtime.load(path)
+
+
+def test_an_unknown_variant_is_refused_with_those_there_are(digits):
+    with pytest.raises(BundleError, match="no variant 'fp8'; choose one of: fp32"):
+        vae_runtime.load(digits, variant="fp8")
+
+
+def test_a_variant_of_another_program_is_refused(digits):
+    manifest = json.loads((digits / "manifest.json").read_text(encoding="utf-8"))
+    variants = manifest["components"]["decoder"]["variants"]
+    for name in (name for name, variant in variants.items() if "ort" not in variant["executor_info"]):
+        with pytest.raises(BundleError, match=f"'{name}' of decoder is for .* not for ONNX Runtime"):
+            vae_runtime.load(digits, variant=name)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from .card import model_card
 from .checkpoint import RunInfo
 from .data import Dataset
 from .errors import ExportError, ParityError
+from .evaluate import read_evaluation
 from .graphs import FORMATS, IR_VERSION, OPSET, RUNNERS, Graph, make_graphs, run_module
 from .parity import ParityReport, compare, tolerance
 
@@ -86,7 +86,7 @@ def export(
     out = Path(out)
     _check_target(out, force)
     vae, info = checkpoint.load(run)
-    metrics = _metrics(Path(run))
+    evaluation = read_evaluation(run)
     dataset = checkpoint.run_data(info, data)
     adapted = adapt(vae)
     graphs = make_graphs(adapted, formats)
@@ -109,7 +109,7 @@ def export(
         encoder=variants["encoder"],
         decoder=variants["decoder"],
         training=_training(info, sum(parameter.numel() for parameter in vae.parameters())),
-        metrics=metrics,
+        metrics=asdict(evaluation) if evaluation else {},
         producer=_producer(),
     )
     text = dump(manifest)
@@ -119,7 +119,7 @@ def export(
     picture = _samples(adapted, graphs)
     if picture is not None:
         files["samples.png"] = picture
-    files["README.md"] = model_card(manifest, info, files).encode()
+    files["README.md"] = model_card(manifest, info, evaluation, files).encode()
     files[SUMS] = format_sums(files.items())
     write_folder(out, files, replace=force)
     written = vae_runtime.load(out)
@@ -242,24 +242,6 @@ def _training(info: RunInfo, parameters: int) -> dict[str, Any]:
         "surrogate": info.surrogate,
         "torch": info.torch_version,
     }
-
-
-def _metrics(run: Path) -> dict[str, Any]:
-    """What `evaluate` measured, or nothing if it has not."""
-    path = run / "evaluation.json"
-    try:
-        metrics = json.loads(path.read_bytes())
-        # Infinity and NaN can be read, and not be written again.
-        json.dumps(metrics, allow_nan=False)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: JSON as `vae-export evaluate` writes it is expected: {error}; evaluate again"
-        ) from error
-    if not isinstance(metrics, dict):
-        raise InputError(f"{path}: an object is expected, got {type(metrics).__name__}; evaluate again")
-    return metrics
 
 
 def _producer() -> dict[str, Any]:

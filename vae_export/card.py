@@ -12,12 +12,13 @@ from .evaluate import Evaluation
 __all__ = ["model_card"]
 
 
-def model_card(manifest: Manifest, info: RunInfo, files: Mapping[str, bytes]) -> str:
+def model_card(manifest: Manifest, info: RunInfo, evaluation: Evaluation | None, files: Mapping[str, bytes]) -> str:
     """The text of README.md.
 
     Args:
         manifest: the bundle's manifest.
         info: the run it came from.
+        evaluation: what was measured on its test data, if anything.
         files: the other files of the bundle by path.
     """
     data, train = info.provenance, info.train
@@ -60,7 +61,7 @@ def model_card(manifest: Manifest, info: RunInfo, files: Mapping[str, bytes]) ->
         "",
         "## Figures",
         "",
-        *_figures(manifest),
+        *_figures(evaluation),
         "",
         "## Graphs",
         "",
@@ -103,10 +104,9 @@ def _objective(info: RunInfo) -> str:
     return text + "."
 
 
-def _figures(manifest: Manifest) -> list[str]:
-    if not manifest.metrics:
+def _figures(measured: Evaluation | None) -> list[str]:
+    if measured is None:
         return ["Not evaluated: run `vae-export evaluate` on the run and export again."]
-    measured = Evaluation(**manifest.metrics)
     kind = "surrogate " if measured.surrogate else ""
     rows = [
         (

@@ -26,7 +26,7 @@ from vae_runtime.files import write_atomic
 from . import checkpoint, objective
 from .model import VAE, reparameterize
 
-__all__ = ["Evaluation", "binarise", "evaluate"]
+__all__ = ["Evaluation", "binarise", "evaluate", "read_evaluation"]
 
 # Numbers in the decoder's answer to one chunk: its activations, some ten times as many, then stay near the caches.
 _CHUNK = 2**20
@@ -122,6 +122,24 @@ def evaluate(
     )
     write_atomic(folder / "evaluation.json", (json.dumps(asdict(result), indent=2, ensure_ascii=False) + "\n").encode())
     return result
+
+
+def read_evaluation(run_folder: str | Path) -> Evaluation | None:
+    """What `evaluate` last wrote in a run's folder; None if it has not yet.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = Path(run_folder) / "evaluation.json"
+    try:
+        fields = json.loads(path.read_bytes())
+        # Infinity and NaN can be read, and not be written again.
+        json.dumps(fields, allow_nan=False)
+        return Evaluation(**fields)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: what `vae-export evaluate` writes is expected: {error}; evaluate again") from error
 
 
 def binarise(x: NDArray[np.float32], how: str, seed: int) -> NDArray[np.float32]:

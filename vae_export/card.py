@@ -56,7 +56,7 @@ def model_card(manifest: Manifest, info: RunInfo, evaluation: Evaluation | None,
         f"- Binarisation of the data: {train.binarise}."
         + (" Grey values under a bernoulli likelihood: every figure is of a surrogate, not of a likelihood of the data."
            if info.surrogate else ""),
-        *([f"- Best epoch {info.result.best_epoch} of {info.result.epochs}, in {info.result.seconds / 60:.1f} minutes."]
+        *([f"- Best epoch on the validation data: {info.result.best_epoch} of {info.result.epochs}."]
           if info.result else ["- Training has not finished: the weights are the best so far."]),
         "",
         "## Figures",

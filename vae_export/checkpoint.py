@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -59,7 +60,8 @@ class RunInfo:
     @property
     def surrogate(self) -> bool:
         """Whether figures are of a surrogate: grey values under a bernoulli likelihood, which is defined on {0, 1}."""
-        return self.model.likelihood == "bernoulli" and self.train.binarise == "none"
+        grey = self.train.binarise == "none" and not self.provenance.binary
+        return grey and self.model.likelihood == "bernoulli"
 
 
 def write_info(folder: Path, info: RunInfo) -> None:
@@ -131,7 +133,8 @@ def load(folder: str | Path) -> tuple[VAE, RunInfo]:
         raise InputError(f"{path}: {error.strerror}; restore it or train again") from error
     except SafetensorError as error:
         raise InputError(f"{path}: a whole safetensors file is expected: {error}; restore it or train again") from error
-    vae = VAE(info.model)
+    with torch.device("meta"):  # weights that are about to be read are not drawn first
+        vae = VAE(info.model)
     expected = vae.state_dict()
     for name, tensor in expected.items():
         got = _kind(found[name]) if name in found else "none"
@@ -140,7 +143,7 @@ def load(folder: str | Path) -> tuple[VAE, RunInfo]:
     for name, tensor in found.items():
         if name not in expected:
             raise InputError(f"{path}: tensor {name}: none of this name is expected, got {_kind(tensor)}; {_FOREIGN}")
-    vae.load_state_dict(found)
+    vae.to_empty(device="cpu").load_state_dict(found)
     return vae.eval().requires_grad_(False), info
 
 

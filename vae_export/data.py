@@ -18,7 +18,7 @@ from vae_runtime.errors import InputError
 
 from .config import DataConfig
 
-__all__ = ["Dataset", "Provenance", "load", "require_range"]
+__all__ = ["Dataset", "Provenance", "load", "require_unit_range"]
 
 Observations = NDArray[np.float32]
 
@@ -56,6 +56,8 @@ class Provenance:
     """Number of observations trained on; `validation` and `test` likewise."""
     validation: int
     test: int
+    binary: bool = False
+    """Every value is 0 or 1, so that a bernoulli likelihood covers the data as they are."""
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a JSON object."""
@@ -123,25 +125,24 @@ def load(config: DataConfig) -> Dataset:
         provenance=Provenance(
             name, description, licence, digest, n_train, n_validation,
             n_test if source.test is None else len(source.test),
+            binary=all(bool(np.isin(part, (0, source.divisor or 1)).all()) for part in parts),
         ),
         divisor=source.divisor,
     )  # fmt: skip
 
 
-def require_range(observations: Observations, likelihood: str, place: str) -> None:
-    """Refuse values outside [0, 1] under a bernoulli likelihood.
+def require_unit_range(observations: Observations, place: str) -> None:
+    """Refuse values outside [0, 1], which a bernoulli likelihood and binarisation need.
 
     Raises:
         InputError: naming the first such value and its index.
     """
-    if likelihood != "bernoulli" or not observations.size:
-        return
     outside = (observations < 0) | (observations > 1)
     if outside.any():
         index = _first(outside)
         raise InputError(
-            f"{place}: values in [0, 1] are expected under a bernoulli likelihood, got {observations[index]:g} at "
-            f"{list(index)}; scale the data, or choose gaussian or laplace"
+            f"{place}: values in [0, 1] are expected for a bernoulli likelihood or binarisation, got "
+            f"{observations[index]:g} at {list(index)}; scale the data, or choose gaussian or laplace"
         )
 
 

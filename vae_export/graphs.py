@@ -238,7 +238,9 @@ def run_module(module: nn.Module, given: Tensor) -> list[Tensor]:
 
 def _reason(error: BaseException) -> str:
     """What went wrong, in a line: the cause that PyTorch found, rather than its advice about it."""
-    return " ".join(str(error.__cause__ or error).split())[:300] or type(error).__name__
+    text = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+    # TorchScript tells where first, then what.
+    return text if len(text) <= 300 else f"{text[:100]} … {text[-200:]}"
 
 
 def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[Array]:

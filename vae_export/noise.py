@@ -46,7 +46,7 @@ def _product(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
 
 
 def _normal_of_words(words: Tensor) -> Tensor:
-    quantile, difference = (torch.from_numpy(part).to(words.device, torch.int64) for part in noise.table())
+    quantile, difference = (torch.tensor(part, dtype=torch.int64, device=words.device) for part in noise.table())
     magnitude = words & 0x7FFFFFFF
     level = sum((magnitude < 1 << bits).long() for bits in (25, 19, 13))
     t = magnitude << (6 * level)

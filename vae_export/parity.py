@@ -99,8 +99,8 @@ class ParityReport:
 
 
 def tolerance(reference: NDArray[np.floating]) -> float:
-    """The largest difference allowed from a reference tensor: 1e-5 of its largest magnitude, or of 1."""
-    return _RELATIVE * max(1.0, float(np.max(np.abs(reference))))
+    """The largest difference allowed from a reference tensor: 1e-5 of its largest finite magnitude, or of 1."""
+    return _RELATIVE * float(np.max(np.abs(reference), where=np.isfinite(reference), initial=1.0))
 
 
 def compare(adapted: Adapted, graphs: Iterable[Graph], x: Array) -> ParityReport:
@@ -168,11 +168,10 @@ def _judge(
                 f"got {list(got.shape)}; the batch axis is not dynamic in this graph"
             )
         limit = tolerance(in64)
-        # NaN on both sides is no agreement.
-        difference = np.nan_to_num(np.abs(got - in64), nan=np.inf)
+        difference = _difference(got, in64)
         disagreeing += int(np.sum(difference > limit))
         compared += difference.size
-        from_float32 = max(from_float32, float(np.max(np.nan_to_num(np.abs(got - in32), nan=np.inf))))
+        from_float32 = max(from_float32, float(_difference(got, in32).max()))
         if difference.max() > max_abs:
             max_abs, at_batch, allowed = float(difference.max()), batch, limit
             worst = tuple(int(i) for i in np.unravel_index(np.argmax(difference), difference.shape))
@@ -181,3 +180,9 @@ def _judge(
         graph.component, graph.variant, output, max_abs, max_rel, from_float32, at_batch, worst, allowed, disagreeing,
         compared,
     )  # fmt: skip
+
+
+def _difference(one: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[np.floating]:
+    """|one − other|; NaN or infinity on both sides is no agreement."""
+    with np.errstate(invalid="ignore"):
+        return np.nan_to_num(np.abs(one - other), nan=np.inf, posinf=np.inf)

@@ -42,6 +42,7 @@ from .plots import curve
 __all__ = ["Outcome", "train"]
 
 _STATE = "state.safetensors"
+_RESULTS = ("config.json", "model.safetensors", "metrics.jsonl", "curve.png", "samples.png")
 # What Adam keeps of each weight, by its own names.
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 # Observations per step of a validation pass, and seconds between pictures of a run under way.
@@ -88,13 +89,11 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot make this folder: {error.strerror}; choose another") from error
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
     if (folder / "config.json").exists():
         found = checkpoint.read_info(folder)
         _require_same(folder, _identity(found), _identity(info))
         if found.result:
-            (folder / _STATE).unlink(missing_ok=True)
+            _clean(folder)
             return Outcome(folder, found, found.result.epochs, already_finished=True)
     with _reproducible(training.threads):
         return _Training(folder, info, dataset).run(progress)
@@ -112,8 +111,9 @@ def _describe(model: ModelConfig, training: TrainConfig, source: DataConfig, dat
             f"{source.source}: at least one observation for validation is expected, got none; "
             "raise data.validation_fraction"
         )
-    for part in (dataset.train, dataset.validation, dataset.test):
-        data.require_range(part, "bernoulli" if training.binarise != "none" else model.likelihood, source.source)
+    if model.likelihood == "bernoulli" or training.binarise != "none":
+        for part in (dataset.train, dataset.validation, dataset.test):
+            data.require_unit_range(part, source.source)
     return RunInfo(model, training, source, dataset.provenance, torch.__version__)
 
 
@@ -137,6 +137,14 @@ def _require_same(folder: Path, found: dict[str, Any], asked: dict[str, Any]) ->
     ]
     if differences:
         raise TrainingError(f"{folder}: holds another run: {'; '.join(differences)}; choose another folder")
+
+
+def _clean(folder: Path) -> None:
+    """Remove what a finished run no longer needs: its resume state, and files that a kill left half-written."""
+    (folder / _STATE).unlink(missing_ok=True)
+    for name in (_STATE, *_RESULTS):
+        for leftover in folder.glob(f".{name}.*.tmp"):
+            leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -221,7 +229,7 @@ class _Training:
         self._draw()
         info = replace(self.info, result=self._result())
         checkpoint.write_info(self.folder, info)
-        (self.folder / _STATE).unlink()
+        _clean(self.folder)
         return Outcome(self.folder, info, resumed, already_finished=False)
 
     def _stopped_early(self) -> bool:
@@ -233,7 +241,7 @@ class _Training:
         generator = _generator(config.seed, f"epoch {epoch}")
         samples = config.importance_samples if epoch >= config.importance_start else 1
         order = torch.randperm(len(self.train), generator=generator)
-        total = torch.zeros(4, dtype=torch.float64)
+        total, seen = torch.zeros(4, dtype=torch.float64), 0
         started = time.monotonic()
         self.vae.train()
         for step, chosen in enumerate(order.split(config.batch_size)):
@@ -243,9 +251,10 @@ class _Training:
             goal, figures = self._objective(x, eps, weight, config.free_bits)
             self._descend(goal, epoch, step)
             total += figures * len(x)
+            seen += len(x)
             bar.update(len(x))
             if step % 10 == 0:
-                elbo, reconstruction, kl, _ = figures.tolist()
+                elbo, reconstruction, kl, _ = (total / seen).tolist()
                 bar.set_postfix_str(
                     f"epoch {epoch}/{config.epochs}, ELBO {elbo:.2f}, reconstruction {reconstruction:.2f}, KL {kl:.2f}",
                     refresh=False,
@@ -253,11 +262,11 @@ class _Training:
         seconds = time.monotonic() - started
         return {
             "epoch": epoch,
-            "train": _named(total / len(self.train)),
+            "train": _named(total / seen),
             "validation": self._validate(epoch),
             "learning_rate": self._learning_rate(epoch * self.steps),
             "seconds": round(seconds, 3),
-            "samples_per_second": round(len(self.train) / max(seconds, 1e-3), 1),
+            "samples_per_second": round(seen / max(seconds, 1e-3), 1),
         }
 
     def _objective(self, x: Tensor, eps: Tensor, weight: float, free_bits: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -321,11 +321,10 @@ def _encode(options: argparse.Namespace) -> None:
     vae = _load(options)
     q = vae.encode(_read_npy(options.x), batch_size=options.batch_size)
     if options.out.suffix == ".npz":
-
-        def write(file: IO[bytes]) -> None:
-            np.savez(file, mean=q.mean, std=q.std, logvar=q.logvar)
-
-        write_atomic(options.out, write)
+        # In memory first: of a file that fails, zipfile complains once more when it is collected.
+        archive = io.BytesIO()
+        np.savez(archive, mean=q.mean, std=q.std, logvar=q.logvar)
+        write_atomic(options.out, archive.getvalue())
     else:
         z = q.mode() if options.seed is None else q.sample(seed=options.seed, start=options.start)
         _write_npy(options.out, z)
@@ -405,13 +404,12 @@ def _read_npy(path: Path) -> Array:
     import numpy as np
 
     try:
-        array: Array = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            array: Array = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give an .npy file") from None
-    except Exception as error:  # numpy, zipfile and tokenize each raise their own
+    except Exception as error:  # numpy's parser lets through what others raise
         raise InputError(f"{path}: an .npy file of numbers is expected: {error}; write it with numpy.save") from None
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path}: an .npy file is expected, got an archive; write one array with numpy.save")
     return array
 
 

@@ -59,10 +59,11 @@ def pairs(
 ) -> NDArray[np.uint8]:
     """Lay observations out as `grid` does, each with its reconstruction beneath."""
     across = min(columns, len(x))
+    darkest = value_range[0] if value_range else 0.0
     rows = []
     for first in range(0, len(x), across):
         for part in (x[first : first + across], reconstructions[first : first + across]):
-            padding = np.zeros((across - len(part), *part.shape[1:]), np.float32)
+            padding = np.full((across - len(part), *part.shape[1:]), darkest, np.float32)
             rows.append(np.concatenate([part, padding]))
     return grid(np.concatenate(rows), columns=across, value_range=value_range)
 

@@ -164,6 +164,9 @@ def _replay(
     except VaeError as error:
         yield Check(what, False, str(error))
         return
+    if len(answers) != len(outputs):
+        yield Check(what, False, f"{len(outputs)} outputs are expected, got {len(answers)}")
+        return
     for output, answer in zip(outputs, answers, strict=True):
         yield _compare(f"{what} {output}", variant, output, answer, golden)
 

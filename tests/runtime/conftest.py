@@ -2,10 +2,7 @@
 
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,36 +14,28 @@ from vae_runtime.bundle import SUMS, format_sums
 from vae_runtime.manifest import Golden, Latent, Likelihood, Manifest, Observation, Variant, dump
 from vae_runtime.session import Session, resolve_device
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="session")
-def digits():
+def digits(root):
     """The folder of a bundle that ships; not to be written to."""
-    return ROOT / "models" / "digits"
+    return root / "models" / "digits"
 
 
 @pytest.fixture
-def bundle_copy(digits, tmp_path):
-    """A copy of it to attack."""
-    return Path(shutil.copytree(digits, tmp_path / "bundle"))
+def copy_of(tmp_path):
+    """Copy a bundle, to attack it."""
+    return lambda folder: Path(shutil.copytree(folder, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def bundle_copy(digits, copy_of):
+    """A copy of `digits` to attack."""
+    return copy_of(digits)
 
 
 @pytest.fixture(scope="session")
 def vae(digits):
     return vae_runtime.load(digits)
-
-
-@pytest.fixture(scope="session")
-def resign():
-    """Make the hashes of a bundle right again, as one who alters it on purpose would."""
-
-    def make_right(folder):
-        paths = (path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
-        files = [(path.relative_to(folder).as_posix(), path.read_bytes()) for path in paths]
-        (folder / SUMS).write_bytes(format_sums(files))
-
-    return make_right
 
 
 @pytest.fixture(scope="session")
@@ -61,20 +50,6 @@ def edit_manifest(resign):
         resign(folder)
 
     return edit
-
-
-@pytest.fixture(scope="session")
-def python():
-    """Run Python in a fresh process, warnings being errors; `before` names folders to put first on the path."""
-
-    def run(*arguments, before=(), cwd=ROOT, **options):
-        path = os.pathsep.join([*map(str, before), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8", **options.pop("env", {})}
-        command = [sys.executable, "-W", "error", *map(str, arguments)]
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 120, **options}
-        return subprocess.run(command, cwd=cwd, env=environment, encoding="utf-8", check=False, **options)
-
-    return run
 
 
 class Onnx:

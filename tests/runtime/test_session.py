@@ -14,7 +14,7 @@ import pytest
 import vae_runtime
 from vae_runtime import BundleError, DeviceError, InputError, VaeError
 from vae_runtime import session as session_module
-from vae_runtime.session import Device, Session, parse_device, resolve_device
+from vae_runtime.session import Device, Session, parse_device
 
 CPU = Device("cpu", "CPUExecutionProvider", {})
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -56,7 +56,7 @@ def test_cuda_that_is_not_there_is_an_error_that_says_what_is_and_what_to_do(dig
 
 
 def test_a_provider_by_name_that_is_not_there_is_an_error(digits):
-    with pytest.raises(DeviceError, match="MadeUpExecutionProvider: this ONNX Runtime .* has .*CPUExecutionProvider"):
+    with pytest.raises(DeviceError, match=r"MadeUpExecutionProvider: this ONNX Runtime .* has .*CPUExecutionProvider"):
         vae_runtime.load(digits, device="MadeUpExecutionProvider")
 
 
@@ -89,7 +89,7 @@ def test_a_provider_that_fails_is_an_error_and_nothing_falls_back(digits, monkey
         return create(self, providers, *rest)
 
     monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fail_on_cuda)
-    with pytest.raises(DeviceError, match="device cuda: CUDA failure 100.*nvidia-smi.*installed is onnxruntime"):
+    with pytest.raises(DeviceError, match=r"device cuda: CUDA failure 100.*nvidia-smi.*installed is onnxruntime"):
         vae_runtime.load(digits, device="cuda")
     assert vae_runtime.load(digits, device="auto").device == "cpu"
     assert capfd.readouterr().out == ""
@@ -104,13 +104,18 @@ def test_a_session_on_another_provider_than_asked_for_is_refused(digits, monkeyp
 def test_a_provider_that_fails_later_does_not_fall_back_either(onnx_bytes, capfd):
     from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
-    class Failing:
-        def run(self, *_):
-            raise EPFail("out of device memory")
-
     o = onnx_bytes
     graph = o.model([o.node("Exp", ["z"], ["x"])], [o.value("z", ["batch", 2])], [o.value("x", ["batch", 2])])
     session = Session(graph, "graph", CPU)
+    real = session._session._sess
+
+    class Failing:
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        def run(self, *_):
+            raise EPFail("out of device memory")
+
     session._session._sess = Failing()
     with pytest.raises(VaeError, match="graph: ONNX Runtime failed: out of device memory"):
         session.run(["x"], {"z": np.zeros((1, 2), np.float32)})
@@ -179,7 +184,7 @@ def test_a_graph_is_computed(onnx_bytes):
 def test_what_fails_in_onnx_runtime_is_an_error_of_ours(onnx_bytes):
     o = onnx_bytes
     graph = o.model([o.node("Exp", ["z"], ["x"])], [o.value("z", ["batch", 2])], [o.value("x", ["batch", 2])])
-    with pytest.raises(VaeError, match="^graph: ONNX Runtime failed: "):
+    with pytest.raises(VaeError, match=r"^graph: ONNX Runtime failed: "):
         Session(graph, "graph", CPU).run(["x"], {"z": np.zeros((3, 4), np.float32)})
 
 
@@ -187,7 +192,7 @@ def test_garbage_is_no_graph(digits, capfd):
     content = (digits / "decoder/fp32/model.onnx").read_bytes()
     random = np.random.default_rng(0)
     for garbage in (b"", b"\0", b"ONNX", b"\x08", content[:1000], content[:-1], content[7:], content * 2, b"{}" * 99):
-        with pytest.raises(BundleError, match="^graph: "):
+        with pytest.raises(BundleError, match=r"^graph: "):
             Session(garbage, "graph", CPU)
     for size in range(1, 200):
         with pytest.raises(BundleError):
@@ -255,7 +260,7 @@ def test_a_graph_with_external_data_is_refused(matmul, external, onnx_bytes):
     inline = Session(matmul(onnx_bytes.tensor("w", EYE)), "graph", CPU)
     np.testing.assert_array_equal(inline.run(["x"], {"z": EYE})[0], EYE)
     for where, weights in external.items():
-        with pytest.raises(BundleError, match="^graph: a tensor's numbers are in another file") as caught:
+        with pytest.raises(BundleError, match=r"^graph: a tensor's numbers are in another file") as caught:
             Session(matmul(weights), "graph", CPU)
         assert caught.value.__cause__ is None, where
 
@@ -384,7 +389,13 @@ def test_the_first_import_changes_no_environment_and_prints_nothing(python, digi
 
 # ONNX Runtime that is missing, or there twice.
 
-LOAD = "import sys, vae_runtime\ntry: vae_runtime.load(sys.argv[1], device=sys.argv[2])\nexcept vae_runtime.DeviceError as e: print(e)"
+LOAD = """
+import sys, vae_runtime
+try:
+    vae_runtime.load(sys.argv[1], device=sys.argv[2])
+except vae_runtime.DeviceError as error:
+    print(error)
+"""
 
 
 def distribution(folder, name, version):
@@ -407,7 +418,7 @@ def test_both_distributions_installed_is_explained(python, digits, tmp_path):
     distribution(tmp_path, "onnxruntime-gpu", "1.99.0")
     code = "import sys; exec(sys.argv[3])\n" + LOAD
     for missing in ("", "sys.modules['onnxruntime'] = None"):
-        done = python("-c", code, digits, "cuda", missing, before=[tmp_path])
+        done = python("-c", code, digits, "cuda", missing, env={"PYTHONPATH": str(tmp_path)})
         assert done.stderr == ""
         assert "onnxruntime 1.98.0 and onnxruntime-gpu 1.99.0 are both installed and overwrite each" in done.stdout
 
@@ -417,6 +428,6 @@ def test_what_an_uninstall_of_one_of_two_leaves_is_explained(python, digits, tmp
     (tmp_path / "onnxruntime" / "__init__.py").write_text("")
     distribution(tmp_path, "onnxruntime", "1.98.0")
     distribution(tmp_path, "onnxruntime-gpu", "1.99.0")
-    done = python("-c", LOAD, digits, "cpu", before=[tmp_path])
+    done = python("-c", LOAD, digits, "cpu", env={"PYTHONPATH": str(tmp_path)})
     assert done.stderr == ""
     assert done.stdout.startswith("ONNX Runtime is damaged; onnxruntime 1.98.0 and onnxruntime-gpu 1.99.0 are both")

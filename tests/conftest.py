@@ -1,0 +1,95 @@
+"""What the folders of tests share. PyTorch is imported inside the fixtures alone: tests/runtime runs without it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vae_runtime.bundle import SUMS, format_sums
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def root():
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def python():
+    """Run Python in a fresh process, warnings being errors."""
+
+    def run(*arguments, cwd=ROOT, timeout=300, **options):
+        command = [sys.executable, "-W", "error", *map(str, arguments)]
+        environment = {**os.environ, "PYTHONIOENCODING": "utf-8", **options.pop("env", {})}
+        options = {"capture_output": True, "encoding": "utf-8", "check": False, **options}
+        return subprocess.run(command, cwd=cwd, env=environment, timeout=timeout, **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """A run on the real digits, finished after two epochs. To be read only."""
+    from vae_export import DataConfig, ModelConfig, TrainConfig, train
+
+    run = tmp_path_factory.mktemp("tiny") / "run"
+    train(run, ModelConfig(latent=4, hidden=(32, 16)), TrainConfig(epochs=2, threads=1), DataConfig(), progress=False)
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_exported(tiny_run, tmp_path_factory):
+    """`tiny_run`, exported in every format."""
+    from vae_export import export
+    from vae_export.graphs import FORMATS
+
+    return export(tiny_run, tmp_path_factory.mktemp("tiny") / "bundle", formats=tuple(FORMATS))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_exported):
+    """The bundle of `tiny_run`, with every format. To be read only."""
+    return tiny_exported.path
+
+
+@pytest.fixture(scope="session")
+def tiny_adapted(tiny_run):
+    """The pure functions of `tiny_run`."""
+    from vae_export import checkpoint
+    from vae_export.adapt import adapt
+
+    return adapt(checkpoint.load(tiny_run)[0])
+
+
+@pytest.fixture(scope="session")
+def tiny_graphs(tiny_exported):
+    """The graphs of `tiny_bundle` by "component/variant"."""
+    from vae_export.graphs import Graph
+    from vae_runtime.bundle import open_bundle
+
+    bundle = open_bundle(tiny_exported.path)
+    graphs = [Graph(v.component, v.name, v.executor, v.file, bundle.read(v.path)) for v in bundle.manifest.variants]
+    return {f"{graph.component}/{graph.variant}": graph for graph in graphs}
+
+
+@pytest.fixture
+def bundle_copy(tiny_bundle, tmp_path):
+    """A copy of `tiny_bundle` to alter."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def resign():
+    """Make the hashes of a bundle right again, as one who alters it on purpose would."""
+
+    def make_right(folder):
+        paths = (path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+        files = [(path.relative_to(folder).as_posix(), path.read_bytes()) for path in paths]
+        (folder / SUMS).write_bytes(format_sums(files))
+
+    return make_right

@@ -1,0 +1,65 @@
+"""Small real data and runs that several tests share."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from vae_export.config import DataConfig, ModelConfig, TrainConfig
+from vae_export.train import Outcome, train
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tests share the cores with each other; a second thread for such small arrays costs more than it gives."""
+    torch.set_num_threads(1)
+
+
+def idx(images: np.ndarray) -> bytes:
+    """The content of an IDX file of images, uint8 [n, H, W]."""
+    return struct.pack(">4I", 0x803, *images.shape) + images.tobytes()
+
+
+@pytest.fixture(scope="session")
+def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a folder with a training set of 40 and a test set of 10 digits as MNIST's files, gzipped or not."""
+    pixels = (load_digits().images[:50] * 15).astype(np.uint8)
+
+    def make(*, zipped: bool = True) -> Path:
+        folder = tmp_path_factory.mktemp("idx")
+        for part, images in (("train", pixels[:40]), ("t10k", pixels[40:])):
+            name = f"{part}-images-idx3-ubyte"
+            if zipped:
+                (folder / f"{name}.gz").write_bytes(gzip.compress(idx(images)))
+            else:
+                (folder / name).write_bytes(idx(images))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits_npy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 digits, uint8 [300, 1, 8, 8], as a .npy file."""
+    path = tmp_path_factory.mktemp("npy") / "few.npy"
+    np.save(path, (load_digits().images[:300, None] * 15).astype(np.uint8))
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A run on the embedded digits, trained for a second or two."""
+    return train(
+        tmp_path_factory.mktemp("runs") / "digits",
+        ModelConfig(latent=6, hidden=(64, 32)),
+        TrainConfig(epochs=25, batch_size=64, learning_rate=5e-3, binarise="stochastic", threads=1),
+        DataConfig("digits"),
+        progress=False,
+    )

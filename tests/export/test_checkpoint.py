@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+
+from vae_export import checkpoint
+from vae_runtime.errors import InputError
+
+
+@pytest.fixture
+def folder(digits_run, tmp_path):
+    """A copy of a run's checkpoint, to be damaged."""
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(digits_run.folder / name, tmp_path)
+    return tmp_path
+
+
+def refused(folder) -> str:
+    with pytest.raises(InputError) as caught:
+        checkpoint.load(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(folder) in message
+    return message
+
+
+def test_a_checkpoint_gives_back_weights_and_what_is_known(digits_run, folder):
+    vae, info = checkpoint.load(folder)
+    assert info == digits_run.info
+    assert info.provenance.name == "digits"
+    assert not vae.training
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in vae.state_dict().items())
+    again = folder / "again"
+    again.mkdir()
+    checkpoint.write_info(again, info)
+    checkpoint.save_weights(again, vae.for_cpu().state_dict())
+    for name in ("config.json", "model.safetensors"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_missing_file_is_named(folder):
+    (folder / "model.safetensors").unlink()
+    assert "model.safetensors: No such file" in refused(folder)
+    (folder / "config.json").unlink()
+    assert "give the folder of a run" in refused(folder)
+
+
+@pytest.mark.parametrize("size", [0, 7, 100, -1])
+def test_truncated_weights_are_refused(folder, size):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    assert "a whole safetensors file is expected" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("encoder.1.bias"), "tensor encoder.1.bias: float32 [64] is expected, got none"),
+        (
+            lambda t: t.update({"encoder.1.bias": torch.zeros(65)}),
+            "tensor encoder.1.bias: float32 [64] is expected, got float32 [65]",
+        ),
+        (lambda t: t.update({"log_scale": torch.tensor(1.0).half()}), "float32 [] is expected, got float16 []"),
+        (lambda t: t.update({"more": torch.zeros(2)}), "tensor more: none of this name is expected, got float32 [2]"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(folder, change, message):
+    path = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    change(tensors)
+    safetensors.torch.save_file(tensors, path)
+    assert message in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(format_version=2), "format_version 1 is expected, got 2"),
+        (lambda c: c.pop("train"), "the field 'train' is expected, got none"),
+        (lambda c: c["model"].update(latent="6"), "model.latent: an integer of at least 1 is expected, got '6'"),
+        (lambda c: c["model"].update(width=3), "model.width: no such field"),
+        (lambda c: c["provenance"].pop("digest"), "digest"),
+        (lambda c: c["result"].update(extra=1), "extra"),
+    ],
+)
+def test_a_wrong_field_is_named(folder, change, message):
+    content = json.loads((folder / "config.json").read_text())
+    change(content)
+    (folder / "config.json").write_text(json.dumps(content))
+    assert message in refused(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "\xff"])
+def test_a_config_that_is_no_object_is_refused(folder, content):
+    (folder / "config.json").write_text(content, encoding="latin-1")
+    refused(folder)
+
+
+def test_run_data_are_those_of_the_training_wherever_they_are(digits_run, digits_npy, tmp_path):
+    assert checkpoint.run_data(digits_run.info).provenance == digits_run.info.provenance
+    with pytest.raises(InputError, match=r"the run's data \(digits, sha256:.*\) are expected, got sha256:"):
+        checkpoint.run_data(digits_run.info, str(digits_npy))
+    with pytest.raises(InputError, match="say with --data where the run's data are now"):
+        checkpoint.run_data(digits_run.info, str(tmp_path / "gone"))
+
+
+def test_surrogate_is_grey_values_under_a_bernoulli_likelihood(digits_run):
+    from dataclasses import replace
+
+    info = digits_run.info
+    grey = replace(info, train=replace(info.train, binarise="none"))
+    assert not info.surrogate
+    assert grey.surrogate
+    assert not replace(grey, model=replace(info.model, likelihood="gaussian")).surrogate
+    assert not replace(grey, provenance=replace(info.provenance, binary=True)).surrogate

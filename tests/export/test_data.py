@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vae_export import data
+from vae_export.config import DataConfig
+from vae_runtime.errors import InputError
+
+
+def load(source, **fields):
+    return data.load(DataConfig(str(source), **fields))
+
+
+def refused(source, **fields) -> str:
+    with pytest.raises(InputError) as caught:
+        load(source, **fields)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def rows(observations) -> set[bytes]:
+    return {row.tobytes() for row in observations}
+
+
+def test_digits_are_the_bundled_ones_with_their_provenance():
+    digits = load("digits")
+    assert digits.shape == (1, 8, 8)
+    assert digits.train.dtype == np.float32
+    assert (digits.train.min(), digits.train.max(), digits.divisor) == (0, 1, 16)
+    assert (len(digits.train), len(digits.validation), len(digits.test)) == (1455, 162, 180)
+    assert digits.provenance.name == "digits"
+    assert digits.provenance.licence == "CC BY 4.0"
+
+
+def test_the_split_follows_the_seed_and_shares_no_observation(digits_npy):
+    first, again, other = load(digits_npy), load(digits_npy), load(digits_npy, seed=1)
+    parts = [first.train, first.validation, first.test]
+    assert len(rows(np.concatenate(parts))) == sum(map(len, parts)) == 300
+    for name in ("train", "validation", "test"):
+        assert np.array_equal(getattr(first, name), getattr(again, name))
+        assert not np.array_equal(getattr(first, name), getattr(other, name))
+    assert first.provenance == other.provenance
+
+
+@given(validation=st.floats(0, 0.9), test=st.floats(0, 0.9), seed=st.integers(0, 2**40))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_split_has_all_observations_once(digits_npy, validation, test, seed):
+    dataset = load(digits_npy, validation_fraction=validation, test_fraction=test, seed=seed)
+    assert len(dataset.test) == round(300 * test)
+    everything = np.load(digits_npy) / np.float32(255)
+    assert rows(np.concatenate([dataset.train, dataset.validation, dataset.test])) == rows(everything)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_idx_folder_keeps_its_own_test_set(idx_folder, zipped):
+    dataset = load(idx_folder(zipped=zipped), validation_fraction=0.25)
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (30, 10, 10)
+    assert dataset.shape == (1, 8, 8)
+    assert dataset.train.max() == np.float32(240 / 255)
+    assert np.array_equal(dataset.test, load(idx_folder(), seed=5).test)
+
+
+def test_the_digest_is_of_the_values_and_not_of_the_files(idx_folder):
+    folders = [idx_folder(zipped=True), idx_folder(zipped=False), idx_folder()]
+    changed = folders[2] / "t10k-images-idx3-ubyte.gz"
+    content = bytearray(gzip.decompress(changed.read_bytes()))
+    content[-1] ^= 1
+    changed.write_bytes(gzip.compress(bytes(content)))
+    one, same, other = (load(folder).provenance.digest for folder in folders)
+    assert one == same != other
+    assert one.startswith("sha256:")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("train-images-idx3-ubyte.gz", lambda b: b[:-20], "a whole gzip file is expected"),
+        ("train-images-idx3-ubyte.gz", lambda b: b"no gzip", "a whole gzip file is expected"),
+        ("t10k-images-idx3-ubyte", lambda b: b[:-1], "10 images of 8×8, 656 bytes, are expected, got 655"),
+        ("t10k-images-idx3-ubyte", lambda b: b + b"!", "656 bytes, are expected, got 657"),
+        ("t10k-images-idx3-ubyte", lambda b: b[:9], "an IDX header of 16 bytes is expected, got 9"),
+        (
+            "t10k-images-idx3-ubyte",
+            lambda b: b"\0\0\x08\x01" + b[4:],
+            "0x00000803 (images) is expected, got 0x00000801",
+        ),
+        ("t10k-images-idx3-ubyte", lambda b: struct.pack(">4I", 0x803, 0, 8, 8), "at least one image is expected"),
+        ("t10k-images-idx3-ubyte", lambda b: struct.pack(">4I", 0x803, 1, 2, 2) + b"1234", "images of one size"),
+    ],
+)
+def test_a_damaged_idx_file_is_refused(idx_folder, name, damage, message):
+    folder = idx_folder(zipped=name.endswith(".gz"))
+    path = folder / name
+    path.write_bytes(damage(path.read_bytes()))
+    assert message in refused(folder)
+    assert str(folder) in refused(folder)
+
+
+@given(content=st.binary(max_size=100))
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_as_idx_or_npy_are_refused(tmp_path, idx_folder, content):
+    folder = idx_folder(zipped=False)
+    (folder / "t10k-images-idx3-ubyte").write_bytes(content)
+    refused(folder)
+    (tmp_path / "x.npy").write_bytes(content)
+    refused(tmp_path / "x.npy")
+
+
+@given(cut=st.integers(0, 19_327))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_truncated_npy_is_refused(tmp_path, digits_npy, cut):
+    content = digits_npy.read_bytes()
+    (tmp_path / "cut.npy").write_bytes(content[:cut])
+    assert cut < len(content)
+    assert "a whole .npy file" in refused(tmp_path / "cut.npy")
+
+
+def test_a_folder_without_its_test_images_names_the_file(idx_folder):
+    folder = idx_folder()
+    (folder / "t10k-images-idx3-ubyte.gz").unlink()
+    assert "t10k-images-idx3-ubyte or the same with .gz is expected, got none" in refused(folder)
+
+
+def test_npy_floats_stay_as_they_are(tmp_path):
+    values = np.linspace(-3, 5, 40).reshape(20, 2)
+    np.save(tmp_path / "x.npy", values)
+    dataset = load(tmp_path / "x.npy", validation_fraction=0.2, test_fraction=0)
+    assert dataset.divisor == 0
+    assert rows(np.concatenate([dataset.train, dataset.validation])) == rows(values.astype(np.float32))
+
+
+@pytest.mark.parametrize("top", [np.uint8(255), np.float64(1)])
+def test_data_of_two_values_are_known_as_binary(tmp_path, top):
+    values = np.eye(6, dtype=top.dtype) * top
+    np.save(tmp_path / "x.npy", values)
+    assert load(tmp_path / "x.npy").provenance.binary
+    values[2, 3] = top / 2
+    np.save(tmp_path / "x.npy", values)
+    assert not load(tmp_path / "x.npy").provenance.binary
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([[1.0, np.nan], [0, 0]]), "finite float32 values are expected, got nan at [0, 1]"),
+        (np.array([[0.0, 1], [-np.inf, 0]]), "finite float32 values are expected, got -inf at [1, 0]"),
+        (np.full((2, 2), 1e300), "finite float32 values are expected, got 1e+300 at [0, 0]"),
+        (np.arange(6).reshape(3, 2), "uint8 or floating-point values are expected, got int64"),
+        (np.zeros(5, np.uint8), "an array [n, *shape] with at least one value is expected, got [5]"),
+        (np.zeros((0, 3), np.uint8), "at least one value is expected, got [0, 3]"),
+        (np.array([[object()]]), "without pickled objects"),
+    ],
+)
+def test_an_unfit_array_is_refused(tmp_path, values, message):
+    np.save(tmp_path / "x.npy", values, allow_pickle=True)
+    assert message in refused(tmp_path / "x.npy")
+
+
+def test_an_archive_is_no_array(tmp_path):
+    file = io.BytesIO()
+    np.savez(file, x=np.zeros((2, 2)))
+    (tmp_path / "x.npy").write_bytes(file.getvalue())
+    assert "got an archive" in refused(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("P", 3), ("RGB", 3), ("RGBA", 4), ("LA", 4)])
+def test_images_become_channels_in_the_order_of_their_names(tmp_path, mode, channels):
+    for number in (2, 10, 1):
+        Image.new("L", (6, 4), 25 * number).convert(mode).save(tmp_path / f"{number:02}.png")
+    (tmp_path / "notes.txt").write_text("not an image")
+    dataset = load(tmp_path, validation_fraction=0, test_fraction=0)
+    assert dataset.train.shape == (3, channels, 4, 6)
+    if mode == "L":
+        assert np.array_equal(dataset.train[:, 0, 0, 0], np.array([25, 50, 250], np.float32) / np.float32(255))
+
+
+def test_images_of_mixed_sizes_are_refused(tmp_path):
+    Image.new("L", (6, 4)).save(tmp_path / "a.png")
+    Image.new("L", (6, 5)).save(tmp_path / "b.png")
+    assert "b.png: 4×6 with 1 channel(s) as a.png is expected, got 5×6 with 1 channel(s)" in refused(tmp_path)
+    Image.new("RGB", (6, 4)).save(tmp_path / "b.png")
+    assert "got 4×6 with 3 channel(s)" in refused(tmp_path)
+
+
+def test_an_image_that_is_none_is_refused(tmp_path):
+    Image.new("L", (6, 4)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    assert "b.png: an image is expected" in refused(tmp_path)
+    Image.new("I;16", (6, 4)).save(tmp_path / "b.png")
+    assert "8 bits per channel are expected, got mode I" in refused(tmp_path)
+
+
+def test_a_source_that_is_not_there_or_empty_is_refused(tmp_path):
+    assert "no such file or folder; give `digits`" in refused(tmp_path / "nowhere")
+    assert "IDX files or images are expected, got neither" in refused(tmp_path)
+    (tmp_path / "x.csv").write_text("1,2")
+    assert "a .npy file or a folder is expected" in refused(tmp_path / "x.csv")
+
+
+def test_a_split_that_leaves_nothing_to_train_on_is_refused(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((2, 3)))
+    message = refused(tmp_path / "x.npy", test_fraction=0.5, validation_fraction=0.9)
+    assert "at least one observation to train on is expected, got 2 in all, 1 of them for test and 1 for" in message
+
+
+def test_a_value_outside_the_unit_range_is_named():
+    x = np.array([[0.5, 1.0], [0.0, 1.5]], np.float32)
+    data.require_unit_range(x[:1], "x.npy")
+    data.require_unit_range(x[:0], "x.npy")
+    with pytest.raises(InputError, match=r"x\.npy: values in \[0, 1\] are expected .* got 1\.5 at \[1, 1\]"):
+        data.require_unit_range(x, "x.npy")

@@ -1,0 +1,184 @@
+"""What the runtime imports, in which order, and what it says of itself."""
+
+import ast
+import re
+import sys
+import tomllib
+import types
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import vae_runtime
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "runtime" / "vae_runtime"
+ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__"))
+
+# Data flow up; imports go down, from a higher floor to a lower one.
+FLOORS = {
+    "cli": 5,
+    "verify": 4,
+    "vae": 3,
+    "session": 2,
+    "bundle": 2,
+    "noise": 2,
+    "manifest": 1,
+    "files": 1,
+    "image": 1,
+    "errors": 0,
+}
+
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "PIL",
+    "importlib.metadata",
+    "numpy.random",
+    "vae_export",
+    "scipy",
+    "ctypes.util",
+)
+
+
+@pytest.fixture(scope="module")
+def heavy_imports(python):
+    """Which heavy modules a statement imports beyond those that numpy does."""
+
+    def find(statement):
+        code = (
+            f"import sys, numpy; before = set(sys.modules)\n{statement}\n"
+            f"new = set(sys.modules) - before\n"
+            f"print(*[h for h in {HEAVY!r} if any(n == h or n.startswith(h + '.') for n in new)])"
+        )
+        done = python("-c", code)
+        assert done.stderr == ""
+        return done.stdout.split()
+
+    return find
+
+
+def test_the_import_is_light(heavy_imports):
+    assert heavy_imports("import vae_runtime") == []
+
+
+def test_neither_sampling_nor_verifying_imports_torch(heavy_imports, digits):
+    used = heavy_imports(
+        f"import vae_runtime; vae_runtime.load({str(digits)!r}).sample(1); vae_runtime.verify({str(digits)!r})"
+    )
+    assert "torch" not in used
+    assert "onnx" not in used
+    assert "PIL" not in used
+    assert "vae_export" not in used
+
+
+def test_the_check_of_imports_can_fail(heavy_imports):
+    assert "importlib.metadata" in heavy_imports("import importlib.metadata")
+    assert "onnxruntime" in heavy_imports("import vae_runtime, onnxruntime")
+
+
+def imports(room):
+    """The modules that a room imports anywhere in it: absolute ones by their first name, its neighbours with a dot."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{room}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(name.name.split(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            found.update([f".{node.module}"] if node.module else [f".{name.name}" for name in node.names])
+    return found
+
+
+def test_every_room_has_a_floor():
+    assert set(FLOORS) == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_run_down(room):
+    neighbours = {name[1:] for name in imports(room) if name.startswith(".")} - {"__version__"}
+    assert neighbours <= set(ROOMS)
+    assert all(FLOORS[neighbour] < FLOORS[room] for neighbour in neighbours)
+
+
+def test_only_the_session_imports_onnxruntime_and_nothing_imports_torch():
+    rooms = [*ROOMS, "__init__", "__main__"]
+    assert [room for room in rooms if "onnxruntime" in imports(room)] == ["session"]
+    assert [room for room in rooms if "PIL" in imports(room)] == ["image"]
+    assert not [room for room in rooms if {"torch", "vae_export", "vae_runtime", "onnx"} & imports(room)]
+
+
+def test_numpy_is_the_only_requirement():
+    absolute = {name for room in ROOMS for name in imports(room) if not name.startswith(".")}
+    assert absolute - sys.stdlib_module_names == {"numpy", "onnxruntime", "PIL"}
+    (requirement,) = pyproject("runtime/pyproject.toml")["project"]["dependencies"]
+    assert requirement.startswith("numpy>=")
+
+
+def test_all_is_the_truth():
+    public = {
+        name
+        for name, value in vars(vae_runtime).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert public | {"__version__"} == set(vae_runtime.__all__)
+    assert sorted(vae_runtime.__all__) == sorted(set(vae_runtime.__all__))
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "errors"])
+def test_all_of_a_room_is_there_and_is_its_own(room):
+    module = import_module(f"vae_runtime.{room}")
+    assert len(set(module.__all__)) == len(module.__all__)
+    for name in module.__all__:
+        value = getattr(module, name)
+        if isinstance(value, (type, types.FunctionType)):
+            assert value.__module__ == module.__name__
+
+
+def test_every_public_name_has_a_docstring():
+    for name in vae_runtime.__all__:
+        if name != "__version__":
+            assert getattr(vae_runtime, name).__doc__
+
+
+def pyproject(path):
+    return tomllib.loads((ROOT / path).read_text(encoding="utf-8"))
+
+
+def test_both_distributions_have_one_version():
+    exporter, runtime = pyproject("pyproject.toml"), pyproject("runtime/pyproject.toml")
+    assert runtime["tool"]["hatch"]["version"]["path"] == "vae_runtime/__init__.py"
+    assert exporter["tool"]["hatch"]["version"]["path"] == "runtime/vae_runtime/__init__.py"
+    for project in (exporter, runtime):
+        assert "version" in project["project"]["dynamic"]
+    requirements = [
+        *exporter["project"]["dependencies"],
+        *(each for extra in exporter["project"]["optional-dependencies"].values() for each in extra),
+    ]
+    pins = dict(
+        re.fullmatch(r"vae-runtime(?:\[(\w+)\])?==(.+)", each).groups()
+        for each in requirements
+        if "vae-runtime" in each
+    )
+    assert pins == dict.fromkeys(["image", "cpu", "gpu"], vae_runtime.__version__)
+
+
+def test_the_extras_are_those_that_errors_name():
+    extras = pyproject("runtime/pyproject.toml")["project"]["optional-dependencies"]
+    assert {name: [re.match(r"[a-z-]+", each)[0] for each in extra] for name, extra in extras.items()} == {
+        "cpu": ["onnxruntime"],
+        "gpu": ["onnxruntime-gpu"],
+        "image": ["pillow"],
+    }
+    named = {
+        name
+        for room in ROOMS
+        for name in re.findall(r"vae-runtime\[(\w+)\]", (PACKAGE / f"{room}.py").read_text("utf-8"))
+    }
+    assert named == set(extras)
+
+
+def test_types_are_shipped():
+    assert (PACKAGE / "py.typed").is_file()

@@ -1,0 +1,343 @@
+"""A bundle's proof: it holds for every bundle that ships, and breaks with any weight, answer or file."""
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vae_runtime
+from vae_runtime import noise
+from vae_runtime.bundle import open_bundle
+from vae_runtime.errors import BundleError, InputError
+from vae_runtime.session import resolve_device
+from vae_runtime.vae import open_session
+from vae_runtime.verify import Check, Report, golden_input, read_golden, verify
+
+MODELS = sorted(path.parent for path in (Path(__file__).parents[2] / "models").glob("*/manifest.json"))
+every_model = pytest.mark.parametrize("model", MODELS, ids=lambda path: path.name)
+
+
+@pytest.fixture
+def edit_golden(resign):
+    """Let a function change the golden arrays, and make the hashes right again."""
+
+    def edit(folder, change):
+        with np.load(folder / "golden.npz") as archive:
+            arrays = {name: archive[name].copy() for name in archive.files}
+        change(arrays)
+        np.savez(folder / "golden.npz", **arrays)
+        resign(folder)
+
+    return edit
+
+
+def failures(report):
+    return {check.what: check.detail for check in report.checks if check.passed is False}
+
+
+@every_model
+def test_a_bundle_that_ships_passes(model):
+    report = verify(model)
+    assert report.passed
+    assert failures(report) == {}
+    bundle = open_bundle(model)
+    checked = {check.what for check in report.checks if check.passed}
+    wanted = {
+        f"{variant.component}/{variant.name} {output}"
+        for variant in bundle.manifest.variants
+        if variant.executor == "ort"
+        for output in bundle.manifest.outputs(variant.component)
+    }
+    assert checked == {"files", *wanted}
+    assert any(check.what == "files" and bundle.digest in check.detail for check in report.checks)
+
+
+@every_model
+def test_a_bundle_that_ships_passes_on_two_threads(model):
+    assert verify(model, threads=2).passed
+
+
+@every_model
+def test_golden_latents_are_noise_and_golden_observations_are_in_range(model):
+    bundle = open_bundle(model)
+    golden, manifest = read_golden(bundle), bundle.manifest
+    wanted = noise.normal(manifest.golden.seed, 0, manifest.golden.n, manifest.latent.shape)
+    np.testing.assert_array_equal(golden_input(bundle, "decoder", golden), wanted)
+    x = golden_input(bundle, "encoder", golden)
+    low, high = manifest.observation.range or (-np.inf, np.inf)
+    assert low <= x.min() <= x.max() <= high
+
+
+# Weights, hashes made right again.
+
+
+def scale_weights(folder, component_folder, resign, factor):
+    """Scale each weight matrix of a graph in turn, and yield its name while it is so."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import numpy_helper
+
+    path = folder / component_folder / "model.onnx"
+    content = path.read_bytes()
+    matrices = [tensor.name for tensor in onnx.load_from_string(content).graph.initializer if len(tensor.dims) >= 2]
+    assert matrices
+    for name in matrices:
+        model = onnx.load_from_string(content)
+        (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+        scaled = numpy_helper.to_array(tensor) * np.float32(factor)
+        tensor.CopyFrom(numpy_helper.from_array(scaled, name))
+        path.write_bytes(model.SerializeToString())
+        resign(folder)
+        yield name
+    path.write_bytes(content)
+    resign(folder)
+
+
+def onnx_folders(folder):
+    return [variant.folder for variant in open_bundle(folder).manifest.variants if variant.executor == "ort"]
+
+
+@every_model
+@pytest.mark.parametrize("factor", [1.01, 0.99])
+def test_any_weight_matrix_scaled_by_one_percent_is_caught(model, copy_of, resign, factor):
+    folder = copy_of(model)
+    for component_folder in onnx_folders(folder):
+        for name in scale_weights(folder, component_folder, resign, factor):
+            report = verify(folder)
+            assert not report.passed, (component_folder, name)
+            assert report.checks[0].passed, "the hashes should be right"
+            assert any(what.startswith(component_folder) for what in failures(report))
+    assert verify(folder).passed
+
+
+@every_model
+def test_weights_written_back_unscaled_pass(model, copy_of, resign):
+    folder = copy_of(model)
+    for component_folder in onnx_folders(folder):
+        for _ in scale_weights(folder, component_folder, resign, 1.0):
+            assert verify(folder).passed
+
+
+def test_another_graph_is_caught_without_the_package_onnx(small_bundle, onnx_bytes, resign):
+    folder = small_bundle()
+    assert verify(folder).passed
+    o = onnx_bytes
+    nodes = [o.node("Mul", ["z", "w"], ["x"])]
+    rows = ["batch", 3]
+    for factor, passes in ((1.0, True), (1.01, False)):
+        decoder = o.model(nodes, [o.value("z", rows)], [o.value("x", rows)], [o.tensor("w", [factor])])
+        (folder / "decoder/fp32/model.onnx").write_bytes(decoder)
+        resign(folder)
+        assert verify(folder).passed is passes
+
+
+# Golden vectors, hashes made right again.
+
+
+def test_a_golden_answer_altered_is_reported_with_place_values_and_tolerance(bundle_copy, edit_golden):
+    found = {}
+
+    def alter(arrays):
+        answer = arrays["decoder/fp32/x"]
+        found["before"] = float(answer[2, 0, 3, 4])
+        answer[2, 0, 3, 4] += 0.25
+        answer[1, 0, 0, 0] += 0.125
+
+    edit_golden(bundle_copy, alter)
+    report = verify(bundle_copy)
+    assert list(failures(report)) == ["decoder/fp32 x"]
+    n, shape = open_bundle(bundle_copy).manifest.golden.n, (1, 8, 8)
+    detail = failures(report)["decoder/fp32 x"]
+    match = re.fullmatch(
+        r"disagrees with 2 of (\d+) golden values; worst at \[2, 0, 3, 4\]: (\S+) is expected, got (\S+), "
+        r"difference 0.25, tolerance (\S+)",
+        detail,
+    )
+    assert match, detail
+    assert int(match[1]) == n * np.prod(shape)
+    assert float(match[2]) == pytest.approx(found["before"] + 0.25, rel=1e-5)
+    assert float(match[3]) == pytest.approx(found["before"], rel=1e-4, abs=1e-5)
+    tolerance = open_bundle(bundle_copy).manifest.decoder["fp32"].tolerance["x"]
+    assert float(match[4]) == pytest.approx(tolerance, rel=0.05)
+    assert "FAILED  decoder/fp32 x" in str(report)
+
+
+def test_a_golden_observation_altered_is_caught(bundle_copy, edit_golden):
+    edit_golden(bundle_copy, lambda arrays: arrays["x"].__setitem__((0, 0, 4, 4), 1 - arrays["x"][0, 0, 4, 4]))
+    assert any(what.startswith("encoder/fp32") for what in failures(verify(bundle_copy)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("source", ["fp32", "pytorch"])
+def test_a_golden_answer_that_is_no_number_fails(bundle_copy, edit_golden, source, value):
+    edit_golden(bundle_copy, lambda arrays: arrays[f"decoder/{source}/x"].__setitem__((0, 0, 0, 0), value))
+    assert "decoder/fp32 x" in failures(verify(bundle_copy))
+
+
+def test_another_seed_of_the_golden_latents_is_caught(bundle_copy, edit_manifest):
+    edit_manifest(bundle_copy, lambda document: document["additional_metadata"]["vae"]["golden"].update(seed=1234))
+    assert {"decoder/fp32 x", "decoder/fp32 logits"} <= failures(verify(bundle_copy)).keys()
+
+
+def test_a_declared_error_that_is_too_small_is_caught(bundle_copy, edit_manifest, edit_golden):
+    edit_golden(bundle_copy, lambda arrays: arrays["encoder/pytorch/mu"].__iadd__(1e-3))
+    report = verify(bundle_copy)
+    assert list(failures(report)) == ["encoder/fp32 mu"]
+    assert "the stored answer is 0.001 from PyTorch's, the manifest declares" in failures(report)["encoder/fp32 mu"]
+
+    def declare(document):
+        ours = document["components"]["encoder"]["variants"]["fp32"]["additional_metadata"]["vae"]
+        ours["error"]["mu"] = 0.0011
+
+    edit_manifest(bundle_copy, declare)
+    assert verify(bundle_copy).passed
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("x", None),
+        ("encoder/pytorch/std", None),
+        ("decoder/fp32/logits", None),
+        ("decoder/fp32/x", np.zeros((1, 1, 8, 8), np.float32)),
+        ("decoder/fp32/x", np.zeros((4, 64), np.float32)),
+        ("decoder/fp32/x", np.zeros((4, 1, 8, 8))),
+        ("x", np.float32(0)),
+    ],
+)
+def test_an_array_that_is_missing_or_of_another_kind_is_named(bundle_copy, edit_golden, name, array):
+    edit_golden(bundle_copy, lambda arrays: arrays.pop(name) if array is None else arrays.update({name: array}))
+    detail = failures(verify(bundle_copy))["golden vectors"]
+    got = "nothing" if array is None else f"{array.dtype} {list(np.shape(array))}"
+    assert f"golden.npz: {name}: float32 [" in detail
+    assert f"is expected, got {got}; export the bundle again" in detail
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\3\4", b"garbage", npy(np.zeros(3)), npy(np.array([{}], dtype=object))],
+    ids=["empty", "half a zip", "garbage", "one array", "a pickle"],
+)
+def test_golden_vectors_that_are_no_archive_fail(bundle_copy, resign, content):
+    (bundle_copy / "golden.npz").write_bytes(content)
+    resign(bundle_copy)
+    assert "an .npz file is expected" in failures(verify(bundle_copy))["golden vectors"]
+
+
+def test_golden_vectors_are_never_unpickled(bundle_copy, resign, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return open, (str(tmp_path / "sprung"), "w")
+
+    np.savez(bundle_copy / "golden.npz", x=np.array([Trap()], dtype=object))
+    resign(bundle_copy)
+    assert "golden vectors" in failures(verify(bundle_copy))
+    assert not (tmp_path / "sprung").exists()
+
+
+# Files that fail and graphs that do not run are in the report; the rest is still checked.
+
+
+def test_a_damaged_graph_does_not_hide_what_else_is_wrong(bundle_copy):
+    (bundle_copy / "encoder/fp32/model.onnx").write_bytes(b"damaged")
+    (bundle_copy / "new").write_text("")
+    (bundle_copy / "samples.png").unlink()
+    report = verify(bundle_copy)
+    details = [check.detail for check in report.checks if check.what == "files"]
+    assert len(details) == 3
+    assert "encoder/fp32" in failures(report)
+    assert any(check.what == "decoder/fp32 x" and check.passed for check in report.checks)
+
+
+# Other programs' variants.
+
+
+def others(folder):
+    return [variant for variant in open_bundle(folder).manifest.variants if variant.executor != "ort"]
+
+
+def test_variants_of_other_programs_are_skipped_with_the_reason(digits):
+    report = verify(digits)
+    skipped = {check.what: check for check in report.checks if check.passed is None}
+    assert set(skipped) == {f"{variant.component}/{variant.name}" for variant in others(digits)}
+    for check in skipped.values():
+        assert "needs PyTorch; `vae-export parity` runs it" in check.detail
+        assert check.verdict == "skipped"
+
+
+def test_a_runner_is_given_the_file_and_the_input_and_held_to_the_answer(digits):
+    variants = others(digits)
+    assert variants
+    bundle = open_bundle(digits)
+    golden, cpu = read_golden(bundle), resolve_device("cpu")
+    contents = {bundle.read(variant.path): variant for variant in variants}
+    used = []
+
+    def runner(error):
+        def run(content, given):
+            component = contents[content].component
+            used.append(component)
+            np.testing.assert_array_equal(given, golden_input(bundle, component, golden))
+            feed = {"encoder": "x", "decoder": "z"}[component]
+            answers = open_session(bundle, component, "fp32", cpu).run(
+                bundle.manifest.outputs(component), {feed: given}
+            )
+            return [answer + np.float32(error) for answer in answers]
+
+        return run
+
+    executors = {variant.executor for variant in variants}
+    right = verify(digits, runners=dict.fromkeys(executors, runner(0.0)))
+    assert right.passed
+    assert not [check for check in right.checks if check.passed is None]
+    assert used == [variant.component for variant in variants]
+    wrong = verify(digits, runners=dict.fromkeys(executors, runner(0.1)))
+    assert {what.split()[0] for what in failures(wrong)} == {f"{v.component}/{v.name}" for v in variants}
+
+
+def test_a_runner_that_gives_another_shape_or_number_of_answers_fails(digits):
+    (first, *_) = others(digits)
+    bundle = open_bundle(digits)
+    golden = read_golden(bundle)
+
+    def runner(change):
+        def run(content, given):
+            component = "encoder" if given.shape[1:] == bundle.manifest.observation.shape else "decoder"
+            return change([golden[f"{component}/{first.name}/{o}"] for o in bundle.manifest.outputs(component)])
+
+        return run
+
+    for change, detail in (
+        (lambda answers: [answer[:2] for answer in answers], r"shape \[.*\] is expected, got \[2"),
+        (lambda answers: answers[:1], "outputs are expected"),
+        (lambda answers: [*answers, answers[0]], "outputs are expected"),
+    ):
+        report = verify(digits, runners={first.executor: runner(change)})
+        assert all(re.search(detail, text) for text in failures(report).values())
+        assert not report.passed
+    assert verify(digits, runners={first.executor: runner(lambda answers: answers)}).passed
+
+
+# The report.
+
+
+def test_the_report_is_a_table():
+    report = Report((Check("files", True, "all"), Check("a/b c", False, "off"), Check("d", None, "why")))
+    assert str(report).splitlines() == ["ok      files  all", "FAILED  a/b c  off", "skipped d      why"]
+    assert not report.passed
+    assert Report(report.checks[::2]).passed
+
+
+def test_wrong_arguments_are_refused(digits):
+    with pytest.raises(InputError, match="device"):
+        verify(digits, device="gpu")
+    with pytest.raises(BundleError, match="does not exist"):
+        verify(digits / "none")
+    assert vae_runtime.verify is verify

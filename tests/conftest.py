@@ -33,6 +33,36 @@ def python():
 
 
 @pytest.fixture(scope="session")
+def command():
+    """Run the command `vae-export` in a fresh process, warnings being errors."""
+
+    def run(*arguments, timeout=300, env=(), **options):
+        command = [str(Path(sys.executable).with_name("vae-export")), *map(str, arguments)]
+        environment = {**os.environ, "PYTHONWARNINGS": "error", "PYTHONIOENCODING": "utf-8", **dict(env)}
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", check=False, timeout=timeout, env=environment, **options
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def fresh_export(command, tiny_run, tmp_path_factory):
+    """`vae-export export` of `tiny_run` in every format, in a process of its own; once for each name."""
+    done = {}
+
+    def export(name, hash_seed):
+        if name not in done:
+            bundle = tmp_path_factory.mktemp(name) / "bundle"
+            arguments = ("export", tiny_run, "--out", bundle, "--formats", "onnx,torchscript,pt2")
+            done[name] = command(*arguments, env={"PYTHONHASHSEED": str(hash_seed)})
+            done[name].bundle = bundle
+        return done[name]
+
+    return export
+
+
+@pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """A run on the real digits, finished after two epochs. To be read only."""
     from vae_export import DataConfig, ModelConfig, TrainConfig, train

@@ -6,46 +6,48 @@ train("run", ModelConfig(latent=8), TrainConfig(epochs=50), DataConfig("digits")
 export("run", "bundle")
 """
 
-import sys
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vae_runtime import __version__
 
-_ROOMS = {
-    "DataConfig": "config",
-    "ExportError": "errors",
-    "Exported": "bundle",
-    "ModelConfig": "config",
-    "ParityError": "errors",
-    "ParityReport": "parity",
-    "TrainConfig": "config",
-    "TrainingError": "errors",
-    "VAE": "model",
-    "evaluate": "evaluate",
-    "export": "bundle",
-    "prove": "bundle",
-    "reparameterize": "model",
-    "train": "train",
-}
+if TYPE_CHECKING:
+    from .bundle import Exported, export, prove
+    from .config import DataConfig, ModelConfig, TrainConfig
+    from .errors import ExportError, ParityError, TrainingError
+    from .evaluation import Evaluation, evaluate
+    from .model import VAE, reparameterize
+    from .parity import ParityReport
+    from .training import train
 
-__all__ = [*sorted(_ROOMS), "__version__"]
+__all__ = [
+    "VAE",
+    "DataConfig",
+    "Evaluation",
+    "ExportError",
+    "Exported",
+    "ModelConfig",
+    "ParityError",
+    "ParityReport",
+    "TrainConfig",
+    "TrainingError",
+    "__version__",
+    "evaluate",
+    "export",
+    "prove",
+    "reparameterize",
+    "train",
+]
+
+_ROOMS = ("bundle", "config", "errors", "evaluation", "model", "parity", "training")
 
 
 def __getattr__(name: str) -> Any:
     # Imported when first asked for: PyTorch takes seconds, which `vae-export --help` need not wait for.
-    if name in _ROOMS:
+    if name in __all__:
         import importlib
 
-        return getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)
+        for room in _ROOMS:
+            module = importlib.import_module(f"{__name__}.{room}")
+            if name in module.__all__:
+                return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        # An import of the room `train` would put the module where the function of that name is offered.
-        if not (name in _ROOMS and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

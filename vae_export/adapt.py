@@ -80,9 +80,9 @@ class _DecodeLogits(_Decode):
 def adapt(vae: VAE) -> Adapted:
     """The pure functions of a VAE of this package; they share its weights."""
     bernoulli = vae.likelihood == "bernoulli"
-    likelihood = (
-        Likelihood("bernoulli", logits="logits") if bernoulli else Likelihood(vae.likelihood, scale=float(vae.scale))
-    )
+    # A scale that was not learned is said as it was given: exp(log(scale)) may differ in the last digit.
+    scale = float(vae.scale) if vae.config.learn_scale else vae.config.scale
+    likelihood = Likelihood("bernoulli", logits="logits") if bernoulli else Likelihood(vae.likelihood, scale=scale)
     decode = _DecodeLogits(vae) if bernoulli else _Decode(vae)
     return Adapted(
         encode=_Encode(vae).eval(),

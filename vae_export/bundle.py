@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 import vae_runtime
 from vae_runtime import noise
 from vae_runtime.bundle import MANIFEST, SUMS, format_sums, open_bundle
-from vae_runtime.errors import InputError
+from vae_runtime.errors import BundleError, InputError
 from vae_runtime.files import write_folder
 from vae_runtime.image import grid, png
 from vae_runtime.manifest import Golden, Latent, Manifest, Normalisation, Observation, Variant, dump, parse
@@ -30,7 +31,7 @@ from .card import model_card
 from .checkpoint import RunInfo
 from .data import Dataset
 from .errors import ExportError, ParityError
-from .evaluate import read_evaluation
+from .evaluation import read_evaluation
 from .graphs import FORMATS, IR_VERSION, OPSET, RUNNERS, Graph, make_graphs, run_module
 from .parity import ParityReport, compare, tolerance
 
@@ -78,12 +79,15 @@ def export(
         force: replace a bundle that is there.
 
     Raises:
-        InputError: the run or its data are missing or damaged.
+        InputError: the run or its data are missing or damaged, or a text is not printable.
         ParityError: a graph's numbers are not PyTorch's; nothing is written.
         ExportError: PyTorch could not export the model, or `out` holds something else than a bundle.
         VaeError: the bundle cannot be written there.
     """
     out = Path(out)
+    for what, text in (("name", name), ("licence", licence)):
+        if text is not None and not text.isprintable():
+            raise InputError(f"{what}: printable text is expected, got {text!r}")
     _check_target(out, force)
     vae, info = checkpoint.load(run)
     evaluation = read_evaluation(run)
@@ -116,11 +120,13 @@ def export(
     parse(text)
     files = {MANIFEST: text.encode(), _GOLDEN.file: golden}
     files |= {f"{graph.component}/{graph.variant}/{graph.file}": graph.content for graph in graphs}
-    picture = _samples(adapted, graphs)
+    picture = _samples(adapted, graphs, manifest.observation.range)
     if picture is not None:
         files["samples.png"] = picture
     files["README.md"] = model_card(manifest, info, evaluation, files).encode()
     files[SUMS] = format_sums(files.items())
+    # Again, for what may have come there while the graphs were made.
+    _check_target(out, force)
     write_folder(out, files, replace=force)
     written = vae_runtime.load(out)
     sizes = {variant.path: len(files[variant.path]) for variant in manifest.variants}
@@ -151,10 +157,14 @@ def prove(run: str | Path, bundle: str | Path, *, data: str | None = None) -> tu
     for what, found, expected in (
         ("observation shape", manifest.observation.shape, adapted.observation_shape),
         ("latent shape", manifest.latent.shape, adapted.latent_shape),
-        ("likelihood", manifest.likelihood, adapted.likelihood),
+        ("likelihood", manifest.likelihood.kind, adapted.likelihood.kind),
     ):
         if found != expected:
             raise ParityError(f"{bundle}: {what}: {expected} is expected from {run}, got {found}; export the run again")
+    scales = (manifest.likelihood.scale or 0.0, adapted.likelihood.scale or 0.0)
+    # The exp of another build of PyTorch may differ in the last digit.
+    if not math.isclose(*scales, rel_tol=1e-6):
+        raise ParityError(f"{bundle}: likelihood scale: {scales[1]} is expected from {run}, got {scales[0]}")
     verification = verify(bundle, runners={name: runner for name, runner in RUNNERS.items() if name != "ort"})
     graphs = [Graph(v.component, v.name, v.executor, v.file, opened.read(v.path)) for v in manifest.variants]
     return verification, compare(adapted, graphs, _unseen(checkpoint.run_data(info, data)))
@@ -171,8 +181,16 @@ def _check_target(out: Path, force: bool) -> None:
         return
     if not force:
         raise ExportError(f"{out}: exists already; choose another place, or replace it with --force")
-    if out.is_symlink() or not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file()):
-        raise ExportError(f"{out}: is no bundle, and --force replaces only bundles; choose another place")
+    if out.is_symlink() or not out.is_dir():
+        raise ExportError(f"{out}: is no folder, and --force replaces only bundles; choose another place")
+    if not any(out.iterdir()):
+        return
+    try:
+        unlisted = open_bundle(out).unlisted()
+    except BundleError as error:
+        raise ExportError(f"{out}: is no sound bundle, and --force replaces only bundles: {error}") from error
+    if unlisted:
+        raise ExportError(f"{out}: {unlisted[0]} is no part of the bundle there and would be lost; move it away")
 
 
 def _golden(
@@ -255,11 +273,11 @@ def _producer() -> dict[str, Any]:
     }
 
 
-def _samples(adapted: Adapted, graphs: Sequence[Graph]) -> bytes | None:
+def _samples(adapted: Adapted, graphs: Sequence[Graph], within: tuple[float, float] | None) -> bytes | None:
     """A sheet of samples as the exported decoder gives them, or None where observations are no pictures."""
     (decoder,) = (g for g in graphs if g.component == "decoder" and g.variant == FORMATS["onnx"].variant)
     z = noise.normal(0, 0, _PICTURES, adapted.latent_shape)
     try:
-        return png(grid(RUNNERS["ort"](decoder.content, z)[0]))
+        return png(grid(RUNNERS["ort"](decoder.content, z)[0], value_range=within))
     except InputError:
         return None

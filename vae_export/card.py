@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from vae_runtime.manifest import Manifest
 
 from .checkpoint import RunInfo
-from .evaluate import Evaluation
+from .evaluation import Evaluation
 
 __all__ = ["model_card"]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import safetensors.torch
 import torch
@@ -20,7 +22,19 @@ from .config import DataConfig, ModelConfig, TrainConfig
 from .data import Dataset, Provenance
 from .model import VAE
 
-__all__ = ["RunInfo", "TrainResult", "load", "read_info", "run_data", "save_weights", "write_info"]
+__all__ = [
+    "RunInfo",
+    "TrainResult",
+    "load",
+    "read_info",
+    "run_data",
+    "save_weights",
+    "typed",
+    "weights_digest",
+    "write_info",
+]
+
+_Record = TypeVar("_Record")
 
 _FORMAT_VERSION = 1
 _FOREIGN = "it does not belong to the config.json beside it: restore the right one, or train again"
@@ -100,9 +114,9 @@ def read_info(folder: Path) -> RunInfo:
             model=ModelConfig.from_json(content["model"]),
             train=TrainConfig.from_json(content["train"]),
             data=DataConfig.from_json(content["data"]),
-            provenance=Provenance(**content["provenance"]),
-            torch_version=content["torch_version"],
-            result=result and TrainResult(**result),
+            provenance=typed(Provenance(**content["provenance"]), "provenance"),
+            torch_version=str(content["torch_version"]),
+            result=result and typed(TrainResult(**result), "result"),
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -112,10 +126,38 @@ def read_info(folder: Path) -> RunInfo:
         raise InputError(f"{path}: {error}; restore it or train again") from error
 
 
+def typed(record: _Record, place: str) -> _Record:
+    """The same dataclass of text, numbers and flags, once each has the type it is declared with.
+
+    Raises:
+        TypeError: one has another.
+    """
+    for item in dataclasses.fields(cast(Any, record)):
+        value = getattr(record, item.name)
+        # JSON has one kind of number: 3 is a float too.
+        kinds = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}[str(item.type)]
+        if type(value) not in kinds:
+            raise TypeError(f"{place}.{item.name}: {item.type} is expected, got {value!r}")
+    return record
+
+
 def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
     """Write `model.safetensors`."""
     content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in weights.items()})
     write_atomic(folder / "model.safetensors", content)
+
+
+def weights_digest(folder: Path) -> str:
+    """`sha256:` and the hash of `model.safetensors`.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    path = folder / "model.safetensors"
+    try:
+        return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; train the run again, or restore the file") from error
 
 
 def load(folder: str | Path) -> tuple[VAE, RunInfo]:

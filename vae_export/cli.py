@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=lambda options: function(sub, options))
+        sub.set_defaults(command=lambda options: _in_memory(function, sub, options))
         return sub
 
     sub = command("train", _train, "train a VAE; the same command goes on after an interruption")
@@ -76,6 +77,18 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("demo", _demo, "train on real digits, export, prove, verify and sample: the whole way, in a minute")
     sub.add_argument("--out", type=Path, default=Path("out/demo"), help="where to (default out/demo)")
     return parser
+
+
+def _in_memory(function: Any, sub: argparse.ArgumentParser, options: argparse.Namespace) -> int | None:
+    """Call a command; where PyTorch finds no memory, for which it has no class of its own, raise MemoryError."""
+    try:
+        status: int | None = function(sub, options)
+    except RuntimeError as error:
+        wanted = re.search(r"you tried to allocate (\d+) bytes", str(error))
+        if wanted is None:
+            raise
+        raise MemoryError(f"PyTorch asked for {int(wanted[1]) / 2**30:,.1f} GiB at once") from error
+    return status
 
 
 def _add_field(group: Any, config: type, field: dataclasses.Field[Any]) -> None:
@@ -123,7 +136,7 @@ def _configured(sub: argparse.ArgumentParser, options: argparse.Namespace) -> tu
 
 def _train(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     configs = _configured(sub, options)
-    from .train import train
+    from .training import train
 
     outcome = train(options.out, *configs)
     result = outcome.info.result
@@ -148,13 +161,14 @@ def _evaluate(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None
         value = getattr(options, name)
         if value is not None and value < 1:
             sub.error(f"--{name.replace('_', '-')}: an integer of at least 1 is expected, got {value}")
-    from .evaluate import evaluate
+    from .evaluation import evaluate
 
     evaluation = evaluate(
         options.run, importance_samples=options.importance_samples, limit=options.limit, data=options.data
     )
     for name, value in dataclasses.asdict(evaluation).items():
-        print(f"{name.replace('_', ' '):28}{f'{value:.6g}' if isinstance(value, float) else value}")
+        kind = "surrogate " if evaluation.surrogate and name in ("elbo", "nll") else ""
+        print(f"{kind + name.replace('_', ' '):28}{f'{value:.6g}' if isinstance(value, float) else value}")
 
 
 def _export(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:

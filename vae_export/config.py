@@ -13,21 +13,27 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
 from vae_runtime.errors import InputError
+from vae_runtime.manifest import LIKELIHOODS
 
 __all__ = ["LIKELIHOODS", "RECIPES", "DataConfig", "ModelConfig", "Recipe", "TrainConfig"]
-
-LIKELIHOODS = ("bernoulli", "gaussian", "laplace")
 
 # A rule gives the value in its canonical type, or None where it is not allowed; with the words for what is.
 _Rule = tuple[str, Callable[[Any], Any]]
 
 
-def _is_integer(value: Any, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+# Far above what any machine trains, far below what numpy and PyTorch overflow at.
+_MOST = 2**24
 
 
-def _integer(default: int, low: int) -> Any:
-    rule: _Rule = (f"an integer of at least {low}", lambda value: value if _is_integer(value, low) else None)
+def _is_integer(value: Any, low: int, high: int = _MOST) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _integer(default: int, low: int, high: int = _MOST) -> Any:
+    rule: _Rule = (
+        f"an integer from {low} to {high}",
+        lambda value: value if _is_integer(value, low, high) else None,
+    )
     return field(default=default, metadata={"rule": rule})
 
 
@@ -36,7 +42,7 @@ def _integers(default: tuple[int, ...]) -> Any:
         fits = isinstance(value, list | tuple) and all(_is_integer(item, 1) for item in value)
         return tuple(value) if fits else None
 
-    return field(default=default, metadata={"rule": ("a list of positive integers", of)})
+    return field(default=default, metadata={"rule": (f"a list of integers from 1 to {_MOST}", of)})
 
 
 def _number(default: float, low: float, high: float = math.inf, *, open_low: bool = False) -> Any:
@@ -184,17 +190,15 @@ class TrainConfig(_Config):
     """Largest norm of the gradient; 0: not clipped."""
     binarise: str = _choice("none", "none", "stochastic", "threshold")
     """`stochastic` draws each value anew each epoch as 1 with its own grey value as probability."""
-    seed: int = _integer(0, low=0)
+    seed: int = _integer(0, low=0, high=2**63 - 1)
     """Decides initial weights, order, binarisation and noise."""
-    threads: int = _integer(0, low=0)
+    threads: int = _integer(0, low=0, high=1024)
     """PyTorch's threads; 0: as many as PyTorch chooses. Bit-identical runs need the same number."""
 
     def _conflicts(self) -> list[str]:
         problems = []
         if self.importance_samples > 1 and self.free_bits > 0:
             problems.append("train.free_bits: the importance-weighted bound has no KL per dimension; leave it 0")
-        if self.seed >= 2**63:
-            problems.append(f"train.seed: at most 2**63 - 1, got {self.seed}")
         return problems
 
 
@@ -206,12 +210,19 @@ class DataConfig(_Config):
 
     source: str = _text("digits")
     """`digits`, a folder with MNIST's IDX files, a .npy file, or a folder of images."""
-    seed: int = _integer(0, low=0)
+    seed: int = _integer(0, low=0, high=2**63 - 1)
     """Decides the split."""
     validation_fraction: float = _number(0.1, low=0, high=0.9)
     """Share of the training data kept for validation."""
     test_fraction: float = _number(0.1, low=0, high=0.9)
     """Share of all data kept for the test; IDX folders have a test set of their own."""
+
+    def _conflicts(self) -> list[str]:
+        try:
+            self.source.encode()
+        except UnicodeEncodeError:  # bytes of a file name that are no UTF-8, which config.json could not hold
+            return [f"data.source: a name in UTF-8 is expected, got {self.source!r}; rename the file or folder"]
+        return []
 
 
 class Recipe(NamedTuple):

@@ -16,8 +16,9 @@ from vae_runtime.image import pairs, png
 from .bundle import export, prove
 from .checkpoint import read_info, run_data
 from .config import RECIPES
-from .evaluate import evaluate
-from .train import train
+from .errors import TrainingError
+from .evaluation import evaluate
+from .training import train
 
 __all__ = ["demo"]
 
@@ -40,7 +41,10 @@ def demo(out: Path) -> None:
     run, bundle = out / "run", out / "bundle"
     recipe = RECIPES["digits"]
     _step("train", "a VAE on 1,797 real digits of 8×8 pixels")
-    train(run, recipe.model, recipe.train, recipe.data)
+    try:
+        train(run, recipe.model, recipe.train, recipe.data)
+    except TrainingError as error:
+        raise TrainingError(f"{error}, or remove {out}: an earlier version may have made it") from error
     evaluation = evaluate(run, importance_samples=_IMPORTANCE_SAMPLES)
 
     if not bundle.exists():
@@ -68,7 +72,7 @@ def demo(out: Path) -> None:
         (
             "parity",
             f"{parity.max_abs:.1e}",
-            f"largest difference from float64 PyTorch of all outputs; {parity.max_rel:.0e} of the tensor's magnitude",
+            f"largest difference from float64 PyTorch of all outputs; relative {parity.max_rel:.0e}",
         ),
         ("encoder", f"{kib['encoder/fp32/model.onnx']:.0f} KiB", "ONNX"),
         ("decoder", f"{kib['decoder/fp32/model.onnx']:.0f} KiB", "ONNX"),

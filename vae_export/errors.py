@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from vae_runtime.errors import VaeError
 
+__all__ = ["ExportError", "ParityError", "TrainingError"]
+
 
 class ExportError(VaeError):
     """The model could not be turned into graphs, or the bundle could not be written."""

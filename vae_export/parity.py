@@ -33,8 +33,8 @@ _RELATIVE = 1e-5
 class TensorParity:
     """One output of one graph against PyTorch, the worst over all batches.
 
-    `worst` is the index of the largest difference from float64 in a batch of `batch`; `max_rel` is that difference
-    divided by the larger of 1 and the largest magnitude of the tensor.
+    `max_abs` is the largest difference from float64, `worst` its index in a batch of `batch`. `max_rel` is the largest
+    difference relative to the value it is of, values below a thousandth of the tensor's largest counted as that.
     """
 
     component: str
@@ -81,7 +81,7 @@ class ParityReport:
 
     @property
     def max_rel(self) -> float:
-        """The largest difference as a share of the tensor's magnitude, of all tensors."""
+        """The largest relative difference of all tensors."""
         return max(tensor.max_rel for tensor in self.tensors)
 
     def require(self) -> None:
@@ -175,7 +175,9 @@ def _judge(
         if difference.max() > max_abs:
             max_abs, at_batch, allowed = float(difference.max()), batch, limit
             worst = tuple(int(i) for i in np.unravel_index(np.argmax(difference), difference.shape))
-        max_rel = max(max_rel, float(difference.max()) / (limit / _RELATIVE))
+        magnitude: NDArray[np.float64] = np.abs(in64)
+        floor = max(float(magnitude.max()) * 1e-3, float(np.finfo(np.float32).tiny))
+        max_rel = max(max_rel, float(np.max(difference / np.maximum(magnitude, floor))))
     return TensorParity(
         graph.component, graph.variant, output, max_abs, max_rel, from_float32, at_batch, worst, allowed, disagreeing,
         compared,

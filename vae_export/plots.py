@@ -12,11 +12,12 @@ __all__ = ["curve"]
 _HIDDEN = 0.1
 
 
-def curve(records: Sequence[Mapping[str, Any]]) -> bytes:
+def curve(records: Sequence[Mapping[str, Any]], *, surrogate: bool = False) -> bytes:
     """Draw bounds, reconstruction and KL, in nats per observation, against the epoch.
 
     Args:
         records: lines of `metrics.jsonl`, at least one.
+        surrogate: whether the bounds are of grey values under a bernoulli likelihood, which the labels then say.
 
     Returns:
         A PNG of 960×400 pixels; the same records give the same bytes.
@@ -34,10 +35,11 @@ def curve(records: Sequence[Mapping[str, Any]]) -> bytes:
     def line(axes: Any, part: str, name: str, label: str, sign: int = 1) -> None:
         axes.plot(epochs, [sign * record[part][name] for record in records], marker=marker, label=label)
 
-    line(bounds, "train", "elbo", "ELBO, training")
-    line(bounds, "validation", "elbo", "ELBO, validation")
+    kind = "surrogate " if surrogate else ""
+    line(bounds, "train", "elbo", f"{kind}ELBO, training")
+    line(bounds, "validation", "elbo", f"{kind}ELBO, validation")
     if any(record["validation"]["bound"] != record["validation"]["elbo"] for record in records):
-        line(bounds, "validation", "bound", "importance-weighted bound, validation")
+        line(bounds, "validation", "bound", f"{kind}importance-weighted bound, validation")
     line(terms, "validation", "reconstruction", "−reconstruction, validation", sign=-1)
     line(terms, "validation", "kl", "KL, validation")
     elbos = sorted(record[part]["elbo"] for record in records for part in ("train", "validation"))

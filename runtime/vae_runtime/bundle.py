@@ -18,6 +18,9 @@ __all__ = ["MANIFEST", "SUMS", "Bundle", "format_sums", "open_bundle", "parse_di
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
 
+# Far above any real one; what is larger is not read into memory.
+_MOST_BYTES = {MANIFEST: 2**24, SUMS: 2**24}
+
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*)")
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 
@@ -59,20 +62,20 @@ class Bundle:
             )
         return variants[name]
 
-    def problems(self) -> list[str]:
-        """What is wrong with the files: altered, missing, not listed, or not plain files. Reads every one."""
+    def unlisted(self) -> list[Path]:
+        """What lies in the folder and is neither a folder nor listed in SHA256SUMS."""
         found = []
-        present = set()
         for folder, folders, files in os.walk(self.path, onerror=_raise):
             for entry in [*folders, *files]:
                 place = Path(folder, entry)
                 relative = place.relative_to(self.path).as_posix()
-                mode = place.lstat().st_mode
-                if stat.S_ISDIR(mode):
-                    continue
-                present.add(relative)
-                if relative not in self.sums and relative != SUMS:
-                    found.append(f"{place}: not listed in {SUMS}; remove it, or copy the bundle again")
+                if not stat.S_ISDIR(place.lstat().st_mode) and relative not in self.sums and relative != SUMS:
+                    found.append(place)
+        return found
+
+    def problems(self) -> list[str]:
+        """What is wrong with the files: altered, missing, not listed, or not plain files. Reads every one."""
+        found = [f"{place}: not listed in {SUMS}; remove it, or copy the bundle again" for place in self.unlisted()]
         for relative in sorted(self.sums):
             try:
                 self.read(relative)
@@ -179,6 +182,9 @@ def _read_plain(root: Path, relative: str) -> bytes:
                 raise BundleError(f"{place}: a link, which a bundle must not hold; copy the bundle with its real files")
         if not stat.S_ISREG(mode):
             raise BundleError(f"{place}: a plain file is expected; copy the bundle again")
+        most = _MOST_BYTES.get(relative)
+        if most is not None and place.stat().st_size > most:
+            raise BundleError(f"{place}: at most {most} bytes are expected, got {place.stat().st_size}")
         return place.read_bytes()
     except FileNotFoundError:
         raise BundleError(f"{root / relative}: missing; copy the bundle again") from None

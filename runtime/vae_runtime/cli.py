@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from . import __version__
-from .errors import InputError, VaeError, require_number
+from .errors import InputError, VaeError, one_line, require_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +43,8 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         print(end="", flush=True)
         return status
     except VaeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Some errors list several problems, a line each.
+        print("error: " + "\n".join(map(one_line, str(error).splitlines())), file=sys.stderr)
         return 1
     except MemoryError as error:
         print(f"error: out of memory: {error}; take fewer at a time", file=sys.stderr)
@@ -54,7 +55,7 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         return 1
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        print(f"error: {one_line(f'{place}{error.strerror or error}')}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -252,22 +253,24 @@ def _info(options: argparse.Namespace) -> None:
         ("format", manifest.format_version),
         ("digest", bundle.digest),
     ]
-    for key, value in manifest.metrics.items():
-        rows.append((key.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else str(value)))
+    sizes = {variant.path: len(bundle.read(variant.path)) / 1024 for variant in manifest.variants}
     for key, value in rows:
         if value:
-            print(f"{_plain(key):28}{_plain(value)}")
+            print(f"{key:28}{one_line(value)}")
+    if manifest.metrics:
+        surrogate = ", figures of a surrogate likelihood" if manifest.metrics.get("surrogate") is True else ""
+        print(f"\nmeasured before export{surrogate}")
+    for key, value in manifest.metrics.items():
+        print(
+            f"  {one_line(key.replace('_', ' ')):26}{one_line(f'{value:.6g}' if isinstance(value, float) else value)}"
+        )
     print()
     print(f"{'graph':28}{'KiB':>8}  {'precision':10} largest difference from PyTorch")
     for variant in manifest.variants:
-        size = (bundle.path / variant.path).stat().st_size / 1024
         errors = ", ".join(f"{name} {error:.1e}" for name, error in variant.error.items())
-        print(f"{variant.component + '/' + variant.name:28}{size:8,.0f}  {variant.precision:10} {errors}")
-
-
-def _plain(text: str) -> str:
-    """The text with line ends and terminal commands spelled out: a bundle cannot forge a line of the table."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+        print(
+            f"{variant.component + '/' + variant.name:28}{sizes[variant.path]:8,.0f}  {variant.precision:10} {errors}"
+        )
 
 
 def _dims(axes: Sequence[str], shape: Sequence[int]) -> str:
@@ -280,7 +283,8 @@ def _verify(options: argparse.Namespace) -> int:
     report = verify(options.bundle, device=options.device, threads=options.threads, digest=options.digest)
     print(report)
     if report.passed:
-        print(f"verified on {options.device}: {options.bundle}")
+        skipped = sum(check.passed is None for check in report.checks)
+        print(f"verified on {options.device}: {options.bundle}" + (f"; {skipped} graphs not run" if skipped else ""))
         return 0
     print(f"error: {options.bundle}: verification failed; copy or export the bundle again", file=sys.stderr)
     return 1
@@ -289,7 +293,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _sample(options: argparse.Namespace) -> None:
     from .noise import new_seed
 
-    if options.latents == options.out:
+    if options.latents and os.path.realpath(options.latents) == os.path.realpath(options.out):
         options.misuse("argument --latents: another file than that of --out is expected")
     vae = _load(options)
     seed = new_seed() if options.seed is None else options.seed
@@ -303,11 +307,11 @@ def _sample(options: argparse.Namespace) -> None:
         observe=options.observe,
         batch_size=options.batch_size,
     )
-    _write(options.out, x, vae, options.columns)
     if options.latents:
         _write_npy(
             options.latents, vae.prior(options.n, seed=seed, start=options.start, temperature=options.temperature)
         )
+    _write(options.out, x, vae, options.columns)
     print(f"{options.out}: {options.n} samples, seed {seed}, start {options.start}, device {vae.device}")
 
 

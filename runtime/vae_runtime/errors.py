@@ -28,6 +28,11 @@ class DeviceError(VaeError):
     """The device, execution provider or ONNX Runtime asked for is not there."""
 
 
+def one_line(text: object) -> str:
+    """The text with line ends and terminal commands spelled out: a bundle's words cannot forge a line of output."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in str(text))
+
+
 def require_integer(name: str, value: object, low: int, high: int) -> int:
     """The value as an int, numpy's integers included.
 

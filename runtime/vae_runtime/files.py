@@ -15,7 +15,7 @@ from typing import IO
 
 from .errors import VaeError
 
-__all__ = ["sync_folder", "write_atomic", "write_folder"]
+__all__ = ["locked", "sync_folder", "write_atomic", "write_folder"]
 
 _PARTIAL, _ASIDE = ".partial", ".aside"
 
@@ -87,7 +87,7 @@ def write_folder(target: str | os.PathLike[str], files: Mapping[str, bytes], *, 
     except OSError as error:
         raise VaeError(f"{target}: cannot write here: {_reason(error)}; choose a folder that is writable") from error
     try:
-        with _locked(partial):
+        with locked(partial):
             _fill_folder(partial, files)
             if os.path.lexists(target):
                 _swap(partial, target)
@@ -160,12 +160,13 @@ def _clean_up(target: Path) -> None:
         if folder.suffix == _ASIDE and not os.path.lexists(target):
             os.rename(folder, target)
         else:
-            with contextlib.suppress(BlockingIOError), _locked(folder):
+            # Another process may hold it, or have removed it first.
+            with contextlib.suppress(BlockingIOError, FileNotFoundError), locked(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold a lock that ends with the process, so that a folder in the making is not taken for one left behind.
 
     Raises:

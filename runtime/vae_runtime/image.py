@@ -22,7 +22,8 @@ def grid(
     Args:
         x: float32 [n, H, W] or [n, C, H, W] with C = 1 (grey), 3 (RGB) or 4 (RGBA).
         columns: pictures in a row; by default about as many as rows.
-        value_range: the values shown darkest and brightest; 0 and 1 by default. Values beyond are cut.
+        value_range: the values shown darkest and brightest; by default the least and the greatest that are there.
+            Values beyond are cut.
 
     Returns:
         uint8 [height, width] or [height, width, C].
@@ -38,7 +39,8 @@ def grid(
             f"observations of shape {list(x.shape[1:])} are no pictures ([H, W], or [C, H, W] with C = 1, 3 or 4); "
             "write them as .npy"
         )
-    low, high = value_range or (0.0, 1.0)
+    low, high = value_range or (float(images.min()), float(images.max()))
+    high = high if high > low else low + 1.0
     n, channels, height, width = images.shape
     across = min(columns or math.ceil(math.sqrt(n)), n)
     down = -(-n // across)
@@ -59,7 +61,7 @@ def pairs(
 ) -> NDArray[np.uint8]:
     """Lay observations out as `grid` does, each with its reconstruction beneath."""
     across = min(columns, len(x))
-    darkest = value_range[0] if value_range else 0.0
+    darkest = value_range[0] if value_range else min(float(x.min()), float(reconstructions.min()))
     rows = []
     for first in range(0, len(x), across):
         for part in (x[first : first + across], reconstructions[first : first + across]):

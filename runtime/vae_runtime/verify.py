@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 
 from . import noise
 from .bundle import Bundle, open_bundle
-from .errors import BundleError, DeviceError, VaeError, require_integer
+from .errors import BundleError, DeviceError, VaeError, one_line, require_integer
 from .manifest import Variant
 from .session import Device, resolve_device
 from .vae import open_session
@@ -21,6 +23,9 @@ from .vae import open_session
 __all__ = ["Check", "Report", "Runner", "golden_input", "read_golden", "verify"]
 
 Array = NDArray[np.float32]
+
+# At least what the header of an .npy file takes.
+_NPY_HEADER = 4096
 
 # Runs a graph of another executor: its file's content and its input to its outputs, in the order of the manifest.
 Runner = Callable[[bytes, Array], Sequence[Array]]
@@ -53,7 +58,7 @@ class Report:
 
     def __str__(self) -> str:
         width = max(len(check.what) for check in self.checks)
-        return "\n".join(f"{check.verdict:8}{check.what:{width}}  {check.detail}" for check in self.checks)
+        return "\n".join(f"{check.verdict:8}{check.what:{width}}  {one_line(check.detail)}" for check in self.checks)
 
 
 def verify(
@@ -109,21 +114,29 @@ def read_golden(bundle: Bundle) -> dict[str, Array]:
     manifest = bundle.manifest
     place = bundle.path / manifest.golden.file
     content = bundle.read(manifest.golden.file)
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # numpy, zipfile and zlib each raise their own
-        raise BundleError(f"{place}: an .npz file is expected: {error}; export the bundle again") from None
     wanted = {manifest.observation.name: manifest.observation.shape}
     for component, variants in manifest.components.items():
         shape = manifest.latent.shape if component == "encoder" else manifest.observation.shape
         for source in ["pytorch", *variants]:
             wanted.update({f"{component}/{source}/{output}": shape for output in manifest.outputs(component)})
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            sizes = {item.filename: item.file_size for item in archive.infolist()}
+        # An array that unpacks to more than it may hold is not unpacked.
+        fits = {
+            name: sizes.get(f"{name}.npy", 0) <= 4 * manifest.golden.n * math.prod(shape) + _NPY_HEADER
+            for name, shape in wanted.items()
+        }
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in wanted if name in file.files and fits[name]}
+    except Exception as error:  # numpy, zipfile and zlib each raise their own
+        raise BundleError(f"{place}: an .npz file is expected: {error}; export the bundle again") from None
     for name, shape in wanted.items():
         expected = f"float32 {[manifest.golden.n, *shape]}"
         array = arrays.get(name)
         if array is None or array.dtype != np.float32 or array.shape != (manifest.golden.n, *shape):
-            found = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
+            missing = "nothing" if fits[name] else "a larger array"
+            found = missing if array is None else f"{array.dtype} {list(array.shape)}"
             raise BundleError(f"{place}: {name}: {expected} is expected, got {found}; export the bundle again")
     return arrays
 

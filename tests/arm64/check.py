@@ -17,9 +17,7 @@ def main() -> int:
     failed = 0
     vectors = json.loads((ROOT / "tests" / "data" / "vnoise1_vectors.json").read_text())
     for case in vectors["noise"]:
-        drawn = noise.normal(
-            int(case["seed"]), int(case["first_index"]), case["n"], case["shape"], case["stream"]
-        )
+        drawn = noise.normal(int(case["seed"]), int(case["first_index"]), case["n"], case["shape"], case["stream"])
         same = hashlib.sha256(drawn.astype("<f4").tobytes()).hexdigest() == case["sha256_le_f32"]
         failed += not same
         print(f"{'ok' if same else 'FAILED':8}noise seed {case['seed']} shape {case['shape']}")

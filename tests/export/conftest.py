@@ -13,7 +13,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from vae_export.config import DataConfig, ModelConfig, TrainConfig
-from vae_export.train import Outcome, train
+from vae_export.training import Outcome, train
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -319,6 +319,13 @@ def test_sha256sum_agrees(bundle_copy):
     assert agrees().returncode == 1
 
 
+@pytest.mark.parametrize("name", [SUMS, "manifest.json"])
+def test_a_file_beyond_reason_is_not_read_into_memory(bundle_copy, name):
+    os.truncate(bundle_copy / name, 2**40)
+    with pytest.raises(BundleError, match=f"{name}: at most .* bytes are expected, got {2**40}"):
+        open_bundle(bundle_copy)
+
+
 # The manifest, hashes made right.
 
 

@@ -204,6 +204,24 @@ def test_an_interruption_leaves_the_old_folder(tmp_path, either_way, monkeypatch
         assert names(tmp_path) == ["folder"]
 
 
+def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    target = tmp_path / "folder"
+    write_folder(target, OLD)
+    rename = os.rename
+
+    def refuse(one, other):
+        if str(one).endswith(".partial"):
+            raise OSError(16, "Device or resource busy")
+        rename(one, other)
+
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(VaeError, match="folder: not written: Device or resource busy"):
+        write_folder(target, NEW, replace=True)
+    assert content(target) == OLD
+    assert names(tmp_path) == ["folder"]
+
+
 # Killed calls.
 
 

@@ -46,8 +46,9 @@ def test_the_size_of_a_sheet(n, columns, size):
 def test_values_are_scaled_from_their_range_and_cut():
     x = np.float32([[[[-3, -1, 0, 1, 7]]]])
     np.testing.assert_array_equal(grid(x, value_range=(-1, 1)), [[0, 0, 128, 255, 255]])
-    np.testing.assert_array_equal(grid(x), [[0, 0, 0, 255, 255]])
-    np.testing.assert_array_equal(grid(x, value_range=(-3.0, 7.0)), [[0, 51, 76, 102, 255]])
+    np.testing.assert_array_equal(grid(x, value_range=(0, 1)), [[0, 0, 0, 255, 255]])
+    np.testing.assert_array_equal(grid(x), [[0, 51, 76, 102, 255]])
+    np.testing.assert_array_equal(grid(np.full_like(x, 7)), [[0, 0, 0, 0, 0]])
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
@@ -55,7 +56,7 @@ def test_colours_keep_their_place(channels, mode):
     x = np.zeros((2, channels, 4, 6), np.float32)
     for channel in range(channels):
         x[0, channel] = (channel + 1) / 5
-    sheet = grid(x)
+    sheet = grid(x, value_range=(0, 1))
     assert sheet.shape == ((4, 13) if channels == 1 else (4, 13, channels))
     np.testing.assert_array_equal(sheet[2, 3], [51, 102, 153, 204][:channels] if channels > 1 else 51)
     np.testing.assert_array_equal(sheet[2, 6], [LINE] * channels if channels > 1 else LINE)
@@ -80,6 +81,7 @@ def test_pairs_show_each_observation_above_its_reconstruction():
     x, r = pictures(0.0, 0.2, 0.4, shape=(1, 1, 1)), pictures(0.6, 0.8, 1.0, shape=(1, 1, 1))
     sheet = pairs(x, r, columns=2)
     np.testing.assert_array_equal(sheet[::2, ::2], [[0, 51], [153, 204], [102, 0], [255, 0]])
+    np.testing.assert_array_equal(pairs(x + 1, r + 1, columns=2), sheet)
     np.testing.assert_array_equal(pairs(x, r, columns=10)[::2, ::2], [[0, 51, 102], [153, 204, 255]])
 
 

@@ -80,13 +80,14 @@ def scale_weights(folder, component_folder, resign, factor):
 
     path = folder / component_folder / "model.onnx"
     content = path.read_bytes()
-    matrices = [tensor.name for tensor in onnx.load_from_string(content).graph.initializer if len(tensor.dims) >= 2]
+    tensors = onnx.load_from_string(content).graph.initializer
+    matrices = [t.name for t in tensors if len(t.dims) >= 2 and numpy_helper.to_array(t).dtype.kind == "f"]
     assert matrices
     for name in matrices:
         model = onnx.load_from_string(content)
         (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
-        scaled = numpy_helper.to_array(tensor) * np.float32(factor)
-        tensor.CopyFrom(numpy_helper.from_array(scaled, name))
+        weights = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array((weights * factor).astype(weights.dtype), name))
         path.write_bytes(model.SerializeToString())
         resign(folder)
         yield name
@@ -130,6 +131,17 @@ def test_another_graph_is_caught_without_the_package_onnx(small_bundle, onnx_byt
         (folder / "decoder/fp32/model.onnx").write_bytes(decoder)
         resign(folder)
         assert verify(folder).passed is passes
+
+
+def test_an_answer_that_is_no_number_fails(small_bundle, onnx_bytes, resign):
+    folder = small_bundle()
+    o = onnx_bytes
+    rows = ["batch", 3]
+    # The logarithm of what is negative.
+    nodes = [o.node("Log", ["z"], ["log"]), o.node("Exp", ["log"], ["x"])]
+    (folder / "decoder/fp32/model.onnx").write_bytes(o.model(nodes, [o.value("z", rows)], [o.value("x", rows)]))
+    resign(folder)
+    assert "got nan, difference nan" in failures(verify(folder))["decoder/fp32 x"]
 
 
 # Golden vectors, hashes made right again.
@@ -229,6 +241,14 @@ def test_golden_vectors_that_are_no_archive_fail(bundle_copy, resign, content):
     (bundle_copy / "golden.npz").write_bytes(content)
     resign(bundle_copy)
     assert "an .npz file is expected" in failures(verify(bundle_copy))["golden vectors"]
+
+
+def test_golden_vectors_that_unpack_beyond_reason_are_not_unpacked(bundle_copy, edit_golden):
+    bomb = np.zeros(2**24, np.float32)
+    for name in ("x", "of no use"):
+        edit_golden(bundle_copy, lambda arrays, name=name: arrays.update({name: bomb}))
+    detail = failures(verify(bundle_copy))["golden vectors"]
+    assert "golden.npz: x: float32 [4, 1, 8, 8] is expected, got a larger array" in detail
 
 
 def test_golden_vectors_are_never_unpickled(bundle_copy, resign, tmp_path):

@@ -39,8 +39,10 @@ class Evaluation:
     """Figures of the test data, means over observations, in nats per observation where not said otherwise."""
 
     data: str
-    """Name of the data; `digest` says exactly which."""
-    digest: str
+    """Name of the data; `data_digest` says exactly which."""
+    data_digest: str
+    weights_digest: str
+    """`sha256:` and the hash of the checkpoint's `model.safetensors` that was measured."""
     observations: int
     """Number of test observations measured."""
     binarisation: str
@@ -111,7 +113,8 @@ def evaluate(
         figures = _figures(vae.for_cpu(), x, importance_samples, seed, progress)
     result = Evaluation(
         data=dataset.provenance.name,
-        digest=dataset.provenance.digest,
+        data_digest=dataset.provenance.digest,
+        weights_digest=checkpoint.weights_digest(folder),
         observations=len(x),
         binarisation=info.train.binarise,
         surrogate=info.surrogate,
@@ -128,18 +131,25 @@ def read_evaluation(run_folder: str | Path) -> Evaluation | None:
     """What `evaluate` last wrote in a run's folder; None if it has not yet.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged, or its figures are of other weights.
     """
     path = Path(run_folder) / "evaluation.json"
     try:
         fields = json.loads(path.read_bytes())
         # Infinity and NaN can be read, and not be written again.
         json.dumps(fields, allow_nan=False)
-        return Evaluation(**fields)
+        evaluation = checkpoint.typed(Evaluation(**fields), "figures")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: what `vae-export evaluate` writes is expected: {error}; evaluate again") from error
+    found = checkpoint.weights_digest(Path(run_folder))
+    if evaluation.weights_digest != found:
+        raise InputError(
+            f"{path}: figures of these weights ({found}) are expected, they are of others "
+            f"({evaluation.weights_digest}); evaluate again"
+        )
+    return evaluation
 
 
 def binarise(x: NDArray[np.float32], how: str, seed: int) -> NDArray[np.float32]:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from vae_runtime import noise
 from vae_runtime.errors import InputError
-from vae_runtime.files import write_atomic
+from vae_runtime.files import locked, write_atomic
 from vae_runtime.image import grid, png
 
 from . import checkpoint, data, objective
@@ -89,13 +89,25 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot make this folder: {error.strerror}; choose another") from error
-    if (folder / "config.json").exists():
-        found = checkpoint.read_info(folder)
+    try:
+        with locked(folder):
+            return _train(folder, info, dataset, progress)
+    except BlockingIOError as error:
+        raise TrainingError(f"{folder}: another training is at work in this folder; wait for it") from error
+
+
+def _train(folder: Path, info: RunInfo, dataset: data.Dataset, progress: bool) -> Outcome:
+    found = checkpoint.read_info(folder) if (folder / "config.json").exists() else None
+    if not info.train.threads:
+        # Their number decides bits: a run goes on with what it began with.
+        threads = found.train.threads if found else torch.get_num_threads()
+        info = replace(info, train=replace(info.train, threads=threads))
+    if found:
         _require_same(folder, _identity(found), _identity(info))
         if found.result:
             _clean(folder)
             return Outcome(folder, found, found.result.epochs, already_finished=True)
-    with _reproducible(training.threads):
+    with _reproducible(info.train.threads):
         return _Training(folder, info, dataset).run(progress)
 
 
@@ -187,6 +199,7 @@ class _State:
 class _Training:
     def __init__(self, folder: Path, info: RunInfo, dataset: data.Dataset) -> None:
         self.folder, self.info, self.config = folder, info, info.train
+        self.kind = "surrogate " if info.surrogate else ""
         self.train = torch.from_numpy(dataset.train)
         self.validation = _binarise(
             torch.from_numpy(dataset.validation),
@@ -256,7 +269,8 @@ class _Training:
             if step % 10 == 0:
                 elbo, reconstruction, kl, _ = (total / seen).tolist()
                 bar.set_postfix_str(
-                    f"epoch {epoch}/{config.epochs}, ELBO {elbo:.2f}, reconstruction {reconstruction:.2f}, KL {kl:.2f}",
+                    f"epoch {epoch}/{config.epochs}, {self.kind}ELBO {elbo:.2f}, reconstruction {reconstruction:.2f}, "
+                    f"KL {kl:.2f}",
                     refresh=False,
                 )
         seconds = time.monotonic() - started
@@ -411,7 +425,7 @@ class _Training:
     @torch.no_grad()
     def _draw(self) -> None:
         """Write `curve.png`, and `samples.png` from the best weights so far where observations are images."""
-        write_atomic(self.folder / "curve.png", curve(self.state.records))
+        write_atomic(self.folder / "curve.png", curve(self.state.records, surrogate=self.info.surrogate))
         vae, _ = checkpoint.load(self.folder)
         z = torch.from_numpy(noise.normal(self.config.seed, 0, 64, (self.info.model.latent,), noise.PRIOR))
         with contextlib.suppress(InputError):  # observations that are no images have a curve alone

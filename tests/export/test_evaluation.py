@@ -12,7 +12,7 @@ from torch import distributions
 
 from vae_export import checkpoint, data
 from vae_export.config import DataConfig, ModelConfig, TrainConfig
-from vae_export.evaluate import binarise, evaluate
+from vae_export.evaluation import binarise, evaluate
 from vae_export.model import VAE
 from vae_runtime import noise
 from vae_runtime.errors import InputError
@@ -91,7 +91,7 @@ def test_with_a_wrong_posterior_more_samples_come_nearer(linear_run):
 def test_the_result_is_written_with_its_protocol(digits_run):
     result = measured(digits_run.folder)
     assert json.loads((digits_run.folder / "evaluation.json").read_text()) == asdict(result)
-    assert result.digest == digits_run.info.provenance.digest
+    assert result.data_digest == digits_run.info.provenance.digest
     assert -result.nll > result.elbo
     assert result.protocol() == "180 test observations of digits, binarisation stochastic, 10 importance samples"
 
@@ -115,7 +115,7 @@ def test_figures_follow_the_seed(digits_run):
 @pytest.mark.parametrize("chunk", [64, 1000, 64 * 13])
 def test_figures_do_not_depend_on_the_chunks(digits_run, chunk, monkeypatch):
     whole = measured(digits_run.folder, limit=30)
-    monkeypatch.setattr(importlib.import_module("vae_export.evaluate"), "_CHUNK", chunk)
+    monkeypatch.setattr(importlib.import_module("vae_export.evaluation"), "_CHUNK", chunk)
     assert not differences(whole, measured(digits_run.folder, limit=30))
     assert differences(whole, measured(digits_run.folder, limit=29))
 

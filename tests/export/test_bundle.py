@@ -1,0 +1,690 @@
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+from jsonschema import Draft202012Validator
+
+import vae_export.bundle
+import vae_runtime
+from vae_export import DataConfig, ExportError, ModelConfig, TrainConfig, checkpoint, evaluate, export, train
+from vae_export.card import model_card
+from vae_runtime import InputError, VaeError, verify
+from vae_runtime.bundle import open_bundle
+from vae_runtime.manifest import Likelihood, Normalisation, parse
+from vae_runtime.verify import read_golden
+
+
+def content_of(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def prepared(tiny_graphs, monkeypatch):
+    """The graphs of `tiny_run` are at hand, so that an export takes no seconds; everything else is as ever."""
+
+    def graphs(adapted, formats):
+        return [graph for graph in tiny_graphs.values() if graph.executor == "ort" or graph.variant in formats]
+
+    monkeypatch.setattr(vae_export.bundle, "make_graphs", graphs)
+
+
+# What is in a bundle.
+
+
+def test_the_layout_is_the_one_specified(tiny_bundle):
+    expected = {"manifest.json", "golden.npz", "README.md", "SHA256SUMS", "samples.png"}
+    for component in ("encoder", "decoder"):
+        expected |= {f"{component}/fp32/model.onnx", f"{component}/torchscript/model.pt", f"{component}/pt2/model.pt2"}
+    assert set(content_of(tiny_bundle)) == expected
+    assert not [path for path in tiny_bundle.rglob("*") if path.is_symlink()]
+
+
+def test_torchscript_comes_unasked_and_pt2_when_asked_for(tiny_run, tmp_path, prepared):
+    files = content_of(export(tiny_run, tmp_path / "bundle").path)
+    graphs = {name for name in files if "/" in name}
+    assert graphs == {
+        f"{c}/{file}" for c in ("encoder", "decoder") for file in ("fp32/model.onnx", "torchscript/model.pt")
+    }
+
+
+def test_the_manifest_parses_and_fits_the_schema(tiny_bundle, root):
+    text = (tiny_bundle / "manifest.json").read_text(encoding="utf-8")
+    manifest = parse(text)
+    schema = json.loads((root / "docs" / "bundle-format.schema.json").read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(schema)
+    assert not list(Draft202012Validator(schema).iter_errors(json.loads(text)))
+    broken = json.loads(text)
+    broken["sha256"] = "x"
+    assert list(Draft202012Validator(schema).iter_errors(broken))
+    assert manifest.likelihood == Likelihood("bernoulli", mean="x", logits="logits")
+    assert manifest.noise == "vnoise-1"
+    assert manifest.reader == "vae-runtime>=0.1"
+
+
+def test_fp32_is_declared_first_and_alone_names_a_provider(tiny_bundle):
+    document = json.loads((tiny_bundle / "manifest.json").read_text(encoding="utf-8"))
+    assert list(document["components"]) == ["encoder", "decoder"]
+    for component in document["components"].values():
+        assert list(component["variants"]) == ["fp32", "torchscript", "pt2"]
+        for name, variant in component["variants"].items():
+            assert variant.get("ep") == ("CPUExecutionProvider" if name == "fp32" else None)
+
+
+def test_sums_list_every_other_file_and_sha256sum_agrees(tiny_bundle, tiny_exported):
+    files = content_of(tiny_bundle)
+    sums = files.pop("SHA256SUMS")
+    expected = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
+    assert sums.decode() == expected
+    assert tiny_exported.digest == f"sha256:{hashlib.sha256(sums).hexdigest()}"
+    checked = subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=tiny_bundle, capture_output=True)
+    assert checked.returncode == 0
+    assert checked.stdout.count(b": OK") == len(files)
+
+
+def test_what_export_returns_is_what_it_wrote(tiny_exported):
+    files = content_of(tiny_exported.path)
+    assert tiny_exported.sizes == {name: len(files[name]) for name in files if "/" in name}
+    assert tiny_exported.digest == vae_runtime.load(tiny_exported.path).digest
+
+
+def test_golden_vectors_are_pytorchs_and_each_variants_own(tiny_bundle, tiny_adapted):
+    import torch
+
+    from vae_export.graphs import run_module
+    from vae_runtime.verify import golden_input
+
+    bundle = open_bundle(tiny_bundle)
+    golden = read_golden(bundle)
+    for component, variants in bundle.manifest.components.items():
+        given = golden_input(bundle, component, golden)
+        answers = run_module(tiny_adapted.components[component], torch.from_numpy(given))
+        for output, answer in zip(tiny_adapted.outputs(component), answers, strict=True):
+            stored = golden[f"{component}/pytorch/{output}"]
+            np.testing.assert_allclose(stored, answer.numpy(), rtol=0, atol=1e-6)
+            for name, variant in variants.items():
+                own = golden[f"{component}/{name}/{output}"]
+                distance = np.abs(own.astype(np.float64) - stored).max()
+                assert distance == variant.error[output]
+                assert variant.tolerance[output] >= 10 * distance
+                assert variant.tolerance[output] == pytest.approx(2e-5 * max(1, np.abs(own).max()))
+
+
+# The model card.
+
+
+def test_the_card_states_data_licence_training_and_graphs(tiny_run, tmp_path, prepared):
+    bundle = export(tiny_run, tmp_path / "bundle", name="My digits, v2", licence="CC-BY-4.0").path
+    card = (bundle / "README.md").read_text(encoding="utf-8")
+    for words in (
+        "# My digits, v2\n",
+        "observations of shape 1×8×8, 4 latent dimensions, bernoulli likelihood",
+        "dense layers of 32-16",
+        "![Samples from the prior, drawn by the exported decoder](samples.png)",
+        "Data: digits, 1,797 handwritten digits, 8×8 grey values",
+        "Licence of the data: CC BY 4.0.",
+        "1,455 observations trained on, 162 for validation, 180 for test.",
+        "Licence of the weights: CC-BY-4.0.",
+        "Objective: the ELBO.",
+        "Adam, batches of 128, learning rate 0.001",
+        "at most 2 epochs, seed 0, PyTorch 2.",
+        "Best epoch",
+        "Not evaluated: run `vae-export evaluate` on the run and export again.",
+    ):
+        assert words in card, words
+    for name in ("encoder/fp32/model.onnx", "decoder/torchscript/model.pt"):
+        assert re.search(rf"\| {name} \| \d+ \| \d\.\de[-+]\d\d \|", card)
+    manifest = open_bundle(bundle).manifest
+    assert (manifest.name, manifest.package_name, manifest.licence) == ("My digits, v2", "My-digits-v2", "CC-BY-4.0")
+
+
+@pytest.fixture(scope="module")
+def evaluated_run(tiny_run, tmp_path_factory):
+    run = shutil.copytree(tiny_run, tmp_path_factory.mktemp("evaluated") / "run")
+    evaluate(run, importance_samples=3, limit=20, progress=False)
+    return run
+
+
+def test_figures_stand_with_their_protocol_in_card_and_manifest(evaluated_run, tmp_path, prepared):
+    bundle = export(evaluated_run, tmp_path / "bundle").path
+    card = (bundle / "README.md").read_text(encoding="utf-8")
+    measured = json.loads((evaluated_run / "evaluation.json").read_text())
+    assert "Protocol: 20 test observations of digits, binarisation none, 3 importance samples" in card
+    assert f"**{measured['nll']:.2f}** ± {measured['standard_error']:.2f} nats" in card
+    assert f"{measured['elbo']:.2f} nats" in card
+    assert open_bundle(bundle).manifest.metrics == measured
+    assert measured["importance_samples"] == 3
+    assert measured["binarisation"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "binarise", "surrogate"),
+    [("bernoulli", "none", True), ("bernoulli", "stochastic", False), ("gaussian", "none", False)],
+)
+def test_grey_values_under_a_bernoulli_are_called_a_surrogate_wherever_a_figure_stands(
+    evaluated_run, tiny_bundle, likelihood, binarise, surrogate
+):
+    from dataclasses import replace
+
+    from vae_export.evaluation import read_evaluation
+
+    info = checkpoint.read_info(evaluated_run)
+    info = replace(info, model=replace(info.model, likelihood=likelihood), train=replace(info.train, binarise=binarise))
+    figures = replace(read_evaluation(evaluated_run), surrogate=info.surrogate, binarisation=binarise)
+    card = model_card(open_bundle(tiny_bundle).manifest, info, figures, content_of(tiny_bundle))
+    assert info.surrogate == surrogate
+    assert ("every figure is of a surrogate" in card) == surrogate
+    table = card.partition("## Figures")[2].partition("## Graphs")[0]
+    for words in ("surrogate negative log-likelihood", "surrogate ELBO", "surrogate: grey values"):
+        assert (words in table) == surrogate
+
+
+def test_an_unfinished_run_is_exported_and_called_so(tiny_run, tmp_path, prepared):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["result"] = None
+    (run / "config.json").write_text(json.dumps(config))
+    card = (export(run, tmp_path / "bundle").path / "README.md").read_text(encoding="utf-8")
+    assert "Training has not finished" in card
+    assert "Best epoch" not in card
+
+
+# What the data dictate.
+
+RNG = np.random.default_rng(0)
+SOURCES = {
+    # name: data, model, training, and what the manifest must say: range, normalisation, axes, picture
+    "pixels": (
+        (RNG.random((80, 1, 8, 8)) * 255).astype(np.uint8),
+        {"likelihood": "gaussian", "architecture": "conv", "channels": (3, 4), "learn_scale": True},
+        {},
+        ((0.0, 1.0), Normalisation(0.0, 255.0), ("channel", "height", "width"), True),
+    ),
+    "numbers": (
+        (RNG.standard_normal((80, 6)) * 40).astype(np.float64),
+        {"likelihood": "laplace", "scale": 2.0},
+        {},
+        (None, None, ("feature",), False),
+    ),
+    "shades": (
+        RNG.random((80, 8, 8)).astype(np.float32),
+        {"likelihood": "bernoulli"},
+        {"binarise": "stochastic"},
+        ((0.0, 1.0), None, ("height", "width"), True),
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=SOURCES)
+def of_npy(request, tmp_path_factory):
+    """A bundle of a run on one's own data, which lie in a place that nobody else should learn."""
+    data, model, training, expected = SOURCES[request.param]
+    folder = tmp_path_factory.mktemp("s3cret-place")
+    np.save(folder / f"{request.param}.npy", data)
+    source = DataConfig(str(folder / f"{request.param}.npy"), test_fraction=0.0 if request.param == "numbers" else 0.1)
+    train(
+        folder / "run",
+        ModelConfig(latent=2, hidden=(8,), **model),
+        TrainConfig(epochs=1, threads=1, **training),
+        source,
+        progress=False,
+    )
+    return request.param, export(folder / "run", folder / "bundle", formats=["onnx", "torchscript", "pt2"]), expected
+
+
+def test_range_normalisation_and_axes_are_those_of_the_data(of_npy):
+    name, exported, (bounds, normalisation, axes, picture) = of_npy
+    manifest = open_bundle(exported.path).manifest
+    assert manifest.observation.range == bounds
+    assert manifest.observation.normalisation == normalisation
+    assert manifest.observation.axes == axes
+    assert manifest.observation.shape == SOURCES[name][0].shape[1:]
+    assert (exported.path / "samples.png").exists() == picture
+    assert (manifest.name, manifest.package_name) == (name, name)
+    assert manifest.training["data"]["licence"] == "unknown"
+    document = json.loads((exported.path / "manifest.json").read_text(encoding="utf-8"))
+    assert "range" in document["additional_metadata"]["vae"]["observation"]
+
+
+def test_the_likelihood_is_the_trained_one(of_npy):
+    _, exported, _ = of_npy
+    manifest = open_bundle(exported.path).manifest
+    vae, info = checkpoint.load(exported.path.parent / "run")
+    assert manifest.likelihood.kind == info.model.likelihood
+    if info.model.likelihood == "bernoulli":
+        assert manifest.likelihood.scale is None
+    else:
+        assert manifest.likelihood.scale == float(vae.scale)
+        assert (manifest.likelihood.scale != info.model.scale) == info.model.learn_scale
+
+
+def test_such_a_bundle_verifies_and_takes_its_own_data(of_npy):
+    _, exported, (bounds, *_) = of_npy
+    assert verify(exported.path).passed
+    vae = vae_runtime.load(exported.path)
+    _, info = checkpoint.load(exported.path.parent / "run")
+    x = checkpoint.run_data(info).validation
+    assert vae.encode(x).mean.shape == (len(x), 2)
+    golden = read_golden(open_bundle(exported.path))["x"]
+    assert np.isfinite(golden).all()
+    if bounds:
+        assert golden.min() >= bounds[0]
+        assert golden.max() <= bounds[1]
+    vae.encode(golden)
+
+
+def unpacked(content):
+    """A file's bytes, and of an archive those of everything in it."""
+    if content.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return content + b"".join(name.encode() + archive.read(name) for name in archive.namelist())
+    return content
+
+
+def test_no_file_tells_where_the_data_the_run_or_the_code_lay(of_npy, root):
+    _, exported, _ = of_npy
+    secrets = [b"s3cret-place", str(root).encode(), b"site-packages", str(Path.home()).encode(), b"/tmp/"]
+    for name, content in content_of(exported.path).items():
+        assert not [secret for secret in secrets if secret in unpacked(content)], name
+    assert b"s3cret-place" in (exported.path.parent / "run" / "config.json").read_bytes()
+
+
+# Where it is written.
+
+
+def test_a_bundle_that_is_there_is_kept_without_force_and_replaced_with_it(tiny_run, bundle_copy, prepared):
+    before = content_of(bundle_copy)
+    with pytest.raises(ExportError, match="bundle: exists already; choose another place, or replace it with --force"):
+        export(tiny_run, bundle_copy)
+    assert content_of(bundle_copy) == before
+    exported = export(tiny_run, bundle_copy, name="another", force=True)
+    assert vae_runtime.load(bundle_copy).manifest.name == "another"
+    assert exported.digest == vae_runtime.load(bundle_copy).digest
+    assert not (bundle_copy / "encoder" / "pt2").exists()
+    assert verify(bundle_copy).passed
+    assert os.listdir(bundle_copy.parent) == ["bundle"]
+
+
+def a_folder(place):
+    place.mkdir()
+    (place / "thesis.tex").write_text("years of work")
+
+
+def a_file(place):
+    place.write_text("years of work")
+
+
+def a_link(place):
+    a_folder(place.parent / "elsewhere")
+    place.symlink_to(place.parent / "elsewhere")
+
+
+def a_link_to_a_bundle(place):
+    a_folder(place.parent / "elsewhere")
+    (place.parent / "elsewhere" / "manifest.json").write_text("{}")
+    place.symlink_to(place.parent / "elsewhere")
+
+
+def a_dangling_link(place):
+    place.symlink_to(place.parent / "nowhere")
+
+
+def another_programs_folder(place):
+    """Web pages and browser extensions have a manifest.json too."""
+    a_folder(place)
+    (place / "manifest.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    "make", [a_folder, a_file, a_link, a_link_to_a_bundle, a_dangling_link, another_programs_folder]
+)
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_no_bundle_is_never_replaced(tmp_path, make, force):
+    """Refused at once: there is not even a run."""
+    place = tmp_path / "target"
+    make(place)
+    before = content_of(tmp_path)
+    words = "and --force replaces only bundles" if force else "exists already"
+    with pytest.raises(ExportError, match=f"target: .*{words}"):
+        export(tmp_path / "no run", place, force=force)
+    assert content_of(tmp_path) == before
+    assert place.is_symlink() == ("link" in make.__name__)
+
+
+def test_a_users_own_file_in_a_bundle_is_not_lost(tiny_run, bundle_copy, prepared):
+    (bundle_copy / "notes.txt").write_text("mine")
+    before = content_of(bundle_copy)
+    with pytest.raises(ExportError, match=r"notes\.txt is no part of the bundle there and would be lost"):
+        export(tiny_run, bundle_copy, force=True)
+    assert content_of(bundle_copy) == before
+    os.unlink(bundle_copy / "notes.txt")
+    export(tiny_run, bundle_copy, force=True)
+
+
+def test_what_somebody_laid_into_a_bundle_is_not_lost(bundle_copy, tmp_path):
+    (bundle_copy / "encoder" / "thesis.tex").write_text("years of work")
+    before = content_of(bundle_copy)
+    with pytest.raises(ExportError, match=r"encoder/thesis\.tex is no part of the bundle there and would be lost"):
+        export(tmp_path / "no run", bundle_copy, force=True)
+    assert content_of(bundle_copy) == before
+
+
+def test_an_empty_folder_gives_way_to_force(tiny_run, tmp_path, prepared):
+    (tmp_path / "bundle").mkdir()
+    with pytest.raises(ExportError, match="exists already"):
+        export(tiny_run, tmp_path / "bundle")
+    assert verify(export(tiny_run, tmp_path / "bundle", force=True).path).passed
+
+
+def test_missing_parents_are_made(tiny_run, tmp_path, prepared):
+    assert verify(export(tiny_run, tmp_path / "a" / "b" / "bundle").path).passed
+
+
+def test_a_place_that_cannot_be_written_is_named(tiny_run, prepared):
+    with pytest.raises(VaeError, match=r"^/proc/nowhere/bundle: cannot write here: .*; choose"):
+        export(tiny_run, "/proc/nowhere/bundle")
+
+
+def test_what_killed_exports_left_is_cleaned_up(tiny_run, bundle_copy, prepared):
+    left = bundle_copy.parent / ".bundle.abcd1234.partial"
+    shutil.copytree(bundle_copy, left)
+    foreign = bundle_copy.parent / ".bundle.txt"
+    foreign.write_text("another's")
+    export(tiny_run, bundle_copy, force=True)
+    assert sorted(os.listdir(bundle_copy.parent)) == [".bundle.txt", "bundle"]
+
+
+# Replace one folder by the files of another and back, for ever; argv: the folder, the two others, how.
+REPLACER = """
+import os, shutil, sys
+from pathlib import Path
+from vae_runtime.files import write_folder
+
+target, *sources, how = sys.argv[1:]
+
+def write_in_place(target, files, *, replace):
+    shutil.rmtree(target)
+    for name, content in files.items():
+        path = Path(target, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        os.sync()
+
+write = write_in_place if how == "in place" else write_folder
+bundles = [
+    {path.relative_to(source).as_posix(): path.read_bytes() for path in Path(source).rglob("*") if path.is_file()}
+    for source in sources
+]
+print("ready", flush=True)
+while True:
+    for files in bundles:
+        write(target, files, replace=True)
+"""
+
+
+@pytest.fixture
+def two_bundles(tiny_run, tmp_path_factory, prepared):
+    folder = tmp_path_factory.mktemp("two")
+    return [export(tiny_run, folder / name, name=name).path for name in ("one", "two")]
+
+
+@pytest.fixture
+def states_when_killed(two_bundles):
+    """Kill the writing of a bundle over another at random moments; what is there then, each time, and beside it."""
+
+    def states(target, times, how):
+        moments = np.random.default_rng(0)
+        for _ in range(times):
+            command = [sys.executable, "-c", REPLACER, target, *two_bundles, how]
+            with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+                assert writer.stdout.readline() == b"ready\n"
+                time.sleep(moments.uniform(0, 0.1))
+                writer.kill()
+            try:
+                whole, name = verify(target).passed, open_bundle(target).manifest.name
+            except VaeError as error:
+                whole, name = False, str(error)
+            yield whole, name, [left for left in os.listdir(target.parent) if left != target.name]
+
+    return states
+
+
+def test_killed_at_any_moment_the_old_or_the_new_bundle_is_there_and_whole(
+    tiny_run, bundle_copy, states_when_killed, prepared
+):
+    states = list(states_when_killed(bundle_copy, 12, "as export writes"))
+    assert [state for state in states if not state[0]] == []
+    assert {name for _, name, _ in states} <= {"digits", "one", "two"}
+    export(tiny_run, bundle_copy, name="last", force=True)
+    assert os.listdir(bundle_copy.parent) == ["bundle"]
+    assert open_bundle(bundle_copy).manifest.name == "last"
+
+
+def test_a_bundle_written_in_place_would_not_survive(bundle_copy, states_when_killed):
+    assert not all(whole for whole, _, _ in states_when_killed(bundle_copy, 40, "in place"))
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """A limit of the system on the size of any file that is written, as a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 500, 8192])
+def test_a_full_disk_is_one_error_and_leaves_nothing(tiny_run, bundle_copy, prepared, size):
+    before = content_of(bundle_copy)
+    for target, force in ((bundle_copy.parent / "new", False), (bundle_copy, True)):
+        with largest_file(size), pytest.raises(VaeError) as caught:
+            export(tiny_run, target, force=force)
+        words = f"{target}: not written: File too large; free some space or choose another place"
+        assert str(caught.value) == words
+    assert os.listdir(bundle_copy.parent) == ["bundle"]
+    assert content_of(bundle_copy) == before
+    export(tiny_run, bundle_copy, force=True)
+
+
+# Bad runs and data. Each is found before any graph is made.
+
+
+@pytest.fixture
+def run_copy(tiny_run, tmp_path):
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+def no_run(run):
+    shutil.rmtree(run)
+
+
+def no_config(run):
+    (run / "config.json").unlink()
+
+
+def no_weights(run):
+    (run / "model.safetensors").unlink()
+
+
+def truncated_config(run):
+    content = (run / "config.json").read_bytes()
+    (run / "config.json").write_bytes(content[: len(content) // 2])
+
+
+def truncated_weights(run):
+    content = (run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").write_bytes(content[:-100])
+
+
+def empty_weights(run):
+    (run / "model.safetensors").write_bytes(b"")
+
+
+def _edit_weights(run, change):
+    tensors = safetensors.torch.load((run / "model.safetensors").read_bytes())
+    change(tensors)
+    (run / "model.safetensors").write_bytes(safetensors.torch.save(tensors))
+
+
+def weights_of_another_shape(run):
+    _edit_weights(
+        run, lambda tensors: tensors.update({"decoder.4.weight": tensors["decoder.4.weight"][:, :-1].clone()})
+    )
+
+
+def weights_of_another_type(run):
+    _edit_weights(run, lambda tensors: tensors.update({"decoder.4.weight": tensors["decoder.4.weight"].double()}))
+
+
+def a_weight_missing(run):
+    _edit_weights(run, lambda tensors: tensors.pop("encoder.1.bias"))
+
+
+def a_weight_too_many(run):
+    _edit_weights(run, lambda tensors: tensors.update(spare=tensors["encoder.1.bias"].clone()))
+
+
+def _edit_config(run, change):
+    config = json.loads((run / "config.json").read_text())
+    change(config)
+    (run / "config.json").write_text(json.dumps(config))
+
+
+def config_of_a_newer_version(run):
+    _edit_config(run, lambda config: config.update(format_version=2))
+
+
+def config_without_a_field(run):
+    _edit_config(run, lambda config: config.pop("provenance"))
+
+
+def config_with_a_mistyped_field(run):
+    _edit_config(run, lambda config: config["model"].update(latent="4"))
+
+
+def config_with_a_mistyped_count(run):
+    _edit_config(run, lambda config: config["provenance"].update(train="many"))
+
+
+def config_with_a_mistyped_result(run):
+    _edit_config(run, lambda config: config["result"].update(seconds="long"))
+
+
+def evaluation_that_is_no_json(run):
+    (run / "evaluation.json").write_text("{")
+
+
+def evaluation_with_infinity(run):
+    (run / "evaluation.json").write_text('{"nll": Infinity}')
+
+
+def evaluation_of_another_kind(run):
+    (run / "evaluation.json").write_text("[1]")
+
+
+def evaluation_with_a_mistyped_field(run):
+    evaluate(run, importance_samples=1, limit=2, progress=False)
+    fields = json.loads((run / "evaluation.json").read_text())
+    (run / "evaluation.json").write_text(json.dumps({**fields, "nll": "small"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (no_run, r"run/config\.json: No such file or directory; give the folder of a run"),
+        (no_config, r"run/config\.json: No such file or directory; give the folder of a run"),
+        (no_weights, r"run/model\.safetensors: No such file or directory; restore it or train again"),
+        (truncated_config, r"run/config\.json: JSON is expected"),
+        (truncated_weights, r"run/model\.safetensors: a whole safetensors file is expected"),
+        (empty_weights, r"run/model\.safetensors: a whole safetensors file is expected"),
+        (
+            weights_of_another_shape,
+            r"tensor decoder\.4\.weight: float32 \[64, 32\] is expected, got float32 \[64, 31\]",
+        ),
+        (weights_of_another_type, r"tensor decoder\.4\.weight: float32 \[64, 32\] is expected, got float64 \[64, 32\]"),
+        (a_weight_missing, r"tensor encoder\.1\.bias: float32 \[32\] is expected, got none"),
+        (a_weight_too_many, r"tensor spare: none of this name is expected"),
+        (config_of_a_newer_version, r"run/config\.json: format_version 1 is expected, got 2"),
+        (config_without_a_field, r"run/config\.json: .*provenance"),
+        (
+            config_with_a_mistyped_field,
+            r"run/config\.json: model\.latent: an integer of at least 1 is expected, got '4'",
+        ),
+        (config_with_a_mistyped_count, r"run/config\.json: .*provenance.*many"),
+        (config_with_a_mistyped_result, r"run/config\.json: .*result.*long"),
+        (evaluation_that_is_no_json, r"run/evaluation\.json: .*evaluate again"),
+        (evaluation_with_infinity, r"run/evaluation\.json: .*evaluate again"),
+        (evaluation_of_another_kind, r"run/evaluation\.json: .*evaluate again"),
+        (evaluation_with_a_mistyped_field, r"run/evaluation\.json: .*small.*evaluate again"),
+    ],
+)
+def test_a_damaged_run_is_named_and_nothing_is_written(run_copy, tmp_path, prepared, damage, words):
+    damage(run_copy)
+    with pytest.raises(InputError, match=words) as caught:
+        export(run_copy, tmp_path / "bundle")
+    assert "\n" not in str(caught.value)
+    assert set(os.listdir(tmp_path)) <= {"run"}
+
+
+@pytest.fixture(scope="module")
+def run_on_npy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    data = RNG.random((40, 6)).astype(np.float32)
+    np.save(folder / "data.npy", data)
+    source = DataConfig(str(folder / "data.npy"))
+    model = ModelConfig(latent=2, hidden=(4,), likelihood="gaussian")
+    train(folder / "run", model, TrainConfig(epochs=1, threads=1), source, progress=False)
+    return folder, data
+
+
+def test_data_that_moved_are_asked_for_and_taken_from_their_new_place(run_on_npy, tmp_path):
+    folder, _ = run_on_npy
+    (folder / "data.npy").rename(folder / "moved.npy")
+    try:
+        with pytest.raises(InputError, match=r"data\.npy: no such file or folder; .*; say with --data where"):
+            export(folder / "run", tmp_path / "bundle")
+        with pytest.raises(InputError, match=r"nowhere\.npy: no such file or folder; .*--data"):
+            export(folder / "run", tmp_path / "bundle", data=str(folder / "nowhere.npy"))
+        assert not list(tmp_path.iterdir())
+        bundle = export(folder / "run", tmp_path / "bundle", data=str(folder / "moved.npy"), formats=["onnx"]).path
+        assert verify(bundle).passed
+        assert open_bundle(bundle).manifest.name == "data"
+    finally:
+        (folder / "moved.npy").rename(folder / "data.npy")
+
+
+def test_data_that_changed_are_no_longer_the_runs(run_on_npy, tmp_path):
+    folder, data = run_on_npy
+    altered = data.copy()
+    altered[3, 1] = np.nextafter(altered[3, 1], np.float32(2))
+    for other in (altered, data[:-1], data[::-1], (data * 255).astype(np.uint8)):
+        np.save(tmp_path / "other.npy", other)
+        with pytest.raises(
+            InputError, match=r"other\.npy: the run's data \(data, sha256:\w+\) are expected, got sha256:.*--data"
+        ):
+            export(folder / "run", tmp_path / "bundle", data=str(tmp_path / "other.npy"))
+    assert os.listdir(tmp_path) == ["other.npy"]
+
+
+def test_exports_in_fresh_processes_are_the_same_to_the_bit(fresh_export, tmp_path):
+    """Hashes, and so the order in sets, differ from process to process."""
+    one, two = fresh_export("one", hash_seed=1), fresh_export("two", hash_seed=2)
+    for done in (one, two):
+        assert done.returncode == 0, done.stderr
+    first, second = content_of(one.bundle), content_of(two.bundle)
+    assert [name for name in first if first[name] != second.get(name)] == []
+    assert first.keys() == second.keys()

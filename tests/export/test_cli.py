@@ -1,0 +1,346 @@
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vae_export.cli import _parser, main
+from vae_runtime import verify
+
+# Good paths, each in a process of its own, in which a warning would be an error.
+
+
+@pytest.fixture(scope="module")
+def trained(command, tmp_path_factory):
+    run = tmp_path_factory.mktemp("cli") / "run"
+    options = ["--epochs", 1, "--threads", 1, "--latent", 3, "--hidden", 16, 8]
+    done = command("train", "--out", run, "--recipe", "digits", *options)
+    done.run = run
+    return done
+
+
+def test_train_makes_a_run(trained):
+    assert trained.returncode == 0, trained.stderr
+    first, second = trained.stdout.splitlines()
+    assert first == f"{trained.run}: finished"
+    number = r"-?\d+\.\d\d"
+    assert re.fullmatch(
+        rf"best epoch 1 of 1: validation surrogate ELBO {number} nats \(reconstruction {number}, KL {number}\)", second
+    )
+    assert "error" not in trained.stderr
+    assert {"config.json", "model.safetensors", "metrics.jsonl", "curve.png", "samples.png"} == set(
+        os.listdir(trained.run)
+    )
+
+
+def test_options_change_what_they_name_and_leave_the_rest_of_the_recipe(trained):
+    config = json.loads((trained.run / "config.json").read_text())
+    assert (config["model"]["latent"], config["model"]["hidden"], config["train"]["epochs"]) == (3, [16, 8], 1)
+    assert (config["train"]["batch_size"], config["train"]["patience"]) == (64, 40)
+
+
+def test_train_again_finds_it_finished(trained, capsys):
+    before = (trained.run / "model.safetensors").read_bytes()
+    options = ["--recipe", "digits", "--epochs", "1", "--threads", "1", "--latent", "3", "--hidden", "16", "8"]
+    assert main(["train", "--out", str(trained.run), *options]) == 0
+    assert capsys.readouterr().out.startswith(f"{trained.run}: finished before\nbest epoch 1 of 1")
+    assert (trained.run / "model.safetensors").read_bytes() == before
+
+
+def test_evaluate_prints_the_figures_and_keeps_them(command, trained):
+    done = command("evaluate", trained.run, "--importance-samples", 4, "--limit", 10)
+    assert done.returncode == 0, done.stderr
+    kept = json.loads((trained.run / "evaluation.json").read_text())
+    shown = dict(
+        line.split(maxsplit=1) for line in done.stdout.replace("importance s", "importance_s").splitlines()[:3]
+    )
+    assert shown
+    assert kept["importance_samples"] == 4
+    assert kept["observations"] == 10
+    for words in (f"{kept['elbo']:.6g}", f"{kept['nll']:.6g}", "10", "4"):
+        assert words in done.stdout
+    assert "surrogate" in done.stdout
+
+
+def test_export_writes_a_bundle_and_shows_its_parity(fresh_export):
+    done = fresh_export("one", hash_seed=1)
+    assert done.returncode == 0, done.stderr
+    assert verify(done.bundle).passed
+    lines = done.stdout.splitlines()
+    assert len([line for line in lines if line.startswith("ok ") and "max abs" in line]) == 15
+    assert len([line for line in lines if "KiB" in line]) == 6
+    assert re.fullmatch(rf"{done.bundle}: sha256:[0-9a-f]{{64}}", lines[-1])
+    assert done.stderr == ""
+
+
+def test_parity_of_a_bundle_with_its_run(command, tiny_run, tiny_bundle):
+    done = command("parity", tiny_run, tiny_bundle)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{tiny_bundle}: equal to {tiny_run}"
+    assert done.stdout.count("max abs") == 15
+    assert "skipped" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_help_and_version_need_no_pytorch(python):
+    code = "import sys; sys.modules['torch'] = None; from vae_export.cli import main; sys.exit(main(sys.argv[1:]))"
+    for arguments in (["--help"], ["--version"], *([name, "--help"] for name in commands())):
+        done = python("-c", code, *arguments)
+        assert (done.returncode, done.stderr) == (0, ""), arguments
+        assert done.stdout.startswith(("usage: vae-export", "vae-export 0."))
+
+
+def test_an_interrupted_training_says_so_and_goes_on_later(tmp_path):
+    arguments = [Path(sys.executable).with_name("vae-export"), "train", "--out", tmp_path / "run", "--epochs", "100000"]
+    with subprocess.Popen([*arguments, "--threads", "1"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        waited = 0
+        while not (tmp_path / "run" / "state.safetensors").exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+            waited += 1
+            assert waited < 4000
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == b"interrupted"
+    assert b"Traceback" not in stderr
+    assert (tmp_path / "run" / "state.safetensors").exists()
+
+
+# Misuse: found out before anything is opened, in a process that cannot import PyTorch.
+
+MISUSE = [
+    ("", "the following arguments are required: COMMAND"),
+    ("fly", "invalid choice: 'fly'"),
+    ("train", "the following arguments are required: --out"),
+    ("train --out run --latent 0", "model.latent: an integer from 1 to 16777216 is expected, got 0"),
+    ("train --out run --latent four", "argument --latent: invalid int value: 'four'"),
+    ("train --out run --hidden 8 -8", "model.hidden: a list of integers from 1 to 16777216 is expected, got [8, -8]"),
+    ("train --out run --likelihood poisson", "model.likelihood: one of bernoulli, gaussian, laplace is expected"),
+    ("train --out run --likelihood gaussian --scale 0", "model.scale: a number above 0 is expected, got 0.0"),
+    ("train --out run --scale nan", "model.scale: a number above 0 is expected, got nan"),
+    ("train --out run --learn-scale", "model.learn_scale: a bernoulli likelihood has no scale; leave it out"),
+    ("train --out run --architecture conv --observation-shape 1 9 8", "model.observation_shape: conv takes [C, H, W]"),
+    ("train --out run --epochs 0", "train.epochs: an integer from 1 to 16777216 is expected, got 0"),
+    ("train --out run --learning-rate inf", "train.learning_rate: a number above 0 is expected, got inf"),
+    ("train --out run --binarise often", "train.binarise: one of none, stochastic, threshold is expected, got 'often'"),
+    ("train --out run --seed 9223372036854775808", "train.seed: "),
+    ("train --out run --test-fraction 1", "data.test_fraction: a number of at least 0 and at most 0.9 is expected"),
+    ("train --out run --latent 99999999999999", "model.latent: an integer from 1 to 16777216 is expected"),
+    (
+        "train --out run --batch-size 99999999999999999999",
+        "train.batch_size: an integer from 1 to 16777216 is expected",
+    ),
+    ("train --out run --threads 100000", "train.threads: an integer from 0 to 1024 is expected, got 100000"),
+    ("train --out run --data caf\udce9.npy", "data.source: a name in UTF-8 is expected, got 'caf\\udce9.npy'"),
+    ("train --out run --recipe cats", "argument --recipe: invalid choice: 'cats'"),
+    ("train --out run --wings 2", "unrecognized arguments: --wings 2"),
+    ("train --out run --latent 0 --epochs 0", "model.latent: an integer from 1 to 16777216 is expected, got 0"),
+    ("evaluate", "the following arguments are required: run"),
+    ("evaluate run --importance-samples 0", "--importance-samples: an integer of at least 1 is expected, got 0"),
+    ("evaluate run --limit 0", "--limit: an integer of at least 1 is expected, got 0"),
+    ("export run", "the following arguments are required: --out"),
+    ("parity run", "the following arguments are required: bundle"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), MISUSE)
+def test_misuse_is_one_error_line_and_status_2(python, tmp_path, line, words):
+    code = "import sys; sys.modules['torch'] = None; from vae_export.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = python("-c", code, *line.split(" "), cwd=tmp_path) if line else python("-c", code, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    *usage, error = done.stderr.splitlines()
+    assert re.match(r"vae-export( \w+)?: error: ", error)
+    assert words in error
+    assert usage[0].startswith("usage: vae-export")
+    assert not [other for other in usage if "error" in other or "Traceback" in other]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("formats", "got"), [("onnx,tflite", "'tflite'"), ("", "''"), ("onnx torchscript", "'onnx ")])
+def test_an_unknown_format_is_misuse(tmp_path, capsys, formats, got):
+    with pytest.raises(SystemExit) as caught:
+        main(["export", "run", "--out", str(tmp_path / "bundle"), "--formats", formats])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"error: --formats: onnx, torchscript, pt2 are expected, got {got}" in error
+    assert not list(tmp_path.iterdir())
+
+
+# Failures: everything else that can be wrong.
+
+
+@pytest.fixture
+def failing(capfd, tmp_path, monkeypatch):
+    """Run the command line in an empty folder; gives its error once it failed as it should, and nothing was written."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run(*arguments, leaves=()):
+        status = main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        assert status == 1
+        assert "Traceback" not in out + err
+        errors = [line for line in err.splitlines() if "error" in line]
+        assert len(errors) == 1
+        assert errors[0].startswith("error: ")
+        assert sorted(os.listdir(folder)) == sorted(leaves)
+        return errors[0].removeprefix("error: ")
+
+    return run
+
+
+def make_npy(path, content):
+    np.save(path, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("train --out run --data nowhere", "nowhere: no such file or folder; give `digits`"),
+        ("export run --out bundle", "run/config.json: No such file or directory; give the folder of a run"),
+        ("export run --out bundle --force", "run/config.json: No such file or directory; give the folder of a run"),
+        ("evaluate run", "run/config.json: No such file or directory; give the folder of a run"),
+        ("parity run bundle", "run/config.json: No such file or directory; give the folder of a run"),
+        ("train --out /proc/nowhere/run --epochs 1", "/proc/nowhere/run: "),
+        ("train --out run --observation-shape 1 4 16 --epochs 1", "observations of shape [1, 4, 16]"),
+        ("train --out run --validation-fraction 0 --epochs 1", "at least one observation for validation is expected"),
+    ],
+)
+def test_a_failure_is_one_error_line_and_status_1(failing, arguments, words):
+    assert words in failing(*arguments.split())
+
+
+def test_such_a_failure_in_a_process_of_its_own(command, tmp_path):
+    done = command("export", "run", "--out", "bundle", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: run/config.json: No such file or directory; give the folder of a run")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["--hidden 16777216 16777216", "--importance-samples 16777216 --batch-size 5000"],
+    ids=["weights", "activations"],
+)
+def test_what_no_memory_can_hold_is_an_error(command, tmp_path, options):
+    done = command("train", "--out", "run", "--epochs", 1, *options.split(), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (error,) = re.findall("^error: .*", done.stderr, re.MULTILINE)
+    assert re.search(r"^error: out of memory: PyTorch asked for [\d,]+\.\d GiB at once; take fewer", error)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_bad_data_are_named(failing, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "IDX files or images are expected, got neither" in failing(
+        "train", "--out", "run", "--data", tmp_path / "empty"
+    )
+    (tmp_path / "torn.npy").write_bytes(make_npy(tmp_path / "whole.npy", np.ones((9, 4))).read_bytes()[:-7])
+    words = failing("train", "--out", "run", "--data", tmp_path / "torn.npy")
+    assert "torn.npy: a whole .npy file without pickled objects is expected" in words
+    make_npy(tmp_path / "high.npy", np.full((30, 4), 7.0))
+    words = failing("train", "--out", "run", "--data", tmp_path / "high.npy")
+    assert "values in [0, 1] are expected for a bernoulli likelihood or binarisation, got 7" in words
+
+
+def test_a_run_of_another_configuration_is_left_alone(failing, trained):
+    before = {path.name: path.read_bytes() for path in trained.run.iterdir()}
+    words = failing("train", "--out", trained.run, "--latent", "9")
+    assert "holds another run: " in words
+    assert "model.latent is 3, asked for 9" in words
+    assert {path.name: path.read_bytes() for path in trained.run.iterdir()} == before
+
+
+def test_a_run_folder_that_is_a_file(failing, tmp_path):
+    (tmp_path / "file").write_text("thesis")
+    assert f"{tmp_path / 'file'}: cannot make this folder: " in failing("train", "--out", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "thesis"
+
+
+def test_export_keeps_what_is_there(failing, tiny_run, bundle_copy):
+    words = failing("export", tiny_run, "--out", bundle_copy)
+    assert words == f"{bundle_copy}: exists already; choose another place, or replace it with --force"
+    shutil.rmtree(bundle_copy)
+    bundle_copy.mkdir()
+    (bundle_copy / "thesis.tex").write_text("years of work")
+    words = failing("export", tiny_run, "--out", bundle_copy, "--force")
+    assert words.startswith(f"{bundle_copy}: is no sound bundle, and --force replaces only bundles: ")
+    assert os.listdir(bundle_copy) == ["thesis.tex"]
+
+
+def test_parity_with_what_is_no_bundle(failing, tiny_run, bundle_copy, root, tmp_path):
+    assert "nowhere: does not exist" in failing("parity", tiny_run, tmp_path / "nowhere")
+    assert "no bundle: it holds neither manifest.json nor SHA256SUMS" in failing("parity", tiny_run, tiny_run)
+    assert "latent shape: (4,) is expected" in failing("parity", tiny_run, root / "models" / "digits")
+    (bundle_copy / "decoder/pt2/model.pt2").unlink()
+    assert "decoder/pt2/model.pt2: missing; copy the bundle again" in failing("parity", tiny_run, bundle_copy)
+
+
+def test_a_name_that_is_no_text_is_an_error(failing, tiny_run):
+    for option, what in (("--name", "name"), ("--licence", "licence")):
+        for text in ("caf\udce9", "a\nb", "\x1b[2J"):
+            words = failing("export", tiny_run, "--out", "bundle", option, text)
+            assert words == f"{what}: printable text is expected, got {text!r}"
+
+
+# The documentation.
+
+
+def commands():
+    """Every command of `vae-export` with its long options."""
+    (subparsers,) = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return {
+        name: sorted({o for action in sub._actions for o in action.option_strings if o.startswith("--")})
+        for name, sub in subparsers.choices.items()
+    }
+
+
+def sections(text):
+    """The options that each section `### vae-export COMMAND` speaks of."""
+    parts = re.split(r"^#+ ", text, flags=re.MULTILINE)
+    found = {}
+    for part in parts:
+        title = re.match(r"vae-export (\w+)\n", part)
+        if title:
+            found[title[1]] = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", part))
+    return found
+
+
+def undocumented(text):
+    there = sections(text)
+    return [(name, o) for name, options in commands().items() for o in options if o not in there.get(name, ())]
+
+
+@pytest.fixture(scope="module")
+def documentation(root):
+    return (root / "docs" / "command-line.md").read_text(encoding="utf-8")
+
+
+def test_every_command_and_option_is_documented(documentation):
+    assert {"train", "evaluate", "export", "parity", "demo"} <= set(commands())
+    assert undocumented(documentation) == []
+
+
+def test_what_is_documented_exists(documentation):
+    for name, options in sections(documentation).items():
+        assert options <= set(commands()[name]), name
+
+
+def test_a_missing_option_would_be_noticed(documentation):
+    assert undocumented(documentation.replace("--importance-start", "--something")) == [("train", "--importance-start")]
+    assert ("parity", "--data") in undocumented(documentation.replace("### vae-export parity", "### vae-export fly"))

@@ -1,0 +1,337 @@
+import io
+import math
+import sys
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from vae_export.adapt import Adapted, adapt
+from vae_export.config import ModelConfig
+from vae_export.errors import ExportError
+from vae_export.graphs import FORMATS, RUNNERS, make_graphs, run_module
+from vae_export.model import VAE
+from vae_runtime.manifest import Likelihood
+
+RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+SHAPE = (2, 8, 8)
+# Both architectures and all likelihoods; gaussian and laplace decode alike.
+KINDS = [("mlp", "bernoulli"), ("mlp", "gaussian"), ("conv", "bernoulli"), ("conv", "laplace")]
+
+
+def untrained(architecture, likelihood, latent=5):
+    config = ModelConfig(
+        architecture=architecture,
+        observation_shape=SHAPE,
+        latent=latent,
+        hidden=(12,),
+        channels=(4, 6),
+        likelihood=likelihood,
+        scale=0.3,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        vae = VAE(config)
+        for parameter in vae.parameters():
+            # Large enough for no output to be next to its bias.
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return adapt(vae.eval().requires_grad_(False))
+
+
+@pytest.fixture(scope="module", params=KINDS, ids="-".join)
+def made(request):
+    """The pure functions of an untrained VAE and the ONNX graphs of both, by component."""
+    adapted = untrained(*request.param)
+    return adapted, {graph.component: graph for graph in make_graphs(adapted, ["onnx"])}
+
+
+def given(adapted, component, batch, scale=1.0):
+    generator = torch.Generator().manual_seed(batch)
+    return scale * torch.randn(adapted.example(component, batch).shape, generator=generator)
+
+
+def places():
+    """Paths of this machine that nobody else should learn, and what betrays a source file."""
+    import vae_export
+
+    folders = {Path(vae_export.__file__).parents[1], Path.home(), Path(sys.prefix), Path(tempfile.gettempdir())}
+    return [b"site-packages", *(str(folder).encode() for folder in folders)]
+
+
+def found_in(content):
+    return [place for place in places() if place in content]
+
+
+def without_weights(content):
+    """An ONNX file without the numbers of its weights, in which any bytes may stand."""
+    model = onnx.load_from_string(content)
+    for tensor in model.graph.initializer:
+        tensor.ClearField("raw_data")
+    return model.SerializeToString()
+
+
+def unstripped(adapted, component):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module, example = adapted.components[component], (adapted.example(component, 2),)
+        return torch.onnx.export(module, example, dynamo=True, external_data=False, verbose=False).model_proto
+
+
+def test_every_component_gets_an_onnx_graph(made):
+    _, graphs = made
+    assert list(graphs) == ["encoder", "decoder"]
+    for graph in graphs.values():
+        assert (graph.variant, graph.executor, graph.file) == ("fp32", "ort", "model.onnx")
+
+
+def test_inputs_and_outputs_have_names_types_and_a_dynamic_batch(made):
+    adapted, graphs = made
+    latent = adapted.latent_shape
+    outputs = {"x": SHAPE, "logits": SHAPE} if adapted.likelihood.kind == "bernoulli" else {"x": SHAPE}
+    expected = {
+        "encoder": ({"x": SHAPE}, {"mu": latent, "logvar": latent, "std": latent}),
+        "decoder": ({"z": latent}, outputs),
+    }
+    for component, wanted in expected.items():
+        graph = onnx.load_from_string(graphs[component].content).graph
+        for values, shapes in zip((graph.input, graph.output), wanted, strict=True):
+            assert [value.name for value in values] == list(shapes)
+            for value in values:
+                tensor = value.type.tensor_type
+                assert tensor.elem_type == onnx.TensorProto.FLOAT
+                batch, *sizes = tensor.shape.dim
+                assert batch.dim_param == "batch"
+                assert not batch.HasField("dim_value")
+                assert tuple(size.dim_value for size in sizes) == shapes[value.name]
+
+
+def test_versions_are_those_that_the_oldest_runtime_reads(made):
+    for graph in made[1].values():
+        model = onnx.load_from_string(graph.content)
+        assert model.ir_version == 8
+        assert [(item.domain, item.version) for item in model.opset_import] == [("", 18)]
+        assert not model.functions
+        onnx.checker.check_model(model, full_check=True)
+
+
+def test_graphs_hold_no_randomness_and_all_of_their_weights(made):
+    adapted, graphs = made
+    for component, graph in graphs.items():
+        model = onnx.load_from_string(graph.content)
+        assert not {node.op_type for node in model.graph.node} & (RANDOM | {"Dropout"})
+        assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in model.graph.initializer)
+        stored = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
+        assert stored >= sum(weight.numel() for weight in adapted.components[component].parameters())
+
+
+def test_graphs_say_nothing_about_where_they_were_made(made):
+    for graph in made[1].values():
+        model = onnx.load_from_string(graph.content)
+        parts = [model, model.graph, *model.graph.node, *model.graph.input, *model.graph.output]
+        for part in [*parts, *model.graph.value_info, *model.graph.initializer]:
+            assert not part.metadata_props
+            assert not part.doc_string
+        assert not found_in(graph.content)
+        assert b".py" not in without_weights(graph.content)
+
+
+@pytest.mark.parametrize("branching", [False, True])
+def test_a_graph_as_pytorch_leaves_it_says_where_it_was_made(branching):
+    content = unstripped(encoding(Branching() if branching else Encode()), "encoder").SerializeToString()
+    assert found_in(content)
+    assert b".py" in without_weights(content)
+
+
+def test_onnx_computes_what_pytorch_does_at_batches_that_were_not_traced(made):
+    adapted, graphs = made
+    for component, graph in graphs.items():
+        for batch in (1, 5):
+            x = given(adapted, component, batch)
+            answers = RUNNERS["ort"](graph.content, x.numpy())
+            for answer, expected in zip(answers, run_module(adapted.components[component], x), strict=True):
+                np.testing.assert_allclose(answer, expected.numpy(), rtol=1e-5, atol=2e-6)
+
+
+def test_std_is_computed_in_the_graph(made):
+    adapted, graphs = made
+    _, logvar, std = RUNNERS["ort"](graphs["encoder"].content, given(adapted, "encoder", 5, scale=3).numpy())
+    np.testing.assert_allclose(std, np.exp(logvar.astype(np.float64) / 2), rtol=1e-6)
+    assert np.ptp(logvar) > 0.1
+    assert "Exp" in [node.op_type for node in onnx.load_from_string(graphs["encoder"].content).graph.node]
+
+
+def test_logits_go_on_where_the_mean_has_saturated(made):
+    adapted, graphs = made
+    if adapted.likelihood.kind != "bernoulli":
+        assert adapted.outputs("decoder") == ("x",)
+        return
+    z = given(adapted, "decoder", 7, scale=1000)
+    x, logits = RUNNERS["ort"](graphs["decoder"].content, z.numpy())
+    far = logits > 18
+    assert far.sum() > 20
+    assert len(np.unique(x[far])) == 1
+    assert len(np.unique(logits[far])) > far.sum() // 2
+    np.testing.assert_allclose(logits, run_module(adapted.decode, z)[1].numpy(), rtol=1e-5, atol=1e-3)
+
+
+# The two formats of PyTorch, out of the trained bundle.
+
+
+def archives(tiny_graphs):
+    return {key: graph for key, graph in tiny_graphs.items() if graph.executor != "ort"}
+
+
+def test_every_format_has_both_components(tiny_graphs):
+    assert list(tiny_graphs) == [f"{c}/{form.variant}" for c in ("encoder", "decoder") for form in FORMATS.values()]
+
+
+def test_archives_say_nothing_about_where_they_were_made(tiny_graphs):
+    for key, graph in archives(tiny_graphs).items():
+        with zipfile.ZipFile(io.BytesIO(graph.content)) as archive:
+            assert archive.testzip() is None
+            names = archive.namelist()
+            records = {name: archive.read(name) for name in names}
+        assert len(records) > 5, key
+        for name, record in records.items():
+            assert not found_in(name.encode() + record), (key, name)
+            assert b"stack_trace" not in record, (key, name)
+            assert b"nn_module_stack" not in record, (key, name)
+            assert not name.endswith(".debug_pkl"), (key, name)
+
+
+def test_an_archive_as_pytorch_leaves_it_says_where_it_was_made(tiny_adapted):
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.trace(tiny_adapted.decode, tiny_adapted.example("decoder", 2)), file)
+    with zipfile.ZipFile(file) as archive:
+        assert found_in(b"".join(archive.read(name) for name in archive.namelist()))
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_archives_load_with_pytorch_alone(tiny_graphs, tiny_adapted, batch):
+    loaders = {
+        "torchscript": torch.jit.load,
+        "torch_export": lambda file: torch.export.load(file).module(),
+    }
+    for key, graph in archives(tiny_graphs).items():
+        x = given(tiny_adapted, graph.component, batch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            answers = loaders[graph.executor](io.BytesIO(graph.content))(x)
+        for answer, expected in zip(answers, run_module(tiny_adapted.components[graph.component], x), strict=True):
+            assert answer.shape[0] == batch
+            torch.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-6, msg=key)
+
+
+# Modules that must not become graphs, and some that look like these.
+
+
+class Encode(nn.Module):
+    """x [batch, 5] → mu, logvar and std, to be spoilt."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 2)
+
+    def posterior(self, x):
+        mu = self.layer(x)
+        return mu, mu + 1, mu + 2
+
+    def forward(self, x):
+        return self.posterior(x)
+
+
+class Drawing(Encode):
+    def forward(self, x):
+        return self.posterior(x + torch.randn_like(x))
+
+
+class Dropping(Encode):
+    def forward(self, x):
+        return self.posterior(nn.functional.dropout(x, 0.5, training=True))
+
+
+class DrawingInABranch(Encode):
+    def forward(self, x):
+        return self.posterior(torch.cond(x.sum() > 0, lambda x: x + torch.randn_like(x), lambda x: x - 1.0, (x,)))
+
+
+class OfTwo(Encode):
+    def forward(self, x):
+        return self.posterior(x.reshape(2, 5))
+
+
+class OfThreeAlways(Encode):
+    def forward(self, x):
+        return self.posterior(torch.ones(3, 5))
+
+
+class Failing(Encode):
+    def forward(self, x):
+        raise ValueError("the layer\nis broken")
+
+
+class Resting(Encode):
+    def forward(self, x):
+        return self.posterior(nn.functional.dropout(x, 0.5, training=self.training))
+
+
+class Branching(Encode):
+    def forward(self, x):
+        return self.posterior(torch.cond(x.sum() > 0, lambda x: 2.0 * x, lambda x: x - 1.0, (x,)))
+
+
+def encoding(module):
+    return Adapted(module.eval(), nn.Identity().eval(), (5,), (2,), Likelihood("gaussian", scale=1.0))
+
+
+def encoder_of(adapted):
+    return make_graphs(adapted, ["onnx"])[0].content
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (Drawing, "no random operator is allowed in a graph, got RandomNormalLike; draw noise outside"),
+        (Dropping, "no random operator is allowed in a graph, got Dropout; draw noise outside"),
+        (DrawingInABranch, "no random operator is allowed in a graph, got RandomNormalLike; draw noise outside"),
+        (OfTwo, "^encoder: PyTorch could not export it as onnx: .*static shape of 2"),
+        (OfThreeAlways, "^encoder: mu: a dynamic batch axis is expected, got a fixed one"),
+        (Failing, "^encoder: PyTorch could not export it as onnx: the layer is broken$"),
+    ],
+)
+def test_a_module_that_breaks_the_contract_is_refused_in_one_line(module, words):
+    with pytest.raises(ExportError, match=words) as caught:
+        make_graphs(encoding(module()), FORMATS)
+    text = str(caught.value)
+    assert text.isprintable()
+    assert len(text) < 500
+
+
+def test_dropout_of_a_module_in_evaluation_mode_is_no_randomness():
+    graph = onnx.load_from_string(encoder_of(encoding(Resting()))).graph
+    assert [value.name for value in graph.output] == ["mu", "logvar", "std"]
+
+
+def test_branches_are_stripped_too():
+    content = encoder_of(encoding(Branching()))
+    assert "If" in [node.op_type for node in onnx.load_from_string(content).graph.node]
+    assert not found_in(content)
+    assert b".py" not in without_weights(content)
+
+
+def test_an_unknown_format_is_refused_before_any_work():
+    class Untouched(nn.Module):
+        def forward(self, x):
+            pytest.fail("work was done")
+
+    with pytest.raises(ExportError, match="formats: onnx, torchscript, pt2 are expected, got 'tflite'"):
+        make_graphs(encoding(Untouched()), ["onnx", "tflite"])

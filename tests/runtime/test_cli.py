@@ -1,0 +1,568 @@
+"""The command `vae-runtime`, as a shell sees it: exit status, stdout, stderr and files."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vae_runtime
+from vae_runtime import cli, interpolate
+
+COMMANDS = ("info", "verify", "sample", "encode", "decode", "reconstruct", "interpolate")
+posix = pytest.mark.skipif(os.name != "posix", reason="limits and signals as on POSIX")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The working directory of the commands, where they write."""
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def command(python, folder):
+    """Run `vae-runtime` in `folder`, after a statement if there is one."""
+
+    def run(*arguments, first="", **options):
+        call = ["-c", f"{first}\nfrom vae_runtime.__main__ import *"] if first else ["-m", "vae_runtime"]
+        return python(*call, *arguments, cwd=folder, **options)
+
+    return run
+
+
+@pytest.fixture
+def succeeds(command):
+    def run(*arguments, **options):
+        done = command(*arguments, **options)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def refuses(command, folder):
+    """Run, and hold to it what is promised of every failure; the error's line."""
+
+    def run(*arguments, status=1, match="", **options):
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        done = command(*arguments, **options)
+        assert done.returncode == status, done.stderr
+        assert "Traceback" not in done.stderr
+        assert "Exception ignored" not in done.stderr
+        (line,) = (line for line in done.stderr.splitlines() if "error: " in line)
+        assert line.startswith("error: " if status == 1 else "vae-runtime")
+        if status == 1:
+            assert done.stderr == line + "\n"
+        assert re.search(match, line), line
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+        return line
+
+    return run
+
+
+@pytest.fixture
+def pictures(folder, vae):
+    """Observations, in a file of the working directory."""
+    x = vae.sample(5, seed=100)
+    np.save(folder / "x.npy", x)
+    return x
+
+
+def is_sheet(folder, name, across, down):
+    """Whether a PNG holds so many digits, 8 by 8, with lines between, enlarged by a whole factor."""
+    with pytest.importorskip("PIL.Image").open(folder / name) as image:
+        assert image.format == "PNG"
+        assert image.mode == "L"
+        width, height = 9 * across - 1, 9 * down - 1
+        factor = image.width // width
+        assert image.size == (factor * width, factor * height)
+    return True
+
+
+# What each command does.
+
+
+def test_info_says_what_the_bundle_is(succeeds, digits, vae):
+    said = succeeds("info", digits)
+    assert re.search(r"^name +digits$", said, re.MULTILINE)
+    assert re.search(rf"^digest +{vae.digest}$", said, re.MULTILINE)
+    assert re.search(r"^observation +x float32 \[channel 1, height 8, width 8\], values 0 … 1", said, re.MULTILINE)
+    assert re.search(r"^latent +z float32 \[8\]", said, re.MULTILINE)
+    assert re.search(r"^likelihood +bernoulli$", said, re.MULTILINE)
+    for variant in vae.manifest.variants:
+        assert re.search(rf"^{variant.component}/{variant.name} +[\d,]+ +float32", said, re.MULTILINE)
+    assert succeeds("info", digits, "--digest", vae.digest) == said
+
+
+def test_info_cannot_be_forged_and_prints_in_any_encoding(succeeds, bundle_copy, edit_manifest):
+    edit_manifest(
+        bundle_copy, lambda document: document["additional_metadata"]["vae"].update(name="数\ndigest  sha256:0\x1b[2J")
+    )
+    assert "数\\ndigest  sha256:0\\x1b[2J\n" in succeeds("info", bundle_copy)
+    assert "\\u6570\\ndigest  sha256:0\\x1b[2J\n" in succeeds("info", bundle_copy, env={"PYTHONIOENCODING": "ascii"})
+
+
+def test_verify_passes_with_a_table(succeeds, digits, vae):
+    said = succeeds("verify", digits, "--threads", 2, "--digest", vae.digest)
+    assert said.startswith("ok      files ")
+    assert "ok      decoder/fp32 x " in said
+    assert re.fullmatch(rf"verified on cpu: {re.escape(str(digits))}.*", said.splitlines()[-1])
+    assert "FAILED" not in said
+
+
+def test_sample(succeeds, folder, digits, vae):
+    said = succeeds("sample", digits, "--out", "s.npy", "-n", 10, "--seed", 7)
+    assert said == "s.npy: 10 samples, seed 7, start 0, device cpu\n"
+    np.testing.assert_array_equal(np.load(folder / "s.npy"), vae.sample(10, seed=7))
+    options = ["--start", 2**64 - 3, "--temperature", 0.5, "--batch-size", 4, "--threads", 2, "--variant", "fp32"]
+    succeeds("sample", digits, "--out", "s.npy", "-n", 10, "--seed=-7", *options, "--observe")
+    found = np.load(folder / "s.npy")
+    assert set(np.unique(found)) == {0.0, 1.0}
+    assert np.mean(found != vae.sample(10, seed=-7, start=2**64 - 3, temperature=0.5, observe=True)) < 0.01
+    assert sorted(os.listdir(folder)) == ["s.npy"]
+
+
+def test_sample_draws_a_sheet(succeeds, folder, digits):
+    pytest.importorskip("PIL")
+    succeeds("sample", digits, "--out", "s.png")
+    assert is_sheet(folder, "s.png", 8, 8)
+    succeeds("sample", digits, "--out", "s.png", "-n", 7, "--columns", 3)
+    assert is_sheet(folder, "s.png", 3, 3)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_the_printed_seed_too(succeeds, folder, digits):
+    said = succeeds("sample", digits, "--out", "one.npy", "--latents", "z.npy")
+    seed = re.search(r"seed (\d+)", said)[1]
+    for name in ["one.npy", "one.png"] if find_spec("PIL") else ["one.npy"]:
+        contents = []
+        for _ in range(2):
+            succeeds("sample", digits, "--out", name, "--seed", seed)
+            contents.append((folder / name).read_bytes())
+        assert contents[0] == contents[1]
+    other = succeeds("sample", digits, "--out", "two.npy")
+    assert re.search(r"seed (\d+)", other)[1] != seed
+
+
+def test_latents_are_the_same_at_once_and_in_batches(succeeds, folder, digits, vae):
+    z = vae.prior(100, seed=3)
+    arguments = ["sample", digits, "--out", "x.npy", "--seed", 3, "--latents", "z.npy"]
+    for batch_size, threads in ((100, 1), (1, 2), (7, 1), (7, 2)):
+        succeeds(*arguments, "-n", 100, "--batch-size", batch_size, "--threads", threads)
+        assert np.load(folder / "z.npy").tobytes() == z.tobytes()
+    succeeds("sample", digits, "--out", "x.npy", "-n", 7, "--seed", 3, "--start", 93, "--latents", "last.npy")
+    assert np.load(folder / "last.npy").tobytes() == z[93:].tobytes()
+
+
+def test_encode(succeeds, folder, digits, vae, pictures):
+    q = vae.encode(pictures)
+    said = succeeds("encode", digits, "x.npy", "--out", "q.npz")
+    assert said == f"q.npz: posteriors of 5 observations; mean KL {q.kl().mean():.4g} nats\n"
+    with np.load(folder / "q.npz") as archive:
+        assert sorted(archive.files) == ["logvar", "mean", "std"]
+        for name in archive.files:
+            np.testing.assert_array_equal(archive[name], getattr(q, name))
+    succeeds("encode", digits, "x.npy", "--out", "z.npy", "--batch-size", 5)
+    np.testing.assert_array_equal(np.load(folder / "z.npy"), q.mean)
+    succeeds("encode", digits, "x.npy", "--out", "z.npy", "--seed", 4, "--start", 9)
+    np.testing.assert_array_equal(np.load(folder / "z.npy"), q.sample(seed=4, start=9))
+
+
+def test_decode(succeeds, folder, digits, vae):
+    z = vae.prior(6, seed=1)
+    np.save(folder / "z.npy", z)
+    assert succeeds("decode", digits, "z.npy", "--out", "x.npy") == "x.npy: 6 observations\n"
+    np.testing.assert_array_equal(np.load(folder / "x.npy"), vae.decode(z))
+    pytest.importorskip("PIL")
+    succeeds("decode", digits, "z.npy", "--out", "x.png", "--columns", 6)
+    assert is_sheet(folder, "x.png", 6, 1)
+
+
+def test_reconstruct(succeeds, folder, digits, vae, pictures):
+    said = succeeds("reconstruct", digits, "x.npy", "--out", "r.npy")
+    r = vae.reconstruct(pictures)
+    np.testing.assert_array_equal(np.load(folder / "r.npy"), r)
+    assert said == f"r.npy: 5 reconstructions; mean squared error {((r - pictures) ** 2).mean():.4g}\n"
+    succeeds("reconstruct", digits, "x.npy", "--out", "r.npy", "--seed", 2, "--start", 3)
+    np.testing.assert_array_equal(np.load(folder / "r.npy"), vae.reconstruct(pictures, seed=2, start=3))
+    pytest.importorskip("PIL")
+    succeeds("reconstruct", digits, "x.npy", "--out", "r.png")
+    assert is_sheet(folder, "r.png", 5, 2)
+    succeeds("reconstruct", digits, "x.npy", "--out", "r.png", "--columns", 3)
+    assert is_sheet(folder, "r.png", 3, 4)
+
+
+def test_interpolate(succeeds, folder, digits, vae, pictures):
+    succeeds("interpolate", digits, "--seeds", 3, 4, "--out", "i.npy", "--steps", 6)
+    a, b = vae.prior(1, seed=3)[0], vae.prior(1, seed=4)[0]
+    np.testing.assert_array_equal(np.load(folder / "i.npy"), vae.decode(interpolate(a, b, 6)))
+    succeeds("interpolate", digits, "--inputs", "x.npy", "--out", "i.npy", "--linear")
+    a, b = vae.encode(pictures[:2]).mean
+    np.testing.assert_array_equal(np.load(folder / "i.npy"), vae.decode(interpolate(a, b, 10, spherical=False)))
+    pytest.importorskip("PIL")
+    succeeds("interpolate", digits, "--seeds", -1, 2**64 - 1, "--out", "i.png")
+    assert is_sheet(folder, "i.png", 10, 1)
+
+
+def test_results_replace_files_that_are_there(succeeds, folder, digits, vae):
+    (folder / "s.npy").write_bytes(b"old")
+    succeeds("sample", digits, "--out", "s.npy", "-n", 1, "--seed", 0)
+    np.testing.assert_array_equal(np.load(folder / "s.npy"), vae.sample(1, seed=0))
+
+
+def test_a_link_to_the_bundle_and_auto_work(command, folder, digits):
+    (folder / "link").symlink_to(digits)
+    done = command("sample", "link", "--out", "s.npy", "--device", "auto")
+    assert done.returncode == 0
+    assert done.stderr.startswith("device auto: ")
+
+
+# Misuse: wrong without opening anything, so that neither bundle nor file need be there.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["paint"], "invalid choice: 'paint'"),
+        (["info"], "required: bundle"),
+        (["info", "b", "--seed", "1"], "unrecognized arguments"),
+        (
+            ["info", "b", "--digest", "abc"],
+            "argument --digest: digest: .* 64 hexadecimal digits are expected, got 'abc'",
+        ),
+        (["sample", "b"], "required: --out"),
+        (
+            ["sample", "b", "--out", "x.jpg"],
+            r"argument --out: x\.jpg: a file name ending in \.png or \.npy is expected",
+        ),
+        (["sample", "b", "--out", ".npy"], r"a file name ending in"),
+        (["sample", "b", "--out", "x.npz"], r"a file name ending in"),
+        (["sample", "b", "--out", "x.npy", "-n", "0"], "argument -n: n: 1 … 281474976710656 is expected, got 0"),
+        (["sample", "b", "--out", "x.npy", "-n", "-5"], "argument -n: n: .* got -5"),
+        (["sample", "b", "--out", "x.npy", "-n", str(10**18)], "argument -n: n: .* got 1000000000000000000"),
+        (["sample", "b", "--out", "x.npy", "-n", "1.5"], "argument -n: n: an integer is expected, got '1.5'"),
+        (["sample", "b", "--out", "x.npy", "--seed", str(2**64)], "argument --seed: seed: .* got 18446744073709551616"),
+        (["sample", "b", "--out", "x.npy", "--seed", str(-(2**63) - 1)], "argument --seed: "),
+        (["sample", "b", "--out", "x.npy", "--seed", "x"], "argument --seed: seed: an integer is expected, got 'x'"),
+        (["sample", "b", "--out", "x.npy", "--seed", "9" * 5000], "argument --seed: seed: an integer is expected"),
+        (["sample", "b", "--out", "x.npy", "--start", "-1"], "argument --start: "),
+        (["sample", "b", "--out", "x.npy", "--start", str(2**64)], "argument --start: "),
+        (["sample", "b", "--out", "x.npy", "--temperature", "-1"], "argument --temperature: .* got -1"),
+        (["sample", "b", "--out", "x.npy", "--temperature", "nan"], "argument --temperature: .* got nan"),
+        (["sample", "b", "--out", "x.npy", "--temperature", "1e39"], "argument --temperature: .* got 1e\\+39"),
+        (["sample", "b", "--out", "x.npy", "--temperature", "hot"], "argument --temperature: .* got 'hot'"),
+        (["sample", "b", "--out", "x.npy", "--threads", "0"], "argument --threads: "),
+        (["sample", "b", "--out", "x.npy", "--batch-size", "0"], "argument --batch-size: "),
+        (["sample", "b", "--out", "x.npy", "--columns", "0"], "argument --columns: "),
+        (["sample", "b", "--out", "x.npy", "--device", "gpu"], "argument --device: device: cpu, cuda, cuda:N, auto or"),
+        (["sample", "b", "--out", "x.npy", "--latents", "z.txt"], "argument --latents: "),
+        (
+            ["sample", "b", "--out", "x.npy", "--latents", "./x.npy"],
+            "argument --latents: another file than that of --out",
+        ),
+        (["verify", "b", "--device", "gpu"], "argument --device: "),
+        (["encode", "b", "x.txt", "--out", "z.npy"], r"argument x: x\.txt: a file name ending in \.npy"),
+        (["encode", "b", "x.npy", "--out", "z.npz", "--seed", "1"], r"argument --seed: only with --out \*\.npy"),
+        (["decode", "b", "--out", "x.npy"], "required: z"),
+        (["interpolate", "b", "--out", "x.npy"], "one of the arguments --seeds --inputs is required"),
+        (["interpolate", "b", "--out", "x.npy", "--seeds", "1"], "argument --seeds: expected 2 arguments"),
+        (["interpolate", "b", "--out", "x.npy", "--seeds", "1", "2", "--inputs", "x.npy"], "not allowed with"),
+        (["interpolate", "b", "--out", "x.npy", "--seeds", "1", "2", "--steps", "1"], "argument --steps: "),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_misuse(capsys, arguments, match):
+    # In this process, to save the time of some dozens; the next test is the partner in its own.
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    said = capsys.readouterr()
+    assert (caught.value.code, said.out) == (2, "")
+    (line,) = (line for line in said.err.splitlines() if "error: " in line)
+    assert line.startswith("vae-runtime")
+    assert re.search(match, line), line
+
+
+def test_misuse_ends_with_2(refuses):
+    refuses(status=2, match="required: COMMAND")
+    refuses("sample", "b", "--out", "x.npy", "-n", 0, status=2, match="argument -n: n: 1 … 281474976710656 is expected")
+    refuses("encode", "b", "x.npy", "--out", "z.npz", "--seed", 1, status=2, match="argument --seed: only with")
+
+
+# Failures.
+
+
+def test_a_bundle_that_is_not_there_or_none(refuses, folder):
+    (folder / "empty").mkdir()
+    (folder / "file").write_text("")
+    for command_line in (["info"], ["verify"], ["sample", "--out", "x.npy"]):
+        name, *rest = command_line
+        refuses(name, "none", *rest, match="^error: none: does not exist; give the folder of a bundle")
+    refuses("info", "file", match="^error: file: is not a folder")
+    refuses("info", "empty", match=r"^error: empty: no bundle: it holds neither manifest\.json nor SHA256SUMS")
+    refuses("info", "x" * 5000, match="does not exist")
+
+
+def test_a_damaged_bundle(refuses, bundle_copy, vae):
+    out = ["--out", "x.npy"]
+    graph, manifest = bundle_copy / "decoder/fp32/model.onnx", bundle_copy / "manifest.json"
+    content = graph.read_bytes()
+    refuses("sample", bundle_copy, *out, "--digest", "0" * 64, match="the bundle's digest is sha256:")
+    refuses("sample", bundle_copy, *out, "--variant", "fp8", match="no variant 'fp8'; choose one of: fp32")
+    graph.write_bytes(content[:-1] + b"?")
+    refuses("sample", bundle_copy, *out, match=r"decoder/fp32/model\.onnx: sha256 is .* SHA256SUMS says .*; copy the")
+    refuses("verify", bundle_copy, match="verification failed; copy or export the bundle again")
+    graph.unlink()
+    refuses("sample", bundle_copy, *out, match=r"decoder/fp32/model\.onnx: missing; copy the bundle again")
+    refuses("info", bundle_copy, match=r"decoder/fp32/model\.onnx: ")
+    graph.write_bytes(content)
+    manifest.write_text("{")
+    refuses("info", bundle_copy, match=r"manifest\.json: sha256 is")
+
+
+def test_verify_tells_what_failed_on_stdout(command, bundle_copy):
+    added = bundle_copy / "added"
+    added.write_text("")
+    done = command("verify", bundle_copy)
+    assert done.returncode == 1
+    assert f"FAILED  files                {added}: not listed in SHA256SUMS" in done.stdout
+    assert "verified on" not in done.stdout
+    assert done.stderr == f"error: {bundle_copy}: verification failed; copy or export the bundle again\n"
+
+
+@posix
+def test_verify_survives_a_file_name_that_is_no_text(command, bundle_copy):
+    os.close(os.open(os.fsencode(bundle_copy) + b"/\xff\n", os.O_CREAT))
+    done = command("verify", bundle_copy)
+    assert done.returncode == 1
+    assert "\\udcff" in done.stdout
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_manifest_with_many_problems_is_one_error(command, bundle_copy, edit_manifest):
+    def spoil(document):
+        document["additional_metadata"]["vae"].update(noise=1, latents=[])
+
+    edit_manifest(bundle_copy, spoil)
+    done = command("info", bundle_copy)
+    first, *rest = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert first.startswith("error: ")
+    assert first.endswith("manifest.json: 2 problems; export the bundle again:")
+    assert all(line.startswith("  additional_metadata.vae.") for line in rest)
+    assert len(rest) == 2
+
+
+def test_a_device_that_is_not_there(refuses, digits):
+    refuses("sample", digits, "--out", "x.npy", "--device", "MadeUpExecutionProvider", match="this ONNX Runtime .* has")
+    refuses("verify", digits, "--device", "cuda:999", match="device cuda:999: ")
+
+
+def test_too_many_samples_for_the_memory(refuses, digits):
+    for out in ("x.npy", "x.png"):
+        if out == "x.png":
+            pytest.importorskip("PIL")
+        refuses("sample", digits, "--out", out, "-n", 2**48, match="n: .* GiB, more than this machine's memory")
+
+
+def test_wrong_observations(refuses, folder, digits, pictures):
+    wrong = {
+        "double": (pictures.astype(np.float64), r"x: float32 \[n, 1, 8, 8\] is expected, got dtype float64"),
+        "flat": (pictures.reshape(5, 64), r"got \[5, 64\]"),
+        "none": (pictures[:0], "at least one row"),
+        "nan": (
+            np.where(pictures == pictures[0, 0, 3, 3], np.nan, pictures).astype(np.float32),
+            r"x\[\d, 0, \d, \d\]: .* nan",
+        ),
+    }
+    for name, (array, match) in wrong.items():
+        np.save(folder / f"{name}.npy", array)
+        refuses("encode", digits, f"{name}.npy", "--out", "z.npz", match=match)
+    refuses("reconstruct", digits, "nan.npy", "--out", "r.npy", match=wrong["nan"][1])
+    np.save(folder / "one.npy", pictures[:1])
+    refuses("interpolate", digits, "--inputs", "one.npy", "--out", "r.npy", match="two observations are expected, got")
+    refuses("decode", digits, "x.npy", "--out", "r.npy", match=r"z: float32 \[n, 8\] is expected, got \[5, 1, 8, 8\]")
+
+
+def header(text):
+    content = text.encode()
+    return b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little") + content
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (None, "no such file"),
+        (b"", "is expected"),
+        (b"garbage", "is expected"),
+        (b"PK\x03\x04 half a zip", "is expected"),
+        (b"\x93NUMPY\x01\x00\xff\xff", "is expected"),
+        (header("{'descr': (("), "is expected"),
+        (header("{'descr': '<f4', 'fortran_order': False, 'shape': (100, 8)}\n"), "is expected"),
+        (header("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000000, 8)}\n"), "is expected"),
+        (header("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999, 8)}\n"), "is expected"),
+        (header("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n") + b"\x80\x04N.", "is expected"),
+    ],
+    ids=["missing", "empty", "garbage", "zip", "half a header", "no header", "cut", "huge", "endless", "pickle"],
+)
+def test_a_file_that_is_no_array(refuses, folder, digits, content, match):
+    if content is not None:
+        (folder / "z.npy").write_bytes(content)
+    refuses("decode", digits, "z.npy", "--out", "x.npy", match=rf"^error: z\.npy: .*{match}")
+
+
+def test_an_archive_or_a_folder_for_an_array(refuses, folder, digits, pictures):
+    np.savez(folder / "z.npz", z=pictures)
+    (folder / "z.npz").rename(folder / "z.npy")
+    refuses("decode", digits, "z.npy", "--out", "x.npy", match="an .npy file of numbers is expected")
+    (folder / "folder.npy").mkdir()
+    refuses("decode", digits, "folder.npy", "--out", "x.npy", match="an .npy file of numbers is expected")
+
+
+def test_an_output_that_cannot_be_written(refuses, folder, digits, pictures):
+    (folder / "folder.npy").mkdir()
+    (folder / "file").write_text("")
+    for out in ("none/x.npy", "file/x.npy"):
+        refuses("sample", digits, "--out", out, match=f"^error: {out}: cannot write here: ")
+    refuses("sample", digits, "--out", "folder.npy", match=r"^error: folder\.npy: ")
+    refuses("encode", digits, "x.npy", "--out", "none/q.npz", match="cannot write here")
+    if Path("/proc/self").exists():
+        refuses("sample", digits, "--out", "/proc/self/x.npy", match="cannot write here")
+    if os.name == "posix" and os.geteuid() != 0:
+        (folder / "locked").mkdir(mode=0o500)
+        refuses("sample", digits, "--out", "locked/x.npy", match="cannot write here: Permission denied")
+
+
+@posix
+def test_a_full_disk_leaves_nothing(refuses, folder, digits, pictures):
+    np.save(folder / "many.npy", np.tile(pictures, (40, 1, 1, 1)))
+    outs = {
+        "x.npy": ["sample", digits, "-n", 400],
+        "q.npz": ["encode", digits, "many.npy"],
+        "r.npy": ["reconstruct", digits, "many.npy"],
+        "d.npy": ["interpolate", digits, "--seeds", 1, 2, "--steps", 100],
+    }
+    if find_spec("PIL"):
+        outs["x.png"] = ["sample", digits, "-n", 400]
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
+    (folder / "x.npy").write_bytes(b"old")
+    for out, arguments in outs.items():
+        line = refuses(*arguments, "--out", out, first=full, match="not written: .*; free some space")
+        assert "None" not in line
+
+
+def test_a_png_without_pillow_is_refused_before_any_work(refuses, succeeds, digits):
+    no_pillow = "import sys; sys.modules['PIL'] = None"
+    match = r"^error: a PNG needs Pillow, which is not installed: pip install 'vae-runtime\[image\]', or write \.npy$"
+    # No such bundle, no such input: nothing was opened yet.
+    refuses("sample", "none", "--out", "x.png", match=match, first=no_pillow)
+    refuses("decode", "none", "none.npy", "--out", "x.png", match=match, first=no_pillow)
+    refuses("reconstruct", "none", "none.npy", "--out", "x.png", match=match, first=no_pillow)
+    refuses("interpolate", "none", "--seeds", 1, 2, "--out", "x.png", match=match, first=no_pillow)
+    succeeds("sample", digits, "--out", "x.npy", first=no_pillow)
+
+
+def test_a_png_of_what_is_no_picture_is_refused_and_npy_works(refuses, succeeds, small_bundle):
+    pytest.importorskip("PIL")
+    bundle = small_bundle()
+    refuses("sample", bundle, "--out", "x.png", match=r"observations of shape \[3\] are no pictures .* as \.npy")
+    refuses("interpolate", bundle, "--seeds", 1, 2, "--out", "x.png", match="are no pictures")
+    succeeds("sample", bundle, "--out", "x.npy")
+
+
+# Interruptions and streams.
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux to see when the work begins")
+def test_ctrl_c_ends_with_130_and_no_file(folder, digits):
+    command = [sys.executable, "-m", "vae_runtime", "sample", digits, "--out", "x.npy", "-n", "3000000"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        maps = Path(f"/proc/{process.pid}/maps")
+        deadline = time.monotonic() + 60
+        while "onnxruntime" not in maps.read_text() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=60)
+    assert (process.returncode, out, error) == (130, b"", b"interrupted\n")
+    assert os.listdir(folder) == []
+
+
+@posix
+@pytest.mark.parametrize("name", ["info", "verify"])
+def test_a_reader_that_is_gone_is_no_accident(folder, digits, name):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-W", "error", "-m", "vae_runtime", name, digits]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.returncode == 1
+    assert done.stderr == ""
+
+
+@posix
+def test_a_stdout_that_is_closed_is_no_accident(folder, digits):
+    command = f'exec "{sys.executable}" -W error -m vae_runtime info "{digits}" >&-'
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_stdout_that_is_full_is_an_error(digits):
+    command = [sys.executable, "-W", "error", "-m", "vae_runtime", "info", digits]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+
+
+# What is said of the commands.
+
+
+def test_version_and_help(succeeds):
+    assert succeeds("--version") == f"vae-runtime {vae_runtime.__version__}\n"
+    said = succeeds("--help")
+    for name in COMMANDS:
+        assert re.search(rf"^    {name}\s", said, re.MULTILINE)
+
+
+def subparsers():
+    (action,) = (action for action in cli._parser()._actions if action.choices)
+    return action.choices
+
+
+def test_the_commands_are_those_tested_here():
+    assert tuple(subparsers()) == COMMANDS
+
+
+def undocumented(text):
+    """Commands, and options of commands, that a documentation does not mention where it should."""
+    sections = dict(re.findall(r"^### vae-runtime (\w+)$(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL))
+    missing = [name for name in subparsers() if name not in sections]
+    for name, parser in subparsers().items():
+        for action in parser._actions:
+            words = action.option_strings or [action.dest]
+            missing += [
+                f"{name} {w}" for w in words if not re.search(rf"(?<![\w-]){w}(?![\w-])", sections.get(name, ""))
+            ]
+    return missing
+
+
+def test_every_command_and_option_is_documented(root):
+    text = (root / "docs" / "command-line.md").read_text(encoding="utf-8")
+    assert undocumented(text) == []
+    assert undocumented(text.replace("--temperature", "")) == ["sample --temperature"]
+    assert "interpolate --steps" in undocumented(text.replace("### vae-runtime interpolate", ""))
+
+
+def test_the_documentation_mentions_no_option_that_is_not_there(root):
+    text = (root / "docs" / "command-line.md").read_text(encoding="utf-8")
+    for name, section in re.findall(r"^### vae-runtime (\w+)$(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL):
+        options = {word for action in subparsers()[name]._actions for word in action.option_strings}
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", section)) <= options

@@ -282,6 +282,16 @@ def test_files_of_the_user_that_look_alike_stay(tmp_path):
     assert names(tmp_path) == sorted([*before, "folder"])
 
 
+@contextlib.contextmanager
+def started(command):
+    """A process, killed at the end of the block if it still runs."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 WRITER = """
 import sys
 from vae_runtime import files
@@ -301,10 +311,9 @@ def test_killed_at_any_moment_a_folder_is_whole_and_the_next_call_cleans_up(tmp_
     moment, left = random.Random(1), 0
     for _ in range(8):
         command = [sys.executable, "-c", WRITER, tmp_path / "folder", way]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        with started(command) as process:
             process.stdout.readline()
             time.sleep(moment.uniform(0.0, 0.1))
-            process.kill()
         left += len(names(tmp_path)) > 1
         # Without the exchange the old folder may be aside; a call that does not replace brings it back.
         with contextlib.suppress(VaeError):
@@ -324,11 +333,10 @@ def test_with_an_exchange_the_folder_is_there_at_every_moment(tmp_path):
         pytest.skip("this file system does not exchange folders")
     files._exchange(tmp_path / "probe", tmp_path / "folder")
     command = [sys.executable, "-c", WRITER, tmp_path / "folder", "exchange"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    with started(command) as process:
         process.stdout.readline()
         for _ in range(3000):
             assert os.path.isfile(tmp_path / "folder" / "a")
-        process.kill()
 
 
 @posix
@@ -345,7 +353,7 @@ files._fill_folder = slow
 files.write_folder(sys.argv[1], {"a": b"slow"}, replace=True)
 """
     command = [sys.executable, "-c", code, tmp_path / "folder"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as slow:
+    with started(command) as slow:
         assert slow.stdout.readline() == b"filled\n"
         (partial,) = names(tmp_path)
         write_folder(tmp_path / "folder", NEW)

@@ -177,7 +177,9 @@ def _judge(
             worst = tuple(int(i) for i in np.unravel_index(np.argmax(difference), difference.shape))
         magnitude: NDArray[np.float64] = np.abs(in64)
         floor = max(float(magnitude.max()) * 1e-3, float(np.finfo(np.float32).tiny))
-        max_rel = max(max_rel, float(np.max(difference / np.maximum(magnitude, floor))))
+        with np.errstate(invalid="ignore"):
+            relative = np.nan_to_num(difference / np.maximum(magnitude, floor), nan=np.inf, posinf=np.inf)
+        max_rel = max(max_rel, float(relative.max()))
     return TensorParity(
         graph.component, graph.variant, output, max_abs, max_rel, from_float32, at_batch, worst, allowed, disagreeing,
         compared,

@@ -622,7 +622,7 @@ def evaluation_with_a_mistyped_field(run):
         (config_without_a_field, r"run/config\.json: .*provenance"),
         (
             config_with_a_mistyped_field,
-            r"run/config\.json: model\.latent: an integer of at least 1 is expected, got '4'",
+            r"run/config\.json: model\.latent: an integer from 1 to 16777216 is expected, got '4'",
         ),
         (config_with_a_mistyped_count, r"run/config\.json: .*provenance.*many"),
         (config_with_a_mistyped_result, r"run/config\.json: .*result.*long"),

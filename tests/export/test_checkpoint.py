@@ -82,7 +82,7 @@ def test_a_tensor_that_does_not_fit_is_named(folder, change, message):
     [
         (lambda c: c.update(format_version=2), "format_version 1 is expected, got 2"),
         (lambda c: c.pop("train"), "the field 'train' is expected, got none"),
-        (lambda c: c["model"].update(latent="6"), "model.latent: an integer of at least 1 is expected, got '6'"),
+        (lambda c: c["model"].update(latent="6"), "model.latent: an integer from 1 to 16777216 is expected, got '6'"),
         (lambda c: c["model"].update(width=3), "model.width: no such field"),
         (lambda c: c["provenance"].pop("digest"), "digest"),
         (lambda c: c["result"].update(extra=1), "extra"),

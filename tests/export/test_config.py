@@ -38,11 +38,11 @@ def test_json_gives_back_an_equal_configuration(config):
     ("make", "message"),
     [
         (lambda: ModelConfig(architecture="rnn"), "model.architecture: one of mlp, conv is expected, got 'rnn'"),
-        (lambda: ModelConfig(latent=0), "model.latent: an integer of at least 1 is expected, got 0"),
-        (lambda: ModelConfig(latent=True), "model.latent: an integer of at least 1 is expected, got True"),
+        (lambda: ModelConfig(latent=0), "model.latent: an integer from 1 to 16777216 is expected, got 0"),
+        (lambda: ModelConfig(latent=True), "model.latent: an integer from 1 to 16777216 is expected, got True"),
         (lambda: ModelConfig(latent=2.0), "model.latent: an integer"),
-        (lambda: ModelConfig(hidden=(3, -1)), "model.hidden: a list of positive integers is expected"),
-        (lambda: ModelConfig(hidden="64"), "model.hidden: a list of positive integers is expected, got '64'"),
+        (lambda: ModelConfig(hidden=(3, -1)), "model.hidden: a list of integers from 1 to 16777216 is expected"),
+        (lambda: ModelConfig(hidden="64"), "model.hidden: a list of integers from 1 to 16777216 is expected, got '64'"),
         (lambda: ModelConfig(scale=0), "model.scale: a number above 0 is expected, got 0"),
         (lambda: ModelConfig(learn_scale=True), "model.learn_scale: a bernoulli likelihood has no scale"),
         (lambda: ModelConfig(learn_scale=1), "model.learn_scale: true or false is expected, got 1"),
@@ -50,12 +50,15 @@ def test_json_gives_back_an_equal_configuration(config):
         (lambda: TrainConfig(learning_rate=float("nan")), "train.learning_rate: a number above 0 is expected, got nan"),
         (lambda: TrainConfig(final_learning_rate=1.5), "a number of at least 0 and at most 1 is expected, got 1.5"),
         (lambda: TrainConfig(importance_samples=5, free_bits=0.1), "train.free_bits: "),
-        (lambda: TrainConfig(seed=2**63), "train.seed: at most 2**63 - 1"),
+        (lambda: TrainConfig(seed=2**63), "train.seed: an integer from 0 to 9223372036854775807"),
         (lambda: TrainConfig(binarise="maybe"), "train.binarise: one of none, stochastic, threshold is expected"),
         (lambda: DataConfig(""), "data.source: a text that is not empty is expected, got ''"),
         (lambda: DataConfig.from_json({"sauce": "digits"}), "data.sauce: no such field; the fields are source, seed"),
         (lambda: DataConfig.from_json(["digits"]), "data: an object is expected, got ['digits']"),
-        (lambda: TrainConfig.from_json({"epochs": "3"}), "train.epochs: an integer of at least 1 is expected, got '3'"),
+        (
+            lambda: TrainConfig.from_json({"epochs": "3"}),
+            "train.epochs: an integer from 1 to 16777216 is expected, got '3'",
+        ),
     ],
 )
 def test_a_wrong_field_is_named_with_expected_and_got(make, message):

@@ -119,7 +119,7 @@ def test_every_graph_of_an_export_equals_pytorch(tiny_exported):
     assert [(f"{t.component}/{t.variant}", t.output) for t in report.tensors] == expected
     for tensor in report.tensors:
         assert tensor.max_abs < tensor.tolerance / 3
-        assert tensor.max_rel <= tensor.max_abs
+        assert 0 <= tensor.max_rel < 1e-3
         assert tensor.compared == sum(BATCHES) * (64 if tensor.component == "decoder" else 4)
         assert tensor.batch in BATCHES
         assert tensor.worst[0] < tensor.batch

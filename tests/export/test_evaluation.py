@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from torch import distributions
 
 from vae_export import checkpoint, data
 from vae_export.config import DataConfig, ModelConfig, TrainConfig
-from vae_export.evaluation import binarise, evaluate
+from vae_export.evaluation import binarise, evaluate, read_evaluation
 from vae_export.model import VAE
 from vae_runtime import noise
 from vae_runtime.errors import InputError
@@ -160,3 +162,15 @@ def test_bad_arguments_are_refused(digits_run, digits_npy, tmp_path):
     checkpoint.save_weights(tmp_path, checkpoint.load(digits_run.folder)[0].state_dict())
     with pytest.raises(InputError, match="at least one test observation is expected, got none"):
         measured(tmp_path)
+
+
+def test_figures_of_other_weights_are_refused(digits_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(digits_run.folder, run)
+    evaluate(run, importance_samples=2, limit=3, progress=False)
+    assert read_evaluation(run).importance_samples == 2
+    weights = safetensors.numpy.load_file(run / "model.safetensors")
+    name = next(iter(weights))
+    safetensors.numpy.save_file({**weights, name: weights[name] * 2}, run / "model.safetensors")
+    with pytest.raises(InputError, match=r"evaluation\.json: figures of these weights .* evaluate again"):
+        read_evaluation(run)

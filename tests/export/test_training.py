@@ -24,6 +24,7 @@ from vae_export.errors import TrainingError
 from vae_export.plots import curve
 from vae_export.training import train
 from vae_runtime.errors import InputError, VaeError
+from vae_runtime.files import locked
 
 module = importlib.import_module("vae_export.training")
 
@@ -315,3 +316,18 @@ def test_the_digits_recipe_is_quick(tmp_path):
     outcome = train(tmp_path, model, dataclasses.replace(training, epochs=5), source, progress=False)
     assert outcome.info.result is not None
     assert outcome.info.result.seconds / 5 * training.epochs < 60
+
+
+def test_two_trainings_in_one_folder_are_refused(tmp_path, digits_npy):
+    with locked(tmp_path), pytest.raises(TrainingError, match="another training is at work in this folder"):
+        run(tmp_path, source=digits_npy)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_left_open_are_those_the_run_began_with(tmp_path, digits_npy):
+    outcome = run(tmp_path, training=dataclasses.replace(TRAINING, threads=1, epochs=3), source=digits_npy)
+    assert outcome.info.train.threads == 1
+    again = run(tmp_path, training=dataclasses.replace(TRAINING, threads=0, epochs=3), source=digits_npy)
+    assert again.already_finished
+    with pytest.raises(TrainingError, match=r"train\.threads is 1, asked for 2"):
+        run(tmp_path, training=dataclasses.replace(TRAINING, threads=2, epochs=3), source=digits_npy)

@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-slow test-oldest test-arm64 check format models clean
+.PHONY: demo test test-slow test-oldest test-arm64 zoo check format models clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/vae-export demo --out out/demo
@@ -21,6 +21,10 @@ test-oldest: .venvs/oldest/installed
 # Noise vectors and `verify` on emulated aarch64; Debian or Ubuntu, x86-64.
 test-arm64:
 	bash tests/arm64/run.sh
+
+# Export every model of docs/compatibility.md, other libraries' among them, and write that page; takes half an hour.
+zoo: .venvs/zoo/installed
+	PYTHONPATH=tests .venvs/zoo/bin/python -m zoo
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check .
@@ -42,6 +46,11 @@ $(VENV)/installed: pyproject.toml runtime/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; say make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e 'runtime[cpu]' -e '.[cpu,dev]'
+	touch $@
+
+.venvs/zoo/installed: pyproject.toml runtime/pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venvs/zoo
+	.venvs/zoo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e 'runtime[cpu]' -e '.[cpu,dev,zoo]'
 	touch $@
 
 .venvs/oldest/installed: runtime/pyproject.toml tests/oldest.txt

@@ -9,7 +9,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from vae_export import evaluate, export, train
+from conditional import build as build_conditional
+
+from vae_export import Exported, evaluate, export, train
 from vae_export.config import RECIPES
 from vae_export.evaluation import read_evaluation
 from vae_runtime.errors import InputError, VaeError
@@ -26,6 +28,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         build("digits")
+        shown(build_conditional(HERE / "digits-conditional"))
         if options.mnist is None:
             print(
                 "error: models/mnist was not rebuilt: MNIST is missing; say make models MNIST=DIR, its folder",
@@ -48,6 +51,11 @@ def build(name: str, source: str | None = None) -> None:
     if not measured(run):
         evaluate(run, importance_samples=IMPORTANCE_SAMPLES, data=source)
     exported = export(run, HERE / name, data=source, name=name, licence="Apache-2.0", force=True)
+    shown(exported)
+
+
+def shown(exported: Exported) -> None:
+    """Say what was written."""
     print(f"{exported.path}: {exported.digest}")
 
 

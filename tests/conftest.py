@@ -90,20 +90,22 @@ def tiny_bundle(tiny_exported):
 @pytest.fixture(scope="session")
 def tiny_adapted(tiny_run):
     """The pure functions of `tiny_run`."""
-    from vae_export import checkpoint
-    from vae_export.adapt import adapt
+    from vae_export.bundle import _run_source, _understood
+    from vae_export.state import unchanged
 
-    return adapt(checkpoint.load(tiny_run)[0])
+    source = _run_source(tiny_run, None, None)
+    with unchanged(source.model):
+        return _understood(source)[0]
 
 
 @pytest.fixture(scope="session")
 def tiny_graphs(tiny_exported):
     """The graphs of `tiny_bundle` by "component/variant"."""
-    from vae_export.graphs import Graph
+    from vae_export.bundle import _read_graph
     from vae_runtime.bundle import open_bundle
 
     bundle = open_bundle(tiny_exported.path)
-    graphs = [Graph(v.component, v.name, v.executor, v.file, bundle.read(v.path)) for v in bundle.manifest.variants]
+    graphs = [_read_graph(bundle, variant) for variant in bundle.manifest.variants]
     return {f"{graph.component}/{graph.variant}": graph for graph in graphs}
 
 

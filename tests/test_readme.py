@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
+import vae_runtime
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     path.relative_to(ROOT).as_posix()
@@ -26,14 +28,17 @@ MOST_SKIPPED = 3
 class Block(NamedTuple):
     place: str
     language: str
+    file: str | None
     code: str
     reason: str | None
 
 
 def blocks_of(text, place):
-    pattern = r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$"
+    pattern = (
+        r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<language>\w*)(?: file=(?P<file>[\w.]+))?\n(?P<code>.*?)^```$"
+    )
     found = [
-        Block(f"{place}:{text.count(chr(10), 0, match.end())}", match["language"], match["code"], match["reason"])
+        Block(f"{place}:{text.count(chr(10), 0, match.end())}", *match.group("language", "file", "code", "reason"))
         for match in re.finditer(pattern, text, re.MULTILINE | re.DOTALL)
     ]
     assert 2 * len(found) == len(re.findall("^ *```", text, re.MULTILINE)), f"{place}: a fence that is not understood"
@@ -46,7 +51,12 @@ def executed(text, place, folder):
     for block in blocks_of(text, place):
         if block.language not in PYTHON + SHELL:
             continue
-        if block.reason:
+        if block.file:
+            # A file of the reader's, for the blocks that follow.
+            assert not block.reason, f"{block.place}: a file is written, not run"
+            assert not (folder / block.file).exists(), f"{block.place}: {block.file} is there already"
+            (folder / block.file).write_text(block.code, encoding="utf-8")
+        elif block.reason:
             skipped.append(block.reason)
         elif block.language in PYTHON:
             run(block, [sys.executable, "-W", "error", "-c", block.code], folder)
@@ -111,10 +121,16 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_the_blocks_of_a_document_do_what_they_say(document, folder):
-    ran, _ = executed((ROOT / document).read_text(encoding="utf-8"), document, folder)
+    ran, skipped = executed((ROOT / document).read_text(encoding="utf-8"), document, folder)
     if document == "README.md":
         assert ran >= 6
         assert {"samples.npy", "samples.png", "strip.png", "run", "bundle"} <= set(os.listdir(folder))
+    if document == "docs/bring-your-own.md":
+        assert ran == 5
+        assert not skipped
+        assert {"mine.py", "mine.safetensors", "x.npy", "samples.png"} <= set(os.listdir(folder))
+        for bundle in ("mine", "mine2"):
+            assert vae_runtime.verify(folder / "out" / bundle).passed
 
 
 def test_targets_named_in_the_text_exist():
@@ -150,11 +166,24 @@ def fence(language, code, comment=""):
         (fence("sh", "pip install 'vae-runtime-2'"), "is no package of this repository"),
         (fence("sh", "false", "<!-- not run: why -->\n") * 4, "why"),
         ("```python\nnever closed\n", "a fence that is not understood"),
+        (fence("python file=../x.py", "x = 1"), "a fence that is not understood"),
+        (fence("python file=x.py", "x = ") + fence("python", "import x"), "SyntaxError: invalid syntax"),
+        (fence("python", "import x") + fence("python file=x.py", "x = 1"), "No module named 'x'"),
+        (fence("python file=x.py", "x = 1") * 2, "x.py is there already"),
+        (fence("python file=x.py", "x = 1", "<!-- not run: why -->\n"), "a file is written, not run"),
     ],
 )
 def test_a_broken_block_fails(text, words, folder):
     with pytest.raises(AssertionError, match=re.escape(words)):
         executed(text, "x.md", folder)
+
+
+def test_a_block_with_a_files_name_is_that_file(folder):
+    text = "```python file=mine.py\nanswer = 42\n```\n" + fence("python", "import mine\nassert mine.answer == 42")
+    assert executed(text, "x.md", folder) == (1, [])
+    (folder / "mine.py").unlink()
+    with pytest.raises(AssertionError, match=r"assert mine.answer == 41"):
+        executed(text.replace("== 42", "== 41"), "x.md", folder)
 
 
 def test_a_sound_block_runs_where_it_should(folder):

@@ -1,48 +1,63 @@
-"""Checkpoint → bundle: graphs, parity, golden vectors, manifest and model card, written whole or not at all."""
+"""A model or a run → a bundle: graphs, parity, golden vectors, manifest and card, written whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib.metadata
 import io
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
 
 import vae_runtime
 from vae_runtime import noise
-from vae_runtime.bundle import MANIFEST, SUMS, format_sums, open_bundle
+from vae_runtime.bundle import MANIFEST, SUMS, Bundle, format_sums, open_bundle
 from vae_runtime.errors import BundleError, InputError
 from vae_runtime.files import write_folder
 from vae_runtime.image import grid, png
-from vae_runtime.manifest import Golden, Latent, Manifest, Normalisation, Observation, Variant, dump, parse
+from vae_runtime.manifest import Golden, Manifest, Normalisation, Signature, Variant, dump, parse
+from vae_runtime.prior import Mixture
 from vae_runtime.verify import Report, verify
 
 from . import checkpoint
-from .adapt import Adapted, adapt
-from .card import model_card
+from .adapt import Adapted, adapt, declared
+from .card import model_card, run_card
 from .checkpoint import RunInfo
 from .data import Dataset
+from .declaration import Declaration
 from .errors import ExportError, ParityError
 from .evaluation import read_evaluation
-from .graphs import FORMATS, IR_VERSION, OPSET, RUNNERS, Graph, make_graphs, run_module
-from .parity import ParityReport, compare, tolerance
+from .fitting import FITTED, fit_prior, is_fitted
+from .graphs import EXECUTORS, IR_VERSION, OPSET, Graph, make_graphs, open_graph
+from .parity import Comparison, ParityReport, compare, rows, tolerance
+from .probe import probe, run_module
+from .state import release, unchanged
 
 __all__ = ["Exported", "export", "prove"]
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 
-_GOLDEN = Golden(file="golden.npz", seed=0, n=4)
+_GOLDEN_FILE = "golden.npz"
+_GOLDEN_ROWS = 4
+# Of large models fewer rows: the file holds every variant's answers.
+_GOLDEN_BYTES = 2**22
 # A device may differ from the exporting machine by this much more than a graph may from PyTorch: its kernels round
 # otherwise. A weight matrix that is off by 1 % is some hundred times farther out.
 _DEVICE_FACTOR = 2.0
+# What graphs are compared on; more observations serve to fit a prior alone.
+_EXAMPLES = 64
 _PICTURES = 64
 
 
@@ -53,88 +68,155 @@ class Exported:
     path: Path
     digest: str
     parity: ParityReport
+    recognised: tuple[str, ...]
+    """What was understood of the model, and from what, a line each."""
     sizes: Mapping[str, int]
     """Bytes of each graph file by its path in the bundle."""
 
 
+@dataclass(frozen=True)
+class _Source:
+    """What is to be exported, whoever made it."""
+
+    model: nn.Module
+    example: Tensor
+    said: Declaration
+    conditions: Mapping[str, Tensor]
+    classes: Mapping[str, Sequence[str]]
+    observations: Tensor
+    name: str
+    description: str
+    normalisation: Normalisation | None = None
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    card: Callable[[Manifest, Mapping[str, int], bool], str] | None = None
+
+
 def export(
-    run: str | Path,
+    model: nn.Module | str | Path,
     out: str | Path,
     *,
+    example: ArrayLike | Tensor | None = None,
+    conditions: Mapping[str, ArrayLike | Tensor] | None = None,
+    class_names: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    encode: Callable[..., Any] | str | None = None,
+    decode: Callable[..., Any] | str | None = None,
+    posterior: str | None = None,
+    likelihood: str | None = None,
+    scale: float | None = None,
+    prior: str | None = None,
+    observations: ArrayLike | Tensor | None = None,
+    axes: Sequence[str] | None = None,
+    latent_axes: Sequence[str] | None = None,
+    dynamic: Sequence[str] | None = None,
+    range: tuple[float, float] | None = None,
+    latent_scale: float | Sequence[float] | None = None,
+    latent_shift: float | Sequence[float] | None = None,
+    codebook: int | None = None,
     formats: Sequence[str] = ("onnx", "torchscript"),
     data: str | None = None,
     name: str | None = None,
+    description: str | None = None,
     licence: str | None = None,
     force: bool = False,
+    progress: bool = False,
 ) -> Exported:
-    """Export a trained run as a bundle, after its graphs were proven equal to PyTorch.
+    """Export a VAE as a bundle, after its graphs were proven equal to PyTorch.
 
     Args:
-        run: the run's folder, as `train` made it.
+        model: a VAE, whose state is left as it is, or the folder of a run that `train` made.
         out: the bundle's folder; must not exist unless `force`.
+        example: of a model: observations, float32 or integer [n, ...]. Several different ones prove more.
+        conditions: values [n, ...] by name, float32 or integer; given to encode and decode by these names.
+        class_names: names of the classes 0, 1, ... of the only integer condition, or by condition.
+        encode, decode: the name of a method, or a function of x or of the latents, and the conditions.
+        posterior: what the encoder's second tensor is: "logvar", "std", "var", "log_std" or "softplus"; or "codes" or
+            "none".
+        likelihood: "bernoulli", "gaussian" or "laplace"; without it the bundle gives samples and no scores.
+        scale: of a gaussian or laplace likelihood, in units of x; 1 unless said.
+        prior: "normal", "none" or "sphere"; or one to fit to the observations: "diagonal", "gaussian" or "mixture:K".
+        observations: real data [n, ...], with conditions of as many rows, to fit a prior to and to compare on; the
+            example by default.
+        axes, latent_axes: names of the axes of one observation and of one latent.
+        dynamic: the names of those that may have other sizes.
+        range: least and greatest value of an observation.
+        latent_scale, latent_shift: what other models take is (z - shift) * scale; a number, or one for each channel.
+        codebook: how many codes there are.
         formats: "onnx" (always made), "torchscript", "pt2".
-        data: where the run's data are now, if not where they were.
-        name: the bundle's name; by default that of the data.
-        licence: of the weights, for the manifest and the model card.
+        data: where a run's data are now, if not where they were.
+        name: the bundle's name; by default that of the run's data, or the model's class.
+        description: what the model is and was trained on, for the manifest and the model card.
+        licence: of the weights, likewise.
         force: replace a bundle that is there.
+        progress: say on stderr what is being done.
 
     Raises:
-        InputError: the run or its data are missing or damaged, or a text is not printable.
+        InputError: an argument or a run is not of the right form.
         ParityError: a graph's numbers are not PyTorch's; nothing is written.
-        ExportError: PyTorch could not export the model, or `out` holds something else than a bundle.
+        ExportError: the model cannot be understood or exported, and the error says what settles it; or `out` holds
+            something else than a bundle.
         VaeError: the bundle cannot be written there.
     """
     out = Path(out)
-    for what, text in (("name", name), ("licence", licence)):
+    for what, text in (("name", name), ("description", description), ("licence", licence)):
         if text is not None and not text.isprintable():
             raise InputError(f"{what}: printable text is expected, got {text!r}")
     _check_target(out, force)
-    vae, info = checkpoint.load(run)
-    evaluation = read_evaluation(run)
-    dataset = checkpoint.run_data(info, data)
-    adapted = adapt(vae)
-    graphs = make_graphs(adapted, formats)
-    report = compare(adapted, graphs, _unseen(dataset))
-    report.require()
-
-    observation = _observation(info, dataset, adapted)
-    golden, variants = _golden(adapted, graphs, observation)
-    name = name or info.provenance.name
-    manifest = Manifest(
-        package_name=re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "vae",
-        name=name,
-        description=f"{info.model.architecture} VAE trained on {info.provenance.name}",
-        licence=licence,
-        reader="vae-runtime>=0.1",
-        observation=observation,
-        latents=(Latent(adapted.inputs("decoder"), adapted.latent_shape),),
-        likelihood=adapted.likelihood,
-        golden=_GOLDEN,
-        encoder=variants["encoder"],
-        decoder=variants["decoder"],
-        training=_training(info, sum(parameter.numel() for parameter in vae.parameters())),
-        metrics=asdict(evaluation) if evaluation else {},
-        producer=_producer(),
-    )
-    text = dump(manifest)
-    parse(text)
-    files = {MANIFEST: text.encode(), _GOLDEN.file: golden}
-    files |= {f"{graph.component}/{graph.variant}/{graph.file}": graph.content for graph in graphs}
-    picture = _samples(adapted, graphs, manifest.observation.range)
-    if picture is not None:
-        files["samples.png"] = picture
-    files["README.md"] = model_card(manifest, info, evaluation, files).encode()
-    files[SUMS] = format_sums(files.items())
-    # Again, for what may have come there while the graphs were made.
-    _check_target(out, force)
-    write_folder(out, files, replace=force)
-    written = vae_runtime.load(out)
-    sizes = {variant.path: len(files[variant.path]) for variant in manifest.variants}
-    return Exported(out, written.digest, report, sizes)
+    said = Declaration(
+        encode=encode, decode=decode, posterior=posterior, likelihood=likelihood, scale=scale, prior=prior, axes=axes,
+        latent_axes=latent_axes, dynamic=dynamic, range=range, latent_scale=latent_scale, latent_shift=latent_shift,
+        codebook=codebook,
+    )  # fmt: skip
+    if isinstance(model, (str, Path)):
+        foreign = [field.name for field in dataclasses.fields(said) if getattr(said, field.name) is not None]
+        foreign += [n for n, v in (("example", example), ("conditions", conditions), ("observations", observations))
+                    if v is not None]  # fmt: skip
+        if foreign:
+            raise InputError(f"{foreign[0]}: only for a model, a run says it itself; leave it out")
+        source = _run_source(Path(model), data, name)
+    else:
+        source = _model_source(model, said, example, conditions, class_names, observations, name)
+    with unchanged(source.model), tempfile.TemporaryDirectory(prefix="vae-export-") as folder:
+        adapted, fitted = _understood(source)
+        if progress:
+            print("\n".join(adapted.recognised), file=sys.stderr, flush=True)
+        comparison = Comparison(adapted)
+        graphs = make_graphs(adapted, formats, Path(folder), require=comparison.require, progress=progress)
+        report = comparison.report(graphs)
+        report.require()
+        release(adapted.modules.values())
+        golden, content, variants = _golden(adapted, graphs)
+        manifest = _manifest(source, adapted, golden, variants, name, description, licence)
+        parse(dump(manifest))
+        files: dict[str, bytes | Path] = {MANIFEST: dump(manifest).encode(), golden.file: content}
+        if fitted:
+            files[str(manifest.latent.prior.file)] = fitted
+        for graph in graphs:
+            place = f"{graph.component}/{graph.variant}"
+            files[f"{place}/{graph.file}"] = graph.source
+            files |= {f"{place}/{data_name}": content for data_name, content in graph.data.items()}
+        picture = _samples(adapted, graphs, fitted)
+        if picture is not None:
+            files["samples.png"] = picture
+        sizes = {
+            path: len(content) if isinstance(content, bytes) else content.stat().st_size
+            for path, content in files.items()
+        }
+        card = source.card or (lambda *arguments: model_card(*arguments, recognised=adapted.recognised))
+        files["README.md"] = card(manifest, sizes, picture is not None).encode()
+        files[SUMS] = _sums(files)
+        # Again, for what may have come there while the graphs were made.
+        _check_target(out, force)
+        write_folder(out, files, replace=force)
+    written = open_bundle(out)
+    graph_sizes = {variant.path: sizes[variant.path] for variant in manifest.variants}
+    return Exported(out, written.digest, report, adapted.recognised, graph_sizes)
 
 
 def prove(run: str | Path, bundle: str | Path, *, data: str | None = None) -> tuple[Report, ParityReport]:
     """Hold a bundle against the run it came from.
+
+    Loading TorchScript and .pt2 files runs code from them: prove only bundles whose maker you trust.
 
     Args:
         run: the run's folder.
@@ -150,24 +232,232 @@ def prove(run: str | Path, bundle: str | Path, *, data: str | None = None) -> tu
         InputError: the run or its data are missing or damaged.
         ParityError: the bundle is of another model.
     """
-    vae, info = checkpoint.load(run)
-    adapted = adapt(vae)
+    source = _run_source(Path(run), data, None)
     opened = open_bundle(bundle)
     manifest = opened.manifest
-    for what, found, expected in (
-        ("observation shape", manifest.observation.shape, adapted.observation_shape),
-        ("latent shape", manifest.latent.shape, adapted.latent_shape),
-        ("likelihood", manifest.likelihood.kind, adapted.likelihood.kind),
-    ):
-        if found != expected:
-            raise ParityError(f"{bundle}: {what}: {expected} is expected from {run}, got {found}; export the run again")
-    scales = (manifest.likelihood.scale or 0.0, adapted.likelihood.scale or 0.0)
-    # The exp of another build of PyTorch may differ in the last digit.
-    if not math.isclose(*scales, rel_tol=1e-6):
-        raise ParityError(f"{bundle}: likelihood scale: {scales[1]} is expected from {run}, got {scales[0]}")
-    verification = verify(bundle, runners={name: runner for name, runner in RUNNERS.items() if name != "ort"})
-    graphs = [Graph(v.component, v.name, v.executor, v.file, opened.read(v.path)) for v in manifest.variants]
-    return verification, compare(adapted, graphs, _unseen(checkpoint.run_data(info, data)))
+    with unchanged(source.model):
+        adapted, _ = _understood(source)
+        own = adapted.signature
+        for what, found, expected in (
+            ("observation shape", manifest.observation.shape, own.observation.shape),
+            ("latents", [latent.shape for latent in manifest.latents], [latent.shape for latent in own.latents]),
+            ("conditions", [c.name for c in manifest.conditions], [c.name for c in own.conditions]),
+            ("likelihood", manifest.likelihood.kind, own.likelihood.kind),
+        ):
+            if found != expected:
+                raise ParityError(
+                    f"{bundle}: {what}: {expected} is expected from {run}, got {found}; export the run again"
+                )
+        scales = (manifest.likelihood.scale or 0.0, own.likelihood.scale or 0.0)
+        # The exp of another build of PyTorch may differ in the last digit.
+        if not math.isclose(*scales, rel_tol=1e-6):
+            raise ParityError(f"{bundle}: likelihood scale: {scales[1]} is expected from {run}, got {scales[0]}")
+        verification = verify(bundle, runners=dict.fromkeys(EXECUTORS, _runner))
+        return verification, compare(adapted, [_read_graph(opened, variant) for variant in manifest.variants])
+
+
+def _read_graph(bundle: Bundle, variant: Variant) -> Graph:
+    signature = bundle.manifest
+    return Graph(
+        variant.component,
+        variant.name,
+        variant.executor,
+        variant.file,
+        bundle.read(variant.path),
+        tuple(tensor.name for tensor in signature.inputs(variant.component)),
+        tuple(tensor.name for tensor in signature.outputs(variant.component)),
+        variant.exporter,
+        bundle.data(variant),
+    )
+
+
+def _runner(bundle: Bundle, variant: Variant, inputs: Mapping[str, Array]) -> Sequence[Array]:
+    return open_graph(_read_graph(bundle, variant))(list(inputs.values()))
+
+
+# Where models come from.
+
+
+def _run_source(run: Path, data: str | None, name: str | None) -> _Source:
+    vae, info = checkpoint.load(run)
+    evaluation = read_evaluation(run)
+    dataset = checkpoint.run_data(info, data)
+    observations = torch.from_numpy(_unseen(dataset))
+    shape = info.model.observation_shape
+    axes = {1: ("feature",), 2: ("height", "width"), 3: ("channel", "height", "width")}
+    bounded = dataset.divisor or info.model.likelihood == "bernoulli"
+    said = Declaration(
+        axes=axes.get(len(shape), tuple(f"axis_{number}" for number in range(1, len(shape) + 1))),
+        range=(0.0, 1.0) if bounded else None,
+    )
+    return _Source(
+        model=vae,
+        example=_at_least_two(observations[:_EXAMPLES]),
+        said=said,
+        conditions={},
+        classes={},
+        observations=observations,
+        name=name or info.provenance.name,
+        description=f"{info.model.architecture} VAE trained on {info.provenance.name}",
+        normalisation=Normalisation(0.0, float(dataset.divisor)) if dataset.divisor else None,
+        training=_training(info, sum(parameter.numel() for parameter in vae.parameters())),
+        metrics=asdict(evaluation) if evaluation else {},
+        card=lambda manifest, sizes, picture: run_card(manifest, info, evaluation, sizes, picture),
+    )
+
+
+def _model_source(
+    model: Any,
+    said: Declaration,
+    example: ArrayLike | Tensor | None,
+    conditions: Mapping[str, ArrayLike | Tensor] | None,
+    class_names: Sequence[str] | Mapping[str, Sequence[str]] | None,
+    observations: ArrayLike | Tensor | None,
+    name: str | None,
+) -> _Source:
+    # scvi-tools wraps its modules in an object of its own.
+    module = model if isinstance(model, nn.Module) else getattr(model, "module", None)
+    if not isinstance(module, nn.Module):
+        raise InputError(f"model: a torch.nn.Module or the folder of a run is expected, got {type(model).__name__}")
+    if example is None:
+        raise InputError("example: observations [n, …] are expected, got nothing; pass some with example=")
+    x = _tensor("example", example)
+    given = {key: _tensor(f"conditions[{key!r}]", value) for key, value in (conditions or {}).items()}
+    for key, tensor in given.items():
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", key):
+            raise InputError(f"conditions: names of letters, digits and '_' are expected, got {key!r}")
+        if len(tensor) != len(x):
+            raise InputError(f"conditions[{key!r}]: {len(x)} rows, as the example has, are expected, got {len(tensor)}")
+    real = x if observations is None else _tensor("observations", observations)
+    if real.shape[1:] != x.shape[1:] or real.dtype != x.dtype:
+        raise InputError(
+            f"observations: {_kind(x)}, as the example, are expected, got {_kind(real)}; pass rows of the same shape"
+        )
+    if observations is not None and given:
+        raise InputError("observations: only without conditions; pass all rows as the example and the conditions")
+    classes = _class_names(class_names, given)
+    return _Source(
+        model=module,
+        example=_at_least_two(x[:_EXAMPLES] if observations is None else torch.cat([x, real])[:_EXAMPLES]),
+        said=said,
+        conditions={key: _at_least_two(tensor[:_EXAMPLES]) for key, tensor in given.items()},
+        classes=classes,
+        observations=real,
+        name=name or type(module).__name__,
+        description=f"{type(module).__name__}, exported from PyTorch",
+        training={
+            "parameters": sum(parameter.numel() for parameter in module.parameters()),
+            "torch": torch.__version__,
+        },
+    )
+
+
+def _tensor(what: str, value: ArrayLike | Tensor) -> Tensor:
+    """float32 or int64 [n, ...], on the CPU."""
+    try:
+        tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what}: a tensor or an array of numbers is expected: {error}") from error
+    if tensor.is_complex():
+        raise InputError(f"{what}: real numbers are expected, got {tensor.dtype}")
+    tensor = tensor.to(torch.float32 if tensor.is_floating_point() else torch.int64)
+    if tensor.dim() == 0 or not tensor.numel():
+        raise InputError(f"{what}: at least one row [n, …] is expected, got {list(tensor.shape)}")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise InputError(f"{what}: finite numbers are expected, got NaN or infinity; clean it")
+    return tensor.contiguous()
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {['n', *tensor.shape[1:]]}".replace("'", "")
+
+
+def _at_least_two(tensor: Tensor) -> Tensor:
+    # A batch of 1 hides what goes wrong between rows.
+    return tensor if len(tensor) > 1 else torch.cat([tensor, tensor.roll(1, -1) if tensor.dim() > 1 else tensor])
+
+
+def _class_names(
+    class_names: Sequence[str] | Mapping[str, Sequence[str]] | None, conditions: Mapping[str, Tensor]
+) -> dict[str, Sequence[str]]:
+    if class_names is None:
+        return {}
+    whole = [name for name, tensor in conditions.items() if tensor.dim() == 1 and not tensor.is_floating_point()]
+    if not isinstance(class_names, Mapping):
+        if len(whole) != 1:
+            raise InputError(
+                f"class_names: exactly one integer condition of shape [n] is expected, got {whole or 'none'}; pass a "
+                "mapping from condition to names"
+            )
+        class_names = {whole[0]: class_names}
+    found: dict[str, Sequence[str]] = {}
+    for name, names in class_names.items():
+        if name not in whole:
+            raise InputError(
+                f"class_names: {name}: an integer condition of shape [n] is expected, got {whole or 'none'}"
+            )
+        if isinstance(names, str) or not all(isinstance(n, str) and n.isprintable() and n for n in names):
+            raise InputError(f"class_names: {name}: a list of printable names is expected, got {names!r}")
+        if len(set(names)) < len(names):
+            raise InputError(f"class_names: {name}: different names are expected, got {list(names)}")
+        values = conditions[name]
+        if int(values.min()) < 0 or int(values.max()) >= len(names):
+            raise InputError(
+                f"class_names: {name}: a name for each of the classes 0 … {int(values.max())} is expected, got "
+                f"{len(names)}"
+            )
+        found[name] = tuple(names)
+    return found
+
+
+def _understood(source: _Source) -> tuple[Adapted, bytes | None]:
+    """The model's pure functions, checked in eager PyTorch, and the file of a prior that was fitted."""
+    by, known = declared(source.model)
+    said = source.said.over(known)
+    fitted = said.prior if is_fitted(said.prior) else None
+    if said.prior not in (None, "normal", "none", "sphere") and not fitted:
+        raise InputError(f"prior: normal, none, sphere, {FITTED} is expected, got {said.prior!r}")
+    if fitted:
+        said = dataclasses.replace(said, prior=None)
+    adapted = adapt(source.model, source.example, said, source=by, conditions=source.conditions, classes=source.classes)
+    adapted = probe(adapted, tuple(said.dynamic or ()))
+    adapted = _normalised(adapted, source)
+    if not fitted:
+        return adapted, None
+    return _with_prior(adapted, source, fitted)
+
+
+def _normalised(adapted: Adapted, source: _Source) -> Adapted:
+    observation = dataclasses.replace(adapted.signature.observation, normalisation=source.normalisation)
+    return dataclasses.replace(adapted, signature=dataclasses.replace(adapted.signature, observation=observation))
+
+
+def _with_prior(adapted: Adapted, source: _Source, kind: str) -> tuple[Adapted, bytes]:
+    signature = adapted.signature
+    if len(signature.latents) > 1 or signature.latent.posterior.kind == "codes" or signature.latent.dynamic:
+        raise ExportError(
+            f"prior: {kind} is fitted to one latent of a fixed size that is no code; this model has the latents "
+            f"{[latent.name for latent in signature.latents]}, posterior {signature.latent.posterior.kind}, dynamic "
+            f"axes {list(signature.latent.dynamic)}"
+        )
+    rest = {name: tensor for name, tensor in adapted.examples.items() if name != signature.observation.name}
+    if len(source.observations) > len(source.example) and any(c.components for c in signature.conditions):
+        raise ExportError("prior: observations with conditions cannot be fitted; export without conditions")
+    means = []
+    for chunk in source.observations.split(_EXAMPLES):
+        given = {signature.observation.name: chunk, **{name: tensor[: len(chunk)] for name, tensor in rest.items()}}
+        means.append(run_module(adapted.modules["encoder"], adapted.given("encoder", given))[0].numpy())
+    prior, content = fit_prior(kind, signature.latent.name, np.concatenate(means))
+    latent = dataclasses.replace(signature.latent, prior=prior)
+    line = f"prior: {kind}, fitted to the latents of {len(source.observations)} observations"
+    return (
+        dataclasses.replace(
+            adapted,
+            signature=dataclasses.replace(signature, latents=(latent,)),
+            recognised=(*adapted.recognised, line),
+        ),
+        content,
+    )
 
 
 def _unseen(dataset: Dataset) -> Array:
@@ -193,28 +483,40 @@ def _check_target(out: Path, force: bool) -> None:
         raise ExportError(f"{out}: {unlisted[0]} is no part of the bundle there and would be lost; move it away")
 
 
-def _golden(
-    adapted: Adapted, graphs: Sequence[Graph], observation: Observation
-) -> tuple[bytes, dict[str, dict[str, Variant]]]:
+def _golden(adapted: Adapted, graphs: Sequence[Graph]) -> tuple[Golden, bytes, dict[str, dict[str, Variant]]]:
     """The golden vectors' file, and each component's variants with their tolerances and errors."""
-    z = noise.normal(_GOLDEN.seed, 0, _GOLDEN.n, adapted.latent_shape)
-    # The observations are the decoder's own: lifelike, and free of the data's licence. Its means can leave the range.
-    x = run_module(adapted.decode, torch.from_numpy(z))[0].numpy()
-    if observation.range:
-        x = np.clip(x, *observation.range)
-    given = {"encoder": x, "decoder": z}
-    arrays = {adapted.inputs("encoder"): x}
+    signature = adapted.signature
+    n = _golden_rows(signature)
+    golden = Golden(file=_GOLDEN_FILE, seed=0, n=n)
+    given = rows(adapted, n)
+    arrays: dict[str, Array] = {}
+    for number, latent in enumerate(signature.latents):
+        if latent.prior.kind == "normal" and latent.dtype == "float32":
+            drawn = noise.normal(golden.seed, 0, n, latent.shape, noise.stream_of(noise.PRIOR, number))
+            given[latent.name] = torch.from_numpy(drawn)
+        else:
+            arrays[latent.name] = given[latent.name].numpy()
+    observation = signature.observation
+    if signature.likelihood.shape is None and observation.dtype == "float32":
+        # The decoder's own: lifelike, and free of the data's licence. Its means can leave the range.
+        x = run_module(adapted.modules["decoder"], adapted.given("decoder", given))[0]
+        given[observation.name] = x.clamp(*observation.range) if observation.range else x
+    stored = {tensor.name for component in adapted.modules for tensor in signature.inputs(component)}
+    stored -= {latent.name for latent in signature.latents}
+    arrays |= {name: given[name].numpy() for name in stored}
+    variants: dict[str, dict[str, Variant]] = {"encoder": {}, "decoder": {}}
     pytorch = {}
-    for component, module in adapted.components.items():
-        outputs = run_module(module, torch.from_numpy(given[component]))
+    for component, module in adapted.modules.items():
+        outputs = run_module(module, adapted.given(component, given))
         pytorch[component] = dict(zip(adapted.outputs(component), (o.numpy() for o in outputs), strict=True))
         arrays |= {f"{component}/pytorch/{output}": array for output, array in pytorch[component].items()}
-    variants: dict[str, dict[str, Variant]] = {"encoder": {}, "decoder": {}}
     for graph in graphs:
         component = graph.component
-        answers = RUNNERS[graph.executor](graph.content, given[component])
-        own = dict(zip(adapted.outputs(component), answers, strict=True))
+        answers = open_graph(graph)([tensor.numpy() for tensor in adapted.given(component, given)])
+        release(adapted.modules.values())
+        own = dict(zip(graph.outputs, answers, strict=True))
         arrays |= {f"{component}/{graph.variant}/{output}": array for output, array in own.items()}
+        error = {output: _distance(array, pytorch[component][output]) for output, array in own.items()}
         variants[component][graph.variant] = Variant(
             component=component,
             name=graph.variant,
@@ -222,29 +524,68 @@ def _golden(
             file=graph.file,
             executor=graph.executor,
             precision="float32",
-            tolerance={output: _DEVICE_FACTOR * tolerance(array) for output, array in own.items()},
-            error={output: _distance(array, pytorch[component][output]) for output, array in own.items()},
+            # Of a deep model, whose own roundings are larger, as many times those.
+            tolerance={
+                output: _DEVICE_FACTOR * max(tolerance(array), 2 * error[output]) for output, array in own.items()
+            },
+            error=error,
             ep="CPUExecutionProvider" if graph.executor == "ort" else None,
             device="cpu" if graph.executor == "ort" else None,
+            exporter=graph.exporter,
+            data=next(iter(graph.data), None),
         )
     file = io.BytesIO()
-    np.savez_compressed(file, allow_pickle=False, **arrays)
-    return file.getvalue(), variants
+    np.savez_compressed(file, allow_pickle=False, **dict(sorted(arrays.items())))
+    return golden, file.getvalue(), variants
+
+
+def _golden_rows(signature: Signature) -> int:
+    tensors = [t for c in ("encoder", "decoder") for t in (*signature.inputs(c), *signature.outputs(c))]
+    row = 4 * sum(math.prod(tensor.shape) for tensor in tensors)
+    return max(1, min(_GOLDEN_ROWS, _GOLDEN_BYTES // row))
 
 
 def _distance(one: Array, other: Array) -> float:
+    if one.dtype.kind in "iu":
+        return float(np.mean(one != other))
     return float(np.max(np.abs(one.astype(np.float64) - other)))
 
 
-def _observation(info: RunInfo, dataset: Dataset, adapted: Adapted) -> Observation:
-    shape = adapted.observation_shape
-    axes = {1: ("feature",), 2: ("height", "width"), 3: ("channel", "height", "width")}
-    return Observation(
-        name=adapted.inputs("encoder"),
-        shape=shape,
-        axes=axes.get(len(shape), tuple(f"axis_{number}" for number in range(1, len(shape) + 1))),
-        range=(0.0, 1.0) if dataset.divisor or info.model.likelihood == "bernoulli" else None,
-        normalisation=Normalisation(0.0, float(dataset.divisor)) if dataset.divisor else None,
+def _manifest(
+    source: _Source,
+    adapted: Adapted,
+    golden: Golden,
+    variants: Mapping[str, Mapping[str, Variant]],
+    name: str | None,
+    description: str | None,
+    licence: str | None,
+) -> Manifest:
+    signature = adapted.signature
+    name = name or source.name
+    return Manifest(
+        package_name=re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "vae",
+        name=name,
+        description=description or source.description,
+        licence=licence,
+        reader="vae-runtime>=0.1",
+        observation=signature.observation,
+        conditions=signature.conditions,
+        latents=signature.latents,
+        likelihood=signature.likelihood,
+        golden=golden,
+        encoder=variants["encoder"],
+        decoder=variants["decoder"],
+        training=source.training,
+        metrics=source.metrics,
+        producer=_producer(adapted),
+    )
+
+
+def _sums(files: Mapping[str, bytes | Path]) -> bytes:
+    """SHA256SUMS of files of which one at a time is in memory."""
+    return b"".join(
+        format_sums([(path, content if isinstance(content, bytes) else content.read_bytes())])
+        for path, content in sorted(files.items())
     )
 
 
@@ -262,22 +603,47 @@ def _training(info: RunInfo, parameters: int) -> dict[str, Any]:
     }
 
 
-def _producer() -> dict[str, Any]:
+def _producer(adapted: Adapted) -> dict[str, Any]:
     packages = ("torch", "onnx", "onnxscript")
     return {
         "vae_export": vae_runtime.__version__,
         **{package: importlib.metadata.version(package) for package in packages},
-        "exporter": "torch.onnx.export(dynamo=True)",
         "opset": OPSET,
         "ir_version": IR_VERSION,
+        "recognised": list(adapted.recognised),
     }
 
 
-def _samples(adapted: Adapted, graphs: Sequence[Graph], within: tuple[float, float] | None) -> bytes | None:
-    """A sheet of samples as the exported decoder gives them, or None where observations are no pictures."""
-    (decoder,) = (g for g in graphs if g.component == "decoder" and g.variant == FORMATS["onnx"].variant)
-    z = noise.normal(0, 0, _PICTURES, adapted.latent_shape)
-    try:
-        return png(grid(RUNNERS["ort"](decoder.content, z)[0], value_range=within))
-    except InputError:
+def _samples(adapted: Adapted, graphs: Sequence[Graph], fitted: bytes | None) -> bytes | None:
+    """A sheet of samples as the exported decoder gives them, a row for each class; None where there can be none."""
+    signature = adapted.signature
+    prior = signature.latent.prior
+    pictures = len(signature.observation.shape) in (2, 3) and signature.observation.dtype == "float32"
+    if not pictures or math.prod(signature.observation.shape) > 2**14 or signature.likelihood.shape is not None:
         return None
+    if any(latent.prior.kind not in ("normal", "mixture") for latent in signature.latents):
+        return None
+    classes = next((c for c in signature.conditions if c.classes and "decoder" in c.components), None)
+    if classes is None and any("decoder" in c.components for c in signature.conditions):
+        return None
+    count, across = _PICTURES, None
+    given: dict[str, Tensor] = {}
+    if classes is not None and classes.classes:
+        across = 10
+        count = across * min(len(classes.classes), 20)
+        given = {name: tensor for name, tensor in rows(adapted, count).items() if name in
+                 [c.name for c in signature.conditions]}  # fmt: skip
+        given[classes.name] = torch.arange(count) // across
+    for number, latent in enumerate(signature.latents):
+        if prior.kind == "mixture" and fitted:
+            with np.load(io.BytesIO(fitted), allow_pickle=False) as arrays:
+                parts = [arrays[f"{latent.name}/{part}"] for part in ("weights", "means", "factors")]
+            drawn = Mixture(*parts).draw(0, 0, count, number).reshape(count, *latent.shape)
+        else:
+            drawn = noise.normal(0, 0, count, latent.shape, noise.stream_of(noise.PRIOR, number))
+        given[latent.name] = torch.from_numpy(drawn)
+    decoder = next(graph for graph in graphs if graph.component == "decoder" and graph.executor == "ort")
+    x = open_graph(decoder)([tensor.numpy() for tensor in adapted.given("decoder", given)])[0]
+    with contextlib.suppress(InputError):
+        return png(grid(x, columns=across, value_range=signature.observation.range))
+    return None

@@ -2,44 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 
 from vae_runtime.manifest import Manifest
 
 from .checkpoint import RunInfo
 from .evaluation import Evaluation
 
-__all__ = ["model_card"]
+__all__ = ["model_card", "run_card"]
 
 
-def model_card(manifest: Manifest, info: RunInfo, evaluation: Evaluation | None, files: Mapping[str, bytes]) -> str:
-    """The text of README.md.
+def model_card(manifest: Manifest, sizes: Mapping[str, int], picture: bool, *, recognised: Sequence[str] = ()) -> str:
+    """The text of README.md for a model of anybody's.
+
+    Args:
+        manifest: the bundle's manifest.
+        sizes: bytes of the other files of the bundle by path.
+        picture: whether there is a sheet of samples.
+        recognised: what was understood of the model, a line each.
+    """
+    lines = [
+        f"# {manifest.name}",
+        "",
+        f"{manifest.description}.",
+        "",
+        f"A Variational Autoencoder of {manifest.training['parameters']:,} parameters. {_shapes(manifest)}",
+        "",
+        *_picture(manifest, picture),
+        *_use(manifest),
+        "",
+        f"Licence of the weights: {manifest.licence or 'not stated'}.",
+        "",
+        "## What was understood of the model",
+        "",
+        *(f"- {line}" for line in recognised),
+        "",
+        *_graphs(manifest, sizes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def run_card(
+    manifest: Manifest, info: RunInfo, evaluation: Evaluation | None, sizes: Mapping[str, int], picture: bool
+) -> str:
+    """The text of README.md for a run.
 
     Args:
         manifest: the bundle's manifest.
         info: the run it came from.
         evaluation: what was measured on its test data, if anything.
-        files: the other files of the bundle by path.
+        sizes: bytes of the other files of the bundle by path.
+        picture: whether there is a sheet of samples.
     """
     data, train = info.provenance, info.train
-    shape = "×".join(map(str, manifest.observation.shape))
-    latents = "×".join(map(str, manifest.latent.shape))
-    scale = f", scale {manifest.likelihood.scale:.4g}" if manifest.likelihood.scale else ""
-    picture = "![Samples from the prior, drawn by the exported decoder](samples.png)"
     described = f"{data.name}, {data.description}" if data.description else data.name
     lines = [
         f"# {manifest.name}",
         "",
-        f"A Variational Autoencoder of {manifest.training['parameters']:,} parameters: observations of shape {shape}, "
-        f"{latents} latent dimensions, {manifest.likelihood.kind} likelihood{scale}. {_architecture(info)}",
+        f"A Variational Autoencoder of {manifest.training['parameters']:,} parameters. {_shapes(manifest)} "
+        f"{_architecture(info)}",
         "",
-        *([picture, ""] if "samples.png" in files else []),
-        "```python",
-        "import vae_runtime",
-        "",
-        'vae = vae_runtime.load("path/to/this/folder")',
-        "x = vae.sample(16, seed=0)",
-        "```",
+        *_picture(manifest, picture),
+        *_use(manifest),
         "",
         "## Data and licence",
         "",
@@ -63,16 +88,60 @@ def model_card(manifest: Manifest, info: RunInfo, evaluation: Evaluation | None,
         "",
         *_figures(evaluation),
         "",
+        *_graphs(manifest, sizes),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _shapes(manifest: Manifest) -> str:
+    shape = "×".join(map(str, manifest.observation.shape))
+    latents = " and ".join(
+        f"{'×'.join(map(str, latent.shape))} {'codes' if latent.dtype == 'int64' else 'latent dimensions'}"
+        for latent in manifest.latents
+    )
+    likelihood = manifest.likelihood
+    scale = f", scale {likelihood.scale:.4g}" if likelihood.scale else ""
+    said = "no likelihood stated" if likelihood.kind == "none" else f"{likelihood.kind} likelihood{scale}"
+    conditions = "".join(
+        f", given {condition.name}"
+        + (f" ({len(condition.classes)} classes: {', '.join(condition.classes)})" if condition.classes else "")
+        for condition in manifest.conditions
+    )
+    return f"Observations of shape {shape}, {latents}, {said}{conditions}."
+
+
+def _picture(manifest: Manifest, picture: bool) -> list[str]:
+    if not picture:
+        return []
+    classes = next((c for c in manifest.conditions if c.classes), None)
+    rows = f", a row for each {classes.name}" if classes else ""
+    return [f"![Samples from the prior, drawn by the exported decoder{rows}](samples.png)", ""]
+
+
+def _use(manifest: Manifest) -> list[str]:
+    given = [condition for condition in manifest.conditions if "decoder" in condition.components]
+    values = ", ".join(
+        f'"{c.name}": {json.dumps(c.classes[0], ensure_ascii=False) if c.classes else "…"}' for c in given
+    )
+    conditions = f", conditions={{{values}}}" if given else ""
+    sampled = all(latent.prior.kind != "none" for latent in manifest.latents)
+    call = f"x = vae.sample(16, seed=0{conditions})" if sampled else f"x = vae.decode(z{conditions})"
+    return ["```python", "import vae_runtime", "", 'vae = vae_runtime.load("path/to/this/folder")', call, "```"]
+
+
+def _graphs(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
+    return [
         "## Graphs",
         "",
         "| file | KiB | largest difference from PyTorch (golden vectors) |",
         "|---|---|---|",
-        *(f"| {variant.path} | {len(files[variant.path]) / 1024:,.0f} | {max(variant.error.values()):.1e} |"
-          for variant in manifest.variants),
+        *(
+            f"| {variant.path} | {sizes[variant.path] / 1024:,.0f} | {max(variant.error.values()):.1e} |"
+            for variant in manifest.variants
+        ),
         "",
         "`vae-runtime verify` on this folder checks every file and replays the golden vectors on your machine.",
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    ]
 
 
 def _architecture(info: RunInfo) -> str:

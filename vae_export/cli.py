@@ -15,11 +15,19 @@ from vae_runtime.cli import run
 from vae_runtime.errors import InputError
 
 from .config import RECIPES, DataConfig, ModelConfig, TrainConfig
+from .declaration import SECOND
 
 __all__ = ["main"]
 
 # Of the data's configuration, what has another name on the command line.
 _DATA_FLAGS = {"source": "data", "seed": "split-seed"}
+POSTERIORS = (*SECOND, "codes", "none")
+LIKELIHOODS = ("bernoulli", "gaussian", "laplace")
+# What `export` takes of a model under the same name.
+_MODEL_ARGUMENTS = (
+    *("posterior", "likelihood", "scale", "prior", "axes", "latent_axes", "dynamic", "range", "encode", "decode"),
+    *("latent_scale", "latent_shift", "codebook"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,8 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--limit", type=int, metavar="N", help="only the first N test observations")
     sub.add_argument("--data", help="where the run's data are now")
 
-    sub = command("export", _export, "write a bundle of a run, once its graphs are proven equal to PyTorch")
-    sub.add_argument("run", type=Path, help="the run's folder")
+    sub = command("export", _export, "write a bundle of a run or a model, once its graphs are proven equal to PyTorch")
+    sub.add_argument("run", type=Path, nargs="?", help="the run's folder; or say --model")
     sub.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="the bundle's folder")
     sub.add_argument(
         "--formats",
@@ -65,11 +73,49 @@ def _parser() -> argparse.ArgumentParser:
         help="of onnx,torchscript,pt2 (default onnx,torchscript)",
     )
     sub.add_argument("--data", help="where the run's data are now")
-    sub.add_argument("--name", help="the bundle's name (default: the data's)")
+    sub.add_argument("--name", help="the bundle's name (default: the data's, or the model's class)")
+    sub.add_argument("--description", help="what the model is and was trained on, for the model card")
     sub.add_argument("--licence", help="of the weights, for the model card")
     sub.add_argument("--force", action="store_true", help="replace a bundle that is there")
+    group = sub.add_argument_group("a model of yours (docs/bring-your-own.md)")
+    group.add_argument(
+        "--model", metavar="MODULE:NAME", help="a class or function that makes the VAE; importing it runs its code"
+    )
+    group.add_argument("--weights", type=Path, help="its state: .safetensors, or what torch.save wrote of state_dict()")
+    group.add_argument("--example", type=Path, metavar="X.npy", help="observations [n, ...]")
+    group.add_argument("--observations", type=Path, metavar="X.npy", help="real data, to fit a prior to")
+    group.add_argument(
+        "--condition", action="append", default=[], metavar="NAME=C.npy", help="values [n, ...] of a condition"
+    )
+    group.add_argument("--class-names", metavar="A,B,C", help="names of the classes of the integer condition")
+    group.add_argument("--posterior", choices=POSTERIORS, help="what the encoder's second tensor is")
+    group.add_argument("--likelihood", choices=LIKELIHOODS, help="without it there are samples and no scores")
+    group.add_argument("--scale", type=float, help="of a gaussian or laplace likelihood (default 1)")
+    group.add_argument("--prior", help="normal, none, sphere; or to fit: diagonal, gaussian, mixture:K")
+    for name in ("axes", "latent-axes", "dynamic"):
+        group.add_argument(
+            f"--{name}",
+            type=lambda text: tuple(text.split(",")),
+            metavar="A,B,C",
+            help={
+                "axes": "names of an observation's axes",
+                "latent-axes": "names of the latent's axes",
+                "dynamic": "the names of those that may have other sizes",
+            }[name],
+        )
+    group.add_argument("--range", type=float, nargs=2, metavar=("LEAST", "MOST"), help="values of an observation")
+    for name in ("encode", "decode"):
+        group.add_argument(f"--{name}", metavar="METHOD", help=f"the name of the method (default {name})")
+    group.add_argument("--latent-scale", type=float, help="what other models take is (z - shift) * scale")
+    group.add_argument("--latent-shift", type=float, help="see --latent-scale")
+    group.add_argument("--codebook", type=int, help="how many codes there are")
 
-    sub = command("parity", _parity, "hold every graph of a bundle against the run's PyTorch model and golden vectors")
+    sub = command(
+        "parity",
+        _parity,
+        "hold every graph of a bundle against the run's PyTorch model and golden vectors; loading TorchScript and .pt2 "
+        "runs code from them, so give it only bundles that you trust",
+    )
     sub.add_argument("run", type=Path, help="the run's folder")
     sub.add_argument("bundle", type=Path, help="the bundle's folder")
     sub.add_argument("--data", help="where the run's data are now")
@@ -177,16 +223,47 @@ def _export(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     unknown = [name for name in options.formats if name not in FORMATS]
     if unknown:
         sub.error(f"--formats: {', '.join(FORMATS)} are expected, got {unknown[0]!r}")
+    if (options.run is None) == (options.model is None):
+        sub.error("either a run's folder or --model is expected")
+    given = {name: getattr(options, name) for name in _MODEL_ARGUMENTS if getattr(options, name) is not None}
+    if options.run is not None:
+        foreign = [*given, *(name for name in ("weights", "example", "observations") if getattr(options, name))]
+        foreign += ["condition"] * bool(options.condition)
+        if foreign:
+            sub.error(f"--{foreign[0].replace('_', '-')}: only with --model, a run says it itself")
+        model: Any = options.run
+    else:
+        if options.data is not None:
+            sub.error("--data: only with a run; give --example")
+        if options.example is None:
+            sub.error("--model: --example is expected too")
+        from .loading import load_model, read_array
+
+        model = load_model(options.model, options.weights)
+        given["example"] = read_array(options.example)
+        if options.observations:
+            given["observations"] = read_array(options.observations)
+        given["conditions"] = {}
+        for text in options.condition:
+            name, sign, path = text.partition("=")
+            if not sign or not name or name in given["conditions"]:
+                sub.error(f"--condition: NAME=C.npy, each name once, is expected, got {text!r}")
+            given["conditions"][name] = read_array(Path(path))
+        if options.class_names is not None:
+            given["class_names"] = options.class_names.split(",")
     from .bundle import export
 
     exported = export(
-        options.run,
+        model,
         options.out,
         formats=options.formats,
         data=options.data,
         name=options.name,
+        description=options.description,
         licence=options.licence,
         force=options.force,
+        progress=options.model is not None,
+        **given,
     )
     print(exported.parity)
     for path, size in exported.sizes.items():

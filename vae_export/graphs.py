@@ -4,44 +4,76 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxscript.optimizer
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from onnx.external_data_helper import convert_model_to_external_data
+from torch import Tensor
 
-from vae_runtime.errors import VaeError
+from vae_runtime.manifest import Tensor as Spec
 from vae_runtime.session import Session, resolve_device
 
 from .adapt import Adapted
-from .errors import ExportError
+from .errors import ExportError, ParityError
+from .probe import values_read
+from .state import release
 
-__all__ = ["FORMATS", "RUNNERS", "Graph", "make_graphs"]
+__all__ = ["EXECUTORS", "FORMATS", "IR_VERSION", "OPSET", "Graph", "Run", "make_graphs", "open_graph"]
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
+# A loaded graph: arrays in the order of its inputs to arrays in the order of its outputs.
+Run = Callable[[Sequence[Array]], list[Array]]
 
 OPSET = 18
 # The first version of ONNX's file format with opset 18, so that the widest range of ONNX Runtimes reads it.
 IR_VERSION = 8
+# What one protobuf message, and so one ONNX file, can hold is 2 GiB; the graph itself takes some of it.
+_INLINE = 2**31 - 2**24
 
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+_FROZEN = (
+    "; a size that should be dynamic is frozen: use x.shape as it is, not int() of it, and -1 or x.shape[0] for the "
+    "batch; or leave the axis out of dynamic="
+)
+# What PyTorch's exporter says where it cannot follow a branch on the values of a tensor.
+_DATA_DEPENDENT = ("data-dependent", "DataDependent", "Could not extract specialized integer", "unbacked")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Graph:
-    """One network file in the making: which component, in which format, and its bytes."""
+    """One network file in the making: which component, in which format, and its content, in memory or on disk.
+
+    `inputs` and `outputs` are the component's, in order; `data` holds files beside it, with its weights, by name.
+    """
 
     component: str
     variant: str
     executor: str
     file: str
-    content: bytes
+    source: bytes | Path
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    exporter: str | None = None
+    data: Mapping[str, bytes | Path] = field(default_factory=dict)
+
+    @property
+    def content(self) -> bytes:
+        """The file's bytes."""
+        return _bytes_of(self.source)
+
+
+def _bytes_of(source: bytes | Path) -> bytes:
+    return source if isinstance(source, bytes) else source.read_bytes()
 
 
 @dataclass(frozen=True)
@@ -59,62 +91,203 @@ FORMATS = {
 }
 
 
-def make_graphs(adapted: Adapted, formats: Sequence[str]) -> list[Graph]:
+def make_graphs(
+    adapted: Adapted,
+    formats: Sequence[str],
+    folder: Path,
+    *,
+    require: Callable[[Graph], None] = lambda graph: None,
+    progress: bool = False,
+) -> list[Graph]:
     """Export both components in each format, encoder first, ONNX first.
 
     Args:
         adapted: the VAE's pure functions.
         formats: names out of `FORMATS`.
+        folder: where the files are kept until the bundle is written.
+        require: raises where a graph is not what it should be. Of ONNX the older exporter then has its turn.
+        progress: say on stderr what is being made.
 
     Raises:
         ExportError: an unknown format, PyTorch could not export a component, or a graph breaks the contract (a random
-            operator, a fixed batch, weights outside the file).
+            operator, a fixed batch, an input that was dropped) or what is required of it.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise ExportError(f"formats: {', '.join(FORMATS)} are expected, got {unknown[0]!r}")
-    make = {"onnx": _onnx, "torchscript": _torchscript, "pt2": _pt2}
     graphs = []
-    for component in adapted.components:
+    for component in adapted.modules:
         for name, form in FORMATS.items():
-            if name == "onnx" or name in formats:
-                with _quiet(), torch.no_grad():
-                    try:
-                        content = make[name](adapted, component)
-                    except ExportError:
-                        raise
-                    except Exception as error:
-                        raise ExportError(
-                            f"{component}: PyTorch could not export it as {name}: {_reason(error)}"
-                        ) from error
-                graphs.append(Graph(component, form.variant, form.executor, form.file, content))
+            if name != "onnx" and name not in formats:
+                continue
+            if progress:
+                print(f"exporting the {component} as {name}", file=sys.stderr, flush=True)
+            path = folder / component / form.variant / form.file
+            path.parent.mkdir(parents=True)
+            with quiet(), torch.no_grad():
+                if name == "onnx":
+                    graphs.append(_onnx(adapted, component, path, require))
+                    continue
+                try:
+                    exporter = (_torchscript if name == "torchscript" else _pt2)(adapted, component, path)
+                except Exception as error:
+                    raise ExportError(
+                        f"{component}: PyTorch could not export it as {name}: {_reason(error)}; leave this format out "
+                        "with formats="
+                    ) from error
+            graph = _graph(adapted, component, name, path, exporter)
+            release(adapted.modules.values())
+            try:
+                require(graph)
+            except ExportError as error:
+                raise type(error)(f"{error}\n  leave this format out with formats=") from error
+            graphs.append(graph)
     return graphs
 
 
-def _onnx(adapted: Adapted, component: str) -> bytes:
-    module = adapted.components[component]
+def _graph(
+    adapted: Adapted, component: str, name: str, path: Path, exporter: str, data: Mapping[str, Path] | None = None
+) -> Graph:
+    form = FORMATS[name]
+    inputs = tuple(tensor.name for tensor in adapted.signature.inputs(component))
+    outputs = adapted.outputs(component)
+    return Graph(component, form.variant, form.executor, form.file, path, inputs, outputs, exporter, data or {})
+
+
+def _traced(adapted: Adapted, component: str) -> tuple[Tensor, ...]:
+    """The inputs to trace with: two rows, since a size of 1 is special to compilers."""
+    return tuple(tensor[:2].contiguous() for tensor in adapted.given(component))
+
+
+def _names(adapted: Adapted, component: str) -> list[dict[int, str]]:
+    """Of each input, the names of its dynamic axes, the batch included."""
+    latents = {latent.name: latent.axes for latent in adapted.signature.latents}
+    latents |= {latent.posterior.noise: latent.axes for latent in adapted.signature.latents if latent.posterior.noise}
+    axes = {adapted.signature.observation.name: adapted.signature.observation.axes, **latents}
+    return [
+        {0: "batch", **{index + 1: axes[tensor.name][index] for index in sorted(tensor.dynamic)}}
+        for tensor in adapted.signature.inputs(component)
+    ]
+
+
+def _onnx(adapted: Adapted, component: str, path: Path, require: Callable[[Graph], None]) -> Graph:
+    """By PyTorch's exporter; by its predecessor where that fails for another reason than the model's own doing."""
+    failures: list[Exception] = []
+    for exporter, make in _EXPORTERS.items():
+        try:
+            model = make(adapted, component)
+            _check_contract(model, component, adapted.signature.inputs(component))
+            _declare_shapes(model, adapted.signature.outputs(component))
+            data = _write(model, path)
+            graph = _graph(adapted, component, "onnx", path, f"torch.onnx.export({exporter})", data)
+            del model
+            release(adapted.modules.values())
+            require(graph)
+            release(adapted.modules.values())
+            return graph
+        except Exception as error:
+            failures.append(error)
+            if len(failures) == 1:
+                _refuse_branches(adapted, component, error)
+    first, last = failures[0], failures[-1]
+    if all(isinstance(failure, ParityError) for failure in failures):
+        raise first
+    raise ExportError(
+        f"{component}: neither of PyTorch's exporters takes it; dynamo: {_reason(first)}; legacy: {_reason(last)}"
+        + (_FROZEN if "static shape" in _chain(first) or "specialized" in _chain(first) else "")
+    ) from last
+
+
+def _refuse_branches(adapted: Adapted, component: str, error: Exception) -> None:
+    """Raise where an export failed on a model that branches on values: the older exporter would freeze one side."""
+    said = _chain(error)
+    try:
+        values = values_read(adapted, component)
+    except Exception:
+        # What fails in PyTorch itself is told by the error at hand.
+        values = []
+    if values or any(sign in said for sign in _DATA_DEPENDENT):
+        where = f" at {values[0]}" if values else ""
+        raise ExportError(
+            f"{component}: a Python branch or loop depends on the values of a tensor{where}, which no graph follows; "
+            "compute both sides and choose with torch.where"
+        ) from error
+
+
+def _write(model: onnx.ModelProto, path: Path) -> dict[str, Path]:
+    """Write the file; weights that are too large for it go to another one beside it."""
+    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if size < _INLINE:
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        model.Clear()
+        # By its path: a model in memory would be written once more to be checked.
+        onnx.checker.check_model(path, full_check=True)
+        return {}
+    name = f"{path.name}.data"
+    convert_model_to_external_data(model, all_tensors_to_one_file=True, location=name, size_threshold=1024)
+    onnx.save_model(model, path)
+    return {name: path.with_name(name)}
+
+
+def _dynamo(adapted: Adapted, component: str) -> onnx.ModelProto:
     program = torch.onnx.export(
-        module,
-        (adapted.example(component, 2),),
+        adapted.modules[component],
+        _traced(adapted, component),
         dynamo=True,
-        # A string, not torch.export.Dim: of a model that works at one batch size only, a Dim makes a fixed graph
+        # Strings, not torch.export.Dim: of a model that works at one batch size only, a Dim makes a fixed graph
         # without a word, the string raises.
-        dynamic_shapes=({0: "batch"},),
-        input_names=[adapted.inputs(component)],
+        dynamic_shapes={"tensors": tuple(_names(adapted, component))},
+        input_names=[tensor.name for tensor in adapted.signature.inputs(component)],
         output_names=list(adapted.outputs(component)),
         opset_version=OPSET,
         external_data=False,
+        # Its optimiser takes an addition of 1e-10 for one of 0: log(x + 1e-10) is then infinite at 0, and a comparison
+        # would have to come upon it. Constants are folded below, which changes no number.
+        optimize=False,
         verbose=False,
     )
     if program is None:
         raise ExportError(f"{component}: PyTorch gave no ONNX program")
+    onnxscript.optimizer.fold_constants(program.model)
+    onnxscript.optimizer.remove_unused_nodes(program.model)
     model = program.model_proto
     _strip(model)
     model.ir_version = IR_VERSION
-    _check_contract(model, component)
-    onnx.checker.check_model(model, full_check=True)
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
+    return model
+
+
+def _legacy(adapted: Adapted, component: str) -> onnx.ModelProto:
+    inputs = [tensor.name for tensor in adapted.signature.inputs(component)]
+    outputs = adapted.outputs(component)
+    axes: dict[str, dict[int, str]] = dict(zip(inputs, _names(adapted, component), strict=True))
+    for tensor in adapted.signature.outputs(component):
+        axes[tensor.name] = {
+            0: "batch",
+            **{index + 1: f"{tensor.name}_{index + 1}" for index in sorted(tensor.dynamic)},
+        }
+    file = io.BytesIO()
+    torch.onnx.export(
+        adapted.modules[component],
+        _traced(adapted, component),
+        file,  # type: ignore[arg-type]
+        dynamo=False,
+        dynamic_axes=axes,
+        input_names=inputs,
+        output_names=list(outputs),
+        opset_version=OPSET,
+        do_constant_folding=True,
+        verbose=False,
+    )
+    model = onnx.load_model_from_string(file.getvalue())
+    _strip(model)
+    model.ir_version = IR_VERSION
+    return model
+
+
+_EXPORTERS: dict[str, Callable[[Adapted, str], onnx.ModelProto]] = {
+    "dynamo=True": _dynamo,
+    "dynamo=False": _legacy,
+}
 
 
 def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
@@ -139,7 +312,7 @@ def _strip(model: onnx.ModelProto) -> None:
         part.doc_string = ""
 
 
-def _check_contract(model: onnx.ModelProto, component: str) -> None:
+def _check_contract(model: onnx.ModelProto, component: str, inputs: Sequence[Spec]) -> None:
     for node in (node for graph in _graphs(model) for node in graph.node):
         # A Dropout with its third input, the training mode, drops; without it, it does nothing.
         if node.op_type in _RANDOM or (node.op_type == "Dropout" and any(node.input[2:])):
@@ -149,91 +322,151 @@ def _check_contract(model: onnx.ModelProto, component: str) -> None:
             )
         if node.domain not in ("", "ai.onnx") and not any(f.domain == node.domain for f in model.functions):
             raise ExportError(f"{component}: node {node.name}: operators of ONNX are expected, got {node.domain}")
-    for value in [*model.graph.input, *model.graph.output]:
+    found = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
+    for tensor in inputs:
+        if tensor.name not in found:
+            raise ExportError(
+                f"{component}: {tensor.name}: this input is expected in the graph, the exporter dropped it"
+            )
+        for axis in (0, *(index + 1 for index in sorted(tensor.dynamic))):
+            if not found[tensor.name][axis].dim_param:
+                what = "batch axis" if axis == 0 else f"axis {axis}"
+                raise ExportError(f"{component}: {tensor.name}: a dynamic {what} is expected, got a fixed one")
+    for value in model.graph.output:
         if not value.type.tensor_type.shape.dim[0].dim_param:
             raise ExportError(f"{component}: {value.name}: a dynamic batch axis is expected, got a fixed one")
-    for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise ExportError(f"{component}: {tensor.name}: weights inside the file are expected, got external data")
 
 
-def _torchscript(adapted: Adapted, component: str) -> bytes:
-    traced = torch.jit.trace(adapted.components[component], adapted.example(component, 2), check_trace=False)
-    file = io.BytesIO()
-    torch.jit.save(traced, file)
-    return _without_source_map(file.getvalue())
+def _declare_shapes(model: onnx.ModelProto, outputs: Sequence[Spec]) -> None:
+    """Say which axes of the outputs are dynamic: exporters cannot always derive it; that it is so is proven."""
+    # What they noted of the tensors between may hold sizes of the example.
+    del model.graph.value_info[:]
+    found = {value.name: value for value in model.graph.output}
+    for tensor in outputs:
+        shape = found[tensor.name].type.tensor_type.shape
+        del shape.dim[:]
+        shape.dim.add().dim_param = "batch"
+        for index, size in enumerate(tensor.shape):
+            if index in tensor.dynamic:
+                shape.dim.add().dim_param = f"{tensor.name}_{index + 1}"
+            else:
+                shape.dim.add().dim_value = size
 
 
-def _without_source_map(content: bytes) -> bytes:
-    """A TorchScript archive without its debug records, which hold paths and lines of this machine's files."""
-    reader = torch._C.PyTorchFileReader(io.BytesIO(content))
-    file = io.BytesIO()
-    writer = torch._C.PyTorchFileWriter(file)
+def _torchscript(adapted: Adapted, component: str, path: Path) -> str:
+    traced = torch.jit.trace(adapted.modules[component], _traced(adapted, component), check_trace=False)
+    # Frozen, a graph holds the weights that it uses and no others.
+    frozen = torch.jit.freeze(traced.eval())
+    noted = path.with_name(f"{path.name}.noted")
+    torch.jit.save(frozen, noted)
+    del traced, frozen
+    _without_source_map(noted, path)
+    noted.unlink()
+    return "torch.jit.trace"
+
+
+def _without_source_map(noted: Path, path: Path) -> None:
+    """Copy a TorchScript archive without its debug records, which hold paths and lines of this machine's files."""
+    reader = torch._C.PyTorchFileReader(str(noted))
+    writer = torch._C.PyTorchFileWriter(str(path))
     for name in reader.get_all_records():
         # The writer makes the version and its own id itself.
         if not name.endswith(".debug_pkl") and name not in ("version", ".data/serialization_id", "byteorder"):
             record = reader.get_record(name)
             writer.write_record(name, record, len(record))
     writer.write_end_of_file()
-    return file.getvalue()
 
 
-def _pt2(adapted: Adapted, component: str) -> bytes:
-    program = torch.export.export(
-        adapted.components[component],
-        (adapted.example(component, 2),),
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
+def _pt2(adapted: Adapted, component: str, path: Path) -> str:
+    dims: dict[str, Any] = {}
+    shapes = tuple(
+        {axis: dims.setdefault(name, torch.export.Dim.DYNAMIC) for axis, name in axes.items()}
+        for axes in _names(adapted, component)
     )
+    # Distributions compute what they were not given with gradients on, and a change of that mode cannot be saved.
+    with torch.enable_grad():
+        program = torch.export.export(
+            adapted.modules[component], _traced(adapted, component), dynamic_shapes={"tensors": shapes}
+        )
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
                 for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn"):
                     node.meta.pop(key, None)
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    return file.getvalue()
+    _without_unused(program)
+    # It would be saved with the program: the user's data are theirs.
+    zeros = tuple(torch.zeros_like(tensor) for tensor in _traced(adapted, component))
+    program.example_inputs = (zeros, {})
+    torch.export.save(program, path)
+    return "torch.export.export"
 
 
-def _run_ort(content: bytes, given: Array) -> list[Array]:
-    session = Session(content, "graph", resolve_device("cpu"))
-    (name,) = session.inputs
-    return session.run(list(session.outputs), {name: given})
+def _without_unused(program: torch.export.ExportedProgram) -> None:
+    """Take out the parameters that a component does not use: the other component's."""
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    kinds = (torch.export.graph_signature.InputKind.PARAMETER, torch.export.graph_signature.InputKind.BUFFER)
+    for node in list(program.graph.nodes):
+        spec = specs.get(node.name)
+        if node.op == "placeholder" and spec is not None and spec.kind in kinds and not node.users:
+            program.graph.erase_node(node)
+            program.graph_signature.input_specs.remove(spec)
+            program.state_dict.pop(spec.target, None)
+            program.constants.pop(spec.target, None)
+    program.graph_module.recompile()
 
 
-def _run_torchscript(content: bytes, given: Array) -> list[Array]:
-    with _quiet(), torch.no_grad():
-        module = torch.jit.load(io.BytesIO(content))
-        return _arrays(module(torch.from_numpy(given)))
+def open_graph(graph: Graph) -> Run:
+    """Load a graph with the program it is for.
+
+    Raises:
+        VaeError: it cannot be loaded; calling what is returned raises VaeError where it cannot be run.
+    """
+    place = f"{graph.component}/{graph.variant}"
+    if graph.executor == "ort":
+        data = {name: _bytes_of(source) for name, source in graph.data.items()}
+        session = Session(graph.content, place, resolve_device("cpu"), data=data)
+        return lambda given: session.run(list(graph.outputs), dict(zip(graph.inputs, given, strict=True)))
+    return _EXECUTORS[graph.executor](graph.source)
 
 
-def _run_pt2(content: bytes, given: Array) -> list[Array]:
-    with _quiet(), torch.no_grad():
-        return _arrays(torch.export.load(io.BytesIO(content)).module()(torch.from_numpy(given)))
+def _loud(load: Callable[[Any], Any]) -> Callable[[bytes | Path], Run]:
+    """A program's loader, with whatever goes wrong as an ExportError."""
 
-
-def _loud(run: Callable[[bytes, Array], list[Array]]) -> Callable[[bytes, Array], list[Array]]:
-    """The same, with whatever goes wrong as an ExportError."""
-
-    def run_loud(content: bytes, given: Array) -> list[Array]:
+    def open_loud(source: bytes | Path) -> Run:
         try:
-            return run(content, given)
-        except VaeError:
-            raise
+            with quiet(), torch.no_grad():
+                module = load(io.BytesIO(source) if isinstance(source, bytes) else source)
         except Exception as error:
-            raise ExportError(f"the graph cannot be run: {_reason(error)}") from error
+            raise ExportError(f"the graph cannot be loaded: {_reason(error)}") from error
 
-    return run_loud
+        def run(given: Sequence[Array]) -> list[Array]:
+            try:
+                with quiet(), torch.no_grad():
+                    outputs = module(*(torch.from_numpy(np.ascontiguousarray(array)) for array in given))
+            except Exception as error:
+                raise ExportError(f"the graph cannot be run: {_reason(error)}") from error
+            return [output.numpy() for output in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+
+        return run
+
+    return open_loud
 
 
-# How to run a graph of each executor: its file's content and its input to its outputs, in order.
-RUNNERS = {"ort": _loud(_run_ort), "torchscript": _loud(_run_torchscript), "torch_export": _loud(_run_pt2)}
+_EXECUTORS = {
+    "torchscript": _loud(torch.jit.load),
+    "torch_export": _loud(lambda file: torch.export.load(file).module()),
+}
+# The programs, beside ONNX Runtime, that this package runs graphs with.
+EXECUTORS = tuple(_EXECUTORS)
 
 
-def run_module(module: nn.Module, given: Tensor) -> list[Tensor]:
-    """A component's outputs from eager PyTorch, in order."""
-    with torch.no_grad():
-        outputs = module(given)
-    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+def _chain(error: BaseException | None) -> str:
+    """What an error and all its causes say."""
+    said = []
+    while error is not None:
+        said.append(f"{type(error).__name__}: {error}")
+        error = error.__cause__ or error.__context__
+    return "\n".join(said)
 
 
 def _reason(error: BaseException) -> str:
@@ -243,12 +476,8 @@ def _reason(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:100]} … {text[-200:]}"
 
 
-def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[Array]:
-    return [output.numpy() for output in ([outputs] if isinstance(outputs, Tensor) else outputs)]
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without PyTorch's notes on its own internals, deprecations and absent packages: the user cannot act on them."""
     log = logging.getLogger("torch.onnx")
     level = log.level
@@ -257,6 +486,10 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", category=FutureWarning)
+            # Of names of axes, and of what a model keeps of its last call, which is put back afterwards.
+            warnings.filterwarnings("ignore", category=UserWarning)
+            # Of sizes, mostly; that a graph works at sizes that were not traced is proven afterwards.
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
             yield
     finally:
         log.setLevel(level)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Bernoulli
 
 from vae_runtime.errors import InputError
 
@@ -72,6 +73,18 @@ class VAE(nn.Module):
         """
         parameters: Tensor = self.decoder(z)
         return parameters
+
+    def __vae_export__(self) -> dict[str, Any]:
+        """What `export` cannot see by itself; docs/bring-your-own.md describes this protocol."""
+        bernoulli = self.likelihood == "bernoulli"
+        # A scale that was not learned is said as it was given: exp(log(scale)) may differ in the last digit.
+        scale = float(self.scale) if self.config.learn_scale else self.config.scale
+        return {
+            "decode": (lambda z: Bernoulli(logits=self.decode(z))) if bernoulli else self.decode,
+            "posterior": "logvar",
+            "likelihood": self.likelihood,
+            "scale": None if bernoulli else scale,
+        }
 
     def mean(self, parameters: Tensor) -> Tensor:
         """Mean of p(x|z) in data space from what `decode` gives; same shape."""

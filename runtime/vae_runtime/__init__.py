@@ -1,4 +1,4 @@
-"""Sample, encode and decode exported Variational Autoencoders with numpy and ONNX Runtime.
+"""Sample, encode, decode and score exported Variational Autoencoders with numpy and ONNX Runtime.
 
     import vae_runtime
 
@@ -10,7 +10,9 @@ Needs numpy; ONNX Runtime comes by the extra `cpu` or `gpu`. PyTorch is never im
 
 from .errors import BundleError, DeviceError, InputError, VaeError
 from .noise import new_seed
-from .vae import VAE, Posterior, interpolate, load
+from .posterior import Encoding, Posterior, Posteriors
+from .score import Scores
+from .vae import VAE, interpolate, load, traverse
 from .verify import Report, verify
 
 __version__ = "0.1.0"
@@ -19,13 +21,17 @@ __all__ = [
     "VAE",
     "BundleError",
     "DeviceError",
+    "Encoding",
     "InputError",
     "Posterior",
+    "Posteriors",
     "Report",
+    "Scores",
     "VaeError",
     "__version__",
     "interpolate",
     "load",
     "new_seed",
+    "traverse",
     "verify",
 ]

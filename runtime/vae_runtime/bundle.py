@@ -40,7 +40,19 @@ class Bundle:
         Raises:
             BundleError: the file is not listed, missing, reached through a link, or its content is not the listed one.
         """
-        return _read_listed(self.path, relative, self.sums)
+        alone = any(relative == variant.data_path for variant in self.manifest.variants)
+        return _read_listed(self.path, relative, self.sums, alone=alone)
+
+    def data(self, variant: Variant) -> dict[str, bytes]:
+        """The content of the file of a graph's weights by its name, its hash checked; empty where there is none.
+
+        Raises:
+            BundleError: as `read`; or the file has further names on the disk (hard links), through which it could be
+                altered.
+        """
+        if variant.data is None or variant.data_path is None:
+            return {}
+        return {variant.data: self.read(variant.data_path)}
 
     def variant(self, component: str, name: str | None = None) -> Variant:
         """The variant of a component that ONNX Runtime runs: the one named, or the first declared.
@@ -117,8 +129,9 @@ def open_bundle(path: str | os.PathLike[str], digest: str | None = None) -> Bund
     if MANIFEST not in sums:
         raise BundleError(f"{root / SUMS}: {MANIFEST} is not listed; copy the bundle again")
     manifest = parse(_read_listed(root, MANIFEST, sums), str(root / MANIFEST))
-    for needed in [*(variant.path for variant in manifest.variants), manifest.golden.file]:
-        if needed not in sums:
+    graphs = [path for variant in manifest.variants for path in (variant.path, variant.data_path)]
+    for needed in [*graphs, manifest.golden.file, *(latent.prior.file for latent in manifest.latents)]:
+        if needed is not None and needed not in sums:
             raise BundleError(f"{root / SUMS}: {needed}, named by {MANIFEST}, is not listed; copy the bundle again")
     return Bundle(root, manifest, sums, found)
 
@@ -161,27 +174,35 @@ def format_sums(files: Iterable[tuple[str, bytes]]) -> bytes:
     return "".join(f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in sorted(files)).encode()
 
 
-def _read_listed(root: Path, relative: str, sums: Mapping[str, str]) -> bytes:
+def _read_listed(root: Path, relative: str, sums: Mapping[str, str], *, alone: bool = False) -> bytes:
     if relative not in sums:
         raise BundleError(f"{root / relative}: not listed in {SUMS}; copy the bundle again")
-    content = _read_plain(root, relative)
+    content = _read_plain(root, relative, alone=alone)
     found = hashlib.sha256(content).hexdigest()
     if found != sums[relative]:
         raise BundleError(f"{root / relative}: sha256 is {found}, {SUMS} says {sums[relative]}; copy the bundle again")
     return content
 
 
-def _read_plain(root: Path, relative: str) -> bytes:
-    """Read a plain file of the bundle, refusing links (the root itself may be one), pipes and devices."""
+def _read_plain(root: Path, relative: str, *, alone: bool = False) -> bytes:
+    """Read a plain file of the bundle, refusing links (the root itself may be one), pipes and devices.
+
+    Of a file that must stand alone hard links are refused too.
+    """
     place = root
     try:
         for part in relative.split("/"):
             place = place / part
-            mode = place.lstat().st_mode
-            if stat.S_ISLNK(mode):
+            status = place.lstat()
+            if stat.S_ISLNK(status.st_mode):
                 raise BundleError(f"{place}: a link, which a bundle must not hold; copy the bundle with its real files")
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(status.st_mode):
             raise BundleError(f"{place}: a plain file is expected; copy the bundle again")
+        if alone and status.st_nlink > 1:
+            raise BundleError(
+                f"{place}: a link, hard links included, which a graph's weights must not be: the file has "
+                f"{status.st_nlink} names; copy the bundle with its real files"
+            )
         most = _MOST_BYTES.get(relative)
         if most is not None and place.stat().st_size > most:
             raise BundleError(f"{place}: at most {most} bytes are expected, got {place.stat().st_size}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from .manifest import Condition, Latent, Sizes
+    from .score import Scores
     from .vae import VAE
 
     Array = NDArray[np.float32]
@@ -99,14 +102,27 @@ def _digest(text: str) -> str:
     return parse_digest(text)
 
 
-def _temperature(text: str) -> float:
-    from .vae import HOTTEST
+def _number(name: str, low: float, high: float) -> Callable[[str], Any]:
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise InputError(f"{name}: a number is expected, got {text!r}") from None
+        return require_number(name, value, low, high)
 
-    try:
-        value = float(text)
-    except ValueError:
-        raise InputError(f"temperature: a number is expected, got {text!r}") from None
-    return require_number("temperature", value, 0, HOTTEST)
+    return argument(read)
+
+
+def _integers(name: str, low: int, high: int) -> Callable[[str], Any]:
+    one = _integer(name, low, high)
+    return lambda text: [one(part) for part in text.split(",")]
+
+
+def _condition(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals or not value:
+        raise InputError(f"condition: NAME=VALUE is expected, got {text!r}")
+    return name, value
 
 
 def _path(*suffixes: str) -> Callable[[str], Any]:
@@ -162,6 +178,21 @@ def _parser() -> argparse.ArgumentParser:
     def columns(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--columns", type=_integer("columns", 1, 10**4), help="pictures in a row of the PNG")
 
+    def starts(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--start", type=_integer("start", 0, 2**64 - 1), help="index of the first, for the seed (default 0)"
+        )
+
+    def conditioned(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--condition",
+            type=argument(_condition),
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help="a class, a number, numbers joined by commas, or an .npy file; once for each condition",
+        )
+
     command("info", _info, "say what a bundle is: shapes, variants, sizes, quality, digest")
 
     sub = command("verify", _verify, "check every file, then replay the golden vectors on this machine")
@@ -170,37 +201,54 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("sample", _sample, "draw from the prior and decode, to a PNG sheet or an .npy array")
     sub.add_argument("-n", type=_integer("n", 1, 2**48), default=64, help="how many (default 64)")
     sub.add_argument("--seed", type=_SEED, help="default: a fresh one, printed")
-    sub.add_argument("--start", type=_integer("start", 0, 2**64 - 1), default=0, help="index of the first (default 0)")
-    sub.add_argument("--temperature", type=argument(_temperature), default=1.0, help="scales the noise (default 1)")
+    starts(sub)
+    sub.add_argument(
+        "--temperature", type=_number("temperature", 0, 1e6), default=1.0, help="scales the noise (default 1)"
+    )
+    sub.add_argument("--truncation", type=_number("truncation", 0.01, 1e6), help="draw no noise beyond ± this")
+    sub.add_argument(
+        "--latent-shape",
+        type=_integers("latent-shape", 1, 2**31),
+        metavar="SIZES",
+        help="another shape of one latent where axes are dynamic, such as 4,16,16",
+    )
     sub.add_argument("--observe", action="store_true", help="draw from the likelihood instead of giving its mean")
-    sub.add_argument("--latents", type=_path(".npy"), help="also write the latents")
-    for add in (on_device, in_batches, columns):
+    sub.add_argument(
+        "--latents", type=_path(".npy", ".npz"), help="also write the latents: .npy, or .npz where there are several"
+    )
+    for add in (conditioned, on_device, in_batches, columns):
         add(sub)
     writes(sub, ".png", ".npy")
 
     sub = command(
-        "encode", _encode, "give the posterior of observations: .npz holds mean, std and logvar, .npy latents"
+        "encode",
+        _encode,
+        "give the posterior of observations: .npz holds mean, std and logvar, .npy latents; of several latents .npz "
+        "holds these as LATENT/mean, …, and the latents by their names",
     )
-    sub.add_argument("x", type=_path(".npy"), help="observations, float32 [n, ...]")
-    sub.add_argument("--seed", type=_SEED, help="with .npy: write a posterior sample instead of the mean")
-    sub.add_argument("--start", type=_integer("start", 0, 2**64 - 1), default=0, help="index of the first (default 0)")
-    on_device(sub)
-    in_batches(sub)
+    sub.add_argument("x", type=_path(".npy"), help="observations [n, ...]")
+    sub.add_argument(
+        "--seed",
+        type=_SEED,
+        help="give a posterior sample instead of the mean; .npz then holds it by the latent's name",
+    )
+    starts(sub)
+    for add in (conditioned, on_device, in_batches):
+        add(sub)
     writes(sub, ".npz", ".npy")
 
     sub = command("decode", _decode, "give the observations of latents, to a PNG sheet or an .npy array")
-    sub.add_argument("z", type=_path(".npy"), help="latents, float32 [n, ...]")
-    for add in (on_device, in_batches, columns):
+    sub.add_argument("z", type=_path(".npy", ".npz"), help="latents [n, ...]; several by name, in an .npz file")
+    for add in (conditioned, on_device, in_batches, columns):
         add(sub)
     writes(sub, ".png", ".npy")
 
     sub = command(
         "reconstruct", _reconstruct, "encode and decode; a PNG shows each observation above its reconstruction"
     )
-    sub.add_argument("x", type=_path(".npy"), help="observations, float32 [n, ...]")
+    sub.add_argument("x", type=_path(".npy"), help="observations [n, ...]")
     sub.add_argument("--seed", type=_SEED, help="go through a posterior sample instead of the mean")
-    sub.add_argument("--start", type=_integer("start", 0, 2**64 - 1), default=0, help="index of the first (default 0)")
-    for add in (on_device, in_batches, columns):
+    for add in (starts, conditioned, on_device, in_batches, columns):
         add(sub)
     writes(sub, ".png", ".npy")
 
@@ -212,8 +260,38 @@ def _parser() -> argparse.ArgumentParser:
         "--steps", type=_integer("steps", 2, 10**6), default=10, help="pictures, both ends included (default 10)"
     )
     sub.add_argument("--linear", action="store_true", help="go straight instead of along the sphere")
-    on_device(sub)
+    for add in (conditioned, on_device):
+        add(sub)
     writes(sub, ".png", ".npy")
+
+    sub = command("traverse", _traverse, "change one number of a latent at a time; a PNG has a row for each")
+    ends = sub.add_mutually_exclusive_group(required=True)
+    ends.add_argument("--seed", type=_SEED, help="from sample 0 of a seed")
+    ends.add_argument("--inputs", type=_path(".npy"), help="from the posterior mean of the first observation of a file")
+    sub.add_argument("--latent", help="which, where there are several (default: the first)")
+    sub.add_argument(
+        "--dimensions",
+        type=_integers("dimensions", 0, 2**31),
+        metavar="NUMBERS",
+        help="which numbers of the latent, such as 0,1,2 (default: all, of more than 16 the first 16)",
+    )
+    sub.add_argument(
+        "--reach", type=_number("reach", 0, 1e6), default=3.0, help="each goes from -reach to reach (default 3)"
+    )
+    sub.add_argument("--steps", type=_integer("steps", 2, 10**4), default=9, help="in so many steps (default 9)")
+    for add in (conditioned, on_device):
+        add(sub)
+    writes(sub, ".png", ".npy")
+
+    sub = command("score", _score, "say how well the VAE explains observations: ELBO, log-likelihood, errors; in nats")
+    sub.add_argument("x", type=_path(".npy"), help="observations [n, ...]")
+    sub.add_argument(
+        "-k", type=_integer("k", 1, 10**6), help="importance samples of the log-likelihood (default: leave it out)"
+    )
+    sub.add_argument("--seed", type=_SEED, help="default: a fresh one, printed")
+    for add in (starts, conditioned, on_device, in_batches):
+        add(sub)
+    sub.add_argument("--out", type=_path(".npz", ".csv"), help="also write the scores of each observation: .npz, .csv")
     return parser
 
 
@@ -238,22 +316,28 @@ def _info(options: argparse.Namespace) -> None:
 
     bundle = open_bundle(options.bundle, options.digest)
     manifest = bundle.manifest
-    observation, latent, likelihood = manifest.observation, manifest.latent, manifest.likelihood
+    observation, likelihood = manifest.observation, manifest.likelihood
     within = f", values {observation.range[0]:g} … {observation.range[1]:g}" if observation.range else ""
     raw = observation.normalisation
     scaled = f", x = (raw - {raw.offset:g}) / {raw.divisor:g}" if raw else ""
+    dims = _dims(observation.axes, observation.shape, observation.dynamic)
+    scale = f", scale {likelihood.scale:g}" if likelihood.scale else ""
     rows = [
         ("name", manifest.name),
         ("description", manifest.description),
         ("licence", manifest.licence or "not stated"),
-        ("observation", f"{observation.name} float32 {_dims(observation.axes, observation.shape)}{within}{scaled}"),
-        ("latent", f"{latent.name} float32 {list(latent.shape)}, prior standard normal, posterior diagonal normal"),
-        ("likelihood", likelihood.kind + (f", scale {likelihood.scale:g}" if likelihood.scale else "")),
+        ("observation", f"{observation.name} {observation.dtype} {dims}{within}{scaled}"),
+        *(("condition", _described_condition(condition)) for condition in manifest.conditions),
+        *(("latent", _described_latent(latent)) for latent in manifest.latents),
+        ("likelihood", likelihood.kind + scale + (f": {likelihood.reason}" if likelihood.reason else "")),
         ("noise", manifest.noise),
         ("format", manifest.format_version),
         ("digest", bundle.digest),
     ]
-    sizes = {variant.path: len(bundle.read(variant.path)) / 1024 for variant in manifest.variants}
+    sizes = {
+        variant.path: sum(map(len, [bundle.read(variant.path), *bundle.data(variant).values()])) / 1024
+        for variant in manifest.variants
+    }
     for key, value in rows:
         if value:
             print(f"{key:28}{one_line(value)}")
@@ -273,8 +357,44 @@ def _info(options: argparse.Namespace) -> None:
         )
 
 
-def _dims(axes: Sequence[str], shape: Sequence[int]) -> str:
-    return "[" + ", ".join(f"{axis} {size}" for axis, size in zip(axes, shape, strict=True)) + "]"
+def _dims(axes: Sequence[str], shape: Sequence[int], dynamic: Mapping[str, Sizes]) -> str:
+    named = axes or [""] * len(shape)
+    sizes = [
+        f"{axis} {size}".strip() + (f" ({dynamic[axis]})" if axis in dynamic else "")
+        for axis, size in zip(named, shape, strict=True)
+    ]
+    return f"[{', '.join(sizes)}]"
+
+
+def _described_condition(condition: Condition) -> str:
+    classes = f", classes {', '.join(condition.classes)}" if condition.classes else ""
+    within = f", values {condition.range[0]:g} … {condition.range[1]:g}" if condition.range else ""
+    what = f"{condition.name} {condition.dtype} {list(condition.shape)}{classes}{within}"
+    return f"{what}, of {' and '.join(condition.components)}"
+
+
+def _described_latent(latent: Latent) -> str:
+    prior, posterior = latent.prior, latent.posterior
+    priors = {
+        "normal": "prior standard normal",
+        "mixture": f"prior mixture of {prior.components} normals, {prior.covariance}",
+        "sphere": "prior uniform on the sphere",
+    }
+    if posterior.kind == "normal":
+        of = "posterior diagonal normal"
+    elif posterior.kind == "codes":
+        of = f"codes below {posterior.codebook}"
+    else:
+        what = "no posterior" if posterior.value else "noise of the decoder"
+        of = what + (f" ({posterior.reason})" if posterior.reason else "")
+    drawn = priors.get(prior.kind, "no prior" + (f" ({prior.reason})" if prior.reason else ""))
+    plain = latent.scale in (1, 1.0) and latent.shift in (0, 0.0)
+    scaled = "" if plain else f", other models take (z - {_numbers(latent.shift)}) · {_numbers(latent.scale)}"
+    return f"{latent.name} {latent.dtype} {_dims(latent.axes, latent.shape, latent.dynamic)}, {drawn}, {of}{scaled}"
+
+
+def _numbers(value: float | tuple[float, ...]) -> str:
+    return f"({', '.join(f'{each:g}' for each in value)})" if isinstance(value, tuple) else f"{value:g}"
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -290,88 +410,254 @@ def _verify(options: argparse.Namespace) -> int:
     return 1
 
 
+def _conditions(options: argparse.Namespace, vae: VAE) -> dict[str, Any]:
+    known = {condition.name: condition for condition in vae.conditions}
+    found: dict[str, Any] = {}
+    for name, text in options.condition:
+        if name in found:
+            options.misuse(f"argument --condition: {name} once is expected, got it twice")
+        # An unknown name is refused by the VAE.
+        found[name] = _condition_value(known[name], text) if name in known else text
+    return found
+
+
+def _condition_value(condition: Condition, text: str) -> Any:
+    import numpy as np
+
+    names = text.split(",")
+    if condition.classes and text in condition.classes:
+        return text
+    if condition.classes and set(names) <= set(condition.classes):
+        return names
+    if text.endswith(".npy"):
+        return _read_npy(Path(text))
+    try:
+        numbers = np.array([int(each) if condition.dtype == "int64" else float(each) for each in names])
+        values = numbers.astype(condition.dtype)
+    except (ValueError, OverflowError):
+        classes = f"a class ({', '.join(condition.classes)}), " if condition.classes else ""
+        kind = "integers" if condition.dtype == "int64" else "numbers"
+        raise InputError(
+            f"--condition {condition.name}: {classes}{kind} joined by commas or an .npy file is expected, got {text!r}"
+        ) from None
+    return values.reshape(condition.shape) if values.size == math.prod(condition.shape) else values
+
+
+def _require_seed(options: argparse.Namespace) -> int:
+    """The start; misuse where there is no seed that it could count from."""
+    if options.start is not None and options.seed is None:
+        options.misuse("argument --start: only with --seed, whose samples it counts")
+    return options.start or 0
+
+
+def _require_png(options: argparse.Namespace) -> None:
+    if options.columns is not None and options.out.suffix != ".png":
+        options.misuse("argument --columns: only with --out *.png")
+
+
 def _sample(options: argparse.Namespace) -> None:
     from .noise import new_seed
 
     if options.latents and os.path.realpath(options.latents) == os.path.realpath(options.out):
         options.misuse("argument --latents: another file than that of --out is expected")
+    start = _require_seed(options)
+    _require_png(options)
     vae = _load(options)
+    if options.latents:
+        _require_latents(options.latents, vae)
     seed = new_seed() if options.seed is None else options.seed
     if options.out.suffix == ".png":
         _require_picture(vae)
-    x = vae.sample(
-        options.n,
-        seed=seed,
-        start=options.start,
-        temperature=options.temperature,
-        observe=options.observe,
-        batch_size=options.batch_size,
-    )
+    drawn = {
+        "seed": seed,
+        "start": start,
+        "temperature": options.temperature,
+        "truncation": options.truncation,
+        "latent_shape": options.latent_shape,
+    }
+    conditions = _conditions(options, vae)
+    x = vae.sample(options.n, conditions=conditions, observe=options.observe, batch_size=options.batch_size, **drawn)
     if options.latents:
-        _write_npy(
-            options.latents, vae.prior(options.n, seed=seed, start=options.start, temperature=options.temperature)
-        )
+        _write_latents(options.latents, vae.prior(options.n, **drawn))
     _write(options.out, x, vae, options.columns)
-    print(f"{options.out}: {options.n} samples, seed {seed}, start {options.start}, device {vae.device}")
+    print(f"{options.out}: {options.n} samples, seed {seed}, start {start}, device {vae.device}")
 
 
 def _encode(options: argparse.Namespace) -> None:
-    import numpy as np
+    from .posterior import Posterior, Posteriors
 
-    from .files import write_atomic
-
-    if options.out.suffix == ".npz" and options.seed is not None:
-        options.misuse("argument --seed: only with --out *.npy, which holds a sample; .npz holds mean, std and logvar")
+    start = _require_seed(options)
     vae = _load(options)
-    q = vae.encode(_read_npy(options.x), batch_size=options.batch_size)
+    several = len(vae.latents) > 1
+    if several and options.out.suffix != ".npz":
+        raise InputError(f"{options.out}: a file name ending in .npz is expected, since there are several latents")
+    q = vae.encode(
+        _read_npy(options.x),
+        conditions=_conditions(options, vae),
+        seed=options.seed,
+        start=start,
+        batch_size=options.batch_size,
+    )
+    parts = dict(q) if isinstance(q, Posteriors) else {vae.latents[0].name: q}
+    z = q.mode() if options.seed is None else q.sample(seed=options.seed, start=start)
     if options.out.suffix == ".npz":
-        # In memory first: of a file that fails, zipfile complains once more when it is collected.
-        archive = io.BytesIO()
-        np.savez(archive, mean=q.mean, std=q.std, logvar=q.logvar)
-        write_atomic(options.out, archive.getvalue())
+        arrays = {}
+        for name, part in parts.items():
+            fields = ("mean", "std", "logvar") if isinstance(part, Posterior) else ("value",)
+            arrays.update({(f"{name}/" if several else "") + field: getattr(part, field) for field in fields})
+        if several or options.seed is not None:
+            arrays.update(z if several else {vae.latents[0].name: z})
+        _write_npz(options.out, arrays)
     else:
-        z = q.mode() if options.seed is None else q.sample(seed=options.seed, start=options.start)
         _write_npy(options.out, z)
-    print(f"{options.out}: posteriors of {len(q.mean)} observations; mean KL {q.kl().mean():.4g} nats")
+    count = len(next(iter(parts.values())).mode())
+    if all(isinstance(part, Posterior) for part in parts.values()):
+        print(f"{options.out}: posteriors of {count} observations; mean KL {q.kl().mean():.4g} nats")
+    else:
+        print(f"{options.out}: latents of {count} observations")
 
 
 def _decode(options: argparse.Namespace) -> None:
+    _require_png(options)
     vae = _load(options)
-    x = vae.decode(_read_npy(options.z), batch_size=options.batch_size)
+    z = _read_latents(options.z, vae)
+    x = vae.decode(z, conditions=_conditions(options, vae), batch_size=options.batch_size)
     _write(options.out, x, vae, options.columns)
     print(f"{options.out}: {len(x)} observations")
 
 
 def _reconstruct(options: argparse.Namespace) -> None:
+    start = _require_seed(options)
+    _require_png(options)
     vae = _load(options)
     x = _read_npy(options.x)
-    r = vae.reconstruct(x, seed=options.seed, start=options.start, batch_size=options.batch_size)
-    if options.out.suffix == ".png":
+    r = vae.reconstruct(
+        x, conditions=_conditions(options, vae), seed=options.seed, start=start, batch_size=options.batch_size
+    )
+    alike = r.shape == x.shape
+    if options.out.suffix == ".png" and alike:
         from .files import write_atomic
         from .image import pairs, png
 
         within = vae.manifest.observation.range
         write_atomic(options.out, png(pairs(x, r, columns=options.columns or 10, value_range=within)))
     else:
-        _write(options.out, r, vae, None)
-    error = float(((r - x) ** 2).mean())
-    print(f"{options.out}: {len(x)} reconstructions; mean squared error {error:.4g}")
+        _write(options.out, r, vae, options.columns)
+    error = f"; mean squared error {float(((r - x) ** 2).mean()):.4g}" if alike else ""
+    print(f"{options.out}: {len(x)} reconstructions{error}")
 
 
 def _interpolate(options: argparse.Namespace) -> None:
     from .vae import interpolate
 
     vae = _load(options)
+    conditions = _conditions(options, vae)
     if options.seeds:
-        a, b = (vae.prior(1, seed=seed)[0] for seed in options.seeds)
+        a, b = (_first(vae.prior(1, seed=seed)) for seed in options.seeds)
     else:
         x = _read_npy(options.inputs)
-        if x.ndim == 0 or len(x) < 2:
+        if len(x) < 2:
             raise InputError(f"{options.inputs}: two observations are expected, got an array {list(x.shape)}")
-        a, b = vae.encode(x[:2]).mode()
-    frames = vae.decode(interpolate(a, b, options.steps, spherical=not options.linear))
+        z = vae.encode(x[:2], conditions=conditions).mode()
+        a, b = _first(z), _first(z, 1)
+    spherical = not options.linear
+    way = {name: interpolate(a[name], b[name], options.steps, spherical=spherical) for name in a}
+    frames = vae.decode(way if len(vae.latents) > 1 else way[""], conditions=conditions)
     _write(options.out, frames, vae, options.steps)
     print(f"{options.out}: {options.steps} steps")
+
+
+def _first(z: Any, row: int = 0) -> dict[str, Any]:
+    """One row of latents, by name; the only latent's name is left empty."""
+    return {name: each[row] for name, each in (z if isinstance(z, dict) else {"": z}).items()}
+
+
+def _traverse(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from .vae import traverse
+
+    vae = _load(options)
+    names = [latent.name for latent in vae.latents]
+    if options.latent is not None and options.latent not in names:
+        raise InputError(f"--latent: one of {', '.join(names)} is expected, got {options.latent!r}")
+    conditions = _conditions(options, vae)
+    if options.inputs is None:
+        base = _first(vae.prior(1, seed=options.seed))
+    else:
+        x = _read_npy(options.inputs)
+        if x.ndim < 1 or not len(x):
+            raise InputError(f"{options.inputs}: an observation is expected, got an array {list(x.shape)}")
+        base = _first(vae.encode(x[:1], conditions=conditions).mode())
+    several = len(names) > 1
+    changed = (options.latent or names[0]) if several else ""
+    if changed not in base:
+        raise InputError(f"--latent: a latent that observations have is expected, {changed} is noise; choose another")
+    dimensions = options.dimensions or range(min(16, base[changed].size))
+    values = np.linspace(-options.reach, options.reach, options.steps, dtype=np.float32)
+    z = {name: np.repeat(each[None], len(dimensions) * options.steps, axis=0) for name, each in base.items()}
+    z[changed] = np.concatenate([traverse(base[changed], dimension, values) for dimension in dimensions])
+    frames = vae.decode(z if several else z[""], conditions=conditions)
+    if options.out.suffix == ".npy":
+        frames = frames.reshape(len(dimensions), options.steps, *frames.shape[1:])
+    _write(options.out, frames, vae, options.steps)
+    print(f"{options.out}: {len(dimensions)} dimensions, {options.steps} steps from {-options.reach:g}")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from .noise import new_seed
+
+    start = _require_seed(options)
+    vae = _load(options)
+    seed = new_seed() if options.seed is None else options.seed
+    terminal = sys.stderr.isatty()
+
+    def progress(done: int, n: int) -> None:
+        print(f"\r{done} of {n}", end="\n" if done == n else "", file=sys.stderr, flush=True)
+
+    scores = vae.score(
+        _read_npy(options.x),
+        conditions=_conditions(options, vae),
+        k=options.k,
+        seed=seed,
+        start=start,
+        batch_size=options.batch_size,
+        progress=progress if terminal else None,
+    )
+    columns = _score_columns(scores)
+    count = len(next(iter(columns.values()), ()))
+    if options.out is not None:
+        _write_scores(options.out, scores, columns)
+    samples = f", {options.k} importance samples" if options.k and "log_likelihood" in columns else ""
+    print(f"{options.x}: {count} observations, seed {seed}, start {start}{samples}")
+    for name, column in columns.items():
+        error = column.std(ddof=min(1, count - 1)) / math.sqrt(count)
+        unit = "per value" if name in ("mse", "mae") else "nats"
+        print(f"  {name.replace('_', ' '):16}{column.mean():12.6g} ± {error:<10.2g}{unit}")
+    if scores.reason:
+        print(f"  no ELBO: {one_line(scores.reason)}")
+
+
+def _score_columns(scores: Scores) -> dict[str, NDArray[np.float64]]:
+    """Every score that is one number for each observation."""
+    names = ("elbo", "reconstruction", "kl", "log_likelihood", "mse", "mae")
+    return {name: getattr(scores, name) for name in names if getattr(scores, name) is not None}
+
+
+def _write_scores(path: Path, scores: Scores, columns: Mapping[str, NDArray[np.float64]]) -> None:
+    from .files import write_atomic
+
+    if path.suffix == ".csv":
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        lines = [",".join(columns), *(",".join(map(repr, row)) for row in rows)]
+        write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
+        return
+    arrays, terms = dict(columns), scores.kl_per_dimension
+    if isinstance(terms, Mapping):
+        arrays.update({f"{latent}/kl_per_dimension": each for latent, each in terms.items()})
+    elif terms is not None:
+        arrays["kl_per_dimension"] = terms
+    _write_npz(path, arrays)
 
 
 def _require_picture(vae: VAE) -> None:
@@ -380,7 +666,7 @@ def _require_picture(vae: VAE) -> None:
 
     from .image import grid
 
-    grid(np.zeros((1, *vae.observation_shape), np.float32))
+    grid(np.zeros((1, *vae.manifest.outputs("decoder")[0].shape), np.float32))
 
 
 def _write(path: Path, x: Array, vae: VAE, columns: int | None) -> None:
@@ -402,6 +688,54 @@ def _write_npy(path: Path, array: Array) -> None:
         np.save(file, array, allow_pickle=False)
 
     write_atomic(path, write)
+
+
+def _write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    import zipfile
+
+    import numpy as np
+
+    from .files import write_atomic
+
+    # In memory first: of a file that fails, zipfile complains once more when it is collected.
+    content = io.BytesIO()
+    # Not numpy.savez, which keeps some names for its own arguments.
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+    write_atomic(path, content.getvalue())
+
+
+def _require_latents(path: Path, vae: VAE) -> None:
+    wanted = ".npz" if len(vae.latents) > 1 else ".npy"
+    if path.suffix != wanted:
+        count = "several latents" if wanted == ".npz" else "one latent"
+        raise InputError(f"{path}: a file name ending in {wanted} is expected, since there is {count}")
+
+
+def _write_latents(path: Path, z: Any) -> None:
+    if isinstance(z, dict):
+        _write_npz(path, z)
+    else:
+        _write_npy(path, z)
+
+
+def _read_latents(path: Path, vae: VAE) -> Any:
+    """Latents as `decode` takes them: of an .npz file the arrays that are named like latents."""
+    import numpy as np
+
+    _require_latents(path, vae)
+    if path.suffix == ".npy":
+        return _read_npy(path)
+    try:
+        # Opened here: of a file that is no archive numpy would leave it open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {latent.name: archive[latent.name] for latent in vae.latents if latent.name in archive.files}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give an .npz file") from None
+    except Exception as error:  # numpy, zipfile and zlib each raise their own
+        raise InputError(f"{path}: an .npz file of numbers is expected: {error}; write it with numpy.savez") from None
 
 
 def _read_npy(path: Path) -> Array:

@@ -60,7 +60,7 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[IO[bytes
         raise
 
 
-def write_folder(target: str | os.PathLike[str], files: Mapping[str, bytes], *, replace: bool = False) -> None:
+def write_folder(target: str | os.PathLike[str], files: Mapping[str, bytes | Path], *, replace: bool = False) -> None:
     """Write a folder so that the path holds the old folder or all of the new, whatever interrupts it.
 
     The files are written and synced in a hidden folder beside the target, which is then renamed. To replace a folder
@@ -69,7 +69,7 @@ def write_folder(target: str | os.PathLike[str], files: Mapping[str, bytes], *, 
 
     Args:
         target: the folder to write; missing parents are made.
-        files: the content of each file by its relative path, with forward slashes.
+        files: the content of each file, or a file to copy it from, by its relative path, with forward slashes.
         replace: whether a folder already there gives way.
 
     Raises:
@@ -101,7 +101,7 @@ def write_folder(target: str | os.PathLike[str], files: Mapping[str, bytes], *, 
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _fill_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+def _fill_folder(folder: Path, files: Mapping[str, bytes | Path]) -> None:
     os.chmod(folder, 0o777 & ~_umask())
     folders = {folder}
     for relative, content in files.items():
@@ -109,7 +109,11 @@ def _fill_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         folders.update(parent for parent in path.parents if parent.is_relative_to(folder))
         with path.open("xb") as file:
-            file.write(content)
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                with content.open("rb") as original:
+                    shutil.copyfileobj(original, file)
             file.flush()
             os.fsync(file.fileno())
     for each in folders:

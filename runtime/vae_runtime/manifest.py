@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +19,20 @@ __all__ = [
     "EXECUTORS",
     "FORMAT_VERSION",
     "KNOWN_FIELDS",
+    "Condition",
     "Golden",
     "Latent",
+    "LatentPosterior",
+    "LatentPrior",
     "Likelihood",
     "Manifest",
     "Normalisation",
     "Observation",
+    "Output",
     "Problem",
+    "Signature",
+    "Sizes",
+    "Tensor",
     "Variant",
     "dump",
     "parse",
@@ -34,17 +41,21 @@ __all__ = [
 
 FORMAT_VERSION = "1.0"
 COMPONENTS = ("encoder", "decoder")
+# Those a VAE can be trained with; a bundle may also say "none".
 LIKELIHOODS = ("bernoulli", "gaussian", "laplace")
 # Whose payload under `executor_info` a variant carries: ONNX Runtime, torch.jit.load, torch.export.load.
 EXECUTORS = ("ort", "torchscript", "torch_export")
 
 # Every field of this format version, as `must_understand` names it.
 KNOWN_FIELDS = frozenset(
-    ["format_version", "must_understand", "reader", "name", "description", "licence", "observation", "latents"]
-    + ["likelihood", "noise", "golden", "training", "metrics", "producer"]
-    + [f"observation.{name}" for name in ("name", "dtype", "shape", "axes", "range", "normalisation")]
-    + [f"latents.{name}" for name in ("name", "dtype", "shape", "prior", "posterior")]
-    + [f"likelihood.{name}" for name in ("kind", "mean", "logits", "scale")]
+    ["format_version", "must_understand", "reader", "name", "description", "licence", "observation", "conditions"]
+    + ["latents", "likelihood", "noise", "golden", "training", "metrics", "producer"]
+    + [f"observation.{name}" for name in ("name", "dtype", "shape", "axes", "dynamic", "range", "normalisation")]
+    + [f"conditions.{name}" for name in ("name", "dtype", "shape", "classes", "range", "components")]
+    + [f"latents.{name}" for name in ("name", "dtype", "shape", "axes", "dynamic", "scale", "shift")]
+    + [f"latents.{name}" for name in ("prior", "posterior")]
+    + [f"likelihood.{name}" for name in ("kind", "mean", "logits", "scale", "scale_output", "shape", "axes")]
+    + [f"likelihood.{name}" for name in ("outputs", "reason")]
     + [f"golden.{name}" for name in ("file", "seed", "n")]
 )
 
@@ -52,6 +63,8 @@ _SEGMENT = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
 _NAME = re.compile(_SEGMENT)
 _PATH = re.compile(f"{_SEGMENT}(/{_SEGMENT})*")
 _TENSOR = re.compile("[A-Za-z_][A-Za-z0-9_.]*")
+# One line of text, the name of a class: no control characters, no line or paragraph separators.
+_LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _VERSION = re.compile(r"1\.(0|[1-9][0-9]*)")
 _NEWER = re.compile(r"([2-9]|[1-9][0-9]+)\.(0|[1-9][0-9]*)")
 # What errors tell people to install comes out of a file, so it can name nothing but this package.
@@ -73,6 +86,35 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """The sizes of a dynamic axis that were proven: the multiples of `multiple` from `least` to `most`."""
+
+    least: int
+    most: int
+    multiple: int = 1
+
+    def __contains__(self, size: int) -> bool:
+        return self.least <= size <= self.most and size % self.multiple == 0
+
+    def __str__(self) -> str:
+        return f"{self.least} … {self.most}" + (f" in steps of {self.multiple}" if self.multiple > 1 else "")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output of a graph, without its batch axis, which is axis 0 and always dynamic.
+
+    `shape` is the usual shape, the one of the golden vectors; `dynamic` holds the axes of it, by number from 0, that
+    may have other sizes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    dynamic: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
 class Normalisation:
     """How raw data become observations: x = (raw - offset) / divisor."""
 
@@ -82,9 +124,10 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Observation:
-    """One observation x as the encoder takes it: float32 [batch, *shape].
+    """One observation x as the encoder takes it: [batch, *shape], float32 or int64.
 
-    `range` bounds its values, None where any finite number will do; `axes` names those of `shape`.
+    `range` bounds its values, None where any finite number will do; `axes` names those of `shape`; `dynamic` holds, by
+    name, the axes that may have other sizes than `shape` says.
     """
 
     name: str
@@ -92,33 +135,115 @@ class Observation:
     axes: tuple[str, ...]
     range: tuple[float, float] | None = None
     normalisation: Normalisation | None = None
+    dtype: str = "float32"
+    dynamic: Mapping[str, Sizes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Latent:
-    """One latent z: float32 [batch, *shape], a priori standard normal, a posteriori diagonal normal.
+class Condition:
+    """What encoder, decoder or both are given beside x or z: [batch, *shape], float32 or int64.
 
-    `mu`, `logvar` and `std` name the encoder's outputs.
+    `classes` names the values 0, 1, … of an int64 condition of shape (); `range` bounds the values of any other.
     """
 
     name: str
     shape: tuple[int, ...]
-    mu: str = "mu"
-    logvar: str = "logvar"
-    std: str = "std"
+    dtype: str = "float32"
+    classes: tuple[str, ...] | None = None
+    range: tuple[float, float] | None = None
+    components: tuple[str, ...] = COMPONENTS
+
+
+@dataclass(frozen=True)
+class LatentPrior:
+    """p(z): "normal", the standard normal; "mixture", fitted to the posterior means of real data; "sphere", uniform on
+    the unit sphere; "none", where `reason` says why there is none to sample from.
+
+    A mixture has `components` normal distributions, whose parameters stand in the file `file`, with a `covariance`
+    that is "diagonal" or "full".
+    """
+
+    kind: str = "normal"
+    file: str | None = None
+    components: int | None = None
+    covariance: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class LatentPosterior:
+    """q(z|x). "normal": diagonal, its parameters the encoder's outputs `mu`, `logvar` and `std`. "codes": the encoder's
+    output `value` holds integers below `codebook`. "none": the encoder's output `value` is the latent, and `reason`
+    says why there is no distribution; without `value`, the latent is noise that the decoder takes and nothing infers.
+
+    `noise` names the encoder's input for this latent's posterior noise, where other outputs depend on its sample.
+    """
+
+    kind: str = "normal"
+    mu: str | None = None
+    logvar: str | None = None
+    std: str | None = None
+    value: str | None = None
+    codebook: int | None = None
+    noise: str | None = None
+    reason: str | None = None
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the encoder's outputs."""
+        if self.kind == "normal":
+            return tuple(name for name in (self.mu, self.logvar, self.std) if name)
+        return (self.value,) if self.value else ()
+
+
+@dataclass(frozen=True)
+class Latent:
+    """One latent z: [batch, *shape], float32, or int64 where the posterior's kind is "codes".
+
+    `axes` names those of `shape`, where there are names; `dynamic` holds, by name, the axes that may have other sizes.
+    Models that were trained on these latents take (z - shift) · scale; a tuple has a number for each index of axis 0 of
+    the shape.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    posterior: LatentPosterior = LatentPosterior(mu="mu", logvar="logvar", std="std")
+    prior: LatentPrior = LatentPrior()
+    dtype: str = "float32"
+    axes: tuple[str, ...] = ()
+    dynamic: Mapping[str, Sizes] = field(default_factory=dict)
+    scale: float | tuple[float, ...] = 1.0
+    shift: float | tuple[float, ...] = 0.0
+
+
+@dataclass(frozen=True)
+class Output:
+    """A further output of the decoder, float32 [batch, *shape]; axes named like a dynamic one have its size."""
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Likelihood:
     """p(x|z). `mean` names the decoder's output in data space; `logits`, of a bernoulli, the one before the sigmoid.
 
-    `scale` is a gaussian's standard deviation or a laplace's scale b, in units of x.
+    `scale` is a gaussian's standard deviation or a laplace's scale b, in units of x; `scale_output` names the decoder's
+    output that holds it instead, one for each value of x. Of the kind "none" nothing is known but `mean`, the decoder's
+    first output, and `reason` may say why. `shape` and `axes` are those of `mean` where they are not the observation's;
+    `outputs` are what else the decoder gives.
     """
 
     kind: str
     mean: str = "x"
     logits: str | None = None
     scale: float | None = None
+    scale_output: str | None = None
+    shape: tuple[int, ...] | None = None
+    axes: tuple[str, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -134,8 +259,10 @@ class Golden:
 class Variant:
     """One graph: a precision or format of a component.
 
-    `tolerance` bounds, per output, the absolute difference between this machine's answer to the golden vectors and the
-    stored one; `error` is the largest absolute difference between the stored answer and PyTorch's.
+    `exporter` says what made the graph; `data` names the file beside it that holds its weights, where they are too
+    large for the graph's own file. `tolerance` bounds, per output, the absolute difference between this machine's
+    answer to the golden vectors and the stored one; `error` is the largest absolute difference between the stored
+    answer and PyTorch's.
     """
 
     component: str
@@ -148,22 +275,90 @@ class Variant:
     error: Mapping[str, float]
     ep: str | None = None
     device: str | None = None
+    exporter: str | None = None
+    data: str | None = None
 
     @property
     def path(self) -> str:
         """The graph file, relative to the bundle, with forward slashes."""
         return f"{self.folder}/{self.file}"
 
+    @property
+    def data_path(self) -> str | None:
+        """The file of the graph's weights, likewise; None where they are in the graph file."""
+        return None if self.data is None else f"{self.folder}/{self.data}"
 
-@dataclass(frozen=True)
-class Manifest:
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """What goes into a VAE's two graphs, what comes out, and what it means."""
+
+    observation: Observation
+    latents: tuple[Latent, ...]
+    likelihood: Likelihood
+    conditions: tuple[Condition, ...] = ()
+
+    @property
+    def latent(self) -> Latent:
+        """The first latent; most VAEs have no other."""
+        return self.latents[0]
+
+    def inputs(self, component: str) -> tuple[Tensor, ...]:
+        """A component's inputs: x or the latents, then its conditions, then the encoder's noise."""
+        conditions = tuple(
+            Tensor(condition.name, condition.dtype, condition.shape)
+            for condition in self.conditions
+            if component in condition.components
+        )
+        if component == "encoder":
+            noises = tuple(
+                Tensor(latent.posterior.noise, "float32", latent.shape, _dynamic(latent.axes, latent.dynamic))
+                for latent in self.latents
+                if latent.posterior.noise
+            )
+            return (self._observation(self.observation.name, self.observation.dtype), *conditions, *noises)
+        latents = tuple(
+            Tensor(latent.name, latent.dtype, latent.shape, _dynamic(latent.axes, latent.dynamic))
+            for latent in self.latents
+        )
+        return (*latents, *conditions)
+
+    def outputs(self, component: str) -> tuple[Tensor, ...]:
+        """A component's outputs: the posteriors' parameters; or the mean, logits, scale and what else there is."""
+        if component == "encoder":
+            return tuple(
+                Tensor(name, latent.dtype, latent.shape, _dynamic(latent.axes, latent.dynamic))
+                for latent in self.latents
+                for name in latent.posterior.outputs
+            )
+        likelihood = self.likelihood
+        names = [name for name in (likelihood.mean, likelihood.logits, likelihood.scale_output) if name]
+        dynamic = {
+            **self.observation.dynamic,
+            **{axis: s for latent in self.latents for axis, s in latent.dynamic.items()},
+        }
+        if likelihood.shape is None:
+            own = tuple(self._observation(name, "float32") for name in names)
+        else:
+            own = tuple(Tensor(name, "float32", likelihood.shape, _dynamic(likelihood.axes, dynamic)) for name in names)
+        further = (Tensor(o.name, "float32", o.shape, _dynamic(o.axes, dynamic)) for o in likelihood.outputs)
+        return (*own, *further)
+
+    def _observation(self, name: str, dtype: str) -> Tensor:
+        observation = self.observation
+        return Tensor(name, dtype, observation.shape, _dynamic(observation.axes, observation.dynamic))
+
+
+def _dynamic(axes: tuple[str, ...], dynamic: Mapping[str, Sizes]) -> frozenset[int]:
+    return frozenset(index for index, axis in enumerate(axes) if axis in dynamic)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Signature):
     """What a bundle says of itself. Variants stand in the order of declaration: the first is the default."""
 
     package_name: str
     name: str
-    observation: Observation
-    latents: tuple[Latent, ...]
-    likelihood: Likelihood
     golden: Golden
     encoder: Mapping[str, Variant]
     decoder: Mapping[str, Variant]
@@ -177,11 +372,6 @@ class Manifest:
     format_version: str = FORMAT_VERSION
 
     @property
-    def latent(self) -> Latent:
-        """The VAE's only latent."""
-        return self.latents[0]
-
-    @property
     def components(self) -> dict[str, Mapping[str, Variant]]:
         """Both components by name."""
         return {"encoder": self.encoder, "decoder": self.decoder}
@@ -190,12 +380,6 @@ class Manifest:
     def variants(self) -> list[Variant]:
         """Every variant, encoder first."""
         return [*self.encoder.values(), *self.decoder.values()]
-
-    def outputs(self, component: str) -> tuple[str, ...]:
-        """The names of a component's outputs."""
-        if component == "encoder":
-            return tuple(name for latent in self.latents for name in (latent.mu, latent.logvar, latent.std))
-        return (self.likelihood.mean, *([self.likelihood.logits] if self.likelihood.logits else []))
 
 
 def parse(content: str | bytes, place: str = "manifest.json") -> Manifest:
@@ -259,6 +443,9 @@ def _refusal(document: Any, found: list[Problem], place: str) -> str:
 # (None where it is wrong, which is never used since a problem was noted).
 
 
+_Read = Callable[[Any, str], Any]
+
+
 class _Reader:
     def __init__(self) -> None:
         self.problems: list[Problem] = []
@@ -270,8 +457,8 @@ class _Reader:
         self,
         value: Any,
         place: str,
-        required: dict[str, Callable[[Any, str], Any]],
-        optional: dict[str, Callable[[Any, str], Any]] | None = None,
+        required: dict[str, _Read],
+        optional: dict[str, _Read] | None = None,
         *,
         closed: bool = False,
     ) -> dict[str, Any]:
@@ -289,7 +476,20 @@ class _Reader:
             name: read(value[name], _join(place, name)) for name, read in (required | optional).items() if name in value
         }
 
-    def mapping(self, read: Callable[[Any, str], Any], *, least: int = 0) -> Callable[[Any, str], dict[str, Any]]:
+    def kinds(
+        self,
+        value: Any,
+        place: str,
+        required: Mapping[str, dict[str, _Read]],
+        optional: Mapping[str, dict[str, _Read]],
+    ) -> dict[str, Any]:
+        """The members of an object whose `kind`, a key of `required`, decides which others it has."""
+        kind = value.get("kind") if isinstance(value, dict) else None
+        known = kind if isinstance(kind, str) else ""
+        fields = {"kind": self.one_of(*required), **required.get(known, {})}
+        return self.members(value, place, fields, optional.get(known))
+
+    def mapping(self, read: _Read, *, least: int = 0) -> Callable[[Any, str], dict[str, Any]]:
         def read_mapping(value: Any, place: str) -> dict[str, Any]:
             if not isinstance(value, dict) or len(value) < least:
                 self.wrong(place, "an object" if not least else "an object with at least one member", value)
@@ -299,13 +499,23 @@ class _Reader:
         return read_mapping
 
     def items(
-        self, read: Callable[[Any, str], Any], *, least: int = 0, most: int | None = None, kind: str = "a list"
+        self,
+        read: _Read,
+        *,
+        least: int = 0,
+        most: int | None = None,
+        kind: str = "a list",
+        distinct: bool = False,
     ) -> Callable[[Any, str], tuple[Any, ...]]:
         def read_items(value: Any, place: str) -> tuple[Any, ...]:
             if not isinstance(value, list) or len(value) < least or (most is not None and len(value) > most):
                 self.wrong(place, kind, value)
                 return ()
-            return tuple(read(item, f"{place}[{index}]") for index, item in enumerate(value))
+            items = tuple(read(item, f"{place}[{index}]") for index, item in enumerate(value))
+            right = [item for item in items if item is not None]
+            if distinct and len(set(right)) < len(right):
+                self.problems.append(Problem(place, f"{kind}, each once,", "some of them twice"))
+            return items
 
         return read_items
 
@@ -337,15 +547,15 @@ class _Reader:
 
         return read_integer
 
-    def number(self, *, positive: bool = False, least: float | None = None) -> Callable[[Any, str], float | None]:
+    def number(
+        self, *, positive: bool = False, least: float | None = None, factor: bool = False
+    ) -> Callable[[Any, str], float | None]:
         def read_number(value: Any, place: str) -> float | None:
-            too_small = (
-                (positive and value <= 0) or (least is not None and value < least) if _is_number(value) else True
-            )
-            if not too_small:
+            wrong = not _is_number(value) or (positive and value <= 0) or (factor and value == 0)
+            if not wrong and (least is None or value >= least):
                 return float(value)
-            kind = "a positive number" if positive else "a number" if least is None else f"a number of at least {least}"
-            self.wrong(place, kind, value)
+            kind = "a positive number" if positive else "a number other than 0" if factor else "a number"
+            self.wrong(place, kind if least is None else f"a number of at least {least}", value)
             return None
 
         return read_number
@@ -399,9 +609,7 @@ def _read(document: Any) -> tuple[Manifest | None, list[Problem]]:
             "components": lambda value, place: reader.members(
                 value, place, {component: _component_reader(reader, component) for component in COMPONENTS}
             ),
-            "additional_metadata": lambda value, place: reader.members(
-                value, place, {"vae": lambda value, place: _read_vae(reader, value, place)}
-            ),
+            "additional_metadata": lambda value, place: reader.members(value, place, {"vae": _VaeReader(reader).vae}),
         },
         closed=True,
     )
@@ -477,7 +685,8 @@ def _component_reader(reader: _Reader, component: str) -> Callable[[Any, str], d
 
     def read_ours(value: Any, place: str) -> dict[str, Any]:
         numbers = reader.mapping(reader.number(least=0))
-        return reader.members(value, place, {"precision": reader.text(), "tolerance": numbers, "error": numbers})
+        required = {"precision": reader.text(), "tolerance": numbers, "error": numbers}
+        return reader.members(value, place, required, {"exporter": reader.text(), "data": file})
 
     def read_component(value: Any, place: str) -> dict[str, Variant]:
         def read_variants(value: Any, place: str) -> dict[str, Variant]:
@@ -496,110 +705,178 @@ def _component_reader(reader: _Reader, component: str) -> Callable[[Any, str], d
     return read_component
 
 
-def _read_vae(reader: _Reader, value: Any, place: str) -> dict[str, Any]:
-    tensor = reader.text(_TENSOR, "a tensor name of letters, digits, '_' and '.'")
-    shape = reader.items(reader.integer(1, 2**31 - 1), least=1, most=8, kind="a list of 1 to 8 sizes")
-    pair = reader.items(reader.number(), least=2, most=2, kind="[least, greatest] or null")
+class _VaeReader:
+    """Reads `additional_metadata.vae`. What a method returns is None where anything was wrong so far."""
 
-    def read_range(value: Any, place: str) -> tuple[float, float] | None:
-        return None if value is None else pair(value, place)
+    def __init__(self, reader: _Reader) -> None:
+        self.reader = reader
+        self.tensor = reader.text(_TENSOR, "a tensor name of letters, digits, '_' and '.'")
+        self.file = reader.text(_NAME, "a file name")
+        self.size = reader.integer(1, 2**31 - 1)
+        self.dtype = reader.one_of("float32", "int64")
+        self.shape = reader.items(self.size, least=1, most=8, kind="a list of 1 to 8 sizes")
+        self.any_shape = reader.items(self.size, most=8, kind="a list of 0 to 8 sizes")
+        self.axes = reader.items(reader.text(), least=1, most=8, kind="a list of 1 to 8 axis names")
+        self.dynamic = reader.mapping(self.sizes)
+        self.pair: _Read = reader.items(reader.number(), least=2, most=2, kind="[least, greatest] or null")
 
-    def read_normalisation(value: Any, place: str) -> Normalisation | None:
-        fields = {"offset": reader.number(), "divisor": reader.number(positive=True)}
-        members = reader.members(value, place, fields)
-        return Normalisation(**members) if members.keys() == fields.keys() else None
-
-    def read_observation(value: Any, place: str) -> Observation | None:
+    def vae(self, value: Any, place: str) -> dict[str, Any]:
+        reader = self.reader
         members = reader.members(
             value,
             place,
             {
-                "name": tensor,
-                "dtype": reader.one_of("float32"),
-                "shape": shape,
-                "axes": reader.items(reader.text(), least=1, most=8, kind="a list of 1 to 8 axis names"),
-                "range": read_range,
+                "format_version": reader.text(_VERSION, 'a version "1.x"'),
+                "name": reader.text(),
+                "observation": self.observation,
+                "latents": reader.items(self.latent, least=1, most=64, kind="a list of 1 to 64 latents"),
+                "likelihood": self.likelihood,
+                "noise": reader.one_of("vnoise-1"),
+                "golden": self.golden,
             },
-            {"normalisation": read_normalisation},
+            {
+                "conditions": reader.items(self.condition, most=64, kind="a list of at most 64 conditions"),
+                "must_understand": reader.items(reader.one_of(*sorted(KNOWN_FIELDS)), kind="a list of field names"),
+                "reader": reader.text(_READER, 'a requirement such as "vae-runtime>=0.1"'),
+                "description": reader.text(),
+                "licence": reader.text(),
+                "training": reader.anything,
+                "metrics": reader.anything,
+                "producer": reader.anything,
+            },
         )
-        members.pop("dtype", None)
-        return Observation(**members) if {"name", "shape", "axes", "range"} <= members.keys() else None
+        members.pop("must_understand", None)
+        return members
 
-    def read_latent(value: Any, place: str) -> Latent | None:
-        def read_posterior(value: Any, place: str) -> dict[str, Any]:
-            fields = {"kind": reader.one_of("normal"), "mu": tensor, "logvar": tensor, "std": tensor}
-            members = reader.members(value, place, fields)
-            members.pop("kind", None)
-            return members
+    def observation(self, value: Any, place: str) -> Observation | None:
+        required = {
+            "name": self.tensor,
+            "dtype": self.dtype,
+            "shape": self.shape,
+            "axes": self.axes,
+            "range": self.range,
+        }
+        optional = {"dynamic": self.dynamic, "normalisation": self.normalisation}
+        members = self.reader.members(value, place, required, optional)
+        return None if self.reader.problems else Observation(**members)
 
-        def read_prior(value: Any, place: str) -> dict[str, Any]:
-            return reader.members(value, place, {"kind": reader.one_of("normal")})
+    def range(self, value: Any, place: str) -> tuple[float, float] | None:
+        return None if value is None else self.pair(value, place)
 
-        fields = {"dtype": reader.one_of("float32"), "prior": read_prior, "posterior": read_posterior}
-        members = reader.members(value, place, {"name": tensor, "shape": shape, **fields})
-        if not {"name", "shape", "posterior"} <= members.keys() or len(members["posterior"]) < 3:
-            return None
-        return Latent(name=members["name"], shape=members["shape"], **members["posterior"])
+    def normalisation(self, value: Any, place: str) -> Normalisation | None:
+        reader = self.reader
+        members = reader.members(value, place, {"offset": reader.number(), "divisor": reader.number(positive=True)})
+        return None if reader.problems else Normalisation(**members)
 
-    def read_likelihood(value: Any, place: str) -> Likelihood | None:
-        kind = value.get("kind") if isinstance(value, dict) else None
-        required: dict[str, Callable[[Any, str], Any]] = {"kind": reader.one_of(*LIKELIHOODS), "mean": tensor}
-        if kind == "bernoulli":
-            required["logits"] = tensor
-        elif isinstance(kind, str) and kind in LIKELIHOODS:
-            required["scale"] = reader.number(positive=True)
-        members = reader.members(value, place, required)
-        return Likelihood(**members) if members.keys() == required.keys() else None
+    def sizes(self, value: Any, place: str) -> Sizes | None:
+        required = {"least": self.size, "most": self.size}
+        members = self.reader.members(value, place, required, {"multiple": self.size})
+        return None if self.reader.problems else Sizes(**members)
 
-    def read_golden(value: Any, place: str) -> Golden | None:
-        file = reader.text(_NAME, "a file name")
-        fields = {"file": file, "seed": reader.integer(0, 2**53 - 1), "n": reader.integer(1, 2**20)}
+    def condition(self, value: Any, place: str) -> Condition | None:
+        reader = self.reader
+        line = reader.text(_LINE, "one line of text")
+        component = reader.one_of(*COMPONENTS)
+        required = {
+            "name": self.tensor,
+            "dtype": self.dtype,
+            "shape": self.any_shape,
+            "components": reader.items(component, least=1, kind="a list of components", distinct=True),
+        }
+        classes = reader.items(line, least=1, kind="a list of names of classes", distinct=True)
+        members = reader.members(value, place, required, {"classes": classes, "range": self.range})
+        return None if reader.problems else Condition(**members)
+
+    def latent(self, value: Any, place: str) -> Latent | None:
+        required = {
+            "name": self.tensor,
+            "dtype": self.dtype,
+            "shape": self.shape,
+            "prior": self.prior,
+            "posterior": self.posterior,
+        }
+        optional = {
+            "axes": self.axes,
+            "dynamic": self.dynamic,
+            "scale": self.one_or_each(self.reader.number(factor=True)),
+            "shift": self.one_or_each(self.reader.number()),
+        }
+        members = self.reader.members(value, place, required, optional)
+        return None if self.reader.problems else Latent(**members)
+
+    def one_or_each(self, number: Callable[[Any, str], float | None]) -> _Read:
+        each = self.reader.items(number, least=1, kind="a number, or a list of numbers,")
+        return lambda value, place: (each if isinstance(value, list) else number)(value, place)
+
+    def prior(self, value: Any, place: str) -> LatentPrior | None:
+        reader = self.reader
+        mixture: dict[str, _Read] = {
+            "file": self.file,
+            "components": reader.integer(1, 4096),
+            "covariance": reader.one_of("diagonal", "full"),
+        }
+        required: dict[str, dict[str, _Read]] = {"normal": {}, "mixture": mixture, "sphere": {}, "none": {}}
+        members = reader.kinds(value, place, required, {"none": {"reason": reader.text()}})
+        return None if reader.problems else LatentPrior(**members)
+
+    def posterior(self, value: Any, place: str) -> LatentPosterior | None:
+        reader = self.reader
+        required: dict[str, dict[str, _Read]] = {
+            "normal": {"mu": self.tensor, "logvar": self.tensor, "std": self.tensor},
+            "codes": {"value": self.tensor, "codebook": self.size},
+            "none": {},
+        }
+        optional: dict[str, dict[str, _Read]] = {
+            "normal": {"noise": self.tensor},
+            "none": {"value": self.tensor, "reason": reader.text()},
+        }
+        members = reader.kinds(value, place, required, optional)
+        return None if reader.problems else LatentPosterior(**members)
+
+    def likelihood(self, value: Any, place: str) -> Likelihood | None:
+        reader = self.reader
+        scale: dict[str, _Read] = {"scale": reader.number(positive=True)}
+        if isinstance(value, dict) and "scale_output" in value:
+            scale = {"scale_output": self.tensor}
+            if value.get("kind") in ("gaussian", "laplace") and "scale" in value:
+                reader.wrong(_join(place, "scale"), "no field of this name beside scale_output", value["scale"])
+        own: dict[str, dict[str, _Read]] = {"bernoulli": {}, "gaussian": scale, "laplace": scale}
+        required = {kind: {"mean": self.tensor, **own.get(kind, {})} for kind in (*LIKELIHOODS, "none")}
+        outputs = reader.items(self.output, most=64, kind="a list of at most 64 outputs")
+        shared: dict[str, _Read] = {"shape": self.shape, "axes": self.axes, "outputs": outputs}
+        optional = dict.fromkeys(required, shared)
+        optional["bernoulli"] = {"logits": self.tensor, **shared}
+        optional["none"] = {**shared, "reason": reader.text()}
+        members = reader.kinds(value, place, required, optional)
+        return None if reader.problems else Likelihood(**members)
+
+    def output(self, value: Any, place: str) -> Output | None:
+        required = {"name": self.tensor, "shape": self.any_shape}
+        members = self.reader.members(value, place, required, {"axes": self.axes})
+        return None if self.reader.problems else Output(**members)
+
+    def golden(self, value: Any, place: str) -> Golden | None:
+        reader = self.reader
+        fields = {"file": self.file, "seed": reader.integer(0, 2**53 - 1), "n": reader.integer(1, 2**20)}
         members = reader.members(value, place, fields)
-        return Golden(**members) if members.keys() == fields.keys() else None
-
-    latents = reader.items(read_latent, least=1, most=1, kind="a list of exactly one latent")
-    members = reader.members(
-        value,
-        place,
-        {
-            "format_version": reader.text(_VERSION, 'a version "1.x"'),
-            "name": reader.text(),
-            "observation": read_observation,
-            "latents": latents,
-            "likelihood": read_likelihood,
-            "noise": reader.one_of("vnoise-1"),
-            "golden": read_golden,
-        },
-        {
-            "must_understand": reader.items(reader.one_of(*sorted(KNOWN_FIELDS)), kind="a list of field names"),
-            "reader": reader.text(_READER, 'a requirement such as "vae-runtime>=0.1"'),
-            "description": reader.text(),
-            "licence": reader.text(),
-            "training": reader.anything,
-            "metrics": reader.anything,
-            "producer": reader.anything,
-        },
-    )
-    members.pop("must_understand", None)
-    return members
+        return None if reader.problems else Golden(**members)
 
 
 def _contradictions(manifest: Manifest) -> list[Problem]:
     """Fields that are right by themselves and wrong together; the specification lists them after the schema."""
-    found = []
     vae = "additional_metadata.vae"
-    observation, latent = manifest.observation, manifest.latent
-    if len(observation.axes) != len(observation.shape):
-        expected = f"one name for each of the {len(observation.shape)} sizes of the shape"
-        found.append(Problem(f"{vae}.observation.axes", expected, str(len(observation.axes))))
-    if observation.range and not observation.range[0] < observation.range[1]:
-        found.append(Problem(f"{vae}.observation.range", "least below greatest", str(list(observation.range))))
+    observation = manifest.observation
+    found = [*_axes_problems(f"{vae}.observation", observation.shape, observation.axes, observation.dynamic)]
+    found += _range_problems(f"{vae}.observation", observation.range)
+    for index, condition in enumerate(manifest.conditions):
+        found += _condition_problems(f"{vae}.conditions[{index}]", condition)
+    for index, latent in enumerate(manifest.latents):
+        found += _latent_problems(f"{vae}.latents[{index}]", latent)
+    found += _likelihood_problems(f"{vae}.likelihood", manifest.likelihood)
+    found += _name_problems(vae, manifest)
     for component, variants in manifest.components.items():
         place = f"components.{component}.variants"
-        outputs = manifest.outputs(component)
-        if len(set(outputs)) < len(outputs):
-            part = "latents[0].posterior" if component == "encoder" else "likelihood"
-            found.append(Problem(f"{vae}.{part}", "a different name for each output", str(list(outputs))))
+        outputs = [output.name for output in manifest.outputs(component)]
         if not any(variant.executor == "ort" for variant in variants.values()):
             found.append(Problem(place, 'at least one variant with executor_info "ort"', str(list(variants))))
         for variant in variants.values():
@@ -607,45 +884,105 @@ def _contradictions(manifest: Manifest) -> list[Problem]:
                 if set(numbers) != set(outputs):
                     where = f"{_join(place, variant.name)}.additional_metadata.vae.{field_name}"
                     found.append(Problem(where, f"a number for each of {sorted(outputs)}", str(sorted(numbers))))
-    paths = [variant.path for variant in manifest.variants]
+    paths = [path for variant in manifest.variants for path in (variant.path, variant.data_path) if path]
     for path in sorted({path for path in paths if paths.count(path) > 1}):
-        found.append(Problem("components", f"one variant for the file {path}", str(paths.count(path))))
-    if observation.name == latent.name:
-        found.append(Problem(f"{vae}.latents[0].name", "another name than the observation's", latent.name))
+        found.append(Problem("components", f"one use of the file {path}", str(paths.count(path))))
     return found
+
+
+def _axes_problems(
+    place: str, shape: tuple[int, ...], axes: tuple[str, ...], dynamic: Mapping[str, Sizes]
+) -> Iterator[Problem]:
+    if axes and len(axes) != len(shape):
+        yield Problem(f"{place}.axes", f"one name for each of the {len(shape)} sizes of the shape", str(len(axes)))
+        return
+    for axis, sizes in dynamic.items():
+        where = _join(f"{place}.dynamic", axis)
+        if axes.count(axis) != 1:
+            yield Problem(where, "the name of one of the axes", str(list(axes)))
+        elif shape[axes.index(axis)] not in sizes:
+            yield Problem(where, f"sizes with {shape[axes.index(axis)]}, as in the shape,", str(sizes))
+
+
+def _range_problems(place: str, bounds: tuple[float, float] | None) -> Iterator[Problem]:
+    if bounds and not bounds[0] < bounds[1]:
+        yield Problem(f"{place}.range", "least below greatest", str(list(bounds)))
+
+
+def _condition_problems(place: str, condition: Condition) -> Iterator[Problem]:
+    yield from _range_problems(place, condition.range)
+    if condition.classes is None:
+        return
+    if condition.dtype != "int64" or condition.shape:
+        got = f"{condition.dtype} {list(condition.shape)}"
+        yield Problem(f"{place}.classes", "no classes of what is not int64 []", got)
+    if condition.range:
+        yield Problem(f"{place}.range", "no range beside classes", str(list(condition.range)))
+
+
+def _latent_problems(place: str, latent: Latent) -> Iterator[Problem]:
+    yield from _axes_problems(place, latent.shape, latent.axes, latent.dynamic)
+    prior, posterior = latent.prior, latent.posterior
+    if (latent.dtype == "int64") != (posterior.kind == "codes"):
+        expected = "int64 of codes" if posterior.kind == "codes" else "float32 of what are not codes"
+        yield Problem(f"{place}.dtype", expected, latent.dtype)
+    if posterior.kind == "codes" and prior.kind != "none":
+        yield Problem(f"{place}.prior.kind", '"none" for codes', json.dumps(prior.kind))
+    if posterior.kind == "none" and posterior.value is None and prior.kind != "normal":
+        expected = '"normal" for a latent that the encoder does not give'
+        yield Problem(f"{place}.prior.kind", expected, json.dumps(prior.kind))
+    if prior.kind == "mixture" and latent.dynamic:
+        yield Problem(f"{place}.prior.kind", "another prior for a latent with dynamic axes", json.dumps(prior.kind))
+    for name, numbers in (("scale", latent.scale), ("shift", latent.shift)):
+        if isinstance(numbers, tuple) and len(numbers) != latent.shape[0]:
+            expected = f"one number, or {latent.shape[0]} for the first axis of the shape"
+            yield Problem(f"{place}.{name}", expected, str(len(numbers)))
+
+
+def _likelihood_problems(place: str, likelihood: Likelihood) -> Iterator[Problem]:
+    if likelihood.shape is None:
+        if likelihood.axes:
+            yield Problem(f"{place}.axes", "no axes without a shape", str(list(likelihood.axes)))
+    else:
+        yield from _axes_problems(place, likelihood.shape, likelihood.axes, {})
+    for index, output in enumerate(likelihood.outputs):
+        yield from _axes_problems(f"{place}.outputs[{index}]", output.shape, output.axes, {})
+
+
+def _name_problems(vae: str, manifest: Manifest) -> Iterator[Problem]:
+    # Inputs of both components: the golden vectors are named by input, whichever component it is of.
+    inputs = [(f"{vae}.observation.name", manifest.observation.name)]
+    inputs += [(f"{vae}.conditions[{index}].name", item.name) for index, item in enumerate(manifest.conditions)]
+    encoded = []
+    for index, latent in enumerate(manifest.latents):
+        place = f"{vae}.latents[{index}]"
+        inputs.append((f"{place}.name", latent.name))
+        if latent.posterior.noise:
+            inputs.append((f"{place}.posterior.noise", latent.posterior.noise))
+        encoded += [(f"{place}.posterior", name) for name in latent.posterior.outputs]
+    decoded = [(f"{vae}.likelihood", output.name) for output in manifest.outputs("decoder")]
+    for what, named in (("input", inputs), ("output", encoded), ("output", decoded)):
+        taken = set()
+        for place, name in named:
+            if name in taken:
+                yield Problem(place, f"another name than any other {what}'s", name)
+            taken.add(name)
 
 
 # Writing.
 
 
 def _document(manifest: Manifest) -> dict[str, Any]:
-    observation, latent, likelihood = manifest.observation, manifest.latent, manifest.likelihood
     vae: dict[str, Any] = {
         "format_version": manifest.format_version,
         "reader": manifest.reader,
         "name": manifest.name,
         "description": manifest.description or None,
         "licence": manifest.licence,
-        "observation": _present(
-            {
-                "name": observation.name,
-                "dtype": "float32",
-                "shape": list(observation.shape),
-                "axes": list(observation.axes),
-                "range": list(observation.range) if observation.range else _KEEP_NULL,
-                "normalisation": vars(observation.normalisation) if observation.normalisation else None,
-            }
-        ),
-        "latents": [
-            {
-                "name": latent.name,
-                "dtype": "float32",
-                "shape": list(latent.shape),
-                "prior": {"kind": "normal"},
-                "posterior": {"kind": "normal", "mu": latent.mu, "logvar": latent.logvar, "std": latent.std},
-            }
-        ],
-        "likelihood": _present(vars(likelihood)),
+        "observation": _observation_document(manifest.observation),
+        "conditions": [_condition_document(condition) for condition in manifest.conditions] or None,
+        "latents": [_latent_document(latent) for latent in manifest.latents],
+        "likelihood": _likelihood_document(manifest.likelihood),
         "noise": manifest.noise,
         "golden": vars(manifest.golden),
         "training": dict(manifest.training) or None,
@@ -664,15 +1001,84 @@ def _document(manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def _observation_document(observation: Observation) -> dict[str, Any]:
+    return _present(
+        {
+            "name": observation.name,
+            "dtype": observation.dtype,
+            "shape": list(observation.shape),
+            "axes": list(observation.axes),
+            "dynamic": _dynamic_document(observation.dynamic),
+            "range": list(observation.range) if observation.range else _KEEP_NULL,
+            "normalisation": vars(observation.normalisation) if observation.normalisation else None,
+        }
+    )
+
+
+def _condition_document(condition: Condition) -> dict[str, Any]:
+    return _present(
+        {
+            "name": condition.name,
+            "dtype": condition.dtype,
+            "shape": list(condition.shape),
+            "classes": list(condition.classes) if condition.classes else None,
+            "range": list(condition.range) if condition.range else None,
+            "components": list(condition.components),
+        }
+    )
+
+
+def _latent_document(latent: Latent) -> dict[str, Any]:
+    def one_or_each(value: float | tuple[float, ...], usual: float) -> Any:
+        return list(value) if isinstance(value, tuple) else None if value == usual else value
+
+    return _present(
+        {
+            "name": latent.name,
+            "dtype": latent.dtype,
+            "shape": list(latent.shape),
+            "axes": list(latent.axes) or None,
+            "dynamic": _dynamic_document(latent.dynamic),
+            "scale": one_or_each(latent.scale, 1.0),
+            "shift": one_or_each(latent.shift, 0.0),
+            "prior": _present(vars(latent.prior)),
+            "posterior": _present(vars(latent.posterior)),
+        }
+    )
+
+
+def _likelihood_document(likelihood: Likelihood) -> dict[str, Any]:
+    outputs = [
+        _present({"name": output.name, "shape": list(output.shape), "axes": list(output.axes) or None})
+        for output in likelihood.outputs
+    ]
+    changed = {
+        "shape": None if likelihood.shape is None else list(likelihood.shape),
+        "axes": list(likelihood.axes) or None,
+        "outputs": outputs or None,
+    }
+    return _present({**vars(likelihood), **changed})
+
+
+def _dynamic_document(dynamic: Mapping[str, Sizes]) -> dict[str, Any] | None:
+    return {axis: dict(vars(sizes)) for axis, sizes in dynamic.items()} or None
+
+
 def _variant_document(variant: Variant) -> dict[str, Any]:
-    ours = {"precision": variant.precision, "tolerance": dict(variant.tolerance), "error": dict(variant.error)}
+    ours = {
+        "precision": variant.precision,
+        "exporter": variant.exporter,
+        "data": variant.data,
+        "tolerance": dict(variant.tolerance),
+        "error": dict(variant.error),
+    }
     return _present(
         {
             "variant_directory": variant.folder,
             "ep": variant.ep,
             "device": variant.device,
             "executor_info": {variant.executor: {"model_file": variant.file}},
-            "additional_metadata": {"vae": ours},
+            "additional_metadata": {"vae": _present(ours)},
         }
     )
 

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BundleError, InputError, require_integer
+from .errors import BundleError, InputError, require_integer, require_number
 
 __all__ = [
+    "CHOICE",
     "IMPORTANCE",
     "OBSERVATION",
     "POSTERIOR",
@@ -39,7 +40,7 @@ SPEC = "vnoise-1"
 TABLE_SHA256 = "43fd00c422474ae1034c4abb7591abbeca5d0a63f1b591f1ea5b8e25eb66bc3c"
 
 # What a draw is for (specification, section 6): the low byte of its stream.
-PRIOR, POSTERIOR, OBSERVATION, IMPORTANCE = range(4)
+PRIOR, POSTERIOR, OBSERVATION, IMPORTANCE, CHOICE = range(5)
 
 _MASK32 = 0xFFFFFFFF
 _MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
@@ -49,6 +50,8 @@ _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
 _CHUNK = 8192
 # Up to here plain Python integers beat the fixed cost of some hundred numpy calls.
 _SMALL = 12
+# Where a truncation may lie; below, few different numbers are left, and from 6.34 on it changes nothing.
+_NARROWEST, _WIDEST = 0.01, 1e6
 
 
 def new_seed() -> int:
@@ -61,7 +64,9 @@ def stream_of(purpose: int, latent: int = 0) -> int:
     return purpose + 256 * latent
 
 
-def normal(seed: int, start: int, n: int, shape: Sequence[int], stream: int = 0) -> NDArray[np.float32]:
+def normal(
+    seed: int, start: int, n: int, shape: Sequence[int], stream: int = 0, truncation: float | None = None
+) -> NDArray[np.float32]:
     """Draw standard-normal noise, vnoise-1.
 
     Args:
@@ -70,6 +75,8 @@ def normal(seed: int, start: int, n: int, shape: Sequence[int], stream: int = 0)
         n: number of samples, at least 0.
         shape: shape of one sample, row-major; at most 2**34 elements.
         stream: 0 … 2**32 - 1; see `stream_of`.
+        truncation: 0.01 … 1e6: draw from the normal distribution given that no number is beyond ± this instead
+            (specification, section 4).
 
     Returns:
         float32 [n, *shape]; row i is sample `start + i` of the seed, whatever `n` is. At most 6.338 in magnitude.
@@ -77,7 +84,16 @@ def normal(seed: int, start: int, n: int, shape: Sequence[int], stream: int = 0)
     Raises:
         InputError: an argument is out of its range.
     """
-    return _draw(seed, start, n, shape, stream, np.dtype(np.float32), _normal_of_words, _normal_of_word)
+    if truncation is not None:
+        bound = require_number("truncation", truncation, _NARROWEST, _WIDEST)
+        nearest = _nearest_tail(math.floor(bound * 2.0**21))
+        if nearest:
+            return _draw(
+                seed, start, n, shape, stream, np.dtype(np.float32),
+                lambda word: _normal_of_words(_truncated_words(word, nearest)),
+                lambda few: _normal_of_few([_truncated_word(word, nearest) for word in few]),
+            )  # fmt: skip
+    return _draw(seed, start, n, shape, stream, np.dtype(np.float32), _normal_of_words, _normal_of_few)
 
 
 def uniform(seed: int, start: int, n: int, shape: Sequence[int], stream: int = 0) -> NDArray[np.float32]:
@@ -86,7 +102,7 @@ def uniform(seed: int, start: int, n: int, shape: Sequence[int], stream: int = 0
     Returns:
         float32 [n, *shape].
     """
-    return _draw(seed, start, n, shape, stream, np.dtype(np.float32), _uniform_of_words, _uniform_of_word)
+    return _draw(seed, start, n, shape, stream, np.dtype(np.float32), _uniform_of_words, _uniform_of_few)
 
 
 def words(seed: int, start: int, n: int, shape: Sequence[int], stream: int = 0) -> NDArray[np.uint32]:
@@ -95,7 +111,7 @@ def words(seed: int, start: int, n: int, shape: Sequence[int], stream: int = 0) 
     Returns:
         uint32 [n, *shape].
     """
-    return _draw(seed, start, n, shape, stream, np.dtype(np.uint32), lambda word: word, lambda word: word)
+    return _draw(seed, start, n, shape, stream, np.dtype(np.uint32), lambda word: word, lambda few: few)
 
 
 def _draw(
@@ -106,7 +122,7 @@ def _draw(
     stream: int,
     dtype: np.dtype[Any],
     of_words: Callable[[NDArray[np.uint64]], NDArray[Any]],
-    of_word: Callable[[int], float],
+    of_few: Callable[[list[int]], Sequence[float]],
 ) -> NDArray[Any]:
     seed = require_integer("seed", seed, -(2**63), 2**64 - 1) & (2**64 - 1)
     start = require_integer("start", start, 0, 2**64 - 1)
@@ -131,7 +147,7 @@ def _draw(
     if not out.size:
         return out.reshape(n, *sizes)
     if n * blocks <= _SMALL:
-        _fill_small(out, seed, start, stream, blocks, of_word)
+        _fill_small(out, seed, start, stream, blocks, of_few)
     else:
         _fill(out, seed, start, stream, blocks, of_words)
     return out.reshape(n, *sizes)
@@ -143,20 +159,22 @@ def _round_keys(seed: int) -> list[tuple[int, int]]:
 
 
 def _fill_small(
-    out: NDArray[Any], seed: int, start: int, stream: int, blocks: int, of_word: Callable[[int], float]
-) -> None:
+    out: NDArray[Any], seed: int, start: int, stream: int, blocks: int,
+    of_few: Callable[[list[int]], Sequence[float]],
+) -> None:  # fmt: skip
     keys = _round_keys(seed)
+    multiplier_0, multiplier_1, mask = _MULTIPLIER_0, _MULTIPLIER_1, _MASK32
     elements = out.shape[1]
     for row in range(out.shape[0]):
         sample = (start + row) & (2**64 - 1)
-        values: list[float] = []
+        few: list[int] = []
         for block in range(blocks):
-            a, b, c, d = block, stream, sample & _MASK32, sample >> 32
+            a, b, c, d = block, stream, sample & mask, sample >> 32
             for key_0, key_1 in keys:
-                p, q = a * _MULTIPLIER_0, c * _MULTIPLIER_1
-                a, b, c, d = (q >> 32) ^ b ^ key_0, q & _MASK32, (p >> 32) ^ d ^ key_1, p & _MASK32
-            values += [of_word(a), of_word(b), of_word(c), of_word(d)]
-        out[row] = values[:elements]
+                p, q = a * multiplier_0, c * multiplier_1
+                a, b, c, d = (q >> 32) ^ b ^ key_0, q & mask, (p >> 32) ^ d ^ key_1, p & mask
+            few += (a, b, c, d)
+        out[row] = of_few(few[:elements])
 
 
 def _fill(
@@ -209,8 +227,8 @@ def _philox(
     return a, b, c, d
 
 
-def _uniform_of_word(word: int) -> float:
-    return (word >> 8) * 2.0**-24
+def _uniform_of_few(few: list[int]) -> list[float]:
+    return [(word >> 8) * 2.0**-24 for word in few]
 
 
 def _uniform_of_words(word: NDArray[np.uint64]) -> NDArray[np.float32]:
@@ -242,7 +260,10 @@ def _table() -> tuple[NDArray[np.int32], NDArray[np.int32], memoryview]:
 
 def _fixed_of_word(word: int) -> int:
     """The normal number of one word, as an integer in units of 2**-21."""
-    both = _table()[2]
+    return _fixed(word, _table()[2])
+
+
+def _fixed(word: int, both: memoryview) -> int:
     m = word & 0x7FFFFFFF
     level = (m < 1 << 25) + (m < 1 << 19) + (m < 1 << 13)
     t = m << 6 * level
@@ -251,8 +272,33 @@ def _fixed_of_word(word: int) -> int:
     return -y if word >> 31 else y
 
 
-def _normal_of_word(word: int) -> float:
-    return _fixed_of_word(word) * 2.0**-21
+@functools.lru_cache(maxsize=64)
+def _nearest_tail(bound: int) -> int:
+    """The smallest tail distance m of which the normal number is at most `bound` (≥ 1) units of 2**-21."""
+    low, high = 0, 2**31 - 1
+    while low < high:
+        middle = (low + high) // 2
+        if _fixed_of_word(middle) <= bound:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _truncated_word(word: int, nearest: int) -> int:
+    """The word with its tail distance moved from 0 … 2**31 - 1 to `nearest` … 2**31 - 1, evenly."""
+    return word & 0x80000000 | nearest + ((word & 0x7FFFFFFF) * (2**31 - nearest) >> 31)
+
+
+def _truncated_words(word: NDArray[np.uint64], nearest: int) -> NDArray[np.uint64]:
+    # Below 2**62: no product wraps.
+    moved = (word & np.uint64(0x7FFFFFFF)) * np.uint64(2**31 - nearest) >> np.uint64(31)
+    return (word & np.uint64(0x80000000)) | (moved + np.uint64(nearest))
+
+
+def _normal_of_few(few: list[int]) -> list[float]:
+    both = _table()[2]
+    return [_fixed(word, both) * 2.0**-21 for word in few]
 
 
 def _normal_of_words(word: NDArray[np.uint64]) -> NDArray[np.float32]:

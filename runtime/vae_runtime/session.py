@@ -7,11 +7,10 @@ import io
 import logging
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BundleError, DeviceError, InputError, VaeError
@@ -87,19 +86,27 @@ def resolve_device(text: str, provider_options: Mapping[str, Any] | None = None)
 
 
 class Session:
-    """A graph, loaded: named float32 arrays in, named arrays out. May be shared by threads."""
+    """A graph, loaded: named arrays in, named arrays out. May be shared by threads."""
 
-    def __init__(self, content: bytes, place: str, device: Device, threads: int = 1) -> None:
+    def __init__(
+        self,
+        content: bytes,
+        place: str,
+        device: Device,
+        threads: int = 1,
+        data: Mapping[str, bytes] | None = None,
+    ) -> None:
         """Load a graph.
 
         Args:
-            content: the ONNX file's bytes, weights inline.
+            content: the ONNX file's bytes.
             place: what to call the graph in errors, usually its path.
             device: where it shall run.
             threads: intra-op threads.
+            data: the bytes of the files of weights that the graph may refer to, by name; all others are inline.
 
         Raises:
-            BundleError: ONNX Runtime does not take the graph, or it wants data from another file.
+            BundleError: ONNX Runtime does not take the graph, or it wants data that are not in `data`.
             DeviceError: the session came to be on another device than asked for.
         """
         runtime = _onnxruntime()
@@ -108,7 +115,16 @@ class Session:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         options.add_session_config_entry("session.load_model_format", "ONNX")
-        _refuse_external_data(content, place)
+        _check_external_data(content, place, data or {})
+        if data:
+            if not hasattr(options, "add_external_initializers_from_files_in_memory"):
+                raise BundleError(
+                    f"{place}: ONNX Runtime {runtime.__version__} takes no weights from beside a graph; a newer one "
+                    "does: pip install --upgrade onnxruntime (or onnxruntime-gpu, where that is installed)"
+                )
+            # From memory: from the disk, ONNX Runtime would take them relative to the working directory, unchecked.
+            sizes = [len(part) for part in data.values()]
+            options.add_external_initializers_from_files_in_memory(list(data), list(data.values()), sizes)
         try:
             self._session = _strict(runtime)(content, options, providers=[(device.provider, dict(device.options))])
         except Exception as error:
@@ -117,6 +133,9 @@ class Session:
             raise BundleError(
                 f"{place}: ONNX Runtime {runtime.__version__} does not load this graph: {_first_line(error)}"
             ) from error
+        if hasattr(self._session, "_model_bytes"):
+            # Kept there to load the graph again for other providers: as much memory as all the weights.
+            self._session._model_bytes = None
         in_use = self._session.get_providers()
         if in_use[0] != device.provider:
             raise DeviceError(
@@ -127,14 +146,14 @@ class Session:
         self.inputs = {item.name: (item.type, tuple(item.shape)) for item in self._session.get_inputs()}
         self.outputs = {item.name: (item.type, tuple(item.shape)) for item in self._session.get_outputs()}
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Compute outputs from inputs, both by name.
 
         Raises:
             VaeError: ONNX Runtime failed, for lack of memory for instance.
         """
         try:
-            results: list[NDArray[np.float32]] = self._session.run(list(outputs), dict(feeds))
+            results: list[NDArray[Any]] = self._session.run(list(outputs), dict(feeds))
         except Exception as error:
             raise VaeError(
                 f"{self.place}: ONNX Runtime failed: {_first_line(error)}; try a smaller batch size"
@@ -182,34 +201,72 @@ def _probe(device: Device) -> None:
 # Where ONNX's messages hold tensors, by field number; onnx.proto is the specification.
 _HOLDS_TENSORS = {
     "model": {7: "graph", 20: "training", 25: "function"},
-    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "initializer", 15: "sparse"},
+    "training": {1: "subgraph", 2: "subgraph"},
     "function": {7: "node", 11: "attribute"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "subgraph": {1: "node", 5: "tensor", 15: "sparse"},
     "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "attribute": {5: "tensor", 6: "subgraph", 10: "tensor", 11: "subgraph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
+    "initializer": {},
     "tensor": {},
 }
 _EXTERNAL_DATA = 13
+_WHOLE_NUMBER = re.compile("[0-9]{1,19}")
 
 
-def _refuse_external_data(content: bytes, place: str) -> None:
-    """Raise BundleError if a tensor's numbers are not inline.
+def _check_external_data(content: bytes, place: str, data: Mapping[str, bytes]) -> None:
+    """Raise BundleError if a tensor's numbers are neither inline nor in `data`.
 
     ONNX Runtime would read them from the working directory; some versions that are supported follow an absolute path,
-    and take "*/_ORT_MEM_ADDR_/*" for this process's own memory.
+    and take "*/_ORT_MEM_ADDR_/*" for this process's own memory. It takes from memory what an initializer of the main
+    graph refers to, and reads from the disk what one of a subgraph does.
     """
     try:
-        external = _has_external_data(memoryview(content), "model")
+        tensors = list(_external_tensors(memoryview(content), "model"))
     except (IndexError, ValueError, RecursionError):
         raise BundleError(f"{place}: an ONNX graph is expected; copy or export the bundle again") from None
-    if external:
+    if tensors and not data:
         raise BundleError(
             f"{place}: a tensor's numbers are in another file, inline ones are expected; export the bundle again"
         )
+    for message, entries in tensors:
+        if message != "initializer":
+            raise BundleError(
+                f"{place}: a tensor's numbers are in another file, which is expected of the main graph's initializers "
+                "alone; export the bundle again"
+            )
+        found = dict(entries)
+        offset, length = found.get("offset", "0"), found.get("length", "")
+        right = len(found) == len(entries) and found.keys() <= {"location", "offset", "length"}
+        right = right and found.get("location") in data
+        right = right and bool(_WHOLE_NUMBER.fullmatch(offset) and _WHOLE_NUMBER.fullmatch(length))
+        # To ONNX Runtime, the length 0 is none given.
+        if not right or not 0 < int(length) <= len(data[found["location"]]) - int(offset):
+            got = ", ".join(f"{key} {value!r}" for key, value in entries)
+            files = " or ".join(f"{name} ({len(part)} bytes)" for name, part in data.items())
+            raise BundleError(
+                f"{place}: a tensor's numbers within {files} are expected, got {got[:300]}; export the bundle again"
+            )
 
 
-def _has_external_data(content: memoryview, message: str) -> bool:
+def _external_tensors(content: memoryview, message: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Each tensor with its numbers elsewhere: the kind of message it is, and its keys and values that say where."""
+    entries = []
+    for number, value in _fields(content):
+        if number == _EXTERNAL_DATA and message in ("tensor", "initializer"):
+            # A key or value that stands twice counts as protobuf counts it: the last.
+            entry = dict(_fields(value))
+            key, text = (bytes(entry.get(number, b"")).decode(errors="replace") for number in (1, 2))
+            entries.append((key, text))
+        elif number in _HOLDS_TENSORS[message]:
+            yield from _external_tensors(value, _HOLDS_TENSORS[message][number])
+    if entries:
+        yield message, entries
+
+
+def _fields(content: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The number and the content of each field of a protobuf message that has a length."""
     position = 0
     while position < len(content):
         tag, position = _varint(content, position)
@@ -221,15 +278,10 @@ def _has_external_data(content: memoryview, message: str) -> bool:
             position += 8 if kind == 1 else 4
         elif kind == 2:
             length, position = _varint(content, position)
-            if message == "tensor" and number == _EXTERNAL_DATA:
-                return True
-            inner = _HOLDS_TENSORS[message].get(number)
-            if inner and _has_external_data(content[position : position + length], inner):
-                return True
+            yield number, content[position : position + length]
             position += length
         else:
             raise ValueError(f"wire type {kind}")
-    return False
 
 
 def _varint(content: memoryview, position: int) -> tuple[int, int]:

@@ -16,19 +16,20 @@ from numpy.typing import NDArray
 from . import noise
 from .bundle import Bundle, open_bundle
 from .errors import BundleError, DeviceError, VaeError, one_line, require_integer
-from .manifest import Variant
+from .manifest import Tensor, Variant
 from .session import Device, resolve_device
 from .vae import open_session
 
-__all__ = ["Check", "Report", "Runner", "golden_input", "read_golden", "verify"]
+__all__ = ["Check", "Report", "Runner", "golden_inputs", "read_golden", "verify"]
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 
 # At least what the header of an .npy file takes.
 _NPY_HEADER = 4096
 
-# Runs a graph of another executor: its file's content and its input to its outputs, in the order of the manifest.
-Runner = Callable[[bytes, Array], Sequence[Array]]
+# Runs a graph of another executor: the bundle, the variant and the inputs by name, in the order of the graph's
+# signature, to the outputs in the order of the signature.
+Runner = Callable[[Bundle, Variant, Mapping[str, Array]], Sequence[Array]]
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,9 @@ def verify(
 
 
 def read_golden(bundle: Bundle) -> dict[str, Array]:
-    """The arrays of the golden vectors by name, all that the manifest asks for and of the right shape.
+    """The arrays of the golden vectors by name, all that the manifest asks for and of the right shape and dtype.
+
+    These are the inputs that are stored, and the outputs by "component/variant/output"; each is [n, *shape].
 
     Raises:
         BundleError: the file is damaged, or an array is missing or of another shape or dtype.
@@ -114,40 +117,58 @@ def read_golden(bundle: Bundle) -> dict[str, Array]:
     manifest = bundle.manifest
     place = bundle.path / manifest.golden.file
     content = bundle.read(manifest.golden.file)
-    wanted = {manifest.observation.name: manifest.observation.shape}
+    wanted: dict[str, Tensor] = {}
+    drawn = _drawn(bundle)
     for component, variants in manifest.components.items():
-        shape = manifest.latent.shape if component == "encoder" else manifest.observation.shape
+        wanted |= {given.name: given for given in manifest.inputs(component) if given.name not in drawn}
         for source in ["pytorch", *variants]:
-            wanted.update({f"{component}/{source}/{output}": shape for output in manifest.outputs(component)})
+            wanted |= {f"{component}/{source}/{output.name}": output for output in manifest.outputs(component)}
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             sizes = {item.filename: item.file_size for item in archive.infolist()}
         # An array that unpacks to more than it may hold is not unpacked.
         fits = {
-            name: sizes.get(f"{name}.npy", 0) <= 4 * manifest.golden.n * math.prod(shape) + _NPY_HEADER
-            for name, shape in wanted.items()
+            name: sizes.get(f"{name}.npy", 0) <= _bytes(tensor, manifest.golden.n) + _NPY_HEADER
+            for name, tensor in wanted.items()
         }
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in wanted if name in file.files and fits[name]}
     except Exception as error:  # numpy, zipfile and zlib each raise their own
         raise BundleError(f"{place}: an .npz file is expected: {error}; export the bundle again") from None
-    for name, shape in wanted.items():
-        expected = f"float32 {[manifest.golden.n, *shape]}"
+    for name, tensor in wanted.items():
+        shape = (manifest.golden.n, *tensor.shape)
+        expected = f"{tensor.dtype} {list(shape)}"
         array = arrays.get(name)
-        if array is None or array.dtype != np.float32 or array.shape != (manifest.golden.n, *shape):
+        if array is None or array.dtype != np.dtype(tensor.dtype) or array.shape != shape:
             missing = "nothing" if fits[name] else "a larger array"
             found = missing if array is None else f"{array.dtype} {list(array.shape)}"
             raise BundleError(f"{place}: {name}: {expected} is expected, got {found}; export the bundle again")
     return arrays
 
 
-def golden_input(bundle: Bundle, component: str, golden: Mapping[str, Array]) -> Array:
-    """What the golden answers of a component answer: the stored observations, or prior latents of vnoise-1."""
-    manifest = bundle.manifest
-    if component == "encoder":
-        return golden[manifest.observation.name]
-    stream = noise.stream_of(noise.PRIOR)
-    return noise.normal(manifest.golden.seed, 0, manifest.golden.n, manifest.latent.shape, stream)
+def _bytes(tensor: Tensor, n: int) -> int:
+    return np.dtype(tensor.dtype).itemsize * n * math.prod(tensor.shape)
+
+
+def golden_inputs(bundle: Bundle, component: str, golden: Mapping[str, Array]) -> dict[str, Array]:
+    """What the golden answers of a component answer, by name in the order of its signature; each is [n, *shape].
+
+    Latents with a normal prior are drawn with vnoise-1; all else is stored.
+    """
+    seed, n = bundle.manifest.golden.seed, bundle.manifest.golden.n
+    drawn = _drawn(bundle)
+
+    def value(given: Tensor) -> Array:
+        if given.name not in drawn:
+            return golden[given.name]
+        return noise.normal(seed, 0, n, given.shape, noise.stream_of(noise.PRIOR, drawn[given.name]))
+
+    return {given.name: value(given) for given in bundle.manifest.inputs(component)}
+
+
+def _drawn(bundle: Bundle) -> dict[str, int]:
+    """The numbers of the latents that the golden vectors do not store, by name."""
+    return {latent.name: j for j, latent in enumerate(bundle.manifest.latents) if latent.prior.kind == "normal"}
 
 
 def _replay(
@@ -160,15 +181,14 @@ def _replay(
 ) -> Iterator[Check]:
     component = variant.component
     what = f"{component}/{variant.name}"
-    given = golden_input(bundle, component, golden)
-    outputs = bundle.manifest.outputs(component)
+    given = golden_inputs(bundle, component, golden)
+    outputs = [output.name for output in bundle.manifest.outputs(component)]
     try:
         if variant.executor == "ort":
             session = open_session(bundle, component, variant.name, device, threads)
-            feed = bundle.manifest.observation.name if component == "encoder" else bundle.manifest.latent.name
-            answers: Sequence[Array] = session.run(outputs, {feed: given})
+            answers: Sequence[Array] = session.run(outputs, given)
         elif variant.executor in runners:
-            answers = runners[variant.executor](bundle.read(variant.path), given)
+            answers = runners[variant.executor](bundle, variant, given)
         else:
             yield Check(what, None, f"not run: {variant.executor} needs PyTorch; `vae-export parity` runs it")
             return
@@ -193,14 +213,17 @@ def _compare(what: str, variant: Variant, output: str, answer: Array, golden: Ma
     difference = np.abs(answer.astype(np.float64) - own)
     worst = tuple(int(i) for i in np.unravel_index(np.argmax(difference), difference.shape))
     greatest = float(difference[worst])
+    # Codes are labels: how many differ says more than by how much.
+    codes = own.dtype.kind == "i"
     # Written so that NaN fails.
     if not greatest <= tolerance:
         many = int(np.sum(~(difference <= tolerance)))
+        share = f" ({many / own.size:.2%})" if codes else ""
         return Check(
             what,
             False,
-            f"disagrees with {many} of {own.size} golden values; worst at {list(worst)}: {own[worst]:.6g} is expected, "
-            f"got {answer[worst]:.6g}, difference {greatest:.2g}, tolerance {tolerance:.2g}",
+            f"disagrees with {many} of {own.size} golden values{share}; worst at {list(worst)}: {own[worst]:.6g} is "
+            f"expected, got {answer[worst]:.6g}, difference {greatest:.2g}, tolerance {tolerance:.2g}",
         )
     distance = float(np.max(np.abs(own.astype(np.float64) - pytorch)))
     if not distance <= declared:
@@ -209,4 +232,7 @@ def _compare(what: str, variant: Variant, output: str, answer: Array, golden: Ma
             False,
             f"golden.npz: the stored answer is {distance:.2g} from PyTorch's, the manifest declares {declared:.2g}",
         )
-    return Check(what, True, f"max difference {greatest:.2g}, tolerance {tolerance:.2g}; from PyTorch {declared:.2g}")
+    found = f"max difference {greatest:.2g}"
+    if codes:
+        found = f"{int(np.sum(answer != own))} of {own.size} codes differ ({np.mean(answer != own):.2%})"
+    return Check(what, True, f"{found}, tolerance {tolerance:.2g}; from PyTorch {declared:.2g}")

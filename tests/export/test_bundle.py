@@ -20,7 +20,7 @@ from jsonschema import Draft202012Validator
 import vae_export.bundle
 import vae_runtime
 from vae_export import DataConfig, ExportError, ModelConfig, TrainConfig, checkpoint, evaluate, export, train
-from vae_export.card import model_card
+from vae_export.card import run_card
 from vae_runtime import InputError, VaeError, verify
 from vae_runtime.bundle import open_bundle
 from vae_runtime.manifest import Likelihood, Normalisation, parse
@@ -35,7 +35,7 @@ def content_of(folder):
 def prepared(tiny_graphs, monkeypatch):
     """The graphs of `tiny_run` are at hand, so that an export takes no seconds; everything else is as ever."""
 
-    def graphs(adapted, formats):
+    def graphs(adapted, formats, folder, **_):
         return [graph for graph in tiny_graphs.values() if graph.executor == "ort" or graph.variant in formats]
 
     monkeypatch.setattr(vae_export.bundle, "make_graphs", graphs)
@@ -103,14 +103,14 @@ def test_what_export_returns_is_what_it_wrote(tiny_exported):
 def test_golden_vectors_are_pytorchs_and_each_variants_own(tiny_bundle, tiny_adapted):
     import torch
 
-    from vae_export.graphs import run_module
-    from vae_runtime.verify import golden_input
+    from vae_export.probe import run_module
+    from vae_runtime.verify import golden_inputs
 
     bundle = open_bundle(tiny_bundle)
     golden = read_golden(bundle)
     for component, variants in bundle.manifest.components.items():
-        given = golden_input(bundle, component, golden)
-        answers = run_module(tiny_adapted.components[component], torch.from_numpy(given))
+        given = golden_inputs(bundle, component, golden)
+        answers = run_module(tiny_adapted.modules[component], [torch.from_numpy(each) for each in given.values()])
         for output, answer in zip(tiny_adapted.outputs(component), answers, strict=True):
             stored = golden[f"{component}/pytorch/{output}"]
             np.testing.assert_allclose(stored, answer.numpy(), rtol=0, atol=1e-6)
@@ -130,7 +130,7 @@ def test_the_card_states_data_licence_training_and_graphs(tiny_run, tmp_path, pr
     card = (bundle / "README.md").read_text(encoding="utf-8")
     for words in (
         "# My digits, v2\n",
-        "observations of shape 1×8×8, 4 latent dimensions, bernoulli likelihood",
+        "Observations of shape 1×8×8, 4 latent dimensions, bernoulli likelihood",
         "dense layers of 32-16",
         "![Samples from the prior, drawn by the exported decoder](samples.png)",
         "Data: digits, 1,797 handwritten digits, 8×8 grey values",
@@ -183,7 +183,8 @@ def test_grey_values_under_a_bernoulli_are_called_a_surrogate_wherever_a_figure_
     info = checkpoint.read_info(evaluated_run)
     info = replace(info, model=replace(info.model, likelihood=likelihood), train=replace(info.train, binarise=binarise))
     figures = replace(read_evaluation(evaluated_run), surrogate=info.surrogate, binarisation=binarise)
-    card = model_card(open_bundle(tiny_bundle).manifest, info, figures, content_of(tiny_bundle))
+    sizes = {path: len(content) for path, content in content_of(tiny_bundle).items()}
+    card = run_card(open_bundle(tiny_bundle).manifest, info, figures, sizes, True)
     assert info.surrogate == surrogate
     assert ("every figure is of a surrogate" in card) == surrogate
     table = card.partition("## Figures")[2].partition("## Graphs")[0]

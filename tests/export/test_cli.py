@@ -282,7 +282,7 @@ def test_export_keeps_what_is_there(failing, tiny_run, bundle_copy):
 def test_parity_with_what_is_no_bundle(failing, tiny_run, bundle_copy, root, tmp_path):
     assert "nowhere: does not exist" in failing("parity", tiny_run, tmp_path / "nowhere")
     assert "no bundle: it holds neither manifest.json nor SHA256SUMS" in failing("parity", tiny_run, tiny_run)
-    assert "latent shape: (4,) is expected" in failing("parity", tiny_run, root / "models" / "digits")
+    assert "latents: [(4,)] is expected" in failing("parity", tiny_run, root / "models" / "digits")
     (bundle_copy / "decoder/pt2/model.pt2").unlink()
     assert "decoder/pt2/model.pt2: missing; copy the bundle again" in failing("parity", tiny_run, bundle_copy)
 

@@ -11,7 +11,7 @@ import vae_runtime
 from vae_runtime.bundle import open_bundle
 from vae_runtime.errors import BundleError
 from vae_runtime.manifest import parse
-from vae_runtime.verify import golden_input, read_golden
+from vae_runtime.verify import golden_inputs, read_golden
 
 pytestmark = pytest.mark.skipif(
     not hasattr(onnxruntime, "ModelPackageContext"),
@@ -46,16 +46,17 @@ def agrees(bundle):
 
     given = open_bundle(bundle)
     golden = read_golden(given)
-    x, z = (golden_input(given, component, golden) for component in ("encoder", "decoder"))
+    inputs, latents = (golden_inputs(given, component, golden) for component in ("encoder", "decoder"))
     latent = manifest.latent
-    names = [latent.mu, latent.logvar, latent.std]
-    answers = sessions["encoder"].run(names, {manifest.observation.name: x})
-    q = vae.encode(x)
+    conditions = {condition.name: inputs[condition.name] for condition in manifest.conditions}
+    answers = sessions["encoder"].run(latent.posterior.outputs, inputs)
+    q = vae.encode(inputs[manifest.observation.name], conditions=conditions)
     for answer, expected in zip(answers, (q.mean, q.logvar, q.std), strict=True):
         assert np.array_equal(answer, expected)
-    (mean,) = sessions["decoder"].run([manifest.likelihood.mean], {latent.name: z})
-    assert np.array_equal(mean, vae.decode(z))
-    assert np.array_equal(mean, vae.sample(len(z), seed=manifest.golden.seed))
+    (mean,) = sessions["decoder"].run([manifest.likelihood.mean], latents)
+    z = latents[latent.name]
+    assert np.array_equal(mean, vae.decode(z, conditions=conditions))
+    assert np.array_equal(mean, vae.sample(len(z), seed=manifest.golden.seed, conditions=conditions))
 
 
 def test_onnxruntime_opens_an_exported_bundle(tiny_bundle):
@@ -68,6 +69,7 @@ def test_onnxruntime_opens_every_bundle_that_ships(bundle):
 
 
 def test_bundles_ship():
+    assert "digits-conditional" in [path.name for path in MODELS]
     assert "digits" in [path.name for path in MODELS]
 
 

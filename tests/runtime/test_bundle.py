@@ -301,6 +301,67 @@ def test_the_manifest_and_what_it_names_must_be_listed(bundle_copy):
             open_bundle(bundle_copy)
 
 
+@pytest.fixture
+def with_files(small_bundle, edit_manifest):
+    """A bundle that names a prior's file, and one of weights that its graph does not use; the manifest names both."""
+    folder = small_bundle()
+    (folder / "prior.npz").write_bytes(b"prior")
+    (folder / "decoder/fp32/weights.bin").write_bytes(b"weights")
+
+    def name(document):
+        decoder = document["components"]["decoder"]["variants"]["fp32"]
+        decoder["additional_metadata"]["vae"]["data"] = "weights.bin"
+        (latent,) = document["additional_metadata"]["vae"]["latents"]
+        latent["prior"] = {"kind": "mixture", "file": "prior.npz", "components": 1, "covariance": "full"}
+
+    edit_manifest(folder, name)
+    return folder
+
+
+def test_the_files_of_priors_and_weights_must_be_listed(with_files):
+    open_bundle(with_files)
+    lines = (with_files / SUMS).read_text().splitlines(keepends=True)
+    for name in ("prior.npz", "decoder/fp32/weights.bin"):
+        (with_files / SUMS).write_text("".join(line for line in lines if not line.endswith(f"  {name}\n")))
+        with pytest.raises(BundleError, match=rf"{name}, named by manifest\.json, is not listed"):
+            open_bundle(with_files)
+
+
+def test_the_weights_beside_a_graph_are_given_by_name(with_files):
+    bundle = open_bundle(with_files)
+    assert bundle.data(bundle.variant("encoder")) == {}
+    assert bundle.data(bundle.variant("decoder")) == {"weights.bin": b"weights"}
+    assert bundle.problems() == []
+    weights = with_files / "decoder/fp32/weights.bin"
+    weights.write_bytes(b"Weights")
+    with pytest.raises(BundleError, match=r"weights\.bin: sha256 is"):
+        bundle.data(bundle.variant("decoder"))
+    weights.unlink()
+    with pytest.raises(BundleError, match=r"weights\.bin: missing"):
+        bundle.data(bundle.variant("decoder"))
+
+
+def test_weights_that_are_a_link_are_refused_even_to_the_same_content(with_files, tmp_path):
+    bundle = open_bundle(with_files)
+    weights, outside = with_files / "decoder/fp32/weights.bin", tmp_path / "outside"
+    os.link(weights, outside)
+    for refuse in (lambda: bundle.data(bundle.variant("decoder")), lambda: bundle.read("decoder/fp32/weights.bin")):
+        with pytest.raises(BundleError, match=r"weights\.bin: a link, hard links included, .* has 2 names"):
+            refuse()
+    assert "hard links included" in "\n".join(bundle.problems())
+    weights.unlink()
+    weights.symlink_to(outside)
+    with pytest.raises(BundleError, match=r"weights\.bin: a link"):
+        bundle.data(bundle.variant("decoder"))
+    # Its only name again.
+    weights.unlink()
+    outside.rename(weights)
+    assert bundle.data(bundle.variant("decoder")) == {"weights.bin": b"weights"}
+    # Other files are read at once and never opened again: their further names do no harm.
+    os.link(with_files / DECODER, tmp_path / "graph")
+    bundle.read(DECODER)
+
+
 def test_a_file_that_is_not_listed_is_not_read(digits):
     with pytest.raises(BundleError, match="not listed"):
         open_bundle(digits).read(SUMS)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import vae_runtime
-from vae_runtime import cli, interpolate
+from vae_runtime import cli, interpolate, traverse
 
-COMMANDS = ("info", "verify", "sample", "encode", "decode", "reconstruct", "interpolate")
+COMMANDS = ("info", "verify", "sample", "encode", "decode", "reconstruct", "interpolate", "traverse", "score")
 posix = pytest.mark.skipif(os.name != "posix", reason="limits and signals as on POSIX")
 
 
@@ -93,7 +93,7 @@ def test_info_says_what_the_bundle_is(succeeds, digits, vae):
     assert re.search(r"^name +digits$", said, re.MULTILINE)
     assert re.search(rf"^digest +{vae.digest}$", said, re.MULTILINE)
     assert re.search(r"^observation +x float32 \[channel 1, height 8, width 8\], values 0 … 1", said, re.MULTILINE)
-    assert re.search(r"^latent +z float32 \[8\]", said, re.MULTILINE)
+    assert re.search(r"^latent +z float32 \[latent 8\]", said, re.MULTILINE)
     assert re.search(r"^likelihood +bernoulli$", said, re.MULTILINE)
     for variant in vae.manifest.variants:
         assert re.search(rf"^{variant.component}/{variant.name} +[\d,]+ +float32", said, re.MULTILINE)
@@ -167,6 +167,10 @@ def test_encode(succeeds, folder, digits, vae, pictures):
         assert sorted(archive.files) == ["logvar", "mean", "std"]
         for name in archive.files:
             np.testing.assert_array_equal(archive[name], getattr(q, name))
+    succeeds("encode", digits, "x.npy", "--out", "q.npz", "--seed", 4)
+    with np.load(folder / "q.npz") as archive:
+        assert sorted(archive.files) == ["logvar", "mean", "std", "z"]
+        np.testing.assert_array_equal(archive["z"], q.sample(seed=4))
     succeeds("encode", digits, "x.npy", "--out", "z.npy", "--batch-size", 5)
     np.testing.assert_array_equal(np.load(folder / "z.npy"), q.mean)
     succeeds("encode", digits, "x.npy", "--out", "z.npy", "--seed", 4, "--start", 9)
@@ -207,6 +211,44 @@ def test_interpolate(succeeds, folder, digits, vae, pictures):
     pytest.importorskip("PIL")
     succeeds("interpolate", digits, "--seeds", -1, 2**64 - 1, "--out", "i.png")
     assert is_sheet(folder, "i.png", 10, 1)
+
+
+def test_traverse(succeeds, folder, digits, vae, pictures):
+    said = succeeds("traverse", digits, "--seed", 3, "--out", "t.npy", "--steps", 5, "--reach", 2)
+    assert said == "t.npy: 8 dimensions, 5 steps from -2\n"
+    values = np.linspace(-2, 2, 5, dtype=np.float32)
+    sheet = np.load(folder / "t.npy")
+    assert sheet.shape == (8, 5, 1, 8, 8)
+    z = vae.prior(1, seed=3)[0]
+    np.testing.assert_allclose(sheet[6], vae.decode(traverse(z, 6, values)), atol=2e-6)
+    succeeds("traverse", digits, "--inputs", "x.npy", "--out", "t.npy", "--dimensions", "7,0")
+    sheet = np.load(folder / "t.npy")
+    z = vae.encode(pictures[:1]).mean[0]
+    wanted = vae.decode(traverse(z, 7, np.linspace(-3, 3, 9, dtype=np.float32)))
+    np.testing.assert_allclose(sheet[0], wanted, atol=2e-6)
+    pytest.importorskip("PIL")
+    succeeds("traverse", digits, "--seed", 3, "--out", "t.png")
+    assert is_sheet(folder, "t.png", 9, 8)
+
+
+def test_score(succeeds, folder, digits, vae, pictures):
+    said = succeeds("score", digits, "x.npy", "-k", 4, "--seed", 6, "--start", 2, "--out", "s.npz")
+    s = vae.score(pictures, k=4, seed=6, start=2)
+    assert said.startswith("x.npy: 5 observations, seed 6, start 2, 4 importance samples\n")
+    error = s.elbo.std(ddof=1) / np.sqrt(5)
+    assert re.search(rf"^  elbo +{re.escape(f'{s.elbo.mean():.6g}')} ± {error:.2g} +nats$", said, re.MULTILINE)
+    names = ["elbo", "reconstruction", "kl", "log_likelihood", "mse", "mae"]
+    with np.load(folder / "s.npz") as archive:
+        assert archive.files == [*names, "kl_per_dimension"]
+        for name in archive.files:
+            np.testing.assert_allclose(archive[name], getattr(s, name), rtol=1e-5)
+    said = succeeds("score", digits, "x.npy", "--seed", 6, "--start", 2, "--out", "s.csv")
+    assert "likelihood" not in said
+    header, *rows = (folder / "s.csv").read_text().splitlines()
+    assert header == "elbo,reconstruction,kl,mse,mae"
+    np.testing.assert_allclose([float(row.split(",")[0]) for row in rows], s.elbo, rtol=1e-5)
+    seed = re.search(r"seed (\d+)", succeeds("score", digits, "x.npy"))[1]
+    assert succeeds("score", digits, "x.npy", "--seed", seed).startswith(f"x.npy: 5 observations, seed {seed}")
 
 
 def test_results_replace_files_that_are_there(succeeds, folder, digits, vae):
@@ -268,7 +310,22 @@ def test_a_link_to_the_bundle_and_auto_work(command, folder, digits):
         ),
         (["verify", "b", "--device", "gpu"], "argument --device: "),
         (["encode", "b", "x.txt", "--out", "z.npy"], r"argument x: x\.txt: a file name ending in \.npy"),
-        (["encode", "b", "x.npy", "--out", "z.npz", "--seed", "1"], r"argument --seed: only with --out \*\.npy"),
+        (["sample", "b", "--out", "x.npy", "--start", "1"], "argument --start: only with --seed, whose samples"),
+        (["encode", "b", "x.npy", "--out", "z.npz", "--start", "1"], "argument --start: only with --seed"),
+        (["reconstruct", "b", "x.npy", "--out", "r.npy", "--start", "0"], "argument --start: only with --seed"),
+        (["score", "b", "x.npy", "--start", "1"], "argument --start: only with --seed"),
+        (["sample", "b", "--out", "x.npy", "--columns", "3"], r"argument --columns: only with --out \*\.png"),
+        (["decode", "b", "z.npy", "--out", "x.npy", "--columns", "3"], r"argument --columns: only with --out \*\.png"),
+        (["reconstruct", "b", "x.npy", "--out", "r.npy", "--columns", "3"], "argument --columns: only with"),
+        (["sample", "b", "--out", "x.npy", "--truncation", "0"], "argument --truncation: .* a number from 0.01"),
+        (["sample", "b", "--out", "x.npy", "--latent-shape", "4,x"], "argument --latent-shape: .* got 'x'"),
+        (["sample", "b", "--out", "x.npy", "--latent-shape", "4,0"], "argument --latent-shape: .* got 0"),
+        (["sample", "b", "--out", "x.npy", "--condition", "a"], "argument --condition: condition: NAME=VALUE is"),
+        (["score", "b", "x.npy", "-k", "0"], "argument -k: k: 1 … 1000000 is expected, got 0"),
+        (["score", "b", "x.npy", "--out", "s.npy"], r"a file name ending in \.npz or \.csv is expected"),
+        (["traverse", "b", "--out", "t.npy"], "one of the arguments --seed --inputs is required"),
+        (["traverse", "b", "--out", "t.npy", "--seed", "1", "--dimensions", "a"], "argument --dimensions: "),
+        (["traverse", "b", "--out", "t.npy", "--seed", "1", "--reach", "nan"], "argument --reach: "),
         (["decode", "b", "--out", "x.npy"], "required: z"),
         (["interpolate", "b", "--out", "x.npy"], "one of the arguments --seeds --inputs is required"),
         (["interpolate", "b", "--out", "x.npy", "--seeds", "1"], "argument --seeds: expected 2 arguments"),
@@ -291,7 +348,7 @@ def test_misuse(capsys, arguments, match):
 def test_misuse_ends_with_2(refuses):
     refuses(status=2, match="required: COMMAND")
     refuses("sample", "b", "--out", "x.npy", "-n", 0, status=2, match="argument -n: n: 1 … 281474976710656 is expected")
-    refuses("encode", "b", "x.npy", "--out", "z.npz", "--seed", 1, status=2, match="argument --seed: only with")
+    refuses("sample", "b", "--out", "x.npy", "--columns", 1, status=2, match="argument --columns: only with")
 
 
 # Failures.

@@ -17,12 +17,18 @@ from vae_runtime.errors import BundleError
 from vae_runtime.manifest import (
     EXECUTORS,
     KNOWN_FIELDS,
+    Condition,
     Golden,
     Latent,
+    LatentPosterior,
+    LatentPrior,
     Likelihood,
     Manifest,
     Normalisation,
     Observation,
+    Output,
+    Sizes,
+    Tensor,
     Variant,
     dump,
     parse,
@@ -43,6 +49,8 @@ FP32 = (*ENCODER, "fp32")
 OURS = (*FP32, "additional_metadata", "vae")
 GRAPH = (*FP32, "executor_info", "ort", "model_file")
 LATENT = (*FREE, "latents", 0)
+CONDITION = (*FREE, "conditions", 0)
+LIKELIHOOD = (*FREE, "likelihood")
 
 
 def example() -> dict[str, Any]:
@@ -62,9 +70,87 @@ def edited(*edits: tuple[tuple[str | int, ...], Any]) -> Any:
             holder = holder[key]
         if value is ABSENT:
             del holder[path[-1]]
+        elif isinstance(holder, list) and path[-1] == len(holder):
+            holder.append(copy.deepcopy(value))
         else:
             holder[path[-1]] = copy.deepcopy(value)
     return document
+
+
+# The other bases of the documents below: each is valid.
+
+LABEL = {"name": "label", "dtype": "int64", "shape": [], "classes": ["a", "b"], "components": ["encoder", "decoder"]}
+MASK = {"name": "mask", "dtype": "float32", "shape": [8, 8], "range": [0, 1], "components": ["decoder"]}
+MIXTURE = {"kind": "mixture", "file": "prior.npz", "components": 10, "covariance": "full"}
+CODES = {"kind": "codes", "value": "codes", "codebook": 512}
+
+
+def all_for(component: tuple[str | int, ...], names: list[str]) -> list[tuple[tuple[str | int, ...], Any]]:
+    """Edits that give each variant of a component a tolerance and an error for these outputs alone."""
+    variants = example()["components"][component[1]]["variants"]
+    return [
+        ((*component, variant, "additional_metadata", "vae", part), dict.fromkeys(names, 0))
+        for variant in variants
+        for part in ("tolerance", "error")
+    ]
+
+
+CONDITIONAL = [((*FREE, "conditions"), [LABEL, MASK])]
+DYNAMIC = [
+    ((*FREE, "observation", "dynamic"), {"width": {"least": 8, "most": 64, "multiple": 8}}),
+    ((*LATENT, "axes"), ["code"]),
+    ((*LATENT, "dynamic"), {"code": {"least": 1, "most": 99}}),
+    ((*LATENT, "scale"), 0.18215),
+    ((*LATENT, "shift"), [0.5] * 16),
+]
+OF_CODES = [
+    ((*FREE, "observation", "dtype"), "int64"),
+    ((*LATENT, "dtype"), "int64"),
+    ((*LATENT, "prior"), {"kind": "none", "reason": "codes"}),
+    ((*LATENT, "posterior"), CODES),
+    *all_for(ENCODER, ["codes"]),
+    (LIKELIHOOD, {"kind": "none", "mean": "x", "reason": "not stated"}),
+    *all_for(DECODER, ["x"]),
+]
+SEVERAL = [
+    ((*LATENT, "prior"), MIXTURE),
+    ((*LATENT, "posterior", "noise"), "eps"),
+    (
+        (*FREE, "latents", 1),
+        {
+            "name": "added",
+            "dtype": "float32",
+            "shape": [4],
+            "prior": {"kind": "normal"},
+            "posterior": {"kind": "none", "reason": "noise that the decoder adds"},
+        },
+    ),
+    (
+        (*FREE, "latents", 2),
+        {
+            "name": "point",
+            "dtype": "float32",
+            "shape": [3],
+            "prior": {"kind": "sphere"},
+            "posterior": {"kind": "none", "value": "point"},
+        },
+    ),
+    *all_for(ENCODER, ["mu", "logvar", "std", "point"]),
+    (
+        LIKELIHOOD,
+        {
+            "kind": "gaussian",
+            "mean": "x",
+            "scale_output": "sigma",
+            "shape": [64],
+            "axes": ["pixel"],
+            "outputs": [{"name": "rate", "shape": []}, {"name": "rates", "shape": [5], "axes": ["gene"]}],
+        },
+    ),
+    *all_for(DECODER, ["x", "sigma", "rate", "rates"]),
+    ((*OURS, "exporter"), "dynamo"),
+    ((*OURS, "data"), "model.onnx.data"),
+]
 
 
 def place_of(path: tuple[str | int, ...]) -> str:
@@ -103,7 +189,72 @@ def test_the_example_of_the_specification_is_valid() -> None:
         "decoder/fp32/model.onnx",
         "decoder/torchscript/model.pt",
     ]
-    assert manifest.outputs("decoder") == ("x", "logits")
+    assert manifest.inputs("encoder") == (Tensor("x", "float32", (1, 8, 8)),)
+    assert manifest.inputs("decoder") == (Tensor("z", "float32", (16,)),)
+    assert [output.name for output in manifest.outputs("encoder")] == ["mu", "logvar", "std"]
+    assert manifest.outputs("decoder") == (Tensor("x", "float32", (1, 8, 8)), Tensor("logits", "float32", (1, 8, 8)))
+
+
+def test_what_may_be_in_a_bundle_is_read() -> None:
+    manifest = parse(json.dumps(edited(*CONDITIONAL, *SEVERAL)))
+    assert manifest.conditions == (
+        Condition("label", (), "int64", ("a", "b")),
+        Condition("mask", (8, 8), "float32", range=(0, 1), components=("decoder",)),
+    )
+    first, second, third = manifest.latents
+    assert first.prior == LatentPrior("mixture", "prior.npz", 10, "full")
+    assert first.posterior == LatentPosterior("normal", "mu", "logvar", "std", noise="eps")
+    assert second.posterior == LatentPosterior("none", reason="noise that the decoder adds")
+    assert third.prior.kind == "sphere"
+    assert [tensor.name for tensor in manifest.inputs("encoder")] == ["x", "label", "eps"]
+    assert [tensor.name for tensor in manifest.inputs("decoder")] == ["z", "added", "point", "label", "mask"]
+    assert [tensor.name for tensor in manifest.outputs("encoder")] == ["mu", "logvar", "std", "point"]
+    assert manifest.outputs("decoder") == (
+        Tensor("x", "float32", (64,)),
+        Tensor("sigma", "float32", (64,)),
+        Tensor("rate", "float32", ()),
+        Tensor("rates", "float32", (5,)),
+    )
+    variant = manifest.encoder["fp32"]
+    assert (variant.exporter, variant.data, variant.data_path) == (
+        "dynamo",
+        "model.onnx.data",
+        "encoder/fp32/model.onnx.data",
+    )
+    assert manifest.decoder["fp32"].data_path is None
+
+
+def test_dynamic_axes_and_codes_are_read() -> None:
+    manifest = parse(json.dumps(edited(*DYNAMIC)))
+    assert manifest.observation.dynamic == {"width": Sizes(8, 64, 8)}
+    assert manifest.latent.dynamic == {"code": Sizes(1, 99)}
+    assert (manifest.latent.scale, manifest.latent.shift) == (0.18215, (0.5,) * 16)
+    assert manifest.inputs("encoder") == (Tensor("x", "float32", (1, 8, 8), frozenset([2])),)
+    assert manifest.inputs("decoder") == (Tensor("z", "float32", (16,), frozenset([0])),)
+    codes = parse(json.dumps(edited(*OF_CODES)))
+    assert codes.inputs("encoder") == (Tensor("x", "int64", (1, 8, 8)),)
+    assert codes.outputs("encoder") == (Tensor("codes", "int64", (16,)),)
+    assert codes.outputs("decoder") == (Tensor("x", "float32", (1, 8, 8)),)
+    assert codes.latent.posterior == LatentPosterior("codes", value="codes", codebook=512)
+    assert codes.likelihood == Likelihood("none", reason="not stated")
+
+
+@pytest.mark.parametrize(("size", "right"), [(8, True), (64, True), (16, True), (12, False), (0, False), (72, False)])
+def test_the_sizes_of_an_axis(size: int, right: bool) -> None:
+    assert (size in Sizes(8, 64, 8)) is right
+
+
+def test_what_the_kind_does_not_have_is_ignored() -> None:
+    document = edited(
+        ((*LATENT, "prior"), {**MIXTURE, "kind": "normal", "reason": 5}),
+        ((*LATENT, "posterior", "codebook"), 0),
+        ((*LIKELIHOOD, "scale"), "unknown"),
+        ((*LIKELIHOOD, "reason"), "known"),
+    )
+    manifest = parse(json.dumps(document))
+    assert manifest.latent.prior == LatentPrior("normal")
+    assert manifest.latent.posterior.codebook is None
+    assert (manifest.likelihood.scale, manifest.likelihood.reason) == (None, None)
 
 
 def test_every_known_field_is_in_the_schema_and_the_specification() -> None:
@@ -111,6 +262,7 @@ def test_every_known_field_is_in_the_schema_and_the_specification() -> None:
     in_schema = set(definitions["vae"]["properties"])
     for name, definition in (
         ("observation", "observation"),
+        ("conditions", "condition"),
         ("latents", "latent"),
         ("likelihood", "likelihood"),
         ("golden", "golden"),
@@ -204,6 +356,8 @@ BROKEN: list[tuple[tuple[str | int, ...], Any]] = [
     (OURS, []),
     *(((*OURS, name), ABSENT) for name in ("precision", "tolerance", "error")),
     ((*OURS, "precision"), 32),
+    ((*OURS, "exporter"), None),
+    *(((*OURS, "data"), path) for path in (*OUTSIDE, "a/b", 5)),
     ((*OURS, "tolerance"), []),
     ((*OURS, "tolerance", "mu"), "0.1"),
     ((*OURS, "tolerance", "mu"), True),
@@ -236,6 +390,7 @@ BROKEN: list[tuple[tuple[str | int, ...], Any]] = [
     ((*FREE, "observation", "axes"), []),
     ((*FREE, "observation", "axes"), ["a"] * 9),
     ((*FREE, "observation", "axes", 1), None),
+    ((*FREE, "observation", "dynamic"), ["width"]),
     ((*FREE, "observation", "range"), 1),
     ((*FREE, "observation", "range"), [0]),
     ((*FREE, "observation", "range"), [0, 1, 2]),
@@ -247,7 +402,7 @@ BROKEN: list[tuple[tuple[str | int, ...], Any]] = [
     *(((*FREE, "observation", "normalisation", "divisor"), number) for number in (0, -1, "1", 1e301)),
     ((*FREE, "latents"), {}),
     ((*FREE, "latents"), []),
-    ((*FREE, "latents"), [example()["additional_metadata"]["vae"]["latents"][0]] * 2),
+    ((*FREE, "latents"), [example()["additional_metadata"]["vae"]["latents"][0]] * 65),
     (LATENT, None),
     *(((*LATENT, name), ABSENT) for name in ("name", "dtype", "shape", "prior", "posterior")),
     ((*LATENT, "dtype"), "float16"),
@@ -257,12 +412,22 @@ BROKEN: list[tuple[tuple[str | int, ...], Any]] = [
     ((*LATENT, "posterior"), "normal"),
     *(((*LATENT, "posterior", name), ABSENT) for name in ("kind", "mu", "logvar", "std")),
     ((*LATENT, "posterior", "kind"), "delta"),
+    ((*LATENT, "posterior", "noise"), None),
+    ((*LATENT, "axes"), []),
+    ((*LATENT, "dynamic"), 5),
+    *(((*LATENT, "scale"), number) for number in (None, "1", 0, -0.0, [], {}, 1e301, -1e301, True)),
+    *(((*LATENT, "shift"), number) for number in (None, "1", [], {}, 1e301, -1e301)),
+    ((*FREE, "conditions"), {}),
+    ((*FREE, "conditions"), [LABEL] * 65),
     ((*FREE, "likelihood", "kind"), ABSENT),
     ((*FREE, "likelihood", "kind"), "poisson"),
     ((*FREE, "likelihood", "kind"), ["bernoulli"]),
     ((*FREE, "likelihood", "mean"), ABSENT),
-    ((*FREE, "likelihood", "logits"), ABSENT),
     ((*FREE, "likelihood", "logits"), None),
+    *(((*LIKELIHOOD, "shape"), shape) for shape in (None, [], 64)),
+    *(((*LIKELIHOOD, "axes"), axes) for axes in (None, [])),
+    ((*LIKELIHOOD, "outputs"), {}),
+    ((*LIKELIHOOD, "outputs"), [{"name": "y", "shape": []}] * 65),
     *(((*FREE, "golden", name), ABSENT) for name in ("file", "seed", "n")),
     *(((*FREE, "golden", "file"), path) for path in (*OUTSIDE, "data/golden.npz")),
     *(((*FREE, "golden", "seed"), number) for number in (-1, 2**53, 0.5, "0", True)),
@@ -293,7 +458,95 @@ BROKEN_FURTHER: list[tuple[list[tuple[tuple[str | int, ...], Any]], str]] = [
     *(
         ([((*FREE, "likelihood"), {"kind": kind, "mean": "x"} | scale)], f"{place_of(FREE)}.likelihood.scale")
         for kind in ("gaussian", "laplace")
-        for scale in ({}, {"scale": 0}, {"scale": None}, {"scale": True})
+        for scale in ({}, {"scale": 0}, {"scale": None}, {"scale": True}, {"scale": 1, "scale_output": "sigma"})
+    ),
+    *(
+        ([(LIKELIHOOD, {"kind": kind, "mean": "x", "scale_output": 5})], f"{place_of(LIKELIHOOD)}.scale_output")
+        for kind in ("gaussian", "laplace")
+    ),
+    ([(LIKELIHOOD, {"kind": "none", "mean": "x", "reason": 5})], f"{place_of(LIKELIHOOD)}.reason"),
+    *(([((*LATENT, "scale"), [1, number])], f"{place_of(LATENT)}.scale[1]") for number in (0, "1", None, 1e301)),
+    *(([((*LATENT, "shift"), [1, number])], f"{place_of(LATENT)}.shift[1]") for number in ("1", None, 1e301)),
+    *(
+        (
+            [((*part, "dynamic"), {"width": {"least": 8, "most": 64} | sizes})],
+            f"{place_of(part)}.dynamic.width.{next(iter(sizes))}",
+        )
+        for part in ((*FREE, "observation"), LATENT)
+        for sizes in ({"least": 0}, {"most": None}, {"most": 2**31}, {"multiple": 0}, {"multiple": None})
+    ),
+    (
+        [((*FREE, "observation", "dynamic"), {"width": {"most": 9}})],
+        f"{place_of(FREE)}.observation.dynamic.width.least",
+    ),
+    (
+        [((*FREE, "observation", "dynamic"), {"width": {"least": 8}})],
+        f"{place_of(FREE)}.observation.dynamic.width.most",
+    ),
+    ([((*FREE, "observation", "dynamic"), {"width": 64})], f"{place_of(FREE)}.observation.dynamic.width"),
+    ([((*FREE, "conditions"), [None])], place_of(CONDITION)),
+    *(
+        ([*CONDITIONAL, ((*CONDITION, name), ABSENT)], f"{place_of(CONDITION)}.{name}")
+        for name in ("name", "dtype", "shape", "components")
+    ),
+    *(
+        ([*CONDITIONAL, ((*CONDITION, name), value)], f"{place_of(CONDITION)}.{name}")
+        for name, value in (
+            ("name", "a b"),
+            ("dtype", "int32"),
+            ("shape", 1),
+            ("shape", None),
+            ("shape", [1] * 9),
+            ("classes", None),
+            ("classes", []),
+            ("classes", "ab"),
+            ("classes", ["a", "b", "a"]),
+            ("range", [0]),
+            ("range", 5),
+            ("components", None),
+            ("components", []),
+            ("components", "encoder"),
+            ("components", ["decoder", "decoder"]),
+        )
+    ),
+    *(
+        ([*CONDITIONAL, ((*CONDITION, "classes", 1), text)], f"{place_of(CONDITION)}.classes[1]")
+        for text in ("", "a\n", "\n", "a\x1b[31m", "\x7f", "\x9b", "\u2028", 1, None)
+    ),
+    ([*CONDITIONAL, ((*CONDITION, "shape"), [0])], f"{place_of(CONDITION)}.shape[0]"),
+    ([*CONDITIONAL, ((*CONDITION, "components"), ["prior"])], f"{place_of(CONDITION)}.components[0]"),
+    *(
+        ([((*LATENT, "prior"), {**MIXTURE, name: value})], f"{place_of(LATENT)}.prior.{name}")
+        for name, value in (
+            *(("file", path) for path in (*OUTSIDE, "a/b", None)),
+            *(("components", number) for number in (0, 4097, 1.5, None)),
+            ("covariance", "spherical"),
+            ("covariance", None),
+        )
+    ),
+    *(
+        ([((*LATENT, "prior"), MIXTURE), ((*LATENT, "prior", name), ABSENT)], f"{place_of(LATENT)}.prior.{name}")
+        for name in ("file", "components", "covariance")
+    ),
+    ([((*LATENT, "prior"), {"kind": "none", "reason": 5})], f"{place_of(LATENT)}.prior.reason"),
+    *(
+        ([*OF_CODES, ((*LATENT, "posterior", name), value)], f"{place_of(LATENT)}.posterior.{name}")
+        for name, value in (("value", ABSENT), ("value", 5), ("codebook", ABSENT), ("codebook", 0), ("codebook", 1.5))
+    ),
+    *(
+        ([((*LATENT, "posterior"), {"kind": "none", name: None})], f"{place_of(LATENT)}.posterior.{name}")
+        for name in ("value", "reason")
+    ),
+    *(
+        ([*SEVERAL, ((*LIKELIHOOD, "outputs", 0), value)], f"{place_of(LIKELIHOOD)}.outputs[0]{name}")
+        for name, value in (
+            ("", None),
+            (".name", {"shape": []}),
+            (".shape", {"name": "y"}),
+            (".name", {"name": "", "shape": []}),
+            (".shape", {"name": "y", "shape": 5}),
+            (".axes", {"name": "y", "shape": [5], "axes": []}),
+        )
     ),
 ]
 
@@ -311,6 +564,7 @@ ASSERTIONS = {"type", "pattern", "enum", "const", "not", "minimum", "maximum", "
     "minItems",
     "maxItems",
     "minProperties",
+    "uniqueItems",
 }
 
 
@@ -363,6 +617,9 @@ TEXTS = st.text(max_size=8)
 NUMBERS = st.floats(-1e300, 1e300)
 POSITIVE = st.floats(0, 1e300, exclude_min=True)
 SIZES = st.integers(1, 2**31 - 1)
+DTYPES = st.sampled_from(["float32", "int64"])
+FACTORS = NUMBERS.filter(bool)
+LINES = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=8)
 SHAPES = st.lists(SIZES, min_size=1, max_size=8).map(tuple)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS
 VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(TEXTS, st.lists(SCALARS, max_size=2), max_size=2)
@@ -385,34 +642,120 @@ def variants_of(draw: st.DrawFn, component: str, outputs: list[str]) -> dict[str
             error=dict.fromkeys(outputs, draw(st.floats(0, 1e300))),
             ep=draw(st.none() | TEXTS),
             device=draw(st.none() | TEXTS),
+            exporter=draw(st.none() | TEXTS),
+            # No graph's file has a name that ends so.
+            data=draw(st.none() | NAMES.map(lambda name: f"{name}.data")),
         )
         for index, executor in enumerate(executors)
     ]
     return {variant.name: variant for variant in draw(st.permutations(variants))}
 
 
+def dynamic_of(draw: st.DrawFn, shape: tuple[int, ...], axes: tuple[str, ...]) -> dict[str, Sizes]:
+    """Sizes for some of the axes, with the usual ones among them."""
+    dynamic = {}
+    for axis, size in zip(axes, shape, strict=True):
+        if axes.count(axis) == 1 and draw(st.booleans()):
+            multiple = draw(st.sampled_from([1, size, next(n for n in (7, 3, 2, 1) if size % n == 0)]))
+            dynamic[axis] = Sizes(draw(st.integers(1, size)), draw(st.integers(size, 2**31 - 1)), multiple)
+    return dynamic
+
+
+def range_of(draw: st.DrawFn) -> tuple[float, float] | None:
+    return draw(st.none() | st.tuples(NUMBERS, NUMBERS).filter(lambda pair: pair[0] < pair[1]))
+
+
+@st.composite
+def conditions_called(draw: st.DrawFn, name: str) -> Condition:
+    components = draw(st.sampled_from([("encoder",), ("decoder",), ("encoder", "decoder"), ("decoder", "encoder")]))
+    if draw(st.booleans()):
+        classes = draw(st.lists(LINES, min_size=1, max_size=3, unique=True).map(tuple))
+        return Condition(name, (), "int64", classes, components=components)
+    shape = draw(st.just(()) | SHAPES)
+    return Condition(name, shape, draw(DTYPES), range=range_of(draw), components=components)
+
+
+@st.composite
+def latents_called(draw: st.DrawFn, name: str) -> Latent:
+    shape = draw(SHAPES)
+    axes = draw(st.just(()) | st.tuples(*(TEXTS for _ in shape)))
+    dynamic = dynamic_of(draw, shape, axes) if axes else {}
+    reason = draw(st.none() | TEXTS)
+    kind = draw(st.sampled_from(["normal", "codes", "none", "noise"]))
+    if kind == "normal":
+        noise = draw(st.none() | st.just(f"{name}_eps"))
+        posterior = LatentPosterior("normal", f"{name}_mu", f"{name}_logvar", f"{name}_std", noise=noise)
+    elif kind == "codes":
+        posterior = LatentPosterior("codes", value=f"{name}_value", codebook=draw(SIZES))
+    else:
+        posterior = LatentPosterior("none", value=f"{name}_value" if kind == "none" else None, reason=reason)
+    priors = [LatentPrior(), LatentPrior("sphere"), LatentPrior("none", reason=reason)]
+    if not dynamic:
+        covariance = draw(st.sampled_from(["diagonal", "full"]))
+        priors.append(LatentPrior("mixture", draw(NAMES), draw(st.integers(1, 4096)), covariance))
+    allowed = {"codes": priors[2:3], "noise": priors[:1]}.get(kind, priors)
+    return Latent(
+        name,
+        shape,
+        posterior,
+        draw(st.sampled_from(allowed)),
+        "int64" if kind == "codes" else "float32",
+        axes,
+        dynamic,
+        draw(FACTORS | st.lists(FACTORS, min_size=shape[0], max_size=shape[0]).map(tuple) if shape[0] < 9 else FACTORS),
+        draw(NUMBERS | st.lists(NUMBERS, min_size=shape[0], max_size=shape[0]).map(tuple) if shape[0] < 9 else NUMBERS),
+    )
+
+
+@st.composite
+def likelihoods(draw: st.DrawFn) -> Likelihood:
+    kind = draw(st.sampled_from(["bernoulli", "gaussian", "laplace", "none"]))
+    own: dict[str, Any] = {}
+    if kind == "bernoulli":
+        own["logits"] = draw(st.sampled_from([None, "logits"]))
+    elif kind == "none":
+        own["reason"] = draw(st.none() | TEXTS)
+    else:
+        own = draw(st.just({"scale_output": "sigma"}) | POSITIVE.map(lambda scale: {"scale": scale}))
+    if draw(st.booleans()):
+        own["shape"] = draw(SHAPES)
+        own["axes"] = draw(st.just(()) | st.tuples(*(TEXTS for _ in own["shape"])))
+    shapes = draw(st.lists(st.just(()) | SHAPES, max_size=2))
+    outputs = tuple(
+        Output(f"more{index}", shape, draw(st.just(()) | st.tuples(*(TEXTS for _ in shape))))
+        for index, shape in enumerate(shapes)
+    )
+    return Likelihood(kind, draw(TENSORS.map(lambda name: f"{name}_mean")), outputs=outputs, **own)
+
+
 @st.composite
 def valid_manifests(draw: st.DrawFn) -> Manifest:
-    # The last character tells the names apart.
-    x, z, mu, logvar, std, mean, logits = (f"{draw(TENSORS)}{index}" for index in range(7))
-    kind = draw(st.sampled_from(["bernoulli", "gaussian", "laplace"]))
-    bernoulli = kind == "bernoulli"
     shape = draw(SHAPES)
+    axes = tuple(draw(TEXTS) for _ in shape)
+    # The digit tells the names apart.
+    latents = tuple(draw(latents_called(f"{draw(TENSORS)}z{index}")) for index in range(draw(st.integers(1, 3))))
+    conditions = tuple(draw(conditions_called(f"{draw(TENSORS)}c{index}")) for index in range(draw(st.integers(0, 2))))
+    likelihood = draw(likelihoods())
+    encoded = [name for latent in latents for name in latent.posterior.outputs]
+    decoded = [name for name in (likelihood.mean, likelihood.logits, likelihood.scale_output) if name]
     return Manifest(
         package_name=draw(NAMES),
         name=draw(TEXTS),
         observation=Observation(
-            name=x,
+            name=f"{draw(TENSORS)}x",
             shape=shape,
-            axes=tuple(draw(TEXTS) for _ in shape),
-            range=draw(st.none() | st.tuples(NUMBERS, NUMBERS).filter(lambda pair: pair[0] < pair[1])),
+            axes=axes,
+            range=range_of(draw),
             normalisation=draw(st.none() | st.builds(Normalisation, NUMBERS, POSITIVE)),
+            dtype=draw(DTYPES),
+            dynamic=dynamic_of(draw, shape, axes),
         ),
-        latents=(Latent(z, draw(SHAPES), mu, logvar, std),),
-        likelihood=Likelihood(kind, mean, logits if bernoulli else None, None if bernoulli else draw(POSITIVE)),
+        conditions=conditions,
+        latents=latents,
+        likelihood=likelihood,
         golden=Golden(draw(NAMES), draw(st.integers(0, 2**53 - 1)), draw(st.integers(1, 2**20))),
-        encoder=draw(variants_of("encoder", [mu, logvar, std])),
-        decoder=draw(variants_of("decoder", [mean, logits] if bernoulli else [mean])),
+        encoder=draw(variants_of("encoder", encoded)),
+        decoder=draw(variants_of("decoder", [*decoded, *(output.name for output in likelihood.outputs)])),
         description=draw(TEXTS),
         licence=draw(st.none() | TEXTS),
         reader=draw(st.sampled_from([None, "vae-runtime>=0.1", "vae-runtime>=3", "vae-runtime>=1.20.300"])),
@@ -437,7 +780,14 @@ def test_what_is_written_reads_back_as_an_equal_manifest(manifest: Manifest) -> 
 
 
 KEYS = sorted(
-    {key for _, node in nodes_of(example()) if isinstance(node, dict) for key in node} | {*EXECUTORS, "pytorch", "a\n"}
+    {
+        key
+        for base in (example(), edited(*CONDITIONAL, *DYNAMIC), edited(*OF_CODES), edited(*SEVERAL))
+        for _, node in nodes_of(base)
+        if isinstance(node, dict)
+        for key in node
+    }
+    | {*EXECUTORS, "pytorch", "a\n"}
 )
 TELLING = [
     *(None, True, False, 0, 1, -1, 2, 3.0, 2.5, 1e300, 1.5e300, -1e300, 10**400, 2**20, 2**31 - 1, 2**31, 2**53 - 1),
@@ -460,6 +810,8 @@ TELLING = [
         "0.1",
     ),
     *("noise", "noise.x", "gaussian", "laplace", "vae-runtime>=2", "pip", [], {}, [1], [0, 1], ["noise"], ["x", "y"]),
+    *("int64", "float32", "none", "codes", "mixture", "sphere", "full", ["encoder", "encoder"], ["a", "a"], [0, 0.5]),
+    *({"kind": "none"}, {"kind": "mixture"}, {"width": {"least": 1, "most": 9}}, {"least": 2, "most": 1}, [LABEL]),
     *([[]], {"vae": {}}, {"kind": "normal"}, {"model_file": "a"}, {"ort": {"model_file": "a"}}, {"another": {}}),
 ]
 
@@ -474,7 +826,18 @@ BASES = [
         ((*DECODER, "fp32", "additional_metadata", "vae", "tolerance", "logits"), ABSENT),
         ((*DECODER, "fp32", "additional_metadata", "vae", "error", "logits"), ABSENT),
     ),
+    edited(*CONDITIONAL, *DYNAMIC),
+    edited(*OF_CODES),
+    edited(*CONDITIONAL, *SEVERAL),
 ]
+
+
+@pytest.mark.parametrize("document", BASES, ids=range(len(BASES)))
+def test_the_documents_that_are_edited_are_valid(document: Any) -> None:
+    VALIDATOR.validate(document)
+    assert problems(document) == []
+    manifest = parse(json.dumps(document))
+    assert parse(dump(manifest)) == manifest
 
 
 @st.composite
@@ -523,10 +886,16 @@ def test_parser_and_schema_come_to_the_same_verdict_on_any_document() -> None:
         (("name",), {"pattern": "^[A-Za-z0-9._-]+$"}),
         (("variant",), {"additionalProperties": True}),
         (("golden", "properties", "n"), {"type": "number"}),
-        (("shape", "items"), {"minimum": 0}),
+        (("size",), {"minimum": 0}),
         (("observation",), {"additionalProperties": False}),
         (("latent", "required"), ["name", "dtype", "shape", "prior", "posterior", "level"]),
         (("executor_info",), {"then": False}),
+        (("factor",), {"not": False}),
+        (("condition", "properties", "classes"), {"uniqueItems": False}),
+        (("condition", "properties", "classes", "items"), {"pattern": "."}),
+        (("prior",), {"then": True}),
+        (("posterior",), {"else": True}),
+        (("likelihood",), {"else": True}),
     ],
 )
 def test_a_schema_that_is_a_little_off_is_found_out(place: tuple[str, ...], changes: Any) -> None:
@@ -537,6 +906,7 @@ def test_a_schema_that_is_a_little_off_is_found_out(place: tuple[str, ...], chan
         holder = holder[key]
     holder[last] = holder[last] | changes if isinstance(changes, dict) else changes
     documents = [*map(edited, BROKEN), *(edited(edit) for edit in LET_THROUGH)]
+    documents += [edited(*edits) for edits, _ in BROKEN_FURTHER]
     validator = Draft202012Validator(other)
     assert any(validator.is_valid(document) != fields_are_right(document) for document in documents)
 
@@ -547,6 +917,7 @@ def test_a_schema_that_is_a_little_off_is_found_out(place: tuple[str, ...], chan
         ("_NAME", re.compile(".*")),
         ("_PATH", re.compile("[A-Za-z0-9_./-]*")),
         ("_TENSOR", re.compile(r"[A-Za-z0-9_.]+")),
+        ("_LINE", re.compile(".*", re.DOTALL)),
         ("_READER", re.compile("vae-runtime")),
         ("_VERSION", re.compile(r"[0-9]+\.[0-9]+")),
         ("_RESERVED", ""),
@@ -568,7 +939,19 @@ CONTRADICTIONS: list[tuple[int, list[tuple[tuple[str | int, ...], Any]], str]] =
     (1, [((*FREE, "observation", "axes"), ["channel", "height"])], f"{place_of(FREE)}.observation.axes"),
     (2, [((*FREE, "observation", "range"), [1, 1])], f"{place_of(FREE)}.observation.range"),
     (2, [((*FREE, "observation", "range"), [1, 0])], f"{place_of(FREE)}.observation.range"),
+    (1, [((*LATENT, "axes"), ["a", "b"])], f"{place_of(LATENT)}.axes"),
+    (1, [*SEVERAL, ((*LIKELIHOOD, "axes"), ["a", "b"])], f"{place_of(LIKELIHOOD)}.axes"),
+    (1, [*SEVERAL, ((*LIKELIHOOD, "shape"), ABSENT)], f"{place_of(LIKELIHOOD)}.axes"),
+    (1, [*SEVERAL, ((*LIKELIHOOD, "outputs", 0, "axes"), ["a"])], f"{place_of(LIKELIHOOD)}.outputs[0].axes"),
+    (2, [*CONDITIONAL, ((*FREE, "conditions", 1, "range"), [1, 1])], f"{place_of(FREE)}.conditions[1].range"),
     (3, [((*LATENT, "name"), "x")], f"{place_of(FREE)}.latents[0].name"),
+    (3, [*CONDITIONAL, ((*CONDITION, "name"), "x")], f"{place_of(CONDITION)}.name"),
+    (3, [*CONDITIONAL, ((*CONDITION, "name"), "z")], f"{place_of(LATENT)}.name"),
+    # One is the decoder's alone: the golden vectors name both.
+    (3, [*CONDITIONAL, *SEVERAL, ((*CONDITION, "name"), "mask")], f"{place_of(FREE)}.conditions[1].name"),
+    (3, [*SEVERAL, ((*FREE, "latents", 1, "name"), "z")], f"{place_of(FREE)}.latents[1].name"),
+    (3, [*SEVERAL, ((*LATENT, "posterior", "noise"), "z")], f"{place_of(LATENT)}.posterior.noise"),
+    (3, [*SEVERAL, ((*LATENT, "posterior", "noise"), "x")], f"{place_of(LATENT)}.posterior.noise"),
     (
         4,
         [
@@ -590,6 +973,20 @@ CONTRADICTIONS: list[tuple[int, list[tuple[tuple[str | int, ...], Any]], str]] =
         ],
         f"{place_of(FREE)}.likelihood",
     ),
+    (
+        4,
+        [
+            *SEVERAL,
+            ((*FREE, "latents", 2, "posterior", "value"), "std"),
+            *all_for(ENCODER, ["mu", "logvar", "std"]),
+        ],
+        f"{place_of(FREE)}.latents[2].posterior",
+    ),
+    (
+        4,
+        [*SEVERAL, ((*LIKELIHOOD, "outputs", 0, "name"), "sigma"), *all_for(DECODER, ["x", "sigma", "rates"])],
+        f"{place_of(FREE)}.likelihood",
+    ),
     (5, [((*DECODER, "fp32"), ABSENT)], place_of(DECODER)),
     (5, [((*FP32, "executor_info"), {"another": {}})], place_of(ENCODER)),
     (6, [((*OURS, "tolerance", "mu"), ABSENT)], f"{place_of(OURS)}.tolerance"),
@@ -602,6 +999,48 @@ CONTRADICTIONS: list[tuple[int, list[tuple[tuple[str | int, ...], Any]], str]] =
         ],
         "components",
     ),
+    (7, [((*OURS, "data"), "model.onnx")], "components"),
+    (
+        8,
+        [*DYNAMIC, ((*FREE, "observation", "dynamic"), {"depth": {"least": 1, "most": 2}})],
+        f"{place_of(FREE)}.observation.dynamic.depth",
+    ),
+    (
+        8,
+        [*DYNAMIC, ((*FREE, "observation", "axes"), ["channel", "width", "width"])],
+        f"{place_of(FREE)}.observation.dynamic.width",
+    ),
+    *(
+        (
+            8,
+            [*DYNAMIC, ((*FREE, "observation", "dynamic", "width"), sizes)],
+            f"{place_of(FREE)}.observation.dynamic.width",
+        )
+        for sizes in (
+            {"least": 9, "most": 64},
+            {"least": 1, "most": 7},
+            {"least": 1, "most": 64, "multiple": 3},
+            {"least": 64, "most": 1},
+        )
+    ),
+    (8, [*DYNAMIC, ((*LATENT, "axes"), ABSENT)], f"{place_of(LATENT)}.dynamic.code"),
+    (8, [*DYNAMIC, ((*LATENT, "dynamic", "code", "least"), 17)], f"{place_of(LATENT)}.dynamic.code"),
+    (9, [*CONDITIONAL, ((*CONDITION, "dtype"), "float32")], f"{place_of(CONDITION)}.classes"),
+    (9, [*CONDITIONAL, ((*CONDITION, "shape"), [1])], f"{place_of(CONDITION)}.classes"),
+    (9, [*CONDITIONAL, ((*CONDITION, "range"), [0, 1])], f"{place_of(CONDITION)}.range"),
+    (10, [((*LATENT, "dtype"), "int64")], f"{place_of(LATENT)}.dtype"),
+    (10, [*OF_CODES, ((*LATENT, "dtype"), "float32")], f"{place_of(LATENT)}.dtype"),
+    *(
+        (10, [*OF_CODES, ((*LATENT, "prior"), prior)], f"{place_of(LATENT)}.prior.kind")
+        for prior in ({"kind": "normal"}, {"kind": "sphere"}, MIXTURE)
+    ),
+    *(
+        (11, [*SEVERAL, ((*FREE, "latents", 1, "prior"), prior)], f"{place_of(FREE)}.latents[1].prior.kind")
+        for prior in ({"kind": "none"}, {"kind": "sphere"}, MIXTURE)
+    ),
+    (12, [*DYNAMIC, ((*LATENT, "prior"), MIXTURE)], f"{place_of(LATENT)}.prior.kind"),
+    (13, [((*LATENT, "scale"), [1.0] * 15)], f"{place_of(LATENT)}.scale"),
+    (13, [((*LATENT, "shift"), [1.0] * 17)], f"{place_of(LATENT)}.shift"),
 ]
 
 
@@ -638,6 +1077,19 @@ LET_THROUGH: list[tuple[tuple[str | int, ...], Any]] = [
     ((*LATENT, "prior", "later"), [1]),
     ((*LATENT, "posterior", "later"), [1]),
     ((*FREE, "likelihood", "scale"), None),
+    ((*FREE, "conditions"), []),
+    ((*FREE, "observation", "dynamic"), {}),
+    ((*LATENT, "dynamic"), {}),
+    ((*LATENT, "axes"), ["code"]),
+    ((*LATENT, "scale"), -2),
+    ((*LATENT, "shift"), [0] * 16),
+    ((*LATENT, "prior", "file"), 5),
+    ((*LATENT, "prior"), {"kind": "none"}),
+    ((*LATENT, "prior"), {"kind": "sphere", "reason": 5}),
+    ((*LIKELIHOOD, "scale_output"), 5),
+    ((*LIKELIHOOD, "outputs"), []),
+    ((*OURS, "exporter"), "dynamo"),
+    ((*OURS, "data"), "weights.bin"),
     ((*FREE, "observation", "range"), None),
     ((*FREE, "observation", "shape", 0), 1.0),
     ((*FREE, "golden", "n"), 1e3),

@@ -126,6 +126,7 @@ def test_the_examples_of_the_specification() -> None:
     assert equal(given["third"], given["eps"][2:3])
     assert equal(given["short"], given["eps"][:, :8])
     assert not np.any(given["other"] == given["eps"])
+    assert 1.9 < np.abs(given["near"]).max() <= 2
     assert equal(given["u"], (given["w"] >> 8).astype(np.float32) * np.float32(2**-24))
     assert 0 <= given["seed"] < 2**53
 
@@ -327,7 +328,7 @@ def test_uniform_is_in_zero_to_one_from_the_same_words(seed: int, start: int) ->
 def test_uniform_of_the_greatest_word_is_below_one() -> None:
     greatest = 2**32 - 1
     assert noise._uniform_of_words(np.array([greatest], np.uint64))[0] == np.float32(1 - 2**-24)
-    assert noise._uniform_of_word(greatest) == 1 - 2**-24
+    assert noise._uniform_of_few([greatest]) == [1 - 2**-24]
 
 
 # What the numbers are like.
@@ -359,6 +360,90 @@ def test_every_normal_is_a_multiple_of_the_unit() -> None:
     z = noise.normal(8, 0, 1000, (7,))
     assert all(Fraction(x) % Fraction(1, 2**21) == 0 for x in z.ravel().tolist())
     assert not np.any(z == 0)
+
+
+# Truncated.
+
+TRUNCATIONS = st.floats(0.01, 8) | st.sampled_from([0.01, 1, 2.0, 4.8604, 6.3, 6.338, 6.34, 1e6])
+
+
+@given(SEEDS, STARTS, st.integers(1, 6), st.integers(1, 20), TRUNCATIONS)
+@settings(max_examples=60, deadline=None)
+def test_truncated_noise_equals_the_reference_on_both_paths(
+    seed: int, start: int, n: int, elements: int, truncation: float
+) -> None:
+    q, d = QUANTILE.tolist(), DIFFERENCE.tolist()
+    words = noise.words(seed, start, n, (elements,)).tolist()
+    if elements * n > 30:
+        words = [row[:2] for row in words]
+    wanted = [[REFERENCE["fixed"](REFERENCE["truncated"](w, truncation, q, d), q, d) for w in row] for row in words]
+    for small in (0, 10**9):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(noise, "_SMALL", small)
+            z = noise.normal(seed, start, n, (elements,), truncation=truncation)
+        assert np.abs(z).max() <= truncation
+        assert (z[:, : len(wanted[0])] * 2.0**21).tolist() == wanted
+
+
+@given(SEEDS, STARTS, STREAMS, st.integers(1, 40), st.integers(1, 9), TRUNCATIONS, st.data())
+@settings(max_examples=40, deadline=None)
+def test_truncated_noise_depends_on_its_address_alone(
+    seed: int, start: int, stream: int, n: int, elements: int, truncation: float, data: Any
+) -> None:
+    whole = noise.normal(seed, start, n, (elements,), stream, truncation)
+    cut = data.draw(st.integers(0, n))
+    parts = [
+        noise.normal(seed, start, cut, (elements,), stream, truncation),
+        noise.normal(seed, (start + cut) % 2**64, n - cut, (elements,), stream, truncation),
+    ]
+    assert equal(np.concatenate(parts), whole)
+    assert equal(noise.normal(seed, start, n, (1,), stream, truncation), whole[:, :1].copy())
+    plain = noise.normal(seed, start, n, (elements,), stream)
+    assert np.array_equal(np.sign(plain), np.sign(whole))
+    assert np.all(np.abs(whole) <= np.abs(plain))
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1), TRUNCATIONS)
+@settings(max_examples=200, deadline=None)
+def test_truncation_keeps_the_order_and_the_sign(one: int, other: int, truncation: float) -> None:
+    nearest = noise._nearest_tail(math.floor(truncation * 2**21))
+    near, far = sorted([one, other])
+    moved = [noise._truncated_word(word, nearest) for word in (near, far)]
+    assert nearest <= moved[0] <= moved[1] < 2**31
+    assert noise._truncated_word(near | 2**31, nearest) == moved[0] | 2**31
+    assert noise._truncated_words(np.array([near, far | 2**31], np.uint64), nearest).tolist() == [
+        moved[0], moved[1] | 2**31,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("bound", [1, 2, 20_971, 2**21, 5 * 2**21, 13291660])
+def test_the_nearest_tail_is_the_first_within_the_bound(bound: int) -> None:
+    nearest = noise._nearest_tail(bound)
+    assert noise._fixed_of_word(nearest) <= bound < noise._fixed_of_word(nearest - 1)
+
+
+def test_a_truncation_beyond_the_farthest_number_changes_nothing() -> None:
+    assert noise._nearest_tail(13291661) == 0
+    for n in (1, 1000):
+        for truncation in (6.34, 7, 1e6):
+            assert equal(noise.normal(3, 0, n, (7,), 0, truncation), noise.normal(3, 0, n, (7,)))
+    assert not equal(noise.normal(3, 0, 1000, (7,), 0, 1.0), noise.normal(3, 0, 1000, (7,)))
+
+
+@pytest.mark.parametrize("truncation", [0.01, 0.3, 1.0, 2.0, 3.5])
+def test_truncated_noise_has_the_truncated_distribution(truncation: float) -> None:
+    z = np.sort(noise.normal(12, 0, 100_000, (4,), 0, truncation).ravel())
+    low = math.erf(-truncation / math.sqrt(2))
+    wanted = np.array([(math.erf(x / math.sqrt(2)) - low) / (-2 * low) for x in z[::100].tolist()])
+    found = np.arange(len(z))[::100] / len(z)
+    # Kolmogorov: a distance above 2 / √n has a probability below 0.001.
+    assert np.abs(found - wanted).max() < 2 / math.sqrt(len(z))
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 0.009, 1.1e6, math.nan, math.inf, "2", [2.0]])
+def test_a_wrong_truncation_is_refused(wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"^truncation: a number from 0\.01 to 1e\+06 is expected, got"):
+        noise.normal(0, 0, 1, (4,), truncation=wrong)
 
 
 # How it may be called.
@@ -422,10 +507,10 @@ def test_a_bad_argument_is_named(draw: Draw, changes: dict[str, Any], message: s
 
 
 def test_streams_of_purposes_and_latents() -> None:
-    purposes = [noise.PRIOR, noise.POSTERIOR, noise.OBSERVATION, noise.IMPORTANCE]
-    assert purposes == [0, 1, 2, 3]
+    purposes = [noise.PRIOR, noise.POSTERIOR, noise.OBSERVATION, noise.IMPORTANCE, noise.CHOICE]
+    assert purposes == [0, 1, 2, 3, 4]
     streams = [noise.stream_of(purpose, latent) for latent in range(3) for purpose in purposes]
-    assert streams == [0, 1, 2, 3, 256, 257, 258, 259, 512, 513, 514, 515]
+    assert streams == [0, 1, 2, 3, 4, 256, 257, 258, 259, 260, 512, 513, 514, 515, 516]
 
 
 def test_new_seeds_differ_and_any_language_can_hold_them() -> None:

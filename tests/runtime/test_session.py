@@ -20,6 +20,8 @@ CPU = Device("cpu", "CPUExecutionProvider", {})
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 without_cuda = pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has the CUDA execution provider")
+IN_MEMORY = hasattr(onnxruntime.SessionOptions, "add_external_initializers_from_files_in_memory")
+in_memory = pytest.mark.skipif(not IN_MEMORY, reason="this ONNX Runtime takes no external data from memory")
 on_cuda = pytest.mark.skipif(
     not HAS_CUDA or not shutil.which("nvidia-smi"),
     reason="the CUDA path is not tested here: it needs onnxruntime-gpu and an NVIDIA GPU",
@@ -181,6 +183,17 @@ def test_a_graph_is_computed(onnx_bytes):
     np.testing.assert_array_equal(x, np.ones((3, 2)))
 
 
+def test_integers_go_in_and_come_out(onnx_bytes):
+    o = onnx_bytes
+    rows = ["batch", 2]
+    graph = o.model([o.node("Add", ["z", "z"], ["x"])], [o.value("z", rows, 7)], [o.value("x", rows, 7)])
+    session = Session(graph, "graph", CPU)
+    assert session.inputs == {"z": ("tensor(int64)", ("batch", 2))}
+    (x,) = session.run(["x"], {"z": np.array([[2**40, -1]])})
+    assert x.dtype == np.int64
+    np.testing.assert_array_equal(x, [[2**41, -2]])
+
+
 def test_what_fails_in_onnx_runtime_is_an_error_of_ours(onnx_bytes):
     o = onnx_bytes
     graph = o.model([o.node("Exp", ["z"], ["x"])], [o.value("z", ["batch", 2])], [o.value("x", ["batch", 2])])
@@ -287,6 +300,141 @@ def test_external_data_are_found_wherever_a_tensor_can_be(onnx_bytes, external):
     for where, content in models.items():
         with pytest.raises(BundleError, match="in another file"):
             Session(content, where, CPU)
+        # ONNX Runtime would read some of these from the disk, bytes given or not.
+        expected = "does not load|takes no weights" if where == "wide tag" else "of the main graph's initializers alone"
+        with pytest.raises(BundleError, match=expected):
+            Session(content, where, CPU, data={"weights.bin": EYE.tobytes()})
+
+
+# External data that are given, as bytes by the file's name.
+
+
+def test_of_an_old_onnx_runtime_external_data_are_an_error_that_names_the_newer(matmul, external, monkeypatch):
+    if IN_MEMORY:
+        monkeypatch.delattr(onnxruntime.SessionOptions, "add_external_initializers_from_files_in_memory")
+    with pytest.raises(BundleError, match=rf"^graph: ONNX Runtime {onnxruntime.__version__} takes no weights from"):
+        Session(matmul(external["working directory"]), "graph", CPU, data={"weights.bin": EYE.tobytes()})
+
+
+@in_memory
+def test_external_data_are_taken_from_the_bytes_and_not_from_the_disk(matmul, external, onnx_bytes, tmp_path):
+    # `external` has put other numbers into a file of this name in the working directory.
+    weights = 2 + EYE
+    for offset, content in ((0, weights.tobytes()), (3, b"..." + weights.tobytes() + b".")):
+        tensor = onnx_bytes.external_tensor("w", (4, 4), location="weights.bin", offset=str(offset), length="64")
+        session = Session(matmul(tensor), "graph", CPU, data={"weights.bin": content})
+        np.testing.assert_array_equal(session.run(["x"], {"z": EYE})[0], weights)
+    (tmp_path / "weights.bin").unlink()
+    Session(matmul(external["working directory"]), "graph", CPU, data={"weights.bin": weights.tobytes()})
+    Session(
+        matmul(onnx_bytes.external_tensor("w", (4, 4), location="weights.bin", length="64")),
+        "graph",
+        CPU,
+        data={"weights.bin": weights.tobytes()},
+    )
+
+
+@in_memory
+def test_bytes_that_the_graph_does_not_use_do_no_harm(matmul, onnx_bytes):
+    session = Session(matmul(onnx_bytes.tensor("w", EYE)), "graph", CPU, data={"weights.bin": b""})
+    np.testing.assert_array_equal(session.run(["x"], {"z": EYE})[0], EYE)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {},
+        {"location": "weights.bin"},
+        {"location": "other.bin", "offset": "0", "length": "64"},
+        {"location": "./weights.bin", "offset": "0", "length": "64"},
+        {"location": "", "offset": "0", "length": "64"},
+        {"offset": "0", "length": "64"},
+        {"location": "weights.bin", "offset": "1", "length": "64"},
+        {"location": "weights.bin", "offset": "64", "length": "64"},
+        {"location": "weights.bin", "offset": "0", "length": "65"},
+        {"location": "weights.bin", "offset": "-1", "length": "64"},
+        {"location": "weights.bin", "offset": "+0", "length": "64"},
+        {"location": "weights.bin", "offset": "0x0", "length": "64"},
+        {"location": "weights.bin", "offset": "\u0660", "length": "64"},
+        {"location": "weights.bin", "offset": "", "length": "64"},
+        {"location": "weights.bin", "offset": str(2**64), "length": "64"},
+        {"location": "weights.bin", "offset": "0" * 5000, "length": "64"},
+        {"location": "weights.bin", "offset": "0", "length": ""},
+        {"location": "weights.bin", "offset": "0", "length": "0"},
+        {"location": "weights.bin", "offset": "0", "length": "-64"},
+        {"location": "weights.bin", "offset": "0", "length": "64", "checksum": "0"},
+        {"location": "weights.bin", "offset": "0", "length": "64", "prepacked_0": "a|0|64"},
+        {"location": "\ud7ff", "offset": "0", "length": "64"},
+    ],
+)
+def test_external_data_beyond_the_bytes_that_are_given_are_refused(matmul, external, onnx_bytes, entries):
+    tensor = onnx_bytes.external_tensor("w", (4, 4), **entries)
+    data = {"weights.bin": EYE.tobytes()}
+    if not entries:
+        # An empty entry: a key and a value that are not there.
+        tensor += onnx_bytes.field(13, b"")
+    with pytest.raises(
+        BundleError, match=r"^graph: a tensor's numbers within weights\.bin \(64 bytes\) are expected, got"
+    ) as caught:
+        Session(matmul(tensor), "graph", CPU, data=data)
+    assert len(str(caught.value)) < 500
+
+
+def test_what_leads_elsewhere_is_refused_with_bytes_given_too(matmul, external, onnx_bytes):
+    data = {"weights.bin": EYE.tobytes()}
+    for where in ("upwards", "absolute", "memory"):
+        with pytest.raises(BundleError, match=r"within weights\.bin .* are expected, got location"):
+            Session(matmul(external[where]), "graph", CPU, data=data)
+    # A location that stands twice, in two entries and in one.
+    o = onnx_bytes
+    twice = external["working directory"] + o.field(13, o.field(1, "location") + o.field(2, "/etc/passwd"))
+    last = o.external_tensor("w", (4, 4), offset="0", length="64")
+    last += o.field(13, o.field(1, "location") + o.field(2, "weights.bin", "/etc/passwd"))
+    for tensor in (twice, last):
+        with pytest.raises(BundleError, match=r"within weights\.bin .* '/etc/passwd'"):
+            Session(matmul(tensor), "graph", CPU, data=data)
+
+
+@in_memory
+def test_a_length_that_is_not_the_tensors_is_refused(matmul, onnx_bytes):
+    data = {"weights.bin": EYE.tobytes() * 2}
+    for length in ("32", "128"):
+        tensor = onnx_bytes.external_tensor("w", (4, 4), location="weights.bin", offset="0", length=length)
+        with pytest.raises(BundleError, match=r"^graph: ONNX Runtime .* does not load this graph"):
+            Session(matmul(tensor), "graph", CPU, data=data)
+
+
+@in_memory
+def test_the_weights_of_a_bundle_lie_beside_its_graph(weighted_bundle, tmp_path, monkeypatch, resign):
+    folder = weighted_bundle()
+    monkeypatch.chdir(tmp_path)
+    vae = vae_runtime.load(folder)
+    z = vae.prior(2, seed=0)
+    np.testing.assert_array_equal(vae.decode(z), 2 * z)
+    assert vae_runtime.verify(folder).passed
+    weights = folder / "decoder/fp32/weights.bin"
+    content = weights.read_bytes()
+    weights.write_bytes(np.full((3, 3), 0.5, np.float32).tobytes())
+    with pytest.raises(BundleError, match=r"weights\.bin: sha256 is"):
+        vae_runtime.load(folder)
+    resign(folder)
+    assert not vae_runtime.verify(folder).passed
+    weights.write_bytes(content[:-1])
+    resign(folder)
+    with pytest.raises(BundleError, match=r"within weights\.bin \(35 bytes\) are expected"):
+        vae_runtime.load(folder)
+
+
+@in_memory
+def test_weights_that_the_manifest_does_not_name_are_refused(weighted_bundle, edit_manifest):
+    folder = weighted_bundle()
+
+    def forget(document):
+        del document["components"]["decoder"]["variants"]["fp32"]["additional_metadata"]["vae"]["data"]
+
+    edit_manifest(folder, forget)
+    with pytest.raises(BundleError, match="a tensor's numbers are in another file, inline ones are expected"):
+        vae_runtime.load(folder)
 
 
 def test_a_tensor_of_that_name_or_text_is_not_external_data(onnx_bytes):

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import vae_runtime
-from vae_runtime import BundleError, InputError, interpolate, noise
-from vae_runtime.vae import HOTTEST, Posterior
+from vae_runtime import BundleError, InputError, Posterior, interpolate, noise
+from vae_runtime.prior import HOTTEST
 
 SEEDS = st.integers(-(2**63), 2**64 - 1)
 STARTS = st.one_of(st.integers(0, 2**64 - 1), st.integers(2**64 - 50, 2**64 - 1))
@@ -440,6 +440,16 @@ def test_wrong_observations_are_refused_with_the_place(vae, x, message):
 def test_wrong_latents_are_refused_with_the_place(vae, z, message):
     with pytest.raises(InputError, match=message):
         vae.decode(z)
+
+
+def test_one_latent_may_be_given_by_its_name(vae):
+    z = vae.prior(2, seed=0)
+    same(vae.decode({"z": z}), vae.decode(z))
+    same(vae.prior(2, seed=0, latent_shape={"z": (8,)}), z)
+    with pytest.raises(InputError, match=r"^z: z is missing; give every latent by name"):
+        vae.decode({})
+    with pytest.raises(InputError, match=r"^z: one of z is expected, got 'y'"):
+        vae.decode({"y": z})
 
 
 def test_views_of_any_order_are_taken(vae):

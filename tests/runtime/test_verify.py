@@ -13,7 +13,7 @@ from vae_runtime.bundle import open_bundle
 from vae_runtime.errors import BundleError, InputError
 from vae_runtime.session import resolve_device
 from vae_runtime.vae import open_session
-from vae_runtime.verify import Check, Report, golden_input, read_golden, verify
+from vae_runtime.verify import Check, Report, golden_inputs, read_golden, verify
 
 MODELS = sorted(path.parent for path in (Path(__file__).parents[2] / "models").glob("*/manifest.json"))
 every_model = pytest.mark.parametrize("model", MODELS, ids=lambda path: path.name)
@@ -45,7 +45,7 @@ def test_a_bundle_that_ships_passes(model):
     bundle = open_bundle(model)
     checked = {check.what for check in report.checks if check.passed}
     wanted = {
-        f"{variant.component}/{variant.name} {output}"
+        f"{variant.component}/{variant.name} {output.name}"
         for variant in bundle.manifest.variants
         if variant.executor == "ort"
         for output in bundle.manifest.outputs(variant.component)
@@ -64,8 +64,10 @@ def test_golden_latents_are_noise_and_golden_observations_are_in_range(model):
     bundle = open_bundle(model)
     golden, manifest = read_golden(bundle), bundle.manifest
     wanted = noise.normal(manifest.golden.seed, 0, manifest.golden.n, manifest.latent.shape)
-    np.testing.assert_array_equal(golden_input(bundle, "decoder", golden), wanted)
-    x = golden_input(bundle, "encoder", golden)
+    z = golden_inputs(bundle, "decoder", golden)
+    assert list(z) == ["z", *(condition.name for condition in manifest.conditions)]
+    np.testing.assert_array_equal(z["z"], wanted)
+    x = golden_inputs(bundle, "encoder", golden)["x"]
     low, high = manifest.observation.range or (-np.inf, np.inf)
     assert low <= x.min() <= x.max() <= high
 
@@ -292,23 +294,22 @@ def test_variants_of_other_programs_are_skipped_with_the_reason(digits):
         assert check.verdict == "skipped"
 
 
-def test_a_runner_is_given_the_file_and_the_input_and_held_to_the_answer(digits):
+def test_a_runner_is_given_the_variant_and_the_inputs_and_held_to_the_answer(digits):
     variants = others(digits)
     assert variants
-    bundle = open_bundle(digits)
-    golden, cpu = read_golden(bundle), resolve_device("cpu")
-    contents = {bundle.read(variant.path): variant for variant in variants}
+    cpu = resolve_device("cpu")
     used = []
 
     def runner(error):
-        def run(content, given):
-            component = contents[content].component
-            used.append(component)
-            np.testing.assert_array_equal(given, golden_input(bundle, component, golden))
-            feed = {"encoder": "x", "decoder": "z"}[component]
-            answers = open_session(bundle, component, "fp32", cpu).run(
-                bundle.manifest.outputs(component), {feed: given}
-            )
+        def run(bundle, variant, given):
+            assert bundle.path == digits
+            used.append(variant)
+            wanted = golden_inputs(bundle, variant.component, read_golden(bundle))
+            assert list(given) == list(wanted)
+            for name, array in given.items():
+                np.testing.assert_array_equal(array, wanted[name])
+            outputs = [output.name for output in bundle.manifest.outputs(variant.component)]
+            answers = open_session(bundle, variant.component, "fp32", cpu).run(outputs, given)
             return [answer + np.float32(error) for answer in answers]
 
         return run
@@ -317,20 +318,19 @@ def test_a_runner_is_given_the_file_and_the_input_and_held_to_the_answer(digits)
     right = verify(digits, runners=dict.fromkeys(executors, runner(0.0)))
     assert right.passed
     assert not [check for check in right.checks if check.passed is None]
-    assert used == [variant.component for variant in variants]
+    assert used == variants
     wrong = verify(digits, runners=dict.fromkeys(executors, runner(0.1)))
     assert {what.split()[0] for what in failures(wrong)} == {f"{v.component}/{v.name}" for v in variants}
 
 
 def test_a_runner_that_gives_another_shape_or_number_of_answers_fails(digits):
     (first, *_) = others(digits)
-    bundle = open_bundle(digits)
-    golden = read_golden(bundle)
 
     def runner(change):
-        def run(content, given):
-            component = "encoder" if given.shape[1:] == bundle.manifest.observation.shape else "decoder"
-            return change([golden[f"{component}/{first.name}/{o}"] for o in bundle.manifest.outputs(component)])
+        def run(bundle, variant, given):
+            golden = read_golden(bundle)
+            outputs = bundle.manifest.outputs(variant.component)
+            return change([golden[f"{variant.component}/{variant.name}/{output.name}"] for output in outputs])
 
         return run
 
@@ -343,6 +343,95 @@ def test_a_runner_that_gives_another_shape_or_number_of_answers_fails(digits):
         assert all(re.search(detail, text) for text in failures(report).values())
         assert not report.passed
     assert verify(digits, runners={first.executor: runner(lambda answers: answers)}).passed
+
+
+# Several inputs; conditions and codes.
+
+
+def test_the_inputs_of_a_graph_are_golden_in_the_order_of_the_signature(codes_bundle, levels_bundle):
+    bundle = open_bundle(codes_bundle())
+    golden = read_golden(bundle)
+    assert list(golden_inputs(bundle, "encoder", golden)) == ["x", "label"]
+    decoder = golden_inputs(bundle, "decoder", golden)
+    assert list(decoder) == ["z", "label"]
+    assert [array.dtype for array in decoder.values()] == [np.int64, np.int64]
+    np.testing.assert_array_equal(decoder["z"], [[0, 1, 2], [7, 5, 3]])
+
+    bundle = open_bundle(levels_bundle())
+    golden = read_golden(bundle)
+    assert "z_1" not in golden
+    assert list(golden_inputs(bundle, "encoder", golden)) == ["x", "eps_1"]
+    decoder = golden_inputs(bundle, "decoder", golden)
+    assert list(decoder) == ["z_1", "z_2"]
+    for level, z in enumerate(decoder.values()):
+        np.testing.assert_array_equal(z, noise.normal(0, 0, 2, (3,), noise.stream_of(noise.PRIOR, level)))
+
+
+def test_a_bundle_of_codes_or_levels_passes(codes_bundle, levels_bundle):
+    report = verify(codes_bundle())
+    assert report.passed
+    details = {check.what: check.detail for check in report.checks}
+    assert details["encoder/fp32 codes"] == "0 of 6 codes differ (0.00%), tolerance 0; from PyTorch 0"
+    assert verify(levels_bundle()).passed
+
+
+def test_codes_that_differ_fail_with_their_fraction(codes_bundle, edit_golden, edit_manifest):
+    folder = codes_bundle()
+    edit_golden(folder, lambda arrays: arrays["encoder/fp32/codes"].__setitem__((1, 0), 2))
+    assert failures(verify(folder)) == {
+        "encoder/fp32 codes": "disagrees with 1 of 6 golden values (16.67%); worst at [1, 0]: 2 is expected, got 5, "
+        "difference 3, tolerance 0"
+    }
+
+    def tolerate(document):
+        ours = document["components"]["encoder"]["variants"]["fp32"]["additional_metadata"]["vae"]
+        ours["tolerance"]["codes"] = ours["error"]["codes"] = 3
+
+    edit_manifest(folder, tolerate)
+    report = verify(folder)
+    assert report.passed
+    assert "1 of 6 codes differ (16.67%), tolerance 3" in str(report)
+
+
+def test_codes_farther_from_pytorchs_than_declared_fail(codes_bundle, edit_golden):
+    folder = codes_bundle()
+    edit_golden(folder, lambda arrays: arrays["encoder/pytorch/codes"].__setitem__((0, 0), 1))
+    detail = "golden.npz: the stored answer is 1 from PyTorch's, the manifest declares 0"
+    assert failures(verify(folder)) == {"encoder/fp32 codes": detail}
+
+
+@pytest.mark.parametrize(("name", "index", "value"), [("label", 0, 1), ("z", (0, 0), 5), ("x", (1, 1), 2.5)])
+def test_any_golden_input_altered_is_caught(codes_bundle, edit_golden, name, index, value):
+    folder = codes_bundle()
+    edit_golden(folder, lambda arrays: arrays[name].__setitem__(index, value))
+    assert failures(verify(folder))
+
+
+@pytest.mark.parametrize("name", ["x", "eps_1"])
+def test_any_golden_input_of_several_levels_altered_is_caught(levels_bundle, edit_golden, name):
+    folder = levels_bundle()
+    edit_golden(folder, lambda arrays: arrays[name].__iadd__(1))
+    assert any(what.startswith("encoder/fp32 mu_2") for what in failures(verify(folder)))
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "expected"),
+    [
+        ("label", None, "int64 [2] is expected, got nothing"),
+        ("z", None, "int64 [2, 3] is expected, got nothing"),
+        ("z", np.zeros((2, 3), np.int32), "int64 [2, 3] is expected, got int32 [2, 3]"),
+        ("z", np.zeros((2, 3), np.float32), "int64 [2, 3] is expected, got float32 [2, 3]"),
+        ("label", np.zeros((2, 1), np.int64), "int64 [2] is expected, got int64 [2, 1]"),
+        ("encoder/pytorch/codes", np.zeros((2, 3), np.float32), "int64 [2, 3] is expected, got float32 [2, 3]"),
+        # 8 bytes a number fit, more do not.
+        ("label", np.zeros(2 + 4096 // 8, np.int64), "int64 [2] is expected, got a larger array"),
+        ("x", np.zeros((2 + 4096 // 4, 3), np.float32), "float32 [2, 3] is expected, got a larger array"),
+    ],
+)
+def test_a_golden_input_of_another_kind_is_named(codes_bundle, edit_golden, name, array, expected):
+    folder = codes_bundle()
+    edit_golden(folder, lambda arrays: arrays.pop(name) if array is None else arrays.update({name: array}))
+    assert f"golden.npz: {name}: {expected}; export the bundle again" in failures(verify(folder))["golden vectors"]
 
 
 # The report.

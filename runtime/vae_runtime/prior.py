@@ -1,0 +1,181 @@
+"""Draw latents from a prior, with the same bits on every platform.
+
+docs/noise.md, section 5, specifies each kind: every sum is taken in a stated order, elementwise, since matrix products
+and fused multiply-adds differ between machines.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import noise
+from .bundle import Bundle
+from .errors import BundleError, InputError, require_number
+from .manifest import Latent
+
+__all__ = ["HOTTEST", "Mixture", "draw_normal", "draw_sphere", "read_mixture"]
+
+Array = NDArray[np.float32]
+
+# The highest temperature; far beyond it latents leave float32's range.
+HOTTEST = 1e6
+# At least what the header of an .npy file takes.
+_NPY_HEADER = 4096
+# How far from 1 the weights' sum may be, by rounding.
+_ROUNDING = 1e-6
+
+
+def draw_normal(
+    seed: int | None, start: int, n: int, shape: Sequence[int], stream: int,
+    temperature: float = 1.0, truncation: float | None = None,
+) -> Array:  # fmt: skip
+    """Standard-normal noise of vnoise-1, scaled.
+
+    Args:
+        seed: None takes a fresh one.
+        start: index of the first.
+        n: how many.
+        shape: of one.
+        stream: see `noise.stream_of`.
+        temperature: what the noise is multiplied by, 0 … 1e6.
+        truncation: the noise's bound before that; see `noise.normal`.
+
+    Returns:
+        float32 [n, *shape].
+
+    Raises:
+        InputError: an argument is out of its range.
+    """
+    temperature = require_number("temperature", temperature, 0, HOTTEST)
+    eps = noise.normal(noise.new_seed() if seed is None else seed, start, n, shape, stream, truncation)
+    if temperature != 1:
+        eps *= np.float32(temperature)
+    return eps
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """A mixture of K normal distributions over latents of D elements.
+
+    `weights` float64 [K]; `means` float64 [K, D]; `factors` float64: [K, D], standard deviations, or [K, D, D],
+    matrices L with the covariance L·Lᵀ.
+    """
+
+    weights: NDArray[np.float64]
+    means: NDArray[np.float64]
+    factors: NDArray[np.float64]
+
+    def draw(
+        self, seed: int, start: int, n: int, latent: int = 0, temperature: float = 1.0, truncation: float | None = None
+    ) -> Array:
+        """Draw latents: a component for each, then the mean plus the factor times noise.
+
+        Args:
+            seed: of vnoise-1.
+            start: index of the first: row i is sample `start + i` of the seed.
+            n: how many.
+            latent: the number of the latent in the manifest.
+            temperature: scales the noise about the component's mean, 0 … 1e6.
+            truncation: bounds that noise; see `noise.normal`.
+
+        Returns:
+            float32 [n, D].
+
+        Raises:
+            InputError: an argument is out of its range.
+        """
+        components, elements = self.means.shape
+        eps = draw_normal(
+            seed, start, n, (elements,), noise.stream_of(noise.PRIOR, latent), temperature, truncation
+        ).astype(np.float64)
+        u = noise.uniform(seed, start, n, (1,), noise.stream_of(noise.CHOICE, latent))[:, 0]
+        # Added one by one, so that the order of the sum is certain.
+        cumulative = np.array(list(itertools.accumulate(self.weights.tolist())))
+        chosen = np.minimum(np.searchsorted(cumulative, u.astype(np.float64), side="right"), components - 1)
+        z: NDArray[np.float64] = self.means[chosen]
+        if self.factors.ndim == 2:
+            z += self.factors[chosen] * eps
+            return z.astype(np.float32)
+        for component in np.unique(chosen):
+            rows = np.nonzero(chosen == component)[0]
+            part, given, factor = z[rows], eps[rows], self.factors[component]
+            for element in range(elements):
+                part += factor[:, element] * given[:, element, None]
+            z[rows] = part
+        return z.astype(np.float32)
+
+
+def draw_sphere(seed: int, start: int, n: int, shape: Sequence[int], latent: int = 0) -> Array:
+    """Draw latents uniformly from the unit sphere: normal noise over its length (Muller, CACM 2(4), 1959).
+
+    Args:
+        seed: of vnoise-1.
+        start: index of the first: row i is sample `start + i` of the seed.
+        n: how many.
+        shape: of one latent; its elements together are a point of the sphere.
+        latent: the number of the latent in the manifest.
+
+    Returns:
+        float32 [n, *shape].
+
+    Raises:
+        InputError: an argument is out of its range.
+    """
+    eps = noise.normal(seed, start, n, (math.prod(shape),), noise.stream_of(noise.PRIOR, latent)).astype(np.float64)
+    squares = np.zeros(n)
+    # One by one: numpy's own sum has another order on other machines.
+    for element in eps.T:
+        squares += element * element
+    points: Array = (eps / np.sqrt(squares)[:, None]).astype(np.float32)
+    return points.reshape(n, *shape)
+
+
+def read_mixture(bundle: Bundle, latent: Latent) -> Mixture:
+    """The parameters of a latent's mixture, from the file that the manifest names, held against the manifest.
+
+    Raises:
+        BundleError: the file is damaged, or an array is missing, of another shape or dtype, or no such parameter.
+    """
+    prior, elements = latent.prior, math.prod(latent.shape)
+    if prior.file is None or prior.components is None:
+        raise InputError(f"{latent.name}: a prior with a file and components is expected, got {prior}")
+    count, place = prior.components, bundle.path / prior.file
+    factors = (count, elements) if prior.covariance == "diagonal" else (count, elements, elements)
+    wanted = {"weights": (count,), "means": (count, elements), "factors": factors}
+    content = bundle.read(prior.file)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            sizes = {item.filename: item.file_size for item in archive.infolist()}
+        arrays = {}
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            for name, shape in wanted.items():
+                key = f"{latent.name}/{name}"
+                # An array that unpacks to more than it may hold is not unpacked.
+                if sizes.get(f"{key}.npy", math.inf) <= 8 * math.prod(shape) + _NPY_HEADER:
+                    arrays[name] = file[key]
+    except Exception as error:  # numpy, zipfile and zlib each raise their own
+        raise BundleError(f"{place}: an .npz file is expected: {error}; export the bundle again") from None
+    for name, shape in wanted.items():
+        array, expected = arrays.get(name), f"float64 {list(shape)}"
+        if array is None or array.dtype != np.float64 or array.shape != shape:
+            found = "nothing, or a larger array" if array is None else f"{array.dtype} {list(array.shape)}"
+            raise BundleError(
+                f"{place}: {latent.name}/{name}: {expected} is expected, got {found}; export the bundle again"
+            )
+        if not np.isfinite(array).all():
+            raise BundleError(f"{place}: {latent.name}/{name}: finite numbers are expected; export the bundle again")
+    weights = arrays["weights"]
+    if weights.min() < 0 or abs(weights.sum() - 1) > _ROUNDING:
+        raise BundleError(
+            f"{place}: {latent.name}/weights: numbers of at least 0 that add up to 1 are expected, got the least "
+            f"{weights.min():g} and the sum {weights.sum():g}; export the bundle again"
+        )
+    return Mixture(weights, arrays["means"], arrays["factors"])

@@ -1,0 +1,124 @@
+"""Dynamic axes: the sizes that passed are recorded, kept by the runtime, and not taken on trust from an exporter."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import vae_export
+import vae_runtime
+from vae_export import ExportError, ParityError, graphs
+from vae_runtime.errors import InputError
+
+
+class Convolutions(nn.Module):
+    """Halves height and width twice: any multiple of 4 works, and nothing else comes back at its own size."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.down = nn.Sequential(nn.Conv2d(1, 4, 4, 2, 1), nn.SiLU(), nn.Conv2d(4, 4, 4, 2, 1))
+        self.up = nn.Sequential(nn.ConvTranspose2d(2, 4, 4, 2, 1), nn.SiLU(), nn.ConvTranspose2d(4, 1, 4, 2, 1))
+
+    def encode(self, x):
+        return self.down(x).chunk(2, 1)
+
+    def decode(self, z):
+        return self.up(z)
+
+
+class Frozen(Convolutions):
+    """Right in PyTorch at every size; a tracer freezes the number that it makes of the height."""
+
+    def decode(self, z):
+        x = self.up(z)
+        return x + torch.from_numpy(np.full((1, 1, int(z.shape[2]) * 4, 1), 0.5, np.float32))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    x = torch.rand(3, 1, 16, 24, generator=torch.Generator().manual_seed(2))
+    out = tmp_path_factory.mktemp("dynamic") / "bundle"
+    model = Convolutions()
+    done = vae_export.export(model, out, example=x, posterior="logvar", dynamic=("height", "width"))
+    return model, done
+
+
+def test_the_sizes_that_passed_are_recorded(exported):
+    vae = json.loads((exported[1].path / "manifest.json").read_text())["additional_metadata"]["vae"]
+    assert vae["observation"]["dynamic"] == {
+        "height": {"least": 4, "most": 32, "multiple": 4},
+        "width": {"least": 4, "most": 48, "multiple": 4},
+    }
+    assert vae["latents"][0]["dynamic"]["height"]["most"] == 8
+    assert {tensor.sizes for tensor in exported[1].parity.tensors} != {""}
+
+
+def test_the_runtime_takes_them_and_no_others(exported):
+    model, done = exported
+    vae = vae_runtime.load(done.path)
+    assert vae_runtime.verify(done.path).passed
+    x = np.random.default_rng(0).random((2, 1, 28, 8), np.float32)
+    with torch.no_grad():
+        mean = model.encode(torch.from_numpy(x))[0]
+        expected = model.decode(mean).numpy()
+    np.testing.assert_allclose(vae.encode(x).mean, mean.numpy(), atol=1e-6)
+    np.testing.assert_allclose(vae.reconstruct(x), expected, atol=1e-6)
+    assert vae.sample(1, seed=0, latent_shape=(2, 3, 9)).shape == (1, 1, 12, 36)
+    for height in (30, 36):
+        with pytest.raises(InputError, match="height"):
+            vae.encode(np.zeros((1, 1, height, 8), np.float32))
+
+
+def test_a_size_that_exporters_may_freeze_is_refused_or_right(tmp_path):
+    """How far exporters follow Python's own numbers changes from version to version; a wrong graph is never written."""
+    x = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(2))
+    arguments = {"example": x, "posterior": "logvar", "formats": ("onnx",)}
+    done, said = None, ""
+    try:
+        done = vae_export.export(Frozen(), tmp_path / "bundle", **arguments, dynamic=("height", "width"))
+    except ExportError as error:
+        said = str(error)
+    if done is None:
+        assert "a size that should be dynamic is frozen" in said
+        assert list(tmp_path.iterdir()) == []
+    else:
+        z = np.ones((1, 2, 7, 5), np.float32)
+        with torch.no_grad():
+            expected = Frozen().decode(torch.from_numpy(z)).numpy()
+        np.testing.assert_allclose(vae_runtime.load(done.path).decode(z), expected, atol=1e-6)
+
+
+def test_a_size_that_a_tracer_freezes_is_found(tmp_path, monkeypatch):
+    monkeypatch.delitem(graphs._EXPORTERS, "dynamo=True")
+    monkeypatch.setattr(graphs, "values_read", lambda adapted, component: [])
+    x = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(2))
+    arguments = {"example": x, "posterior": "logvar", "formats": ("onnx",)}
+    with pytest.raises(ParityError, match="height"):
+        vae_export.export(Frozen(), tmp_path / "bundle", **arguments, dynamic=("height", "width"))
+    assert list(tmp_path.iterdir()) == []
+    assert vae_export.export(Frozen(), tmp_path / "fixed", **arguments).parity.passed
+
+
+def test_the_older_exporter_has_its_turn_after_a_wrong_graph(tmp_path, monkeypatch):
+    """The first exporter's graph is altered here; what ships is the second's, and the manifest says so."""
+
+    def wrong(adapted, component, *, make=graphs._dynamo, **options):
+        model = make(adapted, component, **options)
+        for tensor in model.graph.initializer:
+            if tensor.dims and tensor.data_type == 1:
+                tensor.raw_data = (np.frombuffer(tensor.raw_data, np.float32) * np.float32(1.01)).tobytes()
+                break
+        return model
+
+    monkeypatch.setitem(graphs._EXPORTERS, "dynamo=True", wrong)
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    done = vae_export.export(Convolutions(), tmp_path / "bundle", example=x, posterior="logvar", formats=("onnx",))
+    manifest = vae_runtime.load(done.path).manifest
+    assert {variant.exporter for variant in manifest.variants} == {"torch.onnx.export(dynamo=False)"}
+    monkeypatch.setitem(graphs._EXPORTERS, "dynamo=False", wrong)
+    with pytest.raises(ParityError, match="do not compute what PyTorch does"):
+        vae_export.export(Convolutions(), tmp_path / "none", example=x, posterior="logvar", formats=("onnx",))
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,426 @@
+"""What is known of other libraries' models, held against the libraries themselves, in eager PyTorch."""
+
+import dataclasses
+import types
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Bernoulli, Normal
+from zoo.models import ENTRIES
+
+from vae_export.errors import ExportError
+from vae_export.families import family, module_of
+from vae_export.reading import second_to
+
+# Third parties' own deprecations, at import and in their layers.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+KNOWN = [
+    pytest.param(entry, id=str(entry), marks=[pytest.mark.slow] if entry.slow else [])
+    for entry in ENTRIES
+    if entry.library
+]
+
+
+def needs(library):
+    return pytest.importorskip(library, reason=f"{library} is not installed; `make zoo` has it")
+
+
+def take(function, value, conditions):
+    """Call a family's function with those of the conditions that it takes."""
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    with torch.no_grad():
+        return function(value, **{name: tensor for name, tensor in conditions.items() if name in names})
+
+
+def mean_of(output):
+    """The mean out of whatever a library gives."""
+    if isinstance(output, (dict, tuple)):
+        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
+    return output if isinstance(output, torch.Tensor) else output.mean
+
+
+def compare(entry):
+    """The largest differences between a family's encode and decode and the library's own."""
+    model, arguments = entry.make()
+    _, known = family(model)
+    x, conditions = arguments["example"], arguments.get("conditions", {})
+    latent = mean_of(take(known.encode, x, conditions))
+    with torch.no_grad():
+        expected = mean_of(entry.encode(model, x, conditions)), mean_of(entry.decode(model, (latent,), conditions))
+    found = latent, mean_of(take(known.decode, latent, conditions))
+    assert [tensor.shape for tensor in found] == [tensor.shape for tensor in expected]
+    assert known.posterior != "codes" or latent.dtype == torch.int64
+    return [float((a.double() - b.double()).abs().max()) for a, b in zip(found, expected, strict=True)]
+
+
+@pytest.mark.parametrize("entry", KNOWN)
+def test_computes_what_the_library_computes(entry):
+    needs(entry.library)
+    # The straight-through estimator of vector-quantised models rounds once more than a look-up does.
+    assert max(compare(entry)) <= 1e-6
+
+
+@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry.name in ("AutoencoderKL", "VAE")], ids=str)
+def test_the_comparison_can_fail(entry):
+    needs(entry.library)
+    biased = dataclasses.replace(entry, encode=lambda *given: mean_of(entry.encode(*given)) + 1e-5)
+    assert max(compare(biased)) > 1e-6
+
+
+def pythae_model(name, config, **options):
+    models = needs("pythae.models")
+    torch.manual_seed(0)
+    return getattr(models, name)(getattr(models, config)(input_dim=(1, 6, 6), latent_dim=4, **options)).eval()
+
+
+NORMAL = [
+    ("VAE", "VAEConfig"), ("BetaVAE", "BetaVAEConfig"), ("BetaTCVAE", "BetaTCVAEConfig"),
+    ("DisentangledBetaVAE", "DisentangledBetaVAEConfig"), ("INFOVAE_MMD", "INFOVAE_MMD_Config"),
+    ("VAMP", "VAMPConfig"), ("Adversarial_AE", "Adversarial_AE_Config"), ("VAEGAN", "VAEGANConfig"),
+    ("HVAE", "HVAEConfig"), ("RHVAE", "RHVAEConfig"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "config"), NORMAL)
+def test_pythae_posterior_is_the_one_that_forward_draws_from(name, config):
+    model = pythae_model(name, config)
+    _, known = family(model)
+    x = torch.rand(5, 1, 6, 6)
+    torch.manual_seed(1)
+    output = model({"data": x})
+    torch.manual_seed(1)
+    mean, second = known.encode(x)
+    z = mean + second_to(known.posterior, second)[1] * torch.randn_like(mean)
+    drawn = output.get("z0", output.z)
+    torch.testing.assert_close(z, drawn, rtol=0, atol=1e-6)
+    torch.testing.assert_close(known.decode(output.z), output.recon_x.reshape_as(x), rtol=0, atol=1e-6)
+    wrong = "logvar" if known.posterior == "softplus" else "std"
+    mistaken = mean + second_to(wrong, second.abs())[1] * torch.ones_like(mean)
+    assert not torch.allclose(mistaken, drawn, atol=1e-2)
+
+
+def test_hvae_takes_a_softplus_for_its_standard_deviation():
+    assert family(pythae_model("HVAE", "HVAEConfig"))[1].posterior == "softplus"
+    assert family(pythae_model("VAE", "VAEConfig"))[1].posterior == "logvar"
+
+
+@pytest.mark.parametrize("name", ["VAE", "HVAE"])
+@pytest.mark.parametrize("loss", ["mse", "bce"])
+def test_pythae_likelihood_is_the_loss_up_to_a_constant(name, loss):
+    model = pythae_model(name, f"{name}Config", reconstruction_loss=loss)
+    _, known = family(model)
+    xs = torch.rand(2, 3, 1, 6, 6).round()
+    z = torch.randn(3, 4)
+    with torch.no_grad():
+        mean, raw = known.decode(z), model.decoder(z)["reconstruction"]
+    if name == "HVAE":
+        losses = [-model._log_p_x_given_z(raw, x) for x in xs]
+    else:
+        # With this posterior there is no divergence from the prior in the loss.
+        zeros = torch.zeros(1, 4)
+        losses = [
+            torch.stack([model.loss_function(r[None], o[None], zeros, zeros, zeros)[1] for r, o in zip(raw, x)])  # noqa: B905
+            for x in xs
+        ]
+    likelihood = Normal(mean, known.scale) if known.likelihood == "gaussian" else Bernoulli(mean)
+    own = [-likelihood.log_prob(x).flatten(1).sum(1) for x in xs]
+    torch.testing.assert_close(own[0] - own[1], losses[0] - losses[1], rtol=1e-4, atol=1e-3)
+    assert (known.likelihood, known.scale) == (("gaussian", 1.0) if loss == "mse" else ("bernoulli", None))
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [("AE", "AEConfig"), ("WAE_MMD", "WAE_MMD_Config"), ("VQVAE", "VQVAEConfig")]
+)
+def test_pythae_scale_of_a_squared_error_without_a_half(name, config):
+    options = {"reconstruction_loss_scale": 3.0} if name == "WAE_MMD" else {}
+    model = pythae_model(name, config, **options)
+    _, known = family(model)
+    error = 2.0
+    weight = options.get("reconstruction_loss_scale", 1.0)
+    own = -Normal(0.0, known.scale).log_prob(torch.tensor([error, 0.0]))
+    assert float(own[0] - own[1]) == pytest.approx(weight * error**2)
+
+
+def test_pythae_sphere(monkeypatch):
+    model = pythae_model("SVAE", "SVAEConfig")
+    _, known = family(model)
+    x = torch.rand(5, 1, 6, 6)
+    seen = []
+    monkeypatch.setattr(model, "_sample_von_mises", lambda loc, concentration: seen.append(loc) or loc)
+    output = model({"data": x})
+    direction = known.encode(x)
+    torch.testing.assert_close(direction, seen[0], rtol=0, atol=0)
+    torch.testing.assert_close(direction.norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(known.decode(direction), output.recon_x, rtol=0, atol=0)
+    assert (known.posterior, known.prior) == ("none", "sphere")
+    # Of all concentrations that of 1, the least that the library gives, is the nearest to the prior that it assumes:
+    # the divergence falls to 0 where the posterior becomes uniform on the sphere.
+    divergences = [float(model._compute_kl(3, torch.tensor([[k]]))) for k in (1e-3, 1.0, 10.0)]
+    assert divergences == sorted(divergences)
+    assert divergences[0] == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("name", "config"), [("VAE_LinNF", "VAE_LinNF_Config"), ("VAE_IAF", "VAE_IAF_Config")])
+def test_pythae_flows_encode_the_mean_of_their_base(name, config, monkeypatch):
+    model = pythae_model(name, config)
+    _, known = family(model)
+    x = torch.rand(5, 1, 6, 6)
+    monkeypatch.setattr(model, "_sample_gauss", lambda mu, std: (mu, torch.zeros_like(mu)))
+    output = model({"data": x})
+    torch.testing.assert_close(known.encode(x), output.z, rtol=0, atol=1e-6)
+    assert not torch.allclose(known.encode(x), model.encoder(x).embedding, atol=1e-3)
+    assert (known.posterior, known.prior) == ("none", "normal")
+
+
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("flat", [False, True])
+def test_pythae_codes(ema, flat):
+    models = needs("pythae.models")
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+
+    class Encoder(BaseEncoder):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(1, 3, 2, 2)
+
+        def forward(self, x):
+            h = self.layer(x)
+            return ModelOutput(embedding=h.flatten(1) if flat else h)
+
+    class Decoder(BaseDecoder):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.ConvTranspose2d(3, 1, 2, 2)
+
+        def forward(self, z):
+            return ModelOutput(reconstruction=self.layer(z.reshape(-1, 3, 3, 2)))
+
+    torch.manual_seed(0)
+    config = models.VQVAEConfig(input_dim=(1, 6, 4), latent_dim=18, num_embeddings=16, use_ema=ema)
+    model = models.VQVAE(config, Encoder(), Decoder()).eval()
+    book = model.quantizer.embeddings if ema else model.quantizer.embeddings.weight
+    book.data.normal_()
+    # Wide enough that the embeddings are near to several codes.
+    model.encoder.layer.weight.data.mul_(8)
+    _, known = family(model)
+    x = torch.randn(5, 1, 6, 4)
+    with torch.no_grad():
+        output, codes = model({"data": x}), known.encode(x)
+        assert codes.shape == ((5, 18) if flat else (5, 3, 2))
+        assert torch.equal(codes.flatten(), output.quantized_indices.flatten())
+        assert len(codes.unique()) > 3
+        torch.testing.assert_close(known.decode(codes), output.recon_x, rtol=0, atol=1e-6)
+        assert not torch.allclose(known.decode(codes.flip(-1)), output.recon_x, atol=1e-3)
+    assert (known.posterior, known.codebook) == ("codes", 16)
+
+
+def small_kl(**config):
+    diffusers = needs("diffusers")
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, sample_size=8, **config).eval()
+
+
+@pytest.mark.parametrize("quant", [True, False])
+def test_autoencoder_kl_with_every_kind_of_convolution_and_clamp(quant):
+    model = small_kl(use_quant_conv=quant, use_post_quant_conv=quant)
+    with torch.no_grad():
+        last = model.quant_conv if quant else model.encoder.conv_out
+        last.weight[4:].mul_(500)
+    _, known = family(model)
+    x = 2 * torch.rand(3, 3, 16, 16) - 1
+    with torch.no_grad():
+        (mean, logvar), q = known.encode(x), model.encode(x).latent_dist
+        torch.testing.assert_close(known.decode(mean), model.decode(mean).sample, rtol=0, atol=0)
+    assert torch.equal(mean, q.mean)
+    assert torch.equal(logvar, q.logvar)
+    assert (float(logvar.min()), float(logvar.max())) == (-30.0, 20.0)
+
+
+def test_tiles_and_slices_are_left_out():
+    model = small_kl()
+    _, known = family(model)
+    x = 2 * torch.rand(2, 3, 24, 24) - 1
+    with torch.no_grad():
+        whole = known.encode(x)[0]
+        model.enable_slicing()
+        torch.testing.assert_close(model.encode(x).latent_dist.mean, whole, rtol=0, atol=1e-5)
+        model.enable_tiling()
+        assert not torch.allclose(model.encode(x).latent_dist.mean, whole, atol=1e-3)
+        torch.testing.assert_close(known.encode(x)[0], whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "scale", "shift"),
+    [
+        ({"scaling_factor": 0.5}, 0.5, 0.0),
+        ({"scaling_factor": 0.5, "shift_factor": 0.1}, 0.5, 0.1),
+        (
+            {"scaling_factor": 0.5, "latents_mean": (1.0, 2.0, 3.0, 4.0), "latents_std": (1.0, 2.0, 4.0, 8.0)},
+            [0.5, 0.25, 0.125, 0.0625],
+            [1.0, 2.0, 3.0, 4.0],
+        ),
+    ],
+)
+def test_scale_and_shift_are_those_of_the_pipelines(config, scale, shift):
+    _, known = family(small_kl(**config))
+    assert (known.latent_scale, known.latent_shift) == (scale, shift)
+
+
+def test_oobleck_has_the_standard_deviation_of_the_library():
+    entry = next(entry for entry in ENTRIES if entry.name == "AutoencoderOobleck")
+    needs("diffusers")
+    model, arguments = entry.make()
+    _, known = family(model)
+    with torch.no_grad():
+        _, std = known.encode(arguments["example"])
+        torch.testing.assert_close(std, model.encode(arguments["example"]).latent_dist.std, rtol=0, atol=0)
+    assert known.posterior == "std"
+
+
+@pytest.mark.parametrize("norm_type", ["group", "spatial"])
+def test_vq_model_decodes_what_its_quantizer_gives(norm_type):
+    diffusers = needs("diffusers")
+    torch.manual_seed(0)
+    model = diffusers.VQModel(
+        block_out_channels=(32,), latent_channels=4, num_vq_embeddings=32, norm_type=norm_type
+    ).eval()
+    model.quantize.embedding.weight.data.normal_()
+    _, known = family(model)
+    x = 2 * torch.rand(2, 3, 16, 16) - 1
+    with torch.no_grad():
+        torch.testing.assert_close(known.decode(known.encode(x)), model(x).sample, rtol=0, atol=1e-5)
+    assert known.codebook == 32
+
+
+SCVI = [
+    {},
+    {"gene_likelihood": "nb", "dispersion": "gene-batch"},
+    {"gene_likelihood": "nb", "dispersion": "gene-label"},
+    {"gene_likelihood": "poisson", "dispersion": "gene-cell"},
+    {"gene_likelihood": "nb", "dispersion": "gene-cell", "log_variational": False},
+    {"encode_covariates": True, "n_continuous_cov": 2, "n_cats_per_cov": [3, 4], "n_layers": 2},
+    {"encode_covariates": True, "batch_representation": "embedding", "n_cats_per_cov": [3]},
+    {"latent_distribution": "ln"},
+    {"use_size_factor_key": True, "n_batch": 1},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", SCVI, ids=str)
+def test_scvi_is_its_inference_and_generative(options):
+    scvi = needs("scvi.module")
+    torch.manual_seed(0)
+    options = {"n_batch": 3, "n_labels": 2, **options}
+    module = scvi.VAE(n_input=12, n_hidden=16, n_latent=4, **options).eval()
+    x = torch.poisson(torch.full((6, 12), 4.0))
+    batch, y = torch.arange(6) % options["n_batch"], torch.arange(6) % 2
+    further = {}
+    if "n_continuous_cov" in options:
+        further["cont_covs"] = torch.randn(6, 2)
+    if "n_cats_per_cov" in options:
+        further["cat_covs"] = torch.stack([torch.arange(6) % n for n in options["n_cats_per_cov"]], dim=1)
+    size = torch.log(x.sum(1, keepdim=True))
+    sized = {"size_factor" if "use_size_factor_key" in options else "library": size}
+    name, known = family(module)
+    assert name == "scvi-tools VAE"
+    with torch.no_grad():
+        q = module.inference(x, batch[:, None], **further)["qz"]
+        mean, var = known.encode(x, batch_index=batch, **further)
+        torch.testing.assert_close(mean, q.loc, rtol=0, atol=0)
+        torch.testing.assert_close(var, q.scale**2)
+        z = module.z_encoder.z_transformation(mean)
+        px = module.generative(z, size, batch[:, None], **further, y=y[:, None], size_factor=size)["px"]
+        answer = known.decode(mean, batch_index=batch, y=y, **further, **sized)
+    expected = {"px_rate": "rate" if options.get("gene_likelihood") == "poisson" else "mu", "px_scale": "scale"}
+    if options.get("gene_likelihood") != "poisson":
+        expected["px_r"] = "theta"
+    if "gene_likelihood" not in options:
+        expected["px_dropout"] = "zi_logits"
+    assert set(answer) == set(expected)
+    assert next(iter(answer)) == "px_rate"
+    for name, attribute in expected.items():
+        truth = getattr(px, attribute).expand(6, 12)
+        torch.testing.assert_close(answer[name], truth, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ExportError, match=r"scvi-tools VAE: the condition (library|size_factor) is expected"):
+        known.decode(mean, batch_index=batch, y=y)
+
+
+def test_scvi_with_a_latent_library_size_is_not_spoken_for():
+    module = stand_in("scvi.module._vae", "VAE", use_observed_lib_size=False)
+    assert family(module) is None
+
+
+# Recognition, without any library.
+
+
+def stand_in(package, name, bases=(nn.Module,), members=None, **attributes):
+    """A model of a class of this name, as if it were from this package."""
+    cls = type(name, bases, {"__module__": package, **(members or {})})
+    model = cls()
+    for key, value in attributes.items():
+        setattr(model, key, value)
+    return model
+
+
+def tiny(package="diffusers.models.autoencoders.autoencoder_tiny", name="AutoencoderTiny", **options):
+    return stand_in(package, name, config=types.SimpleNamespace(scaling_factor=2.0, shift_factor=None), **options)
+
+
+def test_recognises_by_library_and_name():
+    name, known = family(tiny())
+    assert name == "diffusers AutoencoderTiny"
+    assert (known.posterior, known.latent_scale, known.latent_shift) == ("none", 2.0, 0.0)
+
+
+@pytest.mark.parametrize("package", ["mine", "diffusers_like.models", "__main__"])
+def test_a_name_alone_is_not_enough(package):
+    assert family(tiny(package)) is None
+    assert family(tiny(name="Other")) is None
+
+
+def test_a_class_of_the_users_own_counts_unless_it_replaces_a_method():
+    base = type(tiny())
+    assert family(tiny("mine", "Mine", bases=(base,)))[0] == "diffusers AutoencoderTiny"
+    assert family(tiny("mine", "Mine", bases=(base,), members={"decode": lambda self, z: z})) is None
+    # Another model of the same library, which this version knows nothing of.
+    assert family(tiny("diffusers.models", "AutoencoderNew", bases=(base,))) is None
+
+
+def test_a_plain_module_belongs_to_none():
+    assert family(nn.Linear(2, 2)) is None
+
+
+def test_an_object_that_holds_a_module():
+    module = nn.Linear(2, 2)
+    holder = stand_in("scvi.model._scvi", "SCVI", bases=(object,), module=module)
+    assert module_of(holder) is module
+    assert module_of(module) is module
+    assert module_of(3) == 3
+
+
+def test_codes_that_are_drawn_at_random_are_refused():
+    quantize = types.SimpleNamespace(remap="used.npy")
+    with pytest.raises(ExportError, match="remap="):
+        family(stand_in("diffusers.models", "VQModel", quantize=quantize))
+
+
+def test_no_library_is_imported(python):
+    code = (
+        "import sys; from vae_export.families import family; from torch import nn; family(nn.Linear(2, 2)); "
+        "print(sorted({'diffusers', 'pythae', 'scvi'} & set(sys.modules)))"
+    )
+    done = python("-c", code)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_the_check_of_imports_can_fail(python):
+    needs("pythae")
+    done = python("-W", "ignore", "-c", "import sys, pythae; print(sorted({'pythae'} & set(sys.modules)))")
+    assert done.stdout.strip() == "['pythae']", done.stderr

@@ -1,0 +1,304 @@
+"""Models that cannot be proven equal: each is refused with its reason and what to do, and nothing is written."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import vae_export
+import vae_runtime
+from vae_export import ExportError
+from vae_runtime.errors import InputError, VaeError
+
+X = torch.rand(6, 12, generator=torch.Generator().manual_seed(3))
+
+
+class Plain(nn.Module):
+    """A VAE that exports; each of the others does one thing wrong."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Linear(12, 8)
+        self.mu, self.logvar = nn.Linear(8, 3), nn.Linear(8, 3)
+        self.head = nn.Linear(3, 12)
+
+    def encode(self, x):
+        h = torch.relu(self.body(x))
+        return self.mu(h), self.logvar(h)
+
+    def decode(self, z):
+        return self.head(z)
+
+    def forward(self, x):
+        mu, logvar = self.encode(x)
+        return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar))
+
+
+class Branch(Plain):
+    def decode(self, z):
+        return self.head(z) if z.sum() > 0 else self.head(-z)
+
+
+class RareBranch(Plain):
+    """Its other side is not reached by ordinary inputs: comparing numbers would not find it."""
+
+    def encode(self, x):
+        if x.abs().max() > 1000:
+            x = x / 1000
+        return super().encode(x)
+
+
+class ItemLoop(Plain):
+    def decode(self, z):
+        x = self.head(z)
+        for _ in range(int(z[0, 0].abs()) + 1):
+            x = x * 0.5
+        return x
+
+
+class BakedBatch(Plain):
+    def decode(self, z):
+        return self.head(z.reshape(6, 3))
+
+
+class BakedView(Plain):
+    """Works at every even batch, on half as many rows."""
+
+    def decode(self, z):
+        return self.head(z).reshape(2, -1, 12).reshape(-1, 12) + torch.arange(len(z) // 2).repeat(2)[:, None] * 0
+
+
+class AlwaysDropout(Plain):
+    def decode(self, z):
+        return functional.dropout(self.head(z), 0.5)
+
+
+class HiddenRandom(Plain):
+    def decode(self, z):
+        return self.head(z) + torch.from_numpy(np.random.default_rng().normal(size=(1, 12)).astype(np.float32))
+
+
+class SamplesInside(Plain):
+    def encode(self, x):
+        mu, logvar = super().encode(x)
+        return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+
+    def forward(self, x):
+        return self.decode(self.encode(x))
+
+
+class HiddenPosterior(Plain):
+    """encode gives the mean alone, and forward samples."""
+
+    def encode(self, x):
+        return super().encode(x)[0]
+
+    def forward(self, x):
+        mu, logvar = super().encode(x)
+        return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar))
+
+
+class NoisyEncoder(Plain):
+    """A denoising VAE whose noise stays on in evaluation mode."""
+
+    def encode(self, x):
+        return super().encode(x + 0.1 * torch.randn_like(x))
+
+
+class Rows(Plain):
+    def encode(self, x):
+        return super().encode(x - x.mean(0))
+
+
+class BatchStatistics(Plain):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(12, track_running_stats=False)
+
+    def encode(self, x):
+        return super().encode(self.norm(x))
+
+
+class FrozenMode(Plain):
+    """Its batch normalisation never leaves training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(12)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.training = True
+        return self
+
+    def encode(self, x):
+        return super().encode(self.norm(x))
+
+
+class NotANumber(Plain):
+    def decode(self, z):
+        return torch.log(self.head(z) - 100)
+
+
+class Infinite(Plain):
+    def decode(self, z):
+        return self.head(z) / 0.0
+
+
+class NegativeStd(Plain):
+    def encode(self, x):
+        mu, logvar = super().encode(x)
+        return torch.distributions.Normal(mu, logvar - 5)
+
+
+class IgnoresLatent(Plain):
+    def decode(self, z):
+        return self.head(torch.zeros_like(z))
+
+
+class Conditional(Plain):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(4, 3)
+
+    def decode(self, z, label):
+        return self.head(z + self.embed(label))
+
+    def forward(self, x, label):
+        mu, logvar = self.encode(x)
+        return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar), label)
+
+
+class IgnoresLabel(Conditional):
+    def decode(self, z, label):
+        return self.head(z) + 0 * self.embed(label).sum(-1, keepdim=True)
+
+
+class FixedSize(nn.Module):
+    """Convolutions that end in a dense layer: no other height works."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.out = nn.Conv2d(1, 4, 4, 2, 1), nn.Linear(4 * 16, 6)
+        self.back, self.up = nn.Linear(3, 64), nn.ConvTranspose2d(4, 1, 4, 2, 1)
+
+    def encode(self, x):
+        return self.out(self.conv(x).flatten(1)).chunk(2, 1)
+
+    def decode(self, z):
+        return self.up(self.back(z).view(-1, 4, 4, 4))
+
+
+class Unsettled(Plain):
+    """Without a forward that samples, nothing shows what the second tensor is."""
+
+    def forward(self, x):
+        return self.decode(self.encode(x)[0])
+
+
+Y = torch.arange(6) % 4
+GAUSSIAN = {"posterior": "logvar"}
+
+# Model, what is passed to export, and what the error must say: the reason, and then what to do.
+REFUSED = {
+    "branch": (Branch, GAUSSIAN, "branch or loop depends on the values of a tensor", "torch.where"),
+    "rare branch": (RareBranch, GAUSSIAN, "branch or loop depends on the values of a tensor", "torch.where"),
+    "loop over a value": (ItemLoop, GAUSSIAN, "depends on the values of a tensor", "torch.where"),
+    "baked batch": (BakedBatch, GAUSSIAN, "batch size is baked in", "write -1"),
+    "even batches only": (BakedView, GAUSSIAN, "batch", "write -1"),
+    "always-on dropout": (AlwaysDropout, GAUSSIAN, "dropout in training mode", "self.training"),
+    "hidden randomness": (HiddenRandom, GAUSSIAN, "two runs on the same input differ", "take it out"),
+    "samples inside": (SamplesInside, {}, "samples inside", "return the posterior's parameters"),
+    "hidden posterior": (HiddenPosterior, {}, "forward draws normal noise", 'posterior="none"'),
+    "noisy encoder": (NoisyEncoder, GAUSSIAN, "samples inside", "encode="),
+    "rows influence each other": (
+        Rows,
+        GAUSSIAN,
+        "rows of a batch influence each other",
+        "make each row's result its own",
+    ),
+    "batch statistics": (BatchStatistics, GAUSSIAN, "without running statistics", "track_running_stats=True"),
+    "batch norm in training mode": (FrozenMode, GAUSSIAN, "norm: batch normalisation stays in training mode", "eval()"),
+    "not a number": (NotANumber, GAUSSIAN, "finite numbers are expected, got nan", "check the weights"),
+    "infinity": (Infinite, GAUSSIAN, "finite numbers are expected, got", "check the weights"),
+    "wrong second tensor": (Plain, {"posterior": "var"}, "finite numbers are expected, got nan", "posterior="),
+    "negative std": (NegativeStd, {}, "standard deviation of at least 0", "posterior="),
+    "latent without effect": (IgnoresLatent, GAUSSIAN, "nothing that it gives depends on z", "decode="),
+    "unused condition": (
+        IgnoresLabel,
+        {**GAUSSIAN, "conditions": {"label": Y}},
+        "'label': nothing that encode or decode gives depends on it",
+        "leave it out",
+    ),
+    "renamed condition": (
+        Conditional,
+        {**GAUSSIAN, "conditions": {"digit": Y}},
+        "takes label too; the conditions have digit",
+        "the name of its parameter",
+    ),
+    "missing condition": (Conditional, GAUSSIAN, "takes label too", "pass conditions="),
+    "out of the declared range": (
+        Plain,
+        {**GAUSSIAN, "range": (0.0, 1.0)},
+        "values from 0 to 1 are expected",
+        "logits",
+    ),
+    "example out of range": (Plain, {**GAUSSIAN, "range": (0.0, 0.5)}, "values from 0 to 0.5", "another range="),
+    "unknown posterior": (Unsettled, {}, "forward draws no normal noise", "pass posterior="),
+    "unknown likelihood": (Plain, {**GAUSSIAN, "likelihood": "poisson"}, "bernoulli, gaussian, laplace", "poisson"),
+    "no encode": (nn.Linear(12, 12), {}, "a method encode or a submodule encoder", "pass encode="),
+    "no such method": (Plain, {"encode": "encod"}, "a method encod is expected", "got none"),
+    "fixed height": (
+        FixedSize,
+        {**GAUSSIAN, "dynamic": ("height",), "example": torch.rand(4, 1, 8, 8)},
+        "height: other sizes than 8 are expected to work",
+        "leave it out of dynamic=",
+    ),
+    "unknown axis": (Plain, {**GAUSSIAN, "dynamic": ("time",)}, "one of the axes", "axes="),
+    "prior of too few": (Plain, {**GAUSSIAN, "prior": "mixture:3"}, "at least 12 observations, got 6", "observations="),
+    "too few class names": (
+        Conditional,
+        {**GAUSSIAN, "conditions": {"label": Y}, "class_names": ["a", "b"]},
+        "a name for each of the classes 0 … 3",
+        "got 2",
+    ),
+    "example with NaN": (Plain, {**GAUSSIAN, "example": X * float("nan")}, "finite numbers are expected", "clean it"),
+    "unknown format": (Plain, {**GAUSSIAN, "formats": ("onnx", "coreml")}, "onnx, torchscript, pt2", "coreml"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name, tmp_path):
+    make, arguments, reason, remedy = REFUSED[name]
+    model = make() if isinstance(make, type) else make
+    with pytest.raises(VaeError) as refusal:
+        vae_export.export(model, tmp_path / "bundle", **{"example": X, **arguments})
+    said = str(refusal.value)
+    assert reason in said
+    assert remedy in said
+    assert isinstance(refusal.value, (ExportError, InputError))
+    assert list(tmp_path.iterdir()) == []
+
+
+class SmallConstants(Plain):
+    """What keeps a logarithm finite must not be optimised away."""
+
+    def decode(self, z):
+        return torch.log(torch.relu(self.head(z)) + 1e-10)
+
+
+def test_small_constants_are_kept(tmp_path):
+    exported = vae_export.export(SmallConstants(), tmp_path / "bundle", example=X, posterior="logvar")
+    x = vae_runtime.load(exported.path).sample(64, seed=0)
+    assert np.isclose(x, np.log(1e-10), rtol=1e-6).any()
+
+
+def test_the_plain_model_exports(tmp_path):
+    """What every refused model differs from in one point."""
+    exported = vae_export.export(Plain(), tmp_path / "bundle", example=X)
+    assert exported.parity.passed
+    conditional = {"example": X, "conditions": {"label": Y}, "class_names": list("abcd")}
+    assert vae_export.export(Conditional(), tmp_path / "conditional", **conditional).parity.passed

@@ -1,0 +1,719 @@
+"""The models of docs/compatibility.md: VAEs as people write them, and those of other libraries, with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Independent, Normal
+from torch.nn import functional
+
+__all__ = ["ENTRIES", "Entry"]
+
+_SEED = 20
+
+
+def _encode(model: Any, x: Tensor, conditions: Mapping[str, Tensor]) -> Any:
+    return model.encode(x, **conditions)
+
+
+def _decode(model: Any, z: tuple[Tensor, ...], conditions: Mapping[str, Tensor]) -> Any:
+    return model.decode(*z, **conditions)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the table.
+
+    `make` gives the model and the arguments of `vae_export.export`: the fewest that a user would have to give. `encode`
+    and `decode` ask the model itself, as its library or its class means it to be asked: the truth that bundles are held
+    against. `expect` starts with "refused: " where the export must refuse, and says what the error names.
+    """
+
+    family: str
+    name: str
+    make: Callable[[], tuple[Any, dict[str, Any]]]
+    library: str | None = None
+    expect: str | None = None
+    slow: bool = False
+    encode: Callable[[Any, Tensor, Mapping[str, Tensor]], Any] = _encode
+    decode: Callable[[Any, tuple[Tensor, ...], Mapping[str, Tensor]], Any] = _decode
+
+    def __str__(self) -> str:
+        return f"{self.family}: {self.name}"
+
+
+# Plain modules.
+
+
+class Plain(nn.Module):
+    """encode gives the mean and, beside it, what `second` says."""
+
+    def __init__(self, second: str = "logvar", latent: int = 6) -> None:
+        super().__init__()
+        self.second = second
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU())
+        self.mu, self.spread = nn.Linear(48, latent), nn.Linear(48, latent)
+        self.head = nn.Sequential(nn.Linear(latent, 48), nn.ReLU(), nn.Linear(48, 64), nn.Sigmoid())
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.body(x)
+        second = self.spread(h)
+        if self.second in ("std", "var"):
+            second = torch.exp(second - 1)
+        return self.mu(h), second
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.head(z).view(-1, 1, 8, 8)
+
+    def reparameterize(self, mu: Tensor, second: Tensor) -> Tensor:
+        std = {
+            "logvar": lambda s: torch.exp(0.5 * s),
+            "log_std": torch.exp,
+            "std": lambda s: s,
+            "var": torch.sqrt,
+            "softplus": functional.softplus,
+        }[self.second](second)
+        return mu + std * torch.randn_like(std)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mu, second = self.encode(x)
+        return self.decode(self.reparameterize(mu, second)), mu, second
+
+
+class MLP(nn.Module):
+    """Submodules encoder and decoder alone: one tensor of 2 · latent numbers, chunked in forward."""
+
+    def __init__(self, latent: int = 8) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Linear(20, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 2 * latent)
+        )
+        self.decoder = nn.Sequential(nn.Linear(latent, 64), nn.Tanh(), nn.Linear(64, 20))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mu, logvar = self.encoder(x).chunk(2, dim=-1)
+        z = mu + torch.exp(logvar / 2) * torch.randn_like(mu)
+        return self.decoder(z), mu, logvar
+
+
+class ConvBatchNorm(nn.Module):
+    def __init__(self, latent: int = 16) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            *(nn.Conv2d(3, 16, 4, 2, 1), nn.BatchNorm2d(16), nn.LeakyReLU(0.2)),
+            *(nn.Conv2d(16, 32, 4, 2, 1), nn.BatchNorm2d(32), nn.LeakyReLU(0.2)),
+            nn.Flatten(),
+        )
+        self.fc_mu, self.fc_var = nn.Linear(32 * 4 * 4, latent), nn.Linear(32 * 4 * 4, latent)
+        self.decoder_input = nn.Linear(latent, 32 * 4 * 4)
+        self.decoder = nn.Sequential(
+            *(nn.ConvTranspose2d(32, 16, 3, 2, 1, output_padding=1), nn.BatchNorm2d(16), nn.LeakyReLU(0.2)),
+            *(nn.ConvTranspose2d(16, 3, 3, 2, 1, output_padding=1), nn.Sigmoid()),
+        )
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        h = self.encoder(x)
+        return [self.fc_mu(h), self.fc_var(h)]
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.decoder(self.decoder_input(z).view(-1, 32, 4, 4))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        mu, logvar = self.encode(x)
+        z = torch.randn_like(mu) * torch.exp(0.5 * logvar) + mu
+        return [self.decode(z), x, mu, logvar]
+
+
+class Attention(nn.Module):
+    """Over the pixels of a feature map, one head: three-dimensional queries, keys and values."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(4, channels)
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        q, k, v = self.qkv(self.norm(x).flatten(2).transpose(1, 2)).chunk(3, dim=-1)
+        h = self.out(functional.scaled_dot_product_attention(q, k, v))
+        return x + h.transpose(1, 2).reshape(batch, channels, height, width)
+
+
+class ConvAttention(nn.Module):
+    """Spatial latents, so that images of other sizes work."""
+
+    def __init__(self, latent: int = 4) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            *(nn.Conv2d(3, 16, 3, 2, 1), nn.GroupNorm(4, 16), nn.SiLU()),
+            *(nn.Conv2d(16, 32, 3, 2, 1), Attention(32), nn.Conv2d(32, 2 * latent, 1)),
+        )
+        self.decoder = nn.Sequential(
+            *(nn.Conv2d(latent, 32, 3, 1, 1), Attention(32), nn.Upsample(scale_factor=2)),
+            *(nn.Conv2d(32, 16, 3, 1, 1), nn.GroupNorm(4, 16), nn.SiLU(), nn.Upsample(scale_factor=2)),
+            nn.Conv2d(16, 3, 3, 1, 1),
+        )
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mu, logvar = self.encoder(x).chunk(2, dim=1)
+        return mu, logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.decoder(z)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mu, logvar = self.encode(x)
+        return self.decode(mu + torch.randn_like(mu) * (0.5 * logvar).exp())
+
+
+# torch.distributions.
+
+
+class Distributions(nn.Module):
+    """encode and decode give distributions, drawn from with rsample."""
+
+    def __init__(self, *, independent: bool = False, decoder: str = "tensor") -> None:
+        super().__init__()
+        self.independent, self.kind = independent, decoder
+        self.body = nn.Sequential(nn.Linear(30, 40), nn.ELU())
+        self.loc, self.scale = nn.Linear(40, 5), nn.Linear(40, 5)
+        self.head = nn.Sequential(nn.Linear(5, 40), nn.ELU(), nn.Linear(40, 30))
+        self.head_scale = nn.Sequential(nn.Linear(5, 30), nn.Softplus())
+
+    def encode(self, x: Tensor) -> Normal | Independent:
+        h = self.body(x)
+        q = Normal(self.loc(h), functional.softplus(self.scale(h)) + 1e-3)
+        return Independent(q, 1) if self.independent else q
+
+    def decode(self, z: Tensor) -> Any:
+        if self.kind == "bernoulli":
+            return Bernoulli(logits=self.head(z))
+        if self.kind == "normal":
+            return Normal(self.head(z), self.head_scale(z) + 0.1)
+        return self.head(z)
+
+    def forward(self, x: Tensor) -> tuple[Any, Any]:
+        q = self.encode(x)
+        return self.decode(q.rsample()), q
+
+
+# Conditional.
+
+
+class Conditional(nn.Module):
+    """A label through an embedding, a vector as it is, or both, in the encoder and in the decoder."""
+
+    def __init__(self, classes: int = 0, vector: int = 0, latent: int = 4) -> None:
+        super().__init__()
+        width = (8 if classes else 0) + vector
+        self.embedding = nn.Embedding(classes, 8) if classes else None
+        self.inner = nn.Sequential(nn.Linear(36 + width, 48), nn.ReLU(), nn.Linear(48, 2 * latent))
+        self.outer = nn.Sequential(nn.Linear(latent + width, 48), nn.ReLU(), nn.Linear(48, 36), nn.Sigmoid())
+
+    def joined(self, tensor: Tensor, label: Tensor | None, vector: Tensor | None) -> Tensor:
+        parts = [tensor]
+        if self.embedding is not None:
+            parts.append(self.embedding(label))
+        if vector is not None:
+            parts.append(vector)
+        return torch.cat(parts, dim=1)
+
+    def _encode(self, x: Tensor, label: Tensor | None, vector: Tensor | None) -> tuple[Tensor, Tensor]:
+        mu, logvar = self.inner(self.joined(x.flatten(1), label, vector)).chunk(2, dim=1)
+        return mu, logvar
+
+    def _decode(self, z: Tensor, label: Tensor | None, vector: Tensor | None) -> Tensor:
+        return self.outer(self.joined(z, label, vector)).unflatten(1, (1, 6, 6))
+
+    def _forward(self, x: Tensor, label: Tensor | None, vector: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        mu, logvar = self._encode(x, label, vector)
+        z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+        return self._decode(z, label, vector), mu, logvar
+
+
+class WithLabel(Conditional):
+    def encode(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        return self._encode(x, label, None)
+
+    def decode(self, z: Tensor, label: Tensor) -> Tensor:
+        return self._decode(z, label, None)
+
+    def forward(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._forward(x, label, None)
+
+
+class WithVector(Conditional):
+    def encode(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        return self._encode(x, None, c)
+
+    def decode(self, z: Tensor, c: Tensor) -> Tensor:
+        return self._decode(z, None, c)
+
+    def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._forward(x, None, c)
+
+
+class WithBoth(Conditional):
+    def encode(self, x: Tensor, label: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        return self._encode(x, label, c)
+
+    def decode(self, z: Tensor, label: Tensor, c: Tensor) -> Tensor:
+        return self._decode(z, label, c)
+
+    def forward(self, x: Tensor, label: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._forward(x, label, c)
+
+
+# Hierarchical.
+
+
+class TwoLevels(nn.Module):
+    """Two latents; with `sampled`, the second posterior depends on a draw of the first."""
+
+    def __init__(self, *, sampled: bool = False) -> None:
+        super().__init__()
+        self.sampled = sampled
+        self.bottom = nn.Sequential(nn.Linear(24, 32), nn.ReLU())
+        self.top = nn.Sequential(nn.Linear(32 + (6 if sampled else 0), 32), nn.ReLU())
+        self.first, self.second = nn.Linear(32, 12), nn.Linear(32, 6)
+        self.head = nn.Sequential(nn.Linear(6 + 3, 32), nn.ReLU(), nn.Linear(32, 24))
+
+    def encode(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        h = self.bottom(x)
+        mu1, logvar1 = self.first(h).chunk(2, dim=-1)
+        if self.sampled:
+            h = torch.cat([h, mu1 + torch.exp(0.5 * logvar1) * torch.randn_like(mu1)], dim=-1)
+        mu2, logvar2 = self.second(self.top(h)).chunk(2, dim=-1)
+        return (mu1, logvar1), (mu2, logvar2)
+
+    def decode(self, z1: Tensor, z2: Tensor) -> Tensor:
+        return self.head(torch.cat([z1, z2], dim=-1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        zs = [mu + torch.exp(0.5 * logvar) * torch.randn_like(mu) for mu, logvar in self.encode(x)]
+        return self.decode(*zs)
+
+
+class NoisyDecoder(nn.Module):
+    """The decoder adds noise of a learned strength to its features."""
+
+    def __init__(self, latent: int = 4) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(16, 32), nn.ReLU())
+        self.mu, self.logvar = nn.Linear(32, latent), nn.Linear(32, latent)
+        self.up, self.out = nn.Linear(latent, 32), nn.Linear(32, 16)
+        self.strength = nn.Parameter(torch.full((32,), 0.3))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.body(x)
+        return self.mu(h), self.logvar(h)
+
+    def decode(self, z: Tensor) -> Tensor:
+        h = self.up(z)
+        return self.out(torch.relu(h + self.strength * torch.randn_like(h)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mu, logvar = self.encode(x)
+        return self.decode(mu + torch.exp(0.5 * logvar) * torch.randn_like(mu))
+
+
+# Sequences.
+
+
+class Recurrent(nn.Module):
+    """A latent for every step."""
+
+    def __init__(self, latent: int = 3) -> None:
+        super().__init__()
+        self.encoder_rnn = nn.GRU(5, 16, batch_first=True)
+        self.mu, self.logvar = nn.Linear(16, latent), nn.Linear(16, latent)
+        self.decoder_rnn, self.out = nn.GRU(latent, 16, batch_first=True), nn.Linear(16, 5)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h, _ = self.encoder_rnn(x)
+        return self.mu(h), self.logvar(h)
+
+    def decode(self, z: Tensor) -> Tensor:
+        h, _ = self.decoder_rnn(z)
+        return self.out(h)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mu, logvar = self.encode(x)
+        return self.decode(mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)), mu, logvar
+
+
+class Autoregressive(nn.Module):
+    """One latent for a sequence of any length; the decoder feeds its own answers back for a fixed number of steps."""
+
+    def __init__(self, latent: int = 6, steps: int = 8) -> None:
+        super().__init__()
+        self.steps = steps
+        self.encoder_rnn = nn.LSTM(5, 16, batch_first=True)
+        self.mu, self.logvar = nn.Linear(16, latent), nn.Linear(16, latent)
+        self.start, self.cell, self.out = nn.Linear(latent, 16), nn.GRUCell(5 + latent, 16), nn.Linear(16, 5)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        _, (h, _) = self.encoder_rnn(x)
+        return self.mu(h[-1]), self.logvar(h[-1])
+
+    def decode(self, z: Tensor) -> Tensor:
+        h = torch.tanh(self.start(z))
+        y = z.new_zeros(z.shape[0], 5)
+        answers = []
+        for _ in range(self.steps):
+            h = self.cell(torch.cat([y, z], dim=-1), h)
+            y = self.out(h)
+            answers.append(y)
+        return torch.stack(answers, dim=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mu, logvar = self.encode(x)
+        return self.decode(mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)), mu, logvar
+
+
+# Codes, and autoencoders.
+
+
+class Quantised(nn.Module):
+    def __init__(self, codes: int = 32, channels: int = 8) -> None:
+        super().__init__()
+        self.enc = nn.Sequential(nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, channels, 4, 2, 1))
+        self.codebook = nn.Embedding(codes, channels)
+        self.dec = nn.Sequential(
+            nn.ConvTranspose2d(channels, 16, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(16, 1, 4, 2, 1)
+        )
+
+    def encode(self, x: Tensor) -> Tensor:
+        h = self.enc(x).permute(0, 2, 3, 1)
+        weight = self.codebook.weight
+        distances = h.pow(2).sum(-1, keepdim=True) - 2 * h @ weight.T + weight.pow(2).sum(-1)
+        return distances.argmin(-1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return self.dec(self.codebook(codes).permute(0, 3, 1, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
+
+
+class Autoencoder(nn.Module):
+    def __init__(self, latent: int = 3) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(12, 32), nn.GELU(), nn.Linear(32, latent))
+        self.decoder = nn.Sequential(nn.Linear(latent, 32), nn.GELU(), nn.Linear(32, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x))
+
+
+def _submodules(**kwargs: Any) -> dict[str, Any]:
+    """Of a model that has submodules encoder and decoder in place of methods."""
+    return {"encode": lambda m, x, c: m.encoder(x), "decode": lambda m, z, c: m.decoder(*z), **kwargs}
+
+
+# Making them.
+
+
+def _made(make: Callable[[], Any], shape: tuple[int, ...], n: int = 8, *, normal: bool = False) -> tuple[Any, Tensor]:
+    """A model with random weights and statistics, in evaluation mode, and an example, from a fixed seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        model = make()
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                # As after training; fresh statistics would make the layer do nothing.
+                module.running_mean.uniform_(-0.5, 0.5)
+                module.running_var.uniform_(0.5, 1.5)
+        return model.eval(), (torch.randn if normal else torch.rand)(n, *shape)
+
+
+def _plain(cls: Callable[[], Any], shape: tuple[int, ...], **kwargs: Any) -> Callable[[], tuple[Any, dict[str, Any]]]:
+    def make() -> tuple[Any, dict[str, Any]]:
+        model, example = _made(cls, shape)
+        return model, {"example": example, **kwargs}
+
+    return make
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(_SEED)
+
+
+_LABELS = torch.arange(8) % 5
+_VECTORS = torch.randn(8, 3, generator=_generator())
+# Enough to fit four components to.
+_OBSERVATIONS = torch.rand(256, 12, generator=_generator())
+
+
+# diffusers.
+
+
+def _diffusers(
+    name: str, shape: tuple[int, ...], n: int = 2, **config: Any
+) -> Callable[[], tuple[Any, dict[str, Any]]]:
+    def make() -> tuple[Any, dict[str, Any]]:
+        import diffusers
+
+        model, x = _made(lambda: getattr(diffusers, name)(**config), shape, n)
+        if name == "VQModel":
+            # A fresh codebook is so small that every code is about as near as any other; a trained one is not.
+            nn.init.normal_(model.quantize.embedding.weight, generator=_generator())
+        return model, {"example": 2 * x - 1}
+
+    return make
+
+
+def _vq_encode(model: Any, x: Tensor, _: Mapping[str, Tensor]) -> Tensor:
+    h = model.encode(x).latents
+    return model.quantize(h)[2][2].reshape(len(x), *h.shape[2:])
+
+
+def _vq_decode(model: Any, z: tuple[Tensor, ...], _: Mapping[str, Tensor]) -> Tensor:
+    codes = z[0]
+    h = model.quantize.get_codebook_entry(codes.flatten(), (*codes.shape, model.quantize.vq_embed_dim))
+    return model.decode(h, force_not_quantize=True).sample
+
+
+_DIST = {"encode": lambda m, x, c: m.encode(x).latent_dist, "decode": lambda m, z, c: m.decode(z[0]).sample}
+_KL_SMALL = {
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "block_out_channels": (16, 32),
+    "norm_num_groups": 8,
+}
+_DIFFUSERS = (
+    Entry("diffusers", "AutoencoderKL", _diffusers("AutoencoderKL", (3, 16, 16), **_KL_SMALL), "diffusers", **_DIST),
+    Entry(
+        "diffusers",
+        "AutoencoderKL, Stable Diffusion 1.5",
+        _diffusers(
+            "AutoencoderKL",
+            (3, 64, 64),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+        ),
+        "diffusers",
+        slow=True,
+        **_DIST,
+    ),
+    Entry(
+        "diffusers",
+        "AutoencoderTiny",
+        _diffusers(
+            "AutoencoderTiny",
+            (3, 16, 16),
+            encoder_block_out_channels=(16, 16, 16),
+            decoder_block_out_channels=(16, 16, 16),
+            num_encoder_blocks=(1, 1, 1),
+            num_decoder_blocks=(1, 1, 1),
+        ),
+        "diffusers",
+        encode=lambda m, x, c: m.encode(x).latents,
+        decode=lambda m, z, c: m.decode(z[0]).sample,
+    ),
+    Entry(
+        "diffusers",
+        "VQModel",
+        _diffusers("VQModel", (3, 16, 16), num_vq_embeddings=64, **_KL_SMALL),
+        "diffusers",
+        encode=_vq_encode,
+        decode=_vq_decode,
+    ),
+    Entry(
+        "diffusers",
+        "AutoencoderOobleck",
+        _diffusers(
+            "AutoencoderOobleck",
+            (2, 128),
+            encoder_hidden_size=16,
+            downsampling_ratios=[2, 4],
+            channel_multiples=[1, 2],
+            decoder_channels=16,
+            decoder_input_channels=8,
+        ),
+        "diffusers",
+        **_DIST,
+    ),
+    Entry(
+        "diffusers",
+        "AutoencoderDC",
+        _diffusers(
+            "AutoencoderDC",
+            (3, 32, 32),
+            latent_channels=8,
+            attention_head_dim=16,
+            encoder_block_types=("ResBlock", "EfficientViTBlock"),
+            decoder_block_types=("ResBlock", "EfficientViTBlock"),
+            encoder_block_out_channels=(16, 32),
+            decoder_block_out_channels=(16, 32),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            encoder_qkv_multiscales=((), (5,)),
+            decoder_qkv_multiscales=((), (5,)),
+        ),
+        "diffusers",
+        encode=lambda m, x, c: m.encode(x).latent,
+        decode=lambda m, z, c: m.decode(z[0]).sample,
+    ),
+)
+
+
+# pythae.
+
+
+def _pythae(name: str, config: str, *, own: bool = False, **options: Any) -> Callable[[], tuple[Any, dict[str, Any]]]:
+    def make() -> tuple[Any, dict[str, Any]]:
+        import pythae.models
+
+        def model() -> Any:
+            said = getattr(pythae.models, config)(input_dim=(1, 12, 12), latent_dim=6, **options)
+            return getattr(pythae.models, name)(said, *(_own_networks(said) if own else ()))
+
+        built, example = _made(model, (1, 12, 12))
+        if name == "VQVAE":
+            built.quantizer.embeddings.weight.data.normal_(generator=_generator())
+        return built, {"example": example}
+
+    return make
+
+
+def _own_networks(config: Any) -> tuple[nn.Module, nn.Module]:
+    """Convolutional networks as pythae's documentation has its users write them."""
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+
+    class Encoder(BaseEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(1, 8, 4, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+            self.embedding, self.log_var = nn.Linear(8 * 36, 6), nn.Linear(8 * 36, 6)
+
+        def forward(self, x: Tensor) -> Any:
+            h = self.layers(x)
+            return ModelOutput(embedding=self.embedding(h), log_covariance=self.log_var(h))
+
+    class Decoder(BaseDecoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(6, 8 * 36)
+            self.layers = nn.Sequential(nn.ConvTranspose2d(8, 1, 4, 2, 1), nn.Sigmoid())
+
+        def forward(self, z: Tensor) -> Any:
+            return ModelOutput(reconstruction=self.layers(self.fc(z).reshape(z.shape[0], 8, 6, 6)))
+
+    return Encoder(), Decoder()
+
+
+def _embedding(model: Any, x: Tensor, _: Mapping[str, Tensor]) -> Tensor:
+    return model.encoder(x).embedding
+
+
+def _direction(model: Any, x: Tensor, _: Mapping[str, Tensor]) -> Tensor:
+    return functional.normalize(model.encoder(x).embedding, dim=-1)
+
+
+def _quantised(model: Any, x: Tensor, _: Mapping[str, Tensor]) -> Tensor:
+    return model({"data": x}).quantized_indices.reshape(len(x), -1)
+
+
+def _reconstruction(model: Any, z: tuple[Tensor, ...], _: Mapping[str, Tensor]) -> Tensor:
+    return model.decoder(z[0]).reconstruction
+
+
+def _looked_up(model: Any, z: tuple[Tensor, ...], _: Mapping[str, Tensor]) -> Tensor:
+    return model.decoder(model.quantizer.embeddings(z[0]).reshape(len(z[0]), -1)).reconstruction
+
+
+_PYTHAE = tuple(
+    Entry("pythae", title, make, "pythae", encode=encode, decode=decode)
+    for title, make, encode, decode in (
+        ("VAE", _pythae("VAE", "VAEConfig"), _embedding, _reconstruction),
+        (
+            "VAE, own networks, binary cross-entropy",
+            _pythae("VAE", "VAEConfig", own=True, reconstruction_loss="bce"),
+            _embedding,
+            _reconstruction,
+        ),
+        ("BetaVAE", _pythae("BetaVAE", "BetaVAEConfig"), _embedding, _reconstruction),
+        ("IWAE", _pythae("IWAE", "IWAEConfig"), _embedding, _reconstruction),
+        ("HVAE", _pythae("HVAE", "HVAEConfig"), _embedding, _reconstruction),
+        ("SVAE", _pythae("SVAE", "SVAEConfig"), _direction, _reconstruction),
+        ("AE", _pythae("AE", "AEConfig"), _embedding, _reconstruction),
+        ("VQVAE", _pythae("VQVAE", "VQVAEConfig", num_embeddings=32), _quantised, _looked_up),
+    )
+)
+
+
+# scvi-tools.
+
+
+def _scvi() -> tuple[Any, dict[str, Any]]:
+    from scvi.module import VAE
+
+    model, counts = _made(lambda: VAE(n_input=40, n_batch=3, n_hidden=32, n_latent=5), (40,))
+    counts = torch.floor(counts * 20)
+    conditions = {"batch_index": torch.arange(8) % 3, "library": counts.sum(1, keepdim=True).log()}
+    return model, {"example": counts, "conditions": conditions}
+
+
+def _scvi_encode(model: Any, x: Tensor, conditions: Mapping[str, Tensor]) -> Any:
+    return model.inference(x, conditions["batch_index"][:, None])["qz"]
+
+
+def _scvi_decode(model: Any, z: tuple[Tensor, ...], conditions: Mapping[str, Tensor]) -> Tensor:
+    return model.generative(z[0], conditions["library"], conditions["batch_index"][:, None])["px"].mu
+
+
+ENTRIES: tuple[Entry, ...] = (
+    Entry("plain", "encode gives (mu, logvar)", _plain(Plain, (1, 8, 8))),
+    *(
+        Entry("plain", f"encode gives (mu, {second})", _plain(lambda second=second: Plain(second), (1, 8, 8)))  # type: ignore[misc]
+        for second in ("std", "var", "log_std", "softplus")
+    ),
+    Entry(
+        "plain",
+        "MLP, encoder gives 2 * latent",
+        _plain(MLP, (20,)),
+        **_submodules(encode=lambda m, x, c: m.encoder(x).chunk(2, dim=-1)),
+    ),
+    Entry("plain", "Conv, BatchNorm, ConvTranspose", _plain(ConvBatchNorm, (3, 16, 16))),
+    Entry("plain", "GroupNorm and attention", _plain(ConvAttention, (3, 16, 16), dynamic=("height", "width"))),
+    Entry("distributions", "encode gives Normal", _plain(Distributions, (30,))),
+    Entry("distributions", "encode gives Independent(Normal)", _plain(lambda: Distributions(independent=True), (30,))),
+    Entry("distributions", "decode gives Bernoulli", _plain(lambda: Distributions(decoder="bernoulli"), (30,))),
+    Entry("distributions", "decode gives Normal", _plain(lambda: Distributions(decoder="normal"), (30,))),
+    Entry("conditional", "label", _plain(lambda: WithLabel(classes=5), (1, 6, 6), conditions={"label": _LABELS})),
+    Entry("conditional", "vector", _plain(lambda: WithVector(vector=3), (1, 6, 6), conditions={"c": _VECTORS})),
+    Entry(
+        "conditional",
+        "label and vector",
+        _plain(lambda: WithBoth(classes=5, vector=3), (1, 6, 6), conditions={"label": _LABELS, "c": _VECTORS}),
+    ),
+    Entry("hierarchical", "two latents", _plain(TwoLevels, (24,))),
+    Entry(
+        "hierarchical", "the second posterior takes a draw of the first", _plain(lambda: TwoLevels(sampled=True), (24,))
+    ),
+    Entry("hierarchical", "the decoder draws noise", _plain(NoisyDecoder, (16,))),
+    Entry("sequences", "GRU, a latent for every step", _plain(Recurrent, (10, 5), dynamic=("time",))),
+    Entry("sequences", "LSTM encoder, autoregressive decoder", _plain(Autoregressive, (12, 5), dynamic=("time",))),
+    Entry("codes", "vector-quantised", _plain(Quantised, (1, 16, 16))),
+    Entry("autoencoder", "no prior", _plain(Autoencoder, (12,)), **_submodules()),
+    *(
+        Entry(
+            "autoencoder",
+            f"prior={prior!r}",
+            _plain(Autoencoder, (12,), prior=prior, observations=_OBSERVATIONS),
+            **_submodules(),
+        )
+        for prior in ("gaussian", "diagonal", "mixture:4")
+    ),
+    *_DIFFUSERS,
+    *_PYTHAE,
+    Entry("scvi-tools", "SCVI", _scvi, "scvi", slow=True, encode=_scvi_encode, decode=_scvi_decode),
+)

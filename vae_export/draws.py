@@ -1,0 +1,161 @@
+"""See and steer the random draws of a model, without patching PyTorch: a mode that ends with its `with` block."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from .errors import ExportError
+
+__all__ = ["Draws"]
+
+# What draws a standard normal number for each element of its result, or scales one.
+_NORMAL = {torch.randn, torch.randn_like, torch.normal, Tensor.normal_}
+# What draws in any other way. A dropout draws where it is training.
+_OTHER = {
+    torch.rand,
+    torch.rand_like,
+    torch.bernoulli,
+    torch.multinomial,
+    torch.poisson,
+    torch.randint,
+    torch.randint_like,
+    torch.randperm,
+    Tensor.bernoulli,
+    Tensor.bernoulli_,
+    Tensor.uniform_,
+    Tensor.exponential_,
+    Tensor.random_,
+    Tensor.multinomial,
+}
+_DROPOUT = {
+    functional.dropout,
+    functional.dropout1d,
+    functional.dropout2d,
+    functional.dropout3d,
+    functional.alpha_dropout,
+    functional.feature_alpha_dropout,
+    torch.dropout,
+    torch.native_dropout,
+}
+# What turns a tensor's values into Python's: what a branch on them, and nothing that can be exported, needs.
+_VALUES = {
+    Tensor.__bool__,
+    Tensor.__int__,
+    Tensor.__float__,
+    Tensor.__index__,
+    Tensor.item,
+    Tensor.tolist,
+    Tensor.numpy,
+}
+_SIGMOID = {torch.sigmoid, Tensor.sigmoid, functional.sigmoid, torch.special.expit}
+
+
+class Draws(TorchFunctionMode):
+    """While active, gives each normal draw in turn from `give`, and notes what else matters.
+
+    `give` is called with the number of the draw and its shape; it returns the standard normal numbers. `normal` notes
+    the shapes of the normal draws, `other` the names of other random functions, `values` the places where values of
+    tensors became Python's, `sigmoid` the last sigmoid's input and output.
+    """
+
+    def __init__(self, give: Callable[[int, tuple[int, ...]], Tensor]) -> None:
+        super().__init__()
+        self.give = give
+        self.normal: list[tuple[int, ...]] = []
+        self.other: list[str] = []
+        self.values: list[str] = []
+        self.sigmoid: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def constant(cls, value: float, only: int | None = None) -> Draws:
+        """Every normal draw, or only the one of that number, is this value; the others are 0."""
+        return cls(lambda index, shape: torch.full(shape, value if only in (None, index) else 0.0))
+
+    @classmethod
+    def inputs(cls, tensors: Mapping[int, Tensor]) -> Draws:
+        """The draws of these numbers are these tensors, the others 0."""
+
+        def give(index: int, shape: tuple[int, ...]) -> Tensor:
+            tensor = tensors.get(index)
+            return torch.zeros(shape) if tensor is None else tensor
+
+        return cls(give)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _NORMAL:
+            return self._draw(func, args, kwargs)
+        if func in _OTHER:
+            self.other.append(func.__name__)
+        elif func in _DROPOUT and _drops(func, args, kwargs):
+            self.other.append(f"{func.__name__} in training mode")
+        elif func in _VALUES:
+            self.values.append(_place())
+        result = func(*args, **kwargs)
+        if func in _SIGMOID:
+            self.sigmoid = (args[0] if args else kwargs["input"], result)
+        return result
+
+    def _draw(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+        if func is torch.normal or func is Tensor.normal_:
+            tensor: Any = args[0] if args else kwargs.get("mean")
+            names = ("mean", "std")
+            given = args[1:] if func is Tensor.normal_ else args
+            mean, std = (
+                given[index] if index < len(given) else kwargs.get(name, float(index))
+                for index, name in enumerate(names)
+            )
+            size = kwargs.get("size", given[2] if len(given) > 2 else None)
+            if func is Tensor.normal_:
+                shape = tuple(tensor.shape)
+            elif size is not None:
+                shape = tuple(size)
+            else:
+                shape = tuple((mean + std).shape)
+            result: Tensor = mean + std * self._next(shape)
+            if func is Tensor.normal_:
+                result = tensor.copy_(result)
+            return result
+        if func is torch.randn_like:
+            like = args[0] if args else kwargs["input"]
+            return self._next(tuple(like.shape)).to(kwargs.get("dtype") or like.dtype)
+        size = kwargs.get("size", args)
+        shape = tuple(size[0]) if len(size) == 1 and isinstance(size[0], (tuple, list, torch.Size)) else tuple(size)
+        return self._next(shape).to(kwargs.get("dtype") or torch.get_default_dtype())
+
+    def _next(self, shape: tuple[int, ...]) -> Tensor:
+        index = len(self.normal)
+        self.normal.append(shape)
+        given = self.give(index, shape)
+        if given.dim() != len(shape):
+            raise ExportError(
+                f"draw {index + 1} of the model: noise of shape {list(given.shape)} is expected, got {list(shape)}; "
+                "draw it with randn_like"
+            )
+        return given
+
+
+def _drops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a dropout's `training` is on; torch.dropout takes it third, without a default."""
+    default = func not in (torch.dropout, torch.native_dropout)
+    training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else default))
+    probability = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
+    return bool(training) and probability != 0
+
+
+def _place() -> str:
+    """File and line of the innermost caller outside PyTorch, without the folder."""
+    for frame in reversed(traceback.extract_stack()):
+        if "/torch/" not in frame.filename.replace("\\", "/") and not frame.filename.endswith("draws.py"):
+            name = frame.filename.replace("\\", "/").rsplit("/", 1)[-1]
+            return f"{name}:{frame.lineno}" + (f" ({frame.line})" if frame.line else "")
+    return "an unknown line"

@@ -1,0 +1,82 @@
+"""Fit a prior to the latents of real data, so that a model without one can be sampled."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_runtime.errors import InputError
+from vae_runtime.manifest import LatentPrior
+
+from .errors import ExportError
+
+__all__ = ["FITTED", "PRIOR_FILE", "fit_prior", "is_fitted"]
+
+PRIOR_FILE = "prior.npz"
+FITTED = "diagonal, gaussian or mixture:K"
+_MIXTURE = re.compile(r"mixture:([1-9][0-9]{0,3})")
+# Added to every variance, as a share of the mean variance, so that a constant dimension has a distribution too.
+_RIDGE = 1e-6
+# A full covariance has this many dimensions at most: its factor has the square of it.
+_FULL = 2048
+
+
+def is_fitted(kind: str | None) -> bool:
+    """Whether a prior of this name is fitted to data."""
+    return kind in ("diagonal", "gaussian") or bool(kind and _MIXTURE.fullmatch(kind))
+
+
+def fit_prior(kind: str, latent: str, z: NDArray[np.float32]) -> tuple[LatentPrior, bytes]:
+    """Fit a prior by maximum likelihood; a mixture by expectation maximisation (scikit-learn), seed 0.
+
+    Args:
+        kind: "diagonal", "gaussian" (full covariance) or "mixture:K" (K components of full covariance).
+        latent: the latent's name.
+        z: its posterior means for real data, float32 [n, ...].
+
+    Returns:
+        What the manifest says of it, and the content of its file (docs/bundle-format.md, Priors).
+
+    Raises:
+        InputError: the kind is none of these.
+        ExportError: there are too few observations for it, or too many dimensions.
+    """
+    match = _MIXTURE.fullmatch(kind)
+    if not is_fitted(kind):
+        raise InputError(f"prior: normal, none, {FITTED} is expected, got {kind!r}")
+    flat = z.reshape(len(z), -1).astype(np.float64)
+    n, dimensions = flat.shape
+    components = int(match[1]) if match else 1
+    full = kind != "diagonal"
+    needed = 2 if not full else components * (dimensions + 1)
+    if n < needed:
+        raise ExportError(
+            f"prior: {kind} in {dimensions} dimensions needs at least {needed} observations, got {n}; pass more with "
+            'observations=, or prior="diagonal"'
+        )
+    if full and dimensions > _FULL:
+        raise ExportError(
+            f'prior: {kind}: at most {_FULL} dimensions are expected, got {dimensions}; pass prior="diagonal"'
+        )
+    ridge = _RIDGE * max(float(flat.var(axis=0).mean()), 1e-12)
+    if match and components > 1:
+        from sklearn.mixture import GaussianMixture
+
+        fitted = GaussianMixture(components, reg_covar=ridge, random_state=0, max_iter=200).fit(flat)
+        weights, means = fitted.weights_, fitted.means_
+        factors = np.linalg.cholesky(fitted.covariances_)
+    else:
+        weights, means = np.ones(1), flat.mean(axis=0, keepdims=True)
+        if full:
+            covariance = np.cov(flat, rowvar=False, bias=True).reshape(dimensions, dimensions)
+            factors = np.linalg.cholesky(covariance + ridge * np.eye(dimensions))[None]
+        else:
+            factors = np.sqrt(flat.var(axis=0, keepdims=True) + ridge)
+    file = io.BytesIO()
+    arrays = {f"{latent}/weights": weights / weights.sum(), f"{latent}/means": means, f"{latent}/factors": factors}
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+    covariance_kind = "full" if full else "diagonal"
+    return LatentPrior("mixture", PRIOR_FILE, components, covariance_kind), file.getvalue()

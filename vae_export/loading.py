@@ -1,0 +1,109 @@
+"""Load a model of the user's from its module, its weights and its example from files."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import nn
+
+from vae_runtime.errors import InputError, one_line
+
+__all__ = ["load_model", "read_array"]
+
+
+def load_model(spec: str, weights: Path | None) -> nn.Module:
+    """Make a model and load its state.
+
+    The module is looked for in the working directory too, as `python -m` does; importing it runs its code.
+
+    Args:
+        spec: "package.module:name", where the name is of a class or a function that is called without arguments, or of
+            a module that is there already.
+        weights: .safetensors, or a file of torch.save that holds tensors by name alone (nothing else is unpickled).
+
+    Raises:
+        InputError: something is missing, damaged, or does not fit the model.
+    """
+    package, sign, name = spec.partition(":")
+    if not sign or not package or not name:
+        raise InputError(f"model: package.module:name is expected, got {spec!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(package)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except AttributeError:
+        raise InputError(f"model: {package} has no {name}; give the name of a class or function in it") from None
+    except Exception as error:  # whatever the module's own code raises
+        raise InputError(f"model: {package} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
+    if not isinstance(found, nn.Module):
+        if not callable(found):
+            raise InputError(f"model: {spec}: a class or a function is expected, got {type(found).__name__}")
+        try:
+            found = found()
+        except Exception as error:
+            raise InputError(
+                f"model: {spec}() fails: {type(error).__name__}: {one_line(error)}; give a function without arguments "
+                "that makes the model"
+            ) from error
+    if not isinstance(getattr(found, "module", found), nn.Module) and not isinstance(found, nn.Module):
+        raise InputError(f"model: {spec}: a torch.nn.Module is expected, got {type(found).__name__}")
+    if weights is not None:
+        _load_weights(found, weights)
+    return found  # type: ignore[no-any-return]
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = safetensors.torch.load_file(path)
+        else:
+            with warnings.catch_warnings():
+                # Of pickle's protocol, where the file is none of torch.save's: the error says so.
+                warnings.simplefilter("ignore")
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give the model's weights") from None
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path}: .safetensors or torch.save(model.state_dict(), …) is expected: {one_line(error)[:300]}"
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        # Lightning and many training scripts keep it under this name, beside their own state.
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{path}: tensors by name are expected, as model.state_dict() gives; save that")
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{path}: these weights are not the model's: {one_line(error)[:500]}") from error
+
+
+def read_array(path: Path) -> NDArray[Any]:
+    """The array of a .npy file.
+
+    Raises:
+        InputError: there is none, or it holds no numbers.
+    """
+    try:
+        with path.open("rb") as file:
+            array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give an .npy file") from None
+    except Exception as error:  # numpy's parser lets through what others raise
+        raise InputError(f"{path}: an .npy file of numbers is expected: {error}; write it with numpy.save") from None
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{path}: numbers are expected, got dtype {array.dtype}")
+    return array

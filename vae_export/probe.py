@@ -1,0 +1,401 @@
+"""What a model must do in PyTorch before it is worth exporting; the errors are the refusals of bring-your-own.md."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vae_runtime.manifest import Signature, Sizes
+
+from .adapt import Adapted
+from .draws import Draws
+from .errors import ExportError
+
+__all__ = ["probe", "resized", "run_module", "values_read"]
+
+# How far two computations of the same row may be apart, as a share of the largest magnitude: other batch sizes take
+# other kernels, whose roundings differ.
+_SAME = 1e-4
+_ROWS = 4
+
+
+def probe(adapted: Adapted, dynamic: Sequence[str] = ()) -> Adapted:
+    """Check the pure functions in eager PyTorch, and find which sizes of the dynamic axes they take.
+
+    Args:
+        adapted: the functions, of a model in evaluation mode.
+        dynamic: the names of the axes that may have other sizes.
+
+    Returns:
+        The same, with the dynamic axes' sizes in its signature.
+
+    Raises:
+        ExportError: an answer is not finite, differs from itself, depends on the other rows of the batch, on the batch
+            size, or not at all on an input; or a dynamic axis takes no other size.
+    """
+    for component, module in adapted.modules.items():
+        _batch_norm(component, module)
+        given = adapted.given(component)
+        outputs = run_module(module, given)
+        names = adapted.outputs(component)
+        _finite(component, names, outputs)
+        _in_range(adapted, component, names, outputs)
+        _stable(component, names, outputs, run_module(module, given))
+        _rows(adapted, component, given, outputs)
+        adapted = _inputs(adapted, component, outputs)
+    left = [condition.name for condition in adapted.signature.conditions if not condition.components]
+    if left:
+        raise ExportError(
+            f"condition {left[0]!r}: nothing that encode or decode gives depends on it; leave it out, or check that "
+            "the model uses it"
+        )
+    return _dynamic(adapted, dynamic) if dynamic else adapted
+
+
+def run_module(module: nn.Module, given: Sequence[Tensor]) -> list[Tensor]:
+    """A component's outputs from eager PyTorch, in order."""
+    with torch.no_grad():
+        return list(module(*given))
+
+
+def values_read(adapted: Adapted, component: str) -> list[str]:
+    """Where a component turns values of tensors into Python's, as a branch on them does."""
+    draws = Draws.constant(0.0)
+    with draws:
+        run_module(adapted.modules[component], adapted.given(component))
+    return draws.values
+
+
+def resized(tensor: Tensor, sizes: Mapping[int, int]) -> Tensor:
+    """A tensor with other sizes of some axes, by repeating and cutting, so that its values stay of their kind."""
+    for axis, size in sizes.items():
+        repeats = [1] * tensor.dim()
+        repeats[axis] = -(-size // tensor.shape[axis])
+        tensor = tensor.repeat(repeats).narrow(axis, 0, size)
+    return tensor.contiguous()
+
+
+def _batch_norm(component: str, module: nn.Module) -> None:
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            where = f"{component}: {name.removeprefix('model.')}"
+            if layer.training:
+                raise ExportError(
+                    f"{where}: batch normalisation stays in training mode, so that rows of a batch influence each "
+                    "other; let eval() reach it"
+                )
+            if layer.running_mean is None:
+                raise ExportError(
+                    f"{where}: batch normalisation without running statistics normalises by the batch at hand, so that "
+                    "rows of a batch influence each other; build it with track_running_stats=True"
+                )
+
+
+def _finite(component: str, names: Sequence[str], outputs: Sequence[Tensor]) -> None:
+    for name, output in zip(names, outputs, strict=True):
+        if name.startswith("std") and bool((output < 0).any()):
+            raise ExportError(
+                f"{component}: {name}{_first(output < 0)}: a standard deviation of at least 0 is expected, got "
+                f"{float(output.min()):g}; pass another posterior="
+            )
+    for name, output in zip(names, outputs, strict=True):
+        wrong = ~torch.isfinite(output)
+        if wrong.any():
+            advice = "; another posterior= may help" if name.startswith(("logvar", "std")) else ""
+            raise ExportError(
+                f"{component}: {name}{_first(wrong)}: finite numbers are expected, got {float(output[wrong][0])}; "
+                f"check the weights and the example{advice}"
+            )
+
+
+def _first(wrong: Tensor) -> list[int]:
+    """The first index of what is wrong."""
+    return [int(i) for i in wrong.nonzero()[0]]
+
+
+def _in_range(adapted: Adapted, component: str, names: Sequence[str], outputs: Sequence[Tensor]) -> None:
+    bounds = adapted.signature.observation.range
+    if component == "encoder":
+        x = adapted.examples[adapted.signature.observation.name]
+        if bounds and not bool(((x >= bounds[0]) & (x <= bounds[1])).all()):
+            raise ExportError(
+                f"example: values from {bounds[0]:g} to {bounds[1]:g} are expected from range=, got {float(x.min()):g} "
+                f"… {float(x.max()):g}; scale the example as in training, or pass another range="
+            )
+        return
+    kind = adapted.signature.likelihood.kind
+    bounds = (0.0, 1.0) if kind == "bernoulli" else bounds
+    # A gaussian's or a laplace's mean is free to leave the data's range.
+    if bounds and kind not in ("gaussian", "laplace"):
+        mean = outputs[0]
+        if float(mean.min()) < bounds[0] or float(mean.max()) > bounds[1]:
+            raise ExportError(
+                f"decoder: {names[0]}: values from {bounds[0]:g} to {bounds[1]:g} are expected, got "
+                f'{float(mean.min()):g} … {float(mean.max()):g}; if these are logits, pass likelihood="bernoulli", '
+                "else another range="
+            )
+
+
+def _stable(component: str, names: Sequence[str], first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
+    for name, a, b in zip(names, first, second, strict=True):
+        if not torch.equal(a, b) and _far(a, b):
+            raise ExportError(
+                f"{component}: {name}: two runs on the same input differ by {_gap(a, b):.1e}; something random, such "
+                "as a dropout that is always on or numpy's generator, is inside; take it out"
+            )
+
+
+def _rows(adapted: Adapted, component: str, given: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    module, names = adapted.modules[component], adapted.outputs(component)
+    n = len(given[0])
+    for output, name in zip(outputs, names, strict=True):
+        if len(output) != n:
+            raise ExportError(f"{component}: {name}: a row for each of {n} is expected, got {list(output.shape)}")
+    for row in range(min(n, _ROWS)):
+        try:
+            alone = run_module(module, [tensor[row : row + 1] for tensor in given])
+        except Exception as error:
+            raise ExportError(
+                f"{component}: works on a batch of {n} and fails on a batch of 1: {_said(error)}; the batch size is "
+                "baked in, write -1 or x.shape[0] where it stands"
+            ) from error
+        for name, whole, single in zip(names, outputs, alone, strict=True):
+            if single.shape[1:] != whole.shape[1:] or len(single) != 1:
+                raise ExportError(
+                    f"{component}: {name}: shape {[1, *whole.shape[1:]]} is expected for a batch of 1, got "
+                    f"{list(single.shape)}; the batch size is baked in, write -1 or x.shape[0] where it stands"
+                )
+            if _far(whole[row : row + 1], single):
+                raise ExportError(
+                    f"{component}: {name}: row {row} differs by {_gap(whole[row : row + 1], single):.1e} when run "
+                    "alone: rows of a batch influence each other (normalisation by the batch, a mean over axis 0); "
+                    "make each row's result its own"
+                )
+
+
+def _inputs(adapted: Adapted, component: str, outputs: Sequence[Tensor]) -> Adapted:
+    """Require that the outputs depend on every input; a condition that one component ignores is taken from it."""
+    signature, module = adapted.signature, adapted.modules[component]
+    for number, tensor in enumerate(signature.inputs(component)):
+        given = list(adapted.given(component))
+        given[number] = _moved(given[number])
+        try:
+            moved = run_module(module, given)
+        except Exception as error:
+            raise ExportError(f"{component}: fails on other values of {tensor.name}: {_said(error)}") from error
+        if any(not torch.equal(a, b) for a, b in zip(outputs, moved, strict=True)):
+            continue
+        condition = next((c for c in signature.conditions if c.name == tensor.name), None)
+        if condition is None:
+            raise ExportError(
+                f"{component}: nothing that it gives depends on {tensor.name}; check that the model is trained, and "
+                f"that {'encode' if component == 'encoder' else 'decode'}= is the right function"
+            )
+        left = tuple(c for c in condition.components if c != component)
+        conditions = tuple(
+            dataclasses.replace(c, components=left) if c is condition else c for c in signature.conditions
+        )
+        return _inputs(
+            dataclasses.replace(
+                adapted,
+                signature=dataclasses.replace(signature, conditions=conditions),
+                modules={
+                    **adapted.modules,
+                    component: _Without(module, number, tensor.name, adapted.examples[tensor.name][:1]),
+                },
+            ),
+            component,
+            outputs,
+        )
+    return adapted
+
+
+class _Without(nn.Module):
+    """A component without an input that its outputs do not depend on."""
+
+    def __init__(self, module: nn.Module, number: int, name: str, value: Tensor) -> None:
+        super().__init__()
+        self.module = module
+        self._number = number
+        self.unused: Tensor
+        self.register_buffer("unused", value.clone(), persistent=False)
+        self.training = False
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        unused = self.unused.expand(len(tensors[0]), *self.unused.shape[1:])
+        result: tuple[Tensor, ...] = self.module(*tensors[: self._number], unused, *tensors[self._number :])
+        return result
+
+
+def _moved(tensor: Tensor) -> Tensor:
+    """Other values of the same kind: the rows in another order, or, where they are all alike, moved on."""
+    rolled = tensor.roll(1, 0)
+    if not torch.equal(rolled, tensor):
+        return rolled
+    if tensor.is_floating_point():
+        return tensor * 0.5 + 0.25
+    return torch.where(tensor > 0, tensor - 1, tensor + 1)
+
+
+# Dynamic axes.
+
+
+def _dynamic(adapted: Adapted, names: Sequence[str]) -> Adapted:
+    signature = adapted.signature
+    observation = signature.observation
+    for name in names:
+        if name not in observation.axes:
+            raise ExportError(
+                f"dynamic: one of the axes {list(observation.axes)} is expected, got {name!r}; name the axes with axes="
+            )
+    sizes: dict[str, Sizes] = {}
+    latents = {latent.name: latent for latent in signature.latents}
+    # Of the decoder's outputs whose shape is their own, the names of the axes.
+    outputs = {number: list(_output_axes(signature, number)) for number in range(len(signature.outputs("decoder")))}
+    for name in names:
+        found = _sizes_of(adapted, name)
+        sizes[name] = found.sizes
+        for latent, axes in found.latents.items():
+            old = latents[latent]
+            spelled = tuple(name if index in axes else axis for index, axis in enumerate(old.axes))
+            dynamic = {**old.dynamic, **({name: next(iter(axes.values()))} if axes else {})}
+            latents[latent] = dataclasses.replace(old, axes=spelled, dynamic=dynamic)
+        for number, axis in found.outputs:
+            outputs[number][axis] = name
+    likelihood = signature.likelihood
+    own = [name for name in (likelihood.mean, likelihood.logits, likelihood.scale_output) if name]
+    further = tuple(
+        dataclasses.replace(output, axes=tuple(outputs[number]))
+        for number, output in enumerate(likelihood.outputs, len(own))
+    )
+    mean_axes = () if likelihood.shape is None else tuple(outputs[0])
+    return dataclasses.replace(
+        adapted,
+        signature=dataclasses.replace(
+            signature,
+            observation=dataclasses.replace(observation, dynamic=sizes),
+            latents=tuple(latents.values()),
+            likelihood=dataclasses.replace(likelihood, axes=mean_axes, outputs=further),
+        ),
+    )
+
+
+def _output_axes(signature: Signature, number: int) -> Sequence[str]:
+    shape = signature.outputs("decoder")[number].shape
+    return [f"axis_{index}" for index in range(1, len(shape) + 1)]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The sizes of one dynamic axis; of each latent the axes that move with it; which axes of which outputs do."""
+
+    sizes: Sizes
+    latents: Mapping[str, Mapping[int, Sizes]]
+    outputs: Sequence[tuple[int, int]]
+
+
+def _round_trip(adapted: Adapted, sizes: Mapping[str, int]) -> tuple[dict[str, tuple[int, ...]], list[tuple[int, ...]]]:
+    """The shapes of the latents and of the decoder's outputs for an observation of other sizes."""
+    signature = adapted.signature
+    observation = signature.observation
+    axes = {observation.axes.index(name) + 1: size for name, size in sizes.items()}
+    examples = {name: tensor[:2] for name, tensor in adapted.examples.items()}
+    examples[observation.name] = resized(examples[observation.name], axes)
+    encoded = run_module(adapted.modules["encoder"], adapted.given("encoder", examples))
+    by_name = dict(zip(adapted.outputs("encoder"), encoded, strict=True))
+    for latent in signature.latents:
+        if latent.posterior.outputs:
+            examples[latent.name] = by_name[latent.posterior.outputs[0]]
+    decoded = run_module(adapted.modules["decoder"], adapted.given("decoder", examples))
+    shapes = {
+        latent.name: tuple(examples[latent.name].shape[1:]) for latent in signature.latents if latent.posterior.outputs
+    }
+    return shapes, [tuple(output.shape[1:]) for output in decoded]
+
+
+def _sizes_of(adapted: Adapted, name: str) -> _Found:
+    observation = adapted.signature.observation
+    axis = observation.axes.index(name)
+    size = observation.shape[axis]
+    same = adapted.signature.likelihood.shape is None
+    reason = ""
+    shapes: dict[int, dict[str, tuple[int, ...]]] = {}
+    decoded: dict[int, list[tuple[int, ...]]] = {}
+    shapes[size], decoded[size] = _round_trip(adapted, {})
+
+    def works(wanted: int) -> bool:
+        nonlocal reason
+        try:
+            latents, outputs = _round_trip(adapted, {name: wanted})
+        except Exception as error:
+            reason = _said(error)
+            return False
+        if same and outputs[0][axis] != wanted:
+            reason = f"of {wanted} in, {outputs[0][axis]} come out"
+            return False
+        shapes[wanted], decoded[wanted] = latents, outputs
+        return True
+
+    step = next((step for step in _steps(size, shapes[size]) if works(size + step)), None)
+    if step is None:
+        raise ExportError(
+            f"dynamic: {name}: other sizes than {size} are expected to work, the model fails: {reason}; leave it out "
+            "of dynamic="
+        )
+    least = next((smaller for smaller in _powers(step, size) if works(smaller)), size)
+    most = 2 * size if works(2 * size) else size + step
+    latents: dict[str, dict[int, Sizes]] = {}
+    for latent in shapes[size]:
+        for index, length in enumerate(shapes[size][latent]):
+            at = {wanted: found[latent][index] for wanted, found in shapes.items()}
+            moved = at[size + step] - length
+            if moved:
+                multiple = moved if all(value % moved == 0 for value in at.values()) else 1
+                latents.setdefault(latent, {})[index] = Sizes(at[least], at[most], multiple)
+    outputs = [
+        (number, index)
+        for number, shape in enumerate(decoded[size])
+        for index, length in enumerate(shape)
+        if decoded[size + step][number][index] != length
+    ]
+    return _Found(Sizes(least, most, step), latents, outputs)
+
+
+def _steps(size: int, usual: Mapping[str, tuple[int, ...]]) -> list[int]:
+    """Steps to try between sizes, the smallest first: none is smaller than what the encoder shrinks an axis by."""
+    # An axis that no latent shrinks by a whole factor may take any size.
+    ratios = {size // length for shape in usual.values() for length in shape if length > 1 and size % length == 0}
+    first = [1, *sorted(ratios)]
+    return [step for step in dict.fromkeys([*first, *(2**power for power in range(1, 17))]) if size % step == 0]
+
+
+def _powers(step: int, size: int) -> list[int]:
+    """Sizes below the usual one, the smallest first."""
+    found, candidate = [], step
+    while candidate < size:
+        # A size of 1 is special to compilers: it is not told from a size that is spread.
+        if candidate > 1:
+            found.append(candidate)
+        candidate *= 2
+    return found
+
+
+def _far(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return True
+    if not a.is_floating_point():
+        return not torch.equal(a, b)
+    return _gap(a, b) > _SAME * max(1.0, float(b.abs().max()))
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().max())
+
+
+def _said(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:200]} … {text[-90:]}"

@@ -1,0 +1,221 @@
+"""Read what the encoders and decoders that people write give: tuples, mappings, objects, distributions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Distribution, Independent, Normal
+from torch.nn import functional
+
+from .declaration import Declaration
+from .draws import Draws
+from .errors import ExportError
+
+__all__ = ["DecoderReading", "EncoderReading", "Part", "base_of", "fields_of", "mean_of", "second_to"]
+
+_MEANS = ("mu", "mean", "loc", "z_mean", "z_mu", "embedding", "means")
+_SECONDS = {
+    "logvar": ("logvar", "log_var", "log_covariance", "log_variance", "z_logvar", "z_log_var", "logsigma2"),
+    "std": ("std", "sigma", "scale", "stddev", "z_std"),
+    "var": ("var", "variance", "sigma2", "z_var"),
+    "log_std": ("log_std", "logstd", "log_sigma", "logsigma", "log_scale"),
+}
+_VALUES = ("z", "latent", "latents", "code")
+_CODES = ("codes", "indices", "quantized_indices", "encoding_indices")
+_DECODED = ("x", "x_hat", "x_recon", "recon_x", "recon", "reconstruction", "sample", "mean", "mu", "loc", "output")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One latent as an encoder gave it: its mean and what its second tensor is, integer codes, or a value alone."""
+
+    kind: str
+    value: Tensor
+    second: Tensor | None = None
+    meaning: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class EncoderReading:
+    """How to read an encoder's output: fixed once, then the same at every run, traced ones included."""
+
+    said: Declaration
+    doubled: int | None = None
+    """The axis along which one tensor is mean and second tensor."""
+    keep: tuple[int, ...] | None = None
+    """Of a flat tuple that holds samples too, which tensors are none."""
+    meanings: tuple[str | None, ...] = ()
+
+    def read(self, output: Any) -> list[Part]:
+        """The latents of one answer."""
+        if self.keep is not None:
+            output = tuple(output[index] for index in self.keep)
+        parts = parts_of(output, self.said)
+        if self.doubled is not None:
+            mean, second = parts[0].value.chunk(2, dim=self.doubled)
+            parts = [Part("normal", mean, second)]
+        return parts
+
+
+def fields_of(output: Any) -> dict[str, Any] | None:
+    """An object's tensors by name, where it has names for them."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    if hasattr(output, "_asdict"):
+        return dict(output._asdict())
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        return {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
+    if isinstance(output, (Tensor, tuple, list, Distribution)) or output is None:
+        return None
+    names = [*_MEANS, *(n for group in _SECONDS.values() for n in group), *_VALUES, *_CODES, "latent_dist", *_DECODED]
+    found = {name: getattr(output, name, None) for name in names}
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, (Tensor, Distribution)) or (name == "latent_dist" and value is not None)
+    }
+
+
+def parts_of(output: Any, said: Declaration) -> list[Part]:
+    if isinstance(output, Independent):
+        return parts_of(output.base_dist, said)
+    if isinstance(output, Normal):
+        return [Part("normal", output.loc, output.scale, "std")]
+    if isinstance(output, Distribution):
+        raise ExportError(
+            f"encode: a normal posterior is expected, got {type(output).__name__}; pass encode=, a function that gives "
+            "the tensors that matter, and posterior="
+        )
+    if isinstance(output, Tensor):
+        whole = not output.is_floating_point()
+        return [Part("codes" if whole else "none", output)]
+    fields = fields_of(output)
+    if fields is not None:
+        return _named_parts(output, fields, said)
+    items = [item for item in output if item is not None] if isinstance(output, (tuple, list)) else []
+    if not items:
+        raise ExportError(
+            f"encode: tensors are expected, got {type(output).__name__}; pass encode=, a function that gives them"
+        )
+    if not all(isinstance(item, Tensor) for item in items):
+        nested = [item for item in items if not isinstance(item, Tensor)]
+        if len(nested) == len(items) or all(isinstance(item, (Distribution, tuple, list)) for item in nested):
+            return [part for item in nested for part in parts_of(item, said)]
+    tensors = [item for item in items if isinstance(item, Tensor)]
+    whole_numbers = [tensor for tensor in tensors if not tensor.is_floating_point() and tensor.dim() > 1]
+    if whole_numbers:
+        return [Part("codes", whole_numbers[0])]
+    if said.posterior == "none":
+        return [Part("none", tensors[0])]
+    if len(tensors) % 2 == 0 and all(a.shape == b.shape for a, b in zip(tensors[::2], tensors[1::2], strict=True)):
+        return [Part("normal", a, b) for a, b in zip(tensors[::2], tensors[1::2], strict=True)]
+    return [Part("none", tensor) for tensor in tensors]
+
+
+def _named_parts(output: Any, fields: Mapping[str, Any], said: Declaration) -> list[Part]:
+    for name in ("latent_dist", "posterior", "qz", "q_z", "dist", "distribution"):
+        if fields.get(name) is not None:
+            return parts_of(fields[name], said)
+    for name in _CODES:
+        if isinstance(fields.get(name), Tensor):
+            return [Part("codes", fields[name])]
+    mean = next((fields[name] for name in _MEANS if isinstance(fields.get(name), Tensor)), None)
+    if mean is not None:
+        for meaning, names in _SECONDS.items():
+            for name in names:
+                if isinstance(fields.get(name), Tensor):
+                    return [Part("normal", mean, fields[name], meaning)]
+        return [Part("none", mean)]
+    value = next((fields[name] for name in _VALUES if isinstance(fields.get(name), Tensor)), None)
+    if value is not None:
+        return [Part("none", value)]
+    if fields and all(isinstance(value, (Distribution, tuple, list)) for value in fields.values()):
+        parts = {name: parts_of(value, said) for name, value in fields.items()}
+        return [dataclasses.replace(part, name=name) for name, own in parts.items() for part in own]
+    raise ExportError(
+        f"encode: fields such as mu and logvar are expected, {type(output).__name__} has "
+        f"{', '.join(map(str, fields)) or 'none'}; pass encode=, a function that gives (mu, logvar)"
+    )
+
+
+def second_to(meaning: str, second: Tensor) -> tuple[Tensor, Tensor]:
+    """logvar and std of an encoder's second tensor."""
+    if meaning == "logvar":
+        # In the graph, because the exp of host libraries differs from build to build.
+        return second, torch.exp(0.5 * second)
+    if meaning == "log_std":
+        return 2 * second, torch.exp(second)
+    if meaning == "var":
+        return torch.log(second), torch.sqrt(second)
+    std = functional.softplus(second) if meaning == "softplus" else second
+    return 2 * torch.log(std), std
+
+
+@dataclass(frozen=True)
+class DecoderReading:
+    """How to read a decoder's answer."""
+
+    bernoulli: str | None = None
+    """Of a bernoulli, what the tensor is: "logits", "probabilities", or "sigmoid": the output of the last sigmoid."""
+    scale: bool = False
+    further: tuple[str, ...] = ()
+
+    def read(self, output: Any, draws: Draws) -> tuple[Tensor, ...]:
+        """The tensors of one answer: the mean, the logits or the scale, and what else there is."""
+        fields = fields_of(output) if self.further else None
+        further = tuple(fields[name] for name in self.further) if fields else ()
+        if self.bernoulli == "logits":
+            logits = _logits_of(output)
+            # Both: in float32 the sigmoid is 1 from a logit of 16.7 on, and a likelihood cannot be had from it.
+            return (torch.sigmoid(logits), logits, *further)
+        mean = mean_of(output)
+        if self.bernoulli == "sigmoid":
+            assert draws.sigmoid is not None
+            return (mean, draws.sigmoid[0].reshape(mean.shape), *further)
+        if self.scale:
+            return (mean, base_of(output).scale, *further)
+        return (mean, *further)
+
+
+def base_of(output: Any) -> Any:
+    """What counts of a decoder's answer: a tensor or a distribution."""
+    fields = None if isinstance(output, (Tensor, Distribution, tuple, list)) else fields_of(output)
+    if fields is not None:
+        name = next((name for name in _DECODED if isinstance(fields.get(name), (Tensor, Distribution))), None)
+        output = fields[name] if name else next(iter(fields.values()), None)
+    if isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    while isinstance(output, Independent):
+        output = output.base_dist
+    return output
+
+
+def mean_of(output: Any) -> Tensor:
+    """The mean of a decoder's answer.
+
+    Raises:
+        ExportError: there is none.
+    """
+    base = base_of(output)
+    if isinstance(base, Normal):
+        return base.loc
+    if isinstance(base, Distribution):
+        return base.mean
+    if isinstance(base, Tensor):
+        return base
+    raise ExportError(
+        f"decode: a tensor, a Bernoulli or a Normal is expected, got {type(output).__name__}; pass decode=, a function "
+        "that gives it"
+    )
+
+
+def _logits_of(output: Any) -> Tensor:
+    base = base_of(output)
+    logits: Tensor = base.logits if isinstance(base, Bernoulli) else base
+    return logits

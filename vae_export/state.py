@@ -1,0 +1,156 @@
+"""Leave a model, and PyTorch, as they came."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import random
+import sys
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["LARGE", "in_float64", "release", "unchanged", "used_tensors"]
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, float32, on the CPU and without gradients; at the end all is as it came.
+
+    What is put back, also after an error: each submodule's attributes (mode, hooks, what it caches), parameters and
+    buffers with their values, dtype and device, the state of every random generator, PyTorch's default dtype, and
+    whether its distributions check their arguments.
+    """
+    distribution = torch.distributions.Distribution
+    validate = distribution._validate_args
+    default_dtype = torch.get_default_dtype()
+    states = (random.getstate(), np.random.get_state())
+    modules = list(model.modules())
+    attributes = [dict(vars(module)) for module in modules]
+    # Containers are put back as the very objects: a hook's handle removes it from the dictionary that it was put in.
+    containers = [
+        (value, value.copy())
+        for saved in attributes
+        for value in saved.values()
+        # Of other kinds of containers nothing is known, and some refuse to be changed.
+        if type(value) in (dict, OrderedDict, list, set)
+    ]
+    tensors = list({id(t): t for t in (*model.parameters(), *model.buffers())}.values())
+    data = [tensor.data for tensor in tensors]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    cuda = [torch.device(tensor.device) for tensor in tensors if tensor.device.type == "cuda"]
+    try:
+        with torch.random.fork_rng(devices={device.index or 0 for device in cuda}), torch.no_grad():
+            torch.set_default_dtype(torch.float32)
+            distribution.set_default_validate_args(False)
+            model.eval()
+            _to_float32_on_cpu(model)
+            for module in modules:
+                # There are no gradients for them to see, and TorchScript takes no module that has any.
+                module._backward_hooks.clear()
+                module._backward_pre_hooks.clear()
+            yield
+    finally:
+        for tensor, original in zip(tensors, data, strict=True):
+            if tensor.data_ptr() != original.data_ptr():
+                tensor.data = original
+        for module, saved in zip(modules, attributes, strict=True):
+            vars(module).clear()
+            vars(module).update(saved)
+        for container, content in containers:
+            container.clear()
+            if isinstance(container, list):
+                container.extend(content)
+            else:
+                container.update(content)
+        for buffer, before in buffers:
+            if not torch.equal(buffer, before):
+                buffer.data.copy_(before)
+        distribution.set_default_validate_args(validate)
+        torch.set_default_dtype(default_dtype)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+# Bytes of weights from which on memory is a matter.
+LARGE = 2**26
+
+
+def release(modules: Iterable[nn.Module]) -> None:
+    """Give memory that is free back to the system, where the C library keeps it (glibc); of large models alone."""
+    tensors = {id(tensor): tensor for module in modules for tensor in module.parameters()}.values()
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors) < LARGE:
+        return
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _to_float32_on_cpu(model: nn.Module) -> None:
+    replaced: dict[int, Tensor] = {}
+    for module in model.modules():
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is None or (
+                tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.int64, torch.bool)
+            ):
+                continue
+            dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            if id(tensor) not in replaced:
+                moved = tensor.detach().to("cpu", dtype)
+                replaced[id(tensor)] = nn.Parameter(moved, False) if isinstance(tensor, nn.Parameter) else moved
+            # Not by the dictionary: a recurrent module keeps a second list of its weights.
+            setattr(module, name, replaced[id(tensor)])
+
+
+def used_tensors(call: Any, tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Those of the tensors whose storage a call reads."""
+    storages: set[int] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            for value in torch.utils._pytree.tree_leaves((args, kwargs)):
+                if isinstance(value, Tensor):
+                    storages.add(value.untyped_storage().data_ptr())
+            return func(*args, **(kwargs or {}))
+
+    with Watch():  # type: ignore[no-untyped-call]
+        call()
+    return [tensor for tensor in tensors if tensor.untyped_storage().data_ptr() in storages]
+
+
+class _Widened(TorchFunctionMode):
+    """Makes new tensors float64 where a model asks for float32 by name."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is Tensor.float:
+            return Tensor.double(*args)
+        if kwargs.get("dtype") is torch.float32:
+            kwargs["dtype"] = torch.float64
+        if func is Tensor.to and len(args) > 1:
+            args = tuple(torch.float64 if argument is torch.float32 else argument for argument in args)
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def in_float64(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Widen these parameters and buffers in place, and put their own storage back at the end."""
+    floating = [(tensor, tensor.data) for tensor in tensors if tensor.dtype == torch.float32]
+    try:
+        for tensor, data in floating:
+            tensor.data = data.double()
+        torch.set_default_dtype(torch.float64)
+        with _Widened():
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        for tensor, data in floating:
+            tensor.data = data

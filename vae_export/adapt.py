@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Distribution, Normal
+from torch.distributions import Bernoulli, Distribution, Laplace, Normal
 
 from vae_runtime.manifest import (
     Condition,
@@ -134,12 +135,8 @@ def adapt(
         raise ExportError(f"encode: fails on the example, {list(example.shape)}: {_said(error)}") from error
     _refuse_other_draws("encode", quiet)
     keep = None
-    if quiet.normal and isinstance(output, (tuple, list)) and all(isinstance(item, Tensor) for item in output):
-        loud = encoded(Draws.constant(1.0))
-        keep = tuple(j for j, (a, b) in enumerate(zip(output, loud, strict=True)) if _equal(a, b))
-        if len(keep) < 2 or len(keep) == len(output):
-            # Nothing, or too little, stays when the samples go.
-            keep = None
+    if isinstance(output, (tuple, list)) and all(isinstance(item, Tensor) for item in output):
+        keep = _parameters_of(output, encoded(Draws.constant(1.0)) if quiet.normal else output)
     parts = EncoderReading(said, keep=keep).read(output)
     doubled = None
     if len(parts) == 1 and parts[0].kind == "none" and said.posterior not in ("none", "codes"):
@@ -258,6 +255,22 @@ def _doubled(part: Part, decode: Callable[..., Any], given: Mapping[str, Tensor]
     return None
 
 
+def _parameters_of(output: Sequence[Tensor], loud: Sequence[Tensor]) -> tuple[int, ...] | None:
+    """Of a flat tuple, which tensors are neither samples, which move with the draws, nor numbers for the whole batch.
+
+    Where an odd number is left, a tensor that is the same as one before is a sample too: many models give the mean for
+    it in evaluation mode. None where nothing goes, or too little stays.
+    """
+    keep = [j for j, (a, b) in enumerate(zip(output, loud, strict=True)) if a.dim() and _equal(a, b)]
+    if len(keep) % 2:
+        keep = [j for number, j in enumerate(keep) if not any(_same(output[i], output[j]) for i in keep[:number])]
+    return tuple(keep) if 2 <= len(keep) < len(output) else None
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
+
+
 def _refuse_hidden_posterior(model: nn.Module, example: Tensor, conditions: Mapping[str, Tensor]) -> None:
     """Refuse an encoder that gives one tensor where `forward` samples: its posterior would be lost without a word."""
     try:
@@ -324,12 +337,13 @@ def _meanings(
     recognised: list[str],
 ) -> tuple[str | None, ...]:
     """What each latent's second tensor is: said, named, or found by running `forward` with every draw set to 1."""
+    if said.posterior in SECOND:
+        # Before the names that an encoder gives its tensors: they may mislead.
+        return tuple(said.posterior if part.kind == "normal" else None for part in parts)
     meanings = [part.meaning for part in parts]
     unknown = [j for j, part in enumerate(parts) if part.kind == "normal" and part.meaning is None]
     if not unknown:
         return tuple(meanings)
-    if said.posterior in SECOND:
-        return tuple(said.posterior if j in unknown else meaning for j, meaning in enumerate(meanings))
     if said.posterior is not None:
         raise ExportError(
             f"posterior: one of {', '.join(SECOND)} is expected, since encode gives a second tensor; got "
@@ -582,7 +596,7 @@ def _likelihood(
     reading = DecoderReading(further=tuple(further))
     if said.likelihood not in (None, "bernoulli", "gaussian", "laplace", "none"):
         raise ExportError(f"likelihood: bernoulli, gaussian, laplace or none is expected, got {said.likelihood!r}")
-    for kind, distribution in (("bernoulli", Bernoulli), ("gaussian", Normal)):
+    for kind, distribution in (("bernoulli", Bernoulli), ("gaussian", Normal), ("laplace", Laplace)):
         if isinstance(base, distribution) and said.likelihood not in (None, kind):
             raise ExportError(
                 f"likelihood: {kind} is expected, since decode gives a {type(base).__name__}; got {said.likelihood!r}"
@@ -590,12 +604,21 @@ def _likelihood(
     if isinstance(base, Bernoulli):
         recognised.append("likelihood: decode gives a Bernoulli")
         return Likelihood("bernoulli", logits="logits", **common), dataclasses.replace(reading, bernoulli="logits")
-    if isinstance(base, Normal):
-        recognised.append("likelihood: decode gives a Normal")
+    if isinstance(base, (Normal, Laplace)):
+        recognised.append(f"likelihood: decode gives a {type(base).__name__}")
+        kind = "gaussian" if isinstance(base, Normal) else "laplace"
         spread = base.scale
-        if bool((spread == spread.flatten()[0]).all()):
-            return Likelihood("gaussian", scale=float(spread.flatten()[0]), **common), reading
-        return Likelihood("gaussian", scale_output="scale", **common), dataclasses.replace(reading, scale=True)
+        constant = bool((spread == spread.flatten()[0]).all())
+        own = float(spread.flatten()[0])
+        if said.scale is not None and not (constant and math.isclose(said.scale, own, rel_tol=1e-6)):
+            found = f"{own:g}" if constant else "one for each value"
+            raise ExportError(
+                f"scale: decode gives a {type(base).__name__} with its own scale, {found}; leave "
+                f"scale={said.scale:g} out"
+            )
+        if constant:
+            return Likelihood(kind, scale=own, **common), reading
+        return Likelihood(kind, scale_output="scale", **common), dataclasses.replace(reading, scale=True)
     if said.likelihood == "bernoulli":
         if not bool(((mean >= 0) & (mean <= 1)).all()):
             recognised.append("likelihood: bernoulli; decode gives logits, since values lie outside 0 … 1")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Independent, Normal
+from torch.distributions import Bernoulli, Distribution, Independent, Laplace, Normal
 from torch.nn import functional
 
 from .declaration import Declaration
@@ -92,6 +92,8 @@ def parts_of(output: Any, said: Declaration) -> list[Part]:
             f"encode: a normal posterior is expected, got {type(output).__name__}; pass encode=, a function that gives "
             "the tensors that matter, and posterior="
         )
+    if isinstance(output, Tensor) and output.dim() == 0:
+        raise ExportError("encode: a row for each observation is expected, got one number; pass encode=")
     if isinstance(output, Tensor):
         whole = not output.is_floating_point()
         return [Part("codes" if whole else "none", output)]
@@ -107,10 +109,13 @@ def parts_of(output: Any, said: Declaration) -> list[Part]:
         nested = [item for item in items if not isinstance(item, Tensor)]
         if len(nested) == len(items) or all(isinstance(item, (Distribution, tuple, list)) for item in nested):
             return [part for item in nested for part in parts_of(item, said)]
-    tensors = [item for item in items if isinstance(item, Tensor)]
+    # A number for the whole batch is a loss.
+    tensors = [item for item in items if isinstance(item, Tensor) and item.dim() > 0]
     whole_numbers = [tensor for tensor in tensors if not tensor.is_floating_point() and tensor.dim() > 1]
     if whole_numbers:
         return [Part("codes", whole_numbers[0])]
+    if not tensors:
+        raise ExportError("encode: tensors with a row for each observation are expected, got none; pass encode=")
     if said.posterior == "none":
         return [Part("none", tensors[0])]
     if len(tensors) % 2 == 0 and all(a.shape == b.shape for a, b in zip(tensors[::2], tensors[1::2], strict=True)):
@@ -203,7 +208,7 @@ def mean_of(output: Any) -> Tensor:
         ExportError: there is none.
     """
     base = base_of(output)
-    if isinstance(base, Normal):
+    if isinstance(base, (Normal, Laplace)):
         return base.loc
     if isinstance(base, Distribution):
         return base.mean

@@ -123,7 +123,8 @@ def adapt(
 
     def encoded(draws: Draws, x: Tensor = example, given: Mapping[str, Tensor] = conditions) -> Any:
         with draws:
-            return encode(x, **{name: given[name] for name in by_component["encoder"]})
+            # A copy: some models change their input in place.
+            return encode(x.clone(), **{name: given[name] for name in by_component["encoder"]})
 
     # Random draws first: whatever else is asked of the encoder needs an answer that stays the same.
     quiet = Draws.constant(0.0)
@@ -132,7 +133,8 @@ def adapt(
     except ExportError:
         raise
     except Exception as error:
-        raise ExportError(f"encode: fails on the example, {list(example.shape)}: {_said(error)}") from error
+        advice = "" if example.is_floating_point() else "; integers are taken as integers: scale pixels to floats first"
+        raise ExportError(f"encode: fails on the example, {list(example.shape)}: {_said(error)}{advice}") from error
     _refuse_other_draws("encode", quiet)
     keep = None
     if isinstance(output, (tuple, list)) and all(isinstance(item, Tensor) for item in output):
@@ -144,20 +146,25 @@ def adapt(
     _require_taken("decode", decode, len(parts), conditions)
     plan = EncoderReading(said, doubled, keep)
     parts = plan.read(output)
+    parts = _as_said(parts, said)
     lifted = _lifted(encoded, quiet, plan, parts)
     if [part.kind for part in parts] == ["none"] and said.posterior is None:
         _refuse_hidden_posterior(model, example, conditions)
     # Where a posterior depends on a draw, forward's is that of the draw that the probe sets.
     ones = plan.read(encoded(Draws.constant(1.0))) if lifted else parts
-    meanings = _meanings(model, example, conditions, ones, decode, by_component["decoder"], said, recognised)
+    meanings = _meanings(
+        model, example, conditions, ones, decode, by_component["decoder"], said, recognised, guessed=doubled is not None
+    )
     plan = dataclasses.replace(plan, meanings=meanings)
 
-    latents = _latents(parts, plan, lifted, said, example)
+    latents = _latents(model, parts, lifted, said, example)
     encoder = _Encode(model, encode, plan, latents, tuple(by_component["encoder"]), lifted)
     decoded, values = _decoded(decode, parts, conditions, by_component["decoder"])
     noises = _noises(decode, values, {name: conditions[name] for name in by_component["decoder"]}, decoded)
     latents = (*latents, *(latent for latent, _ in noises))
-    likelihood, reading = _likelihood(decoded, example, said, recognised)
+    likelihood, reading = _likelihood(
+        decoded, _far_answer(decode, values, conditions, by_component["decoder"]), values, example, said, recognised
+    )
     decoder = _Decode(
         model, decode, reading, len(values), tuple(by_component["decoder"]), tuple(index for _, index in noises)
     )
@@ -307,15 +314,21 @@ def _lifted(encoded: Callable[[Draws], Any], quiet: Draws, plan: EncoderReading,
                 "encode: samples inside, its result depends on noise that it draws itself; return the posterior's "
                 "parameters, (mu, logvar), or pass encode=, a function that does"
             )
-        latent = next(
-            (j for j, part in enumerate(parts) if j not in found.values() and tuple(part.value.shape) == shape), None
-        )
-        if latent is None:
+        # A latent's own posterior does not move with its noise; those below it do.
+        fitting = [
+            j
+            for j, (a, b) in enumerate(zip(parts, moved, strict=True))
+            if j not in found.values()
+            and tuple(a.value.shape) == shape
+            and _equal(a.value, b.value)
+            and _equal(a.second, b.second)
+        ]
+        if len(fitting) != 1:
             raise ExportError(
-                f"encode: draw {index + 1} has shape {list(shape)}, which is that of no latent; draw each latent's "
-                "noise with randn_like(mu)"
+                f"encode: draw {index + 1}, of shape {list(shape)}, is expected to be the noise of one latent, it fits "
+                f"{len(fitting)}; draw each latent's noise with randn_like(mu), the one that others depend on first"
             )
-        found[index] = latent
+        found[index] = fitting[0]
     return found
 
 
@@ -335,13 +348,21 @@ def _meanings(
     takes: Sequence[str],
     said: Declaration,
     recognised: list[str],
+    *,
+    guessed: bool,
 ) -> tuple[str | None, ...]:
     """What each latent's second tensor is: said, named, or found by running `forward` with every draw set to 1."""
-    if said.posterior in SECOND:
-        # Before the names that an encoder gives its tensors: they may mislead.
-        return tuple(said.posterior if part.kind == "normal" else None for part in parts)
     meanings = [part.meaning for part in parts]
-    unknown = [j for j, part in enumerate(parts) if part.kind == "normal" and part.meaning is None]
+    if said.posterior in SECOND:
+        if any(part.distribution for part in parts) and said.posterior != "std":
+            raise ExportError(
+                f"posterior: encode gives a Normal, which says it; leave posterior={said.posterior!r} out"
+            )
+        # Before the names that an encoder gives its tensors: they may mislead.
+        meanings = [said.posterior if part.kind == "normal" else None for part in parts]
+    if any(meanings) and not any(part.distribution for part in parts):
+        _refuse_contradiction(model, example, conditions, parts, decode, takes, meanings, guessed)
+    unknown = [j for j, part in enumerate(parts) if part.kind == "normal" and meanings[j] is None]
     if not unknown:
         return tuple(meanings)
     if said.posterior is not None:
@@ -363,6 +384,39 @@ def _meanings(
         f"decode(mu + std) within {errors[ranked[0]]:.0e} (next best: {ranked[1]}, {errors[ranked[1]]:.0e})"
     )
     return tuple(ranked[0] if j in unknown else meaning for j, meaning in enumerate(meanings))
+
+
+def _refuse_contradiction(
+    model: nn.Module,
+    example: Tensor,
+    conditions: Mapping[str, Tensor],
+    parts: list[Part],
+    decode: Callable[..., Any],
+    takes: Sequence[str],
+    meanings: Sequence[str | None],
+    guessed: bool,
+) -> None:
+    """Refuse a meaning that was said, or named, where `forward` shows another; or none, of halves that were guessed."""
+    unknown = [j for j, part in enumerate(parts) if part.kind == "normal"]
+    try:
+        errors = _probe(model, example, conditions, parts, decode, takes, unknown, "")
+    except ExportError:
+        # Where forward shows nothing, what was said stands.
+        return
+    said = str(next(meaning for meaning in meanings if meaning))
+    best = min(errors, key=lambda meaning: errors[meaning])
+    if errors[said] <= _SAME:
+        return
+    if errors[best] <= _SAME:
+        raise ExportError(
+            f"posterior: {said} is said or named, and forward with every normal draw set to 1 gives decode(mu + std) "
+            f"for {best} (difference {errors[best]:.0e}; {said}: {errors[said]:.0e}); pass posterior={best!r}"
+        )
+    if guessed:
+        raise ExportError(
+            "encode: the encoder's tensor, halved, is not the posterior that forward samples from; pass encode=, a "
+            "function that gives (mu, logvar), such as lambda x: (m.fc_mu(m.encoder(x)), m.fc_logvar(m.encoder(x)))"
+        )
 
 
 def _probe(
@@ -414,15 +468,24 @@ def _forward(model: nn.Module, example: Tensor, given: Mapping[str, Tensor]) -> 
     """
     for training in (False, True):
         draws = Draws.constant(1.0)
-        model.training = training
+        samplers = [model, *(module for module in model.modules() if _may_sample(module))]
+        for module in samplers:
+            module.training = training
         try:
             with draws:
-                output = model(example, **given)
+                output = model(example.clone(), **given)
         finally:
-            model.training = False
+            for module in samplers:
+                module.training = False
         if draws.normal:
             break
     return _tensors(output), bool(draws.normal)
+
+
+def _may_sample(module: nn.Module) -> bool:
+    """Whether a submodule may be one that samples, and looks at its own mode: it holds nothing, and drops nothing."""
+    holds = [*module._parameters.values(), *module._buffers.values(), *module._modules.values()]
+    return not holds and not isinstance(module, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._NormBase)
 
 
 def _tensors(output: Any) -> list[Tensor]:
@@ -446,8 +509,38 @@ def _distance(a: Tensor, b: Tensor) -> float:
 # The latents.
 
 
+def _as_said(parts: list[Part], said: Declaration) -> list[Part]:
+    """One tensor as what it was said to be."""
+    if len(parts) != 1 or parts[0].kind != "none":
+        return parts
+    value = parts[0].value
+    if said.posterior in SECOND:
+        raise ExportError(
+            f"posterior: {said.posterior} is what a second tensor can be, encode gives one; let it give (mu, "
+            f"{said.posterior}), or pass encode=, a function that does"
+        )
+    if said.posterior == "codes":
+        if not torch.equal(value, value.round()):
+            raise ExportError("posterior: codes are whole numbers, encode gives others; let it give the indices")
+        return [Part("codes", value.long())]
+    return parts
+
+
+def _codebook(model: nn.Module, codes: Tensor, said: Declaration) -> int:
+    """How many codes there are: as said, or as the model's only table of embeddings has rows."""
+    most = int(codes.max())
+    if said.codebook is not None:
+        if said.codebook <= most:
+            raise ExportError(f"codebook: more than {most} codes are expected from the example, got {said.codebook}")
+        return int(said.codebook)
+    tables = {table.num_embeddings for table in model.modules() if isinstance(table, nn.Embedding)}
+    if len(tables) == 1 and max(tables) > most:
+        return max(tables)
+    raise ExportError("codebook: how many codes there are does not show; pass codebook=")
+
+
 def _latents(
-    parts: list[Part], plan: EncoderReading, lifted: Mapping[int, int], said: Declaration, example: Tensor
+    model: nn.Module, parts: list[Part], lifted: Mapping[int, int], said: Declaration, example: Tensor
 ) -> tuple[Latent, ...]:
     latents = []
     for j, part in enumerate(parts):
@@ -466,7 +559,9 @@ def _latents(
         if kind == "normal":
             posterior = LatentPosterior("normal", f"mu{end}", f"logvar{end}", f"std{end}", noise=noise)
         elif kind == "codes":
-            codebook = said.codebook or int(part.value.max()) + 1
+            codebook = _codebook(model, part.value, said)
+            if said.prior not in (None, "none"):
+                raise ExportError(f"prior: none is expected of codes, got {said.prior!r}; leave it out")
             posterior = LatentPosterior("codes", value=name, codebook=codebook)
             prior = LatentPrior(
                 "none", reason=said.prior_reason or "a vector-quantised model has no prior over its codes"
@@ -522,18 +617,23 @@ def _observation(model: nn.Module, example: Tensor, said: Declaration) -> Observ
     if len(axes) != len(shape):
         raise ExportError(f"axes: {len(shape)} names for an observation {list(shape)} are expected, got {list(axes)}")
     dtype = "float32" if example.is_floating_point() else "int64"
-    return Observation("x", shape, axes, tuple(said.range) if said.range else None, dtype=dtype)  # type: ignore[arg-type]
+    bounds = tuple(said.range) if said.range else None
+    return Observation("x", shape, axes, bounds, dtype=dtype)  # type: ignore[arg-type]
 
 
 def _condition(
     name: str, tensor: Tensor, by_component: Mapping[str, Sequence[str]], names: Sequence[str] | None
 ) -> Condition:
     shape = tuple(tensor.shape[1:])
+    whole = not tensor.is_floating_point()
+    # Of integers, those that were seen: others may be beyond a table of embeddings.
+    seen = (float(min(0, int(tensor.min()))), float(tensor.max())) if whole and not names else None
     return Condition(
         name,
         shape,
-        "float32" if tensor.is_floating_point() else "int64",
+        "int64" if whole else "float32",
         classes=tuple(names) if names else None,
+        range=seen if seen and seen[0] < seen[1] else None,
         components=tuple(component for component, taken in by_component.items() if name in taken),
     )
 
@@ -582,15 +682,48 @@ def _noises(
     return found
 
 
+def _far_answer(
+    decode: Callable[..., Any], values: list[Tensor], conditions: Mapping[str, Tensor], takes: Sequence[str]
+) -> Any:
+    """The decoder's answer to latents far from the example's: what it gives there is of the same kind."""
+    generator = torch.Generator().manual_seed(0)
+    far = [
+        5.0 * torch.randn(value.shape, generator=generator) if value.is_floating_point() else value for value in values
+    ]
+    with Draws.constant(0.0):
+        return decode(*far, **{name: conditions[name] for name in takes})
+
+
 def _likelihood(
-    decoded: tuple[Any, Draws], example: Tensor, said: Declaration, recognised: list[str]
+    decoded: tuple[Any, Draws],
+    far: Any,
+    values: Sequence[Tensor],
+    example: Tensor,
+    said: Declaration,
+    recognised: list[str],
 ) -> tuple[Likelihood, DecoderReading]:
     output, draws = decoded
+    if isinstance(output, (tuple, list)) and len(output) > 1:
+        recognised.append(f"decode: gives {len(output)} things, the first is taken (decode=)")
+    if (
+        said.scale is not None
+        and said.likelihood not in ("gaussian", "laplace")
+        and isinstance(base_of(output), Tensor)
+    ):
+        raise ExportError(f"scale: only with likelihood gaussian or laplace, got {said.scale:g}; pass likelihood= too")
     base, mean = base_of(output), mean_of(output)
     shape = None if mean.shape[1:] == example.shape[1:] else tuple(mean.shape[1:])
     axes: tuple[str, ...] = () if shape is None else tuple(f"axis_{number}" for number in range(1, len(shape) + 1))
     fields = output if isinstance(output, dict) else {}
     further = {n: t for n, t in fields.items() if isinstance(t, Tensor) and t is not mean and t.is_floating_point()}
+    # What only goes through is no answer.
+    further = {n: t for n, t in further.items() if not any(t is value for value in values)}
+    clash = sorted(set(further) & _RESERVED)
+    if clash:
+        raise ExportError(
+            f"decode: gives {clash[0]!r} beside the mean, a name that is taken; pass decode=, a function that gives "
+            "the mean or a torch.distributions.Bernoulli(logits=…)"
+        )
     outputs = tuple(Output(name, tuple(tensor.shape[1:])) for name, tensor in further.items())
     common: dict[str, Any] = {"shape": shape, "axes": axes, "outputs": outputs}
     reading = DecoderReading(further=tuple(further))
@@ -601,6 +734,13 @@ def _likelihood(
             raise ExportError(
                 f"likelihood: {kind} is expected, since decode gives a {type(base).__name__}; got {said.likelihood!r}"
             )
+    if isinstance(base, Distribution) and not isinstance(base, (Bernoulli, Normal, Laplace)):
+        if said.likelihood not in (None, "none"):
+            raise ExportError(
+                f"likelihood: decode gives a {type(base).__name__}, which is no {said.likelihood}; leave likelihood= "
+                "out (samples are its means then), or pass decode="
+            )
+        recognised.append(f"likelihood: decode gives a {type(base).__name__}, of which the mean alone is exported")
     if isinstance(base, Bernoulli):
         recognised.append("likelihood: decode gives a Bernoulli")
         return Likelihood("bernoulli", logits="logits", **common), dataclasses.replace(reading, bernoulli="logits")
@@ -608,7 +748,7 @@ def _likelihood(
         recognised.append(f"likelihood: decode gives a {type(base).__name__}")
         kind = "gaussian" if isinstance(base, Normal) else "laplace"
         spread = base.scale
-        constant = bool((spread == spread.flatten()[0]).all())
+        constant = all(bool((each == spread.flatten()[0]).all()) for each in (spread, base_of(far).scale))
         own = float(spread.flatten()[0])
         if said.scale is not None and not (constant and math.isclose(said.scale, own, rel_tol=1e-6)):
             found = f"{own:g}" if constant else "one for each value"
@@ -620,7 +760,13 @@ def _likelihood(
             return Likelihood(kind, scale=own, **common), reading
         return Likelihood(kind, scale_output="scale", **common), dataclasses.replace(reading, scale=True)
     if said.likelihood == "bernoulli":
-        if not bool(((mean >= 0) & (mean <= 1)).all()):
+        if not bool(((example >= 0) & (example <= 1)).all()):
+            raise ExportError(
+                f"likelihood: under a bernoulli, observations from 0 to 1 are expected, the example has "
+                f"{float(example.min()):g} … {float(example.max()):g}; scale it, or pass another likelihood="
+            )
+        answers = (mean, mean_of(far))
+        if not all(bool(((answer >= 0) & (answer <= 1)).all()) for answer in answers):
             recognised.append("likelihood: bernoulli; decode gives logits, since values lie outside 0 … 1")
             return Likelihood("bernoulli", logits="logits", **common), dataclasses.replace(reading, bernoulli="logits")
         if (

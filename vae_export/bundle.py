@@ -135,8 +135,8 @@ def export(
         likelihood: "bernoulli", "gaussian" or "laplace"; without it the bundle gives samples and no scores.
         scale: of a gaussian or laplace likelihood, in units of x; 1 unless said.
         prior: "normal", "none" or "sphere"; or one to fit to the observations: "diagonal", "gaussian" or "mixture:K".
-        observations: real data [n, ...], with conditions of as many rows, to fit a prior to and to compare on; the
-            example by default.
+        observations: real data [n, ...], without conditions, to fit a prior to and to compare on; the example by
+            default.
         axes, latent_axes: names of the axes of one observation and of one latent.
         dynamic: the names of those that may have other sizes.
         range: least and greatest value of an observation.
@@ -317,6 +317,13 @@ def _model_source(
 ) -> _Source:
     # scvi-tools wraps its modules in an object of its own.
     module = model if isinstance(model, nn.Module) else getattr(model, "module", None)
+    # torch.compile and DataParallel wrap the module that is meant.
+    module = getattr(module, "_orig_mod", module)
+    module = module.module if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else module
+    if isinstance(module, torch.jit.ScriptModule):
+        raise InputError(
+            "model: a torch.nn.Module is expected, got a ScriptModule; pass the one before torch.jit.script"
+        )
     if not isinstance(module, nn.Module):
         raise InputError(f"model: a torch.nn.Module or the folder of a run is expected, got {type(model).__name__}")
     if example is None:
@@ -365,7 +372,8 @@ def _tensor(what: str, value: ArrayLike | Tensor) -> Tensor:
         raise InputError(f"{what}: at least one row [n, …] is expected, got {list(tensor.shape)}")
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise InputError(f"{what}: finite numbers are expected, got NaN or infinity; clean it")
-    return tensor.contiguous()
+    # A copy: the model may change it.
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _kind(tensor: Tensor) -> str:

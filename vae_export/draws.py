@@ -102,7 +102,8 @@ class Draws(TorchFunctionMode):
             self.values.append(_place())
         result = func(*args, **kwargs)
         if func in _SIGMOID:
-            self.sigmoid = (args[0] if args else kwargs["input"], result)
+            # A copy: what is changed in place afterwards is no sigmoid any more.
+            self.sigmoid = (args[0] if args else kwargs["input"], result.clone())
         return result
 
     def _draw(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:

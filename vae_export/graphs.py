@@ -424,7 +424,7 @@ def open_graph(graph: Graph) -> Run:
     place = f"{graph.component}/{graph.variant}"
     if graph.executor == "ort":
         data = {name: _bytes_of(source) for name, source in graph.data.items()}
-        session = Session(graph.content, place, resolve_device("cpu"), data=data)
+        session = Session(graph.source, place, resolve_device("cpu"), data=data)
         return lambda given: session.run(list(graph.outputs), dict(zip(graph.inputs, given, strict=True)))
     return _EXECUTORS[graph.executor](graph.source)
 

@@ -224,7 +224,9 @@ def rows(adapted: Adapted, n: int) -> dict[str, Tensor]:
 def _repeated(example: Tensor, n: int) -> Tensor:
     """The examples over and over, each time moved on along the last axis, so that no two rows need be alike."""
     times = range(-(-n // len(example)))
-    parts = [example.roll(shift, -1) if example.dim() > 1 else example for shift in times]
+    # Integers stay where they are: each column may have its own categories.
+    movable = example.dim() > 1 and example.is_floating_point()
+    parts = [example.roll(shift, -1) if movable else example for shift in times]
     return torch.cat(parts)[:n].contiguous()
 
 
@@ -257,7 +259,13 @@ def _reference(adapted: Adapted, component: str) -> list[_Case]:
             for tensor, own in zip(given, sizes, strict=True)
         )
         cases.append(_Case(few, label))
-    in32 = [tuple(output.numpy() for output in run_module(module, case.given)) for case in cases]
+    try:
+        in32 = [tuple(output.numpy() for output in run_module(module, case.given)) for case in cases]
+    except Exception as error:
+        raise ParityError(
+            f"{component}: PyTorch itself fails on more rows than the example's: {error}; class_names= may name more "
+            "classes than there are, or the example's columns may depend on each other"
+        ) from error
     used = used_tensors(lambda: run_module(module, cases[0].given), [*module.parameters(), *module.buffers()])
     # Float64 takes twice as much again as the weights: of large models it is for two cases alone.
     large = sum(tensor.numel() * tensor.element_size() for tensor in used) > LARGE

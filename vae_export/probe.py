@@ -59,7 +59,8 @@ def probe(adapted: Adapted, dynamic: Sequence[str] = ()) -> Adapted:
 def run_module(module: nn.Module, given: Sequence[Tensor]) -> list[Tensor]:
     """A component's outputs from eager PyTorch, in order."""
     with torch.no_grad():
-        return list(module(*given))
+        # Copies: some models change their input in place.
+        return list(module(*(tensor.clone() for tensor in given)))
 
 
 def values_read(adapted: Adapted, component: str) -> list[str]:
@@ -222,7 +223,8 @@ class _Without(nn.Module):
         self.module = module
         self._number = number
         self.unused: Tensor
-        self.register_buffer("unused", value.clone(), persistent=False)
+        # Not the example's own: nothing depends on it, and the user's data are theirs.
+        self.register_buffer("unused", torch.zeros_like(value), persistent=False)
         self.training = False
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -39,6 +39,7 @@ class Part:
     second: Tensor | None = None
     meaning: str | None = None
     name: str | None = None
+    distribution: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def parts_of(output: Any, said: Declaration) -> list[Part]:
     if isinstance(output, Independent):
         return parts_of(output.base_dist, said)
     if isinstance(output, Normal):
-        return [Part("normal", output.loc, output.scale, "std")]
+        return [Part("normal", output.loc, output.scale, "std", distribution=True)]
     if isinstance(output, Distribution):
         raise ExportError(
             f"encode: a normal posterior is expected, got {type(output).__name__}; pass encode=, a function that gives "

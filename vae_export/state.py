@@ -34,20 +34,26 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     states = (random.getstate(), np.random.get_state())
     modules = list(model.modules())
     attributes = [dict(vars(module)) for module in modules]
+    modes = [module.training for module in modules]
     # Containers are put back as the very objects: a hook's handle removes it from the dictionary that it was put in.
-    containers = [
-        (value, value.copy())
-        for saved in attributes
-        for value in saved.values()
-        # Of other kinds of containers nothing is known, and some refuse to be changed.
-        if type(value) in (dict, OrderedDict, list, set)
-    ]
+    containers: dict[int, tuple[Any, Any]] = {}
+    loose: list[Tensor] = []
+    for saved in attributes:
+        _collect(list(saved.values()), containers, loose)
     tensors = list({id(t): t for t in (*model.parameters(), *model.buffers())}.values())
+    tensors = [tensor for tensor in tensors if tensor.layout == torch.strided]
     data = [tensor.data for tensor in tensors]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    # Of large models' weights no copy is kept: it would be as large.
+    small = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()) < LARGE
+    kept = {id(t): t for t in (*model.buffers(), *((*model.parameters(), *loose) if small else ()))}.values()
+    values = [(each, each.detach().clone()) for each in kept]
     cuda = [torch.device(tensor.device) for tensor in tensors if tensor.device.type == "cuda"]
     try:
-        with torch.random.fork_rng(devices={device.index or 0 for device in cuda}), torch.no_grad():
+        with (
+            torch.random.fork_rng(devices={device.index or 0 for device in cuda}),
+            torch.no_grad(),
+            torch.autocast("cpu", enabled=False),
+        ):
             torch.set_default_dtype(torch.float32)
             distribution.set_default_validate_args(False)
             model.eval()
@@ -64,19 +70,35 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         for module, saved in zip(modules, attributes, strict=True):
             vars(module).clear()
             vars(module).update(saved)
-        for container, content in containers:
+        for container, content in containers.values():
             container.clear()
             if isinstance(container, list):
                 container.extend(content)
             else:
                 container.update(content)
-        for buffer, before in buffers:
-            if not torch.equal(buffer, before):
-                buffer.data.copy_(before)
+        for module, mode in zip(modules, modes, strict=True):
+            # A scripted module keeps it elsewhere.
+            if module.training != mode:
+                module.training = mode
+        for tensor, before in values:
+            # NaN is not equal to itself; putting it back does no harm.
+            if tensor.layout != torch.strided or not torch.equal(tensor.detach(), before):
+                tensor.data.copy_(before)
         distribution.set_default_validate_args(validate)
         torch.set_default_dtype(default_dtype)
         random.setstate(states[0])
         np.random.set_state(states[1])
+
+
+def _collect(parts: list[Any], containers: dict[int, tuple[Any, Any]], loose: list[Tensor]) -> None:
+    """Copies of plain containers, nested ones too, and the tensors that are in them."""
+    for part in parts:
+        # Of other kinds of containers nothing is known, and some refuse to be changed.
+        if type(part) in (dict, OrderedDict, list, set) and id(part) not in containers:
+            containers[id(part)] = (part, part.copy())
+            _collect(list(part.values() if isinstance(part, dict) else part), containers, loose)
+        elif type(part) is Tensor:
+            loose.append(part)
 
 
 # Bytes of weights from which on memory is a matter.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,15 @@ from vae_export.training import Outcome, train
 def _one_thread() -> None:
     """Tests share the cores with each other; a second thread for such small arrays costs more than it gives."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _validation() -> Iterator[None]:
+    """PyTorch's own exporter, asked by itself, leaves the validation of distributions off for the tests after."""
+    distribution = torch.distributions.Distribution
+    before = distribution._validate_args
+    yield
+    distribution.set_default_validate_args(before)
 
 
 def idx(images: np.ndarray) -> bytes:

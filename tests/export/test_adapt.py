@@ -102,9 +102,18 @@ def test_every_form_of_a_normal_posterior_is_the_same_posterior(form):
     assert adapted.signature.latent.prior.kind == "normal"
 
 
+class Quiet(Base):
+    """Its forward shows nothing of the posterior, so that what is said stands."""
+
+    def forward(self, x):
+        return self.decode(self.mu(x))
+
+
 @pytest.mark.parametrize(("said", "power"), [("std", None), ("logvar", 0.5), ("log_std", 1.0)])
-def test_an_argument_is_believed_before_the_probe(said, power):
-    model = Base(FORMS["mean and logvar"])
+def test_an_argument_is_believed_where_forward_shows_nothing(said, power):
+    with pytest.raises(ExportError, match=r"forward draws no normal noise; pass posterior="):
+        understood(Quiet(FORMS["mean and logvar"]))
+    model = Quiet(FORMS["mean and logvar"])
     model.logvar.bias.data += 10  # positive, so that it may be a standard deviation
     _, outputs = understood(model, Declaration(posterior=said))
     with torch.no_grad():
@@ -145,7 +154,11 @@ def test_integers_are_codes_and_one_tensor_is_no_posterior():
         def forward(self, x):
             return self.decode(self.encode(x))
 
-    signature = understood(Codes())[0].signature
+    with pytest.raises(ExportError, match="codebook="):
+        understood(Codes())
+    with pytest.raises(ExportError, match="more than 1 codes are expected"):
+        understood(Codes(), Declaration(codebook=1))
+    signature = understood(Codes(), Declaration(codebook=2))[0].signature
     assert (signature.latent.posterior.kind, signature.latent.posterior.codebook) == ("codes", 2)
     assert signature.latent.dtype == "int64"
     latent = understood(Deterministic())[0].signature.latent
@@ -366,7 +379,7 @@ def test_every_form_of_what_a_decoder_gives(form):
     ],
 )
 def test_a_hint_overrides_what_would_be_found(form, hint, kind, names):
-    model = Base(FORMS[form])
+    model = Quiet(FORMS[form])
     model.logvar.bias.data += 10  # positive, so that it may be a standard deviation
     adapted, outputs = understood(model, Declaration(posterior=hint))
     assert adapted.signature.latent.posterior.kind == kind
@@ -391,7 +404,7 @@ def test_codes_may_be_said():
             return self.decode(self.encode(x))
 
     for posterior, kind, dtype in (("codes", "codes", "int64"), (None, "none", "float32")):
-        latent = understood(Counted(), Declaration(posterior=posterior))[0].signature.latent
+        latent = understood(Counted(), Declaration(posterior=posterior, codebook=5))[0].signature.latent
         assert (latent.posterior.kind, latent.dtype) == (kind, dtype)
 
 

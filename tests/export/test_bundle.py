@@ -689,3 +689,105 @@ def test_exports_in_fresh_processes_are_the_same_to_the_bit(fresh_export, tmp_pa
     first, second = content_of(one.bundle), content_of(two.bundle)
     assert [name for name in first if first[name] != second.get(name)] == []
     assert first.keys() == second.keys()
+
+
+# Of a model, rather than a run.
+
+
+@pytest.fixture(scope="module")
+def of_model(tmp_path_factory):
+    """A conditional model, exported with its example in every format, and the example."""
+    import torch
+    from torch import nn
+
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.body, self.head = nn.Linear(16 + 3, 4), nn.Linear(2 + 3, 16)
+
+        def given(self, x, label):
+            return torch.cat([x, nn.functional.one_hot(label, 3)], 1)
+
+        def encode(self, x, label):
+            return self.body(self.given(x.flatten(1), label)).chunk(2, 1)
+
+        def decode(self, z, label):
+            return torch.sigmoid(self.head(self.given(z, label))).view(-1, 1, 4, 4)
+
+        def forward(self, x, label):
+            mu, logvar = self.encode(x, label)
+            return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar), label)
+
+    x = np.random.default_rng(7).random((5, 1, 4, 4), np.float32)
+    arguments = {"conditions": {"label": np.arange(5) % 3}, "class_names": ["a", "b", "c"], "likelihood": "bernoulli"}
+    folder = tmp_path_factory.mktemp("model") / "bundle"
+    return export(Mine(), folder, example=x, formats=("onnx", "torchscript", "pt2"), **arguments), x
+
+
+def test_what_was_understood_is_returned_and_stands_in_manifest_and_card(of_model):
+    exported, _ = of_model
+    manifest = open_bundle(exported.path).manifest
+    assert manifest.producer["recognised"] == list(exported.recognised)
+    assert any("the second tensor is the logvar, since forward" in line for line in exported.recognised)
+    card = (exported.path / "README.md").read_text(encoding="utf-8")
+    listed = card.partition("## What was understood of the model")[2].partition("## Graphs")[0]
+    assert [line.removeprefix("- ") for line in listed.splitlines() if line] == list(exported.recognised)
+
+
+def test_the_card_of_a_model_says_what_it_is(of_model):
+    exported, _ = of_model
+    card = (exported.path / "README.md").read_text(encoding="utf-8")
+    manifest = open_bundle(exported.path).manifest
+    parameters = 19 * 4 + 4 + 5 * 16 + 16
+    assert manifest.training["parameters"] == parameters
+    for words in (
+        "# Mine\n",
+        "Mine, exported from PyTorch.",
+        f"of {parameters} parameters.",
+        "Observations of shape 1×4×4, 2 latent dimensions, bernoulli likelihood, given label (3 classes: a, b, c).",
+        "Licence of the weights: not stated.",
+        "a row for each label](samples.png)",
+        'x = vae.sample(16, seed=0, conditions={"label": "a"})',
+    ):
+        assert words in card
+    for variant in manifest.variants:
+        assert f"| {variant.path} |" in card
+        assert exported.sizes[variant.path] == (exported.path / variant.path).stat().st_size
+    assert {variant.exporter for variant in manifest.variants} == {
+        *("torch.onnx.export(dynamo=True)", "torch.jit.trace", "torch.export.export"),
+    }
+
+
+def test_a_bundle_of_a_model_verifies_in_the_program_of_each_format(of_model):
+    from vae_export.bundle import _runner
+    from vae_export.graphs import EXECUTORS
+
+    exported, _ = of_model
+    report = verify(exported.path, runners=dict.fromkeys(EXECUTORS, _runner))
+    assert report.passed
+    assert not [check for check in report.checks if check.passed is None]
+
+
+def test_no_file_holds_the_example_or_says_where_the_code_lay(of_model, root):
+    """In float32, whose rows are the decoder's own; what a bundle of integers stores is for its maker to choose."""
+    import torch
+
+    exported, x = of_model
+    rows = [row.tobytes() for row in x]
+    secrets = [*rows, str(root).encode(), b"site-packages", str(Path.home()).encode(), b"/tmp/", b"test_bundle"]
+    for name, content in content_of(exported.path).items():
+        assert not [secret for secret in secrets if secret in unpacked(content)], name
+    # A program as PyTorch saves it holds the example that it was exported with.
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(torch.nn.Flatten(), (torch.from_numpy(x),)), file)
+    assert rows[0] in unpacked(file.getvalue())
+
+
+def test_a_run_takes_no_arguments_of_a_model(tiny_run, tmp_path, prepared):
+    for arguments in ({"likelihood": "gaussian"}, {"example": np.zeros((2, 1, 8, 8))}, {"observations": np.zeros(3)}):
+        with pytest.raises(InputError, match=f"{next(iter(arguments))}: only for a model, a run says it itself"):
+            export(tiny_run, tmp_path / "bundle", **arguments)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match=r"a torch.nn.Module or the folder of a run is expected, got int"):
+        export(3, tmp_path / "bundle")

@@ -14,8 +14,8 @@ from torch import nn
 
 from vae_export.adapt import Adapted, adapt, declared
 from vae_export.config import ModelConfig
-from vae_export.errors import ExportError
-from vae_export.graphs import FORMATS, make_graphs, open_graph
+from vae_export.errors import ExportError, ParityError
+from vae_export.graphs import FORMATS, make_graphs, open_graph, quiet
 from vae_export.model import VAE
 from vae_export.probe import run_module
 from vae_export.state import unchanged
@@ -215,8 +215,7 @@ def test_archives_say_nothing_about_where_they_were_made(tiny_graphs):
 
 def test_an_archive_as_pytorch_leaves_it_says_where_it_was_made(tiny_adapted):
     file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with quiet(), unchanged(tiny_adapted.modules["decoder"].model):
         torch.jit.save(torch.jit.trace(tiny_adapted.modules["decoder"], tiny_adapted.given("decoder")), file)
     with zipfile.ZipFile(file) as archive:
         assert found_in(b"".join(archive.read(name) for name in archive.namelist()))
@@ -327,7 +326,7 @@ def encoder_of(adapted, folder):
         (Drawing, "no random operator is allowed in a graph, got RandomNormalLike; draw noise outside"),
         (Dropping, "no random operator is allowed in a graph, got Dropout; draw noise outside"),
         (DrawingInABranch, "no random operator is allowed in a graph, got RandomNormalLike; draw noise outside"),
-        # The older exporter freezes it without a word; that is for the comparison to find (test_refusals.py).
+        # The older exporter freezes it without a word; that is for the comparison to find, see below.
         (OfTwo, "^encoder: PyTorch could not export it as pt2: Constraints violated"),
         (OfThreeAlways, "encoder: mu: a dynamic batch axis is expected, got a fixed one"),
         (Failing, "^encoder: neither of PyTorch's exporters takes it; dynamo: the layer is broken; legacy: the layer"),
@@ -339,6 +338,22 @@ def test_a_module_that_breaks_the_contract_is_refused_in_one_line(module, words,
     text = str(caught.value)
     assert text.isprintable()
     assert len(text) < 900
+
+
+def test_what_the_older_exporter_freezes_the_comparison_finds(tmp_path):
+    adapted = encoding(OfTwo())
+    (graph,) = make_graphs(adapted, ["onnx"], tmp_path / "unproven")
+    assert graph.exporter == "torch.onnx.export(dynamo=False)"
+
+    def require(graph):
+        given = np.ones((3, 5), np.float32)
+        for answer, expected in zip(open_graph(graph)([given]), Encode()(torch.from_numpy(given)), strict=True):
+            if answer.shape != tuple(expected.shape):
+                raise ParityError(f"shape {list(answer.shape)}")
+
+    with pytest.raises(ExportError, match=r"^encoder: neither of PyTorch's exporters takes it; .*static shape of 2"):
+        make_graphs(adapted, ["onnx"], tmp_path / "proven", require=require)
+    make_graphs(encoding(Encode()), ["onnx"], tmp_path / "sound", require=require)
 
 
 def test_dropout_of_a_module_in_evaluation_mode_is_no_randomness(tmp_path):

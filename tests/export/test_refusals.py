@@ -199,6 +199,35 @@ class Unsettled(Plain):
         return self.decode(self.encode(x)[0])
 
 
+class Hidden(nn.Module):
+    """Its encoder gives a hidden layer that happens to be twice as long as the latent."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.decoder = nn.Sequential(nn.Linear(12, 8), nn.ReLU()), nn.Linear(4, 12)
+        self.fc_mu, self.fc_logvar = nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x):
+        h = self.encoder(x)
+        mu, logvar = self.fc_mu(h), self.fc_logvar(h)
+        return self.decoder(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar))
+
+
+class Normally(Plain):
+    def encode(self, x):
+        mu, logvar = super().encode(x)
+        return torch.distributions.Normal(mu, torch.exp(0.5 * logvar))
+
+
+class Indices(Plain):
+    def encode(self, x):
+        return (x[:, :3] * 5).long()
+
+    def decode(self, codes):
+        return self.head(codes.float())
+
+
 Y = torch.arange(6) % 4
 GAUSSIAN = {"posterior": "logvar"}
 
@@ -213,6 +242,23 @@ REFUSED = {
     "hidden randomness": (HiddenRandom, GAUSSIAN, "two runs on the same input differ", "take it out"),
     "samples inside": (SamplesInside, {}, "samples inside", "return the posterior's parameters"),
     "hidden posterior": (HiddenPosterior, {}, "forward draws normal noise", 'posterior="none"'),
+    "posterior that forward contradicts": (
+        Plain,
+        {"posterior": "log_std"},
+        "gives decode(mu + std) for logvar",
+        "posterior='logvar'",
+    ),
+    "posterior against a Normal": (Normally, {"posterior": "logvar"}, "encode gives a Normal", "leave posterior="),
+    "halves of a hidden layer": (Hidden, GAUSSIAN, "is not the posterior that forward samples from", "m.fc_mu"),
+    "second tensor of one": (Indices, GAUSSIAN, "pass codebook=", "codebook"),
+    "too few codes": (Indices, {"codebook": 2}, "more than", "got 2"),
+    "scale without a likelihood": (Plain, {**GAUSSIAN, "scale": 0.5}, "only with likelihood", "pass likelihood="),
+    "bernoulli beyond 1": (
+        Plain,
+        {**GAUSSIAN, "likelihood": "bernoulli", "example": X * 255},
+        "observations from 0 to 1 are expected",
+        "scale it",
+    ),
     "noisy encoder": (NoisyEncoder, GAUSSIAN, "samples inside", "encode="),
     "rows influence each other": (
         Rows,
@@ -224,7 +270,7 @@ REFUSED = {
     "batch norm in training mode": (FrozenMode, GAUSSIAN, "norm: batch normalisation stays in training mode", "eval()"),
     "not a number": (NotANumber, GAUSSIAN, "finite numbers are expected, got nan", "check the weights"),
     "infinity": (Infinite, GAUSSIAN, "finite numbers are expected, got", "check the weights"),
-    "wrong second tensor": (Plain, {"posterior": "var"}, "finite numbers are expected, got nan", "posterior="),
+    "wrong second tensor": (Plain, {"posterior": "var"}, "gives decode(mu + std) for logvar", "posterior='logvar'"),
     "negative std": (NegativeStd, {}, "standard deviation of at least 0", "posterior="),
     "latent without effect": (IgnoresLatent, GAUSSIAN, "nothing that it gives depends on z", "decode="),
     "unused condition": (
@@ -294,6 +340,47 @@ def test_small_constants_are_kept(tmp_path):
     exported = vae_export.export(SmallConstants(), tmp_path / "bundle", example=X, posterior="logvar")
     x = vae_runtime.load(exported.path).sample(64, seed=0)
     assert np.isclose(x, np.log(1e-10), rtol=1e-6).any()
+
+
+class Overwrites(Plain):
+    def encode(self, x):
+        return super().encode(x.clamp_(0.4, 0.6))
+
+
+def test_the_users_own_arrays_stay_as_they_are(tmp_path):
+    x = X.numpy().copy()
+    vae_export.export(Overwrites(), tmp_path / "bundle", example=x, posterior="logvar", formats=("onnx",))
+    np.testing.assert_array_equal(x, X.numpy())
+
+
+class TopDown(nn.Module):
+    """The lower latent is drawn last and given first."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.top, self.low, self.head = nn.Linear(12, 6), nn.Linear(15, 6), nn.Linear(6, 12)
+
+    def encode(self, x):
+        m2, l2 = self.top(x).chunk(2, 1)
+        z2 = m2 + torch.randn_like(m2) * torch.exp(0.5 * l2)
+        m1, l1 = self.low(torch.cat([x, z2], 1)).chunk(2, 1)
+        return [(m1, l1), (m2, l2)]
+
+    def decode(self, z1, z2):
+        return self.head(torch.cat([z1, z2], 1))
+
+
+def test_a_draw_is_the_noise_of_the_latent_that_others_depend_on(tmp_path):
+    model = TopDown()
+    exported = vae_export.export(model, tmp_path / "bundle", example=X, posterior="logvar", formats=("onnx",))
+    vae = vae_runtime.load(exported.path)
+    assert [latent.posterior.noise for latent in vae.latents] == [None, "eps_z2"]
+    q = vae.encode(X.numpy(), seed=3)
+    z2 = torch.from_numpy(q.sample(seed=3)["z2"])
+    with torch.no_grad():
+        expected = model.low(torch.cat([X, z2], 1)).chunk(2, 1)[0].numpy()
+    np.testing.assert_allclose(q["z1"].mean, expected, atol=1e-5)
 
 
 def test_the_plain_model_exports(tmp_path):

@@ -325,6 +325,24 @@ def test_a_graph_without_one_of_its_outputs_is_no_parity(tiny_graphs, tiny_adapt
         compare(tiny_adapted, [graph])
 
 
+class FirstOf(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, z):
+        return self.inner(z)[0]
+
+
+def test_an_archive_without_one_of_its_outputs_is_no_parity(tiny_graphs, tiny_adapted):
+    file = io.BytesIO()
+    with quiet():
+        torch.jit.save(torch.jit.trace(FirstOf(tiny_adapted.modules["decoder"]), tiny_adapted.given("decoder")), file)
+    graph = dataclasses.replace(tiny_graphs["decoder/torchscript"], source=file.getvalue())
+    with pytest.raises(ParityError, match="decoder/torchscript: the outputs x, logits are expected, got 1"):
+        compare(tiny_adapted, [graph])
+
+
 # No bundle without parity.
 
 

@@ -596,7 +596,7 @@ def _latents(
 def _number_or_list(value: float | Sequence[float] | None, default: float) -> float | tuple[float, ...]:
     if value is None:
         return default
-    return tuple(map(float, value)) if isinstance(value, Sequence) else float(value)
+    return float(value) if isinstance(value, (int, float)) else tuple(float(number) for number in value)
 
 
 def _axes(shape: tuple[int, ...], example: Tensor, *, latent: bool = False) -> tuple[str, ...]:

@@ -167,6 +167,7 @@ def export(
         latent_axes=latent_axes, dynamic=dynamic, range=range, latent_scale=latent_scale, latent_shift=latent_shift,
         codebook=codebook,
     )  # fmt: skip
+    _check_said(said)
     if isinstance(model, (str, Path)):
         foreign = [field.name for field in dataclasses.fields(said) if getattr(said, field.name) is not None]
         foreign += [n for n, v in (("example", example), ("conditions", conditions), ("observations", observations))
@@ -275,6 +276,26 @@ def _runner(bundle: Bundle, variant: Variant, inputs: Mapping[str, Array]) -> Se
     return open_graph(_read_graph(bundle, variant))(list(inputs.values()))
 
 
+def _check_said(said: Declaration) -> None:
+    """Refuse numbers and names that can be none, by the argument that they came in."""
+    if said.scale is not None and not (math.isfinite(said.scale) and said.scale > 0):
+        raise InputError(f"scale: a positive number is expected, got {said.scale}")
+    for name, value, zero in (("latent_scale", said.latent_scale, False), ("latent_shift", said.latent_shift, True)):
+        if value is not None:
+            numbers = np.asarray(value, np.float64).reshape(-1)
+            if not np.isfinite(numbers).all() or (not zero and not numbers.all()):
+                kind = "finite numbers" if zero else "finite numbers other than 0"
+                raise InputError(f"{name}: {kind} are expected, got {value}")
+    if said.codebook is not None and said.codebook < 1:
+        raise InputError(f"codebook: at least 1 is expected, got {said.codebook}")
+    for name, names in (("axes", said.axes), ("latent_axes", said.latent_axes), ("dynamic", said.dynamic)):
+        if names is not None and (isinstance(names, str) or not all(isinstance(n, str) and n for n in names)):
+            raise InputError(f"{name}: a sequence of names is expected, got {names!r}")
+    for name, what in (("encode", said.encode), ("decode", said.decode)):
+        if what is not None and not (callable(what) or (isinstance(what, str) and what)):
+            raise InputError(f"{name}: the name of a method or a function is expected, got {what!r}")
+
+
 # Where models come from.
 
 
@@ -326,6 +347,11 @@ def _model_source(
         )
     if not isinstance(module, nn.Module):
         raise InputError(f"model: a torch.nn.Module or the folder of a run is expected, got {type(model).__name__}")
+    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if nn.parameter.is_lazy(tensor) or tensor.is_meta:
+            raise InputError(
+                f"model: {key} has no values yet; run the model once, or load its weights, before the export"
+            )
     if example is None:
         raise InputError("example: observations [n, …] are expected, got nothing; pass some with example=")
     x = _tensor("example", example)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import pickle
 import sys
 import warnings
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import nn
 
 from vae_runtime.errors import InputError, one_line
@@ -53,7 +51,7 @@ def load_model(spec: str, weights: Path | None) -> nn.Module:
             raise InputError(f"model: {spec}: a class or a function is expected, got {type(found).__name__}")
         try:
             found = found()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f"model: {spec}() fails: {type(error).__name__}: {one_line(error)}; give a function without arguments "
                 "that makes the model"
@@ -76,18 +74,19 @@ def _load_weights(model: nn.Module, path: Path) -> None:
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give the model's weights") from None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the readers let through what their parts raise
         raise InputError(
             f"{path}: .safetensors or torch.save(model.state_dict(), …) is expected: {one_line(error)[:300]}"
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         # Lightning and many training scripts keep it under this name, beside their own state.
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not named or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path}: tensors by name are expected, as model.state_dict() gives; save that")
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except Exception as error:  # a model may load its state in its own way
         raise InputError(f"{path}: these weights are not the model's: {one_line(error)[:500]}") from error
 
 

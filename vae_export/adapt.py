@@ -169,6 +169,9 @@ def adapt(
         model, decode, reading, len(values), tuple(by_component["decoder"]), tuple(index for _, index in noises)
     )
     observation = _observation(model, example, said)
+    if likelihood.kind == "bernoulli" and observation.range is None:
+        # Beyond it there is no such likelihood, and a score would be none.
+        observation = dataclasses.replace(observation, range=(0.0, 1.0))
     examples = {observation.name: example, **conditions}
     examples |= {latent.name: value for latent, value in zip(latents, values, strict=False)}
     for latent in latents:
@@ -373,6 +376,8 @@ def _meanings(
     settle = f"pass posterior=, one of {', '.join(SECOND)}"
     errors = _probe(model, example, conditions, parts, decode, takes, unknown, settle)
     ranked = sorted(errors, key=lambda meaning: errors[meaning])
+    if errors[ranked[0]] > _SAME:
+        _refuse_swapped(model, example, conditions, parts, decode, takes)
     if errors[ranked[0]] > _SAME or errors[ranked[1]] < 10 * max(errors[ranked[0]], _SAME):
         shown = ", ".join(f"{meaning} {errors[meaning]:.1e}" for meaning in ranked[:3])
         raise ExportError(
@@ -384,6 +389,30 @@ def _meanings(
         f"decode(mu + std) within {errors[ranked[0]]:.0e} (next best: {ranked[1]}, {errors[ranked[1]]:.0e})"
     )
     return tuple(ranked[0] if j in unknown else meaning for j, meaning in enumerate(meanings))
+
+
+def _refuse_swapped(
+    model: nn.Module,
+    example: Tensor,
+    conditions: Mapping[str, Tensor],
+    parts: list[Part],
+    decode: Callable[..., Any],
+    takes: Sequence[str],
+) -> None:
+    """Refuse pairs whose mean stands second, as `forward` shows."""
+    if any(part.second is None or part.second.shape != part.value.shape for part in parts):
+        return
+    other = [dataclasses.replace(part, value=part.second, second=part.value) for part in parts]  # type: ignore[arg-type]
+    try:
+        errors = _probe(model, example, conditions, other, decode, takes, list(range(len(parts))), "")
+    except ExportError:
+        return
+    best = min(errors, key=lambda meaning: errors[meaning])
+    if errors[best] <= _SAME:
+        raise ExportError(
+            f"encode: gives the {best} first and the mean second, as forward shows; the mean is expected first: pass "
+            "encode=, a function that gives (mu, second)"
+        )
 
 
 def _refuse_contradiction(
@@ -412,6 +441,7 @@ def _refuse_contradiction(
             f"posterior: {said} is said or named, and forward with every normal draw set to 1 gives decode(mu + std) "
             f"for {best} (difference {errors[best]:.0e}; {said}: {errors[said]:.0e}); pass posterior={best!r}"
         )
+    _refuse_swapped(model, example, conditions, parts, decode, takes)
     if guessed:
         raise ExportError(
             "encode: the encoder's tensor, halved, is not the posterior that forward samples from; pass encode=, a "
@@ -590,6 +620,9 @@ def _latents(
                 shift=_number_or_list(said.latent_shift, 0.0),
             )
         )
+    if said.codebook is not None and not any(latent.posterior.kind == "codes" for latent in latents):
+        kind = latents[0].posterior.kind
+        raise ExportError(f"codebook: only with codes, got {said.codebook} for a posterior {kind}; leave it out")
     return tuple(latents)
 
 

@@ -43,7 +43,7 @@ from .fitting import FITTED, fit_prior, is_fitted
 from .graphs import EXECUTORS, IR_VERSION, OPSET, Graph, make_graphs, open_graph
 from .parity import Comparison, ParityReport, compare, rows, tolerance
 from .probe import probe, run_module
-from .state import release, unchanged
+from .state import release, unchanged, used_tensors
 
 __all__ = ["Exported", "export", "prove"]
 
@@ -286,6 +286,10 @@ def _check_said(said: Declaration) -> None:
             if not np.isfinite(numbers).all() or (not zero and not numbers.all()):
                 kind = "finite numbers" if zero else "finite numbers other than 0"
                 raise InputError(f"{name}: {kind} are expected, got {value}")
+    if said.range is not None:
+        ends = np.asarray(said.range, np.float64)
+        if ends.shape != (2,) or not np.isfinite(ends).all() or not ends[0] < ends[1]:
+            raise InputError(f"range: two finite numbers, the least first, are expected, got {said.range}")
     if said.codebook is not None and said.codebook < 1:
         raise InputError(f"codebook: at least 1 is expected, got {said.codebook}")
     for name, names in (("axes", said.axes), ("latent_axes", said.latent_axes), ("dynamic", said.dynamic)):
@@ -355,6 +359,10 @@ def _model_source(
     if example is None:
         raise InputError("example: observations [n, …] are expected, got nothing; pass some with example=")
     x = _tensor("example", example)
+    if conditions is not None and not isinstance(conditions, Mapping):
+        raise InputError(
+            f'conditions: arrays by name are expected, such as {{"label": y}}, got {type(conditions).__name__}'
+        )
     given = {key: _tensor(f"conditions[{key!r}]", value) for key, value in (conditions or {}).items()}
     for key, tensor in given.items():
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", key):
@@ -456,9 +464,24 @@ def _understood(source: _Source) -> tuple[Adapted, bytes | None]:
     adapted = adapt(source.model, source.example, said, source=by, conditions=source.conditions, classes=source.classes)
     adapted = probe(adapted, tuple(said.dynamic or ()))
     adapted = _normalised(adapted, source)
+    adapted = dataclasses.replace(adapted, recognised=(*adapted.recognised, *_left_out(source.model, adapted)))
     if not fitted:
         return adapted, None
     return _with_prior(adapted, source, fitted)
+
+
+def _left_out(model: nn.Module, adapted: Adapted) -> list[str]:
+    """A line that names the parameters which neither function reads: what they are for is lost."""
+
+    def run() -> None:
+        for component, module in adapted.modules.items():
+            run_module(module, [tensor[:2] for tensor in adapted.given(component)])
+
+    parameters = dict(model.named_parameters())
+    used = {id(tensor) for tensor in used_tensors(run, parameters.values())}
+    left = [name for name, tensor in parameters.items() if id(tensor) not in used]
+    more = f" and {len(left) - 4} more" if len(left) > 4 else ""
+    return [f"left out, since neither encode nor decode reads them: {', '.join(left[:4])}{more}"] if left else []
 
 
 def _normalised(adapted: Adapted, source: _Source) -> Adapted:
@@ -502,6 +525,9 @@ def _unseen(dataset: Dataset) -> Array:
 def _check_target(out: Path, force: bool) -> None:
     """Refuse early, before minutes of work, and never replace what is no bundle."""
     if not os.path.lexists(out):
+        there = next(parent for parent in out.absolute().parents if parent.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise ExportError(f"{out}: {there} is no folder that can be written to; choose another place")
         return
     if not force:
         raise ExportError(f"{out}: exists already; choose another place, or replace it with --force")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 import sys
 import warnings
 from pathlib import Path
@@ -74,16 +75,27 @@ def _load_weights(model: nn.Module, path: Path) -> None:
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give the model's weights") from None
+    except pickle.UnpicklingError as error:
+        # PyTorch's own message is a page on how to run what the file holds.
+        raise InputError(
+            f"{path}: .safetensors or torch.save(model.state_dict(), …) is expected, got other objects, which are not "
+            "unpickled"
+        ) from error
     except Exception as error:  # the readers let through what their parts raise
         raise InputError(
             f"{path}: .safetensors or torch.save(model.state_dict(), …) is expected: {one_line(error)[:300]}"
         ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        # Lightning and many training scripts keep it under this name, beside their own state.
-        state = state["state_dict"]
+    # Lightning and many training scripts keep it under such a name, beside their own state.
+    for key in ("state_dict", "model_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
     named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
     if not named or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path}: tensors by name are expected, as model.state_dict() gives; save that")
+    # As DataParallel and torch.compile name what they wrap.
+    for prefix in ("module.", "_orig_mod."):
+        if state and all(name.startswith(prefix) for name in state) and not hasattr(model, prefix[:-1]):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     try:
         model.load_state_dict(state)
     except Exception as error:  # a model may load its state in its own way

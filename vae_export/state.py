@@ -7,7 +7,7 @@ import ctypes
 import gc
 import random
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -65,14 +65,17 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         for tensor, original in zip(tensors, data, strict=True):
-            if tensor.data_ptr() != original.data_ptr():
+            if tensor.data_ptr() != original.data_ptr() or tensor.shape != original.shape:
                 tensor.data = original
         for module, saved in zip(modules, attributes, strict=True):
             vars(module).clear()
             vars(module).update(saved)
         for container, content in containers.values():
+            if isinstance(container, np.ndarray):
+                container[...] = content
+                continue
             container.clear()
-            if isinstance(container, list):
+            if isinstance(container, (list, deque)):
                 container.extend(content)
             else:
                 container.update(content)
@@ -90,13 +93,17 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         np.random.set_state(states[1])
 
 
+_CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, set, deque, np.ndarray)
+
+
 def _collect(parts: list[Any], containers: dict[int, tuple[Any, Any]], loose: list[Tensor]) -> None:
     """Copies of plain containers, nested ones too, and the tensors that are in them."""
     for part in parts:
         # Of other kinds of containers nothing is known, and some refuse to be changed.
-        if type(part) in (dict, OrderedDict, list, set) and id(part) not in containers:
+        if type(part) in _CONTAINERS and id(part) not in containers:
             containers[id(part)] = (part, part.copy())
-            _collect(list(part.values() if isinstance(part, dict) else part), containers, loose)
+            if not isinstance(part, np.ndarray):
+                _collect(list(part.values() if isinstance(part, dict) else part), containers, loose)
         elif type(part) is Tensor:
             loose.append(part)
 
@@ -139,13 +146,17 @@ def used_tensors(call: Any, tensors: Iterable[Tensor]) -> list[Tensor]:
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             for value in torch.utils._pytree.tree_leaves((args, kwargs)):
-                if isinstance(value, Tensor):
+                if isinstance(value, Tensor) and value.layout == torch.strided:
                     storages.add(value.untyped_storage().data_ptr())
             return func(*args, **(kwargs or {}))
 
     with Watch():  # type: ignore[no-untyped-call]
         call()
-    return [tensor for tensor in tensors if tensor.untyped_storage().data_ptr() in storages]
+    return [
+        tensor
+        for tensor in tensors
+        if tensor.layout != torch.strided or tensor.untyped_storage().data_ptr() in storages
+    ]
 
 
 class _Widened(TorchFunctionMode):

@@ -615,8 +615,9 @@ def _score(options: argparse.Namespace) -> None:
     def progress(done: int, n: int) -> None:
         print(f"\r{done} of {n}", end="\n" if done == n else "", file=sys.stderr, flush=True)
 
+    x = _read_npy(options.x)
     scores = vae.score(
-        _read_npy(options.x),
+        x,
         conditions=_conditions(options, vae),
         k=options.k,
         seed=seed,
@@ -625,7 +626,7 @@ def _score(options: argparse.Namespace) -> None:
         progress=progress if terminal else None,
     )
     columns = _score_columns(scores)
-    count = len(next(iter(columns.values()), ()))
+    count = len(x)
     if options.out is not None:
         _write_scores(options.out, scores, columns)
     samples = f", {options.k} importance samples" if options.k and "log_likelihood" in columns else ""

@@ -247,7 +247,7 @@ def test_a_probe_that_tells_nothing_names_the_argument():
 
 def test_the_mean_comes_first():
     """The other order is no meaning that fits, and is not exported as one."""
-    with pytest.raises(ExportError, match=r"does not show in forward.*pass posterior=, one of logvar, std"):
+    with pytest.raises(ExportError, match=r"gives the logvar first and the mean second, as forward shows"):
         understood(Base(lambda mu, logvar, z: (logvar, mu)))
 
 
@@ -404,7 +404,8 @@ def test_codes_may_be_said():
             return self.decode(self.encode(x))
 
     for posterior, kind, dtype in (("codes", "codes", "int64"), (None, "none", "float32")):
-        latent = understood(Counted(), Declaration(posterior=posterior, codebook=5))[0].signature.latent
+        codebook = 5 if posterior else None
+        latent = understood(Counted(), Declaration(posterior=posterior, codebook=codebook))[0].signature.latent
         assert (latent.posterior.kind, latent.dtype) == (kind, dtype)
 
 
@@ -556,7 +557,7 @@ def test_conditions_that_do_not_fit_are_named(model, conditions, words):
         understood(model(PLAIN), conditions=conditions)
 
 
-# What is known to be otherwise; see the reasons.
+# What contradicts itself, or is no latent.
 
 
 def attempt(model, said=None):

@@ -52,6 +52,8 @@ def place(tmp_path, monkeypatch):
     safetensors.torch.save_file(state, "mine.safetensors")
     torch.save(state, "mine.pt")
     torch.save({"state_dict": state, "epoch": 3}, "lightning.ckpt")
+    wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save({"model_state_dict": wrapped, "optimizer_state_dict": {}}, "parallel.pt")
     np.save("x.npy", np.random.default_rng(0).random((4, 8), np.float32))
     np.save("label.npy", np.array([0, 1, 1, 0]))
     return state
@@ -85,7 +87,7 @@ def test_a_model_is_exported_from_the_shell(place, tmp_path, command):
     np.testing.assert_allclose(vae.decode(z, conditions={"label": "right"})[0], expected.numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("weights", ["mine.pt", "lightning.ckpt"])
+@pytest.mark.parametrize("weights", ["mine.pt", "lightning.ckpt", "parallel.pt"])
 @pytest.mark.usefixtures("place")
 def test_files_of_torch_save_are_read_without_running_code(weights, run_here):
     assert run_here("export", *arguments(weights=weights)) == (0, "")
@@ -209,7 +211,6 @@ def odd(place, tmp_path):
     torch.save({"model": place, "optimizer": {"lr": 1}}, "training.pt")
     torch.save(dict(list(place.items())[:2]), "part.pt")
     torch.save({**place, "body.weight": torch.zeros(2, 2)}, "shape.pt")
-    torch.save({f"module.{name}": tensor for name, tensor in place.items()}, "parallel.pt")
     torch.save(place["body.bias"], "tensor.pt")
     torch.save({**place, "body.bias": torch.full((6,), torch.nan)}, "nan.pt")
     content = (tmp_path / "mine.pt").read_bytes()
@@ -246,11 +247,10 @@ def odd(place, tmp_path):
         ({"model": ":Mine"}, 1, "package.module:name is expected"),
         ({"model": "mine_of_test:"}, 1, "package.module:name is expected"),
         ({"model": "torch.nn:Identity"}, 1, "mine.safetensors: these weights are not the model's"),
-        ({"weights": "whole.pt"}, 1, "whole.pt: .safetensors or torch.save"),
+        ({"weights": "whole.pt"}, 1, "got other objects, which are not unpickled"),
         ({"weights": "training.pt"}, 1, "training.pt: tensors by name are expected"),
         ({"weights": "part.pt"}, 1, "part.pt: these weights are not the model's"),
         ({"weights": "shape.pt"}, 1, "shape.pt: these weights are not the model's"),
-        ({"weights": "parallel.pt"}, 1, "parallel.pt: these weights are not the model's"),
         ({"weights": "tensor.pt"}, 1, "tensor.pt: tensors by name are expected"),
         ({"weights": "nan.pt"}, 1, "finite numbers are expected, got nan; check the weights"),
         ({"weights": "cut.pt"}, 1, "cut.pt: .safetensors or torch.save"),
@@ -409,3 +409,32 @@ def test_a_number_that_cannot_be_is_told_by_its_argument(changed, run_here):
 @pytest.mark.usefixtures("place")
 def test_an_argument_without_a_meaning_is_refused(changed, run_here):
     assert run_here("export", *arguments(**changed))[0] in (1, 2)
+
+
+@pytest.mark.usefixtures("place")
+def test_a_range_without_an_end_is_refused(run_here, tmp_path):
+    status, said = run_here("export", *arguments(likelihood="gaussian"), "--range", "0", "inf")
+    assert status in (1, 2)
+    assert "range" in said
+    assert not (tmp_path / "bundle").exists()
+
+
+BRANCHING = """
+import mine_of_test
+
+class Branching(mine_of_test.Mine):
+    def encode(self, x):
+        return super().encode(x / 10 if x.abs().max() > 1000 else x)
+"""
+
+
+@pytest.mark.usefixtures("place")
+def test_a_refusal_is_all_that_is_said_of_a_branch(tmp_path, command):
+    (tmp_path / "branching_of_test.py").write_text(BRANCHING)
+    done = command("export", *arguments(model="branching_of_test:Branching"), cwd=tmp_path)
+    assert done.returncode == 1
+    *understood, refusal = done.stderr.splitlines()
+    assert refusal.startswith(
+        "error: encoder: a Python branch or loop depends on the values of a tensor at branching_of"
+    )
+    assert len(understood) < 10

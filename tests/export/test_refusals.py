@@ -220,6 +220,16 @@ class Normally(Plain):
         return torch.distributions.Normal(mu, torch.exp(0.5 * logvar))
 
 
+class Swapped(Plain):
+    def encode(self, x):
+        mu, logvar = super().encode(x)
+        return logvar, mu
+
+    def forward(self, x):
+        logvar, mu = self.encode(x)
+        return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar))
+
+
 class Indices(Plain):
     def encode(self, x):
         return (x[:, :3] * 5).long()
@@ -248,8 +258,13 @@ REFUSED = {
         "gives decode(mu + std) for logvar",
         "posterior='logvar'",
     ),
+    "mean second": (Swapped, {}, "the mean second, as forward shows", "encode="),
+    "mean second, whatever is said": (Swapped, GAUSSIAN, "the mean second, as forward shows", "encode="),
     "posterior against a Normal": (Normally, {"posterior": "logvar"}, "encode gives a Normal", "leave posterior="),
     "halves of a hidden layer": (Hidden, GAUSSIAN, "is not the posterior that forward samples from", "m.fc_mu"),
+    "codebook without codes": (Plain, {**GAUSSIAN, "codebook": 8}, "only with codes, got 8", "leave it out"),
+    "conditions without names": (Plain, {**GAUSSIAN, "conditions": Y}, "arrays by name are expected", "label"),
+    "range the other way": (Plain, {**GAUSSIAN, "range": (1.0, 0.0)}, "the least first", "range"),
     "second tensor of one": (Indices, GAUSSIAN, "pass codebook=", "codebook"),
     "too few codes": (Indices, {"codebook": 2}, "more than", "got 2"),
     "scale without a likelihood": (Plain, {**GAUSSIAN, "scale": 0.5}, "only with likelihood", "pass likelihood="),
@@ -314,6 +329,20 @@ REFUSED = {
     "example with NaN": (Plain, {**GAUSSIAN, "example": X * float("nan")}, "finite numbers are expected", "clean it"),
     "unknown format": (Plain, {**GAUSSIAN, "formats": ("onnx", "coreml")}, "onnx, torchscript, pt2", "coreml"),
 }
+
+
+class LeftOut(Plain):
+    """Its posterior's spread is in forward alone, and lost if the encoder's answer is all there is."""
+
+    def encode(self, x):
+        return self.mu(torch.relu(self.body(x)))
+
+
+def test_parameters_that_no_graph_has_are_named(tmp_path):
+    done = vae_export.export(LeftOut(), tmp_path / "bundle", example=X, posterior="none", formats=("onnx",))
+    assert any(line.endswith("reads them: logvar.weight, logvar.bias") for line in done.recognised)
+    done = vae_export.export(Plain(), tmp_path / "whole", example=X, **GAUSSIAN, formats=("onnx",))
+    assert not any("left out" in line for line in done.recognised)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -1,5 +1,6 @@
 """Exporting leaves a model, and PyTorch, exactly as they came: after success, after a refusal, after an exception."""
 
+import collections
 import copy
 import random
 import warnings
@@ -284,7 +285,7 @@ def test_any_difference_would_be_seen(name, alter, monkeypatch):
         assert name in differences(before, state_of(model))
 
 
-# What is known to be otherwise; see the reasons.
+# What a model does to itself while it is asked.
 
 
 class Small(nn.Module):
@@ -318,7 +319,10 @@ def clamp(model):
 
 
 def test_a_parameter_that_the_model_changes_in_place_is_put_back():
-    assert torch.equal(changes_itself(clamp).mu.weight, Small().mu.weight)
+    model = changes_itself(clamp)
+    assert torch.equal(model.mu.weight, Small().mu.weight)
+    model.encode(X)
+    assert not torch.equal(model.mu.weight, Small().mu.weight)
 
 
 @pytest.mark.parametrize("note", [lambda m: m.count.add_(1), lambda m: m.notes["seen"].append(1)])
@@ -326,6 +330,9 @@ def test_what_the_model_keeps_beside_its_buffers_is_put_back(note):
     model = changes_itself(note)
     assert model.count == 0
     assert model.notes == {"seen": []}
+    with torch.no_grad():
+        model.encode(X)
+    assert model.count == 1 or model.notes == {"seen": [1]}
 
 
 def test_a_model_with_a_sparse_buffer_is_put_back():
@@ -358,3 +365,37 @@ def test_autocast_around_an_export_changes_nothing(tmp_path):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         vae_export.export(Small(), tmp_path / "bundle", example=X, posterior="logvar", formats=("onnx",))
         assert torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(
+    ("kept", "note"),
+    [
+        (np.zeros(1), lambda kept: kept.__iadd__(1)),
+        (collections.Counter(), lambda kept: kept.update("a")),
+        (collections.defaultdict(list), lambda kept: kept["a"].append(1)),
+        (collections.deque(), lambda kept: kept.append(1)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_the_model_keeps_in_other_containers_is_put_back(kept, note):
+    before = copy.deepcopy(kept)
+    model = Small()
+    model.kept, model.note = kept, lambda: note(model.kept)
+    with torch.no_grad(), unchanged(model):
+        model.encode(X)
+    assert model.kept == before
+
+
+def test_a_buffer_that_the_model_resizes_is_put_back():
+    model = changes_itself(lambda model: model.links.resize_(7, 7))
+    assert torch.equal(model.links, torch.eye(6))
+
+
+def test_a_model_with_a_sparse_buffer_is_exported_or_refused(tmp_path):
+    model = Small()
+    model.links = model.links.to_sparse()
+    model.encode = lambda x: (model.mu(torch.sparse.mm(model.links, x.T).T), model.logvar(x))
+    try:
+        vae_export.export(model, tmp_path / "bundle", example=X, posterior="logvar", formats=("onnx",))
+    except ExportError:
+        assert not list(tmp_path.iterdir())

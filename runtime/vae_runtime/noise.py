@@ -48,8 +48,10 @@ _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
 
 # Philox blocks (of four words) worked on at once: the seven 64-bit arrays of one chunk stay in a core's L2 cache.
 _CHUNK = 8192
-# Up to here plain Python integers beat the fixed cost of some hundred numpy calls.
-_SMALL = 12
+# Up to here rounds on Python's long integers beat the fixed cost of some hundred numpy calls.
+_SMALL = 192
+# Numbers up to which plain Python beats numpy's fixed cost at turning words into them.
+_FEW = 64
 # Where a truncation may lie; below, few different numbers are left, and from 6.34 on it changes nothing.
 _NARROWEST, _WIDEST = 0.01, 1e6
 
@@ -90,7 +92,7 @@ def normal(
         if nearest:
             return _draw(
                 seed, start, n, shape, stream, np.dtype(np.float32),
-                lambda word: _normal_of_words(_truncated_words(word, nearest)),
+                lambda words, out: _normal_of_words(_truncated_words(words, nearest), out),
                 lambda few: _normal_of_few([_truncated_word(word, nearest) for word in few]),
             )  # fmt: skip
     return _draw(seed, start, n, shape, stream, np.dtype(np.float32), _normal_of_words, _normal_of_few)
@@ -111,7 +113,7 @@ def words(seed: int, start: int, n: int, shape: Sequence[int], stream: int = 0) 
     Returns:
         uint32 [n, *shape].
     """
-    return _draw(seed, start, n, shape, stream, np.dtype(np.uint32), lambda word: word, lambda few: few)
+    return _draw(seed, start, n, shape, stream, np.dtype(np.uint32), _words_of_words, lambda few: few)
 
 
 def _draw(
@@ -121,7 +123,7 @@ def _draw(
     shape: Sequence[int],
     stream: int,
     dtype: np.dtype[Any],
-    of_words: Callable[[NDArray[np.uint64]], NDArray[Any]],
+    of_words: Callable[[NDArray[np.uint32], NDArray[Any]], None],
     of_few: Callable[[list[int]], Sequence[float]],
 ) -> NDArray[Any]:
     seed = require_integer("seed", seed, -(2**63), 2**64 - 1) & (2**64 - 1)
@@ -147,7 +149,7 @@ def _draw(
     if not out.size:
         return out.reshape(n, *sizes)
     if n * blocks <= _SMALL:
-        _fill_small(out, seed, start, stream, blocks, of_few)
+        _fill_small(out, seed, start, stream, blocks, of_words, of_few)
     else:
         _fill(out, seed, start, stream, blocks, of_words)
     return out.reshape(n, *sizes)
@@ -158,81 +160,101 @@ def _round_keys(seed: int) -> list[tuple[int, int]]:
     return [((low + i * _WEYL_0) & _MASK32, (high + i * _WEYL_1) & _MASK32) for i in range(10)]
 
 
+@functools.lru_cache(maxsize=64)
+def _lanes(rows: int, blocks: int) -> tuple[int, int, int, int]:
+    """Long integers of a lane of 64 bits for each block of each row: 1 in each, in each of one row, 2**32 - 1 in each,
+    and the block's number."""
+    row = sum(1 << 64 * block for block in range(blocks))
+    every = sum(row << 64 * blocks * index for index in range(rows))
+    numbers = sum(block << 64 * block for block in range(blocks))
+    return every, row, every * _MASK32, sum(numbers << 64 * blocks * index for index in range(rows))
+
+
 def _fill_small(
     out: NDArray[Any], seed: int, start: int, stream: int, blocks: int,
-    of_few: Callable[[list[int]], Sequence[float]],
+    of_words: Callable[[NDArray[np.uint32], NDArray[Any]], None], of_few: Callable[[list[int]], Sequence[float]],
 ) -> None:  # fmt: skip
-    keys = _round_keys(seed)
-    multiplier_0, multiplier_1, mask = _MULTIPLIER_0, _MULTIPLIER_1, _MASK32
-    elements = out.shape[1]
-    for row in range(out.shape[0]):
-        sample = (start + row) & (2**64 - 1)
-        few: list[int] = []
-        for block in range(blocks):
-            a, b, c, d = block, stream, sample & mask, sample >> 32
-            for key_0, key_1 in keys:
-                p, q = a * multiplier_0, c * multiplier_1
-                a, b, c, d = (q >> 32) ^ b ^ key_0, q & mask, (p >> 32) ^ d ^ key_1, p & mask
-            few += (a, b, c, d)
-        out[row] = of_few(few[:elements])
+    """All blocks at once, each in 64 bits of a long integer: a product of 32 bits by 32 stays within its own."""
+    rows, elements = out.shape
+    every, one_row, mask, a = _lanes(rows, blocks)
+    if rows == 1:
+        c, d = every * (start & _MASK32), every * (start >> 32)
+    else:
+        samples = [(start + row) & (2**64 - 1) for row in range(rows)]
+        c = sum(one_row * (sample & _MASK32) << 64 * blocks * row for row, sample in enumerate(samples))
+        d = sum(one_row * (sample >> 32) << 64 * blocks * row for row, sample in enumerate(samples))
+    b = every * stream
+    multiplier_0, multiplier_1 = _MULTIPLIER_0, _MULTIPLIER_1
+    key_0, key_1 = seed & _MASK32, seed >> 32
+    for _ in range(10):
+        p, q = a * multiplier_0, c * multiplier_1
+        a, b = (q >> 32 & mask) ^ b ^ every * key_0, q & mask
+        c, d = (p >> 32 & mask) ^ d ^ every * key_1, p & mask
+        key_0, key_1 = key_0 + _WEYL_0 & _MASK32, key_1 + _WEYL_1 & _MASK32
+    size = 8 * rows * blocks
+    four = b"".join([word.to_bytes(size, "little") for word in (a, b, c, d)])
+    if rows * elements <= _FEW:
+        in_order = np.frombuffer(four, "<u8").reshape(4, rows, blocks).transpose(1, 2, 0).reshape(rows, -1).tolist()
+        for row, few in enumerate(in_order):
+            out[row] = of_few(few[:elements])
+        return
+    words = np.frombuffer(four, "<u8").reshape(4, rows, blocks).transpose(1, 2, 0).astype(np.uint32, order="C")
+    of_words(words.reshape(rows, 4 * blocks), out)
 
 
 def _fill(
     out: NDArray[Any], seed: int, start: int, stream: int, blocks: int,
-    of_words: Callable[[NDArray[np.uint64]], NDArray[Any]],
+    of_words: Callable[[NDArray[np.uint32], NDArray[Any]], None],
 ) -> None:  # fmt: skip
     keys = _round_keys(seed)
     n = out.shape[0]
     columns = min(blocks, _CHUNK)
     rows = max(1, _CHUNK // columns)
     for row in range(0, n, rows):
-        sample = np.uint64(start) + np.arange(row, min(row + rows, n), dtype=np.uint64)[:, None]
+        samples = np.uint64(start) + np.arange(row, min(row + rows, n), dtype=np.uint64)[:, None]
         for column in range(0, blocks, columns):
             block = np.arange(column, min(column + columns, blocks), dtype=np.uint64)[None, :]
-            four = _philox(block, stream, sample, keys)
-            target = out[row : row + rows, 4 * column : 4 * (column + columns)]
-            for word_index, word in enumerate(four):
-                part = target[:, word_index::4]
-                part[...] = of_words(word)[:, : part.shape[1]]
+            words = _philox(block, stream, samples, keys)
+            of_words(words, out[row : row + rows, 4 * column : 4 * (column + columns)])
 
 
 def _philox(
     block: NDArray[np.uint64], stream: int, sample: NDArray[np.uint64], keys: list[tuple[int, int]]
-) -> tuple[NDArray[np.uint64], ...]:
-    """The four words of every (sample, block), each a uint64 array [rows, columns] of 32-bit values."""
+) -> NDArray[np.uint32]:
+    """The words of every sample (a column) and block (a row), uint32 [samples, 4 · blocks]."""
     mask, half = np.uint64(_MASK32), np.uint64(32)
-    multiplier_0, multiplier_1 = np.uint64(_MULTIPLIER_0), np.uint64(_MULTIPLIER_1)
-    a: Any = block
-    b: Any = np.uint64(stream)
-    c: Any = sample & mask
-    d: Any = sample >> half
-    # The first two rounds work on a row and a column; from then on every array is full, and is reused.
-    for key_0, key_1 in keys[:2]:
-        p, q = a * multiplier_0, c * multiplier_1
-        a, b, c, d = (q >> half) ^ b ^ np.uint64(key_0), q & mask, (p >> half) ^ d ^ np.uint64(key_1), p & mask
-    shape = np.broadcast_shapes(sample.shape, block.shape)
-    a, b, c, d = (np.array(np.broadcast_to(word, shape), order="C") for word in (a, b, c, d))
-    p, q = np.empty(shape, np.uint64), np.empty(shape, np.uint64)
-    for key_0, key_1 in keys[2:]:
-        np.multiply(a, multiplier_0, out=p)
-        np.multiply(c, multiplier_1, out=q)
-        np.right_shift(q, half, out=a)
-        np.bitwise_xor(a, b, out=a)
-        np.bitwise_xor(a, np.uint64(key_0), out=a)
-        np.bitwise_and(q, mask, out=b)
-        np.right_shift(p, half, out=c)
-        np.bitwise_xor(c, d, out=c)
-        np.bitwise_xor(c, np.uint64(key_1), out=c)
-        np.bitwise_and(p, mask, out=d)
-    return a, b, c, d
+    multipliers = np.array([[_MULTIPLIER_0], [_MULTIPLIER_1]], np.uint64)
+    shape = len(sample), block.shape[1]
+    # The counter's words as the rows of two arrays, (a, c) and (b, d), so that one call of numpy works on two words.
+    counter = np.empty((2, 2, *shape), np.uint64)
+    counter[0, 0], counter[0, 1] = block, sample & mask
+    counter[1, 0], counter[1, 1] = stream, sample >> half
+    factors, others = counter.reshape(2, 2, -1)
+    products = np.empty_like(factors)
+    swapped = products[::-1]
+    for key in np.array(keys, np.uint64)[:, :, None]:
+        np.multiply(factors, multipliers, out=products)
+        np.right_shift(swapped, half, out=factors)
+        np.bitwise_xor(factors, others, out=factors)
+        np.bitwise_xor(factors, key, out=factors)
+        np.bitwise_and(swapped, mask, out=others)
+    words = np.empty((factors.shape[1], 4), np.uint32)
+    for place, word in enumerate((factors[0], others[0], factors[1], others[1])):
+        words[:, place] = word
+    return words.reshape(shape[0], 4 * shape[1])
+
+
+def _words_of_words(words: NDArray[np.uint32], out: NDArray[np.uint32]) -> None:
+    out[...] = words[:, : out.shape[1]]
 
 
 def _uniform_of_few(few: list[int]) -> list[float]:
     return [(word >> 8) * 2.0**-24 for word in few]
 
 
-def _uniform_of_words(word: NDArray[np.uint64]) -> NDArray[np.float32]:
-    return (word >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24)
+def _uniform_of_words(words: NDArray[np.uint32], out: NDArray[np.float32]) -> None:
+    numbers = (words >> np.uint32(8)).astype(np.float32)
+    np.multiply(numbers[:, : out.shape[1]], np.float32(2.0**-24), out=out)
 
 
 def table() -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -290,35 +312,53 @@ def _truncated_word(word: int, nearest: int) -> int:
     return word & 0x80000000 | nearest + ((word & 0x7FFFFFFF) * (2**31 - nearest) >> 31)
 
 
-def _truncated_words(word: NDArray[np.uint64], nearest: int) -> NDArray[np.uint64]:
+def _truncated_words(words: NDArray[np.uint32], nearest: int) -> NDArray[np.uint32]:
     # Below 2**62: no product wraps.
-    moved = (word & np.uint64(0x7FFFFFFF)) * np.uint64(2**31 - nearest) >> np.uint64(31)
-    return (word & np.uint64(0x80000000)) | (moved + np.uint64(nearest))
+    moved = (words & np.uint32(0x7FFFFFFF)).astype(np.uint64)
+    moved *= np.uint64(2**31 - nearest)
+    moved >>= np.uint64(31)
+    moved += np.uint64(nearest)
+    return (words & np.uint32(0x80000000)) | moved.astype(np.uint32)
 
 
 def _normal_of_few(few: list[int]) -> list[float]:
     both = _table()[2]
-    return [_fixed(word, both) * 2.0**-21 for word in few]
+    normals = []
+    for word in few:
+        m = word & 0x7FFFFFFF
+        if m < 1 << 25:
+            normals.append(_fixed(word, both) * 2.0**-21)
+            continue
+        # `_fixed` of the level 0, without a call.
+        i = m >> 18
+        y = both[i] - (both[i + 32768] * (m >> 3 & 0x7FFF) >> 15)
+        normals.append((-y if word >> 31 else y) * 2.0**-21)
+    return normals
 
 
-def _normal_of_words(word: NDArray[np.uint64]) -> NDArray[np.float32]:
+def _normal_of_words(words: NDArray[np.uint32], out: NDArray[np.float32]) -> None:
+    """Normal numbers of words [rows, at least columns] into `out` [rows, columns]."""
     quantile, difference, _ = _table()
-    w = word.astype(np.uint32)
-    m = (w & np.uint32(0x7FFFFFFF)).view(np.int32)
-    index, fraction = m >> 18, (m >> 3) & 0x7FFF
+    signed = words.view(np.int32)
+    tails = signed & np.int32(0x7FFFFFFF)
+    index = tails >> 18
     # One word in 64 lies in a tail, where the table is finer: mend those few rather than shift all by a variable.
-    tail = np.nonzero(m < 1 << 25)
-    if tail[0].size:
-        far = m[tail]
+    rare = np.flatnonzero(index < 1 << 7)
+    fraction = tails >> 3
+    fraction &= 0x7FFF
+    if rare.size:
+        far = tails.reshape(-1)[rare]
         level = 1 + (far < 1 << 19).astype(np.int32) + (far < 1 << 13)
-        t = far << 6 * level
-        index[tail] = (t >> 18) + 8192 * level
-        fraction[tail] = (t >> 3) & 0x7FFF
-    y = difference.take(index)
+        far <<= 6 * level
+        index.reshape(-1)[rare] = (far >> 18) + 8192 * level
+        fraction.reshape(-1)[rare] = (far >> 3) & 0x7FFF
+    # Every index is within the table: clipping only spares a check.
+    y = difference.take(index, out=tails, mode="clip")
     y *= fraction
     y >>= 15
-    np.subtract(quantile.take(index), y, out=y)
-    sign = w.view(np.int32) >> 31  # 0 or -1
+    np.subtract(quantile.take(index, out=fraction, mode="clip"), y, out=y)
+    sign = np.right_shift(signed, 31, out=index)  # 0 or -1
     y ^= sign
     y -= sign
-    return y.astype(np.float32) * np.float32(2.0**-21)
+    numbers = y.astype(np.float32)
+    np.multiply(numbers[:, : out.shape[1]], np.float32(2.0**-21), out=out)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,10 @@ import pytest
 from vae_runtime.bundle import SUMS, format_sums
 
 ROOT = Path(__file__).parents[1]
+
+# A shell starts what it puts in the background deaf to Ctrl-C, and so would the processes be that the tests interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

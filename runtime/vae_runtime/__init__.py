@@ -8,12 +8,22 @@
 Needs numpy; ONNX Runtime comes by the extra `cpu` or `gpu`. PyTorch is never imported.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .errors import BundleError, DeviceError, InputError, VaeError
 from .noise import new_seed
-from .posterior import Encoding, Posterior, Posteriors
-from .score import Scores
 from .vae import VAE, interpolate, load, traverse
 from .verify import Report, verify
+
+if TYPE_CHECKING:
+    from .posterior import Encoding, Posterior, Posteriors
+    from .score import Scores
+
+# Where what is not needed to sample lives: imported when it is first asked for.
+_LATER = {
+    **dict.fromkeys(("Encoding", "Posterior", "Posteriors"), "posterior"),
+    "Scores": "score",
+}
 
 __version__ = "0.1.0"
 
@@ -35,3 +45,15 @@ __all__ = [
     "traverse",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_LATER[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -152,6 +151,8 @@ def read_mixture(bundle: Bundle, latent: Latent) -> Mixture:
     wanted = {"weights": (count,), "means": (count, elements), "factors": factors}
     content = bundle.read(prior.file)
     try:
+        import zipfile  # not needed on the start-up path
+
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             sizes = {item.filename: item.file_size for item in archive.infolist()}
         arrays = {}

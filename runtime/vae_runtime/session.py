@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
-import logging
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from .errors import BundleError, DeviceError, InputError, VaeError
 
-__all__ = ["Device", "Session", "parse_device", "resolve_device"]
+if TYPE_CHECKING:
+    import logging
+
+__all__ = ["Call", "Device", "Session", "parse_device", "resolve_device"]
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PROVIDER = re.compile(r"[A-Za-z0-9]+ExecutionProvider")
-_log = logging.getLogger("vae_runtime")
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ def resolve_device(text: str, provider_options: Mapping[str, Any] | None = None)
             device = resolve_device("cuda", provider_options)
             _probe(device)
         except DeviceError as error:
-            _log.warning("device auto: cpu was chosen, since cuda is not there: %s", error)
+            _logger().warning("device auto: cpu was chosen, since cuda is not there: %s", error)
             return Device("cpu", _CPU, {})
-        _log.warning("device auto: cuda was chosen")
+        _logger().warning("device auto: cuda was chosen")
         return device
     if text.startswith("cuda"):
         if _CUDA not in available:
@@ -151,6 +153,8 @@ class Session:
                 + _hint(device)
             )
         self.place = place
+        # Elsewhere inputs are copied to the device when they are bound, and bound memory is no memory of numpy's.
+        self.in_place = device.provider == _CPU
         self.inputs = {item.name: (item.type, tuple(item.shape)) for item in self._session.get_inputs()}
         self.outputs = {item.name: (item.type, tuple(item.shape)) for item in self._session.get_outputs()}
 
@@ -163,10 +167,80 @@ class Session:
         try:
             results: list[NDArray[Any]] = self._session.run(list(outputs), dict(feeds))
         except Exception as error:
-            raise VaeError(
-                f"{self.place}: ONNX Runtime failed: {_first_line(error)}; try a smaller batch size"
-            ) from error
+            raise self._failure(error) from error
         return results
+
+    def run_into(self, feeds: Mapping[str, NDArray[Any]], results: Mapping[str, NDArray[Any]]) -> None:
+        """Compute outputs into arrays of their shapes, both by name; only where `in_place`.
+
+        All arrays are C-contiguous and of the graph's dtypes.
+
+        Raises:
+            VaeError: ONNX Runtime failed, for lack of memory or since an output has another shape.
+        """
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            _bind(binding.bind_input, name, array)
+        for name, array in results.items():
+            _bind(binding.bind_output, name, array)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> VaeError:
+        return VaeError(f"{self.place}: ONNX Runtime failed: {_first_line(error)}; try a smaller batch size")
+
+
+class Call:
+    """A graph's call with arrays of its own, bound once: for one thread at a time, and only where `in_place`.
+
+    Write into `feed`, the only array that it takes, then call `run`, which computes into `result`.
+    """
+
+    __slots__ = ("_bind", "_name", "_run", "_session", "feed", "result")
+
+    def __init__(self, session: Session, feed: tuple[str, NDArray[Any]], result: tuple[str, NDArray[Any]]) -> None:
+        """Bind an input's and an output's name and array, C-contiguous and of the graph's dtypes."""
+        binding = session._session.io_binding()
+        # Held: what is bound are addresses.
+        self._name, self.result = result
+        self.feed = feed[1]
+        _bind(binding.bind_input, *feed)
+        _bind(binding.bind_output, *result)
+        self._bind = binding.bind_output
+        self._session = session
+        try:
+            # What ONNX Runtime's own method calls, after checks that concern other devices.
+            self._run = functools.partial(session._session._sess.run_with_iobinding, binding._iobinding, None)
+        except AttributeError:
+            self._run = functools.partial(session._session.run_with_iobinding, binding)
+
+    def bind(self, result: NDArray[Any]) -> None:
+        """Compute into another array from now on."""
+        self.result = result
+        _bind(self._bind, self._name, result)
+
+    def run(self) -> None:
+        """Compute.
+
+        Raises:
+            VaeError: ONNX Runtime failed.
+        """
+        try:
+            self._run()
+        except Exception as error:
+            raise self._session._failure(error) from error
+
+
+def _bind(bind: Callable[..., None], name: str, array: NDArray[Any]) -> None:
+    bind(name, "cpu", 0, array.dtype.type, array.shape, array.__array_interface__["data"][0])
+
+
+def _logger() -> logging.Logger:
+    import logging  # not needed on the start-up path
+
+    return logging.getLogger("vae_runtime")
 
 
 def _onnxruntime() -> Any:
@@ -198,7 +272,7 @@ def _preload_cuda(runtime: Any) -> None:
         with _preloading, contextlib.redirect_stdout(said):
             runtime.preload_dlls()
         if said.getvalue().strip():
-            _log.info("onnxruntime.preload_dlls: %s", said.getvalue().strip())
+            _logger().info("onnxruntime.preload_dlls: %s", said.getvalue().strip())
 
 
 def _probe(device: Device) -> None:

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,10 +16,14 @@ from .bundle import Bundle, open_bundle
 from .errors import BundleError, InputError, require_integer
 from .inputs import condition_rows, latent_rows, observation_rows, other_shape
 from .manifest import Condition, Latent, Manifest, Tensor
-from .posterior import Drawn, Encoding, Posterior, Posteriors
-from .prior import Mixture, draw_normal, draw_sphere, read_mixture
-from .score import Scores, importance_weighted_bound, log_likelihood, log_standard_normal
+from .quick import Quick, is_plain
 from .session import Device, Session, resolve_device
+
+if TYPE_CHECKING:
+    # Imported where they are used: a device that samples starts without them.
+    from .posterior import Encoding, Posterior
+    from .prior import Mixture
+    from .score import Scores
 
 __all__ = ["VAE", "interpolate", "load", "open_session", "traverse"]
 
@@ -68,7 +72,8 @@ def load(
     bundle = open_bundle(path, digest)
     bundle.variant("decoder", variant)
     vae = VAE(bundle, resolve_device(device, provider_options), count, variant)
-    vae._session("decoder")
+    if vae._session("decoder").in_place and is_plain(bundle.manifest):
+        vae._quick = Quick(bundle.manifest, vae._session)
     return vae
 
 
@@ -135,6 +140,8 @@ class VAE:
             for component in ("encoder", "decoder")
         }
         self._encoder_noise = any(latent.posterior.noise for latent in manifest.latents)
+        # None until the decoder is there: whether it can be had depends on where it runs.
+        self._quick: Quick | None = None
 
     def __repr__(self) -> str:
         shapes = ", ".join(str(list(latent.shape)) for latent in self.latents)
@@ -250,8 +257,15 @@ class VAE:
             InputError: an argument is out of its range, a condition is missing or wrong, or there is no prior, or with
                 `observe` no likelihood, to draw from.
         """
-        count = require_integer("n", n, 1, 2**48)
         fixed = noise.new_seed() if seed is None else seed
+        if (
+            self._quick is not None and not observe and temperature == 1 and truncation is None
+            and conditions is None and latent_shape is None and batch_size is None and out is None
+        ):  # fmt: skip
+            found = self._quick.sample(n, fixed, start)
+            if found is not None:
+                return found
+        count = require_integer("n", n, 1, 2**48)
         given = self._given("decoder", conditions, count)
         shapes = self._shapes(latent_shape)
 
@@ -303,6 +317,10 @@ class VAE:
         Raises:
             InputError: an array has another dtype or shape, or holds NaN or infinity; a condition is missing or wrong.
         """
+        if self._quick is not None and conditions is None and batch_size is None and out is None:
+            found = self._quick.decode(z)
+            if found is not None:
+                return found
         feeds, n = self._decoder_feeds(z, conditions, seed, start)
         return self._run("decoder", [self.manifest.likelihood.mean], n, _feed(feeds), batch_size, out)[0]
 
@@ -353,6 +371,8 @@ class VAE:
         Raises:
             InputError: an array has another dtype or shape, or values out of range; a condition is missing or wrong.
         """
+        from .posterior import Posteriors
+
         x = observation_rows(self.manifest.observation, x)
         parts = self._encode(x, self._given("encoder", conditions, len(x)), seed, start, batch_size)
         return Posteriors(parts) if self._several else parts[self.latents[0].name]
@@ -382,6 +402,10 @@ class VAE:
             InputError: an array has another dtype or shape, or values out of range; a condition is missing or wrong;
                 or a seed is given where there is no distribution to draw from.
         """
+        if self._quick is not None and conditions is None and seed is None and batch_size is None:
+            found = self._quick.reconstruct(x)
+            if found is not None:
+                return found
         posterior = self.encode(x, conditions=conditions, seed=seed, start=start, batch_size=batch_size)
         z = posterior.mode() if seed is None else posterior.sample(seed=seed, start=start)
         return self.decode(z, conditions=conditions, seed=seed, start=start, batch_size=batch_size)
@@ -463,6 +487,8 @@ class VAE:
             InputError: an array has another dtype or shape, or values out of range; a condition is missing or wrong; or
                 k is given where encoder or decoder draw noise of their own.
         """
+        from .score import Scores
+
         x = observation_rows(self.manifest.observation, x)
         n, given = len(x), self._given(None, conditions, len(x))
         fixed = noise.new_seed() if seed is None else seed
@@ -503,6 +529,9 @@ class VAE:
         self, x: NDArray[Any], rows: Feeds, seed: int, start: int, k: int | None, size: int, whole: bool
     ) -> dict[str, Any]:
         """The columns of `Scores` of checked observations; unless `whole`, only those of the reconstruction."""
+        from .posterior import Posterior
+        from .score import importance_weighted_bound, log_likelihood
+
         found: dict[str, Any] = {}
         likelihood = self.manifest.likelihood
         q = self._encode(x, rows, None, 0, size)
@@ -541,6 +570,9 @@ class VAE:
         start: int, size: int,
     ) -> NDArray[np.float64]:  # fmt: skip
         """log p(x|z) + log p(z) − log q(z|x) of k importance samples, float64 [n, k]; `size` or so decoded at once."""
+        from .posterior import Posterior
+        from .score import log_likelihood, log_standard_normal
+
         n = len(x)
         eps = {
             name: noise.normal(
@@ -611,6 +643,8 @@ class VAE:
         self, number: int, seed: int, start: int, n: int, shape: tuple[int, ...], temperature: float,
         truncation: float | None,
     ) -> Array:  # fmt: skip
+        from .prior import draw_normal, draw_sphere, read_mixture
+
         latent = self.bundle.manifest.latents[number]
         kind = latent.prior.kind
         if kind == "normal":
@@ -683,6 +717,8 @@ class VAE:
         self, x: NDArray[Any], rows: Feeds, seed: int | None, start: int, batch_size: int | None
     ) -> dict[str, Posterior | Encoding]:
         """The posteriors by name, of checked observations and conditions."""
+        from .posterior import Drawn, Encoding, Posterior
+
         feeds = {self.manifest.observation.name: x, **{c.name: rows[c.name] for c in self._taken["encoder"]}}
         noises = self._noises(x.shape[1:])
 
@@ -813,6 +849,11 @@ class VAE:
         if out is not None:
             self._require_buffer(out, n)
         session = self._session(component)
+        if session.in_place and finish is None:
+            given = {tensor.name: tensor for tensor in self.manifest.outputs(component)}
+            tensors = [given[name] for name in outputs]
+            if not any(tensor.dynamic for tensor in tensors):
+                return self._run_in_place(component, tensors, n, feed, batch_size, out)
         results: list[NDArray[Any]] = []
         for first, last in _batches(n, batch_size):
             parts = session.run(outputs, feed(first, last))
@@ -827,13 +868,25 @@ class VAE:
             if not results:
                 if out is None and last == n:
                     return parts
-                results = [_empty(n, part) for part in parts] if out is None else [out]
+                results = [_empty(n, part.shape[1:], part.dtype) for part in parts] if out is None else [out]
                 if results[0].shape[1:] != parts[0].shape[1:]:
                     raise InputError(
                         f"out: a float32 array {[n, *parts[0].shape[1:]]} is expected, got {list(results[0].shape)}"
                     )
             for result, part in zip(results, parts, strict=True):
                 result[first:last] = part
+        return results
+
+    def _run_in_place(
+        self, component: str, tensors: list[Tensor], n: int, feed: Callable[[int, int], Feeds],
+        batch_size: int | None, out: Array | None,
+    ) -> list[NDArray[Any]]:  # fmt: skip
+        """As `_run`, for outputs of known shapes: the graph writes into the results themselves."""
+        session = self._session(component)
+        results = [_empty(n, tensor.shape, tensor.dtype) for tensor in tensors] if out is None else [out]
+        for first, last in _batches(n, batch_size):
+            parts = {tensor.name: result[first:last] for tensor, result in zip(tensors, results, strict=True)}
+            session.run_into(feed(first, last), parts)
         return results
 
     def _require_buffer(self, out: Array, n: int) -> None:
@@ -960,13 +1013,12 @@ def _batches(n: int, batch_size: int | None) -> Iterator[tuple[int, int]]:
         yield first, min(first + size, n)
 
 
-def _empty(n: int, like: NDArray[Any]) -> NDArray[Any]:
-    """Room for `n` rows like those of an array."""
-    shape = like.shape[1:]
+def _empty(n: int, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Room for `n` rows of a shape."""
     try:
-        return np.empty((n, *shape), like.dtype)
+        return np.empty((n, *shape), dtype)
     except (MemoryError, ValueError):
-        size = n * math.prod(shape) * like.itemsize / 2**30
+        size = n * math.prod(shape) * np.dtype(dtype).itemsize / 2**30
         raise InputError(
             f"n: {n} of shape {list(shape)} are {size:.1f} GiB, more than this machine's memory; take fewer at a time "
             "and move `start` on"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,6 +123,8 @@ def read_golden(bundle: Bundle) -> dict[str, Array]:
         for source in ["pytorch", *variants]:
             wanted |= {f"{component}/{source}/{output.name}": output for output in manifest.outputs(component)}
     try:
+        import zipfile  # not needed on the start-up path
+
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             sizes = {item.filename: item.file_size for item in archive.infolist()}
         # An array that unpacks to more than it may hold is not unpacked.

@@ -540,8 +540,8 @@ IN_THE_WORK = (
     INTERRUPT
     + """
 from vae_runtime.session import Session
-run, calls = Session.run, iter(range(10**9))
-Session.run = lambda *arguments: (next(calls) == 3 and interrupt(), run(*arguments))[1]
+run, calls = Session.run_into, iter(range(10**9))
+Session.run_into = lambda *arguments: (next(calls) == 3 and interrupt(), run(*arguments))[1]
 """
 )
 IN_THE_WRITING = INTERRUPT + "os.fsync = lambda _: interrupt()"

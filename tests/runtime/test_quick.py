@@ -1,0 +1,168 @@
+"""The quick way of few rows gives what the general way gives, bit for bit, and leaves it whatever else there is."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vae_runtime
+from vae_runtime import noise
+from vae_runtime.errors import InputError, VaeError
+from vae_runtime.quick import is_plain
+from vae_runtime.session import Call
+
+# To say a batch size is to take the general way, and one above all rows changes no batch.
+GENERAL = {"batch_size": 64}
+
+
+def equal(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a.view(np.uint32), b.view(np.uint32))
+
+
+@pytest.fixture(scope="module")
+def quick_vae(digits):
+    return vae_runtime.load(digits)
+
+
+@given(n=st.integers(1, 80), seed=st.integers(0, 2**64 - 1))
+@settings(max_examples=40, deadline=None)
+def test_decoding_is_the_same(vae, n, seed):
+    z = noise.normal(seed, 0, n, vae.latent_shape)
+    quick, general = vae.decode(z), vae.decode(z, **GENERAL)
+    assert equal(quick, general)
+    assert equal(vae.decode(np.asfortranarray(z)), general)
+
+
+@given(n=st.integers(1, 80), seed=st.integers(0, 2**64 - 1))
+@settings(max_examples=40, deadline=None)
+def test_reconstructing_is_the_same(vae, n, seed):
+    x = np.random.default_rng(seed).random((n, *vae.observation_shape), np.float32)
+    assert equal(vae.reconstruct(x), vae.reconstruct(x, **GENERAL))
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 400), st.integers(1, 70), st.integers(1, 9)), max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_samples_are_the_same_in_any_order(vae, runs):
+    """Runs of calls that follow on one another, so that noise is drawn ahead, broken off and taken up elsewhere."""
+    for seed, start, n, calls in runs:
+        for call in range(calls):
+            first = start + call * n
+            assert equal(vae.sample(n, seed=seed, start=first), vae.sample(n, seed=seed, start=first, **GENERAL))
+
+
+def test_noise_drawn_ahead_wraps_as_it_should(quick_vae):
+    for start in range(2**64 - 5, 2**64):
+        assert equal(quick_vae.sample(1, seed=3, start=start), quick_vae.sample(1, seed=3, start=start, **GENERAL))
+    assert equal(quick_vae.sample(1, seed=3, start=0), quick_vae.sample(1, seed=3, start=0, **GENERAL))
+
+
+def test_consecutive_indices_draw_ahead(quick_vae, monkeypatch):
+    """What makes them fast: many calls, few draws."""
+    draws = []
+    normal = noise.normal
+    monkeypatch.setattr(noise, "normal", lambda *arguments: (draws.append(arguments), normal(*arguments))[1])
+    for start in range(1000):
+        quick_vae.sample(1, seed=77, start=start)
+    assert 2 <= len(draws) <= 10
+    draws.clear()
+    for seed in range(100, 110):
+        quick_vae.sample(1, seed=seed)
+    assert len(draws) == 10
+
+
+@pytest.mark.parametrize("n", [1, 64])
+def test_results_are_the_callers_own(quick_vae, n):
+    z = noise.normal(1, 0, n, quick_vae.latent_shape)
+    first = quick_vae.decode(z)
+    kept = first.copy()
+    second = quick_vae.decode(-z)
+    assert equal(first, kept)
+    first[:] = 7
+    assert equal(second, quick_vae.decode(-z, **GENERAL))
+    assert equal(quick_vae.decode(z), kept)
+    assert not np.shares_memory(first, second)
+
+
+def test_threads_share_it(quick_vae):
+    def work(number):
+        return [quick_vae.sample(1 + number % 3, seed=number % 4, start=start) for start in range(40)]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(work, range(16)))
+    for number, samples in enumerate(found):
+        for start, x in enumerate(samples):
+            assert equal(x, quick_vae.sample(1 + number % 3, seed=number % 4, start=start, **GENERAL))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("n", [1, 3])
+def test_what_is_not_finite_is_refused(quick_vae, number, n):
+    z = np.zeros((n, *quick_vae.latent_shape), np.float32)
+    x = np.full((n, *quick_vae.observation_shape), 0.5, np.float32)
+    quick_vae.decode(z)
+    quick_vae.reconstruct(x)
+    z[-1, -1] = x[-1, ..., -1] = number
+    with pytest.raises(InputError, match="finite"):
+        quick_vae.decode(z)
+    with pytest.raises(InputError, match="from 0 to 1"):
+        quick_vae.reconstruct(x)
+
+
+def test_what_is_out_of_range_or_of_another_form_is_refused(quick_vae):
+    x = np.full((1, *quick_vae.observation_shape), 0.5, np.float32)
+    z = np.zeros((1, *quick_vae.latent_shape), np.float32)
+    quick_vae.decode(z)
+    for wrong in (x + 0.75, x - 0.75, x[0], x.astype(np.float64), x[:0]):
+        with pytest.raises(InputError):
+            quick_vae.reconstruct(wrong)
+    for wrong in (z[0], z.astype(np.float64), z[:0], z[:, :-1], z.astype(np.int64)):
+        with pytest.raises(InputError):
+            quick_vae.decode(wrong)
+    for n in (0, -1, 1.0, "1", None):
+        with pytest.raises(InputError, match="n: "):
+            quick_vae.sample(n, seed=0)
+    for seed in (1.0, 2**64, -(2**63) - 1, "0"):
+        with pytest.raises(InputError, match="seed: "):
+            quick_vae.sample(1, seed=seed)
+    with pytest.raises(InputError, match="start: "):
+        quick_vae.sample(1, seed=0, start=-1)
+
+
+def test_numbers_whose_squares_overflow_are_taken(quick_vae):
+    z = np.full((1, *quick_vae.latent_shape), 1e25, np.float32)
+    assert equal(quick_vae.decode(z), quick_vae.decode(z, **GENERAL))
+
+
+def test_the_public_entry_of_onnx_runtime_serves_too(quick_vae, monkeypatch):
+    """The quick one is private to ONNX Runtime, and may be gone from a later version."""
+
+    class Public:
+        def __init__(self, session):
+            self.io_binding, self.run_with_iobinding = session.io_binding, session.run_with_iobinding
+
+    vae = vae_runtime.load(quick_vae.bundle.path)
+    for component in ("encoder", "decoder"):
+        session = vae._session(component)
+        monkeypatch.setattr(session, "_session", Public(session._session))
+    x = np.random.default_rng(0).random((2, *vae.observation_shape), np.float32)
+    assert equal(vae.sample(2, seed=5), quick_vae.sample(2, seed=5))
+    assert equal(vae.reconstruct(x), quick_vae.reconstruct(x))
+
+
+def test_a_failure_is_told(quick_vae):
+    """A call whose result has no room for what the graph gives."""
+    session = quick_vae._session("decoder")
+    z = np.zeros((2, *quick_vae.latent_shape), np.float32)
+    call = Call(session, ("z", z), ("x", np.empty((1, *quick_vae.observation_shape), np.float32)))
+    with pytest.raises(VaeError, match="ONNX Runtime failed"):
+        call.run()
+
+
+def test_others_take_the_general_way(codes_bundle, levels_bundle, root):
+    for bundle in (codes_bundle(), levels_bundle(), root / "models" / "digits-conditional"):
+        vae = vae_runtime.load(bundle)
+        assert not is_plain(vae.manifest)
+        assert vae._quick is None
+    assert vae.sample(2, seed=0, conditions={"label": 3}).shape == (2, *vae.observation_shape)

@@ -155,6 +155,7 @@ class Session:
         self.place = place
         # Elsewhere inputs are copied to the device when they are bound, and bound memory is no memory of numpy's.
         self.in_place = device.provider == _CPU
+        self._provider, self._index = device.provider, int(device.options.get("device_id", 0))
         self.inputs = {item.name: (item.type, tuple(item.shape)) for item in self._session.get_inputs()}
         self.outputs = {item.name: (item.type, tuple(item.shape)) for item in self._session.get_outputs()}
 
@@ -187,6 +188,34 @@ class Session:
             self._session.run_with_iobinding(binding)
         except Exception as error:
             raise self._failure(error) from error
+
+    def run_on_device(self, output: str, feeds: Mapping[str, NDArray[Any]]) -> Any:
+        """Compute one output and leave it where it was computed; upload, graph and output share the session's stream.
+
+        Returns:
+            An `onnxruntime.OrtValue`, which other libraries take by DLPack.
+
+        Raises:
+            DeviceError: this ONNX Runtime's values do not speak DLPack.
+            VaeError: ONNX Runtime failed, for lack of memory for instance.
+        """
+        runtime = _onnxruntime()
+        if not hasattr(runtime.OrtValue, "__dlpack__"):
+            raise DeviceError(
+                f"on_device: an ONNX Runtime whose values other libraries take by DLPack is expected, this one is "
+                f"{runtime.__version__}; install a newer one, or leave on_device out"
+            )
+        kind, index = ("cuda", self._index) if self._provider == _CUDA else ("cpu", 0)
+        binding = self._session.io_binding()
+        try:
+            for name, array in feeds.items():
+                binding.bind_cpu_input(name, array)
+            binding.bind_output(output, kind, index)
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        except Exception as error:
+            raise self._failure(error) from error
+        return binding.get_outputs()[0]
 
     def _failure(self, error: Exception) -> VaeError:
         return VaeError(f"{self.place}: ONNX Runtime failed: {_first_line(error)}; try a smaller batch size")

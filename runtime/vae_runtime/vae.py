@@ -139,6 +139,7 @@ class VAE:
             component: tuple(c for c in manifest.conditions if component in c.components)
             for component in ("encoder", "decoder")
         }
+        self._outputs = {component: manifest.outputs(component) for component in ("encoder", "decoder")}
         self._encoder_noise = any(latent.posterior.noise for latent in manifest.latents)
         # None until the decoder is there: whether it can be had depends on where it runs.
         self._quick: Quick | None = None
@@ -235,7 +236,8 @@ class VAE:
         observe: bool = False,
         batch_size: int | None = None,
         out: Array | None = None,
-    ) -> Array:
+        on_device: bool = False,
+    ) -> Array | Any:
         """Draw latents from the prior and decode them.
 
         Args:
@@ -249,22 +251,25 @@ class VAE:
             observe: draw each observation from the likelihood instead of giving its mean.
             batch_size: how many to decode at once; bounds the memory beside the result.
             out: float32 [n, *observation shape], C-contiguous: filled and returned.
+            on_device: decode all at once and leave the result on the device, for `torch.from_dlpack` or
+                `cupy.from_dlpack`, which copy nothing; without `observe`, `batch_size` and `out`.
 
         Returns:
-            float32 [n, *observation shape].
+            float32 [n, *observation shape]; `on_device` an `onnxruntime.OrtValue` of these.
 
         Raises:
+            DeviceError: `on_device`, and this ONNX Runtime is too old for it.
             InputError: an argument is out of its range, a condition is missing or wrong, or there is no prior, or with
                 `observe` no likelihood, to draw from.
         """
         fixed = noise.new_seed() if seed is None else seed
         if (
-            self._quick is not None and not observe and temperature == 1 and truncation is None
-            and conditions is None and latent_shape is None and batch_size is None and out is None
+            self._quick is not None and not on_device and not observe and temperature == 1 and truncation is None
+            and conditions is None and latent_shape is None and batch_size is None
         ):  # fmt: skip
             found = self._quick.sample(n, fixed, start)
             if found is not None:
-                return found
+                return found if out is None else self._filled(out, found)
         count = require_integer("n", n, 1, 2**48)
         given = self._given("decoder", conditions, count)
         shapes = self._shapes(latent_shape)
@@ -276,6 +281,13 @@ class VAE:
             return feeds
 
         likelihood = self.manifest.likelihood
+        if on_device:
+            for name, value in (("observe", observe or None), ("batch_size", batch_size), ("out", out)):
+                if value is not None:
+                    raise InputError(
+                        f"{name}: none is expected with on_device, which decodes all at once; leave it out"
+                    )
+            return self._session("decoder").run_on_device(likelihood.mean, feed(0, count))
         if not observe:
             return self._run("decoder", [likelihood.mean], count, feed, batch_size, out)[0]
         if likelihood.kind == "none":
@@ -317,10 +329,10 @@ class VAE:
         Raises:
             InputError: an array has another dtype or shape, or holds NaN or infinity; a condition is missing or wrong.
         """
-        if self._quick is not None and conditions is None and batch_size is None and out is None:
+        if self._quick is not None and conditions is None and batch_size is None:
             found = self._quick.decode(z)
             if found is not None:
-                return found
+                return found if out is None else self._filled(out, found)
         feeds, n = self._decoder_feeds(z, conditions, seed, start)
         return self._run("decoder", [self.manifest.likelihood.mean], n, _feed(feeds), batch_size, out)[0]
 
@@ -850,8 +862,7 @@ class VAE:
             self._require_buffer(out, n)
         session = self._session(component)
         if session.in_place and finish is None:
-            given = {tensor.name: tensor for tensor in self.manifest.outputs(component)}
-            tensors = [given[name] for name in outputs]
+            tensors = [tensor for name in outputs for tensor in self._outputs[component] if tensor.name == name]
             if not any(tensor.dynamic for tensor in tensors):
                 return self._run_in_place(component, tensors, n, feed, batch_size, out)
         results: list[NDArray[Any]] = []
@@ -889,9 +900,14 @@ class VAE:
             session.run_into(feed(first, last), parts)
         return results
 
+    def _filled(self, out: Array, found: Array) -> Array:
+        self._require_buffer(out, len(found))
+        out[...] = found
+        return out
+
     def _require_buffer(self, out: Array, n: int) -> None:
         """Hold a caller's buffer against what is known before the decoder has run."""
-        mean = self.manifest.outputs("decoder")[0]
+        mean = self._outputs["decoder"][0]
         shape = (n, *mean.shape)
         good = isinstance(out, np.ndarray) and out.dtype == np.float32 and (out.shape == shape or mean.dynamic)
         if not (good and len(out) == n and out.flags.c_contiguous and out.flags.writeable):

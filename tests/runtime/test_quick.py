@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import vae_runtime
 from vae_runtime import noise
-from vae_runtime.errors import InputError, VaeError
+from vae_runtime.errors import DeviceError, InputError, VaeError
 from vae_runtime.quick import is_plain
 from vae_runtime.session import Call
 
@@ -166,3 +166,18 @@ def test_others_take_the_general_way(codes_bundle, levels_bundle, root):
         assert not is_plain(vae.manifest)
         assert vae._quick is None
     assert vae.sample(2, seed=0, conditions={"label": 3}).shape == (2, *vae.observation_shape)
+
+
+def test_results_may_stay_on_the_device(quick_vae):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if not hasattr(onnxruntime.OrtValue, "__dlpack__"):
+        with pytest.raises(DeviceError, match="DLPack"):
+            quick_vae.sample(3, seed=1, on_device=True)
+        return
+    value = quick_vae.sample(3, seed=1, on_device=True)
+    taken = np.from_dlpack(value)
+    assert taken.ctypes.data == value.data_ptr()
+    assert equal(taken, quick_vae.sample(3, seed=1))
+    for name, other in (("observe", True), ("batch_size", 2), ("out", taken)):
+        with pytest.raises(InputError, match=name):
+            quick_vae.sample(3, seed=1, on_device=True, **{name: other})

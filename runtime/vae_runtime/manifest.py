@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import MISSING, FrozenInstanceError, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from .errors import BundleError
 
@@ -73,8 +73,58 @@ _READER = re.compile(r"vae-runtime>=[0-9]+(\.[0-9]+)*")
 _RESERVED = "pytorch"
 
 
-@dataclass(frozen=True)
-class Problem:
+if TYPE_CHECKING:
+    from dataclasses import dataclass as record
+else:
+
+    def record(frozen: bool, kw_only: bool = False) -> Callable[[type], type]:
+        """A frozen dataclass of which nothing is generated: fifteen times, that would take 5 % of a cold start."""
+        return dataclass(init=False, repr=False, eq=False, match_args=False, kw_only=kw_only)
+
+
+class Record:
+    """What a frozen dataclass has generated for it, once for all."""
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, *values: Any, **named: Any) -> None:
+            known = fields(self)
+            if len(values) > len(known):
+                raise TypeError(f"{type(self).__name__}: at most {len(known)} values are expected, got {len(values)}")
+            given = {each.name: value for each, value in zip(known, values, strict=False)}
+            wrong = sorted(given.keys() & named.keys() or named.keys() - {each.name for each in known})
+            if wrong:
+                raise TypeError(f"{type(self).__name__}: {wrong[0]} is no field, or given twice")
+            given.update(named)
+            for each in known:
+                if each.name in given:
+                    value = given[each.name]
+                elif each.default is not MISSING:
+                    value = each.default
+                elif each.default_factory is not MISSING:
+                    value = each.default_factory()
+                else:
+                    raise TypeError(f"{type(self).__name__}: {each.name} is expected, it is missing")
+                vars(self)[each.name] = value
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            raise FrozenInstanceError(f"{type(self).__name__}.{name} cannot be changed; make another one")
+
+        def __delattr__(self, name: str) -> None:
+            raise FrozenInstanceError(f"{type(self).__name__}.{name} cannot be deleted; make another one")
+
+    def __eq__(self, other: object) -> bool:
+        return vars(self) == vars(other) if type(self) is type(other) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(vars(self).values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+@record(frozen=True)
+class Problem(Record):
     """One thing wrong with a manifest: where, what was expected, what was got."""
 
     place: str
@@ -85,8 +135,8 @@ class Problem:
         return f"{self.place}: {self.expected} is expected, got {self.got}"
 
 
-@dataclass(frozen=True)
-class Sizes:
+@record(frozen=True)
+class Sizes(Record):
     """The sizes of a dynamic axis that were proven: the multiples of `multiple` from `least` to `most`."""
 
     least: int
@@ -100,8 +150,8 @@ class Sizes:
         return f"{self.least} … {self.most}" + (f" in steps of {self.multiple}" if self.multiple > 1 else "")
 
 
-@dataclass(frozen=True)
-class Tensor:
+@record(frozen=True)
+class Tensor(Record):
     """One input or output of a graph, without its batch axis, which is axis 0 and always dynamic.
 
     `shape` is the usual shape, the one of the golden vectors; `dynamic` holds the axes of it, by number from 0, that
@@ -114,16 +164,16 @@ class Tensor:
     dynamic: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True)
-class Normalisation:
+@record(frozen=True)
+class Normalisation(Record):
     """How raw data become observations: x = (raw - offset) / divisor."""
 
     offset: float
     divisor: float
 
 
-@dataclass(frozen=True)
-class Observation:
+@record(frozen=True)
+class Observation(Record):
     """One observation x as the encoder takes it: [batch, *shape], float32 or int64.
 
     `range` bounds its values, None where any finite number will do; `axes` names those of `shape`; `dynamic` holds, by
@@ -139,8 +189,8 @@ class Observation:
     dynamic: Mapping[str, Sizes] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Condition:
+@record(frozen=True)
+class Condition(Record):
     """What encoder, decoder or both are given beside x or z: [batch, *shape], float32 or int64.
 
     `classes` names the values 0, 1, … of an int64 condition of shape (); `range` bounds the values of any other.
@@ -154,8 +204,8 @@ class Condition:
     components: tuple[str, ...] = COMPONENTS
 
 
-@dataclass(frozen=True)
-class LatentPrior:
+@record(frozen=True)
+class LatentPrior(Record):
     """p(z): "normal", the standard normal; "mixture", fitted to the posterior means of real data; "sphere", uniform on
     the unit sphere; "none", where `reason` says why there is none to sample from.
 
@@ -170,8 +220,8 @@ class LatentPrior:
     reason: str | None = None
 
 
-@dataclass(frozen=True)
-class LatentPosterior:
+@record(frozen=True)
+class LatentPosterior(Record):
     """q(z|x). "normal": diagonal, its parameters the encoder's outputs `mu`, `logvar` and `std`. "codes": the encoder's
     output `value` holds integers below `codebook`. "none": the encoder's output `value` is the latent, and `reason`
     says why there is no distribution; without `value`, the latent is noise that the decoder takes and nothing infers.
@@ -196,8 +246,8 @@ class LatentPosterior:
         return (self.value,) if self.value else ()
 
 
-@dataclass(frozen=True)
-class Latent:
+@record(frozen=True)
+class Latent(Record):
     """One latent z: [batch, *shape], float32, or int64 where the posterior's kind is "codes".
 
     `axes` names those of `shape`, where there are names; `dynamic` holds, by name, the axes that may have other sizes.
@@ -216,8 +266,8 @@ class Latent:
     shift: float | tuple[float, ...] = 0.0
 
 
-@dataclass(frozen=True)
-class Output:
+@record(frozen=True)
+class Output(Record):
     """A further output of the decoder, float32 [batch, *shape]; axes named like a dynamic one have its size."""
 
     name: str
@@ -225,8 +275,8 @@ class Output:
     axes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Likelihood:
+@record(frozen=True)
+class Likelihood(Record):
     """p(x|z). `mean` names the decoder's output in data space; `logits`, of a bernoulli, the one before the sigmoid.
 
     `scale` is a gaussian's standard deviation or a laplace's scale b, in units of x; `scale_output` names the decoder's
@@ -246,8 +296,8 @@ class Likelihood:
     reason: str | None = None
 
 
-@dataclass(frozen=True)
-class Golden:
+@record(frozen=True)
+class Golden(Record):
     """The golden vectors: `n` observations stored in `file`, and `n` prior latents of vnoise-1 seed `seed`."""
 
     file: str
@@ -255,8 +305,8 @@ class Golden:
     n: int
 
 
-@dataclass(frozen=True)
-class Variant:
+@record(frozen=True)
+class Variant(Record):
     """One graph: a precision or format of a component.
 
     `exporter` says what made the graph; `data` names the file beside it that holds its weights, where they are too
@@ -289,8 +339,8 @@ class Variant:
         return None if self.data is None else f"{self.folder}/{self.data}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Signature:
+@record(frozen=True, kw_only=True)
+class Signature(Record):
     """What goes into a VAE's two graphs, what comes out, and what it means."""
 
     observation: Observation
@@ -353,7 +403,7 @@ def _dynamic(axes: tuple[str, ...], dynamic: Mapping[str, Sizes]) -> frozenset[i
     return frozenset(index for index, axis in enumerate(axes) if axis in dynamic)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Manifest(Signature):
     """What a bundle says of itself. Variants stand in the order of declaration: the first is the default."""
 

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import re
 from bisect import bisect
@@ -1273,3 +1274,25 @@ def test_a_nesting_that_just_passes_is_refused_as_any_wrong_value() -> None:
     limit = bisect(range(500_000), 0, key=too_deep)
     verdicts = {too_deep(depth) for depth in range(limit - 40, limit + 5)}
     assert verdicts == {False, True}
+
+
+def test_records_are_frozen_dataclasses():
+    """As `dataclasses.dataclass(frozen=True)` makes them, though it does not."""
+    sizes = Sizes(2, most=8)
+    assert (sizes.least, sizes.most, sizes.multiple) == (2, 8, 1)
+    assert dataclasses.replace(sizes, multiple=2) == Sizes(2, 8, 2)
+    assert sizes != Sizes(2, 8, 2)
+    assert sizes != (2, 8, 1)
+    assert hash(sizes) == hash(Sizes(2, 8))
+    assert repr(sizes) == "Sizes(least=2, most=8, multiple=1)"
+    assert [each.name for each in dataclasses.fields(sizes)] == ["least", "most", "multiple"]
+    observations = [Observation("x", (3,), ("feature",)) for _ in range(2)]
+    assert observations[0].dynamic == {}
+    assert observations[0].dynamic is not observations[1].dynamic
+    for arguments, named in (((1,), {}), ((1, 2, 3, 4), {}), ((1, 2), {"least": 1}), ((1, 2), {"other": 1})):
+        with pytest.raises(TypeError, match="Sizes: "):
+            Sizes(*arguments, **named)
+    with pytest.raises(dataclasses.FrozenInstanceError, match="least"):
+        sizes.least = 3
+    with pytest.raises(dataclasses.FrozenInstanceError, match="most"):
+        del sizes.most

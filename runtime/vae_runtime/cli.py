@@ -292,6 +292,20 @@ def _parser() -> argparse.ArgumentParser:
     for add in (starts, conditioned, on_device, in_batches):
         add(sub)
     sub.add_argument("--out", type=_path(".npz", ".csv"), help="also write the scores of each observation: .npz, .csv")
+
+    sub = command("bench", _bench, "time each variant beside a plain ONNX Runtime session of the bundle's first one")
+    sub.add_argument("--device", type=argument(_device), default="cpu", help="as of sample (default cpu)")
+    sub.add_argument("--variant", default="all", help="the variant to time (default all)")
+    sub.add_argument(
+        "--batch", type=_integers("batch", 1, 2**31), default=[1, 8, 64], metavar="NUMBERS",
+        help="how many at once (default 1,8,64)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--threads", type=_integers("threads", 1, 1024), default=[1], metavar="NUMBERS",
+        help="threads of one call (default 1)",
+    )  # fmt: skip
+    sub.add_argument("--rounds", type=_integer("rounds", 1, 10**6), default=9, help="how many (default 9)")
+    sub.add_argument("--json", action="store_true", help="print the figures of every round as JSON")
     return parser
 
 
@@ -637,6 +651,26 @@ def _score(options: argparse.Namespace) -> None:
         print(f"  {name.replace('_', ' '):16}{column.mean():12.6g} ± {error:<10.2g}{unit}")
     if scores.reason:
         print(f"  no ELBO: {one_line(scores.reason)}")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from .bench import bench
+
+    found = bench(
+        options.bundle,
+        variants=None if options.variant == "all" else [options.variant],
+        batches=options.batch,
+        threads=options.threads,
+        rounds=options.rounds,
+        device=options.device,
+        digest=options.digest,
+    )
+    if options.json:
+        import json
+
+        print(json.dumps(found.to_json(), indent=1))
+    else:
+        print(found)
 
 
 def _score_columns(scores: Scores) -> dict[str, NDArray[np.float64]]:

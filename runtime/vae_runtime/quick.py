@@ -56,6 +56,8 @@ class Quick:
         self._mode = latent.posterior.mu or latent.posterior.value
         greatest = float(np.finfo(np.float32).max)
         self._low, self._high = observation.range or (-greatest, greatest)
+        # Of floats that are not negative the bits are in the same order; of all others they are greater.
+        self._bits = int(np.float32(self._high).view(np.uint32)) if self._low == 0 < self._high else None
         self._float = observation.dtype == "float32"
         self._normal = latent.prior.kind == "normal"
         # Calls that no thread is using, by the shape of what they take.
@@ -101,8 +103,11 @@ class Quick:
             calls = self._new(self._reconstructions, x.shape, self._observation)
             if calls is None:
                 return None
+        if self._bits is not None:
+            if np.maximum.reduce(x.view(np.uint32), axis=None) > self._bits:
+                return None
         # Both are NaN where any number is, and no comparison holds.
-        if not (np.minimum.reduce(x, axis=None) >= self._low and np.maximum.reduce(x, axis=None) <= self._high):
+        elif not (np.minimum.reduce(x, axis=None) >= self._low and np.maximum.reduce(x, axis=None) <= self._high):
             return None
         try:
             encode, decode = calls.pop()

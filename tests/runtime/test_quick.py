@@ -1,5 +1,6 @@
 """The quick way of few rows gives what the general way gives, bit for bit, and leaves it whatever else there is."""
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 import vae_runtime
 from vae_runtime import noise
 from vae_runtime.errors import DeviceError, InputError, VaeError
-from vae_runtime.quick import is_plain
+from vae_runtime.quick import Quick, is_plain
 from vae_runtime.session import Call
 
 # To say a batch size is to take the general way, and one above all rows changes no batch.
@@ -181,3 +182,20 @@ def test_results_may_stay_on_the_device(quick_vae):
     for name, other in (("observe", True), ("batch_size", 2), ("out", taken)):
         with pytest.raises(InputError, match=name):
             quick_vae.sample(3, seed=1, on_device=True, **{name: other})
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.0, 255.0), (-1.0, 1.0), (0.5, 0.75), (0.0, 0.1), None])
+def test_the_range_is_the_manifests(quick_vae, bounds):
+    """At its ends, one step of a float beyond them, and at what has no place in an order."""
+    manifest = quick_vae.manifest
+    observation = dataclasses.replace(manifest.observation, range=bounds)
+    quick = Quick(dataclasses.replace(manifest, observation=observation), quick_vae._session)
+    low, high = bounds or (-np.finfo(np.float32).max, np.finfo(np.float32).max)
+    low32, high32 = np.float32(low), np.float32(high)
+    inside = [low32, high32, np.float32((low + high) / 2)] if bounds != (0.0, 0.1) else [low32, np.float32(0.05)]
+    with np.errstate(over="ignore"):
+        outside = [np.nextafter(low32, np.float32(-np.inf)), np.nextafter(high32, np.float32(np.inf)), np.nan, -np.nan]
+    for number, right in [*((number, True) for number in inside), *((number, False) for number in outside)]:
+        x = np.full((1, *quick_vae.observation_shape), inside[0], np.float32)
+        x[0, -1, -1] = number
+        assert (quick.reconstruct(x) is not None) == right, number

@@ -1,0 +1,330 @@
+"""How fast a bundle runs on this machine, beside a plain ONNX Runtime session of the same graph."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import session
+from .bundle import Bundle, open_bundle
+from .errors import InputError, VaeError, one_line, require_integer
+from .session import Device, resolve_device
+from .vae import VAE, load
+from .verify import golden_inputs, read_golden
+
+__all__ = ["WORK", "Benchmark", "Timing", "bench"]
+
+Array = NDArray[Any]
+Call = Callable[[], Any]
+
+WORK = ("decode", "sample", "encode", "reconstruct")
+PLAIN = "plain"
+# Of one contender in one round. Short, so that a busy machine hits all contenders of a round alike.
+_SECONDS = 0.02
+# Calls before each measurement that do not count: they refill the caches after another contender's turn.
+_WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One piece of work, as one contender did it."""
+
+    work: str
+    batch: int
+    threads: int
+    contender: str
+    """`plain`, ONNX Runtime's session of the bundle's first variant; or a variant of the bundle, by `vae_runtime`."""
+    seconds: tuple[float, ...]
+    """Of one call: the median of each round."""
+    ratios: tuple[float, ...]
+    """How many times as fast as `plain`, within each round."""
+    difference: float | None
+    """Largest difference from the answer of `plain` to the same input; None where each draws noise of its own."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What `bench` found. `str()` of it is a table."""
+
+    bundle: str
+    digest: str
+    processor: str
+    processors: int
+    load: tuple[float, float] | None
+    """Mean number of processes that wanted to run in the last minute, before and after; None where unknown."""
+    timings: tuple[Timing, ...]
+    left_out: tuple[str, ...]
+    """What could not be done, and why, a line each."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a JSON object."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        busy = f"load {self.load[0]:.1f} before, {self.load[1]:.1f} after" if self.load else "load unknown"
+        contenders = list(dict.fromkeys(timing.contender for timing in self.timings))
+        lines = [
+            f"{one_line(self.bundle)}  {self.digest}",
+            f"{one_line(self.processor)}, {self.processors} processors, {busy}",
+            "Time of a call of a plain session; of each variant how many times as fast it is, with the quartiles.",
+            f"{'work':12}{'batch':>6}{'threads':>8}" + "".join(f"{name:>24}" for name in contenders),
+        ]
+        rows: dict[tuple[str, int, int], dict[str, Timing]] = {}
+        for timing in self.timings:
+            rows.setdefault((timing.work, timing.batch, timing.threads), {})[timing.contender] = timing
+        for (work, batch, threads), found in rows.items():
+            cells = [_cell(found[name]) if name in found else "–" for name in contenders]
+            lines.append(f"{work:12}{batch:6}{threads:8}" + "".join(f"{cell:>24}" for cell in cells))
+        return "\n".join([*lines, *map(one_line, self.left_out)])
+
+
+def bench(
+    path: str | os.PathLike[str],
+    *,
+    variants: Sequence[str] | None = None,
+    batches: Sequence[int] = (1, 8, 64),
+    threads: Sequence[int] = (1,),
+    work: Sequence[str] = WORK,
+    rounds: int = 9,
+    device: str = "cpu",
+    digest: str | None = None,
+) -> Benchmark:
+    """Time a bundle's variants beside a plain ONNX Runtime session of its first one.
+
+    In each round every contender does the same work for some milliseconds, in random order, so that ratios within a
+    round are little disturbed by what else the machine does. Inputs are those of the golden vectors, repeated; samples
+    are of a fresh seed each, with the plain session's noise from `numpy.random.default_rng(seed)`.
+
+    Args:
+        path: the bundle's folder.
+        variants: which to time; all of ONNX Runtime's by default.
+        batches: how many at once, each at least 1.
+        threads: threads of a call, each at least 1.
+        work: of "decode", "sample", "encode" and "reconstruct".
+        rounds: how many, at least 1.
+        device: as in `load`.
+        digest: as in `load`.
+
+    Raises:
+        BundleError: the bundle is missing or damaged, or has no such variant.
+        DeviceError: the device is not to be had.
+        InputError: an argument is not of the right form.
+        VaeError: a graph failed, or a variant's answer has another shape than the plain session's.
+    """
+    for name, values, high in (("batches", batches, 2**31), ("threads", threads, 1024)):
+        if not len(values):
+            raise InputError(f"{name}: at least one number is expected, got none")
+        for value in values:
+            require_integer(name, value, 1, high)
+    unknown = [each for each in work if each not in WORK]
+    if unknown or not work:
+        raise InputError(f"work: some of {', '.join(WORK)} are expected, got {unknown[0] if unknown else 'none'}")
+    require_integer("rounds", rounds, 1, 10**6)
+    bundle = open_bundle(path, digest)
+    there = [name for name, variant in bundle.manifest.decoder.items() if variant.executor == "ort"]
+    chosen = list(variants) if variants is not None else there
+    for name in chosen:
+        bundle.variant("decoder", name)
+    before = _load_average()
+    order = random.Random(0)
+    timings: list[Timing] = []
+    left_out: list[str] = []
+    for count in threads:
+        vaes = {name: load(path, device=device, threads=count, variant=name, digest=bundle.digest) for name in chosen}
+        plain = _Plain(bundle, resolve_device(device), count)
+        for each in work:
+            reason = plain.refuses(each)
+            if reason:
+                left_out.append(f"{each} was left out: {reason}")
+                continue
+            for batch in batches:
+                timings += _timed(plain, vaes, each, batch, count, rounds, order, left_out)
+    after = _load_average()
+    load_average = None if before is None or after is None else (before, after)
+    return Benchmark(
+        str(path), bundle.digest, _processor(), os.cpu_count() or 1, load_average, tuple(timings),
+        tuple(dict.fromkeys(left_out)),
+    )  # fmt: skip
+
+
+def _timed(
+    plain: _Plain,
+    vaes: Mapping[str, VAE],
+    work: str,
+    batch: int,
+    threads: int,
+    rounds: int,
+    order: random.Random,
+    left_out: list[str],
+) -> Iterator[Timing]:
+    calls: dict[str, Call] = {}
+    differences: dict[str, float | None] = {}
+    for name, vae in vaes.items():
+        call = plain.ours(vae, work, batch)
+        try:
+            # First: what a bundle's files hold is checked by loading them with this package.
+            answer = call()
+        except VaeError as error:
+            left_out.append(f"{work} in {name} was left out: {error}")
+            continue
+        if not calls:
+            calls[PLAIN] = plain.call(work, batch)
+            expected = calls[PLAIN]()
+        calls[name] = call
+        got = _first(answer)
+        if got.shape != expected.shape:
+            raise VaeError(
+                f"{plain.bundle.path}: {work} in {name}: {list(expected.shape)} is expected from the plain session, "
+                f"got {list(got.shape)}; export the bundle again"
+            )
+        differences[name] = None if work == "sample" else float(np.abs(got.astype(np.float64) - expected).max())
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name in order.sample(list(calls), len(calls)):
+            taken[name].append(_seconds(calls[name]))
+    for name, seconds in taken.items():
+        ratios = tuple(base / own for base, own in zip(taken[PLAIN], seconds, strict=True))
+        yield Timing(work, batch, threads, name, tuple(seconds), ratios, differences.get(name))
+
+
+def _first(answer: Any) -> Array:
+    """Of an answer by either API the array to compare: the observations, or the first latent's mean."""
+    if isinstance(answer, np.ndarray):
+        return answer
+    parts = list(answer.values()) if isinstance(answer, Mapping) else [answer]
+    return np.asarray(parts[0].mode())
+
+
+def _seconds(call: Call) -> float:
+    """Of one call: the median of as many as fit into the time, at least one."""
+    clock = time.perf_counter
+    begin = clock()
+    for _ in range(_WARM_UP):
+        call()
+        # Work that takes longer than the whole measurement needs no warming.
+        if clock() - begin > _SECONDS:
+            break
+    taken = []
+    begin = before = clock()
+    while before - begin < _SECONDS:
+        call()
+        now = clock()
+        taken.append(now - before)
+        before = now
+    return float(np.median(taken))
+
+
+class _Plain:
+    """Sessions of a bundle's first graphs, run as ONNX Runtime's own documentation does, and the inputs for both."""
+
+    def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
+        self.bundle = bundle
+        self._device = device
+        self._threads = threads
+        golden = read_golden(bundle)
+        self._given = {name: golden_inputs(bundle, name, golden) for name in bundle.manifest.components}
+        self._sessions: dict[str, Any] = {}
+
+    def refuses(self, work: str) -> str | None:
+        """Why there is no such work to compare."""
+        manifest = self.bundle.manifest
+        if work == "sample" and any(latent.prior.kind != "normal" for latent in manifest.latents):
+            return "a plain session has noise for a standard normal prior alone, the bundle has another"
+        if work == "reconstruct" and len(manifest.latents) > 1:
+            return "with several latents there is more to it than two sessions"
+        return None
+
+    def _rows(self, component: str, batch: int) -> dict[str, Array]:
+        given = self._given[component]
+        return {name: np.resize(value, (batch, *value.shape[1:])) for name, value in given.items()}
+
+    def ours(self, vae: VAE, work: str, batch: int) -> Call:
+        """The work by the public API."""
+        manifest = vae.manifest
+        conditions = {
+            condition.name: self._rows(component, batch)[condition.name]
+            for condition in manifest.conditions
+            for component in condition.components
+        }
+        # As a user writes it: nothing is given where nothing is taken.
+        given: dict[str, Any] = {"conditions": conditions} if conditions else {}
+        if work == "sample":
+            seeds = iter(range(10**15, 2 * 10**15))
+            return lambda: vae.sample(batch, seed=next(seeds), **given)
+        if work == "decode":
+            rows = self._rows("decoder", batch)
+            names = [latent.name for latent in manifest.latents]
+            z: Any = {name: rows[name] for name in names} if len(names) > 1 else rows[names[0]]
+            return lambda: vae.decode(z, **given)
+        x = self._rows("encoder", batch)[manifest.observation.name]
+        if work == "encode":
+            return lambda: vae.encode(x, **given)
+        return lambda: vae.reconstruct(x, **given)
+
+    def call(self, work: str, batch: int) -> Call:
+        """The same work by `session.run`."""
+        manifest = self.bundle.manifest
+        mean = [manifest.likelihood.mean]
+        if work in ("decode", "sample"):
+            decoder, rows = self._open("decoder"), self._rows("decoder", batch)
+            if work == "decode":
+                return lambda: decoder.run(mean, rows)[0]
+            seeds = iter(range(10**15, 2 * 10**15))
+            drawn = {latent.name: rows[latent.name].shape for latent in manifest.latents}
+
+            def sample() -> Array:
+                generator = np.random.default_rng(next(seeds))
+                noise = {name: generator.standard_normal(shape, dtype=np.float32) for name, shape in drawn.items()}
+                answer: Array = decoder.run(mean, {**rows, **noise})[0]
+                return answer
+
+            return sample
+        encoder, given = self._open("encoder"), self._rows("encoder", batch)
+        if work == "encode":
+            outputs = [tensor.name for tensor in manifest.outputs("encoder")]
+            return lambda: encoder.run(outputs, given)[0]
+        decoder, rows = self._open("decoder"), self._rows("decoder", batch)
+        latent = manifest.latent
+        mode = [latent.posterior.mu or latent.posterior.value]
+        return lambda: decoder.run(mean, {**rows, latent.name: encoder.run(mode, given)[0]})[0]
+
+    def _open(self, component: str) -> Any:
+        if component not in self._sessions:
+            runtime = session._onnxruntime()
+            options = runtime.SessionOptions()
+            options.intra_op_num_threads = self._threads
+            file = str(self.bundle.path / self.bundle.variant(component).path)
+            providers = [(self._device.provider, dict(self._device.options))]
+            self._sessions[component] = runtime.InferenceSession(file, options, providers=providers)
+        return self._sessions[component]
+
+
+def _cell(timing: Timing) -> str:
+    if timing.contender == PLAIN:
+        median = float(np.median(timing.seconds))
+        return f"{1e6 * median:.1f} µs" if median < 1e-3 else f"{1e3 * median:.2f} ms"
+    low, median, high = np.percentile(timing.ratios, (25, 50, 75))
+    return f"{median:.2f} ({low:.2f}–{high:.2f})"
+
+
+def _load_average() -> float | None:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

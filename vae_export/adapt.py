@@ -5,6 +5,7 @@ What is not declared is found out by running the model; docs/bring-your-own.md i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import math
@@ -133,7 +134,11 @@ def adapt(
     except ExportError:
         raise
     except Exception as error:
-        advice = "" if example.is_floating_point() else "; integers are taken as integers: scale pixels to floats first"
+        advice = _shape_advice(
+            model, said, encode, example, {name: conditions[name] for name in by_component["encoder"]}
+        )
+        if not advice and not example.is_floating_point():
+            advice = "; integers are taken as integers: scale pixels to floats first"
         raise ExportError(f"encode: fails on the example, {list(example.shape)}: {_said(error)}{advice}") from error
     _refuse_other_draws("encode", quiet)
     keep = None
@@ -189,6 +194,40 @@ def adapt(
     )
     recognised += _described(signature, said)
     return Adapted({"encoder": encoder, "decoder": decoder}, signature, examples, tuple(recognised))
+
+
+def _shape_advice(
+    model: nn.Module, said: Declaration, encode: Callable[..., Any], example: Tensor, given: Mapping[str, Tensor]
+) -> str:
+    """What to do about an example that `encode` fails on, if another shape of it is what the model means."""
+    seen: list[Tensor] = []
+
+    def watch(x: Tensor, *others: Any, **named: Any) -> Any:
+        seen.append(x)
+        return encode(x, *others, **named)
+
+    name = said.encode if isinstance(said.encode, str) else "encode"
+    if not callable(said.encode) and name not in model._modules:
+        own = vars(model).get(name)
+        object.__setattr__(model, name, watch)
+        try:
+            with Draws.constant(0.0):
+                model(example.clone(), **{key: value for key, value in given.items() if key in _taken(model, given)})
+        except Exception:
+            seen = seen[:1] if seen and seen[0].shape != example.shape else []
+        finally:
+            if own is None:
+                object.__delattr__(model, name)
+            else:
+                object.__setattr__(model, name, own)
+    if seen and seen[0].shape != example.shape:
+        return f"; forward hands {list(seen[0].shape)} to {name}: give the example in that shape"
+    # Of an example with one row a second one was made.
+    for one in (example[None], example[:1][None]):
+        with contextlib.suppress(Exception), Draws.constant(0.0):
+            encode(one.clone(), **given)
+            return "; it takes the same with one axis more: give observations [n, …], as example[None] is for one"
+    return ""
 
 
 # Finding encode and decode.

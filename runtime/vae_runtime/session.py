@@ -218,7 +218,11 @@ class Session:
         return binding.get_outputs()[0]
 
     def _failure(self, error: Exception) -> VaeError:
-        return VaeError(f"{self.place}: ONNX Runtime failed: {_first_line(error)}; try a smaller batch size")
+        said = _first_line(error)
+        # An index into a table of embeddings, above all.
+        outside = "out of" in said and "memory" not in said
+        advice = "give integers of the range that the model was trained on" if outside else "try a smaller batch size"
+        return VaeError(f"{self.place}: ONNX Runtime failed: {said}; {advice}")
 
 
 class Call:

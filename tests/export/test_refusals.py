@@ -241,8 +241,35 @@ class Indices(Plain):
 Y = torch.arange(6) % 4
 GAUSSIAN = {"posterior": "logvar"}
 
+
 # Model, what is passed to export, and what the error must say: the reason, and then what to do.
+class Flattening(Plain):
+    """As PyTorch's own example does: forward flattens the pictures, encode takes them flat."""
+
+    def forward(self, x):
+        mu, logvar = self.encode(x.view(-1, 12))
+        return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar))
+
+
+class Pictures(Plain):
+    def encode(self, x):
+        n, _, height, width = x.shape
+        return super().encode(x.reshape(n, height * width))
+
+
 REFUSED = {
+    "pictures that forward flattens": (
+        Flattening,
+        {**GAUSSIAN, "example": X.reshape(6, 1, 3, 4)},
+        "forward hands [6, 12] to encode",
+        "give the example in that shape",
+    ),
+    "no batch axis": (
+        Pictures,
+        {**GAUSSIAN, "example": X[0].reshape(1, 3, 4)},
+        "the same with one axis more",
+        "example[None]",
+    ),
     "branch": (Branch, GAUSSIAN, "branch or loop depends on the values of a tensor", "torch.where"),
     "rare branch": (RareBranch, GAUSSIAN, "branch or loop depends on the values of a tensor", "torch.where"),
     "loop over a value": (ItemLoop, GAUSSIAN, "depends on the values of a tensor", "torch.where"),

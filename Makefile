@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-slow test-oldest test-arm64 zoo check format models clean
+.PHONY: demo test test-slow test-oldest test-arm64 zoo bench check format models clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/vae-export demo --out out/demo
@@ -25,6 +25,10 @@ test-arm64:
 # Export every model of docs/compatibility.md, other libraries' among them, and write that page; takes half an hour.
 zoo: .venvs/zoo/installed
 	PYTHONPATH=tests .venvs/zoo/bin/python -m zoo
+
+# docs/benchmarks.md: trains, installs every contender under .venvs, measures; make bench MNIST=DIR BENCH="--quick"
+bench: $(VENV)/installed
+	$(RUN) -m benchmarks $(if $(MNIST),--mnist "$(MNIST)") $(BENCH)
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vae_export import Exported, export
+from vae_export.variants import VARIANTS
 
 __all__ = ["CLASSES", "ConditionalVAE", "build", "train"]
 
@@ -93,6 +94,7 @@ def build(out: Path) -> Exported:
         class_names=CLASSES,
         likelihood="bernoulli",
         range=(0.0, 1.0),
+        variants=VARIANTS,
         name="digits-conditional",
         description=(
             "Digits by name: 8×8 grey digits of scikit-learn (UCI, CC BY 4.0) under a bernoulli likelihood, a "

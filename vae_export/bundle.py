@@ -27,7 +27,7 @@ from vae_runtime.bundle import MANIFEST, SUMS, Bundle, format_sums, open_bundle
 from vae_runtime.errors import BundleError, InputError
 from vae_runtime.files import write_folder
 from vae_runtime.image import grid, png
-from vae_runtime.manifest import Golden, Manifest, Normalisation, Signature, Variant, dump, parse
+from vae_runtime.manifest import Golden, Manifest, Normalisation, Refusal, Signature, Variant, dump, parse
 from vae_runtime.prior import Mixture
 from vae_runtime.verify import Report, verify
 
@@ -38,12 +38,13 @@ from .checkpoint import RunInfo
 from .data import Dataset
 from .declaration import Declaration
 from .errors import ExportError, ParityError
-from .evaluation import read_evaluation
+from .evaluation import binarise, read_evaluation
 from .fitting import FITTED, fit_prior, is_fitted
-from .graphs import EXECUTORS, IR_VERSION, OPSET, Graph, make_graphs, open_graph
+from .graphs import EXECUTORS, IR_VERSION, OPSET, Graph, Run, make_graphs, open_graph
 from .parity import Comparison, ParityReport, compare, rows, tolerance
 from .probe import probe, run_module
 from .state import release, unchanged, used_tensors
+from .variants import CALIBRATED, MEASURED, PRECISION, VARIANTS, Gate, Made, Observed, make_variants
 
 __all__ = ["Exported", "export", "prove"]
 
@@ -56,6 +57,8 @@ _GOLDEN_BYTES = 2**22
 # A device may differ from the exporting machine by this much more than a graph may from PyTorch: its kernels round
 # otherwise. A weight matrix that is off by 1 % is some hundred times farther out.
 _DEVICE_FACTOR = 2.0
+# By which shares, and how often, golden inputs are moved to see how far integers carry it; and the margin.
+_JITTERS, _JITTER_DRAWS, _JITTER_MARGIN = (1e-3, 4e-3, 1.6e-2), 8, 1.25
 # What graphs are compared on; more observations serve to fit a prior alone.
 _EXAMPLES = 64
 _PICTURES = 64
@@ -72,6 +75,8 @@ class Exported:
     """What was understood of the model, and from what, a line each."""
     sizes: Mapping[str, int]
     """Bytes of each graph file by its path in the bundle."""
+    refused: tuple[Refusal, ...] = ()
+    """The variants that were asked for and left out, each with the reason."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,8 @@ class _Source:
     conditions: Mapping[str, Tensor]
     classes: Mapping[str, Sequence[str]]
     observations: Tensor
+    measured: Observed
+    calibration: Observed
     name: str
     description: str
     normalisation: Normalisation | None = None
@@ -114,6 +121,9 @@ def export(
     latent_shift: float | Sequence[float] | None = None,
     codebook: int | None = None,
     formats: Sequence[str] = ("onnx", "torchscript"),
+    variants: Sequence[str] = ("fp32",),
+    least_psnr: float = Gate.least_psnr,
+    most_elbo_loss: float = Gate.most_elbo_loss,
     data: str | None = None,
     name: str | None = None,
     description: str | None = None,
@@ -135,14 +145,18 @@ def export(
         likelihood: "bernoulli", "gaussian" or "laplace"; without it the bundle gives samples and no scores.
         scale: of a gaussian or laplace likelihood, in units of x; 1 unless said.
         prior: "normal", "none" or "sphere"; or one to fit to the observations: "diagonal", "gaussian" or "mixture:K".
-        observations: real data [n, ...], without conditions, to fit a prior to and to compare on; the example by
-            default.
+        observations: real data [n, ...], without conditions, to fit a prior to, to compare on, and to calibrate and
+            measure variants on; the example by default.
         axes, latent_axes: names of the axes of one observation and of one latent.
         dynamic: the names of those that may have other sizes.
         range: least and greatest value of an observation.
         latent_scale, latent_shift: what other models take is (z - shift) * scale; a number, or one for each channel.
         codebook: how many codes there are.
         formats: "onnx" (always made), "torchscript", "pt2".
+        variants: "fp32" (always made), "fp16", "int8": see docs/variants.md. One that costs too much is left out, and
+            the result's `refused` says so.
+        least_psnr: what a variant's PSNR against fp32 must be at least, in dB.
+        most_elbo_loss: what a variant may lose of the ELBO at most, in nats per observation.
         data: where a run's data are now, if not where they were.
         name: the bundle's name; by default that of the run's data, or the model's class.
         description: what the model is and was trained on, for the manifest and the model card.
@@ -161,6 +175,12 @@ def export(
     for what, text in (("name", name), ("description", description), ("licence", licence)):
         if text is not None and not text.isprintable():
             raise InputError(f"{what}: printable text is expected, got {text!r}")
+    unknown = [repr(name) for name in ([variants] if isinstance(variants, str) else variants) if name not in VARIANTS]
+    if unknown or isinstance(variants, str):
+        raise InputError(
+            f"variants: some of {', '.join(VARIANTS)} are expected, got {(unknown or [repr(variants)])[0]}"
+        )
+    gate = Gate(least_psnr, most_elbo_loss)
     _check_target(out, force)
     said = Declaration(
         encode=encode, decode=decode, posterior=posterior, likelihood=likelihood, scale=scale, prior=prior, axes=axes,
@@ -186,12 +206,25 @@ def export(
         report = comparison.report(graphs)
         report.require()
         release(adapted.modules.values())
-        golden, content, variants = _golden(adapted, graphs)
-        manifest = _manifest(source, adapted, golden, variants, name, description, licence)
+        golden, content, declared_variants = _golden(adapted, graphs, [])
+        manifest = _manifest(source, adapted, golden, declared_variants, name, description, licence)
+        drawn_from = {str(manifest.latent.prior.file): fitted} if fitted else {}
+        made, refused = make_variants(
+            graphs, manifest, variants, gate, measured=source.measured, calibration=source.calibration,
+            files=drawn_from, folder=Path(folder, "variants"), progress=progress,
+        )  # fmt: skip
+        if made:
+            graphs = _in_order(graphs, made)
+            golden, content, declared_variants = _golden(adapted, graphs, made)
+        manifest = dataclasses.replace(
+            manifest,
+            encoder=declared_variants["encoder"],
+            decoder=declared_variants["decoder"],
+            refused=tuple(refused),
+            producer=_producer(adapted, graphs, gate if set(variants) - {"fp32"} else None),
+        )
         parse(dump(manifest))
-        files: dict[str, bytes | Path] = {MANIFEST: dump(manifest).encode(), golden.file: content}
-        if fitted:
-            files[str(manifest.latent.prior.file)] = fitted
+        files: dict[str, bytes | Path] = {MANIFEST: dump(manifest).encode(), golden.file: content, **drawn_from}
         for graph in graphs:
             place = f"{graph.component}/{graph.variant}"
             files[f"{place}/{graph.file}"] = graph.source
@@ -211,7 +244,7 @@ def export(
         write_folder(out, files, replace=force)
     written = open_bundle(out)
     graph_sizes = {variant.path: sizes[variant.path] for variant in manifest.variants}
-    return Exported(out, written.digest, report, adapted.recognised, graph_sizes)
+    return Exported(out, written.digest, report, adapted.recognised, graph_sizes, tuple(refused))
 
 
 def prove(run: str | Path, bundle: str | Path, *, data: str | None = None) -> tuple[Report, ParityReport]:
@@ -308,6 +341,8 @@ def _run_source(run: Path, data: str | None, name: str | None) -> _Source:
     evaluation = read_evaluation(run)
     dataset = checkpoint.run_data(info, data)
     observations = torch.from_numpy(_unseen(dataset))
+    binarised = info.train.binarise
+    unseen = "test" if len(dataset.test) else "validation"
     shape = info.model.observation_shape
     axes = {1: ("feature",), 2: ("height", "width"), 3: ("channel", "height", "width")}
     bounded = dataset.divisor or info.model.likelihood == "bernoulli"
@@ -322,6 +357,12 @@ def _run_source(run: Path, data: str | None, name: str | None) -> _Source:
         conditions={},
         classes={},
         observations=observations,
+        measured=Observed(
+            binarise(observations[:MEASURED].numpy(), binarised, 0), {}, f"{info.provenance.name}, {unseen} data"
+        ),
+        calibration=Observed(
+            binarise(np.asarray(dataset.train[:CALIBRATED]), binarised, 0), {}, f"{info.provenance.name}, training data"
+        ),
         name=name or info.provenance.name,
         description=f"{info.model.architecture} VAE trained on {info.provenance.name}",
         normalisation=Normalisation(0.0, float(dataset.divisor)) if dataset.divisor else None,
@@ -377,6 +418,7 @@ def _model_source(
     if observations is not None and given:
         raise InputError("observations: only without conditions; pass all rows as the example and the conditions")
     classes = _class_names(class_names, given)
+    calibration, measured = _halves(real, given)
     return _Source(
         model=module,
         example=_at_least_two(x[:_EXAMPLES] if observations is None else torch.cat([x, real])[:_EXAMPLES]),
@@ -384,6 +426,8 @@ def _model_source(
         conditions={key: _at_least_two(tensor[:_EXAMPLES]) for key, tensor in given.items()},
         classes=classes,
         observations=real,
+        measured=measured,
+        calibration=calibration,
         name=name or type(module).__name__,
         description=f"{type(module).__name__}, exported from PyTorch",
         training={
@@ -391,6 +435,17 @@ def _model_source(
             "torch": torch.__version__,
         },
     )
+
+
+def _halves(x: Tensor, conditions: Mapping[str, Tensor]) -> tuple[Observed, Observed]:
+    """What to take ranges from and what to measure on: every other observation each, or of fewer than 4 all."""
+    # Every other: the first half may be of other classes.
+    first, second = (slice(0, None, 2), slice(1, None, 2)) if len(x) >= 4 else (slice(None), slice(None))
+
+    def some(part: slice, what: str) -> Observed:
+        return Observed(x[part].numpy(), {name: rows[part].numpy() for name, rows in conditions.items()}, what)
+
+    return some(first, "the caller's"), some(second, "the caller's" + (", others" if len(x) >= 4 else ""))
 
 
 def _tensor(what: str, value: ArrayLike | Tensor) -> Tensor:
@@ -543,8 +598,21 @@ def _check_target(out: Path, force: bool) -> None:
         raise ExportError(f"{out}: {unlisted[0]} is no part of the bundle there and would be lost; move it away")
 
 
-def _golden(adapted: Adapted, graphs: Sequence[Graph]) -> tuple[Golden, bytes, dict[str, dict[str, Variant]]]:
+def _in_order(graphs: Sequence[Graph], made: Sequence[Made]) -> list[Graph]:
+    """The graphs in the order of declaration: fp32, its variants, other formats."""
+    ordered = []
+    for graph in graphs:
+        ordered.append(graph)
+        if graph.variant == "fp32":
+            ordered += [each.graph for each in made if each.graph.component == graph.component]
+    return ordered
+
+
+def _golden(
+    adapted: Adapted, graphs: Sequence[Graph], made: Sequence[Made]
+) -> tuple[Golden, bytes, dict[str, dict[str, Variant]]]:
     """The golden vectors' file, and each component's variants with their tolerances and errors."""
+    measured = {(each.graph.component, each.graph.variant): each for each in made}
     signature = adapted.signature
     n = _golden_rows(signature)
     golden = Golden(file=_GOLDEN_FILE, seed=0, n=n)
@@ -572,31 +640,62 @@ def _golden(adapted: Adapted, graphs: Sequence[Graph]) -> tuple[Golden, bytes, d
         arrays |= {f"{component}/pytorch/{output}": array for output, array in pytorch[component].items()}
     for graph in graphs:
         component = graph.component
-        answers = open_graph(graph)([tensor.numpy() for tensor in adapted.given(component, given)])
+        inputs = [tensor.numpy() for tensor in adapted.given(component, given)]
+        run = open_graph(graph)
+        answers = run(inputs)
         release(adapted.modules.values())
         own = dict(zip(graph.outputs, answers, strict=True))
         arrays |= {f"{component}/{graph.variant}/{output}": array for output, array in own.items()}
         error = {output: _distance(array, pytorch[component][output]) for output, array in own.items()}
+        # Of a deep model, whose own roundings are larger, as many times those.
+        allowed = {output: _DEVICE_FACTOR * max(tolerance(array), 2 * error[output]) for output, array in own.items()}
+        one = measured.get((component, graph.variant))
+        if one is not None:
+            fp32 = variants[component]["fp32"].tolerance
+            allowed = dict(fp32)
+            if one.integer:
+                moved = _moved(run, inputs, answers)
+                allowed = {output: max(fp32[output], each) for output, each in zip(graph.outputs, moved, strict=True)}
         variants[component][graph.variant] = Variant(
             component=component,
             name=graph.variant,
             folder=f"{component}/{graph.variant}",
             file=graph.file,
             executor=graph.executor,
-            precision="float32",
-            # Of a deep model, whose own roundings are larger, as many times those.
-            tolerance={
-                output: _DEVICE_FACTOR * max(tolerance(array), 2 * error[output]) for output, array in own.items()
-            },
+            precision=PRECISION.get(graph.variant, "float32"),
+            tolerance=allowed,
             error=error,
             ep="CPUExecutionProvider" if graph.executor == "ort" else None,
             device="cpu" if graph.executor == "ort" else None,
             exporter=graph.exporter,
             data=next(iter(graph.data), None),
+            quality=one.quality if one is not None else None,
         )
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **dict(sorted(arrays.items())))
     return golden, file.getvalue(), variants
+
+
+def _moved(run: Run, inputs: Sequence[Array], answers: Sequence[Array]) -> list[float]:
+    """How far each answer of a graph that computes in integers may be off on a device that rounds otherwise.
+
+    Another rounding moves a number between two layers to the next integer where it lies near the middle. Inputs that
+    are off by a thousandth, or by as much more as it takes to move any answer, move more of them than any device does;
+    the margin is for what few draws do not meet.
+    """
+    most = [0.0] * len(answers)
+    for share in _JITTERS:
+        for seed in range(_JITTER_DRAWS):
+            off = [
+                (x * (1 + share * (2 * noise.uniform(seed, 0, len(x), x.shape[1:]) - 1))).astype(x.dtype)
+                if x.dtype.kind == "f"
+                else x
+                for x in inputs
+            ]
+            most = [max(m, _distance(a, b)) for m, a, b in zip(most, answers, run(off), strict=True)]
+        if all(m > tolerance(answer) for m, answer in zip(most, answers, strict=True)):
+            break
+    return [_JITTER_MARGIN * m for m in most]
 
 
 def _golden_rows(signature: Signature) -> int:
@@ -637,7 +736,7 @@ def _manifest(
         decoder=variants["decoder"],
         training=source.training,
         metrics=source.metrics,
-        producer=_producer(adapted),
+        producer=_producer(adapted, [], None),
     )
 
 
@@ -663,14 +762,17 @@ def _training(info: RunInfo, parameters: int) -> dict[str, Any]:
     }
 
 
-def _producer(adapted: Adapted) -> dict[str, Any]:
+def _producer(adapted: Adapted, graphs: Sequence[Graph], gate: Gate | None) -> dict[str, Any]:
     packages = ("torch", "onnx", "onnxscript")
+    rewrites = {graph.component: list(graph.rewrites) for graph in graphs if graph.variant == "fp32" and graph.rewrites}
     return {
         "vae_export": vae_runtime.__version__,
         **{package: importlib.metadata.version(package) for package in packages},
         "opset": OPSET,
         "ir_version": IR_VERSION,
         "recognised": list(adapted.recognised),
+        **({"rewrites": rewrites} if rewrites else {}),
+        **({"gate": asdict(gate)} if gate else {}),
     }
 
 

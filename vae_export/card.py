@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from vae_runtime.manifest import Manifest
 
@@ -139,9 +139,47 @@ def _graphs(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
             f"| {variant.path} | {sizes[variant.path] / 1024:,.0f} | {max(variant.error.values()):.1e} |"
             for variant in manifest.variants
         ),
+        *_variants(manifest),
         "",
         "`vae-runtime verify` on this folder checks every file and replays the golden vectors on your machine.",
     ]
+
+
+def _variants(manifest: Manifest) -> list[str]:
+    """What the variants cost that are meant to differ from fp32, and what was left out."""
+    measured = [variant for variant in manifest.variants if variant.quality]
+    lines = []
+    if measured:
+        lines += [
+            "",
+            "## Variants",
+            "",
+            "Each beside the other component in fp32: PSNR against fp32 of the decoder's mean or the encoder's mu, and "
+            f"the change of the ELBO, on {_listed(v.quality.measured for v in measured if v.quality)}.",
+            "",
+            "| variant | KiB | PSNR | ELBO | how it was made |",
+            "|---|---|---|---|---|",
+        ]
+        for variant in measured:
+            quality = variant.quality
+            assert quality is not None
+            psnr = "no difference" if quality.psnr is None else f"{quality.psnr:.1f} dB"
+            elbo = "not measured" if quality.elbo_change is None else f"{quality.elbo_change:+.3f} nats"
+            calibration = f"; calibrated on {quality.calibration}" if quality.calibration else ""
+            lines.append(
+                f"| {variant.component}/{variant.name} | {quality.size / 1024:,.0f} | {psnr} | {elbo} | "
+                f"{quality.method}{calibration} |"
+            )
+        reasons = dict.fromkeys(v.quality.reason for v in measured if v.quality and v.quality.reason)
+        lines += [line for reason in reasons for line in ("", f"No ELBO: {reason}.")]
+    if manifest.refused:
+        lines += ["", "Left out:", ""]
+        lines += [f"- {each.component}/{each.variant}: {each.reason}." for each in manifest.refused]
+    return lines
+
+
+def _listed(texts: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(texts))
 
 
 def _architecture(info: RunInfo) -> str:

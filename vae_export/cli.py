@@ -72,6 +72,18 @@ def _parser() -> argparse.ArgumentParser:
         default=("onnx", "torchscript"),
         help="of onnx,torchscript,pt2 (default onnx,torchscript)",
     )
+    sub.add_argument(
+        "--variants",
+        type=lambda text: tuple(text.split(",")),
+        default=("fp32",),
+        help="of fp32,fp16,int8 (default fp32, which is always made): docs/variants.md",
+    )
+    sub.add_argument(
+        "--least-psnr", type=float, default=35.0, metavar="DB", help="leave out variants of a lower PSNR (default 35)"
+    )
+    sub.add_argument(
+        "--most-elbo-loss", type=float, default=0.5, metavar="NATS", help="or of a larger loss of ELBO (default 0.5)"
+    )
     sub.add_argument("--data", help="where the run's data are now")
     sub.add_argument("--name", help="the bundle's name (default: the data's, or the model's class)")
     sub.add_argument("--description", help="what the model is and was trained on, for the model card")
@@ -83,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--weights", type=Path, help="its state: .safetensors, or what torch.save wrote of state_dict()")
     group.add_argument("--example", type=Path, metavar="X.npy", help="observations [n, ...]")
-    group.add_argument("--observations", type=Path, metavar="X.npy", help="real data, to fit a prior to")
+    group.add_argument(
+        "--observations", type=Path, metavar="X.npy", help="real data, to fit a prior to and measure variants on"
+    )
     group.add_argument(
         "--condition", action="append", default=[], metavar="NAME=C.npy", help="values [n, ...] of a condition"
     )
@@ -223,6 +237,15 @@ def _export(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     unknown = [name for name in options.formats if name not in FORMATS]
     if unknown:
         sub.error(f"--formats: {', '.join(FORMATS)} are expected, got {unknown[0]!r}")
+    from .variants import VARIANTS, Gate
+
+    unknown = [name for name in options.variants if name not in VARIANTS]
+    if unknown:
+        sub.error(f"--variants: {', '.join(VARIANTS)} are expected, got {unknown[0]!r}")
+    try:
+        Gate(options.least_psnr, options.most_elbo_loss)
+    except InputError as error:
+        sub.error(str(error))
     if (options.run is None) == (options.model is None):
         sub.error("either a run's folder or --model is expected")
     given = {name: getattr(options, name) for name in _MODEL_ARGUMENTS if getattr(options, name) is not None}
@@ -257,6 +280,9 @@ def _export(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         model,
         options.out,
         formats=options.formats,
+        variants=options.variants,
+        least_psnr=options.least_psnr,
+        most_elbo_loss=options.most_elbo_loss,
         data=options.data,
         name=options.name,
         description=options.description,
@@ -268,6 +294,8 @@ def _export(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     print(exported.parity)
     for path, size in exported.sizes.items():
         print(f"{size / 1024:10,.0f} KiB  {path}")
+    for refusal in exported.refused:
+        print(f"left out: {refusal.component}/{refusal.variant}: {refusal.reason}", file=sys.stderr)
     print(f"{exported.path}: {exported.digest}")
 
 

@@ -8,7 +8,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from vae_runtime.session import Session, resolve_device
 from .adapt import Adapted
 from .errors import ExportError, ParityError
 from .probe import values_read
+from .rewrites import rewritten
 from .state import release
 
-__all__ = ["EXECUTORS", "FORMATS", "IR_VERSION", "OPSET", "Graph", "Run", "make_graphs", "open_graph"]
+__all__ = ["EXECUTORS", "FORMATS", "IR_VERSION", "OPSET", "Graph", "Run", "make_graphs", "open_graph", "require_same"]
 
 Array = NDArray[Any]
 # A loaded graph: arrays in the order of its inputs to arrays in the order of its outputs.
@@ -39,6 +40,10 @@ OPSET = 18
 IR_VERSION = 8
 # What one protobuf message, and so one ONNX file, can hold is 2 GiB; the graph itself takes some of it.
 _INLINE = 2**31 - 2**24
+
+# Rows that a rewritten graph is held against the plain one on, and by how much of the magnitude it may differ.
+_ROWS = 4
+_SAME = 1e-5
 
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 _FROZEN = (
@@ -53,7 +58,8 @@ _DATA_DEPENDENT = ("data-dependent", "DataDependent", "Could not extract special
 class Graph:
     """One network file in the making: which component, in which format, and its content, in memory or on disk.
 
-    `inputs` and `outputs` are the component's, in order; `data` holds files beside it, with its weights, by name.
+    `inputs` and `outputs` are the component's, in order; `data` holds files beside it, with its weights, by name;
+    `rewrites` says in lines how the graph differs from what PyTorch's exporter gave.
     """
 
     component: str
@@ -65,6 +71,7 @@ class Graph:
     outputs: tuple[str, ...]
     exporter: str | None = None
     data: Mapping[str, bytes | Path] = field(default_factory=dict)
+    rewrites: tuple[str, ...] = ()
 
     @property
     def content(self) -> bytes:
@@ -127,6 +134,8 @@ def make_graphs(
             with quiet(), torch.no_grad():
                 if name == "onnx":
                     graphs.append(_onnx(adapted, component, path, require))
+                    if progress:
+                        print("".join(f"  {line}\n" for line in graphs[-1].rewrites), end="", file=sys.stderr)
                     continue
                 try:
                     exporter = (_torchscript if name == "torchscript" else _pt2)(adapted, component, path)
@@ -178,11 +187,17 @@ def _onnx(adapted: Adapted, component: str, path: Path, require: Callable[[Graph
             model = make(adapted, component)
             _check_contract(model, component, adapted.signature.inputs(component))
             _declare_shapes(model, adapted.signature.outputs(component))
+            said = f"torch.onnx.export({exporter})"
+            changed, rewrites = rewritten(model) if _weight_bytes(model) < _INLINE else (model, ())
             data = _write(model, path)
-            graph = _graph(adapted, component, "onnx", path, f"torch.onnx.export({exporter})", data)
+            graph = _graph(adapted, component, "onnx", path, said, data)
             del model
             release(adapted.modules.values())
-            require(graph)
+            if rewrites:
+                graph = _faster(adapted, graph, changed, rewrites, require)
+            del changed
+            if graph.source == path:
+                require(graph)
             release(adapted.modules.values())
             return graph
         except Exception as error:
@@ -196,6 +211,42 @@ def _onnx(adapted: Adapted, component: str, path: Path, require: Callable[[Graph
         f"{component}: neither of PyTorch's exporters takes it; dynamo: {_reason(first)}; legacy: {_reason(last)}"
         + (_FROZEN if "static shape" in _chain(first) or "specialized" in _chain(first) else "")
     ) from last
+
+
+def _faster(
+    adapted: Adapted,
+    plain: Graph,
+    changed: onnx.ModelProto,
+    rewrites: tuple[str, ...],
+    require: Callable[[Graph], None],
+) -> Graph:
+    """The rewritten graph, held against the plain one and against what is required; the plain one where it fails."""
+    assert isinstance(plain.source, Path)
+    path = plain.source.with_name("rewritten.onnx")
+    try:
+        _write(changed, path)
+        graph = replace(plain, source=path, rewrites=rewrites)
+        given = [tensor[:_ROWS].numpy() for tensor in adapted.given(plain.component)]
+        require_same(plain.outputs, open_graph(plain)(given), open_graph(graph)(given))
+        require(graph)
+    except Exception as error:
+        return replace(plain, rewrites=(f"left as exported, since the rewritten graph fails: {_reason(error)}",))
+    return graph
+
+
+def require_same(names: Sequence[str], expected: Sequence[Array], found: Sequence[Array]) -> None:
+    """Raise unless two graphs' answers agree: to 1e-5 of the larger of 1 and the largest magnitude.
+
+    Raises:
+        ParityError: they do not.
+    """
+    for name, one, other in zip(names, expected, found, strict=True):
+        allowed = _SAME * float(np.max(np.abs(one), where=np.isfinite(one), initial=1.0))
+        same = one.shape == other.shape and bool(np.allclose(one, other, rtol=0, atol=allowed, equal_nan=True))
+        if not same:
+            got = float(np.max(np.abs(one - other))) if one.shape == other.shape else list(other.shape)
+            wanted = f"differences of at most {allowed:.1e}" if one.shape == other.shape else list(one.shape)
+            raise ParityError(f"{name}: {wanted} from the graph before are expected, got {got}")
 
 
 def _refuse_branches(adapted: Adapted, component: str, error: Exception) -> None:
@@ -214,10 +265,13 @@ def _refuse_branches(adapted: Adapted, component: str, error: Exception) -> None
         ) from error
 
 
+def _weight_bytes(model: onnx.ModelProto) -> int:
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+
+
 def _write(model: onnx.ModelProto, path: Path) -> dict[str, Path]:
     """Write the file; weights that are too large for it go to another one beside it."""
-    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if size < _INLINE:
+    if _weight_bytes(model) < _INLINE:
         path.write_bytes(model.SerializeToString(deterministic=True))
         model.Clear()
         # By its path: a model in memory would be written once more to be checked.

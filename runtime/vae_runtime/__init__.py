@@ -16,13 +16,19 @@ from .vae import VAE, interpolate, load, traverse
 from .verify import Report, verify
 
 if TYPE_CHECKING:
+    from .generation import generate
+    from .packing import pack
     from .posterior import Encoding, Posterior, Posteriors
+    from .samples import Samples, open_samples
     from .score import Scores
 
 # Where what is not needed to sample lives: imported when it is first asked for.
 _LATER = {
     **dict.fromkeys(("Encoding", "Posterior", "Posteriors"), "posterior"),
     "Scores": "score",
+    "generate": "generation",
+    **dict.fromkeys(("Samples", "open_samples"), "samples"),
+    "pack": "packing",
 }
 
 __version__ = "0.1.0"
@@ -36,12 +42,16 @@ __all__ = [
     "Posterior",
     "Posteriors",
     "Report",
+    "Samples",
     "Scores",
     "VaeError",
     "__version__",
+    "generate",
     "interpolate",
     "load",
     "new_seed",
+    "open_samples",
+    "pack",
     "traverse",
     "verify",
 ]

@@ -236,6 +236,10 @@ class _Plain:
     def refuses(self, work: str) -> str | None:
         """Why there is no such work to compare."""
         manifest = self.bundle.manifest
+        needed = {"decode": ("decoder",), "sample": ("decoder",), "encode": ("encoder",)}
+        for component in needed.get(work, ("encoder", "decoder")):
+            if component not in manifest.components:
+                return f"the {component} was left out when this bundle was packed"
         if work == "sample" and any(latent.prior.kind != "normal" for latent in manifest.latents):
             return "a plain session has noise for a standard normal prior alone, the bundle has another"
         if work == "reconstruct" and len(manifest.latents) > 1:
@@ -301,7 +305,10 @@ class _Plain:
             runtime = session._onnxruntime()
             options = runtime.SessionOptions()
             options.intra_op_num_threads = self._threads
-            file = str(self.bundle.path / self.bundle.variant(component).path)
+            variant = self.bundle.variant(component)
+            path = self.bundle.path / variant.path
+            # Of a packed bundle there is no such file; by its path a graph finds the weights beside it.
+            file = str(path) if path.is_file() else self.bundle.read(variant.path)
             providers = [(self._device.provider, dict(self._device.options))]
             self._sessions[component] = runtime.InferenceSession(file, options, providers=providers)
         return self._sessions[component]

@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, function: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=function, misuse=sub.error)
-        sub.add_argument("bundle", help="the bundle's folder")
+        sub.add_argument("bundle", help="the bundle's folder or .zip file")
         sub.add_argument(
             "--digest", type=argument(_digest), help="refuse any bundle but the one of this digest, sha256:…"
         )
@@ -293,8 +293,31 @@ def _parser() -> argparse.ArgumentParser:
         add(sub)
     sub.add_argument("--out", type=_path(".npz", ".csv"), help="also write the scores of each observation: .npz, .csv")
 
+    sub = command("pack", _pack, "write the least that a device needs: some graphs, as a folder or one .zip file")
+    sub.add_argument(
+        "--only",
+        type=argument(_only),
+        action="append",
+        default=[],
+        metavar="GRAPHS",
+        help="encoder, decoder or one variant such as decoder/int8; several joined by commas or with more --only "
+        "(default: all that ONNX Runtime runs)",
+    )
+    sub.add_argument(
+        "--operators",
+        action="store_true",
+        help="also write required_operators.config, for a build of ONNX Runtime with no other operators",
+    )
+    sub.add_argument("--force", action="store_true", help="replace a bundle that is there")
+    sub.add_argument("--out", type=Path, required=True, help="the folder to write, or the file where it ends in .zip")
+
     sub = command("bench", _bench, "time each variant beside a plain ONNX Runtime session of the bundle's first one")
-    sub.add_argument("--device", type=argument(_device), default="cpu", help="as of sample (default cpu)")
+    sub.add_argument(
+        "--device",
+        type=argument(_device),
+        default="cpu",
+        help="cpu (default), cuda, cuda:N, auto, or a provider's name",
+    )
     sub.add_argument("--variant", default="all", help="the variant to time (default all)")
     sub.add_argument(
         "--batch", type=_integers("batch", 1, 2**31), default=[1, 8, 64], metavar="NUMBERS",
@@ -306,6 +329,30 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("--rounds", type=_integer("rounds", 1, 10**6), default=9, help="how many (default 9)")
     sub.add_argument("--json", action="store_true", help="print the figures of every round as JSON")
+    sub = command(
+        "generate", _generate, "write many samples to a folder; the same command goes on after any interruption"
+    )
+    sub.add_argument("-n", type=_integer("n", 1, 2**48), required=True, help="how many; may grow in a later call")
+    sub.add_argument("--seed", type=_SEED, required=True, help="sample i of the seed is the same in every call")
+    sub.add_argument("--workers", type=_integer("workers", 1, 4096), help="processes (default: the cores it may use)")
+    sub.add_argument(
+        "--dtype", choices=("float32", "uint8"), default="float32", help="of the samples (default float32)"
+    )
+    sub.add_argument(
+        "--temperature", type=_number("temperature", 0, 1e6), default=1.0, help="scales the noise (default 1)"
+    )
+    sub.add_argument("--truncation", type=_number("truncation", 0.01, 1e6), help="draw no noise beyond ± this")
+    sub.add_argument("--observe", action="store_true", help="draw from the likelihood instead of giving its mean")
+    conditioned(sub)
+    sub.add_argument("--balanced", metavar="NAME", help="the classes of a condition in turn")
+    sub.add_argument("--batch-size", type=_integer("batch-size", 1, 2**20), help="how many to decode at once (512)")
+    sub.add_argument("--shard-size", type=_integer("shard-size", 1, 2**40), help="samples of a file (some 64 MB)")
+    sub.add_argument("--part", type=argument(_part), metavar="K/M", help="the K-th of M calls that share the work")
+    sub.add_argument("--device", type=argument(_device), default="cpu", help="cpu (default), cuda, cuda:N, auto")
+    sub.add_argument("--variant", help="the variant to run (default: the first declared)")
+    sub.add_argument("--json", action="store_true", help="say what was done as JSON")
+    sub.add_argument("--out", type=Path, required=True, help="the folder to write")
+
     return parser
 
 
@@ -345,6 +392,7 @@ def _info(options: argparse.Namespace) -> None:
         *(("latent", _described_latent(latent)) for latent in manifest.latents),
         ("likelihood", likelihood.kind + scale + (f": {likelihood.reason}" if likelihood.reason else "")),
         ("noise", manifest.noise),
+        ("packed from", manifest.packed_from),
         ("format", manifest.format_version),
         ("digest", bundle.digest),
     ]
@@ -369,6 +417,19 @@ def _info(options: argparse.Namespace) -> None:
         print(
             f"{variant.component + '/' + variant.name:28}{sizes[variant.path]:8,.0f}  {variant.precision:10} {errors}"
         )
+    measured = [(variant, variant.quality) for variant in manifest.variants if variant.quality]
+    if measured:
+        print(f"\n{'variant, beside fp32':28}{'KiB':>8}  {'PSNR':>10}  {'ELBO':>12}  how it was made")
+    for variant, quality in measured:
+        psnr = "same" if quality.psnr is None else f"{quality.psnr:.1f} dB"
+        elbo = "-" if quality.elbo_change is None else f"{quality.elbo_change:+.3f} nats"
+        said = ", ".join([quality.method, f"on {quality.measured}", *([quality.reason] if quality.reason else [])])
+        print(
+            f"{variant.component + '/' + variant.name:28}{sizes[variant.path]:8,.0f}  {psnr:>10}  {elbo:>12}  "
+            f"{one_line(said)}"
+        )
+    for refusal in manifest.refused:
+        print(f"{refusal.component + '/' + refusal.variant:28}left out: {one_line(refusal.reason)}")
 
 
 def _dims(axes: Sequence[str], shape: Sequence[int], dynamic: Mapping[str, Sizes]) -> str:
@@ -616,6 +677,99 @@ def _traverse(options: argparse.Namespace) -> None:
         frames = frames.reshape(len(dimensions), options.steps, *frames.shape[1:])
     _write(options.out, frames, vae, options.steps)
     print(f"{options.out}: {len(dimensions)} dimensions, {options.steps} steps from {-options.reach:g}")
+
+
+def _only(text: str) -> str:
+    from .packing import parse_only
+
+    parse_only([text])
+    return text
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from .bundle import open_bundle
+    from .packing import pack
+
+    digest = pack(
+        options.bundle,
+        options.out,
+        only=options.only,
+        operators=options.operators,
+        force=options.force,
+        digest=options.digest,
+    )
+    packed = open_bundle(options.out, digest)
+    size = sum(len(packed.read(path)) for path in packed.sums) / 1024
+    graphs = ", ".join(f"{variant.component}/{variant.name}" for variant in packed.manifest.variants)
+    print(f"{options.out}: {graphs}; {size:,.0f} KiB, {digest}")
+
+
+def _generate(options: argparse.Namespace) -> None:
+    import json
+    import time
+
+    from .generation import generate
+    from .vae import load
+
+    vae = load(options.bundle, device=options.device, variant=options.variant, digest=options.digest)
+    known = {condition.name: condition for condition in vae.conditions}
+    conditions = {
+        name: _condition_value(known[name], text) if name in known and not text.endswith(".npy") else text
+        for name, text in options.condition
+    }
+    began = said = time.monotonic()
+    terminal, last = sys.stderr.isatty(), (0, 0)
+
+    def progress(done: int, n: int) -> None:
+        nonlocal said, last
+        now, last = time.monotonic(), (done, n)
+        # A line that is written over on a terminal, one each minute elsewhere.
+        if now - said >= (0.2 if terminal else 60) or done == n:
+            said = now
+            rate = done / max(now - began, 1e-9)
+            left = time.strftime("%H:%M:%S", time.gmtime((n - done) / rate)) if rate else "unknown"
+            line = f"{done} of {n} samples, {rate:.0f} a second, {left} left"
+            print(
+                f"\r{line:<70}" if terminal else line,
+                end="" if terminal and done < n else "\n",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    try:
+        samples = generate(
+            options.bundle, options.out, options.n, seed=options.seed, workers=options.workers, device=options.device,
+            variant=options.variant, dtype=options.dtype, observe=options.observe, temperature=options.temperature,
+            truncation=options.truncation, conditions=conditions, balanced=options.balanced,
+            batch_size=options.batch_size, shard_size=options.shard_size, part=options.part, progress=progress,
+            warn=lambda text: print(f"warning: {one_line(text)}", file=sys.stderr),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        print(
+            f"{options.out}: {last[0]} of {last[1]} samples are whole; run the same command again to go on",
+            file=sys.stderr,
+        )
+        raise
+    whole = samples is not None
+    if options.json:
+        seconds = time.monotonic() - began
+        print(
+            json.dumps({"out": str(options.out), "finished": whole, "samples": last[0], "seconds": round(seconds, 3)})
+        )
+    else:
+        rest = "" if whole else "; other parts are not done, the last to end writes the index"
+        print(f"{options.out}: {last[0]} samples{rest}")
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, slash, of = text.partition("/")
+    try:
+        part = int(number), int(of)
+    except ValueError:
+        part = (0, 0)
+    if not slash or not 1 <= part[0] <= part[1]:
+        raise InputError(f"part: K/M with K from 1 to M is expected, got {text!r}")
+    return part
 
 
 def _score(options: argparse.Namespace) -> None:

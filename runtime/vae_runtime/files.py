@@ -170,8 +170,12 @@ def _clean_up(target: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold a lock that ends with the process, so that a folder in the making is not taken for one left behind.
+
+    Args:
+        folder: what is locked.
+        shared: with others that share it too; else alone.
 
     Raises:
         BlockingIOError: another process holds it.
@@ -183,7 +187,7 @@ def locked(folder: Path) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         yield
     finally:
         os.close(descriptor)

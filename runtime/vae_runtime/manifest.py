@@ -30,6 +30,8 @@ __all__ = [
     "Observation",
     "Output",
     "Problem",
+    "Quality",
+    "Refusal",
     "Signature",
     "Sizes",
     "Tensor",
@@ -49,7 +51,7 @@ EXECUTORS = ("ort", "torchscript", "torch_export")
 # Every field of this format version, as `must_understand` names it.
 KNOWN_FIELDS = frozenset(
     ["format_version", "must_understand", "reader", "name", "description", "licence", "observation", "conditions"]
-    + ["latents", "likelihood", "noise", "golden", "training", "metrics", "producer"]
+    + ["latents", "likelihood", "noise", "golden", "refused", "training", "metrics", "producer", "packed_from"]
     + [f"observation.{name}" for name in ("name", "dtype", "shape", "axes", "dynamic", "range", "normalisation")]
     + [f"conditions.{name}" for name in ("name", "dtype", "shape", "classes", "range", "components")]
     + [f"latents.{name}" for name in ("name", "dtype", "shape", "axes", "dynamic", "scale", "shift")]
@@ -57,6 +59,7 @@ KNOWN_FIELDS = frozenset(
     + [f"likelihood.{name}" for name in ("kind", "mean", "logits", "scale", "scale_output", "shape", "axes")]
     + [f"likelihood.{name}" for name in ("outputs", "reason")]
     + [f"golden.{name}" for name in ("file", "seed", "n")]
+    + [f"refused.{name}" for name in ("component", "variant", "reason")]
 )
 
 _SEGMENT = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
@@ -67,6 +70,7 @@ _TENSOR = re.compile("[A-Za-z_][A-Za-z0-9_.]*")
 _LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _VERSION = re.compile(r"1\.(0|[1-9][0-9]*)")
 _NEWER = re.compile(r"([2-9]|[1-9][0-9]+)\.(0|[1-9][0-9]*)")
+_DIGEST = re.compile("sha256:[0-9a-f]{64}")
 # What errors tell people to install comes out of a file, so it can name nothing but this package.
 _READER = re.compile(r"vae-runtime>=[0-9]+(\.[0-9]+)*")
 # The golden vectors' name for PyTorch's answers.
@@ -306,13 +310,43 @@ class Golden(Record):
 
 
 @record(frozen=True)
+class Quality(Record):
+    """What a variant costs against fp32 of the same component, the other component in fp32.
+
+    `method` says how it was made, `size` how many bytes its file has. `psnr`, in dB, is 10 · log10(peak² / mean squared
+    difference) of the decoder's mean or the encoder's mu, None where no number differs. `elbo_change` is the mean
+    change of the ELBO in nats per observation, negative where some is lost; None where `reason` says why there is none.
+    `measured` says on which data and how many, `calibration` from which ones the ranges of numbers are, if they were
+    needed.
+    """
+
+    method: str
+    size: int
+    psnr: float | None
+    peak: float
+    elbo_change: float | None
+    measured: str
+    calibration: str | None = None
+    reason: str | None = None
+
+
+@record(frozen=True)
+class Refusal(Record):
+    """A variant that was asked for at export and that a component has not, and why."""
+
+    component: str
+    variant: str
+    reason: str
+
+
+@record(frozen=True)
 class Variant(Record):
     """One graph: a precision or format of a component.
 
     `exporter` says what made the graph; `data` names the file beside it that holds its weights, where they are too
     large for the graph's own file. `tolerance` bounds, per output, the absolute difference between this machine's
     answer to the golden vectors and the stored one; `error` is the largest absolute difference between the stored
-    answer and PyTorch's.
+    answer and PyTorch's. `quality` is there where the graph is meant to differ from fp32.
     """
 
     component: str
@@ -327,6 +361,7 @@ class Variant(Record):
     device: str | None = None
     exporter: str | None = None
     data: str | None = None
+    quality: Quality | None = None
 
     @property
     def path(self) -> str:
@@ -405,26 +440,33 @@ def _dynamic(axes: tuple[str, ...], dynamic: Mapping[str, Sizes]) -> frozenset[i
 
 @record(frozen=True, kw_only=True)
 class Manifest(Signature):
-    """What a bundle says of itself. Variants stand in the order of declaration: the first is the default."""
+    """What a bundle says of itself. Variants stand in the order of declaration: the first is the default.
+
+    Of a packed bundle `packed_from` is the digest of the one it was packed from, "sha256:…", and a component that was
+    left out has no variants.
+    """
 
     package_name: str
     name: str
     golden: Golden
-    encoder: Mapping[str, Variant]
-    decoder: Mapping[str, Variant]
+    encoder: Mapping[str, Variant] = field(default_factory=dict)
+    decoder: Mapping[str, Variant] = field(default_factory=dict)
     description: str = ""
     licence: str | None = None
     noise: str = "vnoise-1"
     reader: str | None = None
+    refused: tuple[Refusal, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     producer: Mapping[str, Any] = field(default_factory=dict)
+    packed_from: str | None = None
     format_version: str = FORMAT_VERSION
 
     @property
     def components(self) -> dict[str, Mapping[str, Variant]]:
-        """Both components by name."""
-        return {"encoder": self.encoder, "decoder": self.decoder}
+        """The components that are there, by name: both, unless one was left out of a packed bundle."""
+        both = {"encoder": self.encoder, "decoder": self.decoder}
+        return {component: variants for component, variants in both.items() if variants}
 
     @property
     def variants(self) -> list[Variant]:
@@ -657,7 +699,7 @@ def _read(document: Any) -> tuple[Manifest | None, list[Problem]]:
             "package_name": name,
             "layout": reader.one_of("portable"),
             "components": lambda value, place: reader.members(
-                value, place, {component: _component_reader(reader, component) for component in COMPONENTS}
+                value, place, {name: _component_reader(reader, name) for name in _components_of(document)}
             ),
             "additional_metadata": lambda value, place: reader.members(value, place, {"vae": _VaeReader(reader).vae}),
         },
@@ -690,6 +732,16 @@ def _version_problem(document: Any) -> Problem | None:
             expected = f"a list of fields of format {FORMAT_VERSION}"
             return Problem(f"{place}.must_understand", expected, ", ".join(map(_shown, unknown)))
     return None
+
+
+def _components_of(document: Any) -> tuple[str, ...]:
+    """The components that a document must have: of a packed bundle those that are there, and one at least."""
+    try:
+        packed = "packed_from" in document["additional_metadata"]["vae"]
+        there = tuple(component for component in COMPONENTS if component in document["components"])
+    except (KeyError, TypeError, IndexError):
+        return COMPONENTS
+    return (there or ("decoder",)) if packed else COMPONENTS
 
 
 def _component_reader(reader: _Reader, component: str) -> Callable[[Any, str], dict[str, Variant]]:
@@ -736,7 +788,23 @@ def _component_reader(reader: _Reader, component: str) -> Callable[[Any, str], d
     def read_ours(value: Any, place: str) -> dict[str, Any]:
         numbers = reader.mapping(reader.number(least=0))
         required = {"precision": reader.text(), "tolerance": numbers, "error": numbers}
-        return reader.members(value, place, required, {"exporter": reader.text(), "data": file})
+        optional = {"exporter": reader.text(), "data": file, "quality": read_quality}
+        return reader.members(value, place, required, optional)
+
+    def read_quality(value: Any, place: str) -> Quality | None:
+        required = {
+            "method": reader.text(),
+            "size": reader.integer(1, 2**53 - 1),
+            "psnr": number_or_null,
+            "peak": reader.number(positive=True),
+            "elbo_change": number_or_null,
+            "measured": reader.text(),
+        }
+        members = reader.members(value, place, required, {"calibration": reader.text(), "reason": reader.text()})
+        return None if reader.problems else Quality(**members)
+
+    def number_or_null(value: Any, place: str) -> float | None:
+        return None if value is None else reader.number()(value, place)
 
     def read_component(value: Any, place: str) -> dict[str, Variant]:
         def read_variants(value: Any, place: str) -> dict[str, Variant]:
@@ -790,9 +858,11 @@ class _VaeReader:
                 "reader": reader.text(_READER, 'a requirement such as "vae-runtime>=0.1"'),
                 "description": reader.text(),
                 "licence": reader.text(),
+                "refused": reader.items(self.refusal),
                 "training": reader.anything,
                 "metrics": reader.anything,
                 "producer": reader.anything,
+                "packed_from": reader.text(_DIGEST, 'a digest, "sha256:" and 64 hexadecimal digits,'),
             },
         )
         members.pop("must_understand", None)
@@ -911,6 +981,13 @@ class _VaeReader:
         members = reader.members(value, place, fields)
         return None if reader.problems else Golden(**members)
 
+    def refusal(self, value: Any, place: str) -> Refusal | None:
+        reader = self.reader
+        name = reader.text(_NAME, "a name of letters, digits, '.', '_' and '-'")
+        fields = {"component": reader.one_of(*COMPONENTS), "variant": name, "reason": reader.text()}
+        members = reader.members(value, place, fields)
+        return None if reader.problems else Refusal(**members)
+
 
 def _contradictions(manifest: Manifest) -> list[Problem]:
     """Fields that are right by themselves and wrong together; the specification lists them after the schema."""
@@ -924,7 +1001,8 @@ def _contradictions(manifest: Manifest) -> list[Problem]:
         found += _latent_problems(f"{vae}.latents[{index}]", latent)
     found += _likelihood_problems(f"{vae}.likelihood", manifest.likelihood)
     found += _name_problems(vae, manifest)
-    for component, variants in manifest.components.items():
+    both = {"encoder": manifest.encoder, "decoder": manifest.decoder}
+    for component, variants in ((manifest.packed_from and manifest.components) or both).items():
         place = f"components.{component}.variants"
         outputs = [output.name for output in manifest.outputs(component)]
         if not any(variant.executor == "ort" for variant in variants.values()):
@@ -934,6 +1012,10 @@ def _contradictions(manifest: Manifest) -> list[Problem]:
                 if set(numbers) != set(outputs):
                     where = f"{_join(place, variant.name)}.additional_metadata.vae.{field_name}"
                     found.append(Problem(where, f"a number for each of {sorted(outputs)}", str(sorted(numbers))))
+    for index, refusal in enumerate(manifest.refused):
+        if refusal.variant in manifest.components.get(refusal.component, {}):
+            where = f"{vae}.refused[{index}].variant"
+            found.append(Problem(where, f"a variant that {refusal.component} has not", json.dumps(refusal.variant)))
     paths = [path for variant in manifest.variants for path in (variant.path, variant.data_path) if path]
     for path in sorted({path for path in paths if paths.count(path) > 1}):
         found.append(Problem("components", f"one use of the file {path}", str(paths.count(path))))
@@ -1025,6 +1107,8 @@ def _name_problems(vae: str, manifest: Manifest) -> Iterator[Problem]:
 def _document(manifest: Manifest) -> dict[str, Any]:
     vae: dict[str, Any] = {
         "format_version": manifest.format_version,
+        # To readers that do not know it, a component that is absent would be damage.
+        "must_understand": ["packed_from"] if len(manifest.components) < len(COMPONENTS) else None,
         "reader": manifest.reader,
         "name": manifest.name,
         "description": manifest.description or None,
@@ -1035,9 +1119,11 @@ def _document(manifest: Manifest) -> dict[str, Any]:
         "likelihood": _likelihood_document(manifest.likelihood),
         "noise": manifest.noise,
         "golden": vars(manifest.golden),
+        "refused": [vars(refusal) for refusal in manifest.refused] or None,
         "training": dict(manifest.training) or None,
         "metrics": dict(manifest.metrics) or None,
         "producer": dict(manifest.producer) or None,
+        "packed_from": manifest.packed_from,
     }
     return {
         "schema_version": "1.0",
@@ -1121,6 +1207,7 @@ def _variant_document(variant: Variant) -> dict[str, Any]:
         "data": variant.data,
         "tolerance": dict(variant.tolerance),
         "error": dict(variant.error),
+        "quality": _quality_document(variant.quality) if variant.quality else None,
     }
     return _present(
         {
@@ -1131,6 +1218,11 @@ def _variant_document(variant: Variant) -> dict[str, Any]:
             "additional_metadata": {"vae": _present(ours)},
         }
     )
+
+
+def _quality_document(quality: Quality) -> dict[str, Any]:
+    nullable = {"psnr": quality.psnr, "elbo_change": quality.elbo_change}
+    return _present({**vars(quality), **{key: _KEEP_NULL if v is None else v for key, v in nullable.items()}})
 
 
 _KEEP_NULL: Any = object()

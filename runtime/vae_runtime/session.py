@@ -19,7 +19,7 @@ from .errors import BundleError, DeviceError, InputError, VaeError
 if TYPE_CHECKING:
     import logging
 
-__all__ = ["Call", "Device", "Session", "parse_device", "resolve_device"]
+__all__ = ["Call", "Device", "Session", "onnxruntime_version", "parse_device", "resolve_device"]
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PROVIDER = re.compile(r"[A-Za-z0-9]+ExecutionProvider")
@@ -268,6 +268,15 @@ class Call:
 
 def _bind(bind: Callable[..., None], name: str, array: NDArray[Any]) -> None:
     bind(name, "cpu", 0, array.dtype.type, array.shape, array.__array_interface__["data"][0])
+
+
+def onnxruntime_version() -> str:
+    """The version of ONNX Runtime.
+
+    Raises:
+        DeviceError: it is missing.
+    """
+    return str(_onnxruntime().__version__)
 
 
 def _logger() -> logging.Logger:

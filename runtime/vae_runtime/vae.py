@@ -52,27 +52,29 @@ def load(
 ) -> VAE:
     """Open a bundle for sampling.
 
-    The decoder is loaded now, the encoder when it is first needed; each file's SHA-256 is checked as it is opened.
+    The decoder is loaded now, the encoder when it is first needed; each file's SHA-256 is checked as it is opened. Of a
+    packed bundle one of the two may have been left out; what needs it then raises a BundleError that says so.
 
     Args:
-        path: the bundle's folder. It must stay where it is while the VAE is in use.
+        path: the bundle's folder or .zip file. It must stay where it is while the VAE is in use.
         device: "cpu", "cuda", "cuda:1", "auto" (CUDA if it works, else CPU; logged) or the name of an ONNX Runtime
             execution provider.
         threads: threads of one call, at least 1. For throughput, more workers of one thread beat more threads.
-        variant: the variant to run, such as "fp32"; by default the first declared one.
+        variant: the variant to run, such as "int8"; a component that has none of this name runs in its first declared
+            one, which is also the default: see `VAE.variants`.
         provider_options: passed to the execution provider. On CUDA, TF32 is off unless given as {"use_tf32": 1}.
         digest: "sha256:…" of the bundle, as `vae-runtime info` prints it: any other bundle is refused.
 
     Raises:
-        BundleError: the bundle is missing, damaged or of a newer format, or has no such variant.
+        BundleError: the bundle is missing, damaged or of a newer format, or no component has such a variant.
         DeviceError: the device is not to be had; nothing falls back silently.
         InputError: an argument is not of the right form.
     """
     count = require_integer("threads", threads, 1, 1024)
     bundle = open_bundle(path, digest)
-    bundle.variant("decoder", variant)
+    component = _main_component(bundle.manifest)
     vae = VAE(bundle, resolve_device(device, provider_options), count, variant)
-    if vae._session("decoder").in_place and is_plain(bundle.manifest):
+    if vae._session(component).in_place and is_plain(bundle.manifest):
         vae._quick = Quick(bundle.manifest, vae._session)
     return vae
 
@@ -107,6 +109,20 @@ def open_session(bundle: Bundle, component: str, variant: str | None, device: De
     return session
 
 
+def _main_component(manifest: Manifest) -> str:
+    return "decoder" if "decoder" in manifest.components else "encoder"
+
+
+def _chosen(bundle: Bundle, name: str | None) -> dict[str, str]:
+    """The variant of each component: the one of this name, or the first where a component has none of it."""
+    components = bundle.manifest.components
+    named = [component for component, variants in components.items() if name in variants]
+    if name is not None and not named:
+        there = dict.fromkeys(v.name for v in bundle.manifest.variants if v.executor == "ort")
+        raise BundleError(f"{bundle.path}: there is no variant {name!r}; choose one of: {', '.join(there)}")
+    return {component: bundle.variant(component, name if component in named else None).name for component in components}
+
+
 def _fits(tensor: Tensor, sizes: Sequence[Any]) -> bool:
     """Whether a graph's sizes are a dynamic batch and the tensor's; of a dynamic axis a graph has no number."""
     wanted = [None, *(None if i in tensor.dynamic else size for i, size in enumerate(tensor.shape))]
@@ -128,7 +144,7 @@ class VAE:
         self.bundle = bundle
         self._device = device
         self._threads = threads
-        self._variant = variant
+        self._variants = _chosen(bundle, variant)
         self._sessions: dict[str, Session] = {}
         self._mixtures: dict[str, Mixture] = {}
         self._lock = threading.Lock()
@@ -168,8 +184,13 @@ class VAE:
 
     @property
     def variant(self) -> str:
-        """The decoder's variant in use."""
-        return self.bundle.variant("decoder", self._variant).name
+        """The decoder's variant in use; where the decoder was left out, the encoder's."""
+        return self._variants[_main_component(self.manifest)]
+
+    @property
+    def variants(self) -> dict[str, str]:
+        """The variant in use by component: where a component has none of the name asked for, its first declared one."""
+        return dict(self._variants)
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
@@ -301,6 +322,48 @@ class VAE:
             return [self._observe(answers, fixed, _advance(start, first))]
 
         return self._run("decoder", outputs, count, feed, batch_size, out, draw)[0]
+
+    def stream(
+        self,
+        n: int,
+        *,
+        conditions: Conditions = None,
+        seed: int | None = None,
+        start: int = 0,
+        temperature: float = 1.0,
+        truncation: float | None = None,
+        observe: bool = False,
+        batch_size: int = 512,
+    ) -> Iterator[Array]:
+        """Samples one batch after the other, for programs that want no files; arguments as of `sample`.
+
+        Every batch is decoded whole, and the last cut, so that the values are those that `generate` writes with this
+        batch size, from a start that is a multiple of it.
+
+        Yields:
+            float32 [batch_size, *observation shape]; the last may have fewer rows.
+
+        Raises:
+            InputError: as `sample`.
+        """
+        count = require_integer("n", n, 1, 2**48)
+        size = require_integer("batch_size", batch_size, 1, 2**31)
+        fixed = noise.new_seed() if seed is None else seed
+        given = self._given("decoder", conditions, count)
+
+        def batches() -> Iterator[Array]:
+            for first in range(0, count, size):
+                rows = _slice(given, first, first + size)
+                missing = first + size - count
+                if missing > 0:
+                    rows = {name: np.concatenate([row, row[-1:].repeat(missing, 0)]) for name, row in rows.items()}
+                x = self.sample(
+                    size, conditions=rows or None, seed=fixed, start=_advance(start, first), temperature=temperature,
+                    truncation=truncation, observe=observe, batch_size=size,
+                )  # fmt: skip
+                yield x[: count - first]
+
+        return batches()
 
     def decode(
         self,
@@ -840,7 +903,9 @@ class VAE:
             with self._lock:
                 session = self._sessions.get(component)
                 if session is None:
-                    session = open_session(self.bundle, component, self._variant, self._device, self._threads)
+                    session = open_session(
+                        self.bundle, component, self._variants.get(component), self._device, self._threads
+                    )
                     self._sessions[component] = session
         return session
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from . import noise
 from .bundle import Bundle, open_bundle
 from .errors import BundleError, DeviceError, VaeError, one_line, require_integer
-from .manifest import Tensor, Variant
+from .manifest import Manifest, Tensor, Variant
 from .session import Device, resolve_device
 from .vae import open_session
 
-__all__ = ["Check", "Report", "Runner", "golden_inputs", "read_golden", "verify"]
+__all__ = ["Check", "Report", "Runner", "golden_inputs", "golden_tensors", "read_golden", "verify"]
 
 Array = NDArray[Any]
 
@@ -76,7 +76,7 @@ def verify(
     gave on the exporting machine, and the stored answers no farther from PyTorch's than the manifest declares.
 
     Args:
-        path: the bundle's folder.
+        path: the bundle's folder or .zip file.
         device: as in `load`.
         threads: as in `load`.
         provider_options: as in `load`.
@@ -105,10 +105,23 @@ def verify(
     return Report(tuple(checks))
 
 
+def golden_tensors(manifest: Manifest) -> dict[str, Tensor]:
+    """What the golden vectors hold, by name: the inputs that are stored, and the outputs by
+    "component/variant/output".
+    """
+    drawn = _drawn(manifest)
+    found: dict[str, Tensor] = {}
+    for component, variants in manifest.components.items():
+        found |= {given.name: given for given in manifest.inputs(component) if given.name not in drawn}
+        for source in ["pytorch", *variants]:
+            found |= {f"{component}/{source}/{output.name}": output for output in manifest.outputs(component)}
+    return found
+
+
 def read_golden(bundle: Bundle) -> dict[str, Array]:
     """The arrays of the golden vectors by name, all that the manifest asks for and of the right shape and dtype.
 
-    These are the inputs that are stored, and the outputs by "component/variant/output"; each is [n, *shape].
+    These are `golden_tensors` of its manifest; each is [n, *shape].
 
     Raises:
         BundleError: the file is damaged, or an array is missing or of another shape or dtype.
@@ -116,12 +129,7 @@ def read_golden(bundle: Bundle) -> dict[str, Array]:
     manifest = bundle.manifest
     place = bundle.path / manifest.golden.file
     content = bundle.read(manifest.golden.file)
-    wanted: dict[str, Tensor] = {}
-    drawn = _drawn(bundle)
-    for component, variants in manifest.components.items():
-        wanted |= {given.name: given for given in manifest.inputs(component) if given.name not in drawn}
-        for source in ["pytorch", *variants]:
-            wanted |= {f"{component}/{source}/{output.name}": output for output in manifest.outputs(component)}
+    wanted = golden_tensors(manifest)
     try:
         import zipfile  # not needed on the start-up path
 
@@ -157,7 +165,7 @@ def golden_inputs(bundle: Bundle, component: str, golden: Mapping[str, Array]) -
     Latents with a normal prior are drawn with vnoise-1; all else is stored.
     """
     seed, n = bundle.manifest.golden.seed, bundle.manifest.golden.n
-    drawn = _drawn(bundle)
+    drawn = _drawn(bundle.manifest)
 
     def value(given: Tensor) -> Array:
         if given.name not in drawn:
@@ -167,9 +175,9 @@ def golden_inputs(bundle: Bundle, component: str, golden: Mapping[str, Array]) -
     return {given.name: value(given) for given in bundle.manifest.inputs(component)}
 
 
-def _drawn(bundle: Bundle) -> dict[str, int]:
+def _drawn(manifest: Manifest) -> dict[str, int]:
     """The numbers of the latents that the golden vectors do not store, by name."""
-    return {latent.name: j for j, latent in enumerate(bundle.manifest.latents) if latent.prior.kind == "normal"}
+    return {latent.name: j for j, latent in enumerate(manifest.latents) if latent.prior.kind == "normal"}
 
 
 def _replay(

@@ -28,6 +28,8 @@ from vae_runtime.manifest import (
     Normalisation,
     Observation,
     Output,
+    Quality,
+    Refusal,
     Sizes,
     Tensor,
     Variant,
@@ -267,6 +269,7 @@ def test_every_known_field_is_in_the_schema_and_the_specification() -> None:
         ("latents", "latent"),
         ("likelihood", "likelihood"),
         ("golden", "golden"),
+        ("refused", "refusal"),
     ):
         in_schema |= {f"{name}.{field}" for field in definitions[definition]["properties"]}
     assert in_schema == KNOWN_FIELDS
@@ -312,6 +315,16 @@ OUTSIDE = (
     "a b",
     "é",
 )
+
+QUALITY = {
+    "method": "float16 weights",
+    "size": 900,
+    "psnr": 88.5,
+    "peak": 1,
+    "elbo_change": -0.01,
+    "measured": "360 observations of digits",
+}
+REFUSAL = {"component": "encoder", "variant": "int8", "reason": "PSNR 30 dB"}
 
 BROKEN: list[tuple[tuple[str | int, ...], Any]] = [
     ((), []),
@@ -365,7 +378,15 @@ BROKEN: list[tuple[tuple[str | int, ...], Any]] = [
     ((*OURS, "tolerance", "mu"), -1e-9),
     ((*OURS, "error", "mu"), 1e301),
     ((*OURS, "error", "mu"), 10**400),
+    ((*OURS, "quality"), None),
+    ((*OURS, "quality"), []),
     # The VAE.
+    *(
+        ((*FREE, "packed_from"), text)
+        for text in (None, 5, "", "0" * 64, "sha256:" + "A" * 64, "sha256:" + "0" * 64 + "\n")
+    ),
+    ((*FREE, "refused"), {}),
+    ((*FREE, "refused"), None),
     *(((*FREE, name), ABSENT) for name in ("format_version", "name", "observation", "latents")),
     *(((*FREE, name), ABSENT) for name in ("likelihood", "noise", "golden")),
     ((*FREE, "format_version"), 1),
@@ -446,6 +467,44 @@ def test_a_wrong_field_is_refused_by_both_at_its_place(path: tuple[str | int, ..
 
 # As BROKEN, with more to set up first: the edits, and the place of the one problem.
 BROKEN_FURTHER: list[tuple[list[tuple[tuple[str | int, ...], Any]], str]] = [
+    *(
+        (
+            [((*OURS, "quality"), QUALITY), ((*OURS, "quality", name), value)],
+            f"{place_of(OURS)}.quality.{name}",
+        )
+        for name, values in {
+            "method": (ABSENT, None, 5),
+            "size": (ABSENT, 0, -1, 1.5, 2**53, None, "900"),
+            "psnr": (ABSENT, "88", True, 1e301, -1e301, []),
+            "peak": (ABSENT, 0, -1, None, "1", 1e301),
+            "elbo_change": (ABSENT, "0", False, 1e301, -1e301),
+            "measured": (ABSENT, 360, None),
+            "calibration": (64, None),
+            "reason": (5, None),
+        }.items()
+        for value in values
+    ),
+    (
+        [
+            ((*FREE, "packed_from"), "sha256:" + "0" * 64),
+            (("components", "encoder"), ABSENT),
+            (("components", "decoder"), ABSENT),
+        ],
+        "components.decoder",
+    ),
+    ([((*FREE, "refused"), [5])], f"{place_of(FREE)}.refused[0]"),
+    *(
+        (
+            [((*FREE, "refused"), [REFUSAL, {**REFUSAL, "variant": "fp16"}]), ((*FREE, "refused", 1, name), value)],
+            f"{place_of(FREE)}.refused[1].{name}",
+        )
+        for name, values in {
+            "component": (ABSENT, "prior", None),
+            "variant": (ABSENT, "", "a b", "../a", 8),
+            "reason": (ABSENT, None, 5),
+        }.items()
+        for value in values
+    ),
     ([((*ENCODER, "a b"), example()["components"]["encoder"]["variants"]["fp32"])], f'{place_of(ENCODER)}["a b"]'),
     ([((*ENCODER, "pytorch"), example()["components"]["encoder"]["variants"]["fp32"])], f"{place_of(ENCODER)}.pytorch"),
     *(
@@ -627,6 +686,19 @@ VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(TEXTS, st.lis
 OBJECTS = st.dictionaries(TEXTS, VALUES, max_size=2)
 
 
+QUALITIES = st.builds(
+    Quality,
+    method=TEXTS,
+    size=st.integers(1, 2**53 - 1),
+    psnr=st.none() | NUMBERS,
+    peak=POSITIVE,
+    elbo_change=st.none() | NUMBERS,
+    measured=TEXTS,
+    calibration=st.none() | TEXTS,
+    reason=st.none() | TEXTS,
+)
+
+
 @st.composite
 def variants_of(draw: st.DrawFn, component: str, outputs: list[str]) -> dict[str, Variant]:
     executors = draw(st.lists(st.sampled_from(EXECUTORS), max_size=2))
@@ -646,6 +718,7 @@ def variants_of(draw: st.DrawFn, component: str, outputs: list[str]) -> dict[str
             exporter=draw(st.none() | TEXTS),
             # No graph's file has a name that ends so.
             data=draw(st.none() | NAMES.map(lambda name: f"{name}.data")),
+            quality=draw(st.none() | QUALITIES),
         )
         for index, executor in enumerate(executors)
     ]
@@ -760,6 +833,11 @@ def valid_manifests(draw: st.DrawFn) -> Manifest:
         description=draw(TEXTS),
         licence=draw(st.none() | TEXTS),
         reader=draw(st.sampled_from([None, "vae-runtime>=0.1", "vae-runtime>=3", "vae-runtime>=1.20.300"])),
+        refused=tuple(
+            # No variant of `variants_of` has a name that ends so.
+            Refusal(draw(st.sampled_from(["encoder", "decoder"])), f"{draw(NAMES)}.refused", draw(TEXTS))
+            for _ in range(draw(st.integers(0, 2)))
+        ),
         training=draw(OBJECTS),
         metrics=draw(OBJECTS),
         producer=draw(OBJECTS),
@@ -1042,6 +1120,7 @@ CONTRADICTIONS: list[tuple[int, list[tuple[tuple[str | int, ...], Any]], str]] =
     (12, [*DYNAMIC, ((*LATENT, "prior"), MIXTURE)], f"{place_of(LATENT)}.prior.kind"),
     (13, [((*LATENT, "scale"), [1.0] * 15)], f"{place_of(LATENT)}.scale"),
     (13, [((*LATENT, "shift"), [1.0] * 17)], f"{place_of(LATENT)}.shift"),
+    (14, [((*FREE, "refused"), [{**REFUSAL, "variant": "fp32"}])], f"{place_of(FREE)}.refused[0].variant"),
 ]
 
 
@@ -1091,6 +1170,11 @@ LET_THROUGH: list[tuple[tuple[str | int, ...], Any]] = [
     ((*LIKELIHOOD, "outputs"), []),
     ((*OURS, "exporter"), "dynamo"),
     ((*OURS, "data"), "weights.bin"),
+    ((*OURS, "quality"), QUALITY),
+    ((*OURS, "quality"), {**QUALITY, "psnr": None, "elbo_change": None, "reason": "no likelihood", "later": 1}),
+    ((*FREE, "packed_from"), "sha256:" + "0" * 64),
+    ((*FREE, "refused"), []),
+    ((*FREE, "refused"), [{**REFUSAL, "later": 1}, {**REFUSAL, "component": "decoder"}]),
     ((*FREE, "observation", "range"), None),
     ((*FREE, "observation", "shape", 0), 1.0),
     ((*FREE, "golden", "n"), 1e3),

@@ -1,0 +1,336 @@
+"""Pack the least that a device needs: some graphs of a bundle as a bundle of their own, a folder or one .zip file."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from . import __version__
+from .bundle import MANIFEST, SUMS, Bundle, clash_of, format_sums, open_bundle
+from .errors import BundleError, InputError, VaeError
+from .files import write_atomic, write_folder
+from .manifest import COMPONENTS, Manifest, Variant, dump
+from .session import _fields, _onnxruntime, _varint
+from .verify import golden_tensors, read_golden
+
+__all__ = ["OPERATORS", "pack", "parse_only"]
+
+OPERATORS = "required_operators.config"
+
+_CARD = "README.md"
+# A model card is a few KiB of text; what is larger stays behind.
+_MOST_CARD = 2**16
+_PICTURE = re.compile(rb"^!\[[^\]\n]*\]\(([^)\n]*)\)\n?", re.MULTILINE)
+# Sizes and offsets of a .zip file have 32 bits, those without Zip64.
+_MOST_ZIP = 2**32 - 2**21
+
+
+def pack(
+    bundle: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    only: str | Sequence[str] = (),
+    operators: bool = False,
+    force: bool = False,
+    digest: str | None = None,
+) -> str:
+    """Write a bundle of some graphs of another: no TorchScript, no pictures, golden vectors of these graphs alone.
+
+    The same bundle and arguments give the same bytes (with `operators`, on the same machine).
+
+    Args:
+        bundle: the bundle's folder or .zip file; every file that is taken from it is checked.
+        out: the folder to write, or the file where it ends in .zip.
+        only: "decoder" or "encoder" for all of its graphs that ONNX Runtime runs, "decoder/int8" for one; several as a
+            sequence or joined by commas. By default all of both.
+        operators: also write required_operators.config, for a build of ONNX Runtime with no other operators than those
+            of the graphs, as they are and as ONNX Runtime optimises them on this machine.
+        force: replace a bundle that is there.
+        digest: "sha256:…" of the bundle to pack; any other is refused.
+
+    Returns:
+        The digest of what was written, "sha256:…".
+
+    Raises:
+        BundleError: the bundle is missing or damaged, or has no such graph.
+        DeviceError: `operators`, and ONNX Runtime is missing.
+        InputError: an argument is not of the right form, or `out` is or lies in the bundle itself.
+        VaeError: `out` is there already, or cannot be written; nothing is left behind.
+    """
+    wanted = parse_only([only] if isinstance(only, str) else only)
+    source = open_bundle(bundle, digest)
+    try:
+        target = Path(os.fspath(out))
+        here = Path(os.path.realpath(target))
+    except (TypeError, ValueError):
+        raise InputError(f"out: a path of a folder, or of a file that ends in .zip, is expected, got {out!r}") from None
+    there = Path(os.path.realpath(source.path))
+    if here == there or there in here.parents:
+        raise InputError(f"{out}: a place outside of the bundle is expected; what is added there would spoil it")
+    _check_target(target, force)
+    manifest = _cut(source, wanted)
+    files = {
+        path: source.read(path)
+        for variant in manifest.variants
+        for path in (variant.path, variant.data_path)
+        if path is not None
+    }
+    files |= {each.prior.file: source.read(each.prior.file) for each in manifest.latents if each.prior.file}
+    files[manifest.golden.file] = _golden(source, manifest)
+    files[MANIFEST] = dump(manifest).encode()
+    card = _card(source, manifest)
+    if card is not None and _CARD not in files:
+        files[_CARD] = card
+    if operators:
+        files[OPERATORS] = _required_operators(source, manifest)
+    files[SUMS] = format_sums(files.items())
+    files = dict(sorted(files.items()))
+    if _is_zip(target):
+        _write_zip(target, files)
+    else:
+        write_folder(target, files, replace=force)
+    return open_bundle(target).digest
+
+
+def parse_only(texts: Iterable[str]) -> list[tuple[str, str | None]]:
+    """Components, each with the name of a variant or None for all, from texts such as "encoder,decoder/int8".
+
+    Raises:
+        InputError: a text is of another form.
+    """
+    found = []
+    for text in texts:
+        for part in text.split(",") if isinstance(text, str) else [text]:
+            component, slash, name = part.partition("/") if isinstance(part, str) else ("", "", "")
+            if component not in COMPONENTS or (slash and not name) or "/" in name:
+                one = "encoder, decoder, or one of them and a variant, such as decoder/int8,"
+                raise InputError(f"only: {one} is expected, got {part!r}")
+            found.append((component, name or None))
+    return found
+
+
+def _is_zip(path: Path) -> bool:
+    return path.suffix.lower() == ".zip"
+
+
+def _check_target(out: Path, force: bool) -> None:
+    """Refuse early, and never replace what is no bundle."""
+    if not os.path.lexists(out):
+        return
+    if not force:
+        raise VaeError(f"{out}: exists already; choose another place, or replace it with --force")
+    kind = "file" if _is_zip(out) else "folder"
+    if out.is_symlink() or not (out.is_file() if _is_zip(out) else out.is_dir()):
+        raise VaeError(f"{out}: is no {kind}, and --force replaces only bundles; choose another place")
+    if kind == "folder" and not any(out.iterdir()):
+        return
+    try:
+        unlisted = open_bundle(out).unlisted()
+    except BundleError as error:
+        raise VaeError(f"{out}: is no sound bundle, and --force replaces only bundles: {error}") from error
+    if unlisted:
+        raise VaeError(f"{unlisted[0]}: is no part of the bundle there and would be lost; move it away")
+
+
+def _cut(source: Bundle, wanted: Sequence[tuple[str, str | None]]) -> Manifest:
+    """The manifest of the chosen variants, in the order of their declaration."""
+    chosen: dict[str, dict[str, Variant]] = {component: {} for component in COMPONENTS}
+    for component, name in wanted or [(component, None) for component in source.manifest.components]:
+        # Refuses what is not there or not ONNX Runtime's.
+        found = source.variant(component, name)
+        for variant in source.manifest.components[component].values():
+            if variant == found or (name is None and variant.executor == "ort"):
+                chosen[component][variant.name] = variant
+    for component, variants in chosen.items():
+        declared = source.manifest.components.get(component, {})
+        chosen[component] = {name: variant for name, variant in declared.items() if name in variants}
+    return dataclasses.replace(
+        source.manifest,
+        encoder=chosen["encoder"],
+        decoder=chosen["decoder"],
+        packed_from=source.digest,
+        reader=f"vae-runtime>={__version__}",
+    )
+
+
+def _golden(source: Bundle, manifest: Manifest) -> bytes:
+    """The golden vectors of the graphs that are left, array by array as they are."""
+    import zipfile
+
+    # Holds each array against the manifest.
+    read_golden(source)
+    kept = io.BytesIO()
+    content = source.read(manifest.golden.file)
+    with zipfile.ZipFile(io.BytesIO(content)) as whole, zipfile.ZipFile(kept, "w") as part:
+        for name in sorted(golden_tensors(manifest)):
+            member = f"{name}.npy"
+            part.writestr(_entry(member), whole.read(member), zipfile.ZIP_DEFLATED)
+    return kept.getvalue()
+
+
+def _card(source: Bundle, manifest: Manifest) -> bytes | None:
+    """The model card, which carries the licence, under a line that says what is left of what it describes."""
+    if _CARD not in source.sums:
+        return None
+    card = source.read(_CARD)
+    if len(card) > _MOST_CARD:
+        return None
+    graphs = ", ".join(f"{variant.component}/{variant.name}" for variant in manifest.variants)
+    note = f"> Packed: {graphs} alone, of the bundle {source.digest}, which this card describes.\n\n"
+    return note.encode() + _PICTURE.sub(lambda match: match[0] if b":" in match[1] else b"", card)
+
+
+def _write_zip(out: Path, files: Mapping[str, bytes]) -> None:
+    import zipfile
+
+    clash = clash_of(files)
+    if clash:
+        raise VaeError(f"{out}: {clash}; write a folder instead of a .zip file")
+    size = sum(map(len, files.values()))
+    if size > _MOST_ZIP:
+        raise VaeError(f"{out}: at most 4 GiB are expected in a .zip file, got {size} bytes; write a folder instead")
+
+    def write(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w", allowZip64=False) as archive:
+            for path, content in files.items():
+                archive.writestr(_entry(path), content)
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VaeError(f"{out}: cannot write here: {error.strerror}; choose a folder that is writable") from error
+    write_atomic(out, write)
+
+
+def _entry(path: str) -> Any:
+    """The header of a file in an archive: a plain one, of no time and of no system in particular."""
+    import zipfile
+
+    entry = zipfile.ZipInfo(path)
+    entry.create_system = 3
+    entry.external_attr = (stat.S_IFREG | 0o644) << 16
+    return entry
+
+
+# Operators, each a domain, the version of its operator set, and a name.
+
+# Where ONNX's messages hold nodes, by field number; onnx.proto is the specification.
+_HOLDS_NODES = {
+    "model": {7: "graph"},
+    "graph": {1: "node"},
+    "function": {7: "node"},
+    "node": {5: "attribute"},
+    "attribute": {6: "graph", 11: "graph"},
+}
+# By number, a model's, a function's and a node's other fields.
+_MODEL_OPSET, _MODEL_FUNCTION = 8, 25
+_FUNCTION_NAME, _FUNCTION_OPSET, _FUNCTION_DOMAIN = 1, 9, 10
+_NODE_OPERATOR, _NODE_DOMAIN = 4, 7
+_LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
+
+
+def _required_operators(source: Bundle, manifest: Manifest) -> bytes:
+    """The configuration of a reduced ONNX Runtime build: lines of `domain;version;Operator,Operator`.
+
+    Each graph's own operators are in it, which that runtime looks up first, and those that its optimisations make of
+    them, level by level: which fusions apply depends on the processor and on how the device's runtime was built.
+    """
+    import platform
+
+    runtime = _onnxruntime()
+    found: set[tuple[str, int, str]] = set()
+    for variant in manifest.variants:
+        place = str(source.path / variant.path)
+        content, data = source.read(variant.path), source.data(variant)
+        found |= _operators(content, place)
+        for level in _LEVELS:
+            found |= _operators(_optimised(runtime, content, data, level, place), place)
+    sets: dict[tuple[str, int], list[str]] = {}
+    for domain, version, operator in sorted(found):
+        sets.setdefault((domain, version), []).append(operator)
+    graphs = ", ".join(f"{variant.component}/{variant.name}" for variant in manifest.variants)
+    lines = [
+        f"# {graphs} of the bundle {source.digest},",
+        f"# as exported, and as ONNX Runtime {runtime.__version__} optimises them on {platform.machine()}",
+        *(f"{domain};{version};{','.join(operators)}" for (domain, version), operators in sets.items()),
+    ]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _optimised(runtime: Any, content: bytes, data: Mapping[str, bytes], level: str, place: str) -> bytes:
+    """A graph as ONNX Runtime has it after its optimisations of a level."""
+    with tempfile.TemporaryDirectory(prefix="vae-runtime-") as folder:
+        file = Path(folder, "model.onnx")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 4
+        options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, level)
+        options.optimized_model_filepath = str(file)
+        if data:
+            sizes = [len(part) for part in data.values()]
+            options.add_external_initializers_from_files_in_memory(list(data), list(data.values()), sizes)
+        try:
+            runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            return file.read_bytes()
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0][:300]
+            raise BundleError(
+                f"{place}: ONNX Runtime {runtime.__version__} gives no optimised graph: {reason}; pack without "
+                "--operators"
+            ) from error
+
+
+def _operators(content: bytes, place: str) -> set[tuple[str, int, str]]:
+    """The operators of a graph, its subgraphs and its functions; what calls a function is none."""
+    try:
+        with memoryview(content) as model:
+            functions = [value for number, value in _fields(model) if number == _MODEL_FUNCTION]
+            own = {(_text(each, _FUNCTION_DOMAIN), _text(each, _FUNCTION_NAME)) for each in functions}
+            parts = [("model", model, _MODEL_OPSET), *(("function", each, _FUNCTION_OPSET) for each in functions)]
+            found = set()
+            for kind, part, opset in parts:
+                versions = dict(_version(value) for number, value in _fields(part) if number == opset)
+                for node in _nodes(part, kind):
+                    operator = _text(node, _NODE_DOMAIN), _text(node, _NODE_OPERATOR)
+                    if operator not in own:
+                        domain = operator[0] or "ai.onnx"
+                        found.add((domain, versions[domain], operator[1]))
+    except (IndexError, KeyError, ValueError, RecursionError):
+        raise BundleError(f"{place}: an ONNX graph is expected; copy or export the bundle again") from None
+    return found
+
+
+def _nodes(content: memoryview, message: str) -> Iterator[memoryview]:
+    for number, value in _fields(content):
+        below = _HOLDS_NODES[message].get(number)
+        if below == "node":
+            yield value
+        if below is not None:
+            yield from _nodes(value, below)
+
+
+def _text(content: memoryview, field: int) -> str:
+    """A text field of a message; where it stands twice, as protobuf counts it: the last."""
+    return bytes(dict(_fields(content)).get(field, b"")).decode()
+
+
+def _version(content: memoryview) -> tuple[str, int]:
+    """An operator set's domain and version: an OperatorSetIdProto."""
+    domain, version, position = _text(content, 1), 0, 0
+    while position < len(content):
+        tag, position = _varint(content, position)
+        value, position = _varint(content, position)
+        if tag == 1 << 3 | 2:
+            position += value
+        elif tag == 2 << 3:
+            version = value
+        else:
+            raise ValueError(f"tag {tag}")
+    return domain or "ai.onnx", version

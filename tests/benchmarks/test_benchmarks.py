@@ -1,0 +1,321 @@
+"""The comparison runs from end to end on a tiny model, and refuses what it must not count."""
+
+import json
+import shutil
+import sys
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as program
+from benchmarks import report
+from benchmarks.contenders import CONTENDERS, Naive, Unavailable
+from benchmarks.models import build
+from benchmarks.processes import Died, Process
+from benchmarks.worker import TOLERANCE, Worker, compared
+from vae_runtime.errors import InputError
+
+HERE = ("eager", "naive", "ours-fp32")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A folder with the tiny model, trained and exported. To be read only."""
+    folder = tmp_path_factory.mktemp("bench")
+    build("tiny", folder / "tiny")
+    return folder
+
+
+@pytest.fixture
+def data_copy(data, tmp_path):
+    return Path(shutil.copytree(data, tmp_path / "data"))
+
+
+def options(data, out, *more):
+    return ["--quick", "--models", "tiny", "--data", str(data), "--out", str(out), *more]
+
+
+@pytest.fixture(scope="session")
+def finished(data, tmp_path_factory):
+    """The folder that a quick run has written into."""
+    out = tmp_path_factory.mktemp("docs")
+    assert program.main(options(data, out, "--contenders", ",".join([*HERE, "ours-int8"]))) == 0
+    return out
+
+
+@pytest.fixture
+def found(finished):
+    return json.loads((finished / report.FIGURES).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def bench(data, tmp_path):
+    """A run that has not begun, of the naive contender alone and with one thread."""
+    given = options(data, tmp_path, "--contenders", "naive", "--threads", "1", "--rounds", "1")
+    bench = program.Bench(program._parser().parse_args(given))
+    yield bench
+    for process in bench.processes.values():
+        process.close()
+
+
+def test_a_quick_run_measures_every_contender_at_every_work(found):
+    cells = {(entry["model"], entry["threads"], entry["work"], entry["batch"]) for entry in found["rounds"]}
+    assert {(1, work, batch) for _, *rest in cells for threads, work, batch in [rest] if threads == 1} >= {
+        (1, work, batch) for work in ("decode", "encode", "reconstruct", "sample") for batch in (1, 8)
+    }
+    for entry in found["rounds"]:
+        expected = {"naive", "ours-fp32"} if entry["work"] in ("next", "stream", "noise") else set(HERE)
+        assert set(entry["seconds"]) == expected
+        assert all(0 < seconds < 60 for seconds in entry["seconds"].values())
+    assert {entry["round"] for entry in found["load"]} == {0, 1, 2}
+    assert found["skipped"] == [{"contender": "ours-int8", "model": "tiny", "reason": "the bundle has no variant int8"}]
+
+
+def test_every_answer_was_compared_before_it_was_timed(found):
+    compared_ = {(e["contender"], e["work"], e["batch"], e["threads"]) for e in found["parity"] if e["passed"]}
+    for entry in found["rounds"]:
+        for name in entry["seconds"]:
+            assert (name, entry["work"], entry["batch"], entry["threads"]) in compared_
+    assert all(entry["difference"] <= TOLERANCE for entry in found["parity"] if entry.get("difference"))
+
+
+def test_a_run_measures_cold_starts_workers_and_limits(found):
+    for entry in found["cold"]:
+        assert set(entry["contenders"]) == set(HERE)
+        for taken in entry["contenders"].values():
+            assert taken["memory"] > 2**20
+            assert taken["wall"] > 0 < taken["cpu"]
+    assert {entry["loops"] for entry in found["workers"]} == {0, program.BUSY_LOOPS}
+    assert all(set(entry["rates"]) == {"one", "two", "wide"} for entry in found["workers"])
+    assert {entry["work"] for entry in found["limits"]} == {"sgemm-numpy", "sgemm-ort", "read"}
+    packages = found["contenders"]["naive"]["packages"]
+    assert packages["onnxruntime"][1] > 2**20 < packages["numpy"][1]
+
+
+def test_the_page_says_what_the_figures_say(finished, found):
+    page = (finished / report.PAGE).read_text(encoding="utf-8")
+    ratios = [
+        entry["seconds"]["naive"] / entry["seconds"]["ours-fp32"]
+        for entry in found["rounds"]
+        if (entry["work"], entry["batch"], entry["threads"]) == ("decode", 8, 1)
+    ]
+    low, median, high = np.percentile(ratios, (25, 50, 75))
+    assert str(report.Quartiles(median, low, high)) in page
+    assert "A quick run" in page
+    for contender in found["contenders"].values():
+        assert contender["given"] in page
+    for name in ("bench-decode.png", "bench-start.png"):
+        assert (finished / "images" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_is_made_of_the_figures_alone(finished, found, tmp_path):
+    report.write(found, tmp_path)
+    again = (tmp_path / report.PAGE).read_text(encoding="utf-8")
+    assert again == (finished / report.PAGE).read_text(encoding="utf-8")
+    for entry in found["rounds"]:
+        entry["seconds"] = {name: 2 * seconds for name, seconds in entry["seconds"].items()}
+    report.write(found, tmp_path)
+    assert (tmp_path / report.PAGE).read_text(encoding="utf-8") != again
+
+
+def test_figures_name_no_place_of_this_machine(finished, data):
+    text = (finished / report.FIGURES).read_text(encoding="utf-8")
+    assert str(program.ROOT) not in text
+    assert str(data) not in text
+
+
+def test_wrong_numbers_are_refused_and_not_timed(data_copy, tmp_path, capsys):
+    import onnx
+    from onnx import numpy_helper
+
+    path = data_copy / "tiny" / "decoder.onnx"
+    model = onnx.load(path)
+    tensor = max(model.graph.initializer, key=lambda each: len(each.raw_data))
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name))
+    onnx.save(model, path)
+    given = options(data_copy, tmp_path, "--contenders", "naive,ours-fp32", "--threads", "1", "--rounds", "1")
+    assert program.main(given) == 0
+    found = json.loads((tmp_path / report.FIGURES).read_text(encoding="utf-8"))
+    decoded = [entry for entry in found["rounds"] if entry["work"] in ("decode", "reconstruct")]
+    assert decoded
+    assert all(set(entry["seconds"]) == {"ours-fp32"} for entry in decoded)
+    encoded = [entry for entry in found["rounds"] if entry["work"] == "encode"]
+    assert all(set(entry["seconds"]) == {"naive", "ours-fp32"} for entry in encoded)
+    page = (tmp_path / report.PAGE).read_text(encoding="utf-8")
+    assert "not comparable: its numbers differ from PyTorch's" in page
+    assert "naive tiny decode 1 1: skipped: not comparable" in capsys.readouterr().err
+
+
+def test_a_contender_that_dies_is_left_out_with_its_last_words(bench, tmp_path):
+    bench.make_models()
+    bench.make_environments()
+    dying = tmp_path / "dying"
+    dying.write_text(f"#!{sys.executable}\nprint('{{}}', flush=True)\ninput()\nraise SystemExit('out of luck')\n")
+    dying.chmod(0o755)
+    bench.pythons["torchscript"] = dying
+    bench.start("naive", 1)
+    bench.start("torchscript", 1)
+    cell = program.Cell("tiny", 1, "decode", 1)
+    assert bench.prepare([cell]) == {cell: ["naive"]}
+    (entry,) = bench.found["skipped"]
+    assert entry == {
+        "contender": "torchscript",
+        "threads": 1,
+        "reason": "the process ended (exit status 1): out of luck",
+    }
+    assert "out of luck" in report.skipped_section(bench.found)
+
+
+def test_a_contender_that_dies_between_its_turns_ends_no_run(bench):
+    bench.make_models()
+    bench.make_environments()
+    bench.start("naive", 1)
+    cell = program.Cell("tiny", 1, "decode", 1)
+    fit = bench.prepare([cell])
+    bench.processes["naive", 1]._process.kill()
+    bench.rounds(fit)
+    (entry,) = bench.found["skipped"]
+    assert entry["reason"].startswith("the process ended (signal 9)")
+    assert [each["seconds"] for each in bench.found["rounds"]] == [{}]
+
+
+def test_work_that_would_take_the_last_memory_is_left_out(bench, monkeypatch):
+    bench.make_models()
+    bench.make_environments()
+    bench.start("naive", 1)
+    cell = program.Cell("tiny", 1, "decode", 1)
+    monkeypatch.setattr(program, "available_memory", lambda: 0.1)
+    assert bench.prepare([cell]) == {}
+    (entry,) = bench.found["skipped"]
+    assert entry["reason"] == "10% of the machine's memory are free, 20% are left to others"
+    monkeypatch.setattr(program, "available_memory", lambda: 0.3)
+    assert bench.prepare([cell]) == {cell: ["naive"]}
+
+
+def test_a_model_that_is_closed_is_held_no_longer(data):
+    folder = str(data / "tiny")
+    worker = Worker("naive", 1)
+    worker.open(folder)
+    assert worker.prepare(folder, "decode", 1)["passed"]
+    kept = weakref.ref(worker._models[folder])
+    assert worker.close(folder) == {}
+    assert kept() is None
+    assert "error" in worker.answer({"do": "measure", "folder": folder, "work": "decode", "batch": 1, "seconds": 0.01})
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise SystemExit('no such thing')", "exit status 1.*no such thing"),
+        ("print('hello', flush=True); input()", "a line of JSON is expected, got hello"),
+        ("input()", "no answer within 2 seconds"),
+        ("""print('{"error": "no graph"}', flush=True); input()""", "no graph"),
+    ],
+)
+def test_a_process_that_cannot_begin_says_why(code, reason, tmp_path):
+    with pytest.raises(Died, match=reason):
+        Process([sys.executable, "-c", code], tmp_path, {}, patience=2)
+
+
+def test_answers_are_compared_by_difference_or_by_noise():
+    expected = np.linspace(0, 1, 100, dtype=np.float32)
+    assert compared([(expected, expected)], exact=True) == {"passed": True, "difference": 0.0, "psnr": None}
+    near, far = expected.copy(), expected.copy()
+    near[3] += 0.5 * TOLERANCE
+    far[3] += 2 * TOLERANCE
+    assert compared([(near, expected)], exact=True)["passed"]
+    assert not compared([(far, expected)], exact=True)["passed"]
+    assert not compared([(near, expected), (far, expected)], exact=True)["passed"]
+    # 20 dB is a tenth of the range.
+    assert compared([(expected + np.float32(0.01), expected)], exact=False)["passed"]
+    coarse = compared([(expected + np.float32(0.1), expected)], exact=False)
+    assert not coarse["passed"]
+    assert coarse["psnr"] == pytest.approx(20, abs=0.01)
+    assert not compared([(np.full_like(expected, np.nan), expected)], exact=True)["passed"]
+    assert not compared([(np.full_like(expected, np.nan), expected)], exact=False)["passed"]
+    for wrong in (expected[:5], expected.astype(np.float64)):
+        with pytest.raises(Unavailable, match=r"float32 \[100\] is expected"):
+            compared([(wrong, expected)], exact=True)
+
+
+def test_samples_that_are_not_of_their_noise_are_refused(data, monkeypatch):
+    class Careless(Naive):
+        def draw(self, batch, seed):
+            return np.random.default_rng().standard_normal((batch, *self.latent), dtype=np.float32)
+
+    def passes(kind):
+        monkeypatch.setitem(CONTENDERS, "naive", kind)
+        worker = Worker("naive", 1)
+        worker.open(str(data / "tiny"))
+        return worker.prepare(str(data / "tiny"), "sample", 8)["passed"]
+
+    assert passes(Naive)
+    assert not passes(Careless)
+
+
+def test_few_bits_are_judged_over_many_rows(data, monkeypatch):
+    class Coarse(Naive):
+        exact = False
+
+        def open(self, component, batch):
+            run = super().open(component, batch)
+            return lambda value: [answer + np.float32(self.off) for answer in run(value)]
+
+    def parity(off, batch):
+        monkeypatch.setitem(CONTENDERS, "naive", type("Off", (Coarse,), {"off": off}))
+        worker = Worker("naive", 1)
+        worker.open(str(data / "tiny"))
+        return worker.prepare(str(data / "tiny"), "decode", batch)
+
+    assert parity(0.01, 1)["passed"]
+    assert not parity(0.1, 1)["passed"]
+    assert parity(0.01, 1)["psnr"] == pytest.approx(parity(0.01, 8)["psnr"], abs=1e-3)
+
+
+def test_targets_are_judged_by_their_figures(found):
+    def line(seconds):
+        for entry in found["rounds"]:
+            entry["seconds"] = {"naive": 1.0, "ours-fp32": seconds}
+        return report.targets(found)[0]
+
+    assert line(1.0).met is True
+    assert line(1.2).met is False
+    found["rounds"] = []
+    assert line(1.0).met is None
+    at_most = report.Target("", report.Quartiles(1.2, 1.1, 1.3), 1.3, at_most=True)
+    assert at_most.met is True
+    assert at_most._replace(bound=1.1).met is False
+
+
+def test_a_page_without_its_marks_is_refused():
+    page = "before\n<!-- measured: run -->\nold\n<!-- end of measured: run -->\nafter\n"
+    assert "old" not in report.filled(page, "run", "new")
+    assert report.filled(report.filled(page, "run", "new"), "run", "old") == page
+    for damaged in (page.replace("end of", ""), page + page, ""):
+        with pytest.raises(InputError, match="put them back"):
+            report.filled(damaged, "run", "new")
+
+
+def test_the_page_that_ships_has_every_mark(root):
+    page = (root / "docs" / report.PAGE).read_text(encoding="utf-8")
+    for name in report.SECTIONS:
+        assert f"<!-- measured: {name} -->" in page
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--contenders", "naive,fastest"],
+        ["--models", "large"],
+        ["--threads", "3"],
+        ["--rounds", "0"],
+        ["--minutes", "-1"],
+    ],
+)
+def test_arguments_that_cannot_be_are_misuse(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        program.main(arguments)
+    assert exit_.value.code == 2
+    assert "expected" in capsys.readouterr().err

@@ -1,0 +1,382 @@
+"""Generation to disk: the same bytes whoever makes them, after whatever interrupts them; and reading them back."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vae_runtime
+from vae_runtime.errors import BundleError, InputError, VaeError
+from vae_runtime.files import locked
+from vae_runtime.generation import generate, usable_cores
+from vae_runtime.samples import open_samples
+
+# Six shards of four batches, the last cut short.
+JOB = {"n": 1400, "seed": 7, "batch_size": 64, "shard_size": 256, "workers": 1}
+WORDS = ["-n", "1400", "--seed", "7", "--batch-size", "64", "--shard-size", "256"]
+
+
+def content(folder):
+    """Every file of the samples and its bytes, without the index and the job, which name the machine."""
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.suffix == ".npy"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "samples"
+    generate(digits, folder, **JOB)
+    return folder
+
+
+def test_samples_are_those_of_the_seed(undisturbed, digits):
+    samples = open_samples(undisturbed)
+    vae = vae_runtime.load(digits)
+    assert samples.shape == (1400, *vae.observation_shape)
+    assert np.array_equal(samples[:], vae.sample(1408, seed=7, batch_size=64)[:1400])
+    assert len(content(undisturbed)) == 6
+    assert not [name for name in os.listdir(undisturbed) if name.startswith(".")]
+
+
+def test_reading(undisturbed):
+    samples = open_samples(undisturbed)
+    whole = np.concatenate([np.load(undisturbed / name) for name in sorted(content(undisturbed))])
+    assert len(samples) == len(whole) == 1400
+    for index in (0, 255, 256, 1399, -1, -1400, np.int64(700)):
+        assert np.array_equal(samples[index], whole[index])
+    for part in (
+        slice(None),
+        slice(250, 270),
+        slice(-3, None),
+        slice(5, 5),
+        slice(1, 1399, 137),
+        slice(None, None, -99),
+    ):
+        assert np.array_equal(samples[part], whole[part])
+        assert samples[part].dtype == whole.dtype
+    assert np.array_equal(np.array(list(samples)), whole)
+    for index in (1400, -1401):
+        with pytest.raises(IndexError):
+            samples[index]
+    with pytest.raises(InputError, match="an integer or a slice"):
+        samples["a"]
+    samples[0][...] = 5
+    assert np.array_equal(samples[0], whole[0])
+
+
+@pytest.mark.parametrize(("workers", "parts"), [(2, 1), (4, 1), (1, 3), (2, 3)])
+def test_who_makes_them_changes_nothing(digits, tmp_path, undisturbed, workers, parts):
+    for k in range(parts, 0, -1):
+        done = generate(digits, tmp_path / "s", **{**JOB, "workers": workers}, part=(k, parts) if parts > 1 else None)
+        assert (done is None) == (k > 1)
+    assert content(tmp_path / "s") == content(undisturbed)
+
+
+@pytest.mark.parametrize(("batch_size", "shard_size"), [(1, 100), (64, 64), (700, 1400), (512, None)])
+def test_other_sizes_decode_the_same_latents(digits, tmp_path, undisturbed, batch_size, shard_size):
+    job = {**JOB, "batch_size": batch_size, "shard_size": shard_size}
+    samples = generate(digits, tmp_path / "s", **job)
+    np.testing.assert_allclose(samples[:], open_samples(undisturbed)[:], atol=1e-5)
+
+
+def test_more_may_be_asked_for_later(digits, tmp_path, undisturbed):
+    folder = tmp_path / "s"
+    generate(digits, folder, **{**JOB, "n": 600})
+    before = (folder / "shard-00000000.npy").stat().st_mtime_ns
+    assert len(generate(digits, folder, **JOB)) == 1400
+    assert content(folder) == content(undisturbed)
+    assert (folder / "shard-00000000.npy").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="n: 1400 there, 600 now, at least as many expected"):
+        generate(digits, folder, **{**JOB, "n": 600})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\1"),
+        lambda path: path.unlink(),
+        lambda path: path.with_suffix(".json").write_text("{}"),
+        lambda path: path.with_suffix(".json").unlink(),
+        lambda path: path.with_suffix(".json").write_text("[" * 9),
+    ],
+)
+def test_a_damaged_shard_alone_is_made_again(digits, tmp_path, undisturbed, damage):
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "s"))
+    damage(folder / "shard-00000002.npy")
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
+    generate(digits, folder, **JOB)
+    assert content(folder) == content(undisturbed)
+    changed = [name for name, then in before.items() if (folder / name).stat().st_mtime_ns != then]
+    assert changed in (["shard-00000002.npy"], [])
+    assert (folder / "shard-00000002.npy").stat().st_mtime_ns != before.get("shard-00000002.npy")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 8}, "seed: 7 there, 8 now"),
+        ({"batch_size": 32}, "batch_size: 64 there, 32 now"),
+        ({"dtype": "uint8"}, "dtype: 'float32' there, 'uint8' now"),
+        ({"observe": True}, "observe: False there, True now"),
+        ({"temperature": 0.5}, "temperature: 1.0 there, 0.5 now"),
+        ({"n": 1300}, "n: 1400 there, 1300 now"),
+    ],
+)
+def test_another_job_is_refused(digits, tmp_path, undisturbed, change, words):
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "s"))
+    with pytest.raises(InputError, match=words):
+        generate(digits, folder, **{**JOB, **change})
+    assert content(folder) == content(undisturbed)
+
+
+def test_another_bundle_and_a_folder_of_other_things_are_refused(digits, root, tmp_path, undisturbed):
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "s"))
+    with pytest.raises(InputError, match="digest"):
+        generate(root / "models" / "mnist", folder, **JOB)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match=r"an empty folder or one of this job is expected, it holds thesis\.tex"):
+        generate(digits, tmp_path / "full", **JOB)
+    with pytest.raises(VaeError, match="cannot be made"):
+        generate(digits, tmp_path / "full" / "thesis.tex" / "s", **JOB)
+    with pytest.raises(BundleError):
+        generate(tmp_path, tmp_path / "none", **JOB)
+    assert not (tmp_path / "none").exists()
+
+
+def test_another_machine_is_warned_of(digits, tmp_path, undisturbed):
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "s"))
+    job = json.loads((folder / "job.json").read_text())
+    job["machine"]["onnxruntime"] = "1.0.0"
+    (folder / "job.json").write_text(json.dumps(job))
+    said = []
+    generate(digits, folder, **JOB, warn=said.append)
+    assert len(said) == 1
+    assert "onnxruntime: '1.0.0' then" in said[0]
+
+
+def test_two_calls_in_one_folder_do_not_mix(digits, tmp_path):
+    folder = tmp_path / "s"
+    folder.mkdir()
+    with locked(folder), pytest.raises(VaeError, match="another call is at work"):
+        generate(digits, folder, **JOB)
+    with locked(folder, shared=True), pytest.raises(VaeError, match="another call is at work"):
+        generate(digits, folder, **JOB)
+    assert not os.listdir(folder)
+    with locked(folder, shared=True):
+        generate(digits, folder, **JOB, part=(1, 2))
+    assert len(content(folder)) == 3
+
+
+def test_uint8_is_rounded_and_takes_a_range(digits, tmp_path, undisturbed, small_bundle):
+    samples = generate(digits, tmp_path / "s", **{**JOB, "dtype": "uint8"})
+    wanted = np.rint(open_samples(undisturbed)[:].astype(np.float64) * 255)
+    assert samples.dtype == np.uint8
+    assert np.abs(samples[:] - wanted).max() <= 1
+    assert (samples[:] == wanted).mean() > 0.999
+    with pytest.raises(InputError, match="uint8 needs a range"):
+        generate(small_bundle(), tmp_path / "t", **{**JOB, "dtype": "uint8"})
+
+
+def test_draws_from_the_likelihood(digits, tmp_path):
+    samples = generate(digits, tmp_path / "s", **{**JOB, "observe": True})
+    assert set(np.unique(samples[:])) == {0, 1}
+    assert np.array_equal(samples[:64], vae_runtime.load(digits).sample(64, seed=7, observe=True))
+
+
+def test_conditions(root, tmp_path):
+    bundle = root / "models" / "digits-conditional"
+    vae = vae_runtime.load(bundle)
+    labels = np.random.default_rng(0).integers(0, 10, 1400)
+    np.save(tmp_path / "labels.npy", labels)
+    for given, each in (
+        ({"balanced": "label"}, np.arange(1400) % 10),
+        ({"conditions": {"label": tmp_path / "labels.npy"}}, labels),
+        ({"conditions": {"label": 3}}, np.full(1400, 3)),
+    ):
+        folder = tmp_path / str(len(os.listdir(tmp_path)))
+        samples = generate(bundle, folder, **JOB, **given)
+        padded = np.concatenate([each, each[-1:].repeat(8)]) if "balanced" not in given else np.arange(1408) % 10
+        wanted = vae.sample(1408, seed=7, conditions={"label": padded}, batch_size=64)[:1400]
+        assert np.array_equal(samples[:], wanted)
+    np.save(tmp_path / "short.npy", labels[:10])
+    for given, words in (
+        ({"conditions": {"label": tmp_path / "short.npy"}}, "a row for each of 1400 samples is expected, got 10"),
+        ({"conditions": {"label": tmp_path / "none.npy"}}, "none.npy"),
+        ({"balanced": "colour"}, "one of label"),
+        ({"conditions": {"label": 11}}, "0 to 9"),
+        ({}, "it is missing"),
+    ):
+        with pytest.raises(InputError, match=words):
+            generate(bundle, tmp_path / "bad", **JOB, **given)
+    assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"n": 0}, "n: "),
+        ({"workers": 0}, "workers: "),
+        ({"shard_size": 100}, "a multiple of the batch size, 64"),
+        ({"batch_size": 0}, "batch_size: "),
+        ({"dtype": "float16"}, "float32 or uint8"),
+        ({"part": (4, 3)}, "part: "),
+        ({"part": (0, 3)}, "part: "),
+        ({"temperature": -1}, "temperature: "),
+    ],
+)
+def test_bad_arguments_leave_nothing(digits, tmp_path, change, words):
+    with pytest.raises(InputError, match=words):
+        generate(digits, tmp_path / "s", **{**JOB, **change})
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_unfinished_or_damaged_folder_is_no_samples(digits, tmp_path, undisturbed):
+    with pytest.raises(VaeError, match="no folder of samples"):
+        open_samples(tmp_path)
+    generate(digits, tmp_path / "s", **JOB, part=(1, 2))
+    with pytest.raises(VaeError, match="is not finished"):
+        open_samples(tmp_path / "s")
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "t"))
+    index = json.loads((folder / "index.json").read_text())
+    for change in ({"shards": []}, {"shards": index["shards"][1:]}, {"shards": None}, {"job": {}}):
+        (folder / "index.json").write_text(json.dumps({**index, **change}))
+        with pytest.raises(VaeError, match="follow on one another"):
+            open_samples(folder)
+    escaping = [{**index["shards"][0], "file": "../undisturbed.npy"}, *index["shards"][1:]]
+    (folder / "index.json").write_text(json.dumps({**index, "shards": escaping}))
+    with pytest.raises(VaeError, match="follow on one another"):
+        open_samples(folder)
+    (folder / "index.json").write_text(json.dumps(index))
+    (folder / "shard-00000001.npy").unlink()
+    with pytest.raises(VaeError, match=r"shard-00000001\.npy: cannot be read"):
+        open_samples(folder)[300]
+
+
+def test_a_disk_that_is_full_is_told(digits, tmp_path, undisturbed):
+    """By a limit on the size of files, which stops a write in the middle as a full disk does."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000))\n"
+        "from vae_runtime.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "generate", str(digits), *WORDS, "--workers", "1", "--out", "s"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 1
+    assert "error: s/shard-00000000.npy: not written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path / "s") == ["job.json"]
+    generate(digits, tmp_path / "s", **JOB)
+    assert content(tmp_path / "s") == content(undisturbed)
+
+
+def start(digits, folder, workers, n=1400):
+    """The command in a process group of its own, so that all of it can be killed."""
+    words = ["generate", str(digits), *WORDS, "-n", str(n), "--workers", str(workers), "--out", str(folder)]
+    command = [str(Path(sys.executable).with_name("vae-runtime")), *words]
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, encoding="utf-8", start_new_session=True
+    )
+
+
+def children(pid):
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False).stdout
+    return [int(each) for each in found.split()]
+
+
+def kill_at_random(digits, folder, undisturbed, kills, n):
+    chance = random.Random(kills)
+    for number in range(kills):
+        with start(digits, folder, 2, n) as process:
+            time.sleep(chance.uniform(0.05, 1.5))
+            victims = children(process.pid)
+            with contextlib.suppress(ProcessLookupError):
+                if number % 3 == 0:
+                    os.killpg(process.pid, signal.SIGKILL)
+                elif number % 3 == 1 or not victims:
+                    process.kill()
+                else:
+                    os.kill(chance.choice(victims), signal.SIGKILL)
+            # Ends when the workers have: theirs is the same stderr.
+            _, said = process.communicate(timeout=60)
+            assert process.returncode in (0, 1, -signal.SIGKILL)
+            assert process.returncode != 1 or "error: " in said
+    with start(digits, folder, 2, n) as process:
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert content(folder) == content(undisturbed)
+    assert not [name for name in os.listdir(folder) if name.startswith(".")]
+
+
+def test_killed_at_random_moments_the_same_command_finishes(digits, tmp_path, undisturbed):
+    kill_at_random(digits, tmp_path / "s", undisturbed, 5, 1400)
+
+
+@pytest.mark.slow
+def test_killed_at_fifty_random_moments_the_same_command_finishes(digits, tmp_path):
+    generate(digits, tmp_path / "undisturbed", **{**JOB, "n": 400_000})
+    kill_at_random(digits, tmp_path / "s", tmp_path / "undisturbed", 50, 400_000)
+
+
+def test_ctrl_c_says_how_to_go_on(digits, tmp_path, undisturbed):
+    with start(digits, tmp_path / "s", 2, 10_000_000) as process:
+        while not list((tmp_path / "s").glob("shard-*.json")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "samples are whole; run the same command again to go on" in said
+    assert said.endswith("interrupted\n")
+    assert "Traceback" not in said
+    first = undisturbed / "shard-00000000.npy"
+    assert (tmp_path / "s" / first.name).read_bytes() == first.read_bytes()
+    assert not [name for name in os.listdir(tmp_path / "s") if name.startswith(".")]
+
+
+def test_cores_are_those_of_the_process():
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system has no affinity")
+    before = os.sched_getaffinity(0)
+    assert 1 <= usable_cores() <= len(before)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_memory_does_not_grow_with_the_job(digits, python):
+    """Ten times the samples take no more memory, beside what the index says of ten times the shards."""
+    code = (
+        "import resource, sys, tempfile; from vae_runtime.generation import generate\n"
+        "generate(sys.argv[1], tempfile.mkdtemp() + '/s', int(sys.argv[2]), seed=1, workers=1, shard_size=4096)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    few, many = (int(python("-c", code, digits, n).stdout) for n in (50_000, 500_000))
+    assert many < few * 1.05 + 4096
+
+
+def test_a_stream_gives_what_is_generated(digits, undisturbed, root):
+    vae = vae_runtime.load(digits)
+    batches = list(vae.stream(1400, seed=7, batch_size=64))
+    assert [len(batch) for batch in batches] == [64] * 21 + [56]
+    assert np.array_equal(np.concatenate(batches), open_samples(undisturbed)[:])
+    later = next(vae.stream(100, seed=7, start=640, batch_size=64))
+    assert np.array_equal(later, batches[10])
+    with pytest.raises(InputError, match="n: "):
+        vae.stream(0)
+    vae = vae_runtime.load(root / "models" / "digits-conditional")
+    labels = np.arange(100) % 10
+    found = np.concatenate(list(vae.stream(100, seed=1, conditions={"label": labels}, batch_size=64)))
+    np.testing.assert_allclose(found, vae.sample(100, seed=1, conditions={"label": labels}), atol=1e-5)
+    with pytest.raises(InputError, match="it is missing"):
+        vae.stream(10, seed=1)

@@ -19,6 +19,8 @@ PAGE, FIGURES = "benchmarks.md", "benchmarks.json"
 FRAME = Path(__file__).parents[1] / "docs" / PAGE
 NAIVE, OURS, INT8 = "naive", "ours-fp32", "ours-int8"
 NOTHING = "Not measured in this run."
+# Below, a median and its quartiles say nothing.
+LEAST_ROUNDS = 3
 TICKS = {"wall": (100, 200, 500, 1000, 2000, 5000), "memory": (50, 100, 200, 400)}
 # Marks that are told apart without colour, by batch size.
 MARKS = {1: "o", 8: "s", 64: "^", 512: "D"}
@@ -320,8 +322,12 @@ def run_section(found: Found) -> str:
         ("memory that was free", f"at least {100 * min(free):.0f} %" if free else "unknown"),
         ("time that the hypervisor gave to others", f"at most {100 * max(stolen):.1f} %" if stolen else "unknown"),
     ]  # fmt: skip
-    quick = "**A quick run, to try the program: its figures mean nothing.**\n\n" if found["quick"] else ""
-    return quick + table(("", ""), rows)
+    trial = ""
+    if found["quick"]:
+        trial = "**A quick run, to try the program: its figures mean nothing.**\n\n"
+    elif min((len(rounds) for rounds in Results(found).rounds()), default=0) < LEAST_ROUNDS:
+        trial = f"**A trial of less than {LEAST_ROUNDS} rounds: its figures are not to be relied on.**\n\n"
+    return trial + table(("", ""), rows)
 
 
 def _rounds(found: Found) -> str:

@@ -124,7 +124,7 @@ def test_the_blocks_of_a_document_do_what_they_say(document, folder):
     ran, skipped = executed((ROOT / document).read_text(encoding="utf-8"), document, folder)
     if document == "README.md":
         assert ran >= 6
-        assert {"samples.npy", "samples.png", "strip.png", "run", "bundle"} <= set(os.listdir(folder))
+        assert {"samples", "samples.png", "strip.png", "small.zip", "run", "bundle"} <= set(os.listdir(folder))
     if document == "docs/bring-your-own.md":
         assert ran == 5
         assert not skipped

@@ -289,6 +289,13 @@ def test_targets_are_judged_by_their_figures(found):
     assert at_most._replace(bound=1.1).met is False
 
 
+def test_a_run_of_few_rounds_is_called_a_trial(found):
+    found["quick"] = False
+    assert "A trial" not in report.run_section(found)
+    found["rounds"] = [entry for entry in found["rounds"] if entry["round"] == 0]
+    assert "A trial of less than 3 rounds" in report.run_section(found)
+
+
 def test_a_page_without_its_marks_is_refused():
     page = "before\n<!-- measured: run -->\nold\n<!-- end of measured: run -->\nafter\n"
     assert "old" not in report.filled(page, "run", "new")

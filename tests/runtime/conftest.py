@@ -113,6 +113,15 @@ class Onnx:
 
 
 @pytest.fixture(scope="session")
+def external_data():
+    """Skip a test where ONNX Runtime takes no weights from beside a graph."""
+    import onnxruntime
+
+    if not hasattr(onnxruntime.SessionOptions, "add_external_initializers_from_files_in_memory"):
+        pytest.skip("this ONNX Runtime takes no external data from memory")
+
+
+@pytest.fixture(scope="session")
 def onnx_bytes():
     return Onnx()
 

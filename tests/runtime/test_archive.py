@@ -270,6 +270,7 @@ def test_threads_read_it_at_once(digits_zip):
     assert found == [True] * 40
 
 
+@pytest.mark.usefixtures("external_data")
 def test_weights_beside_a_graph_are_taken_from_it(weighted_bundle, place):
     folder = weighted_bundle()
     place.write_bytes(zip_of(sorted(files_of(folder).items())))

@@ -72,6 +72,7 @@ def test_conditions_are_given_to_both(root):
     assert all(t.difference is None or t.difference <= 1e-5 for t in found.timings)
 
 
+@pytest.mark.usefixtures("external_data")
 def test_weights_beside_a_graph_are_found(weighted_bundle):
     found = quickly(weighted_bundle(), work=["decode"])
     assert [t.difference for t in found.timings if t.contender == "fp32"] == [0.0, 0.0]

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import formats
 from .errors import InputError, VaeError
+from .store import Folder, open_store
 
 __all__ = ["INDEX", "JOB", "Samples", "open_samples", "read_json"]
 
@@ -26,8 +28,8 @@ class Samples:
     Shards are mapped into memory as they are asked for; what is given is a copy, float32 or uint8.
     """
 
-    def __init__(self, folder: Path, job: Mapping[str, Any], shards: list[Mapping[str, Any]]) -> None:
-        self.folder = folder
+    def __init__(self, store: Folder, job: Mapping[str, Any], shards: list[Mapping[str, Any]]) -> None:
+        self._store = store
         self.job = job
         self.shards = shards
         self._starts = [shard["start"] for shard in shards]
@@ -45,7 +47,7 @@ class Samples:
         return found
 
     def __repr__(self) -> str:
-        return f"<Samples {self.folder}: {self.dtype} {list(self.shape)}, seed {self.job['seed']}>"
+        return f"<Samples {self._store}: {self.dtype} {list(self.shape)}, seed {self.job['seed']}>"
 
     def __len__(self) -> int:
         count: int = self.shards[-1]["stop"]
@@ -86,10 +88,12 @@ class Samples:
         if self._last is not None and self._last[0] == number:
             return self._last[1]
         shard = self.shards[number]
-        path = self.folder / shard["file"]
-        rows: NDArray[Any]
+        path = f"{self._store}/{shard['file']}"
+        source = self._store.path(shard["file"]) or self._store.read(shard["file"])
+        if source is None:
+            raise VaeError(f"{path}: cannot be read: it is missing; generate again into the same folder")
         try:
-            rows = np.load(path, mmap_mode="r", allow_pickle=False)
+            rows = formats.read(self.job["format"], source)
         except (OSError, ValueError) as error:
             raise VaeError(f"{path}: cannot be read: {error}; generate again into the same folder") from error
         if rows.shape != (shard["stop"] - shard["start"], *self.job["shape"]) or rows.dtype != self.dtype:
@@ -104,37 +108,41 @@ def open_samples(folder: str | os.PathLike[str]) -> Samples:
     Raises:
         VaeError: it is no such folder, is not finished, or its index is damaged.
     """
-    root = Path(folder)
-    if not (root / INDEX).is_file():
-        if (root / JOB).is_file():
+    root = open_store(folder)
+    names = root.names()
+    if INDEX not in names:
+        if JOB in names:
             raise VaeError(f"{root}: is not finished, there is no {INDEX}; run the same `generate` again to go on")
         raise VaeError(f"{root}: no folder of samples: there is no {INDEX}; give one that `generate` wrote")
-    index = read_json(root / INDEX)
+    index = read_json(root, INDEX)
     try:
         job, shards = index["job"], index["shards"]
         stops = [0, *(shard["stop"] for shard in shards)]
         whole = all(shard["start"] == stop < shard["stop"] for shard, stop in zip(shards, stops, strict=False))
         plain = all(Path(shard["file"]).name == shard["file"] for shard in shards)
         right = bool(shards) and whole and plain and stops[-1] == job["n"]
+        right = right and job["format"] in formats.FORMATS
         np.dtype(job["dtype"]), tuple(map(operator.index, job["shape"]))
     except (TypeError, KeyError, AttributeError):
         right = False
     if not right:
-        raise VaeError(f"{root / INDEX}: shards that follow on one another up to n are expected; generate again")
+        raise VaeError(f"{root}/{INDEX}: shards that follow on one another up to n are expected; generate again")
     return Samples(root, job, shards)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+def read_json(store: Folder, name: str) -> dict[str, Any]:
+    """A JSON object from a file of a store.
 
     Raises:
-        VaeError: it cannot be read, or holds something else.
+        VaeError: it is missing, cannot be read, or holds something else.
     """
+    path = f"{store}/{name}"
+    content = store.read(name)
+    if content is None:
+        raise VaeError(f"{path}: is missing")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise VaeError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise VaeError(f"{path}: JSON is expected: {error}") from error
     if not isinstance(value, dict):
         raise VaeError(f"{path}: a JSON object is expected, got {type(value).__name__}")

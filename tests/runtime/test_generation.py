@@ -17,8 +17,9 @@ import pytest
 import vae_runtime
 from vae_runtime.errors import BundleError, InputError, VaeError
 from vae_runtime.files import locked
-from vae_runtime.generation import generate, usable_cores
+from vae_runtime.generation import generate
 from vae_runtime.samples import open_samples
+from vae_runtime.workers import usable_cores
 
 # Six shards of four batches, the last cut short.
 JOB = {"n": 1400, "seed": 7, "batch_size": 64, "shard_size": 256, "workers": 1}

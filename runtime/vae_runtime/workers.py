@@ -1,0 +1,122 @@
+"""The local executor: shards made here, or by processes of this machine with one thread each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from .errors import VaeError
+from .job import Job
+from .shards import generate_shard
+from .store import Folder
+from .vae import VAE, load
+
+__all__ = ["run", "usable_cores"]
+
+
+def usable_cores() -> int:
+    """The cores that this process may use, by its affinity and its control group's quota (cgroup v2 or v1)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = period = 0
+    with contextlib.suppress(OSError, ValueError):
+        most, every = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        quota, period = (0, 0) if most == "max" else (int(most), int(every))
+    if not quota:
+        with contextlib.suppress(OSError, ValueError):
+            folder = Path("/sys/fs/cgroup/cpu")
+            quota = int((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))
+            period = int((folder / "cpu.cfs_period_us").read_text(encoding="ascii"))
+    return max(1, min(cores, -(-quota // period))) if quota > 0 and period > 0 else cores
+
+
+def run(vae: VAE, store: Folder, job: Job, numbers: Sequence[int], workers: int) -> Iterator[int]:
+    """Make shards, here or in processes of their own.
+
+    Yields:
+        The rows of each shard as it is done.
+
+    Raises:
+        VaeError: a shard cannot be written, or a worker died.
+    """
+    if workers == 1:
+        for number in numbers:
+            entry = generate_shard(vae, store, job, number)
+            yield entry["stop"] - entry["start"]
+        return
+    import multiprocessing
+
+    arguments = (str(vae.bundle.path), vae.digest, vae.device, vae.variant, store, job)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, arguments)
+    waiting = iter(numbers)
+    pending: set[Future[int]] = set()
+    try:
+        while True:
+            # No more than a few ahead: memory does not grow with the job.
+            for number in waiting:
+                with _interrupts_held():
+                    pending.add(pool.submit(_work, number))
+                if len(pending) >= 2 * workers:
+                    break
+            if not pending:
+                break
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool:
+        raise VaeError(
+            f"{store}: a worker died, killed or out of memory; what is whole stays: run the same command again to go "
+            "on, with fewer workers or a smaller batch size if memory is short"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+# What a worker makes shards with.
+_state: tuple[VAE, Folder, Job] | None = None
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Start processes that Ctrl-C, which goes to all of a terminal's, never reaches: the parent tells when to stop."""
+    import signal
+
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start(bundle: str, digest: str, device: str, variant: str, store: Folder, job: Job) -> None:
+    """In a worker, before its first shard."""
+    import multiprocessing
+    import signal
+
+    global _state
+    # Where signals cannot be held back while a process is started.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    # A parent that is killed leaves its workers waiting for ever.
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    _state = load(bundle, device=device, variant=variant, digest=digest), store, job
+
+
+def _work(number: int) -> int:
+    assert _state is not None
+    entry = generate_shard(*_state, number)
+    rows: int = entry["stop"] - entry["start"]
+    return rows

@@ -29,7 +29,7 @@ from vae_runtime.files import write_folder
 from vae_runtime.image import grid, png
 from vae_runtime.manifest import Golden, Manifest, Normalisation, Refusal, Signature, Variant, dump, parse
 from vae_runtime.prior import Mixture
-from vae_runtime.verify import Report, verify
+from vae_runtime.verification import Report, verify
 
 from . import checkpoint
 from .adapt import Adapted, adapt, declared

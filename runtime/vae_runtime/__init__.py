@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from .errors import BundleError, DeviceError, InputError, VaeError
 from .noise import new_seed
 from .vae import VAE, interpolate, load, traverse
-from .verify import Report, verify
 
 if TYPE_CHECKING:
     from .generation import generate
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from .posterior import Encoding, Posterior, Posteriors
     from .samples import Samples, open_samples
     from .score import Scores
+    from .verification import Report, verify
 
 # Where what is not needed to sample lives: imported when it is first asked for.
 _LATER = {
@@ -29,6 +29,7 @@ _LATER = {
     "generate": "generation",
     **dict.fromkeys(("Samples", "open_samples"), "samples"),
     "pack": "packing",
+    **dict.fromkeys(("Report", "verify"), "verification"),
 }
 
 __version__ = "0.1.0"

@@ -18,7 +18,7 @@ from .bundle import Bundle, open_bundle
 from .errors import InputError, VaeError, one_line, require_integer
 from .session import Device, resolve_device
 from .vae import VAE, load
-from .verify import golden_inputs, read_golden
+from .verification import golden_inputs, read_golden
 
 __all__ = ["WORK", "Benchmark", "Timing", "bench"]
 

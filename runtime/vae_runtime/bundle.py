@@ -8,12 +8,15 @@ import re
 import stat
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from .errors import BundleError, InputError
 from .manifest import Manifest, Variant, parse
+from .records import Record, record
+
+if TYPE_CHECKING:
+    # 3 % of a cold start.
+    from pathlib import Path
 
 __all__ = ["MANIFEST", "SUMS", "Bundle", "clash_of", "format_sums", "open_bundle", "parse_digest", "read_sums"]
 
@@ -28,18 +31,29 @@ _LINE = re.compile(f"([0-9a-f]{{64}})  ({_PATH.pattern})")
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 
 
-@dataclass(frozen=True)
-class Bundle:
+@record(frozen=True)
+class Bundle(Record):
     """An opened bundle. Only SHA256SUMS and the manifest have been read; `read` gives the other files.
 
-    `path` is its folder or .zip file, and serves to name places in errors: what reads files goes through `read`.
+    `root` is its folder or .zip file.
     """
 
-    path: Path
+    root: str
     manifest: Manifest
     sums: Mapping[str, str]
     digest: str
     files: _Folder | _Archive
+
+    @property
+    def path(self) -> Path:
+        """Its folder or .zip file; serves to name places in errors: what reads files goes through `read`."""
+        from pathlib import Path
+
+        return Path(self.root)
+
+    def place(self, relative: str) -> str:
+        """Where a file lies, for errors."""
+        return os.path.join(self.root, relative)
 
     def read(self, relative: str) -> bytes:
         """The content of a listed file, its hash checked.
@@ -71,7 +85,7 @@ class Bundle:
         variants = self.manifest.components.get(component, {})
         if not variants:
             raise BundleError(
-                f"{self.path}: the {component} was left out when this bundle was packed; use the bundle it was packed "
+                f"{self.root}: the {component} was left out when this bundle was packed; use the bundle it was packed "
                 f"from, {self.manifest.packed_from}, or pack that with --only {component}, too"
             )
         runnable = [variant for variant in variants.values() if variant.executor == "ort"]
@@ -79,10 +93,10 @@ class Bundle:
             return runnable[0]
         names = ", ".join(variant.name for variant in runnable)
         if name not in variants:
-            raise BundleError(f"{self.path}: {component} has no variant {name!r}; choose one of: {names}")
+            raise BundleError(f"{self.root}: {component} has no variant {name!r}; choose one of: {names}")
         if variants[name].executor != "ort":
             raise BundleError(
-                f"{self.path}: the variant {name!r} of {component} is for {variants[name].executor}, not for ONNX "
+                f"{self.root}: the variant {name!r} of {component} is for {variants[name].executor}, not for ONNX "
                 f"Runtime; choose one of: {names}"
             )
         return variants[name]
@@ -115,16 +129,18 @@ def open_bundle(path: str | os.PathLike[str], digest: str | None = None) -> Bund
         InputError: the path or the digest is not of the right form.
     """
     try:
-        root = Path(os.fspath(path))
+        root = os.fspath(path)
     except TypeError:
+        root = ""
+    if not isinstance(root, str) or not root:
         raise InputError(
             f"path: a folder or .zip file on disk is expected, got {path!r}; unpack a bundle that is in another archive"
-        ) from None
+        )
     wanted = None if digest is None else parse_digest(digest)
     files: _Folder | _Archive
     if os.path.isdir(root):
         files = _Folder(root)
-        there = [name for name in (SUMS, MANIFEST) if (root / name).is_file()]
+        there = [name for name in (SUMS, MANIFEST) if os.path.isfile(os.path.join(root, name))]
     elif os.path.isfile(root):
         files = _Archive(root)
         there = [name for name in (SUMS, MANIFEST) if name in files.names()]
@@ -139,14 +155,16 @@ def open_bundle(path: str | os.PathLike[str], digest: str | None = None) -> Bund
         raise BundleError(
             f"{root}: the bundle's digest is {found}, {wanted} is expected; use the bundle it was made for"
         )
-    sums = read_sums(content, str(root / SUMS))
+    sums = read_sums(content, os.path.join(root, SUMS))
     if MANIFEST not in sums:
-        raise BundleError(f"{root / SUMS}: {MANIFEST} is not listed; copy the bundle again")
-    manifest = parse(_read_listed(files, MANIFEST, sums), str(root / MANIFEST))
+        raise BundleError(f"{os.path.join(root, SUMS)}: {MANIFEST} is not listed; copy the bundle again")
+    manifest = parse(_read_listed(files, MANIFEST, sums), os.path.join(root, MANIFEST))
     graphs = [path for variant in manifest.variants for path in (variant.path, variant.data_path)]
     for needed in [*graphs, manifest.golden.file, *(latent.prior.file for latent in manifest.latents)]:
         if needed is not None and needed not in sums:
-            raise BundleError(f"{root / SUMS}: {needed}, named by {MANIFEST}, is not listed; copy the bundle again")
+            raise BundleError(
+                f"{os.path.join(root, SUMS)}: {needed}, named by {MANIFEST}, is not listed; copy the bundle again"
+            )
     return Bundle(root, manifest, sums, found, files)
 
 
@@ -206,7 +224,7 @@ def clash_of(paths: Collection[str]) -> str | None:
 
 
 def _read_listed(files: _Folder | _Archive, relative: str, sums: Mapping[str, str], *, alone: bool = False) -> bytes:
-    place = files.path / relative
+    place = os.path.join(files.root, relative)
     if relative not in sums:
         raise BundleError(f"{place}: not listed in {SUMS}; copy the bundle again")
     content = files.read(relative, alone=alone)
@@ -219,27 +237,27 @@ def _read_listed(files: _Folder | _Archive, relative: str, sums: Mapping[str, st
 class _Folder:
     """The files of a bundle in a folder, by their relative paths."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, root: str) -> None:
+        self.root = root
 
     def names(self) -> Iterator[str]:
         """The relative path of everything inside that is no folder."""
-        for folder, folders, files in os.walk(self.path, onerror=_raise):
+        for folder, folders, files in os.walk(self.root, onerror=_raise):
             for entry in [*folders, *files]:
-                place = Path(folder, entry)
-                if not stat.S_ISDIR(place.lstat().st_mode):
-                    yield place.relative_to(self.path).as_posix()
+                place = os.path.join(folder, entry)
+                if not stat.S_ISDIR(os.lstat(place).st_mode):
+                    yield os.path.relpath(place, self.root).replace(os.sep, "/")
 
     def read(self, relative: str, *, alone: bool = False) -> bytes:
         """Read a plain file, refusing links (the folder itself may be one), pipes and devices.
 
         Of a file that must stand alone hard links are refused too.
         """
-        place = self.path
+        place = self.root
         try:
             for part in relative.split("/"):
-                place = place / part
-                status = place.lstat()
+                place = os.path.join(place, part)
+                status = os.lstat(place)
                 if stat.S_ISLNK(status.st_mode):
                     raise BundleError(
                         f"{place}: a link, which a bundle must not hold; copy the bundle with its real files"
@@ -251,12 +269,13 @@ class _Folder:
                     f"{place}: a link, hard links included, which a graph's weights must not be: the file has "
                     f"{status.st_nlink} names; copy the bundle with its real files"
                 )
-            _require_small(place, relative, place.stat().st_size)
-            return place.read_bytes()
+            _require_small(place, relative, status.st_size)
+            with open(place, "rb") as file:
+                return file.read()
         except FileNotFoundError:
-            raise BundleError(f"{self.path / relative}: missing; copy the bundle again") from None
+            raise BundleError(f"{os.path.join(self.root, relative)}: missing; copy the bundle again") from None
         except OSError as error:
-            raise BundleError(f"{self.path / relative}: cannot be read: {error.strerror}") from None
+            raise BundleError(f"{os.path.join(self.root, relative)}: cannot be read: {error.strerror}") from None
 
 
 # Of a .zip file (APPNOTE.TXT of PKWARE): the header before each file's bytes, its entry in the directory, and the end.
@@ -275,20 +294,20 @@ class _Archive:
     would have to be checked here if zipfile read it too, whose import takes 7 % of a cold start.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, root: str) -> None:
         """Read the directory, and hold each header against it.
 
         Raises:
             BundleError: the file is no such archive, or cannot be read.
         """
-        self.path = path
+        self.root = root
         # Where each file's bytes are, how many, and their CRC-32.
         self._members: dict[str, tuple[int, int, int]] = {}
         try:
-            with path.open("rb") as file:
+            with open(root, "rb") as file:
                 self._read_directory(file)
         except OSError as error:
-            raise BundleError(f"{path}: cannot be read: {error.strerror}") from None
+            raise BundleError(f"{root}: cannot be read: {error.strerror}") from None
 
     def names(self) -> Iterator[str]:
         """The path of every file inside."""
@@ -296,7 +315,7 @@ class _Archive:
 
     def read(self, relative: str, *, alone: bool = False) -> bytes:
         """Read a file. Each stands alone: inside an archive there are no links."""
-        place = self.path / relative
+        place = os.path.join(self.root, relative)
         if relative not in self._members:
             raise BundleError(f"{place}: missing; copy the bundle again")
         start, size, crc = self._members[relative]
@@ -304,7 +323,7 @@ class _Archive:
         import zlib  # of folders not needed
 
         try:
-            with self.path.open("rb") as file:
+            with open(self.root, "rb") as file:
                 file.seek(start)
                 content = file.read(size)
         except OSError as error:
@@ -364,10 +383,10 @@ class _Archive:
             raise self._wrong(clash)
 
     def _wrong(self, why: str) -> BundleError:
-        return BundleError(f"{self.path}: no .zip file of a bundle: {why}; pack or copy it again")
+        return BundleError(f"{self.root}: no .zip file of a bundle: {why}; pack or copy it again")
 
 
-def _require_small(place: Path, relative: str, size: int) -> None:
+def _require_small(place: str, relative: str, size: int) -> None:
     most = _MOST_BYTES.get(relative)
     if most is not None and size > most:
         raise BundleError(f"{place}: at most {most} bytes are expected, got {size}")

@@ -473,7 +473,7 @@ def _numbers(value: float | tuple[float, ...]) -> str:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from .verify import verify
+    from .verification import verify
 
     report = verify(options.bundle, device=options.device, threads=options.threads, digest=options.digest)
     print(report)

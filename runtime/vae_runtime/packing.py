@@ -18,7 +18,7 @@ from .errors import BundleError, InputError, VaeError
 from .files import write_atomic, write_folder
 from .manifest import COMPONENTS, Manifest, Variant, dump
 from .session import _fields, _onnxruntime, _varint
-from .verify import golden_tensors, read_golden
+from .verification import golden_tensors, read_golden
 
 __all__ = ["OPERATORS", "pack", "parse_only"]
 

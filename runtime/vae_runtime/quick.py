@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import noise
 from .manifest import Manifest
 from .session import Call, Session
 
-__all__ = ["Quick", "is_plain"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+    Array = NDArray[np.float32]
+
+__all__ = ["Quick", "is_plain"]
 
 _FLOAT32 = np.dtype(np.float32)
 # Rows of a call: more are worked on in batches, where all this matters less.

@@ -8,16 +8,16 @@ import io
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
-
 from .errors import BundleError, DeviceError, InputError, VaeError
+from .records import Record, record
 
 if TYPE_CHECKING:
     import logging
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
 __all__ = ["Call", "Device", "Session", "onnxruntime_version", "parse_device", "resolve_device"]
 
@@ -25,8 +25,8 @@ _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PROVIDER = re.compile(r"[A-Za-z0-9]+ExecutionProvider")
 
 
-@dataclass(frozen=True)
-class Device:
+@record(frozen=True)
+class Device(Record):
     """Where sessions run: an execution provider of ONNX Runtime with its options, under a short name."""
 
     name: str
@@ -118,7 +118,7 @@ class Session:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         options.add_session_config_entry("session.load_model_format", "ONNX")
-        if isinstance(content, Path):
+        if not isinstance(content, bytes):
             import mmap  # not needed on the start-up path
 
             with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from . import noise
 from .bundle import Bundle, open_bundle
@@ -21,18 +20,20 @@ from .session import Device, Session, resolve_device
 
 if TYPE_CHECKING:
     # Imported where they are used: a device that samples starts without them.
+    from numpy.typing import ArrayLike, NDArray
+
     from .posterior import Encoding, Posterior
     from .prior import Mixture
     from .score import Scores
 
-__all__ = ["VAE", "interpolate", "load", "open_session", "traverse"]
+    Array = NDArray[np.float32]
+    # Of one latent an array; of several, arrays by the latents' names.
+    Latents = ArrayLike | Mapping[str, ArrayLike]
+    # From a name to a value for all rows, to an array [n, ...], or to names of classes.
+    Conditions = Mapping[str, Any] | None
+    Feeds = dict[str, NDArray[Any]]
 
-Array = NDArray[np.float32]
-# Of one latent an array; of several, arrays by the latents' names.
-Latents = ArrayLike | Mapping[str, ArrayLike]
-# From a name to a value for all rows, to an array [n, ...], or to names of classes.
-Conditions = Mapping[str, Any] | None
-Feeds = dict[str, NDArray[Any]]
+__all__ = ["VAE", "interpolate", "load", "open_session", "traverse"]
 
 # Enough for most of a CPU's throughput, little enough to stay in its caches.
 _BATCH_SIZE = 64
@@ -88,7 +89,7 @@ def open_session(bundle: Bundle, component: str, variant: str | None, device: De
     """
     manifest = bundle.manifest
     chosen = bundle.variant(component, variant)
-    place = str(bundle.path / chosen.path)
+    place = bundle.place(chosen.path)
     session = Session(bundle.read(chosen.path), place, device, threads, data=bundle.data(chosen))
     inputs = {tensor.name: tensor for tensor in manifest.inputs(component)}
     outputs = {tensor.name: tensor for tensor in manifest.outputs(component)}

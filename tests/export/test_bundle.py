@@ -24,7 +24,7 @@ from vae_export.card import run_card
 from vae_runtime import InputError, VaeError, verify
 from vae_runtime.bundle import open_bundle
 from vae_runtime.manifest import Likelihood, Normalisation, parse
-from vae_runtime.verify import read_golden
+from vae_runtime.verification import read_golden
 
 
 def content_of(folder):
@@ -104,7 +104,7 @@ def test_golden_vectors_are_pytorchs_and_each_variants_own(tiny_bundle, tiny_ada
     import torch
 
     from vae_export.probe import run_module
-    from vae_runtime.verify import golden_inputs
+    from vae_runtime.verification import golden_inputs
 
     bundle = open_bundle(tiny_bundle)
     golden = read_golden(bundle)

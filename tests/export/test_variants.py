@@ -21,7 +21,7 @@ from vae_export.graphs import require_same
 from vae_export.variants import Gate, _ends, _psnr
 from vae_runtime.bundle import open_bundle
 from vae_runtime.errors import BundleError, InputError
-from vae_runtime.verify import golden_inputs, read_golden
+from vae_runtime.verification import golden_inputs, read_golden
 
 ALL = ("fp32", "fp16", "int8")
 

@@ -25,7 +25,7 @@ FLOORS = {
     "packing": 7,
     "shards": 7,
     "job": 6,
-    "verify": 6,
+    "verification": 6,
     "vae": 5,
     "quick": 4,
     "posterior": 4,
@@ -42,6 +42,7 @@ FLOORS = {
     "formats": 1,
     "image": 1,
     "errors": 0,
+    "records": 0,
 }
 
 HEAVY = (

@@ -17,7 +17,7 @@ from vae_runtime.bundle import SUMS, open_bundle
 from vae_runtime.manifest import dump, parse
 from vae_runtime.packing import OPERATORS, _operators, pack, parse_only
 from vae_runtime.session import Session, resolve_device
-from vae_runtime.verify import golden_inputs, golden_tensors, read_golden
+from vae_runtime.verification import golden_inputs, golden_tensors, read_golden
 
 MODELS = sorted(path.parent for path in (Path(__file__).parents[2] / "models").glob("*/manifest.json"))
 FORMS = ("small", "small.zip")

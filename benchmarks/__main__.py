@@ -254,6 +254,8 @@ class Bench:
     def _passes(self, name: str, cell: Cell) -> bool:
         if cell.work in ("next", "stream", "noise") and name not in ("naive", "ours-fp32"):
             return False
+        if cell.work != "decode" and CONTENDERS[name].decodes_only:
+            return False
         where = {"model": cell.model, "work": cell.work, "batch": cell.batch, "threads": cell.threads}
         free = available_memory()
         if free < KEPT_FREE:
@@ -599,6 +601,10 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> None:
     if options.quick:
         options.rounds = min(options.rounds, 3)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VaeError(f"{options.out}: cannot be made: {error.strerror}; choose another place") from error
     found = Bench(options).run()
     write_atomic(options.out / "benchmarks.json", report.dumped(found).encode())
     report.write(found, options.out)

@@ -47,6 +47,8 @@ class Contender:
     fixed = False
     """Whether a graph takes one batch size only."""
     precision = "f32"
+    decodes_only = False
+    """Whether all it is given is a decoder."""
 
     def __init__(self, folder: str, threads: int, latent: tuple[int, ...]) -> None:
         """Prepare nothing yet.
@@ -322,8 +324,11 @@ class OpenVino(Contender):
     environment = "openvino"
     packages = ("openvino",)
     given = "the plain graphs, reshaped to each batch size; latency hint, one request, its own tensors"
-    suffix = ".onnx"
     fixed = True
+
+    def graph(self, component: str) -> str:
+        """The file of a component, in the model's folder."""
+        return f"{component}.onnx"
 
     def open(self, component: str, batch: int) -> Run:
         import openvino
@@ -331,7 +336,7 @@ class OpenVino(Contender):
         if "core" not in self._opened:
             self._opened["core"] = openvino.Core()
         core = self._opened["core"]
-        model = core.read_model(self.path(f"{component}{self.suffix}"))
+        model = core.read_model(self.path(self.graph(component)))
         shape = model.inputs[0].get_partial_shape()
         shape[0] = batch
         model.reshape(shape)
@@ -375,24 +380,77 @@ class OpenVinoInt8(OpenVino):
     name = "openvino-int8"
     title = "OpenVINO int8"
     converter = "nncf"
-    suffix = "-int8.xml"
     exact = False
     given = "the plain graphs after NNCF's post-training quantization, calibrated on 300 inputs"
 
+    def graph(self, component: str) -> str:
+        return f"{component}-int8.xml"
+
     @staticmethod
     def convert(folder: str, component: str, batches: list[int]) -> None:
-        import nncf
-        import openvino
+        _quantize(folder, component, f"{component}.onnx", f"{component}-int8.xml")
 
-        arrays = np.load(os.path.join(folder, "reference.npz"))
-        inputs = arrays["x" if component == "encoder" else "z"]
-        if component == "decoder" and len(inputs) < 300:
-            random = np.random.Generator(np.random.PCG64(4))
-            inputs = random.standard_normal((300, *inputs.shape[1:]), dtype=np.float32)
-        model = openvino.Core().read_model(os.path.join(folder, f"{component}.onnx"))
-        calibration = nncf.Dataset([inputs[row : row + 1] for row in range(min(300, len(inputs)))])
-        quantized = nncf.quantize(model, calibration)
-        openvino.save_model(quantized, os.path.join(folder, f"{component}-int8.xml"), compress_to_fp16=False)
+
+# Where the exporter puts a bundle's decoder in 32 bits.
+_OURS = os.path.join("bundle", "decoder", "fp32", "model.onnx")
+
+
+class OpenVinoBf16Rewritten(OpenVinoBf16):
+    name = "openvino-bf16-rewritten"
+    title = "OpenVINO bf16, our graph"
+    decodes_only = True
+    given = "as OpenVINO bf16, with the decoder of vae-runtime's bundle, which the exporter has rewritten"
+
+    def check(self) -> None:
+        _require_rewritten(self)
+
+    def graph(self, component: str) -> str:
+        return _OURS
+
+
+class OpenVinoInt8Rewritten(OpenVinoInt8):
+    name = "openvino-int8-rewritten"
+    title = "OpenVINO int8, our graph"
+    decodes_only = True
+    given = "as OpenVINO int8, from the decoder of vae-runtime's bundle"
+
+    def check(self) -> None:
+        _require_rewritten(self)
+
+    def graph(self, component: str) -> str:
+        return "decoder-rewritten-int8.xml"
+
+    @staticmethod
+    def convert(folder: str, component: str, batches: list[int]) -> None:
+        if component == "decoder" and _is_rewritten(folder):
+            _quantize(folder, component, _OURS, "decoder-rewritten-int8.xml")
+
+
+def _is_rewritten(folder: str) -> bool:
+    """Whether the exporter rewrites a model's decoder: what it rewrites are nearest-neighbour resizes."""
+    with open(os.path.join(folder, "decoder.onnx"), "rb") as file:
+        return b"Resize" in file.read()
+
+
+def _require_rewritten(contender: Contender) -> None:
+    if not _is_rewritten(contender.folder):
+        raise Unavailable("the exporter rewrites nothing of this decoder")
+
+
+def _quantize(folder: str, component: str, source: str, target: str) -> None:
+    """Quantize a graph of the model's folder after training, with NNCF."""
+    import nncf
+    import openvino
+
+    arrays = np.load(os.path.join(folder, "reference.npz"))
+    inputs = arrays["x" if component == "encoder" else "z"]
+    if component == "decoder" and len(inputs) < 300:
+        random = np.random.Generator(np.random.PCG64(4))
+        inputs = random.standard_normal((300, *inputs.shape[1:]), dtype=np.float32)
+    model = openvino.Core().read_model(os.path.join(folder, source))
+    calibration = nncf.Dataset([inputs[row : row + 1] for row in range(min(300, len(inputs)))])
+    quantized = nncf.quantize(model, calibration)
+    openvino.save_model(quantized, os.path.join(folder, target), compress_to_fp16=False)
 
 
 class LiteRt(Contender):
@@ -522,6 +580,8 @@ CONTENDERS: dict[str, type[Contender]] = {
         OpenVino,
         OpenVinoBf16,
         OpenVinoInt8,
+        OpenVinoBf16Rewritten,
+        OpenVinoInt8Rewritten,
         LiteRt,
         ExecuTorch,
         OursFp32,

@@ -279,13 +279,14 @@ def _worker_targets(found: Found) -> list[Target]:
         work = f"two workers of one thread, {what}, batch 64: × one session of two"
         lines.append(Target(work, value, bound, note=f"batch 1: {note}" if note else ""))
     cells = {(entry["model"], entry["batch"]) for entry in found["workers"]}
-    loaded = [
-        (value, f"lowest of all: {_title(found, model)}, batch {batch}")
-        for model, batch in sorted(cells)
-        if (value := _worker_ratio(found, model, batch, 1, "wide", "one")) is not None
-    ]
-    value, note = min(loaded, key=lambda each: each[0].median, default=(None, ""))
-    lines.append(Target("under four busy loops, two threads: × one session of one thread", value, 0.9, note=note))
+    for group, what, least in (("two", "two workers of one thread", 0.9), ("wide", "one session of two threads", None)):
+        loaded = [
+            (value, f"lowest of all: {_title(found, model)}, batch {batch}")
+            for model, batch in sorted(cells)
+            if (value := _worker_ratio(found, model, batch, 1, group, "one")) is not None
+        ]
+        value, note = min(loaded, key=lambda each: each[0].median, default=(None, ""))
+        lines.append(Target(f"under four busy loops, {what}: × one session of one thread", value, least, note=note))
     return lines
 
 

@@ -556,9 +556,10 @@ def decode_picture(found: Found) -> bytes:
     models = [name for name in found["models"] if results.batches(name, 1, "decode")]
     timed = {name for entry in found["rounds"] for name in entry["seconds"]}
     names = [name for name in found["contenders"] if name != NAIVE and name in timed][::-1]
-    rows = max(1, (len(models) + 1) // 2)
-    figure = Figure(figsize=(11, 0.6 + rows * (1.1 + 0.27 * len(names))), layout="constrained")
-    axes = figure.subplots(rows, 2, squeeze=False).flatten()
+    columns = min(2, max(1, len(models)))
+    rows = max(1, -(-len(models) // columns))
+    figure = Figure(figsize=(5.5 * columns, 0.9 + rows * (1.1 + 0.27 * len(names))), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel, model in zip(axes, models, strict=False):
         for batch in results.batches(model, 1, "decode"):
             points = [(results.ratio(model, 1, "decode", batch, name), row) for row, name in enumerate(names)]
@@ -581,9 +582,9 @@ def decode_picture(found: Found) -> bytes:
     for panel in axes[len(models) :]:
         panel.set_axis_off()
     if models:
-        axes[0].legend(fontsize=7, loc="lower right")
+        figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside upper center")
     figure.supxlabel(
-        "decode with one thread: speed relative to naive ONNX Runtime (dashed), right is faster", fontsize=9
+        "decode with one thread: speed relative to naive\nONNX Runtime (dashed), right is faster", fontsize=9
     )
     return _png(figure)
 

@@ -55,7 +55,10 @@ class Quick:
         self._latent, self._observation = latent.shape, observation.shape
         self._z, self._x = latent.name, observation.name
         self._mean = manifest.outputs("decoder")[0]
-        self._mode = latent.posterior.mu or latent.posterior.value
+        posterior = latent.posterior
+        self._mode = posterior.mu or posterior.value
+        self._moments = [str(name) for name in (posterior.mu, posterior.std, posterior.logvar)]
+        self._is_normal = posterior.kind == "normal"
         greatest = float(np.finfo(np.float32).max)
         self._low, self._high = observation.range or (-greatest, greatest)
         # Of floats that are not negative the bits are in the same order; of all others they are greater.
@@ -64,6 +67,7 @@ class Quick:
         self._normal = latent.prior.kind == "normal"
         # Calls that no thread is using, by the shape of what they take.
         self._decodes: dict[tuple[int, ...], list[Call]] = {}
+        self._encodes: dict[tuple[int, ...], list[Call]] = {}
         self._reconstructions: dict[tuple[int, ...], list[tuple[Call, Call]]] = {}
         # Seed and index of the first of the rows drawn ahead; seed and index that would follow on the last call's.
         self._ahead: tuple[int, int, Array] = (0, 0, np.empty((0, *latent.shape), np.float32))
@@ -96,20 +100,27 @@ class Quick:
                 return None
         return self._decode(calls, self._draw(seed, start, n))
 
+    def encode(self, x: Any) -> tuple[Array, Array, Array] | None:
+        """Mean, std and logvar of the posteriors of observations, float32 [n, *latent shape] each."""
+        calls = self._taking(self._encodes, x) if self._is_normal else None
+        if calls is None:
+            return None
+        try:
+            call = calls.pop()
+        except IndexError:
+            moments = [(name, np.empty((len(x), *self._latent), np.float32)) for name in self._moments]
+            call = Call(self._session("encoder"), (self._x, np.empty(x.shape, np.float32)), *moments)
+        call.feed[...] = x
+        call.run()
+        mean, (std, logvar) = call.result.copy(), call.others
+        found = mean, std.copy(), logvar.copy()
+        calls.append(call)
+        return found
+
     def reconstruct(self, x: Any) -> Array | None:
         """The means for the modes of the posteriors of observations, float32 [n, *observation shape]."""
-        if type(x) is not np.ndarray or x.dtype is not _FLOAT32 or not self._float:
-            return None
-        calls = self._reconstructions.get(x.shape)
+        calls = self._taking(self._reconstructions, x)
         if calls is None:
-            calls = self._new(self._reconstructions, x.shape, self._observation)
-            if calls is None:
-                return None
-        if self._bits is not None:
-            if np.maximum.reduce(x.view(np.uint32), axis=None) > self._bits:
-                return None
-        # Both are NaN where any number is, and no comparison holds.
-        elif not (np.minimum.reduce(x, axis=None) >= self._low and np.maximum.reduce(x, axis=None) <= self._high):
             return None
         try:
             encode, decode = calls.pop()
@@ -147,6 +158,23 @@ class Quick:
         """An encoder's call, and a decoder's that takes its result where it lies."""
         x, z = np.empty((n, *self._observation), np.float32), np.empty((n, *self._latent), np.float32)
         return Call(self._session("encoder"), (self._x, x), (str(self._mode), z)), self._decoding(z)
+
+    def _taking(self, pool: dict[tuple[int, ...], list[Any]], x: Any) -> Any:
+        """The list in the pool for calls that take observations; None where they are not the quick way's, or wrong."""
+        if type(x) is not np.ndarray or x.dtype is not _FLOAT32 or not self._float:
+            return None
+        calls = pool.get(x.shape)
+        if calls is None:
+            calls = self._new(pool, x.shape, self._observation)
+            if calls is None:
+                return None
+        if self._bits is not None:
+            if np.maximum.reduce(x.view(np.uint32), axis=None) > self._bits:
+                return None
+        # Both are NaN where any number is, and no comparison holds.
+        elif not (np.minimum.reduce(x, axis=None) >= self._low and np.maximum.reduce(x, axis=None) <= self._high):
+            return None
+        return calls
 
     def _new(self, pool: dict[tuple[int, ...], list[Any]], shape: tuple[int, ...], one: tuple[int, ...]) -> Any:
         """A list in the pool for calls of a shape; None where it is not the quick way's."""

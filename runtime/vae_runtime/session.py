@@ -228,19 +228,22 @@ class Session:
 class Call:
     """A graph's call with arrays of its own, bound once: for one thread at a time, and only where `in_place`.
 
-    Write into `feed`, the only array that it takes, then call `run`, which computes into `result`.
+    Write into `feed`, the only array that it takes, then call `run`, which computes into `result`, the first output's
+    array, and `others`.
     """
 
-    __slots__ = ("_bind", "_name", "_run", "_session", "feed", "result")
+    __slots__ = ("_bind", "_name", "_run", "_session", "feed", "others", "result")
 
-    def __init__(self, session: Session, feed: tuple[str, NDArray[Any]], result: tuple[str, NDArray[Any]]) -> None:
-        """Bind an input's and an output's name and array, C-contiguous and of the graph's dtypes."""
+    def __init__(self, session: Session, feed: tuple[str, NDArray[Any]], *results: tuple[str, NDArray[Any]]) -> None:
+        """Bind an input's and outputs' names and arrays, C-contiguous and of the graph's dtypes."""
         binding = session._session.io_binding()
         # Held: what is bound are addresses.
-        self._name, self.result = result
+        (self._name, self.result), *others = results
+        self.others = [array for _, array in others]
         self.feed = feed[1]
         _bind(binding.bind_input, *feed)
-        _bind(binding.bind_output, *result)
+        for result in results:
+            _bind(binding.bind_output, *result)
         self._bind = binding.bind_output
         self._session = session
         try:
@@ -250,7 +253,7 @@ class Call:
             self._run = functools.partial(session._session.run_with_iobinding, binding)
 
     def bind(self, result: NDArray[Any]) -> None:
-        """Compute into another array from now on."""
+        """Compute the first output into another array from now on."""
         self.result = result
         _bind(self._bind, self._name, result)
 

@@ -447,8 +447,12 @@ class VAE:
         Raises:
             InputError: an array has another dtype or shape, or values out of range; a condition is missing or wrong.
         """
-        from .posterior import Posteriors
+        from .posterior import Posterior, Posteriors
 
+        if self._quick is not None and conditions is None and seed is None and batch_size is None:
+            moments = self._quick.encode(x)
+            if moments is not None:
+                return Posterior(*moments)
         x = observation_rows(self.manifest.observation, x)
         parts = self._encode(x, self._given("encoder", conditions, len(x)), seed, start, batch_size)
         return Posteriors(parts) if self._several else parts[self.latents[0].name]

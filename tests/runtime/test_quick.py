@@ -43,6 +43,16 @@ def test_reconstructing_is_the_same(vae, n, seed):
     assert equal(vae.reconstruct(x), vae.reconstruct(x, **GENERAL))
 
 
+@given(n=st.integers(1, 80), seed=st.integers(0, 2**64 - 1))
+@settings(max_examples=40, deadline=None)
+def test_encoding_is_the_same(vae, n, seed):
+    x = np.random.default_rng(seed).random((n, *vae.observation_shape), np.float32)
+    quick, general = vae.encode(x), vae.encode(x, **GENERAL)
+    for part in ("mean", "std", "logvar"):
+        assert equal(getattr(quick, part), getattr(general, part))
+    assert equal(quick.sample(seed=seed), general.sample(seed=seed))
+
+
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 400), st.integers(1, 70), st.integers(1, 9)), max_size=6))
 @settings(max_examples=40, deadline=None)
 def test_samples_are_the_same_in_any_order(vae, runs):
@@ -84,6 +94,11 @@ def test_results_are_the_callers_own(quick_vae, n):
     assert equal(second, quick_vae.decode(-z, **GENERAL))
     assert equal(quick_vae.decode(z), kept)
     assert not np.shares_memory(first, second)
+    x = np.full((n, *quick_vae.observation_shape), 0.5, np.float32)
+    q = quick_vae.encode(x)
+    kept = q.mean.copy()
+    quick_vae.encode(1 - x / 2)
+    assert equal(q.mean, kept)
 
 
 def test_threads_share_it(quick_vae):
@@ -103,12 +118,14 @@ def test_what_is_not_finite_is_refused(quick_vae, number, n):
     z = np.zeros((n, *quick_vae.latent_shape), np.float32)
     x = np.full((n, *quick_vae.observation_shape), 0.5, np.float32)
     quick_vae.decode(z)
+    quick_vae.encode(x)
     quick_vae.reconstruct(x)
     z[-1, -1] = x[-1, ..., -1] = number
     with pytest.raises(InputError, match="finite"):
         quick_vae.decode(z)
-    with pytest.raises(InputError, match="from 0 to 1"):
-        quick_vae.reconstruct(x)
+    for refuse in (quick_vae.encode, quick_vae.reconstruct):
+        with pytest.raises(InputError, match="from 0 to 1"):
+            refuse(x)
 
 
 def test_what_is_out_of_range_or_of_another_form_is_refused(quick_vae):
@@ -116,8 +133,9 @@ def test_what_is_out_of_range_or_of_another_form_is_refused(quick_vae):
     z = np.zeros((1, *quick_vae.latent_shape), np.float32)
     quick_vae.decode(z)
     for wrong in (x + 0.75, x - 0.75, x[0], x.astype(np.float64), x[:0]):
-        with pytest.raises(InputError):
-            quick_vae.reconstruct(wrong)
+        for refuse in (quick_vae.encode, quick_vae.reconstruct):
+            with pytest.raises(InputError):
+                refuse(wrong)
     for wrong in (z[0], z.astype(np.float64), z[:0], z[:, :-1], z.astype(np.int64)):
         with pytest.raises(InputError):
             quick_vae.decode(wrong)

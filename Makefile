@@ -8,10 +8,10 @@ RUN = $(VENV)/bin/python
 demo: $(VENV)/installed
 	$(VENV)/bin/vae-export demo --out out/demo
 
-test: $(VENV)/installed
+test: $(VENV)/installed-dev
 	$(RUN) -m pytest
 
-test-slow: $(VENV)/installed
+test-slow: $(VENV)/installed-dev
 	$(RUN) -m pytest -m slow
 
 # The runtime's tests on the oldest ONNX Runtime and numpy that are supported, without torch.
@@ -27,20 +27,20 @@ zoo: .venvs/zoo/installed
 	PYTHONPATH=tests .venvs/zoo/bin/python -m zoo
 
 # docs/benchmarks.md: trains, installs every contender under .venvs, measures; make bench MNIST=DIR BENCH="--quick"
-bench: $(VENV)/installed
+bench: $(VENV)/installed-dev
 	$(RUN) -m benchmarks $(if $(MNIST),--mnist "$(MNIST)") $(BENCH)
 
-check: $(VENV)/installed
+check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-format: $(VENV)/installed
+format: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
 # make models MNIST=DIR, the folder with MNIST's four IDX files, gzipped or not
-models: $(VENV)/installed
+models: $(VENV)/installed-dev
 	$(RUN) models/build.py $(if $(MNIST),--mnist "$(MNIST)")
 
 clean:
@@ -49,6 +49,11 @@ clean:
 $(VENV)/installed: pyproject.toml runtime/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; say make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e 'runtime[cpu]' -e '.[cpu]'
+	touch $@
+
+# What tests, linters and measurements need beside it.
+$(VENV)/installed-dev: $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e 'runtime[cpu]' -e '.[cpu,dev]'
 	touch $@
 

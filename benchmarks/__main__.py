@@ -22,7 +22,7 @@ from vae_runtime.cli import argument, run
 from vae_runtime.errors import InputError, VaeError, require_integer, require_number
 from vae_runtime.files import write_atomic
 
-from . import environments, report
+from . import environments, generation, report
 from .contenders import CONTENDERS, Unavailable
 from .models import COMPARED, MODELS, build, write_limits
 from .processes import Died, Process
@@ -38,6 +38,10 @@ KEPT_FREE = 0.2
 BATCHES_OF_WORKERS = (1, 64)
 MODELS_OF_WORKERS = ("mlp", "mnist", "transposed", "tiny")
 BUSY_LOOPS = 4
+MODELS_OF_GENERATION = ("mlp", "mnist", "tiny")
+# Each takes a minute.
+MOST_OF_GENERATION = 5
+PARTS = ("comparison", "generation")
 
 
 class Cell(NamedTuple):
@@ -75,6 +79,7 @@ class Bench:
             "cold": [],
             "limits": [],
             "workers": [],
+            "generation": [],
         }
 
     def skip(self, contender: str, reason: str, **where: Any) -> None:
@@ -439,13 +444,39 @@ class Bench:
             finally:
                 os.close(ready)
 
+    def generation(self) -> None:
+        """Samples to files, by processes of this machine and by Ray."""
+        models = [name for name in self.options.models if name in MODELS_OF_GENERATION]
+        if not models:
+            return
+        ray: Path | None = None
+        if not self.options.quick:
+            try:
+                ray = environments.python_of("ray")
+            except (VaeError, OSError) as error:
+                self.skip("ray", str(error), work="samples to files")
+        bundles = {name: self.data / name / "bundle" for name in models}
+        rounds = 1 if self.options.quick else min(self.options.rounds, MOST_OF_GENERATION)
+        python = environments.python_of("runtime", here=self.options.quick)
+        self.found["generation"] = generation.measure(
+            bundles, rounds, python, ray, self._environment(1), say, quick=self.options.quick
+        )
+
     def run(self) -> dict[str, Any]:
-        """All of it, in order; what was found.
+        """The parts that are wanted, in order; what was found.
 
         Raises:
-            VaeError: no model could be made.
+            VaeError: no model could be made, or samples could not be written to files.
         """
         self.make_models()
+        if "comparison" in self.options.parts:
+            self.compare()
+        if "generation" in self.options.parts:
+            self.generation()
+        return self.found
+
+    def compare(self) -> None:
+        """Every contender on every model."""
         self.make_environments()
         try:
             # Before the others are there: nothing else of ours is in the machine's memory.
@@ -467,7 +498,6 @@ class Bench:
         finally:
             for process in self.processes.values():
                 process.close()
-        return self.found
 
 
 def machine() -> dict[str, Any]:
@@ -582,6 +612,10 @@ def _parser() -> argparse.ArgumentParser:
         "--models", type=_names("models", list(MODELS)), default=list(COMPARED), metavar="NAMES",
         help=f"of {', '.join(MODELS)}; joined by commas (default: all but tiny)",
     )  # fmt: skip
+    parser.add_argument(
+        "--parts", type=_names("parts", PARTS), default=list(PARTS), metavar="NAMES",
+        help="of comparison, generation (default: both); the page keeps the figures of a part that is left out",
+    )  # fmt: skip
     parser.add_argument("--threads", type=argument(_threads), default=[1, 2], help="1, 2 or 1,2 (default)")
     parser.add_argument("--mnist", help="the folder with MNIST's IDX files; without it scikit-learn's digits stand in")
     parser.add_argument(
@@ -606,7 +640,15 @@ def _run(options: argparse.Namespace) -> None:
     except OSError as error:
         raise VaeError(f"{options.out}: cannot be made: {error.strerror}; choose another place") from error
     found = Bench(options).run()
-    write_atomic(options.out / "benchmarks.json", report.dumped(found).encode())
+    figures = options.out / report.FIGURES
+    if len(options.parts) < len(PARTS) and figures.is_file():
+        before = json.loads(figures.read_text(encoding="utf-8"))
+        found = (
+            {**before, "generation": found["generation"]}
+            if "generation" in options.parts
+            else {**found, "generation": before.get("generation", [])}
+        )
+    write_atomic(figures, report.dumped(found).encode())
     report.write(found, options.out)
     say(f"{options.out / 'benchmarks.md'}: written")
 

@@ -339,7 +339,8 @@ class OpenVino(Contender):
         model = core.read_model(self.path(self.graph(component)))
         shape = model.inputs[0].get_partial_shape()
         shape[0] = batch
-        model.reshape(shape)
+        # Our graphs may leave the height and the width open.
+        model.reshape(shape if component == "encoder" else [batch, *self.latent])
         compiled = core.compile_model(
             model,
             "CPU",

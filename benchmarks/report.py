@@ -225,6 +225,7 @@ def targets(found: Found) -> list[Target]:
         value = ratio(model, "decode", 1, INT8)
         lines.append(Target(f"int8, {what} decode, batch 1: × naive", value, bound, note=others(model, INT8, 1)))
     lines += _noise_targets(found, results) + _start_targets(found) + _worker_targets(found)
+    lines += _generation_targets(found)
     return lines
 
 
@@ -474,6 +475,96 @@ def workers_section(found: Found) -> str:
     return table(head, rows)
 
 
+def generation_section(found: Found) -> str:
+    """Samples to files beside a loop that only decodes; where the time goes; what the disk takes."""
+    rates, parts, starts = [], [], []
+    for model in dict.fromkeys(turn["model"] for turn in found.get("generation", [])):
+        title = _title(found, model)
+        for kind, workers, words in GENERATED:
+            value = _generated(found, model, kind, workers)
+            if value is not None:
+                rate = np.median([turn["rate"] for turn in _turns(found, model, kind, workers)])
+                rates.append((title, words, f"{rate:,.0f}", str(value)))
+        spent = [turn["seconds"] for turn in _turns(found, model, "files", 1)]
+        whole = sum(sum(seconds.values()) for seconds in spent)
+        shares = [sum(seconds.get(phase, 0.0) for seconds in spent) / max(whole, 1e-9) for phase in PHASES]
+        parts.append((title, *(f"{100 * share:.0f} %" for share in shares)))
+        command = _median_of(_turns(found, model, "start", 1), "seconds")
+        first = _median_of(_turns(found, model, "ray", 2), "first")
+        memory = _median_of(_turns(found, model, "files", 2), "memory")
+        disk = _median_of(_turns(found, model, "disk", 1), "rate")
+        starts.append(
+            (
+                title,
+                f"{command:.2f} s" if command else "not measured",
+                f"{first:.1f} s" if first else "not measured",
+                _megabytes(memory or 0),
+                f"{(disk or 0) / 1e6:,.0f} MB/s",
+            )
+        )
+    if not rates:
+        return "Not measured in this run."
+    head = ("model", "two batches, from the start of the command to its end", "Ray: first file after",
+            "memory of a worker", "the disk: written and synced")  # fmt: skip
+    tables = (
+        table(("model", "what", "samples a second", "× decoding alone, same workers"), rates),
+        "Where the time of one worker goes:",
+        table(("model", *PHASES), parts),
+        table(head, starts),
+    )
+    return "\n\n".join(tables)
+
+
+def _turns(found: Found, model: str, kind: str, workers: int) -> list[Mapping[str, Any]]:
+    which = (model, kind, workers)
+    return [turn for turn in found["generation"] if (turn["model"], turn["kind"], turn["workers"]) == which]
+
+
+def _median_of(turns: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    return float(np.median([turn[key] for turn in turns])) if turns else None
+
+
+# What is counted: its kind, its workers, its words; and the parts of a worker's time.
+GENERATED = (
+    ("decode", 1, "decoding alone, 1 worker"), ("files", 1, "to files, 1 worker"),
+    ("decode", 2, "decoding alone, 2 workers"), ("files", 2, "to files, 2 workers"),
+    ("ray", 2, "to files, Ray, 2 workers"),
+)  # fmt: skip
+PHASES = ("noise", "decode", "convert", "write")
+
+
+def _generated(
+    found: Found, model: str, kind: str, workers: int, to: tuple[str, int] | None = None
+) -> Quartiles | None:
+    """Samples a second of one way relative to another of the same round; without another, to decoding alone."""
+    other = to or ("decode", workers)
+    rates = {
+        (turn["round"], turn["kind"], turn["workers"]): turn["rate"]
+        for turn in found.get("generation", [])
+        if turn["model"] == model and "rate" in turn
+    }
+    return quartiles(
+        rate / rates[number, *other]
+        for (number, *which), rate in rates.items()
+        if tuple(which) == (kind, workers) and (number, *other) in rates
+    )
+
+
+def _generation_targets(found: Found) -> list[Target]:
+    turns = found.get("generation", [])
+    starts = quartiles(turn["seconds"] for turn in turns if turn["kind"] == "start")
+    memory = quartiles(turn["memory"] / 1e6 for turn in turns if (turn["kind"], turn["workers"]) == ("files", 2))
+    conv = "mnist"
+    return [
+        Target("samples to files, conv, two workers: × decoding alone", _generated(found, conv, "files", 2), 0.9),
+        Target("samples to files, MLP, two workers: × decoding alone", _generated(found, "mlp", "files", 2), 0.75),
+        Target("two workers: × one, conv", _generated(found, conv, "files", 2, ("files", 1)), 1.8),
+        Target("Ray: × processes of this machine, conv", _generated(found, conv, "ray", 2, ("files", 2)), 0.75),
+        Target("generate, from the start of the command to the end, two batches: seconds", starts, 2, at_most=True),
+        Target("memory of a worker, MB", memory, 120, at_most=True),
+    ]
+
+
 def limits_section(found: Found) -> str:
     """What the machine could do at best, and what share of it each decoder reaches."""
     rates = {(e["threads"], e["work"], e["amount"]): e["per_second"] for e in found["limits"]}
@@ -533,6 +624,7 @@ SECTIONS = {
     "sampling": sampling_section,
     "start": start_section,
     "workers": workers_section,
+    "generation": generation_section,
     "limits": limits_section,
     "skipped": skipped_section,
 }

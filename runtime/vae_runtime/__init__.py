@@ -15,7 +15,8 @@ from .noise import new_seed
 from .vae import VAE, interpolate, load, traverse
 
 if TYPE_CHECKING:
-    from .generation import generate
+    from .audit import verify_samples
+    from .generation import finish_samples, generate
     from .packing import pack
     from .posterior import Encoding, Posterior, Posteriors
     from .samples import Samples, open_samples
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 _LATER = {
     **dict.fromkeys(("Encoding", "Posterior", "Posteriors"), "posterior"),
     "Scores": "score",
-    "generate": "generation",
+    **dict.fromkeys(("finish_samples", "generate"), "generation"),
+    "verify_samples": "audit",
     **dict.fromkeys(("Samples", "open_samples"), "samples"),
     "pack": "packing",
     **dict.fromkeys(("Report", "verify"), "verification"),
@@ -47,6 +49,7 @@ __all__ = [
     "Scores",
     "VaeError",
     "__version__",
+    "finish_samples",
     "generate",
     "interpolate",
     "load",
@@ -55,6 +58,7 @@ __all__ = [
     "pack",
     "traverse",
     "verify",
+    "verify_samples",
 ]
 
 

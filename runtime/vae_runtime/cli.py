@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -332,9 +333,21 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "generate", _generate, "write many samples to a folder; the same command goes on after any interruption"
     )
-    sub.add_argument("-n", type=_integer("n", 1, 2**48), required=True, help="how many; may grow in a later call")
-    sub.add_argument("--seed", type=_SEED, required=True, help="sample i of the seed is the same in every call")
+    sub.add_argument(
+        "-n", type=_integer("n", 1, 2**48), help="how many; may grow in a later call (default: of a file all)"
+    )
+    sub.add_argument("--seed", type=_SEED, help="sample i of the seed is the same in every call")
+    instead = sub.add_mutually_exclusive_group()
+    instead.add_argument("--reconstruct", metavar="IN.npy", help="write reconstructions of these observations instead")
+    instead.add_argument("--encode", metavar="IN.npy", help="write the latents of these observations instead")
+    later = sub.add_mutually_exclusive_group()
+    later.add_argument("--finish", action="store_true", help="write the index of a folder whose parts are all done")
+    later.add_argument("--verify", action="store_true", help="hash a finished folder, and make some files again")
+    sub.add_argument("--replay", type=_integer("replay", 1, 2**48), metavar="FILES", help="how many of --verify (3)")
     sub.add_argument("--workers", type=_integer("workers", 1, 4096), help="processes (default: the cores it may use)")
+    sub.add_argument(
+        "--format", choices=("npy", "parquet", "safetensors"), default="npy", help="of the files (default npy)"
+    )
     sub.add_argument(
         "--dtype", choices=("float32", "uint8"), default="float32", help="of the samples (default float32)"
     )
@@ -345,13 +358,22 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--observe", action="store_true", help="draw from the likelihood instead of giving its mean")
     conditioned(sub)
     sub.add_argument("--balanced", metavar="NAME", help="the classes of a condition in turn")
-    sub.add_argument("--batch-size", type=_integer("batch-size", 1, 2**20), help="how many to decode at once (512)")
+    sub.add_argument("--batch-size", type=_integer("batch-size", 1, 2**20), help="how many to decode at once (64)")
     sub.add_argument("--shard-size", type=_integer("shard-size", 1, 2**40), help="samples of a file (some 64 MB)")
     sub.add_argument("--part", type=argument(_part), metavar="K/M", help="the K-th of M calls that share the work")
+    sub.add_argument(
+        "--executor",
+        choices=("local", "ray"),
+        default="local",
+        help="processes of this machine (default), or a cluster",
+    )
+    sub.add_argument(
+        "--address", help="of a Ray cluster: auto, HOST:PORT, ray://HOST:PORT (default: RAY_ADDRESS, or a local one)"
+    )
     sub.add_argument("--device", type=argument(_device), default="cpu", help="cpu (default), cuda, cuda:N, auto")
     sub.add_argument("--variant", help="the variant to run (default: the first declared)")
-    sub.add_argument("--json", action="store_true", help="say what was done as JSON")
-    sub.add_argument("--out", type=Path, required=True, help="the folder to write")
+    sub.add_argument("--json", action="store_true", help="say what is done as JSON, a line a minute and one at the end")
+    sub.add_argument("--out", required=True, help="the folder to write, or a URL such as s3://bucket/prefix")
 
     return parser
 
@@ -704,7 +726,23 @@ def _pack(options: argparse.Namespace) -> None:
     print(f"{options.out}: {graphs}; {size:,.0f} KiB, {digest}")
 
 
-def _generate(options: argparse.Namespace) -> None:
+def _generate(options: argparse.Namespace) -> int | None:
+    if options.replay is not None and not options.verify:
+        options.misuse("argument --replay: only with --verify")
+    if options.finish or options.verify:
+        # What the samples are is said by the folder.
+        if options.n is not None or options.seed is not None or options.part is not None:
+            options.misuse("arguments -n, --seed and --part: not with --finish and --verify")
+        if options.verify:
+            return _verify_samples(options)
+        from .bundle import open_bundle
+        from .generation import finish_samples
+
+        open_bundle(options.bundle, options.digest)
+        print(f"{options.out}: {len(finish_samples(options.out, options.bundle))} samples")
+        return None
+    if options.seed is None or (options.n is None and options.reconstruct is None and options.encode is None):
+        options.misuse("the following arguments are required: -n, --seed")
     import json
     import time
 
@@ -717,48 +755,108 @@ def _generate(options: argparse.Namespace) -> None:
         name: _condition_value(known[name], text) if name in known and not text.endswith(".npy") else text
         for name, text in options.condition
     }
-    began = said = time.monotonic()
-    terminal, last = sys.stderr.isatty(), (0, 0)
-
-    def progress(done: int, n: int) -> None:
-        nonlocal said, last
-        now, last = time.monotonic(), (done, n)
-        # A line that is written over on a terminal, one each minute elsewhere.
-        if now - said >= (0.2 if terminal else 60) or done == n:
-            said = now
-            rate = done / max(now - began, 1e-9)
-            left = time.strftime("%H:%M:%S", time.gmtime((n - done) / rate)) if rate else "unknown"
-            line = f"{done} of {n} samples, {rate:.0f} a second, {left} left"
-            print(
-                f"\r{line:<70}" if terminal else line,
-                end="" if terminal and done < n else "\n",
-                file=sys.stderr,
-                flush=True,
-            )
-
+    if options.executor == "ray":
+        # Ray tells of each process that dies, among what this command prints.
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
+    began, progress, timings = time.monotonic(), _Progress(options.json), dict[str, float]()
     try:
-        samples = generate(
-            options.bundle, options.out, options.n, seed=options.seed, workers=options.workers, device=options.device,
-            variant=options.variant, dtype=options.dtype, observe=options.observe, temperature=options.temperature,
-            truncation=options.truncation, conditions=conditions, balanced=options.balanced,
-            batch_size=options.batch_size, shard_size=options.shard_size, part=options.part, progress=progress,
-            warn=lambda text: print(f"warning: {one_line(text)}", file=sys.stderr),
-        )  # fmt: skip
+        with _terminated_as_interrupted():
+            samples = generate(
+                options.bundle, options.out, options.n, seed=options.seed, reconstruct=options.reconstruct,
+                encode=options.encode, workers=options.workers, device=options.device, variant=options.variant,
+                format=options.format, dtype=options.dtype, observe=options.observe, temperature=options.temperature,
+                truncation=options.truncation, conditions=conditions, balanced=options.balanced,
+                batch_size=options.batch_size, shard_size=options.shard_size, part=options.part,
+                executor=options.executor, address=options.address, progress=progress, timings=timings,
+                warn=lambda text: print(f"warning: {one_line(text)}", file=sys.stderr),
+            )  # fmt: skip
     except KeyboardInterrupt:
-        print(
-            f"{options.out}: {last[0]} of {last[1]} samples are whole; run the same command again to go on",
-            file=sys.stderr,
-        )
+        done, n = progress.last
+        print(f"{options.out}: {done} of {n} samples are whole; run the same command again to go on", file=sys.stderr)
         raise
-    whole = samples is not None
+    whole, done = samples is not None, progress.last[0]
     if options.json:
-        seconds = time.monotonic() - began
-        print(
-            json.dumps({"out": str(options.out), "finished": whole, "samples": last[0], "seconds": round(seconds, 3)})
-        )
+        answer = {"out": options.out, "finished": whole, "samples": done, "seconds": round(time.monotonic() - began, 3)}
+        print(json.dumps({**answer, "timings": {phase: round(spent, 3) for phase, spent in timings.items()}}))
     else:
         rest = "" if whole else "; other parts are not done, the last to end writes the index"
-        print(f"{options.out}: {last[0]} samples{rest}")
+        print(f"{options.out}: {done} samples{rest}")
+    return None
+
+
+class _Progress:
+    """Says how far it is: on a terminal in a line that is written over, elsewhere in one each minute."""
+
+    def __init__(self, as_json: bool) -> None:
+        import time
+
+        self._now = time.monotonic
+        self._json = as_json
+        self._terminal = sys.stderr.isatty() and not as_json
+        self._began = self._said = self._now()
+        self.last = (0, 0)
+
+    def __call__(self, done: int, n: int) -> None:
+        import json
+        import time
+
+        now, self.last = self._now(), (done, n)
+        ended = done == n and not self._json
+        if now - self._said < (0.2 if self._terminal else 60) and not ended:
+            return
+        self._said = now
+        rate = done / max(now - self._began, 1e-9)
+        if self._json:
+            print(json.dumps({"samples": done, "of": n, "per_second": rate}), flush=True)
+            return
+        left = time.strftime("%H:%M:%S", time.gmtime((n - done) / rate)) if rate else "unknown"
+        line = f"{done} of {n} samples, {rate:.0f} a second, {left} left"
+        text, end = (f"\r{line:<70}", "" if done < n else "\n") if self._terminal else (line, "\n")
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """End at SIGTERM, which schedulers send first, as at Ctrl-C."""
+    import signal
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _verify_samples(options: argparse.Namespace) -> int:
+    from .audit import verify_samples
+    from .bundle import open_bundle
+
+    bundle = open_bundle(options.bundle, options.digest)
+    files = {name: text for name, text in options.condition if text.endswith(".npy")}
+    if options.reconstruct is not None or options.encode is not None:
+        files[bundle.manifest.observation.name] = options.reconstruct or options.encode
+    report = verify_samples(
+        options.out, options.bundle, shards=options.replay or 3, device=options.device, files=files,
+        progress=_Progress(options.json),
+    )  # fmt: skip
+    if options.json:
+        import json
+
+        checks = [{"what": check.what, "passed": check.passed, "detail": check.detail} for check in report.checks]
+        print(json.dumps({"out": options.out, "passed": report.passed, "checks": checks}))
+    else:
+        print(report)
+    if report.passed:
+        return 0
+    print(
+        f"error: {options.out}: verification failed; remove the files named, and run the same `generate` again",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -128,7 +128,9 @@ class Quick:
             encode, decode = self._both(len(x))
         encode.feed[...] = x
         encode.run()
-        found = self._result(decode)
+        squares = float(np.vdot(encode.result, encode.result))
+        # Latents that are not finite are for the general way to refuse.
+        found = None if squares - squares != 0 else self._result(decode)
         calls.append((encode, decode))
         return found
 
@@ -188,7 +190,8 @@ class Quick:
         """Noise of the prior; where calls take one index of a seed after the other, many rows at once."""
         of, first, rows = self._ahead
         offset = start - first
-        if of == seed and offset >= 0 and offset + n <= len(rows):
+        # Rows drawn ahead go on at 0 after the last index, 2**64 - 1, beyond which no call may begin.
+        if of == seed and offset >= 0 and offset + n <= len(rows) and start < 2**64:
             return rows[offset : offset + n]
         following = self._next == (seed, start) or (of == seed and offset == len(rows) > 0)
         self._next = (seed, start + n)

@@ -3,134 +3,230 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import json
+import math
 import operator
 import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import formats
-from .errors import InputError, VaeError
-from .store import Folder, open_store
+from .errors import InputError, VaeError, require_integer
+from .store import Store, open_store
 
 __all__ = ["INDEX", "JOB", "Samples", "open_samples", "read_json"]
 
 JOB, INDEX = "job.json", "index.json"
+# Shards that are kept open: of mapped files fewer than a process may usually open, of fetched ones what memory allows.
+_MAPPED, _FETCHED = 64, 2
+# Bytes of rows that are read at once where one after the other is asked for, about.
+_AHEAD = 2**20
 
 
 class Samples:
-    """The samples of a folder, in the order of their indices: `len`, indexing, slicing, iteration.
+    """The samples of a folder in the order of their indices: `len`, indexing as of an array's first axis, iteration.
 
-    Shards are mapped into memory as they are asked for; what is given is a copy, float32 or uint8.
+    Files are read as they are asked for; what is given is a copy. Several threads may share it; pickled, it opens the
+    files anew.
     """
 
-    def __init__(self, store: Folder, job: Mapping[str, Any], shards: list[Mapping[str, Any]]) -> None:
+    def __init__(self, store: Store, job: Mapping[str, Any], shards: list[Mapping[str, Any]]) -> None:
         self._store = store
         self.job = job
         self.shards = shards
-        self._starts = [shard["start"] for shard in shards]
-        self._last: tuple[int, NDArray[Any]] | None = None
+        self._dtype = formats.dtype_from_json(job["dtype"])
+        self._bounds: list[int] = [0, *(shard["stop"] for shard in shards)]
+        kept = _MAPPED if store.path(INDEX) is not None else _FETCHED
+        self._rows = functools.lru_cache(kept)(functools.partial(_open, store, job, shards))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Samples, (self._store, self.job, self.shards)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[n, *observation shape]."""
+        """[n, *observation shape]; of structured rows [n]."""
         return (len(self), *self.job["shape"])
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """float32 or uint8."""
-        found: np.dtype[Any] = np.dtype(self.job["dtype"])
-        return found
+        """float32, uint8, or structured."""
+        return self._dtype
 
     def __repr__(self) -> str:
         return f"<Samples {self._store}: {self.dtype} {list(self.shape)}, seed {self.job['seed']}>"
 
     def __len__(self) -> int:
-        count: int = self.shards[-1]["stop"]
-        return count
+        return self._bounds[-1]
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         if isinstance(index, slice):
             first, last, step = index.indices(len(self))
-            if step == 1:
-                return self._rows(first, max(first, last))
-            return np.stack([self[i] for i in range(first, last, step)]) if range(first, last, step) else self[0:0]
+            return self._between(first, last) if step == 1 else self._chosen(np.arange(first, last, step))
         try:
             number = operator.index(index)
         except TypeError:
-            raise InputError(f"index: an integer or a slice is expected, got {index!r}") from None
+            return self._chosen(self._numbers(index))
         if not -len(self) <= number < len(self):
             raise IndexError(f"index: {-len(self)} … {len(self) - 1} is expected, got {number}")
         number %= len(self)
-        row: NDArray[Any] = self._rows(number, number + 1)[0]
+        row: NDArray[Any] = self._between(number, number + 1)[0]
         return row
 
-    def __iter__(self) -> Iterator[NDArray[Any]]:
-        for number in range(len(self.shards)):
-            for row in self._shard(number):
-                yield np.array(row)
+    def __getitems__(self, indices: Sequence[int]) -> NDArray[Any]:
+        """Several rows at once: how a DataLoader of torch asks for a batch."""
+        return self[np.asarray(indices, np.int64)]
 
-    def _rows(self, first: int, last: int) -> NDArray[Any]:
-        out = np.empty((last - first, *self.job["shape"]), self.dtype)
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        for batch in self.batches(max(1, _AHEAD // (math.prod(self.shape[1:]) * self.dtype.itemsize))):
+            for row in batch:
+                yield row.copy()
+
+    def batches(self, size: int) -> Iterator[NDArray[Any]]:
+        """All rows in order, so many at once, the last time fewer.
+
+        Yields:
+            [size, *observation shape].
+
+        Raises:
+            InputError: the size is no positive integer.
+        """
+        size = require_integer("size", size, 1, 2**48)
+        return (self._between(first, min(first + size, len(self))) for first in range(0, len(self), size))
+
+    def _numbers(self, index: Any) -> NDArray[np.int64]:
+        """An array or a list of integers, or a mask, as numbers from 0 on."""
+        n, expected = len(self), "index: an integer or a slice, integers, or a mask of all rows is expected"
+        try:
+            chosen = np.asarray(index)
+        except ValueError:
+            raise InputError(f"{expected}, got {index!r:.99}") from None
+        if chosen.dtype == np.bool_ and chosen.shape == (n,):
+            chosen = np.flatnonzero(chosen)
+        if isinstance(index, tuple) or (chosen.dtype.kind not in "iu" and (chosen.size or chosen.dtype == np.bool_)):
+            raise InputError(f"{expected}, got {chosen.dtype} {list(chosen.shape)}: {index!r:.99}")
+        wrong = chosen[(chosen < -n) | (chosen >= n)]
+        if wrong.size:
+            raise IndexError(f"index: {-n} … {n - 1} is expected, got {wrong.flat[0]}")
+        numbers: NDArray[np.int64] = chosen.astype(np.int64) % n
+        return numbers
+
+    def _between(self, first: int, last: int) -> NDArray[Any]:
+        out = np.empty((0, *self.shape[1:]), self.dtype)
         done = first
         while done < last:
-            number = bisect.bisect_right(self._starts, done) - 1
-            start, stop = self.shards[number]["start"], min(last, self.shards[number]["stop"])
-            out[done - first : stop - first] = self._shard(number)[done - start : stop - start]
+            number = bisect.bisect_right(self._bounds, done) - 1
+            start, stop = self._bounds[number], min(last, self._bounds[number + 1])
+            rows = self._read(number, slice(done - start, stop - start))
+            if done == first:
+                # Not before a file was there and right: an index can claim any size.
+                out = np.empty((last - first, *self.shape[1:]), self.dtype)
+            out[done - first : stop - first] = rows
             done = stop
         return out
 
-    def _shard(self, number: int) -> NDArray[Any]:
-        if self._last is not None and self._last[0] == number:
-            return self._last[1]
-        shard = self.shards[number]
-        path = f"{self._store}/{shard['file']}"
-        source = self._store.path(shard["file"]) or self._store.read(shard["file"])
-        if source is None:
-            raise VaeError(f"{path}: cannot be read: it is missing; generate again into the same folder")
+    def _chosen(self, numbers: NDArray[np.int64]) -> NDArray[Any]:
+        # Shard by shard, whatever the order: each is opened, and each of its groups decoded, once.
+        order = np.argsort(numbers, axis=None, kind="stable")
+        ascending = numbers.reshape(-1)[order]
+        cuts = np.searchsorted(ascending, self._bounds)
+        out = np.empty((0, *self.shape[1:]), self.dtype)
+        for number in np.flatnonzero(np.diff(cuts)).tolist():
+            here = slice(cuts[number], cuts[number + 1])
+            rows = self._read(number, ascending[here] - self._bounds[number])
+            if not len(out):
+                out = np.empty((len(order), *self.shape[1:]), self.dtype)
+            out[order[here]] = rows
+        return out.reshape(*numbers.shape, *self.shape[1:])
+
+    def _read(self, number: int, which: slice | NDArray[np.int64]) -> NDArray[Any]:
         try:
-            rows = formats.read(self.job["format"], source)
+            return self._rows(number)(which)
         except (OSError, ValueError) as error:
-            raise VaeError(f"{path}: cannot be read: {error}; generate again into the same folder") from error
-        if rows.shape != (shard["stop"] - shard["start"], *self.job["shape"]) or rows.dtype != self.dtype:
-            raise VaeError(f"{path}: holds {rows.dtype} {list(rows.shape)}, which is not what {INDEX} says")
-        self._last = number, rows
-        return rows
+            raise VaeError(
+                f"{self._store}/{self.shards[number]['file']}: cannot be read: {error}; generate again into the same "
+                "folder"
+            ) from error
+
+
+def _open(store: Store, job: Mapping[str, Any], shards: list[Mapping[str, Any]], number: int) -> formats.Rows:
+    """The rows of a shard; ValueError where it is not what the index says."""
+    shard = shards[number]
+    source = store.path(shard["file"]) or store.read(shard["file"])
+    if source is None:
+        raise ValueError("it is missing")
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if size != shard["bytes"]:
+        raise ValueError(f"{INDEX} says {shard['bytes']} bytes, it has {size}")
+    shape = (shard["stop"] - shard["start"], *job["shape"])
+    return formats.read(job["format"], source, shape, formats.dtype_from_json(job["dtype"]))
 
 
 def open_samples(folder: str | os.PathLike[str]) -> Samples:
-    """Open a finished folder of samples; numpy is all that this needs.
+    """Open a finished folder of samples; numpy is all that this needs, or the library of the shards' format.
 
     Raises:
         VaeError: it is no such folder, is not finished, or its index is damaged.
     """
     root = open_store(folder)
-    names = root.names()
-    if INDEX not in names:
-        if JOB in names:
+    if root.size(INDEX) is None:
+        if root.size(JOB) is not None:
             raise VaeError(f"{root}: is not finished, there is no {INDEX}; run the same `generate` again to go on")
         raise VaeError(f"{root}: no folder of samples: there is no {INDEX}; give one that `generate` wrote")
     index = read_json(root, INDEX)
+    wrong = _wrong(index)
+    if wrong:
+        raise VaeError(
+            f"{root}/{INDEX}: shards that follow on one another up to n are expected, {wrong}; generate again"
+        )
+    return Samples(root, index["job"], index["shards"])
+
+
+def _wrong(index: Mapping[str, Any]) -> str | None:
+    """What is wrong with an index; the rest of this file relies on what is seen here."""
+    job, shards = index.get("job"), index.get("shards")
+    if not isinstance(job, dict) or not isinstance(shards, list) or not shards:
+        return "got no job or no shards"
+    if job.get("format") not in formats.FORMATS:
+        return f"format: {', '.join(formats.FORMATS)} is known, got {job.get('format')!r:.99}"
+    shape = job.get("shape")
+    if (
+        not isinstance(shape, list)
+        or not all(map(_is_size, [*shape, job.get("n")]))
+        or type(job.get("seed")) is not int
+    ):
+        return "got a shape, an n or a seed that is none"
     try:
-        job, shards = index["job"], index["shards"]
-        stops = [0, *(shard["stop"] for shard in shards)]
-        whole = all(shard["start"] == stop < shard["stop"] for shard, stop in zip(shards, stops, strict=False))
-        plain = all(Path(shard["file"]).name == shard["file"] for shard in shards)
-        right = bool(shards) and whole and plain and stops[-1] == job["n"]
-        right = right and job["format"] in formats.FORMATS
-        np.dtype(job["dtype"]), tuple(map(operator.index, job["shape"]))
-    except (TypeError, KeyError, AttributeError):
-        right = False
-    if not right:
-        raise VaeError(f"{root}/{INDEX}: shards that follow on one another up to n are expected; generate again")
-    return Samples(root, job, shards)
+        dtype = formats.dtype_from_json(job.get("dtype"))
+    except InputError as error:
+        return str(error)
+    if not _is_size(math.prod(shape) * dtype.itemsize):
+        return f"shape: rows of less than 2^48 bytes are expected, got {shape!r:.99}"
+    done = 0
+    for number, shard in enumerate(shards):
+        match shard:
+            # No name leads out of the folder.
+            case {"file": str(file), "start": int(start), "stop": int(stop), "bytes": int(size)} if (
+                re.fullmatch(rf"shard-[0-9]+\.{job['format']}", file)
+                and type(start) is int
+                and start == done < stop <= job["n"]
+                and all(map(_is_size, (stop, size)))
+            ):
+                done = stop
+            case _:
+                return f"got {shard!r:.200} as shard {number}"
+    return None if done == job["n"] else f"got {done} of {job['n']} samples"
 
 
-def read_json(store: Folder, name: str) -> dict[str, Any]:
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 < value <= 2**48
+
+
+def read_json(store: Store, name: str) -> dict[str, Any]:
     """A JSON object from a file of a store.
 
     Raises:

@@ -1,24 +1,40 @@
-"""Where the files of a job are kept: a folder of this machine."""
+"""Where the files of a job are kept: a folder of this machine, or a remote store that fsspec reaches."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import itertools
 import os
+import random
 import re
+import secrets
 import shutil
-from collections.abc import Callable, Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
-from .errors import VaeError
+from .errors import InputError, VaeError
 from .files import locked, write_atomic
 
-__all__ = ["Folder", "open_store"]
+__all__ = ["Folder", "Remote", "Store", "open_store"]
+
+T = TypeVar("T")
+
+# A request to a remote store that fails in passing is made so often in all, after waits of 0.5, 1, 2 … s or so.
+_ATTEMPTS, _WAIT = 6, 0.5
+# Small files that are fetched together.
+_TOGETHER = 1000
 
 
 class Folder:
     """A folder; files in it are whole or absent."""
+
+    # Whether other processes see what is written here.
+    shared = True
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
@@ -37,22 +53,35 @@ class Folder:
             self._path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise VaeError(f"{self}: cannot be made: {error.strerror}; choose another place") from error
-        try:
-            with locked(self._path, shared=shared):
-                if not shared:
-                    self._clean_up()
-                yield
-        except BlockingIOError:
-            raise VaeError(
-                f"{self}: another call is at work in this folder; wait for it, or give another place"
-            ) from None
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self._path, shared=shared))
+            except BlockingIOError:
+                raise VaeError(
+                    f"{self}: another call is at work in this folder; wait for it, or give another place"
+                ) from None
+            except OSError as error:
+                raise VaeError(f"{self}: cannot be locked: {error.strerror}; choose another place") from error
+            if not shared:
+                self._clean_up()
+            yield
 
-    def names(self) -> list[str]:
-        """The names of what is there, without hidden files."""
+    def sizes(self) -> dict[str, int]:
+        """The bytes of each file that is there by its name, hidden ones left out."""
         try:
-            return sorted(entry.name for entry in os.scandir(self._path) if not entry.name.startswith("."))
+            with os.scandir(self._path) as entries:
+                return {entry.name: entry.stat().st_size for entry in entries if not entry.name.startswith(".")}
         except FileNotFoundError:
-            return []
+            return {}
+        except OSError as error:
+            raise VaeError(f"{self}: cannot be read: {error.strerror}") from error
+
+    def size(self, name: str) -> int | None:
+        """The bytes of a file; None if there is none."""
+        try:
+            return (self._path / name).stat().st_size
+        except OSError:
+            return None
 
     def path(self, name: str) -> Path | None:
         """Where a file lies on this machine; None where it would have to be fetched."""
@@ -66,10 +95,14 @@ class Folder:
         """
         try:
             return (self._path / name).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise VaeError(f"{self._path / name}: cannot be read: {error.strerror}") from error
+
+    def read_all(self, names: Iterable[str]) -> Iterator[bytes | None]:
+        """The contents of several small files, as of `read`."""
+        return map(self.read, names)
 
     def write(self, name: str, content: bytes | Callable[[IO[bytes]], None]) -> None:
         """Write a file, whole or not at all: its content, or what writes it to the open file it is given.
@@ -79,12 +112,24 @@ class Folder:
         """
         write_atomic(self._path / name, content)
 
-    def size(self, name: str) -> int | None:
-        """The bytes of a file; None if there is none."""
+    def create(self, name: str, content: bytes) -> None:
+        """Write a file, whole or not at all, unless there is one of this name: then that one stays.
+
+        Raises:
+            VaeError: it cannot be written.
+        """
+        temporary = f".{name}.{secrets.token_hex(8)}.tmp"
+        self.write(temporary, content)
         try:
-            return (self._path / name).stat().st_size
+            # A rename would replace what another call has written in the meantime.
+            os.link(self._path / temporary, self._path / name)
+        except FileExistsError:
+            pass
         except OSError:
-            return None
+            # A file system without hard links.
+            self.write(name, content)
+        finally:
+            self.remove(temporary)
 
     def sha256(self, name: str) -> str:
         """The SHA-256 of a file.
@@ -98,6 +143,10 @@ class Folder:
         except OSError as error:
             raise VaeError(f"{self._path / name}: cannot be read: {error.strerror}") from error
 
+    def whole(self, name: str, sha256: str) -> bool:
+        """Whether a file of the right size holds what it should."""
+        return self.sha256(name) == sha256
+
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         with contextlib.suppress(FileNotFoundError):
@@ -109,13 +158,221 @@ class Folder:
 
     def _clean_up(self) -> None:
         """Remove the temporary files of calls that were killed; only where no other call is at work."""
-        ours = re.compile(r"\.(shard-[0-9]+\.[a-z]+|job\.json|index\.json)\.[^.]+\.tmp")
+        ours = re.compile(r"\.{1,2}(shard-[0-9]+\.[a-z]+|job\.json|index\.json)\.[^.]+\.tmp(\.[^.]+\.tmp)?")
         with os.scandir(self._path) as entries:
             for left in [entry.path for entry in entries if ours.fullmatch(entry.name)]:
                 with contextlib.suppress(OSError):
                     os.unlink(left)
 
 
-def open_store(out: str | os.PathLike[str]) -> Folder:
-    """The store at a place, which need not be there yet."""
-    return Folder(out)
+class Remote:
+    """A place that fsspec reaches by its URL, such as the objects of a bucket under a prefix.
+
+    A put is what makes a file: of an object store's, all of it is there afterwards, or nothing. No call is kept out of
+    it; what two of the same job write is the same.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        self.shared = not url.startswith("memory:")
+
+    def __str__(self) -> str:
+        return self._url
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Connections stay where they are.
+        return Remote, (self._url,)
+
+    @functools.cached_property
+    def _place(self) -> tuple[Any, str]:
+        """The file system, and the path in it."""
+        try:
+            from fsspec.core import url_to_fs
+        except ImportError as error:
+            raise VaeError(
+                f"{self}: remote stores need fsspec, which is not installed: pip install 'vae-runtime[remote]'"
+            ) from error
+        try:
+            found: tuple[Any, str] = url_to_fs(self._url)
+        except ImportError as error:
+            raise VaeError(
+                f"{self}: {_reason(error)}; of S3, pip install 'vae-runtime[remote]' brings what is needed"
+            ) from error
+        except ValueError as error:
+            raise InputError(f"{self}: a URL that fsspec knows is expected: {_reason(error)}") from None
+        return found
+
+    def _do(self, what: str, name: str, do: Callable[[Any, str], T]) -> T:
+        """Ask for something of a file, several times if need be."""
+        fs, root = self._place
+        place = f"{self}/{name}" if name else str(self)
+        for attempt in itertools.count(1):
+            try:
+                return do(fs, f"{root}/{name}" if name else root)
+            except (FileNotFoundError, FileExistsError):
+                raise
+            except Exception as error:  # each store has its own
+                if _lasting(error):
+                    raise VaeError(
+                        f"{place}: {what} is refused: {_reason(error)}; see that place and credentials are right"
+                    ) from error
+                if attempt == _ATTEMPTS:
+                    raise VaeError(
+                        f"{place}: {what} has failed {attempt} times: {_reason(error)}; run the same command again to "
+                        "go on, once the store can be reached"
+                    ) from error
+            # Not all workers at the same moment.
+            time.sleep(_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+        raise AssertionError
+
+    @contextlib.contextmanager
+    def held(self, *, shared: bool) -> Iterator[None]:
+        """Nothing: see the class."""
+        yield
+
+    def sizes(self) -> dict[str, int]:
+        """As of `Folder`."""
+
+        def look(fs: Any, path: str) -> dict[str, int]:
+            fs.invalidate_cache()
+            found = ((each["name"].rpartition("/")[2], each["size"]) for each in fs.ls(path, detail=True))
+            return {name: size or 0 for name, size in found if name and not name.startswith(".")}
+
+        try:
+            return self._do("listing", "", look)
+        except FileNotFoundError:
+            return {}
+
+    def size(self, name: str) -> int | None:
+        """As of `Folder`."""
+        try:
+            return self._do("looking", name, _size)
+        except FileNotFoundError:
+            return None
+
+    def path(self, name: str) -> Path | None:
+        """None: nothing lies on this machine."""
+        return None
+
+    def read(self, name: str) -> bytes | None:
+        """As of `Folder`."""
+        try:
+            content: bytes = self._do("reading", name, lambda fs, path: fs.cat_file(path))
+        except FileNotFoundError:
+            return None
+        return content
+
+    def read_all(self, names: Iterable[str]) -> Iterator[bytes | None]:
+        """As of `Folder`; as many at once as the store serves."""
+        waiting = iter(names)
+        while some := list(itertools.islice(waiting, _TOGETHER)):
+
+            def fetch(fs: Any, path: str, some: list[str] = some) -> list[bytes | None]:
+                found = fs.cat([f"{path}/{name}" for name in some], on_error="return")
+                contents = [found[f"{path}/{name}"] for name in some]
+                for content in contents:
+                    if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                        raise content
+                return [None if isinstance(content, Exception) else content for content in contents]
+
+            yield from self._do("reading", "", fetch)
+
+    def write(self, name: str, content: bytes | Callable[[IO[bytes]], None]) -> None:
+        """As of `Folder`. What a function writes is kept in a temporary file here until it is sent."""
+        if isinstance(content, bytes):
+            self._put(name, len(content), lambda fs, path: fs.pipe_file(path, content))
+            return
+        with tempfile.TemporaryDirectory(prefix="vae-runtime-") as folder:
+            file = Path(folder, name)
+            try:
+                with file.open("wb") as opened:
+                    content(opened)
+            except OSError as error:
+                raise VaeError(
+                    f"{file}: not written: {error.strerror or error}; free some space, or set TMPDIR to a larger disk"
+                ) from error
+            # More connections do not help where each worker sends, and take memory.
+            self._put(name, file.stat().st_size, lambda fs, path: fs.put_file(str(file), path))
+
+    def create(self, name: str, content: bytes) -> None:
+        """As of `Folder`, where the store can: others replace the file."""
+        with contextlib.suppress(FileExistsError):
+            self._put(name, len(content), lambda fs, path: fs.pipe_file(path, content, mode="create"))
+
+    def _put(self, name: str, size: int, send: Callable[[Any, str], object]) -> None:
+        def put(fs: Any, path: str) -> None:
+            send(fs, path)
+            found = _size(fs, path)
+            if found != size:
+                raise OSError(f"{size} bytes were sent, the store has {found}")
+
+        try:
+            self._do("writing", name, put)
+        except FileNotFoundError as error:
+            raise VaeError(f"{self}/{name}: cannot be written: {_reason(error)}; make the place first") from error
+
+    def sha256(self, name: str) -> str:
+        """As of `Folder`; fetches the file."""
+
+        def read(fs: Any, path: str) -> str:
+            with fs.open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+
+        try:
+            return self._do("reading", name, read)
+        except FileNotFoundError as error:
+            raise VaeError(f"{self}/{name}: cannot be read: it is missing") from error
+
+    def whole(self, name: str, sha256: str) -> bool:
+        """True: the store keeps what was put, and to hash it here would be to fetch all of it."""
+        return True
+
+    def remove(self, name: str) -> None:
+        """As of `Folder`."""
+        with contextlib.suppress(FileNotFoundError):
+            self._do("removing", name, lambda fs, path: fs.rm_file(path))
+
+    def free(self) -> int | None:
+        """None: nobody knows."""
+        return None
+
+
+Store = Folder | Remote
+
+
+def open_store(out: str | os.PathLike[str]) -> Store:
+    """The store at a place, which need not be there yet: a folder, or a URL such as s3://bucket/prefix.
+
+    Raises:
+        InputError: it is no such URL.
+    """
+    text = os.fspath(out)
+    protocol, url, _ = text.partition("://")
+    if not url:
+        return Folder(text)
+    if protocol in ("file", "local"):
+        from urllib.parse import urlsplit
+        from urllib.request import url2pathname
+
+        return Folder(url2pathname(urlsplit(text).path))
+    if "::" in text or not re.fullmatch(r"[a-z][a-z0-9+.-]*", protocol):
+        raise InputError(f"{text}: a folder or one URL is expected")
+    return Remote(text)
+
+
+def _size(fs: Any, path: str) -> int:
+    fs.invalidate_cache()
+    size: int = fs.info(path)["size"]
+    return size
+
+
+def _lasting(error: Exception) -> bool:
+    """Whether there is no use in asking again."""
+    known = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ImportError, TypeError)
+    # The libraries below have no base in common.
+    return isinstance(error, known) or "Credential" in type(error).__name__ or "Param" in type(error).__name__
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, in a line."""
+    return " ".join(str(error).split()) or type(error).__name__

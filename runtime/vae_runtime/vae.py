@@ -286,7 +286,8 @@ class VAE:
         """
         fixed = noise.new_seed() if seed is None else seed
         if (
-            self._quick is not None and not on_device and not observe and temperature == 1 and truncation is None
+            self._quick is not None and not on_device and not observe and truncation is None
+            and type(temperature) in (int, float) and temperature == 1
             and conditions is None and latent_shape is None and batch_size is None
         ):  # fmt: skip
             found = self._quick.sample(n, fixed, start)
@@ -302,27 +303,14 @@ class VAE:
                 feeds.update(_slice(given, first, last))
             return feeds
 
-        likelihood = self.manifest.likelihood
         if on_device:
             for name, value in (("observe", observe or None), ("batch_size", batch_size), ("out", out)):
                 if value is not None:
                     raise InputError(
                         f"{name}: none is expected with on_device, which decodes all at once; leave it out"
                     )
-            return self._session("decoder").run_on_device(likelihood.mean, feed(0, count))
-        if not observe:
-            return self._run("decoder", [likelihood.mean], count, feed, batch_size, out)[0]
-        if likelihood.kind == "none":
-            raise InputError(
-                "observe: a likelihood is expected, the bundle has none: "
-                f"{likelihood.reason or 'none was stated at export (likelihood=…)'}; leave observe out for the mean"
-            )
-        outputs = [likelihood.mean, *([likelihood.scale_output] if likelihood.scale_output else [])]
-
-        def draw(first: int, answers: list[NDArray[Any]]) -> list[NDArray[Any]]:
-            return [self._observe(answers, fixed, _advance(start, first))]
-
-        return self._run("decoder", outputs, count, feed, batch_size, out, draw)[0]
+            return self._session("decoder").run_on_device(self.manifest.likelihood.mean, feed(0, count))
+        return self._decoded(feed, count, fixed, start, observe, batch_size, out)
 
     def stream(
         self,
@@ -373,6 +361,7 @@ class VAE:
         conditions: Conditions = None,
         seed: int | None = None,
         start: int = 0,
+        observe: bool = False,
         batch_size: int | None = None,
         out: Array | None = None,
     ) -> Array:
@@ -384,6 +373,8 @@ class VAE:
             conditions: what the decoder is given beside the latents.
             seed: draws the latents that were left out from their prior; None takes zeros for them.
             start: index of the first, for the seed.
+            observe: draw each observation from the likelihood instead of giving its mean; without a seed by a fresh
+                one, which draws the latents that were left out, too.
             batch_size: how many to decode at once.
             out: float32 [n, *observation shape], C-contiguous: filled and returned.
 
@@ -391,14 +382,19 @@ class VAE:
             float32 [n, *observation shape].
 
         Raises:
-            InputError: an array has another dtype or shape, or holds NaN or infinity; a condition is missing or wrong.
+            InputError: an array has another dtype or shape, or holds NaN or infinity; a condition is missing or wrong;
+                or with `observe` there is no likelihood to draw from.
         """
-        if self._quick is not None and conditions is None and batch_size is None:
+        if self._quick is not None and conditions is None and batch_size is None and not observe:
             found = self._quick.decode(z)
             if found is not None:
                 return found if out is None else self._filled(out, found)
-        feeds, n = self._decoder_feeds(z, conditions, seed, start)
-        return self._run("decoder", [self.manifest.likelihood.mean], n, _feed(feeds), batch_size, out)[0]
+        fixed = noise.new_seed() if observe and seed is None else seed
+        feeds, n = self._decoder_feeds(z, conditions, fixed, start)
+        if out is not None:
+            # What one batch writes must not be what a later one reads.
+            feeds = {name: rows.copy() if np.may_share_memory(rows, out) else rows for name, rows in feeds.items()}
+        return self._decoded(_feed(feeds), n, fixed, start, observe, batch_size, out)
 
     def parameters(
         self,
@@ -750,6 +746,27 @@ class VAE:
             f"{latent.name}: a prior to draw from is expected, the bundle has none: "
             f"{latent.prior.reason or 'no reason is given'}; fit one at export (prior=…), or give latents to decode()"
         )
+
+    def _decoded(
+        self, feed: Callable[[int, int], Feeds], n: int, seed: int | None, start: int, observe: bool,
+        batch_size: int | None, out: Array | None,
+    ) -> Array:  # fmt: skip
+        """The likelihood's mean of what `feed` gives, or draws from the likelihood."""
+        likelihood = self.manifest.likelihood
+        if not observe:
+            return self._run("decoder", [likelihood.mean], n, feed, batch_size, out)[0]
+        if likelihood.kind == "none":
+            raise InputError(
+                "observe: a likelihood is expected, the bundle has none: "
+                f"{likelihood.reason or 'none was stated at export (likelihood=…)'}; leave observe out for the mean"
+            )
+        outputs = [likelihood.mean, *([likelihood.scale_output] if likelihood.scale_output else [])]
+
+        def draw(first: int, answers: list[NDArray[Any]]) -> list[NDArray[Any]]:
+            assert seed is not None
+            return [self._observe(answers, seed, _advance(start, first))]
+
+        return self._run("decoder", outputs, n, feed, batch_size, out, draw)[0]
 
     def _decoder_feeds(self, z: Latents, conditions: Conditions, seed: int | None, start: int) -> tuple[Feeds, int]:
         """What the decoder is given, and for how many rows."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from .errors import VaeError
 from .job import Job
-from .shards import generate_shard
-from .store import Folder
+from .shards import Made, generate_shard
+from .store import Store
 from .vae import VAE, load
 
 __all__ = ["run", "usable_cores"]
@@ -34,26 +34,25 @@ def usable_cores() -> int:
     return max(1, min(cores, -(-quota // period))) if quota > 0 and period > 0 else cores
 
 
-def run(vae: VAE, store: Folder, job: Job, numbers: Sequence[int], workers: int) -> Iterator[int]:
+def run(vae: VAE, store: Store, job: Job, numbers: Sequence[int], workers: int) -> Generator[Made, None, None]:
     """Make shards, here or in processes of their own.
 
     Yields:
-        The rows of each shard as it is done.
+        Of each shard, as it is done, what `generate_shard` gives.
 
     Raises:
         VaeError: a shard cannot be written, or a worker died.
     """
     if workers == 1:
         for number in numbers:
-            entry = generate_shard(vae, store, job, number)
-            yield entry["stop"] - entry["start"]
+            yield generate_shard(vae, store, job, number)
         return
     import multiprocessing
 
-    arguments = (str(vae.bundle.path), vae.digest, vae.device, vae.variant, store, job)
+    arguments = (str(vae.bundle.path), vae.digest, vae.device, store, job)
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, arguments)
     waiting = iter(numbers)
-    pending: set[Future[int]] = set()
+    pending: set[Future[Made]] = set()
     try:
         while True:
             # No more than a few ahead: memory does not grow with the job.
@@ -76,8 +75,10 @@ def run(vae: VAE, store: Folder, job: Job, numbers: Sequence[int], workers: int)
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-# What a worker makes shards with.
-_state: tuple[VAE, Folder, Job] | None = None
+# What a worker makes shards with: what it was started with, and the session, once there is one.
+_begun: tuple[str, str, str, Store, Job] | None = None
+_vae: VAE | None = None
+_at_work = False
 
 
 @contextlib.contextmanager
@@ -95,14 +96,15 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start(bundle: str, digest: str, device: str, variant: str, store: Folder, job: Job) -> None:
+def _start(bundle: str, digest: str, device: str, store: Store, job: Job) -> None:
     """In a worker, before its first shard."""
     import multiprocessing
     import signal
 
-    global _state
+    global _begun
     # Where signals cannot be held back while a process is started.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -112,11 +114,26 @@ def _start(bundle: str, digest: str, device: str, variant: str, store: Folder, j
 
     # A parent that is killed leaves its workers waiting for ever.
     threading.Thread(target=end_with_parent, daemon=True).start()
-    _state = load(bundle, device=device, variant=variant, digest=digest), store, job
+    # Not loaded here: what goes wrong then would not reach the parent.
+    _begun = bundle, digest, device, store, job
 
 
-def _work(number: int) -> int:
-    assert _state is not None
-    entry = generate_shard(*_state, number)
-    rows: int = entry["stop"] - entry["start"]
-    return rows
+def _end(*_: object) -> None:
+    """Drop the shard under way, without a temporary file left behind, and end."""
+    if _at_work:
+        raise KeyboardInterrupt
+    os._exit(1)
+
+
+def _work(number: int) -> Made:
+    global _vae, _at_work
+    assert _begun is not None
+    bundle, digest, device, store, job = _begun
+    try:
+        _at_work = True
+        _vae = _vae or load(bundle, device=device, variant=job.variant, digest=digest)
+        return generate_shard(_vae, store, job, number)
+    except KeyboardInterrupt:
+        os._exit(1)
+    finally:
+        _at_work = False

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import __main__ as program
-from benchmarks import report
+from benchmarks import cuda, report
 from benchmarks.contenders import CONTENDERS, Naive, Unavailable
 from benchmarks.models import build
 from benchmarks.processes import Died, Process
@@ -92,6 +93,46 @@ def test_a_run_measures_cold_starts_workers_and_limits(found):
     assert {entry["work"] for entry in found["limits"]} == {"sgemm-numpy", "sgemm-ort", "read"}
     packages = found["contenders"]["naive"]["packages"]
     assert packages["onnxruntime"][1] > 2**20 < packages["numpy"][1]
+
+
+def test_samples_are_written_to_files_and_decoding_alone_is_beside_them(found):
+    kinds = {(turn["kind"], turn["workers"]) for turn in found["generation"]}
+    assert kinds == {("decode", 1), ("decode", 2), ("files", 1), ("files", 2), ("start", 1), ("disk", 1)}
+    for turn in found["generation"]:
+        assert turn["seconds" if turn["kind"] == "start" else "rate"]
+    files = next(turn for turn in found["generation"] if turn["kind"] == "files")
+    assert set(files["seconds"]) == set(report.PHASES)
+    assert report._generated(found, "tiny", "decode", 2).median == 1
+    assert "to files, 2 workers" in report.generation_section(found)
+    assert report.generation_section({**found, "generation": []}) == "Not measured in this run."
+
+
+def test_a_part_that_is_left_out_keeps_its_figures(data, finished, tmp_path):
+    out = Path(shutil.copytree(finished, tmp_path / "docs"))
+    figures = out / report.FIGURES
+    before = json.loads(figures.read_text(encoding="utf-8"))
+    figures.write_text(json.dumps({**before, "date": "then", "generation": []}), encoding="utf-8")
+    assert program.main(options(data, out, "--parts", "generation")) == 0
+    after = json.loads(figures.read_text(encoding="utf-8"))
+    assert after["date"] == "then"
+    assert after["rounds"] == before["rounds"]
+    assert len(after["generation"]) == len(before["generation"])
+
+
+# torch.compile itself imports what PyTorch deprecates.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_the_benchmark_of_gpus_runs_and_refuses_where_there_is_none(data, tmp_path, capsys):
+    words = ["--models", "tiny", "--data", str(data), "--batches", "1", "--rounds", "1"]
+    assert cuda.main([*words, "--device", "cpu", "--out", str(tmp_path / "cpu")]) == 0
+    found = json.loads((tmp_path / "cpu" / "cuda.json").read_text(encoding="utf-8"))
+    assert {way for entry in found["rounds"] for way in entry["seconds"]} == {
+        "PyTorch eager", "torch.compile", "noise alone", "vae-runtime", "vae-runtime, to numpy",
+    }  # fmt: skip
+    assert "| tiny | fp32 | 1 |" in capsys.readouterr().out
+    if not torch.cuda.is_available():
+        assert cuda.main([*words, "--out", str(tmp_path / "none")]) == 1
+        assert "no CUDA GPU" in capsys.readouterr().err
+        assert not (tmp_path / "none").exists()
 
 
 def test_the_page_says_what_the_figures_say(finished, found):

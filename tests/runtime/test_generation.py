@@ -15,11 +15,15 @@ import numpy as np
 import pytest
 
 import vae_runtime
+from vae_runtime.cli import main
 from vae_runtime.errors import BundleError, InputError, VaeError
 from vae_runtime.files import locked
 from vae_runtime.generation import generate
+from vae_runtime.job import Job
 from vae_runtime.samples import open_samples
-from vae_runtime.workers import usable_cores
+from vae_runtime.shards import dump
+from vae_runtime.store import Folder
+from vae_runtime.workers import run, usable_cores
 
 # Six shards of four batches, the last cut short.
 JOB = {"n": 1400, "seed": 7, "batch_size": 64, "shard_size": 256, "workers": 1}
@@ -279,18 +283,46 @@ def test_a_disk_that_is_full_is_told(digits, tmp_path, undisturbed):
     assert content(tmp_path / "s") == content(undisturbed)
 
 
+@contextlib.contextmanager
 def start(digits, folder, workers, n=1400):
-    """The command in a process group of its own, so that all of it can be killed."""
+    """The command in a process group of its own, so that all of it can be killed, and is where a test fails."""
     words = ["generate", str(digits), *WORDS, "-n", str(n), "--workers", str(workers), "--out", str(folder)]
     command = [str(Path(sys.executable).with_name("vae-runtime")), *words]
-    return subprocess.Popen(
+    with subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, encoding="utf-8", start_new_session=True
-    )
+    ) as process:
+        try:
+            yield process
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+
+
+@contextlib.contextmanager
+def at_work_on(digits, folder, workers):
+    """A call that never ends by itself, once its first shard is whole."""
+    with start(digits, folder, workers, 10_000_000) as process:
+        while not list(folder.glob("shard-*.json")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        yield process
 
 
 def children(pid):
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False).stdout
-    return [int(each) for each in found.split()]
+    """The workers of a call, by their process numbers."""
+    listed = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    )
+    return [int(line.split()[0]) for line in listed.stdout.splitlines() if "spawn_main" in line]
+
+
+def at_work(pids):
+    listed = subprocess.run(
+        ["ps", "-o", "stat=", "-p", ",".join(map(str, pids))], capture_output=True, text=True, check=False
+    )
+    # One that has ended and whose parent has not looked is a zombie.
+    return [state for state in listed.stdout.split() if not state.startswith("Z")]
 
 
 def kill_at_random(digits, folder, undisturbed, kills, n):
@@ -328,10 +360,7 @@ def test_killed_at_fifty_random_moments_the_same_command_finishes(digits, tmp_pa
 
 
 def test_ctrl_c_says_how_to_go_on(digits, tmp_path, undisturbed):
-    with start(digits, tmp_path / "s", 2, 10_000_000) as process:
-        while not list((tmp_path / "s").glob("shard-*.json")):
-            assert process.poll() is None
-            time.sleep(0.02)
+    with at_work_on(digits, tmp_path / "s", 2) as process:
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -341,6 +370,195 @@ def test_ctrl_c_says_how_to_go_on(digits, tmp_path, undisturbed):
     first = undisturbed / "shard-00000000.npy"
     assert (tmp_path / "s" / first.name).read_bytes() == first.read_bytes()
     assert not [name for name in os.listdir(tmp_path / "s") if name.startswith(".")]
+
+
+def test_a_scheduler_s_sigterm_ends_as_ctrl_c_does(digits, tmp_path, undisturbed):
+    """To the parent alone, and to all processes at once."""
+    for number, workers in enumerate((1, 2, 2)):
+        folder = tmp_path / str(number)
+        with at_work_on(digits, folder, workers) as process:
+            (os.kill if number < 2 else os.killpg)(process.pid, signal.SIGTERM)
+            _, said = process.communicate(timeout=60)
+        assert process.returncode in ((130,) if number < 2 else (130, 1))
+        assert "run the same command again to go on" in said
+        assert "Traceback" not in said
+        assert not [name for name in os.listdir(folder) if name.startswith(".")]
+        first = undisturbed / "shard-00000000.npy"
+        assert (folder / first.name).read_bytes() == first.read_bytes()
+
+
+def test_all_workers_killed_at_once(digits, tmp_path):
+    with at_work_on(digits, tmp_path / "s", 2) as process:
+        workers = children(process.pid)
+        assert workers
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "error: " in said
+    assert "a worker died, killed or out of memory; what is whole stays" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("vanish", ["moved", "removed", "replaced"])
+def test_a_folder_that_vanishes_ends_the_call(digits, tmp_path, vanish):
+    folder = tmp_path / "s"
+    with at_work_on(digits, folder, 2) as process:
+        workers = children(process.pid)
+        assert at_work(workers)
+        folder.rename(tmp_path / "away")
+        if vanish == "removed":
+            shutil.rmtree(tmp_path / "away", ignore_errors=True)
+        if vanish == "replaced":
+            folder.mkdir()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert said.splitlines()[-1].startswith(f"error: {folder}")
+    assert "Traceback" not in said
+    assert not at_work(workers)
+    assert vanish == "replaced" or not folder.exists()
+
+
+def test_a_folder_that_is_read_only(digits, tmp_path, undisturbed):
+    """By the flag that keeps even root from writing, where the file system has it; else by the permissions."""
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "s"))
+    (folder / "shard-00000002.npy").unlink()
+    before = content(folder)
+    if os.geteuid():
+        folder.chmod(0o500)
+    elif subprocess.run(["chattr", "+i", str(folder)], capture_output=True, check=False).returncode:
+        pytest.skip("root writes everywhere here")
+    try:
+        with pytest.raises(
+            VaeError, match=r"shard-00000002\.npy: cannot write here: .*choose a folder that exists and"
+        ):
+            generate(digits, folder, **JOB)
+        with pytest.raises(VaeError, match=r"s/new: cannot be made: "):
+            generate(digits, folder / "new", **JOB)
+        assert open_samples(folder).shape[0] == 1400
+    finally:
+        if os.geteuid():
+            folder.chmod(0o700)
+        else:
+            subprocess.run(["chattr", "-i", str(folder)], check=True)
+    assert content(folder) == before
+
+
+def test_a_disk_that_is_really_full(digits, tmp_path, undisturbed, monkeypatch):
+    """A small one in memory, on which the estimate is left out."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        with pytest.raises(VaeError, match=r"GiB are needed, 0\.00 GiB are free; free some space, choose another"):
+            generate(digits, disk / "s", **JOB)
+        assert os.listdir(disk / "s") == ["job.json"]
+        monkeypatch.setattr(Folder, "free", lambda self: None)
+        with pytest.raises(VaeError, match=r"shard-0000000[0-9]\.npy: not written: No space left on device; free some"):
+            generate(digits, disk / "s", **JOB)
+        whole = content(disk / "s")
+        assert 0 < len(whole) < 6
+        assert whole.items() <= content(undisturbed).items()
+        assert not [name for name in os.listdir(disk / "s") if name.startswith(".")]
+        subprocess.run(["mount", "-o", "remount,size=2m", str(disk)], check=True)
+        generate(digits, disk / "s", **JOB)
+        assert content(disk / "s") == content(undisturbed)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_room_is_looked_up_before_the_first_shard(digits, tmp_path, monkeypatch):
+    rows = 1400 * 64 * 4
+    said = []
+    for part, dtype, format, free, refused, warned in (
+        (None, "float32", "npy", rows - 1, True, 0),
+        (None, "float32", "npy", rows, False, 0),
+        (None, "uint8", "npy", rows // 4, False, 0),
+        ((1, 3), "float32", "npy", rows // 2, False, 1),
+        ((1, 3), "float32", "npy", rows // 4, True, 0),
+        (None, "float32", "parquet", rows - 1, False, 1),
+    ):
+        if format == "parquet":
+            pytest.importorskip("pyarrow", reason="pyarrow is missing")
+        said.clear()
+        monkeypatch.setattr(Folder, "free", lambda self, free=free: free)
+        folder = tmp_path / str(len(os.listdir(tmp_path)))
+        job = {**JOB, "dtype": dtype, "format": format, "part": part, "warn": said.append}
+        if refused:
+            with pytest.raises(VaeError, match=r"GiB are needed.*, 0\.00 GiB are free"):
+                generate(digits, folder, **job)
+            assert os.listdir(folder) == ["job.json"]
+        else:
+            generate(digits, folder, **job)
+        assert len(said) == warned
+
+
+def test_a_bundle_that_changes_during_the_call(digits, copy_of, tmp_path, undisturbed, edit_manifest):
+    """What was loaded goes on; who would load what has changed refuses it; neither mixes the two."""
+    bundle = copy_of(digits)
+
+    def change(done, n):
+        if done == 256:
+            edit_manifest(bundle, lambda document: document.update(package_name="other"))
+
+    generate(bundle, tmp_path / "s", **JOB, progress=change)
+    assert content(tmp_path / "s") == content(undisturbed)
+    with pytest.raises(InputError, match=r"digest: .* there, .* now"):
+        generate(bundle, tmp_path / "s", **JOB)
+    vae = vae_runtime.load(digits)
+    job = Job.from_json(json.loads((undisturbed / "job.json").read_text()))
+    store = Folder(tmp_path / "t")
+    with store.held(shared=False):
+        store.create("job.json", dump(job.as_json()))
+        object.__setattr__(vae.bundle, "root", str(bundle))
+        with pytest.raises(BundleError, match="digest"):
+            list(run(vae, store, job, range(job.shards), 2))
+    assert os.listdir(tmp_path / "t") == ["job.json"]
+
+
+def test_where_the_time_goes(digits, tmp_path):
+    timings = {}
+    generate(digits, tmp_path / "s", **{**JOB, "dtype": "uint8"}, timings=timings)
+    assert set(timings) == {"noise", "decode", "convert", "write"}
+    assert all(seconds > 0 for seconds in timings.values())
+    before = dict(timings)
+    generate(digits, tmp_path / "s", **{**JOB, "dtype": "uint8"}, timings=timings)
+    assert timings.pop("check") > 0
+    assert timings == before
+
+
+def test_progress_for_machines(digits, tmp_path, capsys):
+    assert main(["generate", str(digits), *WORDS, "--workers", "1", "--json", "--out", str(tmp_path / "s")]) == 0
+    said = capsys.readouterr()
+    answer = json.loads(said.out)
+    assert (answer["out"], answer["finished"], answer["samples"]) == (str(tmp_path / "s"), True, 1400)
+    assert set(answer["timings"]) == {"noise", "decode", "write"}
+    assert said.err == ""
+
+
+def test_shards_of_another_job_are_not_believed(digits, tmp_path, undisturbed):
+    generate(digits, tmp_path / "other", **{**JOB, "seed": 8})
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "s"))
+    for suffix in ("npy", "json"):
+        shutil.copy(tmp_path / "other" / f"shard-00000003.{suffix}", folder)
+    generate(digits, folder, **JOB)
+    assert content(folder) == content(undisturbed)
+
+
+def test_a_folder_that_another_job_has_taken_is_left(digits, tmp_path, undisturbed):
+    """Where nothing is locked, as on some network file systems."""
+    generate(digits, tmp_path / "other", **{**JOB, "seed": 8}, part=(1, 6))
+
+    def take(done, n):
+        if done == 256:
+            shutil.copy(tmp_path / "other" / "job.json", tmp_path / "s")
+
+    with pytest.raises(VaeError, match=r"job\.json: was replaced by another job's since this call began"):
+        generate(digits, tmp_path / "s", **JOB, progress=take)
+    assert not (tmp_path / "s" / "index.json").exists()
+    assert len(list((tmp_path / "s").glob("shard-*.json"))) == 1
 
 
 def test_cores_are_those_of_the_process():

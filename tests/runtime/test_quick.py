@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import vae_runtime
 from vae_runtime import noise
 from vae_runtime.errors import DeviceError, InputError, VaeError
+from vae_runtime.manifest import Latent, LatentPosterior, Likelihood, Observation, Signature
 from vae_runtime.quick import Quick, is_plain
 from vae_runtime.session import Call
 
@@ -66,6 +67,8 @@ def test_samples_are_the_same_in_any_order(vae, runs):
 def test_noise_drawn_ahead_wraps_as_it_should(quick_vae):
     for start in range(2**64 - 5, 2**64):
         assert equal(quick_vae.sample(1, seed=3, start=start), quick_vae.sample(1, seed=3, start=start, **GENERAL))
+    with pytest.raises(InputError, match="start: "):
+        quick_vae.sample(1, seed=3, start=2**64)
     assert equal(quick_vae.sample(1, seed=3, start=0), quick_vae.sample(1, seed=3, start=0, **GENERAL))
 
 
@@ -149,6 +152,40 @@ def test_what_is_out_of_range_or_of_another_form_is_refused(quick_vae):
         quick_vae.sample(1, seed=0, start=-1)
 
 
+@pytest.mark.parametrize("temperature", [np.ones(2), np.ones(1), 1 + 0j, "1", None])
+def test_a_temperature_that_is_no_number_is_refused(quick_vae, temperature):
+    for more in ({}, GENERAL):
+        with pytest.raises(InputError, match="temperature: "):
+            quick_vae.sample(1, seed=0, temperature=temperature, **more)
+
+
+def test_latents_of_an_encoder_that_are_not_finite_are_refused(onnx_bytes, write_bundle):
+    rows = ["batch", 3]
+    value, node = onnx_bytes.value, onnx_bytes.node
+    encoder = onnx_bytes.model([node("Exp", ["x"], ["value"])], [value("x", rows)], [value("value", rows)])
+    decoder = onnx_bytes.model([node("Sigmoid", ["z"], ["x"])], [value("z", rows)], [value("x", rows)])
+    signature = Signature(
+        observation=Observation("x", (3,), ("feature",)),
+        latents=(Latent("z", (3,), LatentPosterior("none", value="value")),),
+        likelihood=Likelihood("gaussian", scale=1.0),
+    )
+    inputs = {"x": noise.normal(1, 0, 2, (3,))}
+    vae = vae_runtime.load(write_bundle("exp", signature, encoder, decoder, inputs))
+    assert equal(vae.reconstruct(inputs["x"]), vae.reconstruct(inputs["x"], **GENERAL))
+    for more in ({}, GENERAL):
+        with pytest.raises(InputError, match="finite values are expected"):
+            vae.reconstruct(np.full((1, 3), 300, np.float32), **more)
+
+
+@pytest.mark.parametrize("n", [9, 99])
+def test_what_is_decoded_may_lie_where_the_result_goes(small_bundle, n):
+    vae = vae_runtime.load(small_bundle())
+    rows = noise.normal(4, 0, n + 1, vae.latent_shape)
+    wanted = vae.decode(rows[:-1].copy())
+    assert vae.latent_shape == vae.observation_shape
+    assert equal(vae.decode(rows[:-1], out=rows[1:]), wanted)
+
+
 def test_numbers_whose_squares_overflow_are_taken(quick_vae):
     z = np.full((1, *quick_vae.latent_shape), 1e25, np.float32)
     assert equal(quick_vae.decode(z), quick_vae.decode(z, **GENERAL))
@@ -216,4 +253,4 @@ def test_the_range_is_the_manifests(quick_vae, bounds):
     for number, right in [*((number, True) for number in inside), *((number, False) for number in outside)]:
         x = np.full((1, *quick_vae.observation_shape), inside[0], np.float32)
         x[0, -1, -1] = number
-        assert (quick.reconstruct(x) is not None) == right, number
+        assert (quick.encode(x) is not None) == right, number

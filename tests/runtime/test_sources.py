@@ -1,0 +1,219 @@
+"""Reconstructions and latents of a file of observations: the same bits as the VAE gives, checked row by row."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vae_runtime
+from vae_runtime import job as jobs
+from vae_runtime.cli import main
+from vae_runtime.errors import InputError, VaeError
+from vae_runtime.generation import generate
+
+SIZES = {"batch_size": 64, "shard_size": 128, "workers": 1}
+
+
+@pytest.fixture(scope="module")
+def x(digits, tmp_path_factory):
+    """A file of 300 observations, and they."""
+    path = tmp_path_factory.mktemp("data") / "x.npy"
+    observations = vae_runtime.load(digits).sample(300, seed=1)
+    np.save(path, observations)
+    return path, observations
+
+
+def padded(x, size=64):
+    """Whole batches, as a job works on them."""
+    return np.concatenate([x, np.repeat(x[-1:], -len(x) % size, axis=0)])
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).glob("*.npy")}
+
+
+@pytest.mark.parametrize("observe", [False, True])
+def test_reconstructions(digits, tmp_path, x, observe):
+    path, observations = x
+    vae = vae_runtime.load(digits)
+    samples = generate(digits, tmp_path / "s", seed=7, reconstruct=path, observe=observe, **SIZES)
+    z = vae.encode(padded(observations), batch_size=64).mode()
+    wanted = vae.decode(z, seed=7, observe=observe, batch_size=64)[:300]
+    assert samples.shape == observations.shape
+    assert np.array_equal(samples[:], wanted)
+    if observe:
+        assert set(np.unique(samples[:])) == {0, 1}
+        assert np.array_equal(vae.decode(z, seed=7, observe=True, batch_size=9)[:300], wanted)
+    else:
+        assert np.array_equal(wanted, vae.reconstruct(padded(observations), batch_size=64)[:300])
+
+
+def test_observing_without_a_seed_draws_afresh(digits, x):
+    vae = vae_runtime.load(digits)
+    z = vae.encode(x[1]).mode()
+    first, second = (vae.decode(z, observe=True) for _ in range(2))
+    assert set(np.unique(first)) == {0, 1}
+    assert not np.array_equal(first, second)
+
+
+def test_latents_are_those_of_the_posterior(digits, tmp_path, x):
+    path, observations = x
+    vae = vae_runtime.load(digits)
+    samples = generate(digits, tmp_path / "s", seed=7, encode=path, **SIZES)
+    q = vae.encode(padded(observations), batch_size=64)
+    assert samples.dtype.names == ("mu", "std", "z")
+    for field, wanted in (("mu", q.mean), ("std", q.std), ("z", q.sample(seed=7))):
+        assert np.array_equal(samples[:][field], wanted[:300])
+    assert np.array_equal(samples[200]["z"], q.sample(seed=7)[200])
+
+
+def test_latents_without_a_distribution_and_of_several_levels(
+    codes_bundle, weighted_bundle, levels_bundle, external_data, tmp_path
+):
+    rows = np.random.default_rng(0).uniform(0, 4, (300, 3)).astype(np.float32)
+    np.save(tmp_path / "x.npy", rows)
+    bundle = codes_bundle()
+    samples = generate(bundle, tmp_path / "c", seed=7, encode=tmp_path / "x.npy", balanced="label", **SIZES)
+    assert samples.dtype == [("codes", np.int64, (3,))]
+    assert np.array_equal(samples[:]["codes"], np.floor(rows) + np.arange(300)[:, None] % 3)
+    samples = generate(weighted_bundle(), tmp_path / "w", seed=7, encode=tmp_path / "x.npy", **SIZES)
+    assert samples.dtype == [("mu", np.float32, (3,))]
+    assert np.array_equal(samples[:]["mu"], rows)
+    bundle = levels_bundle()
+    samples = generate(bundle, tmp_path / "l", seed=7, encode=tmp_path / "x.npy", **SIZES)
+    assert samples.dtype.names == tuple(f"z_{level}.{field}" for level in (1, 2) for field in ("mu", "std", "z"))
+    q = vae_runtime.load(bundle).encode(rows, seed=7)
+    drawn = q.sample(seed=7)
+    for level in ("z_1", "z_2"):
+        assert np.array_equal(samples[:][f"{level}.mu"], q[level].mean)
+        assert np.array_equal(samples[:][f"{level}.z"], drawn[level])
+    wanted = vae_runtime.load(bundle).reconstruct(rows)
+    assert np.array_equal(generate(bundle, tmp_path / "r", seed=7, reconstruct=tmp_path / "x.npy", **SIZES)[:], wanted)
+
+
+def test_who_makes_them_changes_nothing(digits, tmp_path, x):
+    whole = generate(digits, tmp_path / "s", seed=7, encode=x[0], **SIZES)
+    generate(digits, tmp_path / "two", seed=7, encode=x[0], **SIZES | {"workers": 2})
+    for k in (2, 1):
+        generate(digits, tmp_path / "parts", seed=7, encode=x[0], part=(k, 2), **SIZES)
+    assert content(tmp_path / "two") == content(tmp_path / "parts") == content(tmp_path / "s")
+    generate(digits, tmp_path / "more", 200, seed=7, encode=x[0], **SIZES)
+    assert np.array_equal(generate(digits, tmp_path / "more", seed=7, encode=x[0], **SIZES)[:], whole[:])
+    assert content(tmp_path / "more") == content(tmp_path / "s")
+
+
+def test_the_job_is_that_of_the_content_not_of_the_place(digits, tmp_path, x, monkeypatch):
+    generate(digits, tmp_path / "s", 200, seed=7, encode=x[0], **SIZES)
+    assert str(x[0].parent) not in (tmp_path / "s" / "job.json").read_text()
+    hashed = []
+    sha256 = jobs._sha256
+    monkeypatch.setattr(jobs, "_sha256", lambda path: hashed.append(path) or sha256(path))
+    generate(digits, tmp_path / "s", 200, seed=7, encode=x[0], **SIZES)
+    assert not hashed
+    moved = Path(shutil.copy(x[0], tmp_path / "moved.npy"))
+    assert len(generate(digits, tmp_path / "s", 300, seed=7, encode=moved, **SIZES)) == 300
+    assert hashed == [moved]
+    altered = x[1].copy()
+    altered[299] = 0
+    np.save(moved, altered)
+    with pytest.raises(InputError, match=r"observations: .*sha256.* there, .* now"):
+        generate(digits, tmp_path / "s", 300, seed=7, encode=moved, **SIZES)
+    with pytest.raises(InputError, match=r"verb: 'encode' there, 'reconstruct' now"):
+        generate(digits, tmp_path / "s", 300, seed=7, reconstruct=x[0], **SIZES)
+
+
+def test_a_file_that_is_altered_during_the_call_ends_it(digits, tmp_path, x):
+    path = Path(shutil.copy(x[0], tmp_path / "x.npy"))
+
+    def alter(done, n):
+        np.save(path, x[1] * 0.5)
+        os.utime(path, ns=(1, 1))
+
+    with pytest.raises(VaeError, match=r"x\.npy: removed or altered since it was hashed"):
+        generate(digits, tmp_path / "s", seed=7, encode=path, progress=alter, **SIZES)
+    assert list(content(tmp_path / "s")) == ["shard-00000000.npy"]
+    path.unlink()
+    with pytest.raises(InputError, match=r"x\.npy: an \.npy file of rows is expected"):
+        generate(digits, tmp_path / "s", seed=7, encode=path, **SIZES)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_wrong_row_is_named_with_its_file(digits, tmp_path, x, workers, capsys):
+    observations = x[1].copy()
+    observations[200, 0, 3, 4] = 7
+    np.save(tmp_path / "x.npy", observations)
+    command = ["generate", str(digits), "--encode", str(tmp_path / "x.npy"), "--seed", "7", "--batch-size", "64",
+               "--shard-size", "128", "--workers", str(workers), "--out", str(tmp_path / "s")]  # fmt: skip
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert f"error: {tmp_path / 'x.npy'}: row 200: x[0, 0, 3, 4]: values from 0 to 1 are expected, got 7" in said
+    assert "Traceback" not in said
+    assert "shard-00000001.npy" not in content(tmp_path / "s")
+    # Rows beyond n are not looked at.
+    assert main([*command[:-1], str(tmp_path / "t"), "-n", "200"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "words"),
+    [
+        (np.zeros((5, 1, 8, 8), np.float64), {}, r"row 0: x: float32 .* is expected, got dtype float64"),
+        (np.zeros((5, 1, 9, 8), np.float32), {}, r"row 0: x: .* is expected"),
+        (np.zeros((0, 1, 8, 8), np.float32), {}, "an .npy file of rows is expected: it has none"),
+        (np.float32(1), {}, "an .npy file of rows is expected: it has none"),
+        (np.full((5, 1, 8, 8), np.nan, np.float32), {}, r"row 0: x\[0, 0, 0, 0\]: values from 0 to 1"),
+        (np.zeros((5, 1, 8, 8), np.float32), {"n": 6}, "n: at most the 5 rows of"),
+        (np.zeros((5, 1, 8, 8), np.float32), {"temperature": 0.5}, "samples of the prior, not for encode"),
+        (np.zeros((5, 1, 8, 8), np.float32), {"observe": True}, "observe: latents are written"),
+        (np.zeros((5, 1, 8, 8), np.float32), {"dtype": "uint8"}, "dtype: no other than float32 is expected"),
+        (np.zeros((5, 1, 8, 8), np.float32), {"reconstruct": "x.npy"}, "encode: either this or reconstruct"),
+    ],
+)
+def test_what_is_wrong_shows_before_anything_is_written(digits, tmp_path, rows, arguments, words):
+    np.save(tmp_path / "x.npy", rows)
+    with pytest.raises(InputError, match=words):
+        generate(digits, tmp_path / "s", seed=7, encode=tmp_path / "x.npy", **arguments)
+    assert not (tmp_path / "s").exists()
+
+
+def test_other_files_and_no_number_are_refused(digits, tmp_path):
+    for name, written in (("a.npy", b"text"), ("b.npy", b""), ("c.npy", b"\x93NUMPY\x01\x00")):
+        (tmp_path / name).write_bytes(written)
+        with pytest.raises(InputError, match=rf"{name}: an \.npy file of rows is expected"):
+            generate(digits, tmp_path / "s", seed=7, encode=tmp_path / name)
+    np.savez(tmp_path / "d.npy", a=np.zeros(3))
+    np.save(tmp_path / "e.npy", np.array([{}]), allow_pickle=True)
+    for name in ("d.npy.npz", "e.npy"):
+        with pytest.raises(InputError, match=r"an \.npy file of rows is expected"):
+            generate(digits, tmp_path / "s", seed=7, encode=tmp_path / name)
+    with pytest.raises(InputError, match="n: an integer is expected, got None"):
+        generate(digits, tmp_path / "s", seed=7)
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_variant_of_the_encoder_counts(digits, tmp_path, x):
+    vae = vae_runtime.load(digits)
+    generate(digits, tmp_path / "s", seed=7, encode=x[0], **SIZES)
+    assert json.loads((tmp_path / "s" / "job.json").read_text())["variant"] == vae.variants["encoder"]
+
+
+def test_memory_does_not_grow_with_the_file(digits, python, tmp_path, x):
+    """Of pages that are mapped the system takes back what it needs: anonymous memory is counted."""
+    if not Path("/proc/self/smaps_rollup").exists():
+        pytest.skip("this system does not tell anonymous memory")
+    code = (
+        "import re, sys; from vae_runtime.generation import generate\n"
+        "most = [0]\n"
+        "def note(done, n):\n"
+        "    kb = int(re.search(r'Anonymous: +([0-9]+)', open('/proc/self/smaps_rollup').read())[1])\n"
+        "    most[0] = max(most[0], kb)\n"
+        "generate(*sys.argv[1:3], seed=1, encode=sys.argv[3], workers=1, shard_size=4096, progress=note)\n"
+        "print(most[0])"
+    )
+    found = []
+    for number, times in enumerate((20, 400)):
+        np.save(tmp_path / "x.npy", np.tile(x[1], (times, 1, 1, 1)))
+        found.append(int(python("-c", code, digits, tmp_path / str(number), tmp_path / "x.npy").stdout))
+    assert found[1] < found[0] * 1.05 + 4096

@@ -351,6 +351,8 @@ def _scales(graph: _Graph, resize: onnx.NodeProto) -> list[int] | None:
         return None
     if attributes.get("mode", b"nearest") != b"nearest" or "axes" in attributes or len(factors) < 3:
         return None
+    if attributes.get("keep_aspect_ratio_policy", b"stretch") != b"stretch":
+        return None
     whole = [int(factor) for factor in factors if factor is not None and factor.denominator == 1]
     if len(whole) < len(factors) or whole[:2] != [1, 1] or min(whole) < 1 or max(whole) == 1:
         return None

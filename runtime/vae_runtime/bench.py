@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import session
 from .bundle import Bundle, open_bundle
-from .errors import InputError, VaeError, one_line, require_integer
+from .errors import BundleError, InputError, VaeError, one_line, require_integer
 from .session import Device, resolve_device
-from .vae import VAE, load
-from .verification import golden_inputs, read_golden
+from .vae import VAE, load, open_session
+from .verification import golden_inputs, read_golden, verify
 
 __all__ = ["WORK", "Benchmark", "Timing", "bench"]
 
@@ -99,9 +98,10 @@ def bench(
 ) -> Benchmark:
     """Time a bundle's variants beside a plain ONNX Runtime session of its first one.
 
-    In each round every contender does the same work for some milliseconds, in random order, so that ratios within a
-    round are little disturbed by what else the machine does. Inputs are those of the golden vectors, repeated; samples
-    are of a fresh seed each, with the plain session's noise from `numpy.random.default_rng(seed)`.
+    Variants that do not verify on this machine are left out. In each round every contender does the same work for some
+    milliseconds, in random order, so that ratios within a round are little disturbed by what else the machine does.
+    Inputs are those of the golden vectors, repeated; samples are of a fresh seed each, with the plain session's noise
+    from `numpy.random.default_rng(seed)`.
 
     Args:
         path: the bundle's folder.
@@ -114,10 +114,11 @@ def bench(
         digest: as in `load`.
 
     Raises:
-        BundleError: the bundle is missing or damaged, or has no such variant.
+        BundleError: the bundle is missing or damaged, its first variant does not verify, or it has no such variant.
         DeviceError: the device is not to be had.
         InputError: an argument is not of the right form.
-        VaeError: a graph failed, or a variant's answer has another shape than the plain session's.
+        VaeError: a graph failed, a variant's answer has another shape than the plain session's, or there is no work of
+            these that the bundle can do.
     """
     for name, values, high in (("batches", batches, 2**31), ("threads", threads, 1024)):
         if not len(values):
@@ -129,14 +130,19 @@ def bench(
         raise InputError(f"work: some of {', '.join(WORK)} are expected, got {unknown[0] if unknown else 'none'}")
     require_integer("rounds", rounds, 1, 10**6)
     bundle = open_bundle(path, digest)
-    there = [name for name, variant in bundle.manifest.decoder.items() if variant.executor == "ort"]
+    there = list(dict.fromkeys(each.name for each in bundle.manifest.variants if each.executor == "ort"))
     chosen = list(variants) if variants is not None else there
     for name in chosen:
-        bundle.variant("decoder", name)
+        if name not in there:
+            raise BundleError(f"{path}: there is no variant {name!r}; choose one of: {', '.join(there)}")
+    left_out: list[str] = []
+    for name, why in _failures(bundle, device).items():
+        if name in chosen:
+            chosen.remove(name)
+            left_out.append(f"{name} was left out: {why}")
     before = _load_average()
     order = random.Random(0)
     timings: list[Timing] = []
-    left_out: list[str] = []
     for count in threads:
         vaes = {name: load(path, device=device, threads=count, variant=name, digest=bundle.digest) for name in chosen}
         plain = _Plain(bundle, resolve_device(device), count)
@@ -147,12 +153,27 @@ def bench(
                 continue
             for batch in batches:
                 timings += _timed(plain, vaes, each, batch, count, rounds, order, left_out)
+    if not timings:
+        raise VaeError(f"{path}: nothing could be timed; {'; '.join(dict.fromkeys(left_out))}")
     after = _load_average()
     load_average = None if before is None or after is None else (before, after)
     return Benchmark(
         str(path), bundle.digest, _processor(), os.cpu_count() or 1, load_average, tuple(timings),
         tuple(dict.fromkeys(left_out)),
     )  # fmt: skip
+
+
+def _failures(bundle: Bundle, device: str) -> dict[str, str]:
+    """Why variants do not verify, by their names: how fast wrong numbers come tells nothing."""
+    found: dict[str, str] = {}
+    for check in verify(bundle.path, device=device, digest=bundle.digest).checks:
+        if check.passed is not False:
+            continue
+        component, _, name = check.what.partition(" ")[0].partition("/")
+        if not name or name == bundle.variant(component).name:
+            raise BundleError(f"{bundle.path}: {check.what}: {check.detail}; run vae-runtime verify")
+        found.setdefault(name, f"{check.what} does not verify: {check.detail}")
+    return found
 
 
 def _timed(
@@ -257,6 +278,7 @@ class _Plain:
             condition.name: self._rows(component, batch)[condition.name]
             for condition in manifest.conditions
             for component in condition.components
+            if component in manifest.components
         }
         # As a user writes it: nothing is given where nothing is taken.
         given: dict[str, Any] = {"conditions": conditions} if conditions else {}
@@ -302,15 +324,8 @@ class _Plain:
 
     def _open(self, component: str) -> Any:
         if component not in self._sessions:
-            runtime = session._onnxruntime()
-            options = runtime.SessionOptions()
-            options.intra_op_num_threads = self._threads
-            variant = self.bundle.variant(component)
-            path = self.bundle.path / variant.path
-            # Of a packed bundle there is no such file; by its path a graph finds the weights beside it.
-            file = str(path) if path.is_file() else self.bundle.read(variant.path)
-            providers = [(self._device.provider, dict(self._device.options))]
-            self._sessions[component] = runtime.InferenceSession(file, options, providers=providers)
+            # ONNX Runtime's own session, beneath what this package puts around it.
+            self._sessions[component] = open_session(self.bundle, component, None, self._device, self._threads)._session
         return self._sessions[component]
 
 

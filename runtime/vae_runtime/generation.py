@@ -185,9 +185,10 @@ def _known(store: Store) -> dict[str, Any] | None:
 def _settle(store: Store, job: Job, shared: bool, warn: Callable[[str], object] | None) -> None:
     """Write the folder's job, or hold this call's against the one that is there."""
     if store.size(JOB) is None:
-        other = min(store.sizes(), default=None)
-        if other is not None:
-            raise InputError(f"{store}: an empty folder or one of this job is expected, it holds {other}")
+        names = store.sizes()
+        # Another call may have begun in the meantime.
+        if names and JOB not in names:
+            raise InputError(f"{store}: an empty folder or one of this job is expected, it holds {min(names)}")
         store.create(JOB, dump(job.as_json()))
     # Read back: another call may have been first.
     found = read_json(store, JOB)
@@ -213,9 +214,12 @@ def _require_room(
     free = store.free()
     if free is None:
         return
-    missing = {number for number, entry in enumerate(entries(store, job, range(job.shards))) if entry is None}
-    sizes = {number: job.row_bytes * (stop - start) for number in missing for start, stop in [job.rows(number)]}
-    whole, own = sum(sizes.values()), sum(sizes.get(number, 0) for number in numbers)
+    there, whole, own = store.sizes(), 0, 0
+    for number in range(job.shards):
+        if job.name(number) not in there:
+            start, stop = job.rows(number)
+            whole += job.row_bytes * (stop - start)
+            own += job.row_bytes * (stop - start) if number in numbers else 0
     if whole <= free:
         return
     parts = "" if own == whole else f", {own / 2**30:.2f} GiB of them by this part"
@@ -232,6 +236,9 @@ def _require_room(
 
 def _finish(store: Store, job: Job) -> Samples | None:
     """Write the index if every shard is there."""
+    there = store.sizes()
+    if any(job.name(number) not in there for number in range(job.shards)):
+        return None
     found = entries(store, job, range(job.shards))
     if any(entry is None for entry in found):
         return None

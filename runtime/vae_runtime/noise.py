@@ -139,8 +139,9 @@ def _draw(
     if len(sizes) > 32:
         raise InputError(f"shape: at most 32 axes are expected, got {len(sizes)}")
     elements = math.prod(sizes)
-    if elements > 2**34:
-        raise InputError(f"shape: at most 2**34 elements in one sample, got {elements}")
+    # Axes of no element beside huge ones count too: numpy has no array of such a shape.
+    if (largest := math.prod(filter(None, sizes))) > 2**34:
+        raise InputError(f"shape: at most 2**34 elements in one sample, got {largest}")
     blocks = -(-elements // 4)
     try:
         out = np.empty((n, elements), dtype)

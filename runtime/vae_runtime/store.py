@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 # A request to a remote store that fails in passing is made so often in all, after waits of 0.5, 1, 2 … s or so.
 _ATTEMPTS, _WAIT = 6, 0.5
+# What is about to be sent lies in a folder of such a name, locked as long as the process lives.
+_TEMPORARY = "vae-runtime-put-"
 # Small files that are fetched together.
 _TOGETHER = 1000
 
@@ -70,11 +72,12 @@ class Folder:
         """The bytes of each file that is there by its name, hidden ones left out."""
         try:
             with os.scandir(self._path) as entries:
-                return {entry.name: entry.stat().st_size for entry in entries if not entry.name.startswith(".")}
+                names = [entry.name for entry in entries if not entry.name.startswith(".")]
         except FileNotFoundError:
             return {}
         except OSError as error:
             raise VaeError(f"{self}: cannot be read: {error.strerror}") from error
+        return {name: size for name in names if (size := self.size(name)) is not None}
 
     def size(self, name: str) -> int | None:
         """The bytes of a file; None if there is none."""
@@ -227,7 +230,10 @@ class Remote:
 
     @contextlib.contextmanager
     def held(self, *, shared: bool) -> Iterator[None]:
-        """Nothing: see the class."""
+        """Keep nobody out: see the class. Remove what calls that were killed have left on this machine."""
+        for left in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*") if not shared else ():
+            with contextlib.suppress(OSError), locked(left):
+                shutil.rmtree(left, ignore_errors=True)
         yield
 
     def sizes(self) -> dict[str, int]:
@@ -282,7 +288,7 @@ class Remote:
         if isinstance(content, bytes):
             self._put(name, len(content), lambda fs, path: fs.pipe_file(path, content))
             return
-        with tempfile.TemporaryDirectory(prefix="vae-runtime-") as folder:
+        with tempfile.TemporaryDirectory(prefix=_TEMPORARY) as folder, locked(Path(folder)):
             file = Path(folder, name)
             try:
                 with file.open("wb") as opened:
@@ -291,7 +297,6 @@ class Remote:
                 raise VaeError(
                     f"{file}: not written: {error.strerror or error}; free some space, or set TMPDIR to a larger disk"
                 ) from error
-            # More connections do not help where each worker sends, and take memory.
             self._put(name, file.stat().st_size, lambda fs, path: fs.put_file(str(file), path))
 
     def create(self, name: str, content: bytes) -> None:

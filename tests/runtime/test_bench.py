@@ -10,10 +10,18 @@ import pytest
 from vae_runtime import BundleError, InputError, VaeError, cli
 from vae_runtime import bench as room
 from vae_runtime.bench import WORK, bench
+from vae_runtime.bundle import SUMS, format_sums
+from vae_runtime.packing import pack
 
 
 def quickly(path, **options):
     return bench(path, **{"batches": (1, 3), "rounds": 2, "variants": ["fp32"], **options})
+
+
+def sign(bundle):
+    """List the hashes of what is there."""
+    files = [path for path in bundle.rglob("*") if path.is_file() and path.name != SUMS]
+    (bundle / SUMS).write_bytes(format_sums((p.relative_to(bundle).as_posix(), p.read_bytes()) for p in files))
 
 
 @pytest.fixture(autouse=True)
@@ -123,12 +131,41 @@ def test_a_damaged_graph_is_refused_before_it_is_timed(bundle_copy):
         quickly(bundle_copy)
 
 
-def test_a_damaged_encoder_leaves_its_work_out(bundle_copy):
+def test_a_damaged_bundle_is_refused(bundle_copy):
     (bundle_copy / "encoder" / "fp32" / "model.onnx").write_bytes(b"x")
-    found = quickly(bundle_copy, batches=[1])
-    assert {t.work for t in found.timings} == {"decode", "sample"}
-    assert len(found.left_out) == 2
-    assert all("sha256" in reason for reason in found.left_out)
+    with pytest.raises(BundleError, match="sha256"):
+        quickly(bundle_copy, batches=[1])
+
+
+def test_a_variant_that_gives_wrong_numbers_is_not_timed(bundle_copy):
+    """Its graph is another variant's, and the list of hashes says so: only the golden vectors know."""
+    decoder = bundle_copy / "decoder"
+    (decoder / "fp16" / "model.onnx").write_bytes((decoder / "int8" / "model.onnx").read_bytes())
+    sign(bundle_copy)
+    found = quickly(bundle_copy, variants=None, batches=[1])
+    assert {t.contender for t in found.timings} == {"plain", "fp32", "int8"}
+    (reason,) = found.left_out
+    assert reason.startswith("fp16 was left out: decoder/fp16 x does not verify: ")
+    (decoder / "fp32" / "model.onnx").write_bytes((decoder / "int8" / "model.onnx").read_bytes())
+    sign(bundle_copy)
+    with pytest.raises(BundleError, match="decoder/fp32 x"):
+        quickly(bundle_copy, batches=[1])
+
+
+@pytest.mark.usefixtures("external_data")
+def test_weights_beside_a_graph_are_found_in_an_archive(weighted_bundle, tmp_path):
+    pack(weighted_bundle(), tmp_path / "small.zip")
+    assert quickly(tmp_path / "small.zip", batches=[1], work=["decode"], variants=None).timings
+
+
+@pytest.mark.parametrize("only", ["decoder", "encoder"])
+def test_packs_of_one_component_are_timed(root, tmp_path, only):
+    pack(root / "models" / "digits-conditional", tmp_path / "small.zip", only=[only])
+    found = quickly(tmp_path / "small.zip", batches=[1])
+    assert {t.work for t in found.timings} == ({"decode", "sample"} if only == "decoder" else {"encode"})
+    assert all("was left out when this bundle was packed" in reason for reason in found.left_out)
+    with pytest.raises(VaeError, match="nothing could be timed; reconstruct was left out"):
+        quickly(tmp_path / "small.zip", work=["reconstruct"])
 
 
 def test_the_command_prints_a_table(digits, capsys):

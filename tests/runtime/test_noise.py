@@ -506,6 +506,7 @@ def test_numpys_integers_are_taken(n: int) -> None:
         ({"shape": (4, 1.5)}, "shape[1]: an integer is expected, got 1.5"),
         ({"shape": (2**20, 2**20)}, f"shape: at most 2**34 elements in one sample, got {2**40}"),
         ({"shape": (2**34 + 1,)}, "shape[0]: 0 … "),
+        ({"shape": (0, 2**34, 2**34)}, f"shape: at most 2**34 elements in one sample, got {2**68}"),
         ({"stream": -1}, "stream: 0 … 4294967295 is expected, got -1"),
         ({"stream": 2**32}, "stream: 0 … 4294967295 is expected, got 4294967296"),
         ({"stream": "prior"}, "stream: an integer is expected, got 'prior'"),

@@ -70,18 +70,21 @@ def test_latents_are_those_of_the_posterior(digits, tmp_path, x):
     assert np.array_equal(samples[200]["z"], q.sample(seed=7)[200])
 
 
-def test_latents_without_a_distribution_and_of_several_levels(
-    codes_bundle, weighted_bundle, levels_bundle, external_data, tmp_path
-):
+def test_latents_of_a_deterministic_encoder(weighted_bundle, external_data, tmp_path):
+    rows = np.random.default_rng(0).uniform(0, 4, (300, 3)).astype(np.float32)
+    np.save(tmp_path / "x.npy", rows)
+    samples = generate(weighted_bundle(), tmp_path / "w", seed=7, encode=tmp_path / "x.npy", **SIZES)
+    assert samples.dtype == [("mu", np.float32, (3,))]
+    assert np.array_equal(samples[:]["mu"], rows)
+
+
+def test_codes_and_latents_of_several_levels(codes_bundle, levels_bundle, tmp_path):
     rows = np.random.default_rng(0).uniform(0, 4, (300, 3)).astype(np.float32)
     np.save(tmp_path / "x.npy", rows)
     bundle = codes_bundle()
     samples = generate(bundle, tmp_path / "c", seed=7, encode=tmp_path / "x.npy", balanced="label", **SIZES)
     assert samples.dtype == [("codes", np.int64, (3,))]
     assert np.array_equal(samples[:]["codes"], np.floor(rows) + np.arange(300)[:, None] % 3)
-    samples = generate(weighted_bundle(), tmp_path / "w", seed=7, encode=tmp_path / "x.npy", **SIZES)
-    assert samples.dtype == [("mu", np.float32, (3,))]
-    assert np.array_equal(samples[:]["mu"], rows)
     bundle = levels_bundle()
     samples = generate(bundle, tmp_path / "l", seed=7, encode=tmp_path / "x.npy", **SIZES)
     assert samples.dtype.names == tuple(f"z_{level}.{field}" for level in (1, 2) for field in ("mu", "std", "z"))

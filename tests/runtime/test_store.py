@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from vae_runtime import store as stores
 from vae_runtime.audit import verify_samples
 from vae_runtime.cli import main
 from vae_runtime.errors import InputError, VaeError
+from vae_runtime.files import locked
 from vae_runtime.generation import finish_samples, generate
 from vae_runtime.samples import open_samples
 from vae_runtime.store import Folder, Remote, open_store
@@ -181,7 +183,7 @@ def test_parts_on_s3(digits, s3, undisturbed):
 def test_what_fails_in_passing_is_tried_again(digits, s3, server, undisturbed, method, part, how):
     if (method, how) == ("HEAD", "cut"):
         pytest.skip("there is no middle")
-    server.fail(method, part, how, times=1 if how == "slow" else 5)
+    server.fail(method, part, how, times=1 if how == "slow" else 3)
     generate(digits, s3, **JOB)
     assert not server.faults
     assert content(s3) == local(undisturbed)
@@ -238,7 +240,7 @@ def test_what_cannot_work_is_not_tried_again(digits, s3, server, tmp_path, capsy
 
 
 def test_killed_while_it_sends_the_same_command_finishes(digits, s3, server, undisturbed):
-    words = ["generate", str(digits), *WORDS, "--workers", "2", "--out", s3]
+    words = ["generate", str(digits), *WORDS, "--workers", "1", "--out", s3]
     command = [str(Path(sys.executable).with_name("vae-runtime")), *words]
     server.fail("PUT", "1.npy", "slow", times=1)
     with subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True) as process:
@@ -364,6 +366,15 @@ def test_missing_libraries_are_named(digits, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(VaeError, match=r"gcsfs.*; of S3, pip install 'vae-runtime\[remote\]' brings what is needed"):
         generate(digits, "gs://bucket/samples", **JOB)
+
+
+def test_what_a_kill_leaves_on_this_machine_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("vae-runtime-put-left", "vae-runtime-put-in-use", "vae-runtime-other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "shard-00000000.npy").write_bytes(b"")
+    with locked(tmp_path / "vae-runtime-put-in-use"), Remote("s3://bucket/samples").held(shared=False):
+        assert sorted(os.listdir(tmp_path)) == ["vae-runtime-other", "vae-runtime-put-in-use"]
 
 
 def test_a_store_goes_to_other_processes(tmp_path):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,15 @@ def test_two_calls_in_one_folder_do_not_mix(digits, tmp_path):
     with locked(folder, shared=True):
         generate(digits, folder, **JOB, part=(1, 2))
     assert len(content(folder)) == 3
+
+
+def test_parts_that_begin_at_once(digits, tmp_path, undisturbed):
+    for number in range(5):
+        folder = tmp_path / str(number)
+        with ThreadPoolExecutor(4) as pool:
+            parts = [pool.submit(generate, digits, folder, **JOB, part=(k, 4)) for k in (1, 2, 3, 4)]
+        assert any(part.result() is not None for part in parts)
+        assert content(folder) == content(undisturbed)
 
 
 def test_uint8_is_rounded_and_takes_a_range(digits, tmp_path, undisturbed, small_bundle):

@@ -44,6 +44,8 @@ PRECISION = {"fp16": "float16", "int8": "int8"}
 MEASURED, CALIBRATED = 2048, 256
 # Tensors of fewer numbers stay in float32: they are biases and norms, which cost no size.
 _SMALL = 256
+# A variant's file is at most so much of fp32's: one that is not has too few weights that could be converted.
+_MOST_OF_SIZE = 0.9
 # Rows in one calibration step at most, fewer of large ones: numbers of an input in one step.
 _ROWS, _AT_ONCE = 32, 2**15
 # The share of the numbers between two layers that 8 bits cover; those beyond are cut off, and the others finer.
@@ -177,7 +179,14 @@ def _first_good(
         for index, setting in enumerate(settings):
             _contract(setting.model)
             path = folder / f"{level}-{index}.onnx"
-            path.write_bytes(setting.model.SerializeToString(deterministic=True))
+            content = setting.model.SerializeToString(deterministic=True)
+            if len(content) > _MOST_OF_SIZE * len(plain.content):
+                failed.append(
+                    f"{setting.method}: a file of at most {100 * _MOST_OF_SIZE:.0f} % of fp32's is expected, got "
+                    f"{100 * len(content) / len(plain.content):.0f} %"
+                )
+                continue
+            path.write_bytes(content)
             graph = replace(plain, variant=name, source=path, exporter=f"{plain.exporter}; {setting.method}")
             try:
                 quality = trial.measure(graph, setting.method, setting.calibration)
@@ -218,11 +227,15 @@ def _settings(trial: _Trial, plain: Graph, name: str, calibration: Observed, fol
         node.name = node.name or f"node_{index}"
     if not any(node.op_type in (*_LAYERS, "ConvTranspose") for node in model.graph.node):
         return
-    if any(node.op_type in ("Conv", "ConvTranspose") for node in nodes_of(model)):
+    weights = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    convolutions = [node for node in nodes_of(model) if node.op_type in ("Conv", "ConvTranspose")]
+    # Along one axis or three ONNX Runtime's convolutions are slower in integers, up to twelve times.
+    slow = any(weights.get(node.input[1], 4) != 4 for node in convolutions)
+    if convolutions and not slow:
         feeds = trial.feeds(plain.component, calibration)
         said = str(calibration) + (" and as many draws from the prior" if plain.component == "decoder" else "")
         yield from _static(plain, model, feeds, said, folder)
-    else:
+    elif not convolutions:
         yield from _dynamic(model, folder)
     bytes_alone = _eighth(model)
     if bytes_alone is not None:
@@ -525,14 +538,14 @@ class _Trial:
         content = graph.content
         vae = self._load(graph)
         component = graph.component
+        if self._elbo is None and self._reason is None:
+            self._elbo, self._reason = self._score(self._fp32)
         if component not in self._expected:
             self._expected[component] = self._answers(self._fp32, component)
         expected, found = self._expected[component], self._answers(vae, component)
         bounds = self.manifest.observation.range if component == "decoder" else None
         figures = [_psnr(expected[name], found[name], bounds) for name in expected]
         psnr, peak = min(figures, key=lambda figure: math.inf if figure[0] is None else figure[0])
-        if self._elbo is None and self._reason is None:
-            self._elbo, self._reason = self._score(self._fp32)
         change = None
         if self._elbo is not None:
             own, _ = self._score(vae)
@@ -549,10 +562,22 @@ class _Trial:
         )
 
     def _answers(self, vae: VAE, component: str) -> dict[str, Array]:
-        """The encoder's mu or value of each latent, or the decoder's mean for fp32's latents of the observations."""
+        """The encoder's mu or value of each latent, or the decoder's mean for fp32's latents of the observations.
+
+        Where no ELBO tells what a wrong logvar costs, the encoder's logvar counts by itself.
+        """
         observed = self.measured
         if component == "encoder":
-            return self._latents(vae, observed)
+            found = self._latents(vae, observed)
+            if self._elbo is None:
+                encoded = vae.encode(observed.x, conditions=observed.conditions or None, seed=0)
+                parts = encoded if isinstance(encoded, Mapping) else {self.manifest.latent.name: encoded}
+                found |= {
+                    f"{name}'s logvar": part.logvar
+                    for name, part in parts.items()
+                    if isinstance(part, vae_runtime.Posterior)
+                }
+            return found
         z = self._latents(self._fp32, observed)
         given = z if len(self.manifest.latents) > 1 else z[self.manifest.latent.name]
         return {"mean": vae.decode(given, conditions=observed.conditions or None, seed=0)}

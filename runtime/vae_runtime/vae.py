@@ -54,7 +54,8 @@ def load(
     """Open a bundle for sampling.
 
     The decoder is loaded now, the encoder when it is first needed; each file's SHA-256 is checked as it is opened. Of a
-    packed bundle one of the two may have been left out; what needs it then raises a BundleError that says so.
+    packed bundle one of the two may have been left out; what needs it then raises a BundleError that says so. Of a
+    variant in 8 bits a row's numbers may depend on the other rows of its batch (docs/variants.md).
 
     Args:
         path: the bundle's folder or .zip file. It must stay where it is while the VAE is in use.

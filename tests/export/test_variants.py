@@ -286,6 +286,90 @@ def test_what_cannot_be_converted_is_refused_with_the_reason(digits, tmp_path, m
 # Where it runs.
 
 
+class Constant(Convolutional):
+    """Its logvar is the same number everywhere but for the last digits."""
+
+    def encode(self, x):
+        mu, logvar = super().encode(x)
+        return mu, 1e-7 * logvar - 5
+
+
+def test_a_quantizer_that_fails_leaves_its_way_out_and_the_export_goes_on(digits, tmp_path):
+    done = export(Constant(), tmp_path / "bundle", example=digits, posterior="logvar", variants=ALL, formats=("onnx",))
+    assert vae_runtime.verify(done.path).passed
+    method = open_bundle(done.path).manifest.encoder["int8"].quality.method
+    assert "99.9 %" not in method
+
+
+class Line(nn.Module):
+    """16 numbers → 4 latents by convolutions along one axis; of the moments one is coarse beside the other."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.down = nn.Sequential(nn.Conv1d(1, 32, 3, 2, 1), nn.ReLU(), nn.Conv1d(32, 32, 3, 2, 1), nn.Flatten())
+        self.head = nn.Linear(128, 8)
+        self.up = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 16), nn.Unflatten(1, (1, 16)))
+        self.eval()
+
+    def encode(self, x):
+        return self.head(self.down(x)).chunk(2, 1)
+
+    def decode(self, z):
+        return self.up(z)
+
+
+def test_convolutions_along_one_axis_stay_in_float32(tmp_path):
+    x = np.random.default_rng(0).random((64, 1, 16), np.float32)
+    done = export(Line(), tmp_path / "bundle", example=x, posterior="logvar", variants=ALL, formats=("onnx",))
+    manifest = open_bundle(done.path).manifest
+    assert manifest.encoder["int8"].quality.method == "int8 weights per channel, computed in float32"
+    assert manifest.decoder["int8"].quality.method.startswith("dynamic int8")
+
+
+class Uneven(nn.Module):
+    """Its mu reaches 400 times as far as its logvar, out of one layer."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head = nn.Linear(64, 64), nn.Linear(64, 8)
+        with torch.no_grad():
+            self.head.weight[:4] *= 20
+            self.head.weight[4:] *= 0.05
+        self.up = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64))
+        self.eval()
+
+    def encode(self, x):
+        return self.head(torch.relu(self.first(x))).chunk(2, 1)
+
+    def decode(self, z):
+        return self.up(z)
+
+
+def test_a_coarse_logvar_counts_where_there_is_no_elbo(tmp_path):
+    x = np.random.default_rng(0).random((256, 64), np.float32)
+    done = export(Uneven(), tmp_path / "bundle", example=x, posterior="logvar", variants=ALL, formats=("onnx",))
+    quality = open_bundle(done.path).manifest.encoder["int8"].quality
+    found, wanted = (vae_runtime.load(done.path, variant=name).encode(x[1::2]) for name in ("int8", "fp32"))
+    psnr = min(_psnr(getattr(wanted, part), getattr(found, part), None)[0] for part in ("mean", "logvar"))
+    assert psnr >= 35
+    assert quality.psnr == pytest.approx(psnr, abs=2)
+    assert quality.method != "dynamic int8 per tensor"
+
+
+def test_a_variant_that_is_hardly_smaller_is_left_out(tmp_path):
+    class Waves(Line):
+        def decode(self, z):
+            waves = torch.sin(z.sum(1, keepdim=True) * torch.linspace(0.5, 1, 2**14)).mean(1)
+            return self.up(z) + waves[:, None, None]
+
+    x = np.random.default_rng(0).random((64, 1, 16), np.float32)
+    done = export(Waves(), tmp_path / "bundle", example=x, posterior="logvar", variants=ALL, formats=("onnx",))
+    (reason,) = [each.reason for each in done.refused if (each.component, each.variant) == ("decoder", "int8")]
+    assert "a file of at most 90 % of fp32's is expected, got " in reason
+
+
 def test_a_component_without_the_variant_runs_in_fp32(dense, tmp_path, resign, capsys):
     folder = shutil.copytree(dense.path, tmp_path / "bundle")
     document = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))

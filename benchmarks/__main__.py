@@ -334,6 +334,7 @@ class Bench:
         """Two workers of one thread, one of two and one of one, with idle and with busy processors."""
         pair = "ours-fp32"
         if (pair, 1) not in self.processes or (pair, 2) not in self.processes:
+            self.skip(pair, "it takes a process with one thread and one with two", work="two workers")
             return
         first, wide = self.processes[pair, 1], self.processes[pair, 2]
         command = [str(self.pythons[pair]), "-m", "benchmarks.worker", pair, "1"]
@@ -349,7 +350,9 @@ class Bench:
                 for process in (first, wide):
                     self._order(process, do="open", folder=folder)
                 for process in (first, second, wide):
-                    self._order(process, do="prepare", folder=folder, work="decode", batch=batch)
+                    parity = self._order(process, do="prepare", folder=folder, work="decode", batch=batch)
+                    if not parity["passed"]:
+                        raise VaeError(f"{model}, batch {batch}: {_not_comparable(parity, exact=True)}")
             for number in range(self.options.rounds):
                 for loops in (0, BUSY_LOOPS):
                     with _busy(loops):
@@ -361,6 +364,9 @@ class Bench:
                                     process.tell({"do": "measure", "seconds": seconds, **order})
                                 # The mean, not the median: a stalled call is what a busy machine costs.
                                 answers = [process.answer(600) for process in groups[group]]
+                                for answer in answers:
+                                    if "error" in answer:
+                                        raise VaeError(answer["error"])
                                 rates[group] = _rounded(sum(batch / answer["mean"] for answer in answers))
                             entry = {"round": number, "model": model, "batch": batch, "loops": loops, "rates": rates}
                             self.found["workers"].append(entry)
@@ -493,8 +499,10 @@ class Bench:
                 if fit:
                     self.rounds(fit, self.options.minutes / len(groups))
                 self.close(model, threads)
-            with contextlib.suppress(Died):
+            try:
                 self.workers()
+            except VaeError as error:
+                self.skip("ours-fp32", str(error), work="two workers")
         finally:
             for process in self.processes.values():
                 process.close()

@@ -175,8 +175,9 @@ def export(
     for what, text in (("name", name), ("description", description), ("licence", licence)):
         if text is not None and not text.isprintable():
             raise InputError(f"{what}: printable text is expected, got {text!r}")
-    unknown = [repr(name) for name in ([variants] if isinstance(variants, str) else variants) if name not in VARIANTS]
-    if unknown or isinstance(variants, str):
+    several = isinstance(variants, (list, tuple, set, frozenset))
+    unknown = [repr(name) for name in variants if name not in VARIANTS] if several else []
+    if unknown or not several:
         raise InputError(
             f"variants: some of {', '.join(VARIANTS)} are expected, got {(unknown or [repr(variants)])[0]}"
         )

@@ -27,7 +27,7 @@ from onnx import numpy_helper
 import vae_runtime
 from vae_runtime import noise
 from vae_runtime.bundle import MANIFEST, SUMS
-from vae_runtime.errors import InputError, VaeError
+from vae_runtime.errors import VaeError, require_number
 from vae_runtime.manifest import Manifest, Quality, Refusal, dump
 from vae_runtime.vae import VAE
 
@@ -67,10 +67,8 @@ class Gate:
     most_elbo_loss: float = 0.5
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.least_psnr):
-            raise InputError(f"least_psnr: a number of dB is expected, got {self.least_psnr}")
-        if not (math.isfinite(self.most_elbo_loss) and self.most_elbo_loss >= 0):
-            raise InputError(f"most_elbo_loss: a number of nats, at least 0, is expected, got {self.most_elbo_loss}")
+        require_number("least_psnr", self.least_psnr, -1e6, 1e6)
+        require_number("most_elbo_loss", self.most_elbo_loss, 0, 1e30)
 
     def refusal(self, psnr: float | None, elbo_change: float | None) -> str | None:
         """By how much a variant fails; None where it passes. A PSNR of None is that of equal answers."""
@@ -240,7 +238,7 @@ def _settings(trial: _Trial, plain: Graph, name: str, calibration: Observed, fol
     slow = any(weights.get(node.input[1], 4) != 4 for node in convolutions)
     if convolutions and not slow:
         feeds = trial.feeds(plain.component, calibration)
-        said = str(calibration) + (" and as many draws from the prior" if plain.component == "decoder" else "")
+        said = str(calibration) + (" and as many draws from the prior" if trial.draws(plain.component) else "")
         yield from _static(plain, model, feeds, said, folder)
     elif not convolutions:
         yield from _dynamic(model, folder)
@@ -531,7 +529,7 @@ class _Trial:
                     given[latent.posterior.noise] = noise.normal(1, 0, n, latent.shape, stream)
         else:
             given = self._latents(vae, observed, sample=True)
-            if all(latent.prior.kind != "none" for latent in manifest.latents):
+            if self.draws(component):
                 repeated = 2
                 drawn = vae.prior(n, seed=1)
                 drawn = drawn if isinstance(drawn, Mapping) else {manifest.latent.name: drawn}
@@ -542,6 +540,10 @@ class _Trial:
             if component in condition.components
         }
         return {tensor.name: given[tensor.name] for tensor in manifest.inputs(component)}
+
+    def draws(self, component: str) -> bool:
+        """Whether `feeds` has draws from the prior beside what observations give."""
+        return component == "decoder" and all(latent.prior.kind != "none" for latent in self.manifest.latents)
 
     def measure(self, graph: Graph, method: str, calibration: str | None) -> Quality:
         """What a graph of one component costs beside the other component's fp32."""

@@ -27,6 +27,8 @@ OPERATORS = "required_operators.config"
 _CARD = "README.md"
 # A model card is a few KiB of text; what is larger stays behind.
 _MOST_CARD = 2**16
+# What packing says at the top of a card.
+_NOTE = re.compile(rb"\A> Packed: [^\n]*\n\n")
 _PICTURE = re.compile(rb"^!\[[^\]\n]*\]\(([^)\n]*)\)\n?", re.MULTILINE)
 # Sizes and offsets of a .zip file have 32 bits, those without Zip64.
 _MOST_ZIP = 2**32 - 2**21
@@ -155,7 +157,8 @@ def _cut(source: Bundle, wanted: Sequence[tuple[str, str | None]]) -> Manifest:
         source.manifest,
         encoder=chosen["encoder"],
         decoder=chosen["decoder"],
-        packed_from=source.digest,
+        # Of a pack of a pack: the bundle that has all there was.
+        packed_from=source.manifest.packed_from or source.digest,
         reader=f"vae-runtime>={__version__}",
     )
 
@@ -183,7 +186,9 @@ def _card(source: Bundle, manifest: Manifest) -> bytes | None:
     if len(card) > _MOST_CARD:
         return None
     graphs = ", ".join(f"{variant.component}/{variant.name}" for variant in manifest.variants)
-    note = f"> Packed: {graphs} alone, of the bundle {source.digest}, which this card describes.\n\n"
+    origin = source.manifest.packed_from or source.digest
+    note = f"> Packed: {graphs} alone, of the bundle {origin}, which this card describes.\n\n"
+    card = _NOTE.sub(b"", card)
     return note.encode() + _PICTURE.sub(lambda match: match[0] if b":" in match[1] else b"", card)
 
 

@@ -241,7 +241,7 @@ def test_the_gate_says_by_how_much_a_variant_fails():
 @pytest.mark.parametrize(
     "arguments",
     [{"least_psnr": math.nan}, {"most_elbo_loss": -1.0}, {"most_elbo_loss": math.inf}, {"variants": ("fp8",)},
-     {"variants": "int8"}],
+     {"variants": "int8"}, {"variants": None}, {"least_psnr": "35"}, {"most_elbo_loss": 10**400}],
 )  # fmt: skip
 def test_arguments_that_cannot_be_are_refused(arguments, tmp_path):
     with pytest.raises(InputError, match=next(iter(arguments))):

@@ -26,6 +26,8 @@ __all__ = ["Quick", "is_plain"]
 _FLOAT32 = np.dtype(np.float32)
 # Rows of a call: more are worked on in batches, where all this matters less.
 _ROWS = 64
+# Bytes of the observations of a call at most: calls are kept with their arrays, and large ones gain nothing.
+_MOST_BYTES = 2**18
 # Bytes of a result up to which copying it is cheaper than binding a new array.
 _COPIED = 2**15
 # Shapes for which calls are kept.
@@ -63,6 +65,7 @@ class Quick:
         self._low, self._high = observation.range or (-greatest, greatest)
         # Of floats that are not negative the bits are in the same order; of all others they are greater.
         self._bits = int(np.float32(self._high).view(np.uint32)) if self._low == 0 < self._high else None
+        self._most_rows = _MOST_BYTES // (4 * max(1, math.prod(observation.shape), math.prod(latent.shape)))
         self._float = observation.dtype == "float32"
         self._normal = latent.prior.kind == "normal"
         # Calls that no thread is using, by the shape of what they take.
@@ -180,7 +183,7 @@ class Quick:
 
     def _new(self, pool: dict[tuple[int, ...], list[Any]], shape: tuple[int, ...], one: tuple[int, ...]) -> Any:
         """A list in the pool for calls of a shape; None where it is not the quick way's."""
-        if shape[1:] != one or not 1 <= shape[0] <= _ROWS:
+        if shape[1:] != one or not 1 <= shape[0] <= min(_ROWS, self._most_rows):
             return None
         if len(pool) >= _SHAPES:
             pool.clear()

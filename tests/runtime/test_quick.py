@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import vae_runtime
 from vae_runtime import noise
+from vae_runtime import quick as room
 from vae_runtime.errors import DeviceError, InputError, VaeError
 from vae_runtime.manifest import Latent, LatentPosterior, Likelihood, Observation, Signature
 from vae_runtime.quick import Quick, is_plain
@@ -184,6 +185,19 @@ def test_what_is_decoded_may_lie_where_the_result_goes(small_bundle, n):
     wanted = vae.decode(rows[:-1].copy())
     assert vae.latent_shape == vae.observation_shape
     assert equal(vae.decode(rows[:-1], out=rows[1:]), wanted)
+
+
+def test_large_results_are_not_kept(quick_vae, monkeypatch):
+    """Calls are kept with their arrays; those of a megabyte would add up."""
+    monkeypatch.setattr(room, "_MOST_BYTES", 4 * 64 * 5)
+    quick = Quick(quick_vae.manifest, quick_vae._session)
+    assert np.prod(quick_vae.observation_shape) == 64
+    for n, taken in ((5, True), (6, False)):
+        z, x = np.zeros((n, *quick_vae.latent_shape), np.float32), np.zeros((n, 1, 8, 8), np.float32)
+        assert (quick.decode(z) is not None) == taken
+        assert (quick.sample(n, 0, 0) is not None) == taken
+        assert (quick.encode(x) is not None) == taken
+        assert (quick.reconstruct(x) is not None) == taken
 
 
 def test_numbers_whose_squares_overflow_are_taken(quick_vae):

@@ -294,8 +294,6 @@ def _export(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     print(exported.parity)
     for path, size in exported.sizes.items():
         print(f"{size / 1024:10,.0f} KiB  {path}")
-    for refusal in exported.refused:
-        print(f"left out: {refusal.component}/{refusal.variant}: {refusal.reason}", file=sys.stderr)
     print(f"{exported.path}: {exported.digest}")
 
 

@@ -150,13 +150,13 @@ def make_variants(
             place = folder / component / name
             place.mkdir(parents=True)
             found = _first_good(trial, plain, name, gate, calibration.first(CALIBRATED), place)
-            said = found.quality.method if isinstance(found, Made) else f"left out: {found.reason}"
-            if progress or isinstance(found, Refusal):
-                print(f"{component}/{name}: {said}", file=sys.stderr, flush=True)
             if isinstance(found, Made):
                 made.append(found)
+                if progress:
+                    print(f"{component}/{name}: {found.quality.method}", file=sys.stderr, flush=True)
             else:
                 refused.append(found)
+                print(f"left out: {component}/{name}: {found.reason}", file=sys.stderr, flush=True)
     return made, refused
 
 
@@ -182,6 +182,7 @@ def _first_good(
             except Exception as error:  # of the quantizer, which has errors of every kind
                 said = (str(error).splitlines() or [type(error).__name__])[0]
                 failed.append(f"{setting.method}: ONNX Runtime's quantizer failed: {said}")
+                print(f"{plain.component}/{name}: {failed[-1]}; going on without", file=sys.stderr, flush=True)
                 continue
             path = folder / f"{level}-{index}.onnx"
             content = model.SerializeToString(deterministic=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 from .errors import VaeError
 from .job import Job
@@ -57,7 +59,7 @@ def run(vae: VAE, store: Store, job: Job, numbers: Sequence[int], workers: int) 
         while True:
             # No more than a few ahead: memory does not grow with the job.
             for number in waiting:
-                with _interrupts_held():
+                with _interrupts_held(), _main_hidden():
                     pending.add(pool.submit(_work, number))
                 if len(pending) >= 2 * workers:
                     break
@@ -94,6 +96,23 @@ def _interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Start processes that do not run the caller's script again, which would call `generate` again.
+
+    What is not under `if __name__ == "__main__":` in the script is run in every process that multiprocessing spawns, as
+    long as it finds the script. What workers need is all in this package.
+    """
+    main = sys.modules["__main__"]
+    before: dict[str, Any] = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
+    try:
+        vars(main).pop("__file__", None)
+        main.__spec__ = None
+        yield
+    finally:
+        vars(main).update(before)
 
 
 def _start(bundle: str, digest: str, device: str, store: Store, job: Job) -> None:

@@ -369,6 +369,18 @@ def test_killed_at_fifty_random_moments_the_same_command_finishes(digits, tmp_pa
     kill_at_random(digits, tmp_path / "s", tmp_path / "undisturbed", 50, 400_000)
 
 
+def test_a_script_needs_no_guard_of_its_main_part(digits, tmp_path, undisturbed, python):
+    """Processes that are spawned run what they take for the script again, unless it is guarded."""
+    (tmp_path / "script.py").write_text(
+        "import sys; from vae_runtime import generate; print('begun')\n"
+        "done = generate(sys.argv[1], sys.argv[2], 1400, seed=7, batch_size=64, shard_size=256, workers=2)\n"
+        "print(len(done), __file__ == sys.argv[0], __spec__)\n"
+    )
+    said = python(tmp_path / "script.py", digits, tmp_path / "s")
+    assert said.stdout == "begun\n1400 True None\n"
+    assert content(tmp_path / "s") == content(undisturbed)
+
+
 def test_ctrl_c_says_how_to_go_on(digits, tmp_path, undisturbed):
     with at_work_on(digits, tmp_path / "s", 2) as process:
         os.killpg(process.pid, signal.SIGINT)

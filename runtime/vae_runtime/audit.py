@@ -114,7 +114,11 @@ def _replayed(
 ) -> Iterator[Check]:  # fmt: skip
     missing = [name for name, file in job.files.items() if "path" not in file]
     if missing:
-        yield Check("replay", None, f"not done: the file of {', '.join(missing)} is needed; give it")
+        yield Check(
+            "replay",
+            None,
+            f"not done: the file of {', '.join(missing)} is needed; give it, as the call that wrote the folder did",
+        )
         return
     ends = [number for number in (0, job.shards - 1) if number in whole][:count]
     others = [number for number in whole if number not in ends]

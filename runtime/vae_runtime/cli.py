@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, function: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=function, misuse=sub.error)
+        sub.set_defaults(command=function, misuse=sub.error, defaults=sub.get_default)
         sub.add_argument("bundle", help="the bundle's folder or .zip file")
         sub.add_argument(
             "--digest", type=argument(_digest), help="refuse any bundle but the one of this digest, sha256:…"
@@ -507,14 +507,15 @@ def _verify(options: argparse.Namespace) -> int:
     return 1
 
 
-def _conditions(options: argparse.Namespace, vae: VAE) -> dict[str, Any]:
+def _conditions(options: argparse.Namespace, vae: VAE, *, files: bool = False) -> dict[str, Any]:
     known = {condition.name: condition for condition in vae.conditions}
     found: dict[str, Any] = {}
     for name, text in options.condition:
         if name in found:
             options.misuse(f"argument --condition: {name} once is expected, got it twice")
         # An unknown name is refused by the VAE.
-        found[name] = _condition_value(known[name], text) if name in known else text
+        plain = name not in known or (files and text.endswith(".npy"))
+        found[name] = text if plain else _condition_value(known[name], text)
     return found
 
 
@@ -731,8 +732,10 @@ def _generate(options: argparse.Namespace) -> int | None:
         options.misuse("argument --replay: only with --verify")
     if options.finish or options.verify:
         # What the samples are is said by the folder.
-        if options.n is not None or options.seed is not None or options.part is not None:
-            options.misuse("arguments -n, --seed and --part: not with --finish and --verify")
+        given = [name for name in _OF_THE_JOB if getattr(options, name) != options.defaults(name)]
+        if given:
+            name = "-n" if given[0] == "n" else f"--{given[0].replace('_', '-')}"
+            options.misuse(f"argument {name}: not with --finish and --verify: the folder says it")
         if options.verify:
             return _verify_samples(options)
         from .bundle import open_bundle
@@ -742,7 +745,9 @@ def _generate(options: argparse.Namespace) -> int | None:
         print(f"{options.out}: {len(finish_samples(options.out, options.bundle))} samples")
         return None
     if options.seed is None or (options.n is None and options.reconstruct is None and options.encode is None):
-        options.misuse("the following arguments are required: -n, --seed")
+        without = [name for name, given in (("-n", options.n is not None or options.reconstruct or options.encode),
+                                            ("--seed", options.seed is not None)) if not given]  # fmt: skip
+        options.misuse(f"the following arguments are required: {', '.join(without)}")
     import json
     import time
 
@@ -750,11 +755,7 @@ def _generate(options: argparse.Namespace) -> int | None:
     from .vae import load
 
     vae = load(options.bundle, device=options.device, variant=options.variant, digest=options.digest)
-    known = {condition.name: condition for condition in vae.conditions}
-    conditions = {
-        name: _condition_value(known[name], text) if name in known and not text.endswith(".npy") else text
-        for name, text in options.condition
-    }
+    conditions = _conditions(options, vae, files=True)
     if options.executor == "ray":
         # Ray tells of each process that dies, among what this command prints.
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
@@ -782,6 +783,11 @@ def _generate(options: argparse.Namespace) -> int | None:
         rest = "" if whole else "; other parts are not done, the last to end writes the index"
         print(f"{options.out}: {done} samples{rest}")
     return None
+
+
+# What --finish and --verify take from the folder.
+_OF_THE_JOB = ("n", "seed", "part", "format", "dtype", "temperature", "truncation", "observe", "condition", "balanced",
+               "batch_size", "shard_size")  # fmt: skip
 
 
 class _Progress:

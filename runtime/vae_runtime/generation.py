@@ -194,7 +194,11 @@ def _settle(store: Store, job: Job, shared: bool, warn: Callable[[str], object] 
     found = read_json(store, JOB)
     differences = job.differences(found, growing=not shared)
     if differences:
-        raise InputError(f"{store}: holds another job; {'; '.join(differences)}; give another folder")
+        # Of a job that has made nothing yet, on account of what is wanted differently now perhaps, nothing is lost.
+        if shared or store.path(JOB) is None or store.sizes().keys() != {JOB}:
+            raise InputError(f"{store}: holds another job; {'; '.join(differences)}; give another folder")
+        store.write(JOB, dump(job.as_json()))
+        return
     changes = job.other_machine(found)
     if changes and warn is not None:
         warn(
@@ -247,5 +251,8 @@ def _finish(store: Store, job: Job) -> Samples | None:
         raise VaeError(
             f"{store}/{JOB}: was replaced by another call's since this one began; run the same command again"
         )
-    store.write(INDEX, dump({"format_version": VERSION, "job": job.as_json(), "shards": found}))
+    index = dump({"format_version": VERSION, "job": job.as_json(), "shards": found})
+    # A finished folder may be where nothing can be written any more.
+    if store.read(INDEX) != index:
+        store.write(INDEX, index)
     return open_samples(str(store))

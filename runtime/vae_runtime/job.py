@@ -132,7 +132,7 @@ class Job:
         """
         file = self.files[name]
         with contextlib.suppress(OSError, ValueError, EOFError):
-            rows: NDArray[Any] = np.load(file["path"], mmap_mode="r", allow_pickle=False)
+            rows: NDArray[Any] = np.lib.format.open_memmap(file["path"], mode="r")
             if _stamp(Path(file["path"])) == {key: file[key] for key in ("size", "mtime_ns")}:
                 return rows
         raise VaeError(f"{file['path']}: removed or altered since it was hashed; put it back and run the command again")
@@ -320,7 +320,7 @@ def content_of(
     """
     place = Path(path).absolute()
     try:
-        rows = np.load(place, mmap_mode="r", allow_pickle=False)
+        rows = np.lib.format.open_memmap(place, mode="r")
         shape, dtype = list(rows.shape), rows.dtype.name
         if not shape or not shape[0]:
             raise ValueError("it has none")
@@ -328,7 +328,9 @@ def content_of(
         same = known is not None and stamp.items() <= known.items() and isinstance(known.get("sha256"), str)
         sha256 = known["sha256"] if known is not None and same else _sha256(place)
     except (OSError, ValueError, TypeError, AttributeError, EOFError) as error:
-        raise InputError(f"{path}: an .npy file of rows is expected: {error}") from None
+        raise InputError(
+            f"{path}: an .npy file of rows is expected: {error}; write the array with numpy.save"
+        ) from None
     return {"sha256": sha256, "shape": shape, "dtype": dtype}, {"path": str(place), "sha256": sha256, **stamp}
 
 
@@ -340,7 +342,7 @@ def _remembered(known: Mapping[str, Any] | None, name: str) -> Mapping[str, Any]
 
 
 def _first_row(files: Mapping[str, Mapping[str, Any]], name: str) -> NDArray[Any]:
-    row: NDArray[Any] = np.load(files[name]["path"], mmap_mode="r", allow_pickle=False)[:1]
+    row: NDArray[Any] = np.lib.format.open_memmap(files[name]["path"], mode="r")[:1]
     return row
 
 

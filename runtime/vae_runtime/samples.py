@@ -239,7 +239,9 @@ def read_json(store: Store, name: str) -> dict[str, Any]:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise VaeError(f"{path}: JSON is expected: {error}") from error
+        raise VaeError(
+            f"{path}: JSON is expected: {error}; generate again into another folder, or put the file back"
+        ) from error
     if not isinstance(value, dict):
         raise VaeError(f"{path}: a JSON object is expected, got {type(value).__name__}")
     return value

@@ -113,7 +113,14 @@ class Folder:
         Raises:
             VaeError: it cannot be written.
         """
-        write_atomic(self._path / name, content)
+        try:
+            write_atomic(self._path / name, content)
+        except VaeError:
+            if not self._path.is_dir():
+                raise VaeError(
+                    f"{self}: was removed or moved away in the meantime; run the same command again"
+                ) from None
+            raise
 
     def create(self, name: str, content: bytes) -> None:
         """Write a file, whole or not at all, unless there is one of this name: then that one stays.
@@ -352,6 +359,8 @@ def open_store(out: str | os.PathLike[str]) -> Store:
         InputError: it is no such URL.
     """
     text = os.fspath(out)
+    if not text:
+        raise InputError("out: a folder or a URL is expected, got an empty text")
     protocol, url, _ = text.partition("://")
     if not url:
         return Folder(text)
@@ -359,7 +368,12 @@ def open_store(out: str | os.PathLike[str]) -> Store:
         from urllib.parse import urlsplit
         from urllib.request import url2pathname
 
-        return Folder(url2pathname(urlsplit(text).path))
+        parts = urlsplit(text)
+        if parts.netloc not in ("", "localhost") or not parts.path:
+            raise InputError(
+                f"{text}: file:///… with three slashes and a whole path is expected; or give the path alone"
+            )
+        return Folder(url2pathname(parts.path))
     if "::" in text or not re.fullmatch(r"[a-z][a-z0-9+.-]*", protocol):
         raise InputError(f"{text}: a folder or one URL is expected")
     return Remote(text)

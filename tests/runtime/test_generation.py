@@ -369,6 +369,39 @@ def test_killed_at_fifty_random_moments_the_same_command_finishes(digits, tmp_pa
     kill_at_random(digits, tmp_path / "s", tmp_path / "undisturbed", 50, 400_000)
 
 
+def test_a_job_that_has_made_nothing_gives_way(digits, tmp_path, undisturbed):
+    folder = tmp_path / "s"
+    with pytest.raises(VaeError, match="GiB are needed"):
+        generate(digits, folder, 10**12, seed=8)
+    assert os.listdir(folder) == ["job.json"]
+    with pytest.raises(InputError, match="holds another job"):
+        generate(digits, folder, **JOB, part=(1, 2))
+    generate(digits, folder, **JOB)
+    assert content(folder) == content(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["-n", "10", "--seed", "1", "--out", ""], 1, "out: a folder or a URL is expected"),
+        (["-n", "10", "--seed", "1", "--out", "file://s"], 1, "file:///… with three slashes"),
+        (["-n", "10", "--seed", "1", "--condition", "a=1", "--condition", "a=2", "--out", "s"], 2, "once is expected"),
+        (["--verify", "--dtype", "uint8", "--out", "s"], 2, "argument --dtype: not with --finish and --verify"),
+        (["--finish", "-n", "10", "--out", "s"], 2, "argument -n: not with --finish and --verify"),
+        (["--verify", "--out", "s"], 1, "s: no folder of samples"),
+    ],
+)
+def test_misuse_of_the_command(digits, tmp_path, monkeypatch, capsys, words, status, said):
+    monkeypatch.chdir(tmp_path)
+    try:
+        found = main(["generate", str(digits), *words])
+    except SystemExit as end:
+        found = end.code
+    assert found == status
+    assert said in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
+
+
 def test_a_script_needs_no_guard_of_its_main_part(digits, tmp_path, undisturbed, python):
     """Processes that are spawned run what they take for the script again, unless it is guarded."""
     (tmp_path / "script.py").write_text(

@@ -728,6 +728,11 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> int | None:
+    import json
+    import time
+
+    if options.out.startswith("memory:"):
+        options.misuse("argument --out: a place that outlives this command is expected, got one in its own memory")
     if options.replay is not None and not options.verify:
         options.misuse("argument --replay: only with --verify")
     if options.finish or options.verify:
@@ -742,15 +747,14 @@ def _generate(options: argparse.Namespace) -> int | None:
         from .generation import finish_samples
 
         open_bundle(options.bundle, options.digest)
-        print(f"{options.out}: {len(finish_samples(options.out, options.bundle))} samples")
+        count = len(finish_samples(options.out, options.bundle))
+        answer = {"out": options.out, "finished": True, "samples": count}
+        print(json.dumps(answer) if options.json else f"{options.out}: {count} samples")
         return None
     if options.seed is None or (options.n is None and options.reconstruct is None and options.encode is None):
         without = [name for name, given in (("-n", options.n is not None or options.reconstruct or options.encode),
                                             ("--seed", options.seed is not None)) if not given]  # fmt: skip
         options.misuse(f"the following arguments are required: {', '.join(without)}")
-    import json
-    import time
-
     from .generation import generate
     from .vae import load
 

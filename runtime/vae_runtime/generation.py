@@ -114,10 +114,12 @@ def generate(
         raise InputError(f"executor: {' or '.join(EXECUTORS)} is expected, got {executor!r}")
     if address is not None and executor != "ray":
         raise InputError(f"address: a cluster's is for the executor ray, got {address!r} for {executor}")
-    first, step = (0, 1) if part is None else (part[0] - 1, part[1])
+    first, step = 0, 1
     if part is not None:
-        require_integer("part", part[1], 1, 2**31)
-        require_integer("part", part[0], 1, part[1])
+        if not isinstance(part, (tuple, list)) or len(part) != 2:
+            raise InputError(f"part: two integers, (k, m), are expected, got {part!r}")
+        step = require_integer("part", part[1], 1, 2**31)
+        first = require_integer("part", part[0], 1, step) - 1
     if not store.shared and executor == "local":
         if workers not in (None, 1):
             raise InputError(f"workers: 1 is expected, since only one process sees {store}, got {workers}")

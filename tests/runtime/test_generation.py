@@ -246,6 +246,8 @@ def test_conditions(root, tmp_path):
         ({"dtype": "float16"}, "float32 or uint8"),
         ({"part": (4, 3)}, "part: "),
         ({"part": (0, 3)}, "part: "),
+        ({"part": "1/2"}, "part: two integers"),
+        ({"part": 1}, "part: two integers"),
         ({"temperature": -1}, "temperature: "),
     ],
 )
@@ -389,6 +391,7 @@ def test_a_job_that_has_made_nothing_gives_way(digits, tmp_path, undisturbed):
         (["--verify", "--dtype", "uint8", "--out", "s"], 2, "argument --dtype: not with --finish and --verify"),
         (["--finish", "-n", "10", "--out", "s"], 2, "argument -n: not with --finish and --verify"),
         (["--verify", "--out", "s"], 1, "s: no folder of samples"),
+        (["-n", "10", "--seed", "1", "--out", "memory://s"], 2, "a place that outlives this command"),
     ],
 )
 def test_misuse_of_the_command(digits, tmp_path, monkeypatch, capsys, words, status, said):

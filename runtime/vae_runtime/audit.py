@@ -44,24 +44,26 @@ def verify_samples(
     Args:
         folder: the folder, or the URL of a remote store.
         bundle: the bundle of the samples; without it nothing is made again.
-        shards: how many are made again, at least 1; all of them where there are fewer.
+        shards: how many are made again; all of them where there are fewer.
         device: as of `load`.
-        files: of the job's .npy files, each by the name of the observation or the condition; without them what needs
-            them is not made again.
+        files: the job's .npy files, each by the name of the observation or the condition; without a bundle none.
         progress: called with (samples done, samples) after each shard that was hashed.
 
     Raises:
         BundleError: the bundle is missing or damaged, or is another one.
         DeviceError: the device is not to be had.
-        InputError: an argument is out of its range, or a file is another one than the job's.
+        InputError: an argument is out of its range, or a file is missing or another one than the job's.
         VaeError: it is no folder of samples, is not finished, or its index is damaged; what fails later is in the
             report.
     """
-    count = require_integer("shards", shards, 1, 2**48)
+    count = require_integer("shards", shards, 0, 2**48)
     store = open_store(folder)
     samples, job = open_samples(folder), job_of(store)
     if samples.job != job.as_json() | {"machine": samples.job.get("machine"), "files": samples.job.get("files")}:
         return Report((Check(INDEX, False, "tells of another job than job.json; run the same `generate` again"),))
+    job, vae = _with_files(job, {} if files is None else files, needed=bundle is not None and count > 0), None
+    if bundle is not None:
+        vae = load(bundle, device=device, variant=job.variant, digest=job.digest)
     checks, whole = [], []
     for number, shard in enumerate(samples.shards):
         problem = _problem(store, job, number, shard)
@@ -74,9 +76,8 @@ def verify_samples(
     if not checks:
         size = sum(shard["bytes"] for shard in samples.shards)
         checks.append(Check("files", True, f"{len(whole)} shards of {size} bytes in all, every SHA-256 as listed"))
-    if bundle is not None:
-        vae = load(bundle, device=device, variant=job.variant, digest=job.digest)
-        checks.extend(_replayed(vae, store, _with_files(job, files or {}), samples, whole, count))
+    if vae is not None:
+        checks.extend(_replayed(vae, store, job, samples, whole, count))
     return Report(tuple(checks))
 
 
@@ -91,12 +92,20 @@ def _problem(store: Store, job: Job, number: int, shard: Mapping[str, Any]) -> s
     return None if found == shard["sha256"] else f"sha256 is {found}, {INDEX} says {shard['sha256']}"
 
 
-def _with_files(job: Job, files: Mapping[str, str | os.PathLike[str]]) -> Job:
-    """The job, with the places of those of its files that are known."""
+def _with_files(job: Job, files: Mapping[str, str | os.PathLike[str]], *, needed: bool) -> Job:
+    """The job, with the places of its files."""
+    if not isinstance(files, Mapping):
+        raise InputError(f"files: a mapping of names to paths is expected, got {files!r:.99}")
     unknown = files.keys() - job.files.keys()
     if unknown:
         raise InputError(
             f"files: one of {', '.join(job.files) or 'none'} is expected, got {', '.join(sorted(unknown))}"
+        )
+    missing = [name for name in job.files if name not in files]
+    if missing and needed:
+        raise InputError(
+            f"files: shards are made again from the file of {', '.join(missing)}; give it, as the call that wrote the "
+            "folder did, or let none be made again"
         )
     found = {}
     for name, path in files.items():
@@ -112,14 +121,6 @@ def _with_files(job: Job, files: Mapping[str, str | os.PathLike[str]]) -> Job:
 def _replayed(
     vae: VAE, store: Store, job: Job, samples: Samples, whole: list[int], count: int
 ) -> Iterator[Check]:  # fmt: skip
-    missing = [name for name, file in job.files.items() if "path" not in file]
-    if missing:
-        yield Check(
-            "replay",
-            None,
-            f"not done: the file of {', '.join(missing)} is needed; give it, as the call that wrote the folder did",
-        )
-        return
     ends = [number for number in (0, job.shards - 1) if number in whole][:count]
     others = [number for number in whole if number not in ends]
     for number in sorted({*ends, *random.sample(others, min(count - len(ends), len(others)))}):

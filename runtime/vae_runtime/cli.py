@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Parse, call the chosen command, and turn what goes wrong into one `error:` line and an exit status."""
+    _open_closed()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A bundle's words and a file's name may be more than the terminal's encoding holds.
@@ -64,6 +65,19 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _open_closed() -> None:
+    """Have standard input, output and error lead nowhere where the caller has closed them.
+
+    The next file to be opened would take the number, and what ONNX Runtime says on standard error would go into it.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        # For worker processes, too.
+        os.set_inheritable(number, True)
+    os.close(number)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def argument(read: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -343,7 +357,9 @@ def _parser() -> argparse.ArgumentParser:
     later = sub.add_mutually_exclusive_group()
     later.add_argument("--finish", action="store_true", help="write the index of a folder whose parts are all done")
     later.add_argument("--verify", action="store_true", help="hash a finished folder, and make some files again")
-    sub.add_argument("--replay", type=_integer("replay", 1, 2**48), metavar="FILES", help="how many of --verify (3)")
+    sub.add_argument(
+        "--replay", type=_integer("replay", 0, 2**48), metavar="FILES", help="how many --verify makes again (3)"
+    )
     sub.add_argument("--workers", type=_integer("workers", 1, 4096), help="processes (default: the cores it may use)")
     sub.add_argument(
         "--format", choices=("npy", "parquet", "safetensors"), default="npy", help="of the files (default npy)"
@@ -731,6 +747,8 @@ def _generate(options: argparse.Namespace) -> int | None:
     import json
     import time
 
+    from .store import open_store
+
     if options.out.startswith("memory:"):
         options.misuse("argument --out: a place that outlives this command is expected, got one in its own memory")
     if options.replay is not None and not options.verify:
@@ -738,18 +756,23 @@ def _generate(options: argparse.Namespace) -> int | None:
     if options.finish or options.verify:
         # What the samples are is said by the folder.
         given = [name for name in _OF_THE_JOB if getattr(options, name) != options.defaults(name)]
+        if options.finish:
+            given += [name for name in _FILES_OF_THE_JOB if getattr(options, name) != options.defaults(name)]
+        elif any(not text.endswith(".npy") for _, text in options.condition):
+            given.append("condition")
         if given:
             name = "-n" if given[0] == "n" else f"--{given[0].replace('_', '-')}"
             options.misuse(f"argument {name}: not with --finish and --verify: the folder says it")
+        place = str(open_store(options.out))
         if options.verify:
-            return _verify_samples(options)
+            return _verify_samples(options, place)
         from .bundle import open_bundle
         from .generation import finish_samples
 
         open_bundle(options.bundle, options.digest)
         count = len(finish_samples(options.out, options.bundle))
-        answer = {"out": options.out, "finished": True, "samples": count}
-        print(json.dumps(answer) if options.json else f"{options.out}: {count} samples")
+        answer = {"out": place, "finished": True, "samples": count}
+        print(json.dumps(answer) if options.json else f"{place}: {count} samples")
         return None
     if options.seed is None or (options.n is None and options.reconstruct is None and options.encode is None):
         without = [name for name, given in (("-n", options.n is not None or options.reconstruct or options.encode),
@@ -758,6 +781,7 @@ def _generate(options: argparse.Namespace) -> int | None:
     from .generation import generate
     from .vae import load
 
+    place = str(open_store(options.out))
     vae = load(options.bundle, device=options.device, variant=options.variant, digest=options.digest)
     conditions = _conditions(options, vae, files=True)
     if options.executor == "ray":
@@ -777,21 +801,23 @@ def _generate(options: argparse.Namespace) -> int | None:
             )  # fmt: skip
     except KeyboardInterrupt:
         done, n = progress.last
-        print(f"{options.out}: {done} of {n} samples are whole; run the same command again to go on", file=sys.stderr)
+        what = f"{done} of {n} samples are whole" if n else "what is whole stays"
+        print(f"{place}: {what}; run the same command again to go on", file=sys.stderr)
         raise
     whole, done = samples is not None, progress.last[0]
     if options.json:
-        answer = {"out": options.out, "finished": whole, "samples": done, "seconds": round(time.monotonic() - began, 3)}
+        answer = {"out": place, "finished": whole, "samples": done, "seconds": round(time.monotonic() - began, 3)}
         print(json.dumps({**answer, "timings": {phase: round(spent, 3) for phase, spent in timings.items()}}))
     else:
         rest = "" if whole else "; other parts are not done, the last to end writes the index"
-        print(f"{options.out}: {done} samples{rest}")
+        print(f"{place}: {done} samples{rest}")
     return None
 
 
-# What --finish and --verify take from the folder.
-_OF_THE_JOB = ("n", "seed", "part", "format", "dtype", "temperature", "truncation", "observe", "condition", "balanced",
-               "batch_size", "shard_size")  # fmt: skip
+# What --finish and --verify take from the folder; the files --verify needs again.
+_OF_THE_JOB = ("n", "seed", "part", "format", "dtype", "temperature", "truncation", "observe", "balanced", "batch_size",
+               "shard_size")  # fmt: skip
+_FILES_OF_THE_JOB = ("reconstruct", "encode", "condition")
 
 
 class _Progress:
@@ -841,29 +867,36 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _verify_samples(options: argparse.Namespace) -> int:
+def _verify_samples(options: argparse.Namespace, place: str) -> int:
     from .audit import verify_samples
     from .bundle import open_bundle
+    from .shards import job_of
+    from .store import open_store
 
     bundle = open_bundle(options.bundle, options.digest)
     files = {name: text for name, text in options.condition if text.endswith(".npy")}
-    if options.reconstruct is not None or options.encode is not None:
-        files[bundle.manifest.observation.name] = options.reconstruct or options.encode
+    for verb in ("reconstruct", "encode"):
+        path = getattr(options, verb)
+        if path is not None:
+            files[bundle.manifest.observation.name] = path
+            found = job_of(open_store(options.out)).verb
+            if found != verb:
+                raise InputError(f"{place}: its samples were made by `{found}`, not by `{verb}`: leave out --{verb}")
+    shards = 3 if options.replay is None else options.replay
     report = verify_samples(
-        options.out, options.bundle, shards=options.replay or 3, device=options.device, files=files,
-        progress=_Progress(options.json),
-    )  # fmt: skip
+        options.out, options.bundle, shards=shards, device=options.device, files=files, progress=_Progress(options.json)
+    )
     if options.json:
         import json
 
         checks = [{"what": check.what, "passed": check.passed, "detail": check.detail} for check in report.checks]
-        print(json.dumps({"out": options.out, "passed": report.passed, "checks": checks}))
+        print(json.dumps({"out": place, "passed": report.passed, "checks": checks}))
     else:
         print(report)
     if report.passed:
         return 0
     print(
-        f"error: {options.out}: verification failed; remove the files named, and run the same `generate` again",
+        f"error: {place}: verification failed; remove the files named, and run the same `generate` again",
         file=sys.stderr,
     )
     return 1

@@ -13,8 +13,8 @@ from typing import Any
 from . import cluster
 from .bundle import open_bundle
 from .errors import InputError, VaeError, require_integer
-from .job import VERSION, Job, describe
-from .samples import INDEX, JOB, Samples, open_samples, read_json
+from .job import Job, describe
+from .samples import INDEX, JOB, VERSION, Samples, open_samples, read_json
 from .shards import dump, entries, job_of
 from .store import Store, open_store
 from .vae import load
@@ -228,16 +228,19 @@ def _require_room(
             own += job.row_bytes * (stop - start) if number in numbers else 0
     if whole <= free:
         return
-    parts = "" if own == whole else f", {own / 2**30:.2f} GiB of them by this part"
-    message = (
-        f"{store}: {whole / 2**30:.2f} GiB are needed{parts}, {free / 2**30:.2f} GiB are free; free some space, choose "
-        "another disk, or take uint8"
-    )
+    parts = "" if own == whole else f", {_size(own)} of them by this part"
+    smaller = ", or take uint8" if job.dtype == "float32" and job.range is not None else ""
+    advice = f"free some space, choose another disk{smaller}"
+    message = f"{store}: {_size(whole)} are needed{parts}, {_size(free)} are free; {advice}"
     # How small Parquet becomes is not known before.
     if own > free and job.format != "parquet":
         raise VaeError(message)
     if warn is not None:
         warn(message)
+
+
+def _size(number: int) -> str:
+    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.2f} MiB"
 
 
 def _finish(store: Store, job: Job) -> Samples | None:
@@ -257,4 +260,4 @@ def _finish(store: Store, job: Job) -> Samples | None:
     # A finished folder may be where nothing can be written any more.
     if store.read(INDEX) != index:
         store.write(INDEX, index)
-    return open_samples(str(store))
+    return open_samples(store)

@@ -22,17 +22,21 @@ from . import formats, noise
 from .errors import InputError, VaeError, require_integer
 from .inputs import observation_rows
 from .posterior import Posterior, Posteriors
+from .samples import VERSION
 from .session import onnxruntime_version
 from .vae import VAE
 
-__all__ = ["DTYPES", "VERSION", "Job", "content_of", "describe", "encoded", "machine"]
+__all__ = ["DTYPES", "Job", "content_of", "describe", "encoded", "machine"]
 
 DTYPES = ("float32", "uint8")
-VERSION = "1.0"
 # Rows decoded at once: most of a core's throughput, and little memory for what lies between the layers.
 _BATCH_SIZE = 64
 # Bytes of a shard, about: large enough for a disk's full rate, small enough to lose little when one is cut short.
 _SHARD_BYTES = 2**26
+# Of which a call holds the index in memory.
+_MOST_SHARDS = 10**6
+# Bytes that a batch may have as float32: of what is decoded a few times as much is in memory at once.
+_BATCH_BYTES = 2**30
 # What a later call may change: the number of samples may grow, the machine and the places of files may be others.
 _MACHINE, _GROWING, _FILES = "machine", "n", "files"
 
@@ -82,10 +86,11 @@ class Job:
             whole = [job.n, job.shard_size, job.batch_size, *job.shape]
             right = all(type(number) is int and 0 < number <= 2**48 for number in whole) and type(job.seed) is int
             right = right and job.as_json() == found and job.format in formats.FORMATS and bool(job.row_dtype)
+            right = right and job.format_version == VERSION
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(str(error)) from None
         if not right:
-            raise ValueError("a size, the seed, the dtype or the format is none")
+            raise ValueError("the format_version, a size, the seed, the dtype or the format is none")
         return job
 
     @property
@@ -131,7 +136,7 @@ class Job:
             VaeError: it is not there any more, or was altered.
         """
         file = self.files[name]
-        with contextlib.suppress(OSError, ValueError, EOFError):
+        with contextlib.suppress(Exception):  # as in `content_of`
             rows: NDArray[Any] = np.lib.format.open_memmap(file["path"], mode="r")
             if _stamp(Path(file["path"])) == {key: file[key] for key in ("size", "mtime_ns")}:
                 return rows
@@ -194,6 +199,8 @@ def describe(
     seed = require_integer("seed", seed, -(2**63), 2**64 - 1)
     batch = require_integer("batch_size", _BATCH_SIZE if batch_size is None else batch_size, 1, 2**20)
     formats.require(format)
+    if not isinstance(observe, (bool, np.bool_)):
+        raise InputError(f"observe: True or False is expected, got {observe!r}")
     if dtype not in DTYPES or (verb == "encode" and dtype != "float32"):
         raise InputError(
             f"dtype: {'no other than float32' if verb == 'encode' else ' or '.join(DTYPES)} is expected, got {dtype!r}"
@@ -229,15 +236,26 @@ def describe(
             z = vae.encode(x, conditions=row).mode()
             shape = vae.decode(z, conditions=row, seed=seed if observe else None, observe=observe).shape[1:]
     size = math.prod(shape) * formats.dtype_from_json(kind).itemsize
+    values = math.prod(vae.manifest.observation.shape if verb == "encode" else shape)
+    if batch * values * 4 > _BATCH_BYTES and batch > 1:
+        raise InputError(
+            f"batch_size: at most {max(1, _BATCH_BYTES // (4 * values))} is expected, 1 GiB of {values} float32 each, "
+            f"got {batch}"
+        )
     if shard_size is None:
         shard_size = max(1, _SHARD_BYTES // size // batch) * batch
     rows_of_shard = require_integer("shard_size", shard_size, 1, 2**40)
+    if n > rows_of_shard * _MOST_SHARDS:
+        raise InputError(
+            f"shard_size: at least {-(-n // (_MOST_SHARDS * batch)) * batch} is expected, got {rows_of_shard}: {n} "
+            f"samples would be more than {_MOST_SHARDS} files"
+        )
     if rows_of_shard % batch:
         raise InputError(f"shard_size: a multiple of the batch size, {batch}, is expected, got {rows_of_shard}")
     return Job(
         bundle=vae.manifest.name, digest=vae.digest, variant=_variant(vae, verb), verb=verb, observations=observations,
         seed=seed, n=n, shard_size=rows_of_shard, batch_size=batch, format=format, dtype=kind,
-        shape=tuple(int(s) for s in shape), range=bounds, observe=observe, temperature=float(temperature),
+        shape=tuple(int(s) for s in shape), range=bounds, observe=bool(observe), temperature=float(temperature),
         truncation=None if truncation is None else float(truncation), conditions=sources, files=files,
         machine=machine(vae.device),
     )  # fmt: skip
@@ -282,7 +300,10 @@ def _sources(
     vae: VAE, n: int, conditions: Mapping[str, Any], balanced: str | None, files: dict[str, dict[str, Any]],
     known: Mapping[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
+    if not isinstance(conditions, Mapping):
+        raise InputError(f"conditions: a mapping of names to values is expected, got {conditions!r:.99}")
     found: dict[str, Any] = {}
+    shapes = {condition.name: condition.shape for condition in vae.conditions}
     for name, value in conditions.items():
         if isinstance(value, (str, os.PathLike)) and str(value).endswith(".npy"):
             found[name], files[name] = content_of(value, _remembered(known, name))
@@ -290,10 +311,19 @@ def _sources(
             if rows < n:
                 raise InputError(f"{value}: a row for each of {n} samples is expected, got {rows}")
         else:
-            found[name] = {"value": value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value}
+            try:
+                array = np.asarray(value)
+            except (ValueError, TypeError, RuntimeError) as error:
+                raise InputError(f"conditions: {name}: numbers or a class are expected: {error}") from None
+            if array.shape != shapes.get(name, array.shape):
+                raise InputError(
+                    f"conditions: {name}: one value of shape {list(shapes[name])} for all samples is expected, or the "
+                    f"path of an .npy file that has a row for each; got {list(array.shape)}"
+                )
+            found[name] = {"value": array.tolist()}
     if balanced is not None:
         known = {condition.name: condition for condition in vae.conditions}
-        classes = known[balanced].classes if balanced in known else None
+        classes = known[balanced].classes if isinstance(balanced, str) and balanced in known else None
         if not classes or balanced in found:
             raise InputError(
                 f"balanced: a condition with classes that has no other value is expected, one of "
@@ -318,8 +348,11 @@ def content_of(
     Raises:
         InputError: it is no such file.
     """
-    place = Path(path).absolute()
     try:
+        place = Path(path).absolute()
+        # numpy would wait for what a pipe never gives.
+        if place.exists() and not place.is_file():
+            raise ValueError("it is no file")
         rows = np.lib.format.open_memmap(place, mode="r")
         shape, dtype = list(rows.shape), rows.dtype.name
         if not shape or not shape[0]:
@@ -327,7 +360,7 @@ def content_of(
         stamp = _stamp(place)
         same = known is not None and stamp.items() <= known.items() and isinstance(known.get("sha256"), str)
         sha256 = known["sha256"] if known is not None and same else _sha256(place)
-    except (OSError, ValueError, TypeError, AttributeError, EOFError) as error:
+    except Exception as error:  # numpy's parser lets through what others raise
         raise InputError(
             f"{path}: an .npy file of rows is expected: {error}; write the array with numpy.save"
         ) from None

@@ -66,6 +66,8 @@ def pack(
         InputError: an argument is not of the right form, or `out` is or lies in the bundle itself.
         VaeError: `out` is there already, or cannot be written; nothing is left behind.
     """
+    if not isinstance(only, (str, Sequence)):
+        raise InputError(f"only: names of graphs are expected, got {only!r}")
     wanted = parse_only([only] if isinstance(only, str) else only)
     source = open_bundle(bundle, digest)
     try:

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import formats
+from . import __version__, formats
 from .errors import InputError, VaeError, require_integer
 from .store import Store, open_store
 
-__all__ = ["INDEX", "JOB", "Samples", "open_samples", "read_json"]
+__all__ = ["INDEX", "JOB", "VERSION", "Samples", "open_samples", "read_json"]
 
 JOB, INDEX = "job.json", "index.json"
+# Of job and index; what differs behind the dot only adds to what is read here.
+VERSION = "1.0"
 # Shards that are kept open: of mapped files fewer than a process may usually open, of fetched ones what memory allows.
 _MAPPED, _FETCHED = 64, 2
 # Bytes of rows that are read at once where one after the other is asked for, about.
@@ -148,8 +150,8 @@ class Samples:
             return self._rows(number)(which)
         except (OSError, ValueError) as error:
             raise VaeError(
-                f"{self._store}/{self.shards[number]['file']}: cannot be read: {error}; generate again into the same "
-                "folder"
+                f"{self._store}/{self.shards[number]['file']}: cannot be read: {error}; remove this file, and run the "
+                "same `generate` again"
             ) from error
 
 
@@ -166,8 +168,11 @@ def _open(store: Store, job: Mapping[str, Any], shards: list[Mapping[str, Any]],
     return formats.read(job["format"], source, shape, formats.dtype_from_json(job["dtype"]))
 
 
-def open_samples(folder: str | os.PathLike[str]) -> Samples:
+def open_samples(folder: str | os.PathLike[str] | Store) -> Samples:
     """Open a finished folder of samples; numpy is all that this needs, or the library of the shards' format.
+
+    Args:
+        folder: the folder, or the URL of a remote store.
 
     Raises:
         VaeError: it is no such folder, is not finished, or its index is damaged.
@@ -188,6 +193,9 @@ def open_samples(folder: str | os.PathLike[str]) -> Samples:
 
 def _wrong(index: Mapping[str, Any]) -> str | None:
     """What is wrong with an index; the rest of this file relies on what is seen here."""
+    version, known = str(index.get("format_version")), VERSION.partition(".")[0]
+    if version.partition(".")[0] != known:
+        return f"got format_version {version:.99}, {known}.x is what this vae-runtime {__version__} reads"
     job, shards = index.get("job"), index.get("shards")
     if not isinstance(job, dict) or not isinstance(shards, list) or not shards:
         return "got no job or no shards"

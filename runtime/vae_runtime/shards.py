@@ -149,7 +149,7 @@ def replay(
             note("decode")
         part = buffer[: last - first]
         if job.dtype == "uint8":
-            part = _as_uint8(part, job.range)
+            part = _as_uint8(part, job.range, first)
             note("convert")
         yield part
         # What the caller did in the meantime is its own.
@@ -188,8 +188,8 @@ def _located(vae: VAE, job: Job, x: NDArray[Any], first: int, error: InputError)
     return error
 
 
-def _as_uint8(x: NDArray[np.float32], bounds: tuple[float, float] | None) -> NDArray[np.uint8]:
-    """The range taken to 0 … 255, rounded half to even; `x` is worked on in place."""
+def _as_uint8(x: NDArray[np.float32], bounds: tuple[float, float] | None, first: int) -> NDArray[np.uint8]:
+    """The range taken to 0 … 255, rounded half to even; `x`, whose rows begin with `first`, is worked on in place."""
     assert bounds is not None
     low, high = bounds
     if low:
@@ -197,6 +197,13 @@ def _as_uint8(x: NDArray[np.float32], bounds: tuple[float, float] | None) -> NDA
     np.multiply(x, np.float32(255 / (high - low)), out=x)
     np.rint(x, out=x)
     np.clip(x, 0, 255, out=x)
+    # What lies in a range has no NaN exactly if its sum is none.
+    if np.isnan(x.sum()):
+        place = [int(number) for number in np.argwhere(np.isnan(x))[0]]
+        raise VaeError(
+            f"sample {first + place[0]}: the decoder gives NaN at {place[1:]}, which uint8 has no number for; see that "
+            "latents and conditions are of the kind it was trained on, or take float32"
+        )
     return x.astype(np.uint8)
 
 

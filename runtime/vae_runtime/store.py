@@ -28,6 +28,8 @@ T = TypeVar("T")
 _ATTEMPTS, _WAIT = 6, 0.5
 # What is about to be sent lies in a folder of such a name, locked as long as the process lives.
 _TEMPORARY = "vae-runtime-put-"
+# What is meant as a URL, though a folder could have such a name.
+_PROTOCOLS = r"(file|local|memory|s3|s3a|gs|gcs|az|abfs|abfss|adl|hdfs|hf|ftp|sftp|ssh|smb|https?):"
 # Small files that are fetched together.
 _TOGETHER = 1000
 
@@ -187,7 +189,8 @@ class Remote:
         self.shared = not url.startswith("memory:")
 
     def __str__(self) -> str:
-        return self._url
+        # What is printed ends in logs, where a password is nobody's business.
+        return re.sub(r"//([^/@:]*):[^/@]*@", r"//\1:…@", self._url)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Connections stay where they are.
@@ -210,6 +213,8 @@ class Remote:
             ) from error
         except ValueError as error:
             raise InputError(f"{self}: a URL that fsspec knows is expected: {_reason(error)}") from None
+        except Exception as error:  # some connect at once, and each has its own
+            raise VaeError(f"{self}: cannot be reached: {_reason(error)}; see that the place is right") from error
         return found
 
     def _do(self, what: str, name: str, do: Callable[[Any, str], T]) -> T:
@@ -352,28 +357,35 @@ class Remote:
 Store = Folder | Remote
 
 
-def open_store(out: str | os.PathLike[str]) -> Store:
+def open_store(out: str | os.PathLike[str] | Store) -> Store:
     """The store at a place, which need not be there yet: a folder, or a URL such as s3://bucket/prefix.
 
     Raises:
         InputError: it is no such URL.
     """
-    text = os.fspath(out)
-    if not text:
-        raise InputError("out: a folder or a URL is expected, got an empty text")
-    protocol, url, _ = text.partition("://")
-    if not url:
+    if isinstance(out, Store):
+        return out
+    try:
+        text = os.fspath(out)
+    except TypeError:
+        text = ""
+    if not isinstance(text, str) or not text:
+        raise InputError(f"out: a folder or a URL is expected, got {out!r}")
+    protocol, slashes, rest = text.partition("://")
+    if not slashes:
+        if re.match(_PROTOCOLS, text):
+            raise InputError(f"{text}: a URL has two slashes after the colon; for a folder of this name give ./{text}")
         return Folder(text)
     if protocol in ("file", "local"):
-        from urllib.parse import urlsplit
         from urllib.request import url2pathname
 
-        parts = urlsplit(text)
-        if parts.netloc not in ("", "localhost") or not parts.path:
+        path = rest.removeprefix("localhost")
+        if not path.startswith("/") or "?" in path or "#" in path:
             raise InputError(
-                f"{text}: file:///… with three slashes and a whole path is expected; or give the path alone"
+                f"{text}: file:///… with three slashes and a whole path is expected, without ? or #; or give the path "
+                "alone"
             )
-        return Folder(url2pathname(parts.path))
+        return Folder(url2pathname(path))
     if "::" in text or not re.fullmatch(r"[a-z][a-z0-9+.-]*", protocol):
         raise InputError(f"{text}: a folder or one URL is expected")
     return Remote(text)

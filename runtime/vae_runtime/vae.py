@@ -118,6 +118,8 @@ def _main_component(manifest: Manifest) -> str:
 def _chosen(bundle: Bundle, name: str | None) -> dict[str, str]:
     """The variant of each component: the one of this name, or the first where a component has none of it."""
     components = bundle.manifest.components
+    if name is not None and not isinstance(name, str):
+        raise InputError(f"variant: a name is expected, got {name!r}")
     named = [component for component, variants in components.items() if name in variants]
     if name is not None and not named:
         there = dict.fromkeys(v.name for v in bundle.manifest.variants if v.executor == "ort")

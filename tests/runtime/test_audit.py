@@ -149,13 +149,21 @@ def test_latents_of_another_kind_of_machine(request, tmp_path, name):
         generate(bundle, folder, seed=1, workers=1, encode=tmp_path / "x.npy", batch_size=64, **labels)
 
 
-def test_what_cannot_be_made_again_is_said(digits, tmp_path):
+def test_what_cannot_be_made_again_is_said(digits, tmp_path, capsys):
     x = vae_runtime.load(digits).sample(100, seed=1)
     np.save(tmp_path / "x.npy", x)
     generate(digits, tmp_path / "s", seed=1, workers=1, reconstruct=tmp_path / "x.npy")
-    report = verify_samples(tmp_path / "s", digits)
-    assert report.passed
-    assert "not done: the file of x is needed" in str(report)
+    with pytest.raises(InputError, match="files: shards are made again from the file of x; give it"):
+        verify_samples(tmp_path / "s", digits)
+    for report in (verify_samples(tmp_path / "s", digits, shards=0), verify_samples(tmp_path / "s")):
+        assert [check.what for check in report.checks] == ["files"]
+        assert report.passed
+    command = ["generate", str(digits), "--verify", "--out", str(tmp_path / "s")]
+    assert main(command) == 1
+    assert main([*command, "--replay", "0"]) == 0
+    assert main([*command, "--reconstruct", str(tmp_path / "x.npy")]) == 0
+    assert main([*command, "--encode", str(tmp_path / "x.npy")]) == 1
+    assert "made by `reconstruct`, not by `encode`" in capsys.readouterr().err
     assert verify_samples(tmp_path / "s", digits, files={"x": tmp_path / "x.npy"}).checks[-1].passed
     forge(tmp_path / "s", 0, machine={"processor": "z80"})
     report = verify_samples(tmp_path / "s", digits, files={"x": tmp_path / "x.npy"})
@@ -165,6 +173,8 @@ def test_what_cannot_be_made_again_is_said(digits, tmp_path):
         verify_samples(tmp_path / "s", digits, files={"x": tmp_path / "x.npy"})
     with pytest.raises(InputError, match="files: one of x is expected, got y"):
         verify_samples(tmp_path / "s", digits, files={"y": tmp_path / "x.npy"})
+    with pytest.raises(InputError, match="files: a mapping"):
+        verify_samples(tmp_path / "s", digits, files=[tmp_path / "x.npy"])
 
 
 def test_folders_that_are_none(folder, digits, root, tmp_path):
@@ -173,11 +183,12 @@ def test_folders_that_are_none(folder, digits, root, tmp_path):
     with pytest.raises(BundleError, match="digest"):
         verify_samples(folder, root / "models" / "mnist")
     with pytest.raises(InputError, match="shards: "):
-        verify_samples(folder, digits, shards=0)
+        verify_samples(folder, digits, shards=-1)
     job = json.loads((folder / "job.json").read_text())
     (folder / "job.json").write_text(json.dumps({**job, "seed": 8}))
     assert failed(verify_samples(folder, digits)) == ["index.json"]
-    for change in ({"shard_size": 0}, {"dtype": "S9"}, {"shape": 5}, {"extra": 1}, {"format": "x"}, {"files": []}):
+    for change in ({"shard_size": 0}, {"dtype": "S9"}, {"shape": 5}, {"extra": 1}, {"format": "x"}, {"files": []},
+                   {"format_version": "9.0"}):  # fmt: skip
         (folder / "job.json").write_text(json.dumps(job | change))
         with pytest.raises(VaeError, match=r"job\.json: a job of this version is expected"):
             verify_samples(folder, digits)
@@ -200,14 +211,39 @@ def test_the_command(folder, digits, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["--verify", "-n", "5"], ["--finish", "--seed", "1"], ["--finish", "--part", "1/2"], ["--replay", "3"],
-              ["--verify", "--finish"], ["--seed", "1"], ["-n", "1"], ["--encode", "x.npy", "--reconstruct", "y.npy"]]
-)  # fmt: skip
+    "words",
+    [
+        ["--verify", "-n", "5"],
+        ["--verify", "--condition", "label=3"],
+        ["--verify", "--finish"],
+        ["--finish", "--seed", "1"],
+        ["--finish", "--part", "1/2"],
+        ["--finish", "--encode", "x.npy"],
+        ["--finish", "--condition", "label=x.npy"],
+        ["--replay", "3"],
+        ["--seed", "1"],
+        ["-n", "1"],
+        ["--encode", "x.npy", "--reconstruct", "y.npy"],
+    ],
+)
 def test_misuse(folder, digits, capsys, words):
     with pytest.raises(SystemExit) as ended:
         main(["generate", str(digits), "--out", str(folder), *words])
     assert ended.value.code == 2
     assert capsys.readouterr().err
+
+
+def test_the_file_of_a_condition(root, tmp_path, capsys):
+    bundle = root / "models" / "digits-conditional"
+    np.save(tmp_path / "labels.npy", np.arange(100) % 7)
+    generate(bundle, tmp_path / "s", 100, seed=1, workers=1, conditions={"label": tmp_path / "labels.npy"})
+    command = ["generate", str(bundle), "--verify", "--out", str(tmp_path / "s")]
+    assert main(command) == 1
+    assert "made again from the file of label" in capsys.readouterr().err
+    assert main([*command, "--condition", f"label={tmp_path / 'labels.npy'}"]) == 0
+    assert "made again: the same numbers" in capsys.readouterr().out
+    np.save(tmp_path / "labels.npy", np.arange(100) % 6)
+    assert main([*command, "--condition", f"label={tmp_path / 'labels.npy'}"]) == 1
 
 
 def test_finishing_what_parts_have_made(digits, root, tmp_path, folder, capsys):

@@ -22,7 +22,7 @@ from vae_runtime.files import locked
 from vae_runtime.generation import generate
 from vae_runtime.job import Job
 from vae_runtime.samples import open_samples
-from vae_runtime.shards import dump
+from vae_runtime.shards import _as_uint8, dump
 from vae_runtime.store import Folder
 from vae_runtime.workers import run, usable_cores
 
@@ -202,6 +202,15 @@ def test_uint8_is_rounded_and_takes_a_range(digits, tmp_path, undisturbed, small
         generate(small_bundle(), tmp_path / "t", **{**JOB, "dtype": "uint8"})
 
 
+def test_uint8_has_no_number_for_nan():
+    x = np.full((3, 2), 0.5, np.float32)
+    assert _as_uint8(x.copy(), (0, 1), 5).tolist() == [[128, 128]] * 3
+    assert _as_uint8(np.float32([[np.inf, -np.inf]]), (0, 1), 5).tolist() == [[255, 0]]
+    x[1, 0] = np.nan
+    with pytest.raises(VaeError, match=r"sample 6: the decoder gives NaN at \[0\]"):
+        _as_uint8(x, (0, 1), 5)
+
+
 def test_draws_from_the_likelihood(digits, tmp_path):
     samples = generate(digits, tmp_path / "s", **{**JOB, "observe": True})
     assert set(np.unique(samples[:])) == {0, 1}
@@ -229,6 +238,11 @@ def test_conditions(root, tmp_path):
         ({"conditions": {"label": tmp_path / "none.npy"}}, "none.npy"),
         ({"balanced": "colour"}, "one of label"),
         ({"conditions": {"label": 11}}, "0 to 9"),
+        ({"conditions": {"label": labels}}, r"one value of shape \[\] .* or the path of an \.npy file .* got \[1400\]"),
+        ({"conditions": {"label": [3]}}, r"conditions: label: one value .* got \[1\]"),
+        ({"conditions": {"label": [[1], 2]}}, "conditions: label: numbers or a class are expected"),
+        ({"conditions": [3]}, "conditions: a mapping of names to values is expected"),
+        ({"balanced": ["label"]}, "one of label"),
         ({}, "it is missing"),
     ):
         with pytest.raises(InputError, match=words):
@@ -249,11 +263,18 @@ def test_conditions(root, tmp_path):
         ({"part": "1/2"}, "part: two integers"),
         ({"part": 1}, "part: two integers"),
         ({"temperature": -1}, "temperature: "),
+        ({"n": 10**10, "shard_size": 64}, "shard_size: at least 10048 is expected, got 64"),
+        ({"observe": "yes"}, "observe: True or False"),
+        ({"variant": {}}, "variant: a name is expected"),
+        ({"batch_size": 2**20, "shard_size": None, "bundle": "mnist"}, "batch_size: at most 342392 is expected"),
+        ({"out": None}, "out: a folder or a URL is expected, got None"),
+        ({"encode": 3}, "3: an .npy file of rows is expected"),
     ],
 )
-def test_bad_arguments_leave_nothing(digits, tmp_path, change, words):
+def test_bad_arguments_leave_nothing(root, tmp_path, change, words):
+    arguments = {"bundle": "digits", "out": tmp_path / "s", **JOB, **change}
     with pytest.raises(InputError, match=words):
-        generate(digits, tmp_path / "s", **{**JOB, **change})
+        generate(root / "models" / arguments.pop("bundle"), **arguments)
     assert not (tmp_path / "s").exists()
 
 
@@ -265,7 +286,8 @@ def test_an_unfinished_or_damaged_folder_is_no_samples(digits, tmp_path, undistu
         open_samples(tmp_path / "s")
     folder = Path(shutil.copytree(undisturbed, tmp_path / "t"))
     index = json.loads((folder / "index.json").read_text())
-    for change in ({"shards": []}, {"shards": index["shards"][1:]}, {"shards": None}, {"job": {}}):
+    for change in ({"shards": []}, {"shards": index["shards"][1:]}, {"shards": None}, {"job": {}},
+                   {"format_version": "2.0"}):  # fmt: skip
         (folder / "index.json").write_text(json.dumps({**index, **change}))
         with pytest.raises(VaeError, match="follow on one another"):
             open_samples(folder)
@@ -374,7 +396,7 @@ def test_killed_at_fifty_random_moments_the_same_command_finishes(digits, tmp_pa
 def test_a_job_that_has_made_nothing_gives_way(digits, tmp_path, undisturbed):
     folder = tmp_path / "s"
     with pytest.raises(VaeError, match="GiB are needed"):
-        generate(digits, folder, 10**12, seed=8)
+        generate(digits, folder, 10**11, seed=8)
     assert os.listdir(folder) == ["job.json"]
     with pytest.raises(InputError, match="holds another job"):
         generate(digits, folder, **JOB, part=(1, 2))
@@ -387,6 +409,8 @@ def test_a_job_that_has_made_nothing_gives_way(digits, tmp_path, undisturbed):
     [
         (["-n", "10", "--seed", "1", "--out", ""], 1, "out: a folder or a URL is expected"),
         (["-n", "10", "--seed", "1", "--out", "file://s"], 1, "file:///… with three slashes"),
+        (["-n", "10", "--seed", "1", "--out", "file:///tmp/a#b"], 1, "without ? or #"),
+        (["-n", "10", "--seed", "1", "--out", "s3:bucket/s"], 1, "a URL has two slashes after the colon"),
         (["-n", "10", "--seed", "1", "--condition", "a=1", "--condition", "a=2", "--out", "s"], 2, "once is expected"),
         (["--verify", "--dtype", "uint8", "--out", "s"], 2, "argument --dtype: not with --finish and --verify"),
         (["--finish", "-n", "10", "--out", "s"], 2, "argument -n: not with --finish and --verify"),
@@ -417,12 +441,24 @@ def test_a_script_needs_no_guard_of_its_main_part(digits, tmp_path, undisturbed,
     assert content(tmp_path / "s") == content(undisturbed)
 
 
+def test_a_closed_standard_error_spoils_nothing(digits, tmp_path, undisturbed):
+    """What is said on it would go into the next file that is opened, which has its number."""
+    run = Path(sys.executable).with_name("vae-runtime"), "generate", digits, *WORDS, "--out", tmp_path / "s"
+    done = subprocess.run(["sh", "-c", '"$@" 2>&- 0<&-', "sh", *map(str, run)], stdout=subprocess.PIPE, check=False)
+    assert done.returncode == 0
+    assert content(tmp_path / "s") == content(undisturbed)
+    shutil.rmtree(tmp_path / "s")
+    (tmp_path / "s").write_bytes(b"")
+    done = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *map(str, run)], stdout=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
 def test_ctrl_c_says_how_to_go_on(digits, tmp_path, undisturbed):
     with at_work_on(digits, tmp_path / "s", 2) as process:
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "samples are whole; run the same command again to go on" in said
+    assert "run the same command again to go on" in said
     assert said.endswith("interrupted\n")
     assert "Traceback" not in said
     first = undisturbed / "shard-00000000.npy"
@@ -510,7 +546,10 @@ def test_a_disk_that_is_really_full(digits, tmp_path, undisturbed, monkeypatch):
     if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no disk can be mounted here")
     try:
-        with pytest.raises(VaeError, match=r"GiB are needed, 0\.00 GiB are free; free some space, choose another"):
+        with pytest.raises(
+            VaeError,
+            match=r"0\.34 MiB are needed, 0\.[12][0-9] MiB are free; free some space, choose another disk, or",
+        ):
             generate(digits, disk / "s", **JOB)
         assert os.listdir(disk / "s") == ["job.json"]
         monkeypatch.setattr(Folder, "free", lambda self: None)
@@ -545,7 +584,7 @@ def test_room_is_looked_up_before_the_first_shard(digits, tmp_path, monkeypatch)
         folder = tmp_path / str(len(os.listdir(tmp_path)))
         job = {**JOB, "dtype": dtype, "format": format, "part": part, "warn": said.append}
         if refused:
-            with pytest.raises(VaeError, match=r"GiB are needed.*, 0\.00 GiB are free"):
+            with pytest.raises(VaeError, match=r"MiB are needed.*, 0\.[0-9]+ MiB are free"):
                 generate(digits, folder, **job)
             assert os.listdir(folder) == ["job.json"]
         else:

@@ -186,6 +186,20 @@ def test_other_files_and_no_number_are_refused(digits, tmp_path):
         (tmp_path / name).write_bytes(written)
         with pytest.raises(InputError, match=rf"{name}: an \.npy file of rows is expected"):
             generate(digits, tmp_path / "s", seed=7, encode=tmp_path / name)
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }"
+    for name, sizes in (
+        ("f.npy", b"-3, 1, 8, 8"),
+        ("g.npy", b"2, 1, ((8"),
+        ("h.npy", b"%d, 8" % 2**70),
+        ("i.npy", b"9,"),
+    ):
+        np_header = (header % sizes).ljust(117) + b"\n"
+        (tmp_path / name).write_bytes(b"\x93NUMPY\x01\x00" + len(np_header).to_bytes(2, "little") + np_header)
+        with pytest.raises(InputError, match=rf"{name}: an \.npy file of rows is expected"):
+            generate(digits, tmp_path / "s", seed=7, encode=tmp_path / name)
+    os.mkfifo(tmp_path / "j.npy")
+    with pytest.raises(InputError, match="it is no file"):
+        generate(digits, tmp_path / "s", seed=7, encode=tmp_path / "j.npy")
     np.savez(tmp_path / "d.npy", a=np.zeros(3))
     np.save(tmp_path / "e.npy", np.array([{}]), allow_pickle=True)
     for name in ("d.npy.npz", "e.npy"):

@@ -356,6 +356,15 @@ def test_other_urls_are_refused(digits, url, words):
     pytest.importorskip("fsspec", reason="fsspec is missing")
     with pytest.raises(InputError, match=words):
         generate(digits, url, **JOB)
+    with pytest.raises(VaeError, match=r"^ftp://127\.0\.0\.1:1/samples: cannot be reached: .*refused"):
+        generate(digits, "ftp://127.0.0.1:1/samples", **JOB)
+
+
+def test_passwords_are_not_printed():
+    store = open_store("sftp://me:secret@host/a:b@c")
+    assert str(store) == "sftp://me:…@host/a:b@c"
+    assert pickle.loads(pickle.dumps(store))._url == "sftp://me:secret@host/a:b@c"
+    assert str(open_store("s3://bucket/a:b@c")) == "s3://bucket/a:b@c"
 
 
 def test_missing_libraries_are_named(digits, monkeypatch):

@@ -23,10 +23,10 @@ from typing import Any
 
 from vae_runtime.errors import VaeError
 
-# Rows decoded at once and rows of a file: small files, so that a run of seconds has many.
-BATCH, SHARD = 64, 8192
-# Seconds that a turn of one worker takes about.
-SECONDS = 8.0
+# Rows decoded at once.
+BATCH = 64
+# Files of a turn for each worker, each of about a second's work: fast decoders fill the usual 64 MB in that time.
+FILES = 8
 WRITTEN = 2**28
 
 
@@ -52,11 +52,11 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="generation-") as scratch:
         for model, bundle in models.items():
             out = Path(scratch) / "samples"
-            order = {"bundle": str(bundle), "out": str(out), "workers": 1}
-            n = 4 * SHARD
+            order, shard = {"bundle": str(bundle), "out": str(out), "workers": 1}, 1024
             if not quick:
-                rate = _turn(python, {**order, "kind": "decode", "n": n}, environment)["rate"]
-                n = max(8, int(rate * SECONDS) // SHARD) * SHARD
+                rate = _turn(python, {**order, "kind": "decode", "n": FILES * shard}, environment)["rate"]
+                shard *= max(1, int(rate) // shard)
+            n = FILES * shard
             kinds = [("decode", 1), ("decode", 2), ("files", 1), ("files", 2), ("start", 1), ("disk", 1)]
             if ray is not None:
                 kinds.append(("ray", 2))
@@ -64,7 +64,7 @@ def measure(
                 say(f"{model}: samples to files, round {number + 1}")
                 for kind, workers in chance.sample(kinds, len(kinds)):
                     shutil.rmtree(out, ignore_errors=True)
-                    turn = {**order, "kind": kind, "workers": workers, "n": n * workers}
+                    turn = {**order, "kind": kind, "workers": workers, "n": n * workers, "shard": shard}
                     answer = _turn(ray if kind == "ray" and ray else python, turn, environment)
                     found.append({"model": model, "round": number, "kind": kind, "workers": workers, **answer})
     return found
@@ -137,7 +137,7 @@ def files(order: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     timings: dict[str, float] = {}
     samples = generate(
         order["bundle"], order["out"], order["n"], seed=7, workers=order["workers"], dtype="uint8", batch_size=BATCH,
-        shard_size=SHARD, progress=lambda done, n: marks.append((time.perf_counter(), done)),
+        shard_size=order["shard"], progress=lambda done, n: marks.append((time.perf_counter(), done)),
         timings=timings, **more,
     )  # fmt: skip
     if samples is None or len(samples) != order["n"]:

@@ -54,9 +54,7 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[IO[bytes
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         if isinstance(error, OSError):
-            raise VaeError(
-                f"{target}: not written: {_reason(error)}; free some space or choose another place"
-            ) from error
+            raise VaeError(f"{target}: not written: {_reason(error)}; {_advice(error)}") from error
         raise
 
 
@@ -95,7 +93,7 @@ def write_folder(target: str | os.PathLike[str], files: Mapping[str, bytes | Pat
                 os.rename(partial, target)
             sync_folder(target.parent)
     except OSError as error:
-        raise VaeError(f"{target}: not written: {_reason(error)}; free some space or choose another place") from error
+        raise VaeError(f"{target}: not written: {_reason(error)}; {_advice(error)}") from error
     finally:
         # the unfinished folder, or after an exchange the old one
         shutil.rmtree(partial, ignore_errors=True)
@@ -207,6 +205,11 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 def _reason(error: OSError) -> str:
     # numpy's carry no error number
     return error.strerror or str(error)
+
+
+def _advice(error: OSError) -> str:
+    full = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "free some space or choose another place" if full else "choose another place"
 
 
 def _umask() -> int:

@@ -106,6 +106,7 @@ def replay(
 
     Raises:
         InputError: a row of the job's file of observations is not as the manifest says.
+        VaeError: at the end, too: a file was altered.
     """
     size, seed = job.batch_size, job.seed
     strip = size * max(1, _STRIP // size)
@@ -154,6 +155,9 @@ def replay(
         yield part
         # What the caller did in the meantime is its own.
         now = time.perf_counter()
+    for name in job.files:
+        # A file that was written to in the meantime shows through the mapping.
+        job.rows_of(name)
 
 
 def _padded(rows: NDArray[Any], count: int) -> NDArray[Any]:

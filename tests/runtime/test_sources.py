@@ -10,6 +10,7 @@ import pytest
 
 import vae_runtime
 from vae_runtime import job as jobs
+from vae_runtime import shards
 from vae_runtime.cli import main
 from vae_runtime.errors import InputError, VaeError
 from vae_runtime.generation import generate
@@ -141,6 +142,24 @@ def test_a_file_that_is_altered_during_the_call_ends_it(digits, tmp_path, x):
     path.unlink()
     with pytest.raises(InputError, match=r"x\.npy: an \.npy file of rows is expected"):
         generate(digits, tmp_path / "s", seed=7, encode=path, **SIZES)
+
+
+def test_a_file_that_is_altered_under_a_shard_spoils_none(digits, tmp_path, x, monkeypatch):
+    """What is written into the file in place shows through the mapping at once."""
+    path = Path(shutil.copy(x[0], tmp_path / "x.npy"))
+    padded = shards._padded
+
+    def alter(rows, count):
+        found = padded(rows, count)
+        with path.open("r+b") as file:
+            file.seek(1000)
+            file.write(b"0000")
+        return found
+
+    monkeypatch.setattr(shards, "_padded", alter)
+    with pytest.raises(VaeError, match=r"x\.npy: removed or altered since it was hashed"):
+        generate(digits, tmp_path / "s", seed=7, encode=path, **SIZES)
+    assert os.listdir(tmp_path / "s") == ["job.json"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

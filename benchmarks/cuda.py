@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import vae_runtime
-from vae_runtime.cli import argument, run
+from vae_runtime.cli.main import argument, run
 from vae_runtime.errors import DeviceError, VaeError, require_integer
 from vae_runtime.files import write_atomic
 

@@ -25,19 +25,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vae_export import (
-    DataConfig,
-    Exported,
-    ModelConfig,
-    TrainConfig,
-    checkpoint,
-    evaluate,
-    export,
-    objective,
-    reparameterize,
-    train,
-)
-from vae_export.model import VAE
+from vae_export import DataConfig, Exported, ModelConfig, TrainConfig, evaluate, export, reparameterize, train
+from vae_export.training import checkpoint, objective
+from vae_export.training.model import VAE
 from vae_runtime.bundle import open_bundle
 from vae_runtime.files import write_atomic
 
@@ -249,7 +239,7 @@ def _refused(exported: Exported) -> dict[str, list[str]]:
 
 
 def _mnist_tests(mnist: str | None) -> NDArray[np.float32]:
-    from vae_export import data
+    from vae_export.training import data
 
     if mnist:
         return data.load(DataConfig(mnist)).test

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vae_export.model import VAE
+from vae_export.training.model import VAE
 
 
 class Pure(nn.Module):

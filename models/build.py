@@ -14,9 +14,9 @@ from conditional import build as build_conditional
 
 import vae_runtime
 from vae_export import Exported, evaluate, export, train
-from vae_export.config import RECIPES
-from vae_export.evaluation import read_evaluation
-from vae_export.variants import VARIANTS
+from vae_export.graphs.variants import VARIANTS
+from vae_export.training.config import RECIPES
+from vae_export.training.evaluation import read_evaluation
 from vae_runtime.errors import InputError, VaeError
 from vae_runtime.files import write_atomic
 from vae_runtime.image import grid, png

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vae_export import Exported, export
-from vae_export.variants import VARIANTS
+from vae_export.graphs.variants import VARIANTS
 
 __all__ = ["CLASSES", "ConditionalVAE", "build", "train"]
 

@@ -81,7 +81,7 @@ def tiny_run(tmp_path_factory):
 def tiny_exported(tiny_run, tmp_path_factory):
     """`tiny_run`, exported in every format."""
     from vae_export import export
-    from vae_export.graphs import FORMATS
+    from vae_export.graphs.graph import FORMATS
 
     return export(tiny_run, tmp_path_factory.mktemp("tiny") / "bundle", formats=tuple(FORMATS))
 
@@ -95,8 +95,8 @@ def tiny_bundle(tiny_exported):
 @pytest.fixture(scope="session")
 def tiny_adapted(tiny_run):
     """The pure functions of `tiny_run`."""
-    from vae_export.bundle import _run_source, _understood
-    from vae_export.state import unchanged
+    from vae_export.exporting import _run_source, _understood
+    from vae_export.understand.state import unchanged
 
     source = _run_source(tiny_run, None, None)
     with unchanged(source.model):
@@ -106,7 +106,7 @@ def tiny_adapted(tiny_run):
 @pytest.fixture(scope="session")
 def tiny_graphs(tiny_exported):
     """The graphs of `tiny_bundle` by "component/variant"."""
-    from vae_export.bundle import _read_graph
+    from vae_export.exporting import _read_graph
     from vae_runtime.bundle import open_bundle
 
     bundle = open_bundle(tiny_exported.path)

@@ -1,6 +1,6 @@
 """Train a Variational Autoencoder in PyTorch and export it to ONNX and TorchScript with proven parity.
 
-from vae_export import DataConfig, ModelConfig, TrainConfig, export, train
+from . import DataConfig, ModelConfig, TrainConfig, export, train
 
 train("run", ModelConfig(latent=8), TrainConfig(epochs=50), DataConfig("digits"))
 export("run", "bundle")
@@ -8,16 +8,16 @@ export("run", "bundle")
 
 from typing import TYPE_CHECKING, Any
 
-from vae_runtime import __version__
+from vae_runtime._version import __version__
 
 if TYPE_CHECKING:
-    from .bundle import Exported, export, prove
-    from .config import DataConfig, ModelConfig, TrainConfig
     from .errors import ExportError, ParityError, TrainingError
-    from .evaluation import Evaluation, evaluate
-    from .model import VAE, reparameterize
-    from .parity import ParityReport
-    from .training import train
+    from .exporting import Exported, export, prove
+    from .parity.comparison import ParityReport
+    from .training.config import DataConfig, ModelConfig, TrainConfig
+    from .training.evaluation import Evaluation, evaluate
+    from .training.loop import train
+    from .training.model import VAE, reparameterize
 
 __all__ = [
     "VAE",
@@ -38,7 +38,15 @@ __all__ = [
     "train",
 ]
 
-_ROOMS = ("bundle", "config", "errors", "evaluation", "model", "parity", "training")
+_ROOMS = (
+    "exporting",
+    "errors",
+    "parity.comparison",
+    "training.config",
+    "training.evaluation",
+    "training.loop",
+    "training.model",
+)
 
 
 def __getattr__(name: str) -> Any:

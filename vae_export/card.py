@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from vae_runtime.manifest import Manifest
 
-from .checkpoint import RunInfo
-from .evaluation import Evaluation
+from .training.checkpoint import RunInfo
+from .training.evaluation import Evaluation
 
 __all__ = ["model_card", "run_card"]
 

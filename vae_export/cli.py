@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vae_runtime import __version__
-from vae_runtime.cli import run
+from vae_runtime._version import __version__
+from vae_runtime.cli.main import run
 from vae_runtime.errors import InputError
 
-from .config import RECIPES, DataConfig, ModelConfig, TrainConfig
-from .declaration import SECOND
+from .training.config import RECIPES, DataConfig, ModelConfig, TrainConfig
+from .understand.declaration import SECOND
 
 __all__ = ["main"]
 
@@ -196,7 +196,7 @@ def _configured(sub: argparse.ArgumentParser, options: argparse.Namespace) -> tu
 
 def _train(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     configs = _configured(sub, options)
-    from .training import train
+    from .training.loop import train
 
     outcome = train(options.out, *configs)
     result = outcome.info.result
@@ -221,7 +221,7 @@ def _evaluate(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None
         value = getattr(options, name)
         if value is not None and value < 1:
             sub.error(f"--{name.replace('_', '-')}: an integer of at least 1 is expected, got {value}")
-    from .evaluation import evaluate
+    from .training.evaluation import evaluate
 
     evaluation = evaluate(
         options.run, importance_samples=options.importance_samples, limit=options.limit, data=options.data
@@ -232,12 +232,12 @@ def _evaluate(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None
 
 
 def _export(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    from .graphs import FORMATS
+    from .graphs.graph import FORMATS
 
     unknown = [name for name in options.formats if name not in FORMATS]
     if unknown:
         sub.error(f"--formats: {', '.join(FORMATS)} are expected, got {unknown[0]!r}")
-    from .variants import VARIANTS, Gate
+    from .graphs.variants import VARIANTS, Gate
 
     unknown = [name for name in options.variants if name not in VARIANTS]
     if unknown:
@@ -274,7 +274,7 @@ def _export(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
             given["conditions"][name] = read_array(Path(path))
         if options.class_names is not None:
             given["class_names"] = options.class_names.split(",")
-    from .bundle import export
+    from .exporting import export
 
     exported = export(
         model,
@@ -298,7 +298,7 @@ def _export(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
 
 
 def _parity(sub: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    from .bundle import prove
+    from .exporting import prove
 
     verification, report = prove(options.run, options.bundle, data=options.data)
     print(verification)

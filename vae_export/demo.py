@@ -13,12 +13,12 @@ from vae_runtime.errors import VaeError
 from vae_runtime.files import write_atomic
 from vae_runtime.image import pairs, png
 
-from .bundle import export, prove
-from .checkpoint import read_info, run_data
-from .config import RECIPES
 from .errors import TrainingError
-from .evaluation import evaluate
-from .training import train
+from .exporting import export, prove
+from .training.checkpoint import read_info, run_data
+from .training.config import RECIPES
+from .training.evaluation import evaluate
+from .training.loop import train
 
 __all__ = ["demo"]
 
@@ -91,7 +91,9 @@ def _step(name: str, text: str) -> None:
 
 def _without_torch(*arguments: str) -> None:
     """Run `vae-runtime` in a process in which importing torch fails."""
-    code = "import sys; sys.modules['torch'] = None; from vae_runtime.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = (
+        "import sys; sys.modules['torch'] = None; from vae_runtime.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
     finished = subprocess.run([sys.executable, "-c", code, *arguments], check=False)
     if finished.returncode:
         raise VaeError(f"vae-runtime {arguments[0]} failed with status {finished.returncode}; see above")

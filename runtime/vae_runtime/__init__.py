@@ -10,16 +10,17 @@ Needs numpy; ONNX Runtime comes by the extra `cpu` or `gpu`. PyTorch is never im
 
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__
 from .errors import BundleError, DeviceError, InputError, VaeError
 from .noise import new_seed
 from .vae import VAE, interpolate, load, traverse
 
 if TYPE_CHECKING:
-    from .audit import verify_samples
-    from .generation import finish_samples, generate
+    from .generation.run import finish_samples, generate
+    from .generation.samples import Samples, open_samples
+    from .generation.verification import verify_samples
     from .packing import pack
     from .posterior import Encoding, Posterior, Posteriors
-    from .samples import Samples, open_samples
     from .score import Scores
     from .verification import Report, verify
 
@@ -27,14 +28,12 @@ if TYPE_CHECKING:
 _LATER = {
     **dict.fromkeys(("Encoding", "Posterior", "Posteriors"), "posterior"),
     "Scores": "score",
-    **dict.fromkeys(("finish_samples", "generate"), "generation"),
-    "verify_samples": "audit",
-    **dict.fromkeys(("Samples", "open_samples"), "samples"),
+    **dict.fromkeys(("finish_samples", "generate"), "generation.run"),
+    "verify_samples": "generation.verification",
+    **dict.fromkeys(("Samples", "open_samples"), "generation.samples"),
     "pack": "packing",
     **dict.fromkeys(("Report", "verify"), "verification"),
 }
-
-__version__ = "0.1.0"
 
 __all__ = [
     "VAE",

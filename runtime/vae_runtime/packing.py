@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from . import __version__
+from ._version import __version__
 from .bundle import MANIFEST, SUMS, Bundle, clash_of, format_sums, open_bundle
 from .errors import BundleError, InputError, VaeError
 from .files import write_atomic, write_folder

@@ -12,8 +12,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from vae_export.config import DataConfig, ModelConfig, TrainConfig
-from vae_export.training import Outcome, train
+from vae_export.training.config import DataConfig, ModelConfig, TrainConfig
+from vae_export.training.loop import Outcome, train
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,10 +10,10 @@ from torch.distributions import Bernoulli, Independent, Laplace, Normal, Poisson
 
 import vae_export
 from vae_export import ExportError
-from vae_export.adapt import adapt, declared
-from vae_export.declaration import Declaration
-from vae_export.probe import run_module
-from vae_export.state import unchanged
+from vae_export.understand.adapt import adapt, declared
+from vae_export.understand.declaration import Declaration
+from vae_export.understand.probe import run_module
+from vae_export.understand.state import unchanged
 
 X = torch.rand(4, 10, generator=torch.Generator().manual_seed(0))
 

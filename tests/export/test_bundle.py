@@ -17,10 +17,11 @@ import pytest
 import safetensors.torch
 from jsonschema import Draft202012Validator
 
-import vae_export.bundle
+import vae_export.exporting
 import vae_runtime
-from vae_export import DataConfig, ExportError, ModelConfig, TrainConfig, checkpoint, evaluate, export, train
+from vae_export import DataConfig, ExportError, ModelConfig, TrainConfig, evaluate, export, train
 from vae_export.card import run_card
+from vae_export.training import checkpoint
 from vae_runtime import InputError, VaeError, verify
 from vae_runtime.bundle import open_bundle
 from vae_runtime.manifest import Likelihood, Normalisation, parse
@@ -38,7 +39,7 @@ def prepared(tiny_graphs, monkeypatch):
     def graphs(adapted, formats, folder, **_):
         return [graph for graph in tiny_graphs.values() if graph.executor == "ort" or graph.variant in formats]
 
-    monkeypatch.setattr(vae_export.bundle, "make_graphs", graphs)
+    monkeypatch.setattr(vae_export.exporting, "make_graphs", graphs)
 
 
 # What is in a bundle.
@@ -103,7 +104,7 @@ def test_what_export_returns_is_what_it_wrote(tiny_exported):
 def test_golden_vectors_are_pytorchs_and_each_variants_own(tiny_bundle, tiny_adapted):
     import torch
 
-    from vae_export.probe import run_module
+    from vae_export.understand.probe import run_module
     from vae_runtime.verification import golden_inputs
 
     bundle = open_bundle(tiny_bundle)
@@ -178,7 +179,7 @@ def test_grey_values_under_a_bernoulli_are_called_a_surrogate_wherever_a_figure_
 ):
     from dataclasses import replace
 
-    from vae_export.evaluation import read_evaluation
+    from vae_export.training.evaluation import read_evaluation
 
     info = checkpoint.read_info(evaluated_run)
     info = replace(info, model=replace(info.model, likelihood=likelihood), train=replace(info.train, binarise=binarise))
@@ -760,8 +761,8 @@ def test_the_card_of_a_model_says_what_it_is(of_model):
 
 
 def test_a_bundle_of_a_model_verifies_in_the_program_of_each_format(of_model):
-    from vae_export.bundle import _runner
-    from vae_export.graphs import EXECUTORS
+    from vae_export.exporting import _runner
+    from vae_export.graphs.graph import EXECUTORS
 
     exported, _ = of_model
     report = verify(exported.path, runners=dict.fromkeys(EXECUTORS, _runner))

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from vae_export import checkpoint
+from vae_export.training import checkpoint
 from vae_runtime.errors import InputError
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vae_export.config import RECIPES, DataConfig, ModelConfig, TrainConfig
+from vae_export.training.config import RECIPES, DataConfig, ModelConfig, TrainConfig
 from vae_runtime.errors import InputError
 
 positive = st.integers(1, 1000)

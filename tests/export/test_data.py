@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vae_export import data
-from vae_export.config import DataConfig
+from vae_export.training import data
+from vae_export.training.config import DataConfig
 from vae_runtime.errors import InputError
 
 

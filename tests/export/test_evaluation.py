@@ -12,10 +12,10 @@ import safetensors.numpy
 import torch
 from torch import distributions
 
-from vae_export import checkpoint, data
-from vae_export.config import DataConfig, ModelConfig, TrainConfig
-from vae_export.evaluation import binarise, evaluate, read_evaluation
-from vae_export.model import VAE
+from vae_export.training import checkpoint, data
+from vae_export.training.config import DataConfig, ModelConfig, TrainConfig
+from vae_export.training.evaluation import binarise, evaluate, read_evaluation
+from vae_export.training.model import VAE
 from vae_runtime import noise
 from vae_runtime.errors import InputError
 
@@ -117,7 +117,7 @@ def test_figures_follow_the_seed(digits_run):
 @pytest.mark.parametrize("chunk", [64, 1000, 64 * 13])
 def test_figures_do_not_depend_on_the_chunks(digits_run, chunk, monkeypatch):
     whole = measured(digits_run.folder, limit=30)
-    monkeypatch.setattr(importlib.import_module("vae_export.evaluation"), "_CHUNK", chunk)
+    monkeypatch.setattr(importlib.import_module("vae_export.training.evaluation"), "_CHUNK", chunk)
     assert not differences(whole, measured(digits_run.folder, limit=30))
     assert differences(whole, measured(digits_run.folder, limit=29))
 

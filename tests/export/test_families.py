@@ -10,8 +10,8 @@ from torch.distributions import Bernoulli, Normal
 from zoo.models import ENTRIES
 
 from vae_export.errors import ExportError
-from vae_export.families import family, module_of
-from vae_export.reading import second_to
+from vae_export.understand.families import family, module_of
+from vae_export.understand.reading import second_to
 
 # Third parties' own deprecations, at import and in their layers.
 pytestmark = [
@@ -413,7 +413,7 @@ def test_codes_that_are_drawn_at_random_are_refused():
 
 def test_no_library_is_imported(python):
     code = (
-        "import sys; from vae_export.families import family; from torch import nn; family(nn.Linear(2, 2)); "
+        "import sys; from vae_export.understand.families import family; from torch import nn; family(nn.Linear(2, 2)); "
         "print(sorted({'diffusers', 'pythae', 'scvi'} & set(sys.modules)))"
     )
     done = python("-c", code)

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from vae_export.adapt import Adapted, adapt, declared
-from vae_export.config import ModelConfig
 from vae_export.errors import ExportError, ParityError
-from vae_export.graphs import FORMATS, make_graphs, open_graph, quiet
-from vae_export.model import VAE
-from vae_export.probe import run_module
-from vae_export.state import unchanged
+from vae_export.graphs.graph import FORMATS, make_graphs, open_graph, quiet
+from vae_export.training.config import ModelConfig
+from vae_export.training.model import VAE
+from vae_export.understand.adapt import Adapted, adapt, declared
+from vae_export.understand.probe import run_module
+from vae_export.understand.state import unchanged
 from vae_runtime.manifest import Latent, Likelihood, Observation, Signature
 
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vae_export.config import RECIPES, ModelConfig
-from vae_export.model import VAE, reparameterize
+from vae_export.training.config import RECIPES, ModelConfig
+from vae_export.training.model import VAE, reparameterize
 from vae_runtime.errors import InputError
 
 MLP = ModelConfig(observation_shape=(2, 3, 5), latent=4, hidden=(16, 8))

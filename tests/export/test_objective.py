@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import distributions
 
-from vae_export import objective
+from vae_export.training import objective
 
 LIKELIHOODS = {
     "bernoulli": lambda parameters, _: distributions.Bernoulli(logits=parameters),

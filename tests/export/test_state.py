@@ -13,7 +13,7 @@ from torch import nn
 import vae_export
 import vae_runtime
 from vae_export import ExportError
-from vae_export.state import unchanged
+from vae_export.understand.state import unchanged
 
 
 class Everything(nn.Module):

@@ -18,15 +18,15 @@ import pytest
 import torch
 from PIL import Image
 
-from vae_export import checkpoint, objective
-from vae_export.config import RECIPES, DataConfig, ModelConfig, TrainConfig
 from vae_export.errors import TrainingError
-from vae_export.plots import curve
-from vae_export.training import train
+from vae_export.training import checkpoint, objective
+from vae_export.training.config import RECIPES, DataConfig, ModelConfig, TrainConfig
+from vae_export.training.loop import train
+from vae_export.training.plots import curve
 from vae_runtime.errors import InputError, VaeError
 from vae_runtime.files import locked
 
-module = importlib.import_module("vae_export.training")
+module = importlib.import_module("vae_export.training.loop")
 
 MODEL = ModelConfig(latent=4, hidden=(16,))
 TRAINING = TrainConfig(
@@ -155,7 +155,7 @@ def test_killed_at_random_moments_it_ends_with_the_weights_of_a_run_never_killed
     whole = run(tmp_path / "whole", training=training, source=digits_npy).folder
     folder = tmp_path / "killed"
     script = (
-        "import sys; from vae_export.config import *; from vae_export.training import train; "
+        "import sys; from vae_export.training.config import *; from vae_export.training.loop import train; "
         f"train(sys.argv[1], {MODEL!r}, {training!r}, {DataConfig(str(digits_npy))!r}, progress=False)"
     )
     moments = random.Random(0)

@@ -15,10 +15,11 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import vae_runtime
-from vae_export import ParityError, export, graphs
+from vae_export import ParityError, export
 from vae_export.cli import main
-from vae_export.graphs import require_same
-from vae_export.variants import Gate, _ends, _psnr
+from vae_export.graphs import graph as graphs
+from vae_export.graphs.graph import require_same
+from vae_export.graphs.variants import Gate, _ends, _psnr
 from vae_runtime.bundle import open_bundle
 from vae_runtime.errors import BundleError, InputError
 from vae_runtime.verification import golden_inputs, read_golden
@@ -170,8 +171,8 @@ def test_quantizers_say_nothing_and_leave_the_loggers_alone(digits, tmp_path, ca
 
 
 def test_the_figures_are_those_that_anyone_measures(dense, digits_run):
-    from vae_export import checkpoint
-    from vae_export.evaluation import binarise
+    from vae_export.training import checkpoint
+    from vae_export.training.evaluation import binarise
 
     vaes = {name: vae_runtime.load(dense.path, variant=name) for name in ALL}
     manifest = vaes["fp32"].manifest
@@ -389,7 +390,7 @@ def test_a_component_without_the_variant_runs_in_fp32(dense, tmp_path, resign, c
     x = np.zeros((2, *vae.observation_shape), np.float32)
     np.testing.assert_array_equal(vae.encode(x).mean, small.encode(x).mean)
     assert not np.array_equal(small.encode(x).mean, plain.encode(x).mean)
-    from vae_runtime.cli import main as runtime
+    from vae_runtime.cli.main import main as runtime
 
     assert runtime(["info", str(folder)]) == 0
     said = capsys.readouterr().out

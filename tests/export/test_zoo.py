@@ -7,8 +7,8 @@ from zoo.models import ENTRIES
 
 import vae_export
 import vae_runtime
-from vae_export.draws import Draws
-from vae_export.parity import tolerance
+from vae_export.parity.comparison import tolerance
+from vae_export.understand.draws import Draws
 
 # Third parties' own deprecations, at import and in their layers.
 pytestmark = [

@@ -10,14 +10,15 @@ import safetensors.torch
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-import vae_export.bundle
-from vae_export import ParityError, checkpoint, export, prove
-from vae_export.adapt import adapt, declared
-from vae_export.bundle import _runner
+import vae_export.exporting
+from vae_export import ParityError, export, prove
 from vae_export.cli import main
-from vae_export.graphs import EXECUTORS, FORMATS, make_graphs, quiet
-from vae_export.parity import BATCHES, LATENT_REACH, compare, tolerance
-from vae_export.state import unchanged
+from vae_export.exporting import _runner
+from vae_export.graphs.graph import EXECUTORS, FORMATS, make_graphs, quiet
+from vae_export.parity.comparison import BATCHES, LATENT_REACH, compare, tolerance
+from vae_export.training import checkpoint
+from vae_export.understand.adapt import adapt, declared
+from vae_export.understand.state import unchanged
 from vae_runtime import verify
 from vae_runtime.errors import BundleError
 
@@ -353,7 +354,7 @@ def test_export_writes_nothing_without_parity(
     """PyTorch exports these models soundly, so a damaged graph is put in the place of what it gave."""
     damaged = dict(tiny_graphs)
     damaged[key] = scaled(tiny_graphs[key], weights.names(tiny_graphs[key])[0])
-    monkeypatch.setattr(vae_export.bundle, "make_graphs", lambda *_, **__: list(damaged.values()))
+    monkeypatch.setattr(vae_export.exporting, "make_graphs", lambda *_, **__: list(damaged.values()))
     with pytest.raises(ParityError, match=f"the exported graphs do not compute what PyTorch does:\n  FAILED  {key}"):
         export(tiny_run, tmp_path / "new")
     assert not list(tmp_path.iterdir())
@@ -366,7 +367,7 @@ def test_export_writes_nothing_without_parity(
 
 
 def test_export_writes_the_same_graphs_where_they_are_sound(tiny_run, tiny_graphs, tiny_bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(vae_export.bundle, "make_graphs", lambda *_, **__: list(tiny_graphs.values()))
+    monkeypatch.setattr(vae_export.exporting, "make_graphs", lambda *_, **__: list(tiny_graphs.values()))
     exported = export(tiny_run, tmp_path / "new")
     # All but the manifest and the card, which say what was rewritten: of graphs read from a bundle that is not known.
     sums = [(bundle / "SHA256SUMS").read_text().splitlines() for bundle in (tmp_path / "new", tiny_bundle)]

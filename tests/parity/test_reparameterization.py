@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import vae_runtime
-from vae_export import checkpoint, reparameterize
 from vae_export import noise as twin
+from vae_export import reparameterize
+from vae_export.training import checkpoint
 from vae_runtime import Posterior, noise
 
 POSTERIOR = noise.stream_of(noise.POSTERIOR)

@@ -17,7 +17,7 @@ def evaluated(tiny_run, tmp_path):
 
 
 def test_scores_are_those_of_the_evaluation(evaluated, tiny_bundle):
-    from vae_export import checkpoint
+    from vae_export.training import checkpoint
 
     run, evaluation = evaluated
     _, info = checkpoint.load(run)

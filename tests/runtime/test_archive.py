@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import vae_runtime
-from vae_runtime import BundleError, cli
+from vae_runtime import BundleError
 from vae_runtime.bundle import SUMS, _Archive, clash_of, format_sums, open_bundle
+from vae_runtime.cli import main as cli
 from vae_runtime.packing import _write_zip
 
 DIGITS = Path(__file__).parents[2] / "models" / "digits"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import vae_runtime
-from vae_runtime.audit import verify_samples
-from vae_runtime.cli import main
+from vae_runtime.cli.main import main
 from vae_runtime.errors import BundleError, InputError, VaeError
-from vae_runtime.generation import finish_samples, generate
+from vae_runtime.generation.run import finish_samples, generate
+from vae_runtime.generation.verification import verify_samples
 
 JOB = {"n": 700, "seed": 7, "batch_size": 64, "shard_size": 128, "workers": 1}
 

@@ -7,10 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-from vae_runtime import BundleError, InputError, VaeError, cli
+from vae_runtime import BundleError, InputError, VaeError
 from vae_runtime import bench as room
 from vae_runtime.bench import WORK, bench
 from vae_runtime.bundle import SUMS, format_sums
+from vae_runtime.cli import main as cli
 from vae_runtime.packing import pack
 
 

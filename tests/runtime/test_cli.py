@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import vae_runtime
-from vae_runtime import cli, interpolate, traverse
+from vae_runtime import interpolate, traverse
+from vae_runtime.cli import main as cli
 
 COMMANDS = (
     "info",

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from vae_runtime import cluster as executor
-from vae_runtime import job
 from vae_runtime.errors import InputError, VaeError
-from vae_runtime.generation import generate
+from vae_runtime.generation import job
+from vae_runtime.generation import ray as executor
+from vae_runtime.generation.run import generate
 
 ray = pytest.importorskip("ray", reason="the executor of clusters needs Ray")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -341,7 +341,7 @@ def test_a_local_cluster_ends_when_the_command_is_killed(mnist, tmp_path, undist
     ],
 )
 def test_an_address_without_a_cluster(mnist, tmp_path, capfd, address, words):
-    from vae_runtime.cli import main
+    from vae_runtime.cli.main import main
 
     assert (
         main(["generate", str(mnist), *WORDS, "--executor", "ray", "--address", address, "--out", f"{tmp_path}/s"]) == 1

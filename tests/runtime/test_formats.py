@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vae_runtime import formats
 from vae_runtime.errors import InputError, VaeError
+from vae_runtime.generation import formats
 
 LIBRARIES = {"parquet": "pyarrow", "safetensors": "safetensors"}
 POSTERIOR = np.dtype([("mu", "f4", (3,)), ("std", "f4", (3,)), ("z", "f2", (2, 2)), ("code", "i8")])

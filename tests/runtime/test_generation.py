@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 
 import vae_runtime
-from vae_runtime.cli import main
+from vae_runtime.cli.main import main
 from vae_runtime.errors import BundleError, InputError, VaeError
 from vae_runtime.files import locked
-from vae_runtime.generation import generate
-from vae_runtime.job import Job
-from vae_runtime.samples import open_samples
-from vae_runtime.shards import _as_uint8, dump
-from vae_runtime.store import Folder
-from vae_runtime.workers import run, usable_cores
+from vae_runtime.generation.job import Job
+from vae_runtime.generation.local import run, usable_cores
+from vae_runtime.generation.run import generate
+from vae_runtime.generation.samples import open_samples
+from vae_runtime.generation.shard import _as_uint8, dump
+from vae_runtime.generation.store import Folder
 
 # Six shards of four batches, the last cut short.
 JOB = {"n": 1400, "seed": 7, "batch_size": 64, "shard_size": 256, "workers": 1}
@@ -305,7 +305,7 @@ def test_a_disk_that_is_full_is_told(digits, tmp_path, undisturbed):
     """By a limit on the size of files, which stops a write in the middle as a full disk does."""
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000))\n"
-        "from vae_runtime.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from vae_runtime.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "generate", str(digits), *WORDS, "--workers", "1", "--out", "s"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
@@ -673,7 +673,7 @@ def test_cores_are_those_of_the_process():
 def test_memory_does_not_grow_with_the_job(digits, python):
     """Ten times the samples take no more memory, beside what the index says of ten times the shards."""
     code = (
-        "import resource, sys, tempfile; from vae_runtime.generation import generate\n"
+        "import resource, sys, tempfile; from vae_runtime.generation.run import generate\n"
         "generate(sys.argv[1], tempfile.mkdtemp() + '/s', int(sys.argv[2]), seed=1, workers=1, shard_size=4096)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )

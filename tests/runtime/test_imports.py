@@ -14,38 +14,12 @@ import vae_runtime
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "runtime" / "vae_runtime"
-ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__"))
-
-# Data flow up; imports go down, from a higher floor to a lower one.
-FLOORS = {
-    "cli": 11,
-    "bench": 9,
-    "generation": 10,
-    "audit": 9,
-    "cluster": 9,
-    "workers": 8,
-    "packing": 7,
-    "shards": 7,
-    "job": 6,
-    "verification": 6,
-    "vae": 5,
-    "quick": 4,
-    "posterior": 4,
-    "prior": 3,
-    "samples": 3,
-    "inputs": 2,
-    "score": 2,
-    "session": 2,
-    "bundle": 2,
-    "store": 2,
-    "noise": 2,
-    "manifest": 1,
-    "files": 1,
-    "formats": 1,
-    "image": 1,
-    "errors": 0,
-    "records": 0,
-}
+# Dotted names below the package: "session", "generation.job".
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if not path.stem.startswith("_")
+)
 
 HEAVY = (
     "torch",
@@ -101,40 +75,28 @@ def test_the_check_of_imports_can_fail(heavy_imports):
     assert "onnxruntime" in heavy_imports("import vae_runtime, onnxruntime")
 
 
-def imports(room):
-    """The modules that a room imports anywhere in it: absolute ones by their first name, its neighbours with a dot."""
+def imports(module):
+    """The top-level names of the packages that a module imports anywhere in it, other than its own."""
     found = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{room}.py").read_text(encoding="utf-8"))):
+    path = PACKAGE / f"{module.replace('.', '/')}.py"
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found.update(name.name.split(".")[0] for name in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             found.add(node.module.split(".")[0])
-        elif isinstance(node, ast.ImportFrom):
-            found.update([f".{node.module}"] if node.module else [f".{name.name}" for name in node.names])
     return found
 
 
-def test_every_room_has_a_floor():
-    assert set(FLOORS) == set(ROOMS)
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_run_down(room):
-    neighbours = {name[1:] for name in imports(room) if name.startswith(".")} - {"__version__"}
-    assert neighbours <= set(ROOMS)
-    assert all(FLOORS[neighbour] < FLOORS[room] for neighbour in neighbours)
-
-
 def test_only_the_session_imports_onnxruntime_and_nothing_imports_torch():
-    rooms = [*ROOMS, "__init__", "__main__"]
-    assert [room for room in rooms if "onnxruntime" in imports(room)] == ["session"]
-    assert [room for room in rooms if "PIL" in imports(room)] == ["image"]
-    assert [room for room in rooms if {"pyarrow", "safetensors"} & imports(room)] == ["formats"]
-    assert not [room for room in rooms if {"torch", "vae_export", "vae_runtime", "onnx"} & imports(room)]
+    modules = [*MODULES, "__init__", "__main__"]
+    assert [module for module in modules if "onnxruntime" in imports(module)] == ["session"]
+    assert [module for module in modules if "PIL" in imports(module)] == ["image"]
+    assert [module for module in modules if {"pyarrow", "safetensors"} & imports(module)] == ["generation.formats"]
+    assert not [module for module in modules if {"torch", "vae_export", "vae_runtime", "onnx"} & imports(module)]
 
 
 def test_numpy_is_the_only_requirement():
-    absolute = {name for room in ROOMS for name in imports(room) if not name.startswith(".")}
+    absolute = {name for module in MODULES for name in imports(module)}
     optional = {"onnxruntime", "PIL", "fsspec", "pyarrow", "ray", "safetensors"}
     assert absolute - sys.stdlib_module_names == {"numpy", *optional}
     (requirement,) = pyproject("runtime/pyproject.toml")["project"]["dependencies"]
@@ -151,9 +113,9 @@ def test_all_is_the_truth():
     assert sorted(vae_runtime.__all__) == sorted(set(vae_runtime.__all__))
 
 
-@pytest.mark.parametrize("room", [room for room in ROOMS if room != "errors"])
-def test_all_of_a_room_is_there_and_is_its_own(room):
-    module = import_module(f"vae_runtime.{room}")
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "errors"])
+def test_all_of_a_module_is_there_and_is_its_own(name):
+    module = import_module(f"vae_runtime.{name}")
     assert len(set(module.__all__)) == len(module.__all__)
     for name in module.__all__:
         value = getattr(module, name)
@@ -173,8 +135,8 @@ def pyproject(path):
 
 def test_both_distributions_have_one_version():
     exporter, runtime = pyproject("pyproject.toml"), pyproject("runtime/pyproject.toml")
-    assert runtime["tool"]["hatch"]["version"]["path"] == "vae_runtime/__init__.py"
-    assert exporter["tool"]["hatch"]["version"]["path"] == "runtime/vae_runtime/__init__.py"
+    assert runtime["tool"]["hatch"]["version"]["path"] == "vae_runtime/_version.py"
+    assert exporter["tool"]["hatch"]["version"]["path"] == "runtime/vae_runtime/_version.py"
     for project in (exporter, runtime):
         assert "version" in project["project"]["dynamic"]
     requirements = [
@@ -202,8 +164,8 @@ def test_the_extras_are_those_that_errors_name():
     }
     named = {
         name
-        for room in ROOMS
-        for name in re.findall(r"vae-runtime\[(\w+)\]", (PACKAGE / f"{room}.py").read_text("utf-8"))
+        for module in MODULES
+        for name in re.findall(r"vae-runtime\[(\w+)\]", (PACKAGE / f"{module.replace('.', '/')}.py").read_text("utf-8"))
     }
     assert named == set(extras)
 

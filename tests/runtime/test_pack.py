@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import vae_runtime
-from vae_runtime import BundleError, InputError, VaeError, cli, manifest
+from vae_runtime import BundleError, InputError, VaeError, manifest
 from vae_runtime.bundle import SUMS, open_bundle
+from vae_runtime.cli import main as cli
 from vae_runtime.manifest import dump, parse
 from vae_runtime.packing import OPERATORS, _operators, pack, parse_only
 from vae_runtime.session import Session, resolve_device
@@ -529,7 +530,7 @@ def test_a_place_that_cannot_be_written_is_refused(whole, tmp_path, form):
 def test_a_full_disk_leaves_nothing_behind(python, whole, tmp_path, form):
     code = (
         f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))\n"
-        f"from vae_runtime.cli import main; main(['pack', {str(whole)!r}, '--out', {form!r}])"
+        f"from vae_runtime.cli.main import main; main(['pack', {str(whole)!r}, '--out', {form!r}])"
     )
     # What Python caches of its modules is cut off by the limit, too.
     done = python("-c", code, cwd=tmp_path, env={"PYTHONDONTWRITEBYTECODE": "1"})

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vae_runtime import formats
 from vae_runtime.errors import InputError, VaeError
-from vae_runtime.generation import generate
-from vae_runtime.samples import open_samples
+from vae_runtime.generation import formats
+from vae_runtime.generation.run import generate
+from vae_runtime.generation.samples import open_samples
 
 LIBRARIES = {"parquet": "pyarrow", "safetensors": "safetensors"}
 CODES = np.dtype([("mu", "f4", (2,)), ("code", "i8")])
@@ -398,7 +398,7 @@ def test_a_disk_that_is_full_is_told(digits, generated, name, tmp_path, python):
     size = min(map(len, content(generated).values())) // 2
     code = (
         f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {resource.RLIM_INFINITY}))\n"
-        "from vae_runtime.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from vae_runtime.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     done = python(
         "-c", code, "generate", digits, "-n", 1400, "--seed", 7, "--batch-size", 64, "--shard-size", 256, "--dtype",

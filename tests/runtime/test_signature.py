@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import vae_runtime
-from vae_runtime import BundleError, Encoding, InputError, Posteriors, cli, interpolate, noise, traverse
+from vae_runtime import BundleError, Encoding, InputError, Posteriors, interpolate, noise, traverse
 from vae_runtime.bundle import SUMS, format_sums
+from vae_runtime.cli import main as cli
 from vae_runtime.manifest import (
     Condition,
     Golden,

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import vae_runtime
-from vae_runtime import job as jobs
-from vae_runtime import shards
-from vae_runtime.cli import main
+from vae_runtime.cli.main import main
 from vae_runtime.errors import InputError, VaeError
-from vae_runtime.generation import generate
+from vae_runtime.generation import job as jobs
+from vae_runtime.generation import shard as shards
+from vae_runtime.generation.run import generate
 
 SIZES = {"batch_size": 64, "shard_size": 128, "workers": 1}
 
@@ -240,7 +240,7 @@ def test_memory_does_not_grow_with_the_file(digits, python, tmp_path, x):
     if not Path("/proc/self/smaps_rollup").exists():
         pytest.skip("this system does not tell anonymous memory")
     code = (
-        "import re, sys; from vae_runtime.generation import generate\n"
+        "import re, sys; from vae_runtime.generation.run import generate\n"
         "most = [0]\n"
         "def note(done, n):\n"
         "    kb = int(re.search(r'Anonymous: +([0-9]+)', open('/proc/self/smaps_rollup').read())[1])\n"

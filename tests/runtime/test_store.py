@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vae_runtime import store as stores
-from vae_runtime.audit import verify_samples
-from vae_runtime.cli import main
+from vae_runtime.cli.main import main
 from vae_runtime.errors import InputError, VaeError
 from vae_runtime.files import locked
-from vae_runtime.generation import finish_samples, generate
-from vae_runtime.samples import open_samples
-from vae_runtime.store import Folder, Remote, open_store
+from vae_runtime.generation import store as stores
+from vae_runtime.generation.run import finish_samples, generate
+from vae_runtime.generation.samples import open_samples
+from vae_runtime.generation.store import Folder, Remote, open_store
+from vae_runtime.generation.verification import verify_samples
 
 JOB = {"n": 700, "seed": 7, "batch_size": 64, "shard_size": 256, "workers": 1}
 WORDS = ["-n", "700", "--seed", "7", "--batch-size", "64", "--shard-size", "256"]

@@ -12,11 +12,11 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from .errors import VaeError
+from ..errors import VaeError
+from ..vae import VAE, load
 from .job import Job
-from .shards import Made, generate_shard
+from .shard import Made, generate_shard
 from .store import Store
-from .vae import VAE, load
 
 __all__ = ["run", "usable_cores"]
 

@@ -19,16 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__
-from .bundle import MANIFEST, SUMS, Bundle
-from .errors import BundleError, InputError, VaeError
+from .._version import __version__
+from ..bundle import MANIFEST, SUMS, Bundle
+from ..errors import BundleError, InputError, VaeError
+from ..session import onnxruntime_version
+from ..vae import VAE, load
 from .job import Job, machine
+from .local import usable_cores
 from .samples import JOB
-from .session import onnxruntime_version
-from .shards import Made, generate_shard
+from .shard import Made, generate_shard
 from .store import Store, open_store
-from .vae import VAE, load
-from .workers import usable_cores
 
 __all__ = ["run"]
 

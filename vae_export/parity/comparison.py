@@ -18,11 +18,11 @@ from vae_runtime.errors import VaeError
 from vae_runtime.manifest import Latent, Sizes
 from vae_runtime.manifest import Tensor as Spec
 
-from .adapt import Adapted
-from .errors import ParityError
-from .graphs import Graph, Run, open_graph
-from .probe import resized, run_module
-from .state import LARGE, in_float64, release, used_tensors
+from ..errors import ParityError
+from ..graphs.graph import Graph, Run, open_graph
+from ..understand.adapt import Adapted
+from ..understand.probe import resized, run_module
+from ..understand.state import LARGE, in_float64, release, used_tensors
 
 __all__ = ["BATCHES", "LATENT_REACH", "Comparison", "ParityReport", "TensorParity", "compare", "rows", "tolerance"]
 

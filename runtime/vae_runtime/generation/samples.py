@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import __version__, formats
-from .errors import InputError, VaeError, require_integer
+from .._version import __version__
+from ..errors import InputError, VaeError, require_integer
+from . import formats
 from .store import Store, open_store
 
 __all__ = ["INDEX", "JOB", "VERSION", "Samples", "open_samples", "read_json"]

@@ -32,10 +32,10 @@ from vae_runtime.errors import InputError
 from vae_runtime.files import locked, write_atomic
 from vae_runtime.image import grid, png
 
+from ..errors import TrainingError
 from . import checkpoint, data, objective
 from .checkpoint import RunInfo, TrainResult
 from .config import DataConfig, ModelConfig, TrainConfig
-from .errors import TrainingError
 from .model import VAE, reparameterize
 from .plots import curve
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, Laplace, Normal
 from torch.nn import functional
 
+from ..errors import ExportError
 from .declaration import Declaration
 from .draws import Draws
-from .errors import ExportError
 
 __all__ = ["DecoderReading", "EncoderReading", "Part", "base_of", "fields_of", "mean_of", "second_to"]
 

@@ -17,13 +17,13 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError, VaeError
+from ..inputs import observation_rows
+from ..vae import VAE
 from . import formats
-from .errors import InputError, VaeError
-from .inputs import observation_rows
 from .job import Job, encoded, machine
 from .samples import JOB, read_json
 from .store import Store
-from .vae import VAE
 
 __all__ = ["Made", "beside", "dump", "entries", "generate_shard", "job_of", "replay"]
 

@@ -23,11 +23,11 @@ from torch import Tensor
 from vae_runtime.manifest import Tensor as Spec
 from vae_runtime.session import Session, resolve_device
 
-from .adapt import Adapted
-from .errors import ExportError, ParityError
-from .probe import values_read
+from ..errors import ExportError, ParityError
+from ..understand.adapt import Adapted
+from ..understand.probe import values_read
+from ..understand.state import release
 from .rewrites import rewritten
-from .state import release
 
 __all__ = ["EXECUTORS", "FORMATS", "IR_VERSION", "OPSET", "Graph", "Run", "make_graphs", "open_graph", "require_same"]
 

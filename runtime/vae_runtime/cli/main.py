@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from . import __version__
-from .errors import InputError, VaeError, one_line, require_number
+from .._version import __version__
+from ..errors import InputError, VaeError, one_line, require_number
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .manifest import Condition, Latent, Sizes
-    from .score import Scores
-    from .vae import VAE
+    from ..manifest import Condition, Latent, Sizes
+    from ..score import Scores
+    from ..vae import VAE
 
     Array = NDArray[np.float32]
 
@@ -106,13 +106,13 @@ def _integer(name: str, low: int, high: int) -> Callable[[str], Any]:
 
 
 def _device(text: str) -> str:
-    from .session import parse_device
+    from ..session import parse_device
 
     return parse_device(text)
 
 
 def _digest(text: str) -> str:
-    from .bundle import parse_digest
+    from ..bundle import parse_digest
 
     return parse_digest(text)
 
@@ -395,10 +395,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _load(options: argparse.Namespace) -> VAE:
-    from .vae import load
+    from ..vae import load
 
     if getattr(options, "out", None) is not None and options.out.suffix == ".png":
-        from .image import require_pillow
+        from ..image import require_pillow
 
         require_pillow()
     return load(
@@ -411,7 +411,7 @@ def _load(options: argparse.Namespace) -> VAE:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from .bundle import open_bundle
+    from ..bundle import open_bundle
 
     bundle = open_bundle(options.bundle, options.digest)
     manifest = bundle.manifest
@@ -511,7 +511,7 @@ def _numbers(value: float | tuple[float, ...]) -> str:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from .verification import verify
+    from ..verification import verify
 
     report = verify(options.bundle, device=options.device, threads=options.threads, digest=options.digest)
     print(report)
@@ -570,7 +570,7 @@ def _require_png(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    from .noise import new_seed
+    from ..noise import new_seed
 
     if options.latents and os.path.realpath(options.latents) == os.path.realpath(options.out):
         options.misuse("argument --latents: another file than that of --out is expected")
@@ -598,7 +598,7 @@ def _sample(options: argparse.Namespace) -> None:
 
 
 def _encode(options: argparse.Namespace) -> None:
-    from .posterior import Posterior, Posteriors
+    from ..posterior import Posterior, Posteriors
 
     start = _require_seed(options)
     vae = _load(options)
@@ -650,8 +650,8 @@ def _reconstruct(options: argparse.Namespace) -> None:
     )
     alike = r.shape == x.shape
     if options.out.suffix == ".png" and alike:
-        from .files import write_atomic
-        from .image import pairs, png
+        from ..files import write_atomic
+        from ..image import pairs, png
 
         within = vae.manifest.observation.range
         write_atomic(options.out, png(pairs(x, r, columns=options.columns or 10, value_range=within)))
@@ -662,7 +662,7 @@ def _reconstruct(options: argparse.Namespace) -> None:
 
 
 def _interpolate(options: argparse.Namespace) -> None:
-    from .vae import interpolate
+    from ..vae import interpolate
 
     vae = _load(options)
     conditions = _conditions(options, vae)
@@ -689,7 +689,7 @@ def _first(z: Any, row: int = 0) -> dict[str, Any]:
 def _traverse(options: argparse.Namespace) -> None:
     import numpy as np
 
-    from .vae import traverse
+    from ..vae import traverse
 
     vae = _load(options)
     names = [latent.name for latent in vae.latents]
@@ -719,15 +719,15 @@ def _traverse(options: argparse.Namespace) -> None:
 
 
 def _only(text: str) -> str:
-    from .packing import parse_only
+    from ..packing import parse_only
 
     parse_only([text])
     return text
 
 
 def _pack(options: argparse.Namespace) -> None:
-    from .bundle import open_bundle
-    from .packing import pack
+    from ..bundle import open_bundle
+    from ..packing import pack
 
     digest = pack(
         options.bundle,
@@ -747,7 +747,7 @@ def _generate(options: argparse.Namespace) -> int | None:
     import json
     import time
 
-    from .store import open_store
+    from ..generation.store import open_store
 
     if options.out.startswith("memory:"):
         options.misuse("argument --out: a place that outlives this command is expected, got one in its own memory")
@@ -766,8 +766,8 @@ def _generate(options: argparse.Namespace) -> int | None:
         place = str(open_store(options.out))
         if options.verify:
             return _verify_samples(options, place)
-        from .bundle import open_bundle
-        from .generation import finish_samples
+        from ..bundle import open_bundle
+        from ..generation.run import finish_samples
 
         open_bundle(options.bundle, options.digest)
         count = len(finish_samples(options.out, options.bundle))
@@ -778,8 +778,8 @@ def _generate(options: argparse.Namespace) -> int | None:
         without = [name for name, given in (("-n", options.n is not None or options.reconstruct or options.encode),
                                             ("--seed", options.seed is not None)) if not given]  # fmt: skip
         options.misuse(f"the following arguments are required: {', '.join(without)}")
-    from .generation import generate
-    from .vae import load
+    from ..generation.run import generate
+    from ..vae import load
 
     place = str(open_store(options.out))
     vae = load(options.bundle, device=options.device, variant=options.variant, digest=options.digest)
@@ -868,10 +868,10 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def _verify_samples(options: argparse.Namespace, place: str) -> int:
-    from .audit import verify_samples
-    from .bundle import open_bundle
-    from .shards import job_of
-    from .store import open_store
+    from ..bundle import open_bundle
+    from ..generation.shard import job_of
+    from ..generation.store import open_store
+    from ..generation.verification import verify_samples
 
     bundle = open_bundle(options.bundle, options.digest)
     files = {name: text for name, text in options.condition if text.endswith(".npy")}
@@ -914,7 +914,7 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from .noise import new_seed
+    from ..noise import new_seed
 
     start = _require_seed(options)
     vae = _load(options)
@@ -949,7 +949,7 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from .bench import bench
+    from ..bench import bench
 
     found = bench(
         options.bundle,
@@ -975,7 +975,7 @@ def _score_columns(scores: Scores) -> dict[str, NDArray[np.float64]]:
 
 
 def _write_scores(path: Path, scores: Scores, columns: Mapping[str, NDArray[np.float64]]) -> None:
-    from .files import write_atomic
+    from ..files import write_atomic
 
     if path.suffix == ".csv":
         rows = zip(*(column.tolist() for column in columns.values()), strict=True)
@@ -994,7 +994,7 @@ def _require_picture(vae: VAE) -> None:
     """Refuse a PNG of what is no picture before anything is computed."""
     import numpy as np
 
-    from .image import grid
+    from ..image import grid
 
     grid(np.zeros((1, *vae.manifest.outputs("decoder")[0].shape), np.float32))
 
@@ -1003,8 +1003,8 @@ def _write(path: Path, x: Array, vae: VAE, columns: int | None) -> None:
     if path.suffix == ".npy":
         _write_npy(path, x)
         return
-    from .files import write_atomic
-    from .image import grid, png
+    from ..files import write_atomic
+    from ..image import grid, png
 
     write_atomic(path, png(grid(x, columns=columns, value_range=vae.manifest.observation.range)))
 
@@ -1012,7 +1012,7 @@ def _write(path: Path, x: Array, vae: VAE, columns: int | None) -> None:
 def _write_npy(path: Path, array: Array) -> None:
     import numpy as np
 
-    from .files import write_atomic
+    from ..files import write_atomic
 
     def write(file: IO[bytes]) -> None:
         np.save(file, array, allow_pickle=False)
@@ -1025,7 +1025,7 @@ def _write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
     import numpy as np
 
-    from .files import write_atomic
+    from ..files import write_atomic
 
     # In memory first: of a file that fails, zipfile complains once more when it is collected.
     content = io.BytesIO()

@@ -10,15 +10,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from . import cluster
-from .bundle import open_bundle
-from .errors import InputError, VaeError, require_integer
+from ..bundle import open_bundle
+from ..errors import InputError, VaeError, require_integer
+from ..vae import load
+from . import ray as cluster
 from .job import Job, describe
+from .local import run, usable_cores
 from .samples import INDEX, JOB, VERSION, Samples, open_samples, read_json
-from .shards import dump, entries, job_of
+from .shard import dump, entries, job_of
 from .store import Store, open_store
-from .vae import load
-from .workers import run, usable_cores
 
 __all__ = ["EXECUTORS", "finish_samples", "generate"]
 

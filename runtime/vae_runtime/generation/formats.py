@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .errors import InputError, VaeError
+from ..errors import InputError, VaeError
 
 __all__ = ["FORMATS", "Rows", "dtype_from_json", "dtype_to_json", "read", "require", "write"]
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError, VaeError, require_integer
+from ..errors import InputError, VaeError, require_integer
+from ..vae import VAE, load
+from ..verification import Check, Report
 from .job import Job, content_of, machine
 from .samples import INDEX, Samples, open_samples, read_json
-from .shards import beside, job_of, replay
+from .shard import beside, job_of, replay
 from .store import Store, open_store
-from .vae import VAE, load
-from .verification import Check, Report
 
 __all__ = ["verify_samples"]
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..errors import ExportError
 from .declaration import Declaration
-from .errors import ExportError
 
 __all__ = ["family", "module_of"]
 

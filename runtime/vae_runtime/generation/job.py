@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import formats, noise
-from .errors import InputError, VaeError, require_integer
-from .inputs import observation_rows
-from .posterior import Posterior, Posteriors
+from .. import noise
+from ..errors import InputError, VaeError, require_integer
+from ..inputs import observation_rows
+from ..posterior import Posterior, Posteriors
+from ..session import onnxruntime_version
+from ..vae import VAE
+from . import formats
 from .samples import VERSION
-from .session import onnxruntime_version
-from .vae import VAE
 
 __all__ = ["DTYPES", "Job", "content_of", "describe", "encoded", "machine"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .errors import ExportError
+from ..errors import ExportError
 
 __all__ = ["Draws"]
 

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from .errors import InputError, VaeError
-from .files import locked, write_atomic
+from ..errors import InputError, VaeError
+from ..files import locked, write_atomic
 
 __all__ = ["Folder", "Remote", "Store", "open_store"]
 

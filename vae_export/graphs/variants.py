@@ -31,7 +31,7 @@ from vae_runtime.errors import VaeError, require_number
 from vae_runtime.manifest import Manifest, Quality, Refusal, dump
 from vae_runtime.vae import VAE
 
-from .graphs import IR_VERSION, OPSET, Graph, open_graph, require_same
+from .graph import IR_VERSION, OPSET, Graph, open_graph, require_same
 from .rewrites import nodes_of, prune, sub_pixel
 
 __all__ = ["CALIBRATED", "MEASURED", "PRECISION", "VARIANTS", "Gate", "Made", "Observed", "make_variants"]

@@ -28,9 +28,9 @@ from vae_runtime.manifest import (
     Signature,
 )
 
+from ..errors import ExportError
 from .declaration import SECOND, Declaration
 from .draws import Draws
-from .errors import ExportError
 from .families import family
 from .reading import DecoderReading, EncoderReading, Part, base_of, fields_of, mean_of, second_to
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from vae_runtime.manifest import Signature, Sizes
 
+from ..errors import ExportError
 from .adapt import Adapted
 from .draws import Draws
-from .errors import ExportError
 
 __all__ = ["probe", "resized", "run_module", "values_read"]
 

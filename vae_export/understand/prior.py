@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vae_runtime.errors import InputError
 from vae_runtime.manifest import LatentPrior
 
-from .errors import ExportError
+from ..errors import ExportError
 
 __all__ = ["FITTED", "PRIOR_FILE", "fit_prior", "is_fitted"]
 

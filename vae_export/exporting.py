@@ -31,20 +31,20 @@ from vae_runtime.manifest import Golden, Manifest, Normalisation, Refusal, Signa
 from vae_runtime.prior import Mixture
 from vae_runtime.verification import Report, verify
 
-from . import checkpoint
-from .adapt import Adapted, adapt, declared
 from .card import model_card, run_card
-from .checkpoint import RunInfo
-from .data import Dataset
-from .declaration import Declaration
 from .errors import ExportError, ParityError
-from .evaluation import binarise, read_evaluation
-from .fitting import FITTED, fit_prior, is_fitted
-from .graphs import EXECUTORS, IR_VERSION, OPSET, Graph, Run, make_graphs, open_graph
-from .parity import Comparison, ParityReport, compare, rows, tolerance
-from .probe import probe, run_module
-from .state import release, unchanged, used_tensors
-from .variants import CALIBRATED, MEASURED, PRECISION, VARIANTS, Gate, Made, Observed, make_variants
+from .graphs.graph import EXECUTORS, IR_VERSION, OPSET, Graph, Run, make_graphs, open_graph
+from .graphs.variants import CALIBRATED, MEASURED, PRECISION, VARIANTS, Gate, Made, Observed, make_variants
+from .parity.comparison import Comparison, ParityReport, compare, rows, tolerance
+from .training import checkpoint
+from .training.checkpoint import RunInfo
+from .training.data import Dataset
+from .training.evaluation import binarise, read_evaluation
+from .understand.adapt import Adapted, adapt, declared
+from .understand.declaration import Declaration
+from .understand.prior import FITTED, fit_prior, is_fitted
+from .understand.probe import probe, run_module
+from .understand.state import release, unchanged, used_tensors
 
 __all__ = ["Exported", "export", "prove"]
 

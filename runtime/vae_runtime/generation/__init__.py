@@ -1,0 +1,1 @@
+"""Many samples to disk: resumable jobs of shards."""

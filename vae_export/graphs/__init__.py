@@ -1,0 +1,1 @@
+"""Pure functions → graph files: ONNX, TorchScript, and variants in fewer bits."""

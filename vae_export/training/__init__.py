@@ -1,0 +1,1 @@
+"""Data and a configuration → a trained checkpoint."""

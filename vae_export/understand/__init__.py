@@ -1,0 +1,1 @@
+"""Any VAE → two pure functions, encode and decode, and what their tensors mean."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .likelihood import Parameters, kind_named
 from .manifest import Likelihood
 
 __all__ = ["Scores", "importance_weighted_bound", "log_likelihood", "log_standard_normal"]
@@ -20,8 +21,6 @@ __all__ = ["Scores", "importance_weighted_bound", "log_likelihood", "log_standar
 Floats = NDArray[np.float64]
 
 _LOG_2PI = math.log(2 * math.pi)
-# The least logarithm of a probability, as in PyTorch's binary_cross_entropy, where a decoder gives no logits.
-_LEAST_LOG = -100.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,31 +56,21 @@ def log_likelihood(x: NDArray[Any], answers: Mapping[str, NDArray[Any]], likelih
         x: observations [n, *shape]; under a bernoulli in [0, 1], where only 0 and 1 make it a likelihood.
         answers: the decoder's outputs by name, [n, *shape]: of a bernoulli the logits or the mean, else the mean and,
             if an output holds it, the scale.
-        likelihood: bernoulli, gaussian or laplace.
+        likelihood: of a kind in `likelihood.KINDS`.
 
     Returns:
         float64 [n], nats.
+
+    Raises:
+        InputError: the kind is unknown.
     """
-    given = {name: answer.astype(np.float64) for name, answer in answers.items()}
-    observed = x.astype(np.float64)
-    if likelihood.kind == "bernoulli" and likelihood.logits:
-        logits = given[likelihood.logits]
-        # log σ(l) = l − softplus(l), log(1 − σ(l)) = −softplus(l): no sigmoid that could saturate
-        terms = observed * logits - np.logaddexp(0.0, logits)
-    elif likelihood.kind == "bernoulli":
-        p = given[likelihood.mean]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            yes, no = np.maximum(np.log(p), _LEAST_LOG), np.maximum(np.log1p(-p), _LEAST_LOG)
-        terms = observed * yes + (1 - observed) * no
-    else:
-        scale: Any = given[likelihood.scale_output] if likelihood.scale_output else likelihood.scale
-        # A scale of 0 from a decoder has an infinite or no density: that is what the score then says.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            distance = (observed - given[likelihood.mean]) / scale
-            if likelihood.kind == "gaussian":
-                terms = -0.5 * distance**2 - np.log(scale) - 0.5 * _LOG_2PI
-            else:
-                terms = -np.abs(distance) - np.log(2 * scale)
+    values = {name: answer.astype(np.float64) for name, answer in answers.items()}
+    parameters = Parameters(
+        mean=values.get(likelihood.mean),
+        logits=values.get(likelihood.logits or ""),
+        scale=values.get(likelihood.scale_output or "", likelihood.scale),
+    )
+    terms = kind_named(likelihood.kind).log_prob(x.astype(np.float64), parameters)
     total: Floats = terms.reshape(len(x), -1).sum(axis=1)
     return total
 

@@ -14,6 +14,7 @@ from . import noise
 from .bundle import Bundle, open_bundle
 from .errors import BundleError, InputError, require_integer
 from .inputs import condition_rows, latent_rows, observation_rows, other_shape
+from .likelihood import Parameters, kind_named
 from .manifest import Condition, Latent, Manifest, Tensor
 from .quick import Quick, is_plain
 from .session import Device, Session, resolve_device
@@ -907,20 +908,9 @@ class VAE:
 
     def _observe(self, answers: Sequence[NDArray[Any]], seed: int, start: int) -> Array:
         """One draw from the likelihood around each mean; the second answer is the scale, if an output holds it."""
-        likelihood, mean = self.manifest.likelihood, answers[0]
-        stream, shape = noise.stream_of(noise.OBSERVATION), mean.shape[1:]
-        scale = answers[1] if len(answers) > 1 else likelihood.scale or 0.0
-        if likelihood.kind == "gaussian":
-            eps = noise.normal(seed, start, len(mean), shape, stream)
-            drawn: Array = mean + np.asarray(scale, np.float32) * eps
-            return drawn
-        u = noise.uniform(seed, start, len(mean), shape, stream)
-        if likelihood.kind == "bernoulli":
-            return (u < mean).astype(np.float32)
-        # Laplace, by the inverse of its distribution function; u is moved off 0 by half of its step.
-        centred = u.astype(np.float64) + 2.0**-25 - 0.5
-        draw = -np.asarray(scale, np.float64) * np.sign(centred) * np.log1p(-2.0 * np.abs(centred))
-        return (mean + draw).astype(np.float32)
+        likelihood = self.manifest.likelihood
+        parameters = Parameters(answers[0], scale=answers[1] if len(answers) > 1 else likelihood.scale)
+        return kind_named(likelihood.kind).draw(parameters, seed, start)
 
     def _session(self, component: str) -> Session:
         session = self._sessions.get(component)

@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-slow test-oldest test-arm64 zoo bench check format models clean
+.PHONY: demo test test-slow test-oldest test-arm64 zoo bench check docs dist format models clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/vae-export demo --out out/demo
@@ -35,6 +35,20 @@ check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# The pages of docs/ and the API reference as a static site, out/site; a warning or a dead link is an error.
+docs: $(VENV)/installed-docs
+	$(RUN) -m sphinx -q -W --keep-going -E -b html docs out/site
+
+# A release, tried before it is made: sdists, wheels built from them, installed where nothing else is, and the README run there.
+dist: $(VENV)/installed-dev
+	rm -rf dist .venvs/dist
+	$(RUN) -m hatchling build -t sdist -d "$(CURDIR)/dist"
+	cd runtime && "$(abspath $(RUN))" -m hatchling build -t sdist -d "$(CURDIR)/dist"
+	$(RUN) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist dist/*.tar.gz
+	$(PYTHON) -m venv .venvs/dist
+	.venvs/dist/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --find-links dist 'vae-export[cpu]' pytest hypothesis
+	.venvs/dist/bin/python -m pytest tests/test_readme.py -k "README.md"
+
 format: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
@@ -55,6 +69,10 @@ $(VENV)/installed: pyproject.toml runtime/pyproject.toml constraints.txt
 # What tests, linters and measurements need beside it.
 $(VENV)/installed-dev: $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e 'runtime[cpu]' -e '.[cpu,dev]'
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed-dev
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e 'runtime[cpu]' -e '.[cpu,dev,docs]'
 	touch $@
 
 .venvs/zoo/installed: pyproject.toml runtime/pyproject.toml constraints.txt

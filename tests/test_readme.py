@@ -16,7 +16,7 @@ import vae_runtime
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     path.relative_to(ROOT).as_posix()
-    for path in (ROOT / "README.md", ROOT / "runtime" / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    for path in (*sorted(ROOT.glob("*.md")), ROOT / "runtime" / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
     if "```" in path.read_text(encoding="utf-8")
 ]
 PYTHON, SHELL = ("python",), ("sh", "bash", "console")
@@ -124,7 +124,7 @@ def test_the_blocks_of_a_document_do_what_they_say(document, folder):
     ran, skipped = executed((ROOT / document).read_text(encoding="utf-8"), document, folder)
     if document == "README.md":
         assert ran >= 6
-        assert {"samples", "samples.png", "strip.png", "small.zip", "run", "bundle"} <= set(os.listdir(folder))
+        assert {"samples", "samples.png", "small.zip", "run", "bundle"} <= set(os.listdir(folder))
     if document == "docs/bring-your-own.md":
         assert ran == 5
         assert not skipped

@@ -1,6 +1,6 @@
 """Train a Variational Autoencoder in PyTorch and export it to ONNX and TorchScript with proven parity.
 
-from . import DataConfig, ModelConfig, TrainConfig, export, train
+from vae_export import DataConfig, ModelConfig, TrainConfig, export, train
 
 train("run", ModelConfig(latent=8), TrainConfig(epochs=50), DataConfig("digits"))
 export("run", "bundle")

@@ -46,7 +46,8 @@ dist: $(VENV)/installed-dev
 	cd runtime && "$(abspath $(RUN))" -m hatchling build -t sdist -d "$(CURDIR)/dist"
 	$(RUN) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist dist/*.tar.gz
 	$(PYTHON) -m venv .venvs/dist
-	.venvs/dist/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --find-links dist 'vae-export[cpu]' pytest hypothesis
+	.venvs/dist/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		dist/vae_runtime-*.whl "$$(ls dist/vae_export-*.whl)[cpu]" pytest hypothesis
 	.venvs/dist/bin/python -m pytest tests/test_readme.py -k "README.md"
 
 format: $(VENV)/installed-dev

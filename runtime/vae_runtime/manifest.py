@@ -35,7 +35,7 @@ __all__ = [
     "Refusal",
     "Signature",
     "Sizes",
-    "Tensor",
+    "TensorSpec",
     "Variant",
     "dump",
     "parse",
@@ -106,7 +106,7 @@ class Sizes(Record):
 
 
 @record(frozen=True)
-class Tensor(Record):
+class TensorSpec(Record):
     """One input or output of a graph, without its batch axis, which is axis 0 and always dynamic.
 
     `shape` is the usual shape, the one of the golden vectors; `dynamic` holds the axes of it, by number from 0, that
@@ -339,31 +339,31 @@ class Signature(Record):
         """The first latent; most VAEs have no other."""
         return self.latents[0]
 
-    def inputs(self, component: str) -> tuple[Tensor, ...]:
+    def inputs(self, component: str) -> tuple[TensorSpec, ...]:
         """A component's inputs: x or the latents, then its conditions, then the encoder's noise."""
         conditions = tuple(
-            Tensor(condition.name, condition.dtype, condition.shape)
+            TensorSpec(condition.name, condition.dtype, condition.shape)
             for condition in self.conditions
             if component in condition.components
         )
         if component == "encoder":
             noises = tuple(
-                Tensor(latent.posterior.noise, "float32", latent.shape, _dynamic(latent.axes, latent.dynamic))
+                TensorSpec(latent.posterior.noise, "float32", latent.shape, _dynamic(latent.axes, latent.dynamic))
                 for latent in self.latents
                 if latent.posterior.noise
             )
             return (self._observation(self.observation.name, self.observation.dtype), *conditions, *noises)
         latents = tuple(
-            Tensor(latent.name, latent.dtype, latent.shape, _dynamic(latent.axes, latent.dynamic))
+            TensorSpec(latent.name, latent.dtype, latent.shape, _dynamic(latent.axes, latent.dynamic))
             for latent in self.latents
         )
         return (*latents, *conditions)
 
-    def outputs(self, component: str) -> tuple[Tensor, ...]:
+    def outputs(self, component: str) -> tuple[TensorSpec, ...]:
         """A component's outputs: the posteriors' parameters; or the mean, logits, scale and what else there is."""
         if component == "encoder":
             return tuple(
-                Tensor(name, latent.dtype, latent.shape, _dynamic(latent.axes, latent.dynamic))
+                TensorSpec(name, latent.dtype, latent.shape, _dynamic(latent.axes, latent.dynamic))
                 for latent in self.latents
                 for name in latent.posterior.outputs
             )
@@ -376,13 +376,15 @@ class Signature(Record):
         if likelihood.shape is None:
             own = tuple(self._observation(name, "float32") for name in names)
         else:
-            own = tuple(Tensor(name, "float32", likelihood.shape, _dynamic(likelihood.axes, dynamic)) for name in names)
-        further = (Tensor(o.name, "float32", o.shape, _dynamic(o.axes, dynamic)) for o in likelihood.outputs)
+            own = tuple(
+                TensorSpec(name, "float32", likelihood.shape, _dynamic(likelihood.axes, dynamic)) for name in names
+            )
+        further = (TensorSpec(o.name, "float32", o.shape, _dynamic(o.axes, dynamic)) for o in likelihood.outputs)
         return (*own, *further)
 
-    def _observation(self, name: str, dtype: str) -> Tensor:
+    def _observation(self, name: str, dtype: str) -> TensorSpec:
         observation = self.observation
-        return Tensor(name, dtype, observation.shape, _dynamic(observation.axes, observation.dynamic))
+        return TensorSpec(name, dtype, observation.shape, _dynamic(observation.axes, observation.dynamic))
 
 
 def _dynamic(axes: tuple[str, ...], dynamic: Mapping[str, Sizes]) -> frozenset[int]:

@@ -15,7 +15,7 @@ from .bundle import Bundle, open_bundle
 from .errors import BundleError, InputError, require_integer
 from .inputs import condition_rows, latent_rows, observation_rows, other_shape
 from .likelihood import Parameters, kind_named
-from .manifest import Condition, Latent, Manifest, Tensor
+from .manifest import Condition, Latent, Manifest, TensorSpec
 from .quick import Quick, is_plain
 from .session import Device, Session, resolve_device
 
@@ -128,7 +128,7 @@ def _chosen(bundle: Bundle, name: str | None) -> dict[str, str]:
     return {component: bundle.variant(component, name if component in named else None).name for component in components}
 
 
-def _fits(tensor: Tensor, sizes: Sequence[Any]) -> bool:
+def _fits(tensor: TensorSpec, sizes: Sequence[Any]) -> bool:
     """Whether a graph's sizes are a dynamic batch and the tensor's; of a dynamic axis a graph has no number."""
     wanted = [None, *(None if i in tensor.dynamic else size for i, size in enumerate(tensor.shape))]
     return [size if isinstance(size, int) else None for size in sizes] == wanted
@@ -969,7 +969,7 @@ class VAE:
         return results
 
     def _run_in_place(
-        self, component: str, tensors: list[Tensor], n: int, feed: Callable[[int, int], Feeds],
+        self, component: str, tensors: list[TensorSpec], n: int, feed: Callable[[int, int], Feeds],
         batch_size: int | None, out: Array | None,
     ) -> list[NDArray[Any]]:  # fmt: skip
         """As `_run`, for outputs of known shapes: the graph writes into the results themselves."""

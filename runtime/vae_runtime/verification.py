@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from . import noise
 from .bundle import Bundle, open_bundle
 from .errors import BundleError, DeviceError, VaeError, one_line, require_integer
-from .manifest import Manifest, Tensor, Variant
+from .manifest import Manifest, TensorSpec, Variant
 from .session import Device, resolve_device
 from .vae import open_session
 
@@ -105,12 +105,12 @@ def verify(
     return Report(tuple(checks))
 
 
-def golden_tensors(manifest: Manifest) -> dict[str, Tensor]:
+def golden_tensors(manifest: Manifest) -> dict[str, TensorSpec]:
     """What the golden vectors hold, by name: the inputs that are stored, and the outputs by
     "component/variant/output".
     """
     drawn = _drawn(manifest)
-    found: dict[str, Tensor] = {}
+    found: dict[str, TensorSpec] = {}
     for component, variants in manifest.components.items():
         found |= {given.name: given for given in manifest.inputs(component) if given.name not in drawn}
         for source in ["pytorch", *variants]:
@@ -155,7 +155,7 @@ def read_golden(bundle: Bundle) -> dict[str, Array]:
     return arrays
 
 
-def _bytes(tensor: Tensor, n: int) -> int:
+def _bytes(tensor: TensorSpec, n: int) -> int:
     return np.dtype(tensor.dtype).itemsize * n * math.prod(tensor.shape)
 
 
@@ -167,7 +167,7 @@ def golden_inputs(bundle: Bundle, component: str, golden: Mapping[str, Array]) -
     seed, n = bundle.manifest.golden.seed, bundle.manifest.golden.n
     drawn = _drawn(bundle.manifest)
 
-    def value(given: Tensor) -> Array:
+    def value(given: TensorSpec) -> Array:
         if given.name not in drawn:
             return golden[given.name]
         return noise.normal(seed, 0, n, given.shape, noise.stream_of(noise.PRIOR, drawn[given.name]))

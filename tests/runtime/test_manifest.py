@@ -31,7 +31,7 @@ from vae_runtime.manifest import (
     Quality,
     Refusal,
     Sizes,
-    Tensor,
+    TensorSpec,
     Variant,
     dump,
     parse,
@@ -192,10 +192,13 @@ def test_the_example_of_the_specification_is_valid() -> None:
         "decoder/fp32/model.onnx",
         "decoder/torchscript/model.pt",
     ]
-    assert manifest.inputs("encoder") == (Tensor("x", "float32", (1, 8, 8)),)
-    assert manifest.inputs("decoder") == (Tensor("z", "float32", (16,)),)
+    assert manifest.inputs("encoder") == (TensorSpec("x", "float32", (1, 8, 8)),)
+    assert manifest.inputs("decoder") == (TensorSpec("z", "float32", (16,)),)
     assert [output.name for output in manifest.outputs("encoder")] == ["mu", "logvar", "std"]
-    assert manifest.outputs("decoder") == (Tensor("x", "float32", (1, 8, 8)), Tensor("logits", "float32", (1, 8, 8)))
+    assert manifest.outputs("decoder") == (
+        TensorSpec("x", "float32", (1, 8, 8)),
+        TensorSpec("logits", "float32", (1, 8, 8)),
+    )
 
 
 def test_what_may_be_in_a_bundle_is_read() -> None:
@@ -213,10 +216,10 @@ def test_what_may_be_in_a_bundle_is_read() -> None:
     assert [tensor.name for tensor in manifest.inputs("decoder")] == ["z", "added", "point", "label", "mask"]
     assert [tensor.name for tensor in manifest.outputs("encoder")] == ["mu", "logvar", "std", "point"]
     assert manifest.outputs("decoder") == (
-        Tensor("x", "float32", (64,)),
-        Tensor("sigma", "float32", (64,)),
-        Tensor("rate", "float32", ()),
-        Tensor("rates", "float32", (5,)),
+        TensorSpec("x", "float32", (64,)),
+        TensorSpec("sigma", "float32", (64,)),
+        TensorSpec("rate", "float32", ()),
+        TensorSpec("rates", "float32", (5,)),
     )
     variant = manifest.encoder["fp32"]
     assert (variant.exporter, variant.data, variant.data_path) == (
@@ -232,12 +235,12 @@ def test_dynamic_axes_and_codes_are_read() -> None:
     assert manifest.observation.dynamic == {"width": Sizes(8, 64, 8)}
     assert manifest.latent.dynamic == {"code": Sizes(1, 99)}
     assert (manifest.latent.scale, manifest.latent.shift) == (0.18215, (0.5,) * 16)
-    assert manifest.inputs("encoder") == (Tensor("x", "float32", (1, 8, 8), frozenset([2])),)
-    assert manifest.inputs("decoder") == (Tensor("z", "float32", (16,), frozenset([0])),)
+    assert manifest.inputs("encoder") == (TensorSpec("x", "float32", (1, 8, 8), frozenset([2])),)
+    assert manifest.inputs("decoder") == (TensorSpec("z", "float32", (16,), frozenset([0])),)
     codes = parse(json.dumps(edited(*OF_CODES)))
-    assert codes.inputs("encoder") == (Tensor("x", "int64", (1, 8, 8)),)
-    assert codes.outputs("encoder") == (Tensor("codes", "int64", (16,)),)
-    assert codes.outputs("decoder") == (Tensor("x", "float32", (1, 8, 8)),)
+    assert codes.inputs("encoder") == (TensorSpec("x", "int64", (1, 8, 8)),)
+    assert codes.outputs("encoder") == (TensorSpec("codes", "int64", (16,)),)
+    assert codes.outputs("decoder") == (TensorSpec("x", "float32", (1, 8, 8)),)
     assert codes.latent.posterior == LatentPosterior("codes", value="codes", codebook=512)
     assert codes.likelihood == Likelihood("none", reason="not stated")
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import convert_model_to_external_data
 from torch import Tensor
 
-from vae_runtime.manifest import Tensor as Spec
+from vae_runtime.manifest import TensorSpec
 from vae_runtime.session import Session, resolve_device
 
 from ..errors import ExportError, ParityError
@@ -366,7 +366,7 @@ def _strip(model: onnx.ModelProto) -> None:
         part.doc_string = ""
 
 
-def _check_contract(model: onnx.ModelProto, component: str, inputs: Sequence[Spec]) -> None:
+def _check_contract(model: onnx.ModelProto, component: str, inputs: Sequence[TensorSpec]) -> None:
     for node in (node for graph in _graphs(model) for node in graph.node):
         # A Dropout with its third input, the training mode, drops; without it, it does nothing.
         if node.op_type in _RANDOM or (node.op_type == "Dropout" and any(node.input[2:])):
@@ -391,7 +391,7 @@ def _check_contract(model: onnx.ModelProto, component: str, inputs: Sequence[Spe
             raise ExportError(f"{component}: {value.name}: a dynamic batch axis is expected, got a fixed one")
 
 
-def _declare_shapes(model: onnx.ModelProto, outputs: Sequence[Spec]) -> None:
+def _declare_shapes(model: onnx.ModelProto, outputs: Sequence[TensorSpec]) -> None:
     """Say which axes of the outputs are dynamic: exporters cannot always derive it; that it is so is proven."""
     # What they noted of the tensors between may hold sizes of the example.
     del model.graph.value_info[:]

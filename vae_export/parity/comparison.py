@@ -15,8 +15,7 @@ from torch import Tensor
 
 from vae_runtime import noise
 from vae_runtime.errors import VaeError
-from vae_runtime.manifest import Latent, Sizes
-from vae_runtime.manifest import Tensor as Spec
+from vae_runtime.manifest import Latent, Sizes, TensorSpec
 
 from ..errors import ParityError
 from ..graphs.graph import Graph, Run, open_graph
@@ -290,7 +289,7 @@ def _in_float64(module: torch.nn.Module, used: Sequence[Tensor], cases: Sequence
     return results
 
 
-def _sizes(inputs: Sequence[Spec], adapted: Adapted, component: str) -> list[tuple[str, list[dict[int, int]]]]:
+def _sizes(inputs: Sequence[TensorSpec], adapted: Adapted, component: str) -> list[tuple[str, list[dict[int, int]]]]:
     """Choices of other sizes: the least, the most, one step on, and each axis in turn at its least beside the most."""
     signature = adapted.signature
     by_input: list[dict[int, tuple[str, Sizes]]] = []

@@ -6,7 +6,6 @@ and fused multiply-adds differ between machines.
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import noise
+from .arrays import unpack_npz
 from .bundle import Bundle
 from .errors import BundleError, InputError, require_number
 from .manifest import Latent
@@ -26,8 +26,6 @@ Array = NDArray[np.float32]
 
 # The highest temperature; far beyond it latents leave float32's range.
 HOTTEST = 1e6
-# At least what the header of an .npy file takes.
-_NPY_HEADER = 4096
 # How far from 1 the weights' sum may be, by rounding.
 _ROUNDING = 1e-6
 
@@ -146,31 +144,13 @@ def read_mixture(bundle: Bundle, latent: Latent) -> Mixture:
     prior, elements = latent.prior, math.prod(latent.shape)
     if prior.file is None or prior.components is None:
         raise InputError(f"{latent.name}: a prior with a file and components is expected, got {prior}")
-    count, place = prior.components, bundle.path / prior.file
+    count, place = prior.components, bundle.place(prior.file)
     factors = (count, elements) if prior.covariance == "diagonal" else (count, elements, elements)
-    wanted = {"weights": (count,), "means": (count, elements), "factors": factors}
-    content = bundle.read(prior.file)
-    try:
-        import zipfile  # not needed on the start-up path
-
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            sizes = {item.filename: item.file_size for item in archive.infolist()}
-        arrays = {}
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            for name, shape in wanted.items():
-                key = f"{latent.name}/{name}"
-                # An array that unpacks to more than it may hold is not unpacked.
-                if sizes.get(f"{key}.npy", math.inf) <= 8 * math.prod(shape) + _NPY_HEADER:
-                    arrays[name] = file[key]
-    except Exception as error:  # numpy, zipfile and zlib each raise their own
-        raise BundleError(f"{place}: an .npz file is expected: {error}; export the bundle again") from None
-    for name, shape in wanted.items():
-        array, expected = arrays.get(name), f"float64 {list(shape)}"
-        if array is None or array.dtype != np.float64 or array.shape != shape:
-            found = "nothing, or a larger array" if array is None else f"{array.dtype} {list(array.shape)}"
-            raise BundleError(
-                f"{place}: {latent.name}/{name}: {expected} is expected, got {found}; export the bundle again"
-            )
+    shapes = {"weights": (count,), "means": (count, elements), "factors": factors}
+    expected = {f"{latent.name}/{name}": ("float64", shape) for name, shape in shapes.items()}
+    stored = unpack_npz(bundle.read(prior.file), place, expected)
+    arrays = {name: stored[f"{latent.name}/{name}"] for name in shapes}
+    for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise BundleError(f"{place}: {latent.name}/{name}: finite numbers are expected; export the bundle again")
     weights = arrays["weights"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import noise
+from .arrays import unpack_npz
 from .bundle import Bundle, open_bundle
 from .errors import BundleError, DeviceError, VaeError, one_line, require_integer
 from .manifest import Manifest, TensorSpec, Variant
@@ -22,9 +21,6 @@ from .vae import open_session
 __all__ = ["Check", "Report", "Runner", "golden_inputs", "golden_tensors", "read_golden", "verify"]
 
 Array = NDArray[Any]
-
-# At least what the header of an .npy file takes.
-_NPY_HEADER = 4096
 
 # Runs a graph of another executor: the bundle, the variant and the inputs by name, in the order of the graph's
 # signature, to the outputs in the order of the signature.
@@ -127,36 +123,10 @@ def read_golden(bundle: Bundle) -> dict[str, Array]:
         BundleError: the file is damaged, or an array is missing or of another shape or dtype.
     """
     manifest = bundle.manifest
-    place = bundle.path / manifest.golden.file
-    content = bundle.read(manifest.golden.file)
-    wanted = golden_tensors(manifest)
-    try:
-        import zipfile  # not needed on the start-up path
-
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            sizes = {item.filename: item.file_size for item in archive.infolist()}
-        # An array that unpacks to more than it may hold is not unpacked.
-        fits = {
-            name: sizes.get(f"{name}.npy", 0) <= _bytes(tensor, manifest.golden.n) + _NPY_HEADER
-            for name, tensor in wanted.items()
-        }
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in wanted if name in file.files and fits[name]}
-    except Exception as error:  # numpy, zipfile and zlib each raise their own
-        raise BundleError(f"{place}: an .npz file is expected: {error}; export the bundle again") from None
-    for name, tensor in wanted.items():
-        shape = (manifest.golden.n, *tensor.shape)
-        expected = f"{tensor.dtype} {list(shape)}"
-        array = arrays.get(name)
-        if array is None or array.dtype != np.dtype(tensor.dtype) or array.shape != shape:
-            missing = "nothing" if fits[name] else "a larger array"
-            found = missing if array is None else f"{array.dtype} {list(array.shape)}"
-            raise BundleError(f"{place}: {name}: {expected} is expected, got {found}; export the bundle again")
-    return arrays
-
-
-def _bytes(tensor: TensorSpec, n: int) -> int:
-    return np.dtype(tensor.dtype).itemsize * n * math.prod(tensor.shape)
+    file, n = manifest.golden.file, manifest.golden.n
+    tensors = golden_tensors(manifest)
+    expected = {name: (tensor.dtype, (n, *tensor.shape)) for name, tensor in tensors.items()}
+    return unpack_npz(bundle.read(file), bundle.place(file), expected)
 
 
 def golden_inputs(bundle: Bundle, component: str, golden: Mapping[str, Array]) -> dict[str, Array]:

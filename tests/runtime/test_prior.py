@@ -193,7 +193,7 @@ GOOD = arrays_of(MIXTURES[0])
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"z/weights": None}, "z/weights: .* got nothing, or a larger array"),
+        ({"z/weights": None}, "z/weights: .* got nothing"),
         ({"z/weights": WEIGHTS.astype(np.float32)}, r"z/weights: float64 \[3\] is expected, got float32 \[3\]"),
         ({"z/weights": WEIGHTS[:2]}, r"z/weights: float64 \[3\] is expected, got float64 \[2\]"),
         ({"z/weights": np.array([0.5, 0.6, -0.1])}, "at least 0 that add up to 1 are expected, got the least -0.1"),
@@ -201,7 +201,7 @@ GOOD = arrays_of(MIXTURES[0])
         ({"z/means": MEANS[:, :2]}, r"z/means: float64 \[3, 3\] is expected, got float64 \[3, 2\]"),
         ({"z/means": MEANS * np.nan}, "z/means: finite numbers are expected"),
         ({"z/factors": FACTORS}, r"z/factors: float64 \[3, 3\] is expected, got float64 \[3, 3, 3\]"),
-        ({"z/factors": np.zeros((3000, 3000))}, "z/factors: .* got nothing, or a larger array"),
+        ({"z/factors": np.zeros((3000, 3000))}, "z/factors: .* got a larger array"),
         ({"z/means": np.array([None], object)}, "an .npz file is expected"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",

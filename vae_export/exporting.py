@@ -7,7 +7,6 @@ import dataclasses
 import importlib.metadata
 import io
 import math
-import os
 import re
 import sys
 import tempfile
@@ -23,8 +22,8 @@ from torch import Tensor, nn
 
 import vae_runtime
 from vae_runtime import noise
-from vae_runtime.bundle import MANIFEST, SUMS, Bundle, format_sums, open_bundle
-from vae_runtime.errors import BundleError, InputError
+from vae_runtime.bundle import MANIFEST, SUMS, Bundle, format_sums, open_bundle, require_replaceable
+from vae_runtime.errors import InputError
 from vae_runtime.files import write_folder
 from vae_runtime.image import grid, png
 from vae_runtime.manifest import Golden, Manifest, Normalisation, Refusal, Signature, Variant, dump, parse
@@ -182,7 +181,7 @@ def export(
             f"variants: some of {', '.join(VARIANTS)} are expected, got {(unknown or [repr(variants)])[0]}"
         )
     gate = Gate(least_psnr, most_elbo_loss)
-    _check_target(out, force)
+    require_replaceable(out, force, refusal=ExportError)
     said = Declaration(
         encode=encode, decode=decode, posterior=posterior, likelihood=likelihood, scale=scale, prior=prior, axes=axes,
         latent_axes=latent_axes, dynamic=dynamic, range=range, latent_scale=latent_scale, latent_shift=latent_shift,
@@ -241,7 +240,7 @@ def export(
         files["README.md"] = card(manifest, sizes, picture is not None).encode()
         files[SUMS] = _sums(files)
         # Again, for what may have come there while the graphs were made.
-        _check_target(out, force)
+        require_replaceable(out, force, refusal=ExportError)
         write_folder(out, files, replace=force)
     written = open_bundle(out)
     graph_sizes = {variant.path: sizes[variant.path] for variant in manifest.variants}
@@ -576,27 +575,6 @@ def _with_prior(adapted: Adapted, source: _Source, kind: str) -> tuple[Adapted, 
 def _unseen(dataset: Dataset) -> Array:
     """Real observations that were not trained on; where none were kept for the test, those for validation."""
     return dataset.test if len(dataset.test) else dataset.validation
-
-
-def _check_target(out: Path, force: bool) -> None:
-    """Refuse early, before minutes of work, and never replace what is no bundle."""
-    if not os.path.lexists(out):
-        there = next(parent for parent in out.absolute().parents if parent.exists())
-        if not (there.is_dir() and os.access(there, os.W_OK)):
-            raise ExportError(f"{out}: {there} is no folder that can be written to; choose another place")
-        return
-    if not force:
-        raise ExportError(f"{out}: exists already; choose another place, or replace it with --force")
-    if out.is_symlink() or not out.is_dir():
-        raise ExportError(f"{out}: is no folder, and --force replaces only bundles; choose another place")
-    if not any(out.iterdir()):
-        return
-    try:
-        unlisted = open_bundle(out).unlisted()
-    except BundleError as error:
-        raise ExportError(f"{out}: is no sound bundle, and --force replaces only bundles: {error}") from error
-    if unlisted:
-        raise ExportError(f"{out}: {unlisted[0]} is no part of the bundle there and would be lost; move it away")
 
 
 def _in_order(graphs: Sequence[Graph], made: Sequence[Made]) -> list[Graph]:

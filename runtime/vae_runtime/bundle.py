@@ -10,7 +10,7 @@ import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING
 
-from .errors import BundleError, InputError
+from .errors import BundleError, InputError, VaeError, error_line
 from .manifest import Manifest, Variant, parse
 from .records import Record, record
 
@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     # 3 % of a cold start.
     from pathlib import Path
 
-__all__ = ["MANIFEST", "SUMS", "Bundle", "clash_of", "format_sums", "open_bundle", "parse_digest", "read_sums"]
+__all__ = [
+    "MANIFEST",
+    "SUMS",
+    "Bundle",
+    "clash_of",
+    "format_sums",
+    "open_bundle",
+    "parse_digest",
+    "read_sums",
+    "require_replaceable",
+]
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
@@ -168,6 +178,43 @@ def open_bundle(path: str | os.PathLike[str], digest: str | None = None) -> Bund
     return Bundle(root, manifest, sums, found, files)
 
 
+def require_replaceable(
+    target: str | os.PathLike[str], force: bool, *, zipped: bool = False, refusal: type[VaeError] = VaeError
+) -> None:
+    """Refuse a place for a bundle early, before the work, and never let anything but a bundle be replaced.
+
+    Args:
+        target: the folder or .zip file to write.
+        force: whether a bundle already there may be replaced.
+        zipped: whether a .zip file will be written.
+        refusal: the class of the error.
+
+    Raises:
+        VaeError: the place cannot be written to, or holds something that must not be replaced; of class `refusal`.
+    """
+    from pathlib import Path
+
+    out = Path(target)
+    if not os.path.lexists(out):
+        parent = next(parent for parent in out.absolute().parents if parent.exists())
+        if not (parent.is_dir() and os.access(parent, os.W_OK)):
+            raise refusal(f"{out}: {parent} is no folder that can be written to; choose another place")
+        return
+    if not force:
+        raise refusal(f"{out}: exists already; choose another place, or replace it with --force")
+    if out.is_symlink() or not (out.is_file() if zipped else out.is_dir()):
+        kind = "file" if zipped else "folder"
+        raise refusal(f"{out}: is no {kind}, and --force replaces only bundles; choose another place")
+    if not zipped and not any(out.iterdir()):
+        return
+    try:
+        unlisted = open_bundle(out).unlisted()
+    except BundleError as error:
+        raise refusal(f"{out}: is no sound bundle, and --force replaces only bundles: {error}") from error
+    if unlisted:
+        raise refusal(f"{unlisted[0]}: is no part of the bundle there and would be lost; move it away")
+
+
 def parse_digest(text: str) -> str:
     """Check the form of a digest; as `info` prints it, or without "sha256:".
 
@@ -275,7 +322,7 @@ class _Folder:
         except FileNotFoundError:
             raise BundleError(f"{os.path.join(self.root, relative)}: missing; copy the bundle again") from None
         except OSError as error:
-            raise BundleError(f"{os.path.join(self.root, relative)}: cannot be read: {error.strerror}") from None
+            raise BundleError(f"{os.path.join(self.root, relative)}: cannot be read: {error_line(error)}") from None
 
 
 # Of a .zip file (APPNOTE.TXT of PKWARE): the header before each file's bytes, its entry in the directory, and the end.
@@ -307,7 +354,7 @@ class _Archive:
             with open(root, "rb") as file:
                 self._read_directory(file)
         except OSError as error:
-            raise BundleError(f"{root}: cannot be read: {error.strerror}") from None
+            raise BundleError(f"{root}: cannot be read: {error_line(error)}") from None
 
     def names(self) -> Iterator[str]:
         """The path of every file inside."""
@@ -327,7 +374,7 @@ class _Archive:
                 file.seek(start)
                 content = file.read(size)
         except OSError as error:
-            raise BundleError(f"{place}: cannot be read: {error.strerror}") from None
+            raise BundleError(f"{place}: cannot be read: {error_line(error)}") from None
         if len(content) != size or zlib.crc32(content) != crc:
             raise BundleError(f"{place}: damaged, or altered since it was opened; copy the bundle again")
         return content
@@ -393,4 +440,4 @@ def _require_small(place: str, relative: str, size: int) -> None:
 
 
 def _raise(error: OSError) -> None:
-    raise BundleError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    raise BundleError(f"{error.filename}: cannot be read: {error_line(error)}") from None

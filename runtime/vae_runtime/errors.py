@@ -33,6 +33,15 @@ def one_line(text: object) -> str:
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in str(text))
 
 
+def error_line(error: BaseException) -> str:
+    """Return an error's message in one line of at most 400 characters; the name of its class where it has none."""
+    # The words of the system alone: its number and the path stand elsewhere in our messages.
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    line = one_line(" ".join(message.split())) or type(error).__name__
+    # Some libraries say first what failed, others where.
+    return line if len(line) <= 400 else f"{line[:200]} … {line[-197:]}"
+
+
 def require_integer(name: str, value: object, low: int, high: int) -> int:
     """The value as an int, numpy's integers included.
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from .errors import VaeError
+from .errors import VaeError, error_line
 
 __all__ = ["locked", "sync_folder", "write_atomic", "write_folder"]
 
@@ -35,7 +35,7 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[IO[bytes
         descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     except OSError as error:
         raise VaeError(
-            f"{target}: cannot write here: {_reason(error)}; choose a folder that exists and is writable"
+            f"{target}: cannot write here: {error_line(error)}; choose a folder that exists and is writable"
         ) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -54,7 +54,7 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[IO[bytes
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         if isinstance(error, OSError):
-            raise VaeError(f"{target}: not written: {_reason(error)}; {_advice(error)}") from error
+            raise VaeError(f"{target}: not written: {error_line(error)}; {_advice(error)}") from error
         raise
 
 
@@ -83,7 +83,7 @@ def write_folder(target: str | os.PathLike[str], files: Mapping[str, bytes | Pat
             raise VaeError(f"{target}: a folder is expected, got a file or a link; choose another place")
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent))
     except OSError as error:
-        raise VaeError(f"{target}: cannot write here: {_reason(error)}; choose a folder that is writable") from error
+        raise VaeError(f"{target}: cannot write here: {error_line(error)}; choose a folder that is writable") from error
     try:
         with locked(partial):
             _fill_folder(partial, files)
@@ -93,7 +93,7 @@ def write_folder(target: str | os.PathLike[str], files: Mapping[str, bytes | Pat
                 os.rename(partial, target)
             sync_folder(target.parent)
     except OSError as error:
-        raise VaeError(f"{target}: not written: {_reason(error)}; {_advice(error)}") from error
+        raise VaeError(f"{target}: not written: {error_line(error)}; {_advice(error)}") from error
     finally:
         # the unfinished folder, or after an exchange the old one
         shutil.rmtree(partial, ignore_errors=True)
@@ -200,11 +200,6 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _reason(error: OSError) -> str:
-    # numpy's carry no error number
-    return error.strerror or str(error)
 
 
 def _advice(error: OSError) -> str:

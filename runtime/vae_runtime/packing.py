@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ._version import __version__
-from .bundle import MANIFEST, SUMS, Bundle, clash_of, format_sums, open_bundle
-from .errors import BundleError, InputError, VaeError
+from .bundle import MANIFEST, SUMS, Bundle, clash_of, format_sums, open_bundle, require_replaceable
+from .errors import BundleError, InputError, VaeError, error_line
 from .files import write_atomic, write_folder
 from .manifest import COMPONENTS, Manifest, Variant, dump
 from .session import _fields, _onnxruntime, _varint
@@ -78,7 +78,7 @@ def pack(
     there = Path(os.path.realpath(source.path))
     if here == there or there in here.parents:
         raise InputError(f"{out}: a place outside of the bundle is expected; what is added there would spoil it")
-    _check_target(target, force)
+    require_replaceable(target, force, zipped=_is_zip(target))
     manifest = _cut(source, wanted)
     files = {
         path: source.read(path)
@@ -124,25 +124,6 @@ def _is_zip(path: Path) -> bool:
     return path.suffix.lower() == ".zip"
 
 
-def _check_target(out: Path, force: bool) -> None:
-    """Refuse early, and never replace what is no bundle."""
-    if not os.path.lexists(out):
-        return
-    if not force:
-        raise VaeError(f"{out}: exists already; choose another place, or replace it with --force")
-    kind = "file" if _is_zip(out) else "folder"
-    if out.is_symlink() or not (out.is_file() if _is_zip(out) else out.is_dir()):
-        raise VaeError(f"{out}: is no {kind}, and --force replaces only bundles; choose another place")
-    if kind == "folder" and not any(out.iterdir()):
-        return
-    try:
-        unlisted = open_bundle(out).unlisted()
-    except BundleError as error:
-        raise VaeError(f"{out}: is no sound bundle, and --force replaces only bundles: {error}") from error
-    if unlisted:
-        raise VaeError(f"{unlisted[0]}: is no part of the bundle there and would be lost; move it away")
-
-
 def _cut(source: Bundle, wanted: Sequence[tuple[str, str | None]]) -> Manifest:
     """The manifest of the chosen variants, in the order of their declaration."""
     chosen: dict[str, dict[str, Variant]] = {component: {} for component in COMPONENTS}
@@ -166,17 +147,18 @@ def _cut(source: Bundle, wanted: Sequence[tuple[str, str | None]]) -> Manifest:
 
 
 def _golden(source: Bundle, manifest: Manifest) -> bytes:
-    """The golden vectors of the graphs that are left, array by array as they are."""
+    """The golden vectors of the graphs that are left."""
     import zipfile
 
-    # Holds each array against the manifest.
-    read_golden(source)
+    import numpy as np
+
+    arrays = read_golden(source)
     kept = io.BytesIO()
-    content = source.read(manifest.golden.file)
-    with zipfile.ZipFile(io.BytesIO(content)) as whole, zipfile.ZipFile(kept, "w") as part:
+    with zipfile.ZipFile(kept, "w") as archive:
         for name in sorted(golden_tensors(manifest)):
-            member = f"{name}.npy"
-            part.writestr(_entry(member), whole.read(member), zipfile.ZIP_DEFLATED)
+            member = io.BytesIO()
+            np.lib.format.write_array(member, arrays[name], allow_pickle=False)
+            archive.writestr(_entry(f"{name}.npy"), member.getvalue(), zipfile.ZIP_DEFLATED)
     return kept.getvalue()
 
 
@@ -212,7 +194,7 @@ def _write_zip(out: Path, files: Mapping[str, bytes]) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise VaeError(f"{out}: cannot write here: {error.strerror}; choose a folder that is writable") from error
+        raise VaeError(f"{out}: cannot write here: {error_line(error)}; choose a folder that is writable") from error
     write_atomic(out, write)
 
 
@@ -287,10 +269,9 @@ def _optimised(runtime: Any, content: bytes, data: Mapping[str, bytes], level: s
             runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             return file.read_bytes()
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0][:300]
             raise BundleError(
-                f"{place}: ONNX Runtime {runtime.__version__} gives no optimised graph: {reason}; pack without "
-                "--operators"
+                f"{place}: ONNX Runtime {runtime.__version__} gives no optimised graph: {error_line(error)}; pack "
+                "without --operators"
             ) from error
 
 

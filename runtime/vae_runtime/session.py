@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .errors import BundleError, DeviceError, InputError, VaeError
+from .errors import BundleError, DeviceError, InputError, VaeError, error_line
 from .records import Record, record
 
 if TYPE_CHECKING:
@@ -139,9 +139,9 @@ class Session:
             self._session = _strict(runtime)(content, options, providers=[(device.provider, dict(device.options))])
         except Exception as error:
             if device.provider != _CPU and _loads_on_cpu(runtime, content, options):
-                raise DeviceError(f"{place}: device {device}: {_first_line(error)}; {_hint(device)}") from error
+                raise DeviceError(f"{place}: device {device}: {error_line(error)}; {_hint(device)}") from error
             raise BundleError(
-                f"{place}: ONNX Runtime {runtime.__version__} does not load this graph: {_first_line(error)}"
+                f"{place}: ONNX Runtime {runtime.__version__} does not load this graph: {error_line(error)}"
             ) from error
         if hasattr(self._session, "_model_bytes"):
             # Kept there to load the graph again for other providers: as much memory as all the weights.
@@ -218,7 +218,7 @@ class Session:
         return binding.get_outputs()[0]
 
     def _failure(self, error: Exception) -> VaeError:
-        said = _first_line(error)
+        said = error_line(error)
         # An index into a table of embeddings, above all.
         outside = "out of" in said and "memory" not in said
         advice = "give integers of the range that the model was trained on" if outside else "try a smaller batch size"
@@ -294,7 +294,7 @@ def _onnxruntime() -> Any:
     except ImportError as error:
         one = "install one of the two: pip install 'vae-runtime[cpu]' or 'vae-runtime[gpu]'"
         advice = _installed() if len(_distributions()) == 2 else one
-        raise DeviceError(f"ONNX Runtime cannot be imported ({_first_line(error)}); {advice}") from error
+        raise DeviceError(f"ONNX Runtime cannot be imported ({error_line(error)}); {advice}") from error
     if not hasattr(onnxruntime, "InferenceSession"):
         raise DeviceError(f"ONNX Runtime is damaged; {_installed()}")
     return onnxruntime
@@ -436,11 +436,6 @@ def _loads_on_cpu(runtime: Any, content: Any, options: Any) -> bool:
     except Exception:
         return False
     return True
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
 
 
 def _hint(device: Device) -> str:

@@ -368,7 +368,7 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path, make, force):
 def test_a_users_own_file_in_a_bundle_is_not_lost(tiny_run, bundle_copy, prepared):
     (bundle_copy / "notes.txt").write_text("mine")
     before = content_of(bundle_copy)
-    with pytest.raises(ExportError, match=r"notes\.txt is no part of the bundle there and would be lost"):
+    with pytest.raises(ExportError, match=r"notes\.txt: is no part of the bundle there and would be lost"):
         export(tiny_run, bundle_copy, force=True)
     assert content_of(bundle_copy) == before
     os.unlink(bundle_copy / "notes.txt")
@@ -378,7 +378,7 @@ def test_a_users_own_file_in_a_bundle_is_not_lost(tiny_run, bundle_copy, prepare
 def test_what_somebody_laid_into_a_bundle_is_not_lost(bundle_copy, tmp_path):
     (bundle_copy / "encoder" / "thesis.tex").write_text("years of work")
     before = content_of(bundle_copy)
-    with pytest.raises(ExportError, match=r"encoder/thesis\.tex is no part of the bundle there and would be lost"):
+    with pytest.raises(ExportError, match=r"encoder/thesis\.tex: is no part of the bundle there and would be lost"):
         export(tmp_path / "no run", bundle_copy, force=True)
     assert content_of(bundle_copy) == before
 

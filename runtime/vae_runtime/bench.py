@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Bundle, open_bundle
+from .devices import Device, resolve_device
 from .errors import BundleError, InputError, VaeError, one_line, require_integer
-from .session import Device, resolve_device
 from .vae import VAE, load, open_session
 from .verification import golden_inputs, read_golden, verify
 
@@ -325,7 +325,7 @@ class _Plain:
     def _open(self, component: str) -> Any:
         if component not in self._sessions:
             # ONNX Runtime's own session, beneath what this package puts around it.
-            self._sessions[component] = open_session(self.bundle, component, None, self._device, self._threads)._session
+            self._sessions[component] = open_session(self.bundle, component, None, self._device, self._threads).raw
         return self._sessions[component]
 
 

@@ -7,17 +7,18 @@ import io
 import os
 import re
 import stat
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from ._version import __version__
 from .bundle import MANIFEST, SUMS, Bundle, clash_of, format_sums, open_bundle, require_replaceable
-from .errors import BundleError, InputError, VaeError, error_line
+from .devices import onnxruntime_version
+from .errors import InputError, VaeError, error_line
 from .files import write_atomic, write_folder
 from .manifest import COMPONENTS, Manifest, Variant, dump
-from .session import _fields, _onnxruntime, _varint
+from .onnx_file import operators_of
+from .session import OPTIMIZATIONS, optimized
 from .verification import golden_tensors, read_golden
 
 __all__ = ["OPERATORS", "pack", "parse_only"]
@@ -208,23 +209,6 @@ def _entry(path: str) -> Any:
     return entry
 
 
-# Operators, each a domain, the version of its operator set, and a name.
-
-# Where ONNX's messages hold nodes, by field number; onnx.proto is the specification.
-_HOLDS_NODES = {
-    "model": {7: "graph"},
-    "graph": {1: "node"},
-    "function": {7: "node"},
-    "node": {5: "attribute"},
-    "attribute": {6: "graph", 11: "graph"},
-}
-# By number, a model's, a function's and a node's other fields.
-_MODEL_OPSET, _MODEL_FUNCTION = 8, 25
-_FUNCTION_NAME, _FUNCTION_OPSET, _FUNCTION_DOMAIN = 1, 9, 10
-_NODE_OPERATOR, _NODE_DOMAIN = 4, 7
-_LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
-
-
 def _required_operators(source: Bundle, manifest: Manifest) -> bytes:
     """The configuration of a reduced ONNX Runtime build: lines of `domain;version;Operator,Operator`.
 
@@ -233,92 +217,20 @@ def _required_operators(source: Bundle, manifest: Manifest) -> bytes:
     """
     import platform
 
-    runtime = _onnxruntime()
     found: set[tuple[str, int, str]] = set()
     for variant in manifest.variants:
         place = str(source.path / variant.path)
         content, data = source.read(variant.path), source.data(variant)
-        found |= _operators(content, place)
-        for level in _LEVELS:
-            found |= _operators(_optimised(runtime, content, data, level, place), place)
+        found |= operators_of(content, place)
+        for level in OPTIMIZATIONS:
+            found |= operators_of(optimized(content, data, level, place), place)
     sets: dict[tuple[str, int], list[str]] = {}
     for domain, version, operator in sorted(found):
         sets.setdefault((domain, version), []).append(operator)
     graphs = ", ".join(f"{variant.component}/{variant.name}" for variant in manifest.variants)
     lines = [
         f"# {graphs} of the bundle {source.digest},",
-        f"# as exported, and as ONNX Runtime {runtime.__version__} optimises them on {platform.machine()}",
-        *(f"{domain};{version};{','.join(operators)}" for (domain, version), operators in sets.items()),
+        f"# as exported, and as ONNX Runtime {onnxruntime_version()} optimises them on {platform.machine()}",
+        *(f"{domain};{version};{','.join(names)}" for (domain, version), names in sets.items()),
     ]
     return "".join(f"{line}\n" for line in lines).encode()
-
-
-def _optimised(runtime: Any, content: bytes, data: Mapping[str, bytes], level: str, place: str) -> bytes:
-    """A graph as ONNX Runtime has it after its optimisations of a level."""
-    with tempfile.TemporaryDirectory(prefix="vae-runtime-") as folder:
-        file = Path(folder, "model.onnx")
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 4
-        options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, level)
-        options.optimized_model_filepath = str(file)
-        if data:
-            sizes = [len(part) for part in data.values()]
-            options.add_external_initializers_from_files_in_memory(list(data), list(data.values()), sizes)
-        try:
-            runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-            return file.read_bytes()
-        except Exception as error:
-            raise BundleError(
-                f"{place}: ONNX Runtime {runtime.__version__} gives no optimised graph: {error_line(error)}; pack "
-                "without --operators"
-            ) from error
-
-
-def _operators(content: bytes, place: str) -> set[tuple[str, int, str]]:
-    """The operators of a graph, its subgraphs and its functions; what calls a function is none."""
-    try:
-        with memoryview(content) as model:
-            functions = [value for number, value in _fields(model) if number == _MODEL_FUNCTION]
-            own = {(_text(each, _FUNCTION_DOMAIN), _text(each, _FUNCTION_NAME)) for each in functions}
-            parts = [("model", model, _MODEL_OPSET), *(("function", each, _FUNCTION_OPSET) for each in functions)]
-            found = set()
-            for kind, part, opset in parts:
-                versions = dict(_version(value) for number, value in _fields(part) if number == opset)
-                for node in _nodes(part, kind):
-                    operator = _text(node, _NODE_DOMAIN), _text(node, _NODE_OPERATOR)
-                    if operator not in own:
-                        domain = operator[0] or "ai.onnx"
-                        found.add((domain, versions[domain], operator[1]))
-    except (IndexError, KeyError, ValueError, RecursionError):
-        raise BundleError(f"{place}: an ONNX graph is expected; copy or export the bundle again") from None
-    return found
-
-
-def _nodes(content: memoryview, message: str) -> Iterator[memoryview]:
-    for number, value in _fields(content):
-        below = _HOLDS_NODES[message].get(number)
-        if below == "node":
-            yield value
-        if below is not None:
-            yield from _nodes(value, below)
-
-
-def _text(content: memoryview, field: int) -> str:
-    """A text field of a message; where it stands twice, as protobuf counts it: the last."""
-    return bytes(dict(_fields(content)).get(field, b"")).decode()
-
-
-def _version(content: memoryview) -> tuple[str, int]:
-    """An operator set's domain and version: an OperatorSetIdProto."""
-    domain, version, position = _text(content, 1), 0, 0
-    while position < len(content):
-        tag, position = _varint(content, position)
-        value, position = _varint(content, position)
-        if tag == 1 << 3 | 2:
-            position += value
-        elif tag == 2 << 3:
-            version = value
-        else:
-            raise ValueError(f"tag {tag}")
-    return domain or "ai.onnx", version

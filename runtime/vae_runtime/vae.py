@@ -12,12 +12,13 @@ import numpy as np
 
 from . import noise
 from .bundle import Bundle, open_bundle
+from .devices import Device, resolve_device
 from .errors import BundleError, InputError, require_integer
 from .inputs import condition_rows, latent_rows, observation_rows, other_shape
 from .likelihood import Parameters, kind_named
 from .manifest import Condition, Latent, Manifest, TensorSpec
 from .quick import Quick, is_plain
-from .session import Device, Session, resolve_device
+from .session import Session
 
 if TYPE_CHECKING:
     # Imported where they are used: a device that samples starts without them.

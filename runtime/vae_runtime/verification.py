@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from . import noise
 from .arrays import unpack_npz
 from .bundle import Bundle, open_bundle
+from .devices import Device, resolve_device
 from .errors import BundleError, DeviceError, VaeError, one_line, require_integer
 from .manifest import Manifest, TensorSpec, Variant
-from .session import Device, resolve_device
 from .vae import open_session
 
 __all__ = ["Check", "Report", "Runner", "golden_inputs", "golden_tensors", "read_golden", "verify"]

@@ -11,6 +11,7 @@ import pytest
 import vae_runtime
 from vae_runtime import noise
 from vae_runtime.bundle import SUMS, format_sums
+from vae_runtime.devices import resolve_device
 from vae_runtime.manifest import (
     Condition,
     Golden,
@@ -24,7 +25,7 @@ from vae_runtime.manifest import (
     Variant,
     dump,
 )
-from vae_runtime.session import Session, resolve_device
+from vae_runtime.session import Session
 
 
 @pytest.fixture(scope="session")

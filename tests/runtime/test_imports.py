@@ -87,9 +87,9 @@ def imports(module):
     return found
 
 
-def test_only_the_session_imports_onnxruntime_and_nothing_imports_torch():
+def test_only_devices_imports_onnxruntime_and_nothing_imports_torch():
     modules = [*MODULES, "__init__", "__main__"]
-    assert [module for module in modules if "onnxruntime" in imports(module)] == ["session"]
+    assert [module for module in modules if "onnxruntime" in imports(module)] == ["devices"]
     assert [module for module in modules if "PIL" in imports(module)] == ["image"]
     assert [module for module in modules if {"pyarrow", "safetensors"} & imports(module)] == ["generation.formats"]
     assert not [module for module in modules if {"torch", "vae_export", "vae_runtime", "onnx"} & imports(module)]

@@ -10,10 +10,10 @@ import pytest
 
 import vae_runtime
 from vae_runtime import InputError, noise
+from vae_runtime.devices import resolve_device
 from vae_runtime.likelihood import KINDS, Parameters, kind_named
 from vae_runtime.manifest import Likelihood
 from vae_runtime.score import log_likelihood
-from vae_runtime.session import resolve_device
 from vae_runtime.vae import VAE
 
 UNKNOWN = "likelihood: expected one of bernoulli, gaussian, laplace.*, got 'cauchy'; use a version"

@@ -15,9 +15,11 @@ import vae_runtime
 from vae_runtime import BundleError, InputError, VaeError, manifest
 from vae_runtime.bundle import SUMS, open_bundle
 from vae_runtime.cli import main as cli
+from vae_runtime.devices import resolve_device
 from vae_runtime.manifest import dump, parse
-from vae_runtime.packing import OPERATORS, _operators, pack, parse_only
-from vae_runtime.session import Session, resolve_device
+from vae_runtime.onnx_file import operators_of
+from vae_runtime.packing import OPERATORS, pack, parse_only
+from vae_runtime.session import Session
 from vae_runtime.verification import golden_inputs, golden_tensors, read_golden
 
 MODELS = sorted(path.parent for path in (Path(__file__).parents[2] / "models").glob("*/manifest.json"))
@@ -622,7 +624,7 @@ def test_the_package_onnx_finds_the_same_operators(whole, tmp_path):
     onnx = pytest.importorskip("onnx")
     content = (whole / "decoder/fp32/model.onnx").read_bytes()
     nodes = onnx.load_from_string(content).graph.node
-    assert _operators(content, "graph") == {("ai.onnx", 18, node.op_type) for node in nodes}
+    assert operators_of(content, "graph") == {("ai.onnx", 18, node.op_type) for node in nodes}
 
 
 @pytest.fixture
@@ -660,7 +662,7 @@ def nested(onnx_bytes):
 
 
 def test_operators_of_subgraphs_and_functions_are_found(nested):
-    found = _operators(nested, "graph")
+    found = operators_of(nested, "graph")
     assert found == {
         ("ai.onnx", 18, "If"),
         ("ai.onnx", 18, "Abs"),
@@ -682,7 +684,7 @@ def test_operators_of_subgraphs_and_functions_are_found(nested):
 )
 def test_what_is_no_graph_has_no_operators(content):
     with pytest.raises(BundleError, match=r"^place: an ONNX graph is expected"):
-        _operators(content, "place")
+        operators_of(content, "place")
 
 
 @pytest.mark.usefixtures("external_data")

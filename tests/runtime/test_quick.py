@@ -215,7 +215,7 @@ def test_the_public_entry_of_onnx_runtime_serves_too(quick_vae, monkeypatch):
     vae = vae_runtime.load(quick_vae.bundle.path)
     for component in ("encoder", "decoder"):
         session = vae._session(component)
-        monkeypatch.setattr(session, "_session", Public(session._session))
+        monkeypatch.setattr(session, "raw", Public(session.raw))
     x = np.random.default_rng(0).random((2, *vae.observation_shape), np.float32)
     assert equal(vae.sample(2, seed=5), quick_vae.sample(2, seed=5))
     assert equal(vae.reconstruct(x), quick_vae.reconstruct(x))

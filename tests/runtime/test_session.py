@@ -13,8 +13,8 @@ import pytest
 
 import vae_runtime
 from vae_runtime import BundleError, DeviceError, InputError, VaeError
-from vae_runtime import session as session_module
-from vae_runtime.session import Device, Session, parse_device
+from vae_runtime.devices import Device, parse_device, preload_cuda
+from vae_runtime.session import Session
 
 CPU = Device("cpu", "CPUExecutionProvider", {})
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -109,7 +109,7 @@ def test_a_provider_that_fails_later_does_not_fall_back_either(onnx_bytes, capfd
     o = onnx_bytes
     graph = o.model([o.node("Exp", ["z"], ["x"])], [o.value("z", ["batch", 2])], [o.value("x", ["batch", 2])])
     session = Session(graph, "graph", CPU)
-    real = session._session._sess
+    real = session.raw._sess
 
     class Failing:
         def __getattr__(self, name):
@@ -118,7 +118,7 @@ def test_a_provider_that_fails_later_does_not_fall_back_either(onnx_bytes, capfd
         def run(self, *_):
             raise EPFail("out of device memory")
 
-    session._session._sess = Failing()
+    session.raw._sess = Failing()
     with pytest.raises(VaeError, match="graph: ONNX Runtime failed: out of device memory"):
         session.run(["x"], {"z": np.zeros((1, 2), np.float32)})
     assert capfd.readouterr() == ("", "")
@@ -132,7 +132,7 @@ def test_what_the_preloading_of_cuda_says_stays_off_stdout_in_many_threads(capsy
 
     stdout = sys.stdout
     with caplog.at_level(logging.INFO, logger="vae_runtime"), ThreadPoolExecutor(8) as pool:
-        list(pool.map(session_module._preload_cuda, [Runtime()] * 32))
+        list(pool.map(preload_cuda, [Runtime()] * 32))
     assert sys.stdout is stdout
     assert capsys.readouterr().out == ""
     assert len(caplog.records) == 32
@@ -141,7 +141,7 @@ def test_what_the_preloading_of_cuda_says_stays_off_stdout_in_many_threads(capsy
 @on_cuda
 def test_on_cuda(digits, vae):
     cuda = vae_runtime.load(digits, device="cuda")
-    session = cuda._session("decoder")._session
+    session = cuda._session("decoder").raw
     assert session.get_providers()[0] == "CUDAExecutionProvider"
     assert session.get_provider_options()["CUDAExecutionProvider"]["use_tf32"] == "0"
     np.testing.assert_array_equal(cuda.prior(100, seed=1), vae.prior(100, seed=1))
@@ -150,7 +150,7 @@ def test_on_cuda(digits, vae):
     np.testing.assert_allclose(cuda.encode(x).mean, vae.encode(x).mean, atol=1e-4)
     assert vae_runtime.verify(digits, device="cuda").passed
     assert vae_runtime.load(digits, device="auto").device == "cuda"
-    with_tf32 = vae_runtime.load(digits, device="cuda:0", provider_options={"use_tf32": 1})._session("decoder")._session
+    with_tf32 = vae_runtime.load(digits, device="cuda:0", provider_options={"use_tf32": 1})._session("decoder").raw
     assert with_tf32.get_provider_options()["CUDAExecutionProvider"]["use_tf32"] == "1"
 
 

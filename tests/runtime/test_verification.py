@@ -10,8 +10,8 @@ import pytest
 import vae_runtime
 from vae_runtime import noise
 from vae_runtime.bundle import open_bundle
+from vae_runtime.devices import resolve_device
 from vae_runtime.errors import BundleError, InputError
-from vae_runtime.session import resolve_device
 from vae_runtime.vae import open_session
 from vae_runtime.verification import Check, Report, golden_inputs, read_golden, verify
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import convert_model_to_external_data
 from torch import Tensor
 
+from vae_runtime.devices import resolve_device
 from vae_runtime.manifest import TensorSpec
-from vae_runtime.session import Session, resolve_device
+from vae_runtime.session import Session
 
 from ..errors import ExportError, ParityError
 from ..understand.adapt import Adapted

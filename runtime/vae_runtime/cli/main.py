@@ -106,7 +106,7 @@ def _integer(name: str, low: int, high: int) -> Callable[[str], Any]:
 
 
 def _device(text: str) -> str:
-    from ..session import parse_device
+    from ..devices import parse_device
 
     return parse_device(text)
 

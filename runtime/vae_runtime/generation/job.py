@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import noise
+from ..devices import onnxruntime_version
 from ..errors import InputError, VaeError, require_integer
 from ..inputs import observation_rows
 from ..posterior import Posterior, Posteriors
-from ..session import onnxruntime_version
 from ..vae import VAE
 from . import formats
 from .samples import VERSION

@@ -21,8 +21,8 @@ import numpy as np
 
 from .._version import __version__
 from ..bundle import MANIFEST, SUMS, Bundle
+from ..devices import onnxruntime_version
 from ..errors import BundleError, InputError, VaeError
-from ..session import onnxruntime_version
 from ..vae import VAE, load
 from .job import Job, machine
 from .local import usable_cores

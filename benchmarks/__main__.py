@@ -68,7 +68,7 @@ class Bench:
             "quick": options.quick,
             "machine": machine(),
             "tolerance": TOLERANCE,
-            "least_psnr": LEAST_PSNR,
+            "min_psnr": LEAST_PSNR,
             "slot": self.slot,
             "models": {},
             "contenders": {},

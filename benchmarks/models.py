@@ -170,7 +170,7 @@ def _export_arguments(name: str) -> dict[str, Any]:
         return {"variants": ["fp32", "fp16"]}
     arguments: dict[str, Any] = {"variants": ["fp32", "fp16", "int8"]}
     if name in ("transposed", "nearest"):
-        arguments["most_elbo_loss"] = PICTURES_ELBO_LOSS
+        arguments["max_elbo_loss"] = PICTURES_ELBO_LOSS
     return arguments
 
 

@@ -59,7 +59,7 @@ def build(name: str, source: str | None = None) -> None:
     train(run, recipe.model, recipe.train, data)
     if not measured(run):
         evaluate(run, importance_samples=IMPORTANCE_SAMPLES, data=source)
-    exported = export(run, HERE / name, data=source, variants=VARIANTS, name=name, licence="Apache-2.0", force=True)
+    exported = export(run, HERE / name, data=source, variants=VARIANTS, name=name, license="Apache-2.0", force=True)
     shown(exported)
 
 

@@ -101,6 +101,6 @@ def build(out: Path) -> Exported:
             f"surrogate for grey values; trained on 1,437, surrogate ELBO on the other 360 {elbo:.2f} nats; "
             "models/conditional.py"
         ),
-        licence="Apache-2.0",
+        license="Apache-2.0",
         force=True,
     )

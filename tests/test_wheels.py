@@ -68,8 +68,8 @@ def test_what_the_wheels_ask_for(wheels):
     def metadata(name):
         with zipfile.ZipFile(wheels[name]) as wheel:
             (path,) = (n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))
-            (licence,) = (n for n in wheel.namelist() if n.endswith("LICENSE"))
-            assert wheel.read(licence) == (ROOT / "LICENSE").read_bytes()
+            (license,) = (n for n in wheel.namelist() if n.endswith("LICENSE"))
+            assert wheel.read(license) == (ROOT / "LICENSE").read_bytes()
             return email.message_from_bytes(wheel.read(path))
 
     version = vae_runtime.__version__

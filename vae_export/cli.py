@@ -79,15 +79,15 @@ def _parser() -> argparse.ArgumentParser:
         help="of fp32,fp16,int8 (default fp32, which is always made): docs/variants.md",
     )
     sub.add_argument(
-        "--least-psnr", type=float, default=35.0, metavar="DB", help="leave out variants of a lower PSNR (default 35)"
+        "--min-psnr", type=float, default=35.0, metavar="DB", help="leave out variants of a lower PSNR (default 35)"
     )
     sub.add_argument(
-        "--most-elbo-loss", type=float, default=0.5, metavar="NATS", help="or of a larger loss of ELBO (default 0.5)"
+        "--max-elbo-loss", type=float, default=0.5, metavar="NATS", help="or of a larger loss of ELBO (default 0.5)"
     )
     sub.add_argument("--data", help="where the run's data are now")
     sub.add_argument("--name", help="the bundle's name (default: the data's, or the model's class)")
     sub.add_argument("--description", help="what the model is and was trained on, for the model card")
-    sub.add_argument("--licence", help="of the weights, for the model card")
+    sub.add_argument("--license", help="of the weights, for the model card")
     sub.add_argument("--force", action="store_true", help="replace a bundle that is there")
     group = sub.add_argument_group("a model of yours (docs/bring-your-own.md)")
     group.add_argument(
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
                 "dynamic": "the names of those that may have other sizes",
             }[name],
         )
-    group.add_argument("--range", type=float, nargs=2, metavar=("LEAST", "MOST"), help="values of an observation")
+    group.add_argument("--range", type=float, nargs=2, metavar=("MIN", "MAX"), help="values of an observation")
     for name in ("encode", "decode"):
         group.add_argument(f"--{name}", metavar="METHOD", help=f"the name of the method (default {name})")
     group.add_argument("--latent-scale", type=float, help="what other models take is (z - shift) * scale")
@@ -243,7 +243,7 @@ def _export(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if unknown:
         sub.error(f"--variants: {', '.join(VARIANTS)} are expected, got {unknown[0]!r}")
     try:
-        Gate(options.least_psnr, options.most_elbo_loss)
+        Gate(options.min_psnr, options.max_elbo_loss)
     except InputError as error:
         sub.error(str(error))
     if (options.run is None) == (options.model is None):
@@ -281,12 +281,12 @@ def _export(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         options.out,
         formats=options.formats,
         variants=options.variants,
-        least_psnr=options.least_psnr,
-        most_elbo_loss=options.most_elbo_loss,
+        min_psnr=options.min_psnr,
+        max_elbo_loss=options.max_elbo_loss,
         data=options.data,
         name=options.name,
         description=options.description,
-        licence=options.licence,
+        license=options.license,
         force=options.force,
         progress=options.model is not None,
         **given,

@@ -121,12 +121,12 @@ def export(
     codebook: int | None = None,
     formats: Sequence[str] = ("onnx", "torchscript"),
     variants: Sequence[str] = ("fp32",),
-    least_psnr: float = Gate.least_psnr,
-    most_elbo_loss: float = Gate.most_elbo_loss,
+    min_psnr: float = Gate.min_psnr,
+    max_elbo_loss: float = Gate.max_elbo_loss,
     data: str | None = None,
     name: str | None = None,
     description: str | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     force: bool = False,
     progress: bool = False,
 ) -> Exported:
@@ -154,12 +154,12 @@ def export(
         formats: "onnx" (always made), "torchscript", "pt2".
         variants: "fp32" (always made), "fp16", "int8": see docs/variants.md. One that costs too much is left out, and
             the result's `refused` says so.
-        least_psnr: what a variant's PSNR against fp32 must be at least, in dB.
-        most_elbo_loss: what a variant may lose of the ELBO at most, in nats per observation.
+        min_psnr: what a variant's PSNR against fp32 must be at least, in dB.
+        max_elbo_loss: what a variant may lose of the ELBO at most, in nats per observation.
         data: where a run's data are now, if not where they were.
         name: the bundle's name; by default that of the run's data, or the model's class.
         description: what the model is and was trained on, for the manifest and the model card.
-        licence: of the weights, likewise.
+        license: of the weights, likewise.
         force: replace a bundle that is there.
         progress: say on stderr what is being done.
 
@@ -171,7 +171,7 @@ def export(
         VaeError: the bundle cannot be written there.
     """
     out = Path(out)
-    for what, text in (("name", name), ("description", description), ("licence", licence)):
+    for what, text in (("name", name), ("description", description), ("license", license)):
         if text is not None and not text.isprintable():
             raise InputError(f"{what}: printable text is expected, got {text!r}")
     several = isinstance(variants, (list, tuple, set, frozenset))
@@ -180,7 +180,7 @@ def export(
         raise InputError(
             f"variants: some of {', '.join(VARIANTS)} are expected, got {(unknown or [repr(variants)])[0]}"
         )
-    gate = Gate(least_psnr, most_elbo_loss)
+    gate = Gate(min_psnr, max_elbo_loss)
     require_replaceable(out, force, refusal=ExportError)
     said = Declaration(
         encode=encode, decode=decode, posterior=posterior, likelihood=likelihood, scale=scale, prior=prior, axes=axes,
@@ -207,7 +207,7 @@ def export(
         report.require()
         release(adapted.modules.values())
         golden, content, declared_variants = _golden(adapted, graphs, [])
-        manifest = _manifest(source, adapted, golden, declared_variants, name, description, licence)
+        manifest = _manifest(source, adapted, golden, declared_variants, name, description, license)
         drawn_from = {str(manifest.latent.prior.file): fitted} if fitted else {}
         made, refused = make_variants(
             graphs, manifest, variants, gate, measured=source.measured, calibration=source.calibration,
@@ -605,7 +605,7 @@ def _golden(
             arrays[latent.name] = given[latent.name].numpy()
     observation = signature.observation
     if signature.likelihood.shape is None and observation.dtype == "float32":
-        # The decoder's own: lifelike, and free of the data's licence. Its means can leave the range.
+        # The decoder's own: lifelike, and free of the data's license. Its means can leave the range.
         x = run_module(adapted.modules["decoder"], adapted.given("decoder", given))[0]
         given[observation.name] = x.clamp(*observation.range) if observation.range else x
     stored = {tensor.name for component in adapted.modules for tensor in signature.inputs(component)}
@@ -696,7 +696,7 @@ def _manifest(
     variants: Mapping[str, Mapping[str, Variant]],
     name: str | None,
     description: str | None,
-    licence: str | None,
+    license: str | None,
 ) -> Manifest:
     signature = adapted.signature
     name = name or source.name
@@ -704,7 +704,7 @@ def _manifest(
         package_name=re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "vae",
         name=name,
         description=description or source.description,
-        licence=licence,
+        license=license,
         reader="vae-runtime>=0.1",
         observation=signature.observation,
         conditions=signature.conditions,

@@ -42,7 +42,7 @@ __all__ = [
     "problems",
 ]
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "2.0"
 COMPONENTS = ("encoder", "decoder")
 # Those a VAE can be trained with; a bundle may also say "none".
 LIKELIHOODS = ("bernoulli", "gaussian", "laplace")
@@ -51,7 +51,7 @@ EXECUTORS = ("ort", "torchscript", "torch_export")
 
 # Every field of this format version, as `must_understand` names it.
 KNOWN_FIELDS = frozenset(
-    ["format_version", "must_understand", "reader", "name", "description", "licence", "observation", "conditions"]
+    ["format_version", "must_understand", "reader", "name", "description", "license", "observation", "conditions"]
     + ["latents", "likelihood", "noise", "golden", "refused", "training", "metrics", "producer", "packed_from"]
     + [f"observation.{name}" for name in ("name", "dtype", "shape", "axes", "dynamic", "range", "normalisation")]
     + [f"conditions.{name}" for name in ("name", "dtype", "shape", "classes", "range", "components")]
@@ -69,8 +69,10 @@ _PATH = re.compile(f"{_SEGMENT}(/{_SEGMENT})*")
 _TENSOR = re.compile("[A-Za-z_][A-Za-z0-9_.]*")
 # One line of text, the name of a class: no control characters, no line or paragraph separators.
 _LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-_VERSION = re.compile(r"1\.(0|[1-9][0-9]*)")
-_NEWER = re.compile(r"([2-9]|[1-9][0-9]+)\.(0|[1-9][0-9]*)")
+_SCHEMA_VERSION = re.compile(r"1\.(0|[1-9][0-9]*)")
+_VERSION = re.compile(r"2\.(0|[1-9][0-9]*)")
+_OLDER = re.compile(r"1\.(0|[1-9][0-9]*)")
+_NEWER = re.compile(r"([3-9]|[1-9][0-9]+)\.(0|[1-9][0-9]*)")
 _DIGEST = re.compile("sha256:[0-9a-f]{64}")
 # What errors tell people to install comes out of a file, so it can name nothing but this package.
 _READER = re.compile(r"vae-runtime>=[0-9]+(\.[0-9]+)*")
@@ -92,17 +94,17 @@ class Problem(Record):
 
 @record(frozen=True)
 class Sizes(Record):
-    """The sizes of a dynamic axis that were proven: the multiples of `multiple` from `least` to `most`."""
+    """The sizes of a dynamic axis that were proven: the multiples of `multiple` from `min` to `max`."""
 
-    least: int
-    most: int
+    min: int
+    max: int
     multiple: int = 1
 
     def __contains__(self, size: int) -> bool:
-        return self.least <= size <= self.most and size % self.multiple == 0
+        return self.min <= size <= self.max and size % self.multiple == 0
 
     def __str__(self) -> str:
-        return f"{self.least} … {self.most}" + (f" in steps of {self.multiple}" if self.multiple > 1 else "")
+        return f"{self.min} … {self.max}" + (f" in steps of {self.multiple}" if self.multiple > 1 else "")
 
 
 @record(frozen=True)
@@ -405,7 +407,7 @@ class Manifest(Signature):
     encoder: Mapping[str, Variant] = field(default_factory=dict)
     decoder: Mapping[str, Variant] = field(default_factory=dict)
     description: str = ""
-    licence: str | None = None
+    license: str | None = None
     noise: str = "vnoise-1"
     reader: str | None = None
     refused: tuple[Refusal, ...] = ()
@@ -475,7 +477,13 @@ def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refusal(document: Any, found: list[Problem], place: str) -> str:
     if found == [_version_problem(document)]:
-        reader = document["additional_metadata"]["vae"].get("reader")
+        vae = document["additional_metadata"]["vae"]
+        if _OLDER.fullmatch(vae["format_version"]):
+            return (
+                f"{place}: {found[0]}; this bundle is older than this vae-runtime: export it again with this version, "
+                "or install the vae-runtime that it was made with"
+            )
+        reader = vae.get("reader")
         wanted = f"'{reader}'" if isinstance(reader, str) and _READER.fullmatch(reader) else "--upgrade vae-runtime"
         return f"{place}: {found[0]}; this bundle is newer than this vae-runtime: pip install {wanted}"
     if len(found) == 1:
@@ -648,7 +656,7 @@ def _read(document: Any) -> tuple[Manifest | None, list[Problem]]:
         document,
         "",
         {
-            "schema_version": reader.text(_VERSION, 'ONNX Runtime\'s package schema "1.x"'),
+            "schema_version": reader.text(_SCHEMA_VERSION, 'ONNX Runtime\'s package schema "1.x"'),
             "package_name": name,
             "layout": reader.one_of("portable"),
             "components": lambda value, place: reader.members(
@@ -667,7 +675,7 @@ def _read(document: Any) -> tuple[Manifest | None, list[Problem]]:
 
 
 def _version_problem(document: Any) -> Problem | None:
-    """A format newer than this version can read, if the document says so plainly."""
+    """A format older or newer than this version can read, if the document says so plainly."""
     try:
         vae = document["additional_metadata"]["vae"]
         version = vae["format_version"]
@@ -676,8 +684,8 @@ def _version_problem(document: Any) -> Problem | None:
     place = "additional_metadata.vae"
     if not isinstance(version, str):
         return None
-    if _NEWER.fullmatch(version):
-        return Problem(f"{place}.format_version", 'a version "1.x"', _shown(version))
+    if _OLDER.fullmatch(version) or _NEWER.fullmatch(version):
+        return Problem(f"{place}.format_version", 'a version "2.x"', _shown(version))
     needs = vae.get("must_understand")
     if _VERSION.fullmatch(version) and isinstance(needs, list):
         unknown = [need for need in needs if isinstance(need, str) and need not in KNOWN_FIELDS]
@@ -789,7 +797,7 @@ class _VaeReader:
         self.any_shape = reader.items(self.size, most=8, kind="a list of 0 to 8 sizes")
         self.axes = reader.items(reader.text(), least=1, most=8, kind="a list of 1 to 8 axis names")
         self.dynamic = reader.mapping(self.sizes)
-        self.pair: _Read = reader.items(reader.number(), least=2, most=2, kind="[least, greatest] or null")
+        self.pair: _Read = reader.items(reader.number(), least=2, most=2, kind="[min, max] or null")
 
     def vae(self, value: Any, place: str) -> dict[str, Any]:
         reader = self.reader
@@ -797,7 +805,7 @@ class _VaeReader:
             value,
             place,
             {
-                "format_version": reader.text(_VERSION, 'a version "1.x"'),
+                "format_version": reader.text(_VERSION, 'a version "2.x"'),
                 "name": reader.text(),
                 "observation": self.observation,
                 "latents": reader.items(self.latent, least=1, most=64, kind="a list of 1 to 64 latents"),
@@ -810,7 +818,7 @@ class _VaeReader:
                 "must_understand": reader.items(reader.one_of(*sorted(KNOWN_FIELDS)), kind="a list of field names"),
                 "reader": reader.text(_READER, 'a requirement such as "vae-runtime>=0.1"'),
                 "description": reader.text(),
-                "licence": reader.text(),
+                "license": reader.text(),
                 "refused": reader.items(self.refusal),
                 "training": reader.anything,
                 "metrics": reader.anything,
@@ -842,7 +850,7 @@ class _VaeReader:
         return None if reader.problems else Normalisation(**members)
 
     def sizes(self, value: Any, place: str) -> Sizes | None:
-        required = {"least": self.size, "most": self.size}
+        required = {"min": self.size, "max": self.size}
         members = self.reader.members(value, place, required, {"multiple": self.size})
         return None if self.reader.problems else Sizes(**members)
 
@@ -991,7 +999,7 @@ def _axes_problems(
 
 def _range_problems(place: str, bounds: tuple[float, float] | None) -> Iterator[Problem]:
     if bounds and not bounds[0] < bounds[1]:
-        yield Problem(f"{place}.range", "least below greatest", str(list(bounds)))
+        yield Problem(f"{place}.range", "min below max", str(list(bounds)))
 
 
 def _condition_problems(place: str, condition: Condition) -> Iterator[Problem]:
@@ -1065,7 +1073,7 @@ def _document(manifest: Manifest) -> dict[str, Any]:
         "reader": manifest.reader,
         "name": manifest.name,
         "description": manifest.description or None,
-        "licence": manifest.licence,
+        "license": manifest.license,
         "observation": _observation_document(manifest.observation),
         "conditions": [_condition_document(condition) for condition in manifest.conditions] or None,
         "latents": [_latent_document(latent) for latent in manifest.latents],

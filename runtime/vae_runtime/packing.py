@@ -164,7 +164,7 @@ def _golden(source: Bundle, manifest: Manifest) -> bytes:
 
 
 def _card(source: Bundle, manifest: Manifest) -> bytes | None:
-    """The model card, which carries the licence, under a line that says what is left of what it describes."""
+    """The model card, which carries the license, under a line that says what is left of what it describes."""
     if _CARD not in source.sums:
         return None
     card = source.read(_CARD)

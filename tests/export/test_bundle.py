@@ -126,8 +126,8 @@ def test_golden_vectors_are_pytorchs_and_each_variants_own(tiny_bundle, tiny_ada
 # The model card.
 
 
-def test_the_card_states_data_licence_training_and_graphs(tiny_run, tmp_path, prepared):
-    bundle = export(tiny_run, tmp_path / "bundle", name="My digits, v2", licence="CC-BY-4.0").path
+def test_the_card_states_data_license_training_and_graphs(tiny_run, tmp_path, prepared):
+    bundle = export(tiny_run, tmp_path / "bundle", name="My digits, v2", license="CC-BY-4.0").path
     card = (bundle / "README.md").read_text(encoding="utf-8")
     for words in (
         "# My digits, v2\n",
@@ -135,9 +135,9 @@ def test_the_card_states_data_licence_training_and_graphs(tiny_run, tmp_path, pr
         "dense layers of 32-16",
         "![Samples from the prior, drawn by the exported decoder](samples.png)",
         "Data: digits, 1,797 handwritten digits, 8×8 grey values",
-        "Licence of the data: CC BY 4.0.",
+        "License of the data: CC BY 4.0.",
         "1,455 observations trained on, 162 for validation, 180 for test.",
-        "Licence of the weights: CC-BY-4.0.",
+        "License of the weights: CC-BY-4.0.",
         "Objective: the ELBO.",
         "Adam, batches of 128, learning rate 0.001",
         "at most 2 epochs, seed 0, PyTorch 2.",
@@ -148,7 +148,7 @@ def test_the_card_states_data_licence_training_and_graphs(tiny_run, tmp_path, pr
     for name in ("encoder/fp32/model.onnx", "decoder/torchscript/model.pt"):
         assert re.search(rf"\| {name} \| \d+ \| \d\.\de[-+]\d\d \|", card)
     manifest = open_bundle(bundle).manifest
-    assert (manifest.name, manifest.package_name, manifest.licence) == ("My digits, v2", "My-digits-v2", "CC-BY-4.0")
+    assert (manifest.name, manifest.package_name, manifest.license) == ("My digits, v2", "My-digits-v2", "CC-BY-4.0")
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +255,7 @@ def test_range_normalisation_and_axes_are_those_of_the_data(of_npy):
     assert manifest.observation.shape == SOURCES[name][0].shape[1:]
     assert (exported.path / "samples.png").exists() == picture
     assert (manifest.name, manifest.package_name) == (name, name)
-    assert manifest.training["data"]["licence"] == "unknown"
+    assert manifest.training["data"]["license"] == "unknown"
     document = json.loads((exported.path / "manifest.json").read_text(encoding="utf-8"))
     assert "range" in document["additional_metadata"]["vae"]["observation"]
 
@@ -567,7 +567,7 @@ def _edit_config(run, change):
 
 
 def config_of_a_newer_version(run):
-    _edit_config(run, lambda config: config.update(format_version=2))
+    _edit_config(run, lambda config: config.update(format_version=3))
 
 
 def config_without_a_field(run):
@@ -620,7 +620,7 @@ def evaluation_with_a_mistyped_field(run):
         (weights_of_another_type, r"tensor decoder\.4\.weight: float32 \[64, 32\] is expected, got float64 \[64, 32\]"),
         (a_weight_missing, r"tensor encoder\.1\.bias: float32 \[32\] is expected, got none"),
         (a_weight_too_many, r"tensor spare: none of this name is expected"),
-        (config_of_a_newer_version, r"run/config\.json: format_version 1 is expected, got 2"),
+        (config_of_a_newer_version, r"run/config\.json: format_version 2 is expected, got 3"),
         (config_without_a_field, r"run/config\.json: .*provenance"),
         (
             config_with_a_mistyped_field,
@@ -747,7 +747,7 @@ def test_the_card_of_a_model_says_what_it_is(of_model):
         "Mine, exported from PyTorch.",
         f"of {parameters} parameters.",
         "Observations of shape 1×4×4, 2 latent dimensions, bernoulli likelihood, given label (3 classes: a, b, c).",
-        "Licence of the weights: not stated.",
+        "License of the weights: not stated.",
         "a row for each label](samples.png)",
         'x = vae.sample(16, seed=0, conditions={"label": "a"})',
     ):

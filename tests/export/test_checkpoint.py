@@ -80,7 +80,7 @@ def test_a_tensor_that_does_not_fit_is_named(folder, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(format_version=2), "format_version 1 is expected, got 2"),
+        (lambda c: c.update(format_version=1), "format_version 2 is expected, got 1; train again"),
         (lambda c: c.pop("train"), "the field 'train' is expected, got none"),
         (lambda c: c["model"].update(latent="6"), "model.latent: an integer from 1 to 16777216 is expected, got '6'"),
         (lambda c: c["model"].update(width=3), "model.width: no such field"),

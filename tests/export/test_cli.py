@@ -288,7 +288,7 @@ def test_parity_with_what_is_no_bundle(failing, tiny_run, bundle_copy, root, tmp
 
 
 def test_a_name_that_is_no_text_is_an_error(failing, tiny_run):
-    for option, what in (("--name", "name"), ("--licence", "licence")):
+    for option, what in (("--name", "name"), ("--license", "license")):
         for text in ("caf\udce9", "a\nb", "\x1b[2J"):
             words = failing("export", tiny_run, "--out", "bundle", option, text)
             assert words == f"{what}: printable text is expected, got {text!r}"

@@ -38,7 +38,7 @@ def test_digits_are_the_bundled_ones_with_their_provenance():
     assert (digits.train.min(), digits.train.max(), digits.divisor) == (0, 1, 16)
     assert (len(digits.train), len(digits.validation), len(digits.test)) == (1455, 162, 180)
     assert digits.provenance.name == "digits"
-    assert digits.provenance.licence == "CC BY 4.0"
+    assert digits.provenance.license == "CC BY 4.0"
 
 
 def test_the_split_follows_the_seed_and_shares_no_observation(digits_npy):

@@ -50,10 +50,10 @@ def exported(tmp_path_factory):
 def test_the_sizes_that_passed_are_recorded(exported):
     vae = json.loads((exported[1].path / "manifest.json").read_text())["additional_metadata"]["vae"]
     assert vae["observation"]["dynamic"] == {
-        "height": {"least": 4, "most": 32, "multiple": 4},
-        "width": {"least": 4, "most": 48, "multiple": 4},
+        "height": {"min": 4, "max": 32, "multiple": 4},
+        "width": {"min": 4, "max": 48, "multiple": 4},
     }
-    assert vae["latents"][0]["dynamic"]["height"]["most"] == 8
+    assert vae["latents"][0]["dynamic"]["height"]["max"] == 8
     assert {tensor.sizes for tensor in exported[1].parity.tensors} != {""}
 
 

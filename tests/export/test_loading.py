@@ -285,7 +285,7 @@ def odd(place, tmp_path):
         ({"scale": "much"}, 2, "invalid float value"),
         ({"scale": "0.1"}, 1, "scale: "),
         ({"prior": "mixture:3"}, 1, "needs at least 12 observations, got 4; pass more with observations="),
-        ({"licence": "\x1b[31m"}, 1, "printable text is expected"),
+        ({"license": "\x1b[31m"}, 1, "printable text is expected"),
     ],
 )
 @pytest.mark.usefixtures("odd")

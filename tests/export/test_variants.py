@@ -195,7 +195,7 @@ def test_the_figures_are_those_that_anyone_measures(dense, digits_run):
         both = manifest.encoder[name].quality.elbo_change + manifest.decoder[name].quality.elbo_change
         assert change == pytest.approx(both, abs=0.05)
     assert manifest.decoder["fp16"].quality.psnr > manifest.decoder["int8"].quality.psnr + 10
-    assert manifest.producer["gate"] == {"least_psnr": 35.0, "most_elbo_loss": 0.5}
+    assert manifest.producer["gate"] == {"min_psnr": 35.0, "max_elbo_loss": 0.5}
 
 
 def test_without_a_likelihood_there_is_no_elbo_and_the_reason_is_said(convolutional):
@@ -241,8 +241,8 @@ def test_the_gate_says_by_how_much_a_variant_fails():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"least_psnr": math.nan}, {"most_elbo_loss": -1.0}, {"most_elbo_loss": math.inf}, {"variants": ("fp8",)},
-     {"variants": "int8"}, {"variants": None}, {"least_psnr": "35"}, {"most_elbo_loss": 10**400}],
+    [{"min_psnr": math.nan}, {"max_elbo_loss": -1.0}, {"max_elbo_loss": math.inf}, {"variants": ("fp8",)},
+     {"variants": "int8"}, {"variants": None}, {"min_psnr": "35"}, {"max_elbo_loss": 10**400}],
 )  # fmt: skip
 def test_arguments_that_cannot_be_are_refused(arguments, tmp_path):
     with pytest.raises(InputError, match=next(iter(arguments))):
@@ -254,7 +254,7 @@ def test_a_variant_below_the_gate_is_left_out_and_the_export_goes_on(dense, digi
     halves = [variants["fp16"].quality.psnr for variants in open_bundle(dense.path).manifest.components.values()]
     least = f"{min(halves) - 1:.0f}"
     arguments = ["export", str(digits_run.folder), "--out", str(out), "--variants", "fp32,fp16,int8"]
-    assert main([*arguments, "--least-psnr", least, "--formats", "onnx"]) == 0
+    assert main([*arguments, "--min-psnr", least, "--formats", "onnx"]) == 0
     said = capsys.readouterr().err
     manifest = open_bundle(out).manifest
     assert [(each.component, each.variant) for each in manifest.refused] == [("encoder", "int8"), ("decoder", "int8")]
@@ -269,7 +269,7 @@ def test_a_variant_below_the_gate_is_left_out_and_the_export_goes_on(dense, digi
 
 
 def test_misuse_of_the_command_line(capsys):
-    for flags, match in ((["--variants", "fp8"], "--variants"), (["--least-psnr", "nan"], "least_psnr")):
+    for flags, match in ((["--variants", "fp8"], "--variants"), (["--min-psnr", "nan"], "min_psnr")):
         with pytest.raises(SystemExit, match="2"):
             main(["export", "run", "--out", "bundle", *flags])
         assert match in capsys.readouterr().err

@@ -92,7 +92,7 @@ FP32 = ("components", "decoder", "variants", "fp32")
 
 @pytest.mark.parametrize(
     "place",
-    [("licence",), ("components", "decoder", "licence"), (*FP32, "sha256")],
+    [("license",), ("components", "decoder", "license"), (*FP32, "sha256")],
     ids=["package", "component", "variant"],
 )
 def test_an_unknown_key_is_refused_by_onnxruntime_and_by_us(tiny_bundle, tmp_path, place):

@@ -401,17 +401,17 @@ def test_a_manifest_that_is_none_is_refused(bundle_copy, resign, content):
 def test_a_newer_format_is_refused_with_the_version_to_install(bundle_copy, edit_manifest):
     edit_manifest(
         bundle_copy,
-        lambda document: document["additional_metadata"]["vae"].update(format_version="2.0", reader="vae-runtime>=9.1"),
+        lambda document: document["additional_metadata"]["vae"].update(format_version="3.0", reader="vae-runtime>=9.1"),
     )
     for refuse in (vae_runtime.load, vae_runtime.verify):
-        with pytest.raises(BundleError, match=r"\"2\.0\".*pip install 'vae-runtime>=9\.1'"):
+        with pytest.raises(BundleError, match=r"\"3\.0\".*pip install 'vae-runtime>=9\.1'"):
             refuse(bundle_copy)
 
 
 def test_a_newer_minor_format_loads(bundle_copy, edit_manifest):
     edit_manifest(
         bundle_copy,
-        lambda document: document["additional_metadata"]["vae"].update(format_version="1.9", unheard_of=[1]),
+        lambda document: document["additional_metadata"]["vae"].update(format_version="2.9", unheard_of=[1]),
     )
     assert vae_runtime.verify(bundle_copy).passed
 

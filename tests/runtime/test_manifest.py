@@ -100,9 +100,9 @@ def all_for(component: tuple[str | int, ...], names: list[str]) -> list[tuple[tu
 
 CONDITIONAL = [((*FREE, "conditions"), [LABEL, MASK])]
 DYNAMIC = [
-    ((*FREE, "observation", "dynamic"), {"width": {"least": 8, "most": 64, "multiple": 8}}),
+    ((*FREE, "observation", "dynamic"), {"width": {"min": 8, "max": 64, "multiple": 8}}),
     ((*LATENT, "axes"), ["code"]),
-    ((*LATENT, "dynamic"), {"code": {"least": 1, "most": 99}}),
+    ((*LATENT, "dynamic"), {"code": {"min": 1, "max": 99}}),
     ((*LATENT, "scale"), 0.18215),
     ((*LATENT, "shift"), [0.5] * 16),
 ]
@@ -393,14 +393,14 @@ BROKEN: list[tuple[tuple[str | int, ...], Any]] = [
     *(((*FREE, name), ABSENT) for name in ("format_version", "name", "observation", "latents")),
     *(((*FREE, name), ABSENT) for name in ("likelihood", "noise", "golden")),
     ((*FREE, "format_version"), 1),
-    *(((*FREE, "format_version"), text) for text in ("1", "0.9", "1.0.0", "01.0", "1.0\n")),
+    *(((*FREE, "format_version"), text) for text in ("2", "0.9", "2.0.0", "02.0", "2.0\n")),
     ((*FREE, "must_understand"), "noise"),
     ((*FREE, "must_understand", 0), 5),
     ((*FREE, "reader"), 1),
     *(((*FREE, "reader"), text) for text in ("", "another>=1", "vae-runtime", "vae-runtime>=1\n", "vae-runtime>=1 x")),
     ((*FREE, "name"), None),
     ((*FREE, "description"), None),
-    ((*FREE, "licence"), ["MIT"]),
+    ((*FREE, "license"), ["MIT"]),
     ((*FREE, "noise"), "vnoise-2"),
     *(((*FREE, name), []) for name in ("observation", "likelihood", "golden", "training", "metrics", "producer")),
     *(((*FREE, "observation", name), ABSENT) for name in ("name", "dtype", "shape", "axes", "range")),
@@ -532,19 +532,19 @@ BROKEN_FURTHER: list[tuple[list[tuple[tuple[str | int, ...], Any]], str]] = [
     *(([((*LATENT, "shift"), [1, number])], f"{place_of(LATENT)}.shift[1]") for number in ("1", None, 1e301)),
     *(
         (
-            [((*part, "dynamic"), {"width": {"least": 8, "most": 64} | sizes})],
+            [((*part, "dynamic"), {"width": {"min": 8, "max": 64} | sizes})],
             f"{place_of(part)}.dynamic.width.{next(iter(sizes))}",
         )
         for part in ((*FREE, "observation"), LATENT)
-        for sizes in ({"least": 0}, {"most": None}, {"most": 2**31}, {"multiple": 0}, {"multiple": None})
+        for sizes in ({"min": 0}, {"max": None}, {"max": 2**31}, {"multiple": 0}, {"multiple": None})
     ),
     (
-        [((*FREE, "observation", "dynamic"), {"width": {"most": 9}})],
-        f"{place_of(FREE)}.observation.dynamic.width.least",
+        [((*FREE, "observation", "dynamic"), {"width": {"max": 9}})],
+        f"{place_of(FREE)}.observation.dynamic.width.min",
     ),
     (
-        [((*FREE, "observation", "dynamic"), {"width": {"least": 8}})],
-        f"{place_of(FREE)}.observation.dynamic.width.most",
+        [((*FREE, "observation", "dynamic"), {"width": {"min": 8}})],
+        f"{place_of(FREE)}.observation.dynamic.width.max",
     ),
     ([((*FREE, "observation", "dynamic"), {"width": 64})], f"{place_of(FREE)}.observation.dynamic.width"),
     ([((*FREE, "conditions"), [None])], place_of(CONDITION)),
@@ -834,7 +834,7 @@ def valid_manifests(draw: st.DrawFn) -> Manifest:
         encoder=draw(variants_of("encoder", encoded)),
         decoder=draw(variants_of("decoder", [*decoded, *(output.name for output in likelihood.outputs)])),
         description=draw(TEXTS),
-        licence=draw(st.none() | TEXTS),
+        license=draw(st.none() | TEXTS),
         reader=draw(st.sampled_from([None, "vae-runtime>=0.1", "vae-runtime>=3", "vae-runtime>=1.20.300"])),
         refused=tuple(
             # No variant of `variants_of` has a name that ends so.
@@ -844,7 +844,7 @@ def valid_manifests(draw: st.DrawFn) -> Manifest:
         training=draw(OBJECTS),
         metrics=draw(OBJECTS),
         producer=draw(OBJECTS),
-        format_version=f"1.{draw(st.integers(0, 10**6))}",
+        format_version=f"2.{draw(st.integers(0, 10**6))}",
     )
 
 
@@ -889,11 +889,14 @@ TELLING = [
         "1.7",
         "1.07",
         "2.0",
+        "2.7",
+        "2.07",
+        "3.0",
         "0.1",
     ),
     *("noise", "noise.x", "gaussian", "laplace", "vae-runtime>=2", "pip", [], {}, [1], [0, 1], ["noise"], ["x", "y"]),
     *("int64", "float32", "none", "codes", "mixture", "sphere", "full", ["encoder", "encoder"], ["a", "a"], [0, 0.5]),
-    *({"kind": "none"}, {"kind": "mixture"}, {"width": {"least": 1, "most": 9}}, {"least": 2, "most": 1}, [LABEL]),
+    *({"kind": "none"}, {"kind": "mixture"}, {"width": {"min": 1, "max": 9}}, {"min": 2, "max": 1}, [LABEL]),
     *([[]], {"vae": {}}, {"kind": "normal"}, {"model_file": "a"}, {"ort": {"model_file": "a"}}, {"another": {}}),
 ]
 
@@ -1001,6 +1004,7 @@ def test_a_schema_that_is_a_little_off_is_found_out(place: tuple[str, ...], chan
         ("_TENSOR", re.compile(r"[A-Za-z0-9_.]+")),
         ("_LINE", re.compile(".*", re.DOTALL)),
         ("_READER", re.compile("vae-runtime")),
+        ("_SCHEMA_VERSION", re.compile(r"[0-9]+\.[0-9]+")),
         ("_VERSION", re.compile(r"[0-9]+\.[0-9]+")),
         ("_RESERVED", ""),
         ("_is_number", lambda value: isinstance(value, (int, float))),
@@ -1084,7 +1088,7 @@ CONTRADICTIONS: list[tuple[int, list[tuple[tuple[str | int, ...], Any]], str]] =
     (7, [((*OURS, "data"), "model.onnx")], "components"),
     (
         8,
-        [*DYNAMIC, ((*FREE, "observation", "dynamic"), {"depth": {"least": 1, "most": 2}})],
+        [*DYNAMIC, ((*FREE, "observation", "dynamic"), {"depth": {"min": 1, "max": 2}})],
         f"{place_of(FREE)}.observation.dynamic.depth",
     ),
     (
@@ -1099,14 +1103,14 @@ CONTRADICTIONS: list[tuple[int, list[tuple[tuple[str | int, ...], Any]], str]] =
             f"{place_of(FREE)}.observation.dynamic.width",
         )
         for sizes in (
-            {"least": 9, "most": 64},
-            {"least": 1, "most": 7},
-            {"least": 1, "most": 64, "multiple": 3},
-            {"least": 64, "most": 1},
+            {"min": 9, "max": 64},
+            {"min": 1, "max": 7},
+            {"min": 1, "max": 64, "multiple": 3},
+            {"min": 64, "max": 1},
         )
     ),
     (8, [*DYNAMIC, ((*LATENT, "axes"), ABSENT)], f"{place_of(LATENT)}.dynamic.code"),
-    (8, [*DYNAMIC, ((*LATENT, "dynamic", "code", "least"), 17)], f"{place_of(LATENT)}.dynamic.code"),
+    (8, [*DYNAMIC, ((*LATENT, "dynamic", "code", "min"), 17)], f"{place_of(LATENT)}.dynamic.code"),
     (9, [*CONDITIONAL, ((*CONDITION, "dtype"), "float32")], f"{place_of(CONDITION)}.classes"),
     (9, [*CONDITIONAL, ((*CONDITION, "shape"), [1])], f"{place_of(CONDITION)}.classes"),
     (9, [*CONDITIONAL, ((*CONDITION, "range"), [0, 1])], f"{place_of(CONDITION)}.range"),
@@ -1183,7 +1187,7 @@ LET_THROUGH: list[tuple[tuple[str | int, ...], Any]] = [
     ((*FREE, "golden", "n"), 1e3),
     ((*FREE, "must_understand"), ABSENT),
     ((*FREE, "reader"), ABSENT),
-    ((*FREE, "licence"), ABSENT),
+    ((*FREE, "license"), ABSENT),
     ((*FREE, "metrics"), ABSENT),
     (("schema_version",), "1.7"),
 ]
@@ -1253,57 +1257,75 @@ def test_a_wrong_value_is_shown_short_and_harmless(value: Any, shown: str) -> No
 
 def test_a_newer_minor_version_loads_and_its_fields_are_ignored() -> None:
     document = edited(
-        ((*FREE, "format_version"), "1.12"),
+        ((*FREE, "format_version"), "2.12"),
         ((*FREE, "hierarchy"), {"levels": 3}),
         ((*FREE, "must_understand"), sorted(KNOWN_FIELDS)),
     )
-    assert parse(json.dumps(document)).format_version == "1.12"
+    assert parse(json.dumps(document)).format_version == "2.12"
     assert VALIDATOR.is_valid(document)
 
 
 def test_a_field_that_must_be_understood_and_is_not_is_refused() -> None:
     document = edited(
-        ((*FREE, "format_version"), "1.12"),
+        ((*FREE, "format_version"), "2.12"),
         ((*FREE, "must_understand"), ["noise", "hierarchy", "observation.layout"]),
-        ((*FREE, "reader"), "vae-runtime>=1.4"),
+        ((*FREE, "reader"), "vae-runtime>=2.4"),
         ((*FREE, "latents"), "of another form"),
     )
     assert not VALIDATOR.is_valid(document)
     assert refusal(json.dumps(document)) == (
-        "b/manifest.json: additional_metadata.vae.must_understand: a list of fields of format 1.0 is expected, got "
+        "b/manifest.json: additional_metadata.vae.must_understand: a list of fields of format 2.0 is expected, got "
         '"hierarchy", "observation.layout"; this bundle is newer than this vae-runtime: pip install '
-        "'vae-runtime>=1.4'"
+        "'vae-runtime>=2.4'"
     )
 
 
 @pytest.mark.parametrize(
     ("reader", "install"),
     [
-        ("vae-runtime>=2.0", "'vae-runtime>=2.0'"),
+        ("vae-runtime>=3.0", "'vae-runtime>=3.0'"),
         (ABSENT, "--upgrade vae-runtime"),
         (5, "--upgrade vae-runtime"),
         ("another-package", "--upgrade vae-runtime"),
         ("vae-runtime>=2\n--index-url=x", "--upgrade vae-runtime"),
     ],
 )
-@pytest.mark.parametrize("version", ["2.0", "10.3", "9" * 5000 + ".0"], ids=["2.0", "10.3", "huge"])
+@pytest.mark.parametrize("version", ["3.0", "10.3", "9" * 5000 + ".0"], ids=["3.0", "10.3", "huge"])
 def test_a_newer_major_version_is_refused_naming_what_to_install(version: str, reader: Any, install: str) -> None:
     document = edited(((*FREE, "format_version"), version), ((*FREE, "reader"), reader), ((*FREE, "latents"), None))
     assert not VALIDATOR.is_valid(document)
     message = refusal(json.dumps(document))
-    assert 'additional_metadata.vae.format_version: a version "1.x" is expected, got "' + version[:70] in message
+    assert 'additional_metadata.vae.format_version: a version "2.x" is expected, got "' + version[:70] in message
     assert message.endswith(f"; this bundle is newer than this vae-runtime: pip install {install}")
     assert len(message) < 300
+
+
+@pytest.mark.parametrize("reader", ["vae-runtime>=0.1", ABSENT])
+@pytest.mark.parametrize("version", ["1.0", "1.7"])
+def test_an_older_major_version_is_refused_naming_the_remedy(version: str, reader: Any) -> None:
+    document = edited(
+        ((*FREE, "format_version"), version),
+        ((*FREE, "reader"), reader),
+        ((*FREE, "license"), ABSENT),
+        ((*FREE, "licence"), "MIT"),
+        ((*FREE, "observation", "dynamic"), {"width": {"least": 8, "most": 64}}),
+    )
+    assert not VALIDATOR.is_valid(document)
+    assert refusal(json.dumps(document)) == (
+        f'b/manifest.json: additional_metadata.vae.format_version: a version "2.x" is expected, got "{version}"; this '
+        "bundle is older than this vae-runtime: export it again with this version, or install the vae-runtime that it "
+        "was made with"
+    )
 
 
 @pytest.mark.parametrize(
     "edit",
     [
-        ((*FREE, "format_version"), "1"),
+        ((*FREE, "format_version"), "2"),
         ((*FREE, "format_version"), "0.9"),
         ((*FREE, "format_version"), ABSENT),
         ((*FREE, "must_understand"), 5),
-        (("components", "encoder", "format_version"), "1.0"),
+        (("components", "encoder", "format_version"), "2.0"),
     ],
 )
 def test_a_manifest_that_is_wrong_is_not_called_newer(edit: tuple[tuple[str | int, ...], Any]) -> None:
@@ -1365,21 +1387,21 @@ def test_a_nesting_that_just_passes_is_refused_as_any_wrong_value() -> None:
 
 def test_records_are_frozen_dataclasses():
     """As `dataclasses.dataclass(frozen=True)` makes them, though it does not."""
-    sizes = Sizes(2, most=8)
-    assert (sizes.least, sizes.most, sizes.multiple) == (2, 8, 1)
+    sizes = Sizes(2, max=8)
+    assert (sizes.min, sizes.max, sizes.multiple) == (2, 8, 1)
     assert dataclasses.replace(sizes, multiple=2) == Sizes(2, 8, 2)
     assert sizes != Sizes(2, 8, 2)
     assert sizes != (2, 8, 1)
     assert hash(sizes) == hash(Sizes(2, 8))
-    assert repr(sizes) == "Sizes(least=2, most=8, multiple=1)"
-    assert [each.name for each in dataclasses.fields(sizes)] == ["least", "most", "multiple"]
+    assert repr(sizes) == "Sizes(min=2, max=8, multiple=1)"
+    assert [each.name for each in dataclasses.fields(sizes)] == ["min", "max", "multiple"]
     observations = [Observation("x", (3,), ("feature",)) for _ in range(2)]
     assert observations[0].dynamic == {}
     assert observations[0].dynamic is not observations[1].dynamic
-    for arguments, named in (((1,), {}), ((1, 2, 3, 4), {}), ((1, 2), {"least": 1}), ((1, 2), {"other": 1})):
+    for arguments, named in (((1,), {}), ((1, 2, 3, 4), {}), ((1, 2), {"min": 1}), ((1, 2), {"other": 1})):
         with pytest.raises(TypeError, match="Sizes: "):
             Sizes(*arguments, **named)
-    with pytest.raises(dataclasses.FrozenInstanceError, match="least"):
-        sizes.least = 3
-    with pytest.raises(dataclasses.FrozenInstanceError, match="most"):
-        del sizes.most
+    with pytest.raises(dataclasses.FrozenInstanceError, match="min"):
+        sizes.min = 3
+    with pytest.raises(dataclasses.FrozenInstanceError, match="max"):
+        del sizes.max

@@ -18,18 +18,18 @@ def test_they_are_small():
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist"])
-def test_a_card_says_data_licence_and_protocol(name):
+def test_a_card_says_data_license_and_protocol(name):
     card = (MODELS / name / "README.md").read_text(encoding="utf-8")
-    assert "Licence of the weights: Apache-2.0." in card
-    assert re.search(r"Licence of the data: CC BY", card)
+    assert "License of the weights: Apache-2.0." in card
+    assert re.search(r"License of the data: CC BY", card)
     assert re.search(r"Protocol: [\d,]+ test observations of \w+, binarisation \w+, 1000 importance samples", card)
     assert "negative log-likelihood" in card
     assert "](samples.png)" in card
 
 
-def test_the_card_of_a_model_of_ones_own_says_data_licence_and_classes():
+def test_the_card_of_a_model_of_ones_own_says_data_license_and_classes():
     card = (MODELS / "digits-conditional" / "README.md").read_text(encoding="utf-8")
-    assert "Licence of the weights: Apache-2.0." in card
+    assert "License of the weights: Apache-2.0." in card
     assert "CC BY 4.0" in card
     assert "10 classes: zero, one, two" in card
     assert "a row for each label](samples.png)" in card

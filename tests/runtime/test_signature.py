@@ -570,7 +570,7 @@ def test_what_has_no_likelihood_is_not_observed(dynamic):
         (lambda vae: vae["conditions"][1].update(shape=[3]), r"input weight: float32 \[batch, 3\] is expected"),
         (lambda vae: vae["conditions"][1].update(dtype="int64"), r"input weight: int64 \[batch, 2\] is expected"),
         (
-            lambda vae: vae["latents"][0].update(axes=["a"], dynamic={"a": {"least": 1, "most": 9}}),
+            lambda vae: vae["latents"][0].update(axes=["a"], dynamic={"a": {"min": 1, "max": 9}}),
             r"input z: float32 \[batch, dynamic\] is expected from the manifest, the graph has tensor\(float\)",
         ),
         (

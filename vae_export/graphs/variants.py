@@ -63,25 +63,23 @@ _BETWEEN = (
 class Gate:
     """What a variant may cost: its PSNR in dB is at least, its loss of ELBO in nats per observation at most this."""
 
-    least_psnr: float = 35.0
-    most_elbo_loss: float = 0.5
+    min_psnr: float = 35.0
+    max_elbo_loss: float = 0.5
 
     def __post_init__(self) -> None:
-        require_number("least_psnr", self.least_psnr, -1e6, 1e6)
-        require_number("most_elbo_loss", self.most_elbo_loss, 0, 1e30)
+        require_number("min_psnr", self.min_psnr, -1e6, 1e6)
+        require_number("max_elbo_loss", self.max_elbo_loss, 0, 1e30)
 
     def refusal(self, psnr: float | None, elbo_change: float | None) -> str | None:
         """By how much a variant fails; None where it passes. A PSNR of None is that of equal answers."""
         said = []
         # Written so that NaN fails.
-        if psnr is not None and not psnr >= self.least_psnr:
+        if psnr is not None and not psnr >= self.min_psnr:
+            said.append(f"PSNR {psnr:.1f} dB, {self.min_psnr - psnr:.1f} dB below the {self.min_psnr:g} dB asked for")
+        if elbo_change is not None and not -elbo_change <= self.max_elbo_loss:
+            over = -elbo_change - self.max_elbo_loss
             said.append(
-                f"PSNR {psnr:.1f} dB, {self.least_psnr - psnr:.1f} dB below the {self.least_psnr:g} dB asked for"
-            )
-        if elbo_change is not None and not -elbo_change <= self.most_elbo_loss:
-            over = -elbo_change - self.most_elbo_loss
-            said.append(
-                f"{-elbo_change:.2f} nats of ELBO lost, {over:.2f} more than the {self.most_elbo_loss:g} allowed"
+                f"{-elbo_change:.2f} nats of ELBO lost, {over:.2f} more than the {self.max_elbo_loss:g} allowed"
             )
         return "; ".join(said) or None
 

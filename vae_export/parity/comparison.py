@@ -317,8 +317,8 @@ def _sizes(inputs: Sequence[TensorSpec], adapted: Adapted, component: str) -> li
             own = {}
             for index, (name, allowed) in axes.items():
                 size = {
-                    "least": allowed.least,
-                    "most": allowed.most,
+                    "least": allowed.min,
+                    "most": allowed.max,
                     "step": tensor.shape[index] + allowed.multiple,
                 }[choice[name]]
                 own[index] = said[name] = size

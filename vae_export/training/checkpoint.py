@@ -36,7 +36,7 @@ __all__ = [
 
 _Record = TypeVar("_Record")
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _FOREIGN = "it does not belong to the config.json beside it: restore the right one, or train again"
 
 
@@ -107,7 +107,7 @@ def read_info(folder: Path) -> RunInfo:
         raise InputError(f"{path}: JSON is expected: {error}; restore it or train again") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != _FORMAT_VERSION:
-        raise InputError(f"{path}: format_version {_FORMAT_VERSION} is expected, got {version!r}")
+        raise InputError(f"{path}: format_version {_FORMAT_VERSION} is expected, got {version!r}; train again")
     try:
         result = content["result"]
         return RunInfo(

@@ -25,7 +25,7 @@ Observations = NDArray[np.float32]
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 _IDX_IMAGES = 0x00000803  # unsigned bytes, three dimensions
 
-# Data known by their digest, whatever the file or folder is called: name, description, licence.
+# Data known by their digest, whatever the file or folder is called: name, description, license.
 _KNOWN = {
     "sha256:04b7e6d8b23b1f79a558a09914acb541c801bca13df2df5ffb618f39937485d6": (
         "digits",
@@ -48,8 +48,8 @@ class Provenance:
     """`digits` or `mnist` where the digest is theirs, else the name of the file or folder."""
     description: str
     """One line, or empty where the data are not known."""
-    licence: str
-    """Licence of the data, or `unknown`."""
+    license: str
+    """License of the data, or `unknown`."""
     digest: str
     """`sha256:` and the hash of all observations before the split, with their shape and type."""
     train: int
@@ -105,7 +105,7 @@ def load(config: DataConfig) -> Dataset:
     source = _read(config.source)
     parts = [source.observations] if source.test is None else [source.observations, source.test]
     digest = _digest(parts)
-    name, description, licence = _KNOWN.get(digest, (source.name, "", "unknown"))
+    name, description, license = _KNOWN.get(digest, (source.name, "", "unknown"))
 
     n = len(source.observations)
     order = np.random.Generator(np.random.PCG64(config.seed)).permutation(n)
@@ -123,7 +123,7 @@ def load(config: DataConfig) -> Dataset:
         validation=_divided(source.observations[np.sort(validation)], source.divisor),
         test=_divided(source.observations[np.sort(test)] if source.test is None else source.test, source.divisor),
         provenance=Provenance(
-            name, description, licence, digest, n_train, n_validation,
+            name, description, license, digest, n_train, n_validation,
             n_test if source.test is None else len(source.test),
             binary=all(bool(np.isin(part, (0, source.divisor or 1)).all()) for part in parts),
         ),

@@ -424,7 +424,7 @@ def _info(options: argparse.Namespace) -> None:
     rows = [
         ("name", manifest.name),
         ("description", manifest.description),
-        ("licence", manifest.licence or "not stated"),
+        ("license", manifest.license or "not stated"),
         ("observation", f"{observation.name} {observation.dtype} {dims}{within}{scaled}"),
         *(("condition", _described_condition(condition)) for condition in manifest.conditions),
         *(("latent", _described_latent(latent)) for latent in manifest.latents),

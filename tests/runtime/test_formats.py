@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vae_runtime.errors import InputError, VaeError
-from vae_runtime.generation import formats
+from vae_runtime.generation.formats import row_types, table
 
 LIBRARIES = {"parquet": "pyarrow", "safetensors": "safetensors"}
 POSTERIOR = np.dtype([("mu", "f4", (3,)), ("std", "f4", (3,)), ("z", "f2", (2, 2)), ("code", "i8")])
 ABOUT = {"seed": "7", "start": "512", "bundle": "sha256:0"}
 
 
-@pytest.fixture(scope="module", params=formats.FORMATS)
+@pytest.fixture(scope="module", params=table.FORMATS)
 def name(request):
     """Each format whose library is here."""
     if request.param in LIBRARIES:
@@ -45,7 +45,7 @@ def written(name, rows, size=3, about=ABOUT):
             yield buffer[: len(part)]
             buffer[...] = 0
 
-    formats.write(name, file, rows.shape, rows.dtype, batches(), about)
+    table.write(name, file, rows.shape, rows.dtype, batches(), about)
     return file.getvalue()
 
 
@@ -75,7 +75,7 @@ def test_what_is_written_is_read(data, rows, size, name, tmp_path_factory):
     first = data.draw(st.integers(0, len(rows) - 1))
     numbers = np.array(sorted(data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1))))
     for source in (path, content):
-        found = formats.read(name, source, rows.shape, rows.dtype)
+        found = table.read(name, source, rows.shape, rows.dtype)
         for which in (slice(0, len(rows)), slice(first, len(rows)), slice(0, first + 1), numbers):
             assert found(which).dtype == rows.dtype
             assert np.array_equal(found(which), rows[which])
@@ -86,7 +86,7 @@ def test_what_is_written_is_read(data, rows, size, name, tmp_path_factory):
 def test_batches_of_another_kind_than_the_header_are_refused(name, wrong):
     file = io.BytesIO()
     with pytest.raises(InputError, match=r"batches: float32 \[10, 3\] in all is expected, got"):
-        formats.write(name, file, (10, 3), "f4", (wrong[first : first + 4] for first in range(0, 12, 4)), ABOUT)
+        table.write(name, file, (10, 3), "f4", (wrong[first : first + 4] for first in range(0, 12, 4)), ABOUT)
 
 
 def test_npy_is_what_numpy_writes():
@@ -134,20 +134,20 @@ def test_another_shard_is_refused(name, dtype, tmp_path):
     shape = (20, 4) if np.dtype(dtype).names is None else (20,)
     rows = rows_of(shape, dtype)
     content = written(name, rows)
-    assert np.array_equal(formats.read(name, content, rows.shape, rows.dtype)(slice(0, 20)), rows)
+    assert np.array_equal(table.read(name, content, rows.shape, rows.dtype)(slice(0, 20)), rows)
     other = np.dtype([("mu", "f4", (3,)), ("std", "f4", (3,)), ("y", "f2", (2, 2)), ("code", "i8")])
     for shape, kind in (((21, *rows.shape[1:]), rows.dtype), ((20, 2, 2), rows.dtype), (rows.shape, other)):
         with pytest.raises(ValueError, match="is expected, got"):
-            formats.read(name, content, shape, kind)
+            table.read(name, content, shape, kind)
     cut = (0, 1, 7, 8, 9, 60, len(content) // 2, len(content) - 1)
     for damaged in (*(content[:size] for size in cut), b"\xff" * len(content), b"[" * 10_000):
         path = tmp_path / "damaged"
         path.write_bytes(damaged)
         for source in (path, damaged):
             with pytest.raises((ValueError, OSError)):
-                formats.read(name, source, rows.shape, rows.dtype)(slice(0, 20))
+                table.read(name, source, rows.shape, rows.dtype)(slice(0, 20))
     with pytest.raises(OSError, match="none"):
-        formats.read(name, tmp_path / "none", rows.shape, rows.dtype)
+        table.read(name, tmp_path / "none", rows.shape, rows.dtype)
 
 
 def test_a_flipped_bit_in_a_page_of_parquet_is_seen():
@@ -156,7 +156,7 @@ def test_a_flipped_bit_in_a_page_of_parquet_is_seen():
     content = bytearray(written("parquet", rows))
     content[1000] ^= 4
     with pytest.raises((ValueError, OSError), match="CRC"):
-        formats.read("parquet", bytes(content), rows.shape, rows.dtype)(slice(0, 100))
+        table.read("parquet", bytes(content), rows.shape, rows.dtype)(slice(0, 100))
 
 
 def test_a_flipped_bit_in_a_header_gives_the_rows_or_an_error_of_reading(name):
@@ -167,7 +167,7 @@ def test_a_flipped_bit_in_a_header_gives_the_rows_or_an_error_of_reading(name):
         damaged = bytearray(content)
         damaged[place] ^= 4
         try:
-            found = formats.read(name, bytes(damaged), rows.shape, rows.dtype)(slice(0, 6))
+            found = table.read(name, bytes(damaged), rows.shape, rows.dtype)(slice(0, 6))
             assert (found.shape, found.dtype) == (rows.shape, rows.dtype)
         except (ValueError, OSError):
             refused += 1
@@ -208,16 +208,16 @@ def test_memory_is_that_of_a_batch_or_a_row_group(name, structured, tmp_path):
                 look()
 
         with path.open("wb", buffering=0) as file:
-            formats.write(name, file, shape, batch.dtype, batches(), ABOUT)
+            table.write(name, file, shape, batch.dtype, batches(), ABOUT)
         look()
 
     def read(look):
-        rows = formats.read(name, path, shape, batch.dtype)
+        rows = table.read(name, path, shape, batch.dtype)
         for which in (slice(39_000, 39_001), np.array([5, 20_000])):
             assert np.array_equal(rows(which), batch[np.arange(shape[0])[which] % 500])
             look()
 
-    formats.require(name)
+    table.require(name)
     if structured and name == "safetensors":
         assert 40_000_000 < peak(write) < 44_000_000
     else:
@@ -237,8 +237,8 @@ def test_memory_is_that_of_a_batch_or_a_row_group(name, structured, tmp_path):
     ],
 )
 def test_a_dtype_goes_through_json(dtype, value):
-    assert formats.dtype_to_json(dtype) == value
-    assert formats.dtype_from_json(json.loads(json.dumps(value))) == dtype
+    assert row_types.dtype_to_json(dtype) == value
+    assert row_types.dtype_from_json(json.loads(json.dumps(value))) == dtype
 
 
 @pytest.mark.parametrize(
@@ -270,24 +270,24 @@ def test_a_dtype_goes_through_json(dtype, value):
 )
 def test_what_is_no_dtype_of_rows_is_refused(value):
     with pytest.raises(InputError, match=r"dtype: .* expected"):
-        formats.dtype_from_json(value)
+        row_types.dtype_from_json(value)
 
 
 def test_an_unknown_format_and_a_missing_library_are_told(monkeypatch):
     with pytest.raises(InputError, match="format: npy, parquet, safetensors is expected, got 'hdf5'"):
-        formats.require("hdf5")
+        table.require("hdf5")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "safetensors", None)
     rows = rows_of((3, 2), "u1")
-    for call in (lambda: formats.require("parquet"), lambda: written("parquet", rows)):
+    for call in (lambda: table.require("parquet"), lambda: written("parquet", rows)):
         with pytest.raises(VaeError, match=r"pip install 'vae-runtime\[parquet\]'"):
             call()
     # Its files are written without the library.
-    formats.require("safetensors")
+    table.require("safetensors")
     content = written("safetensors", rows)
     with pytest.raises(VaeError, match=r"pip install 'vae-runtime\[safetensors\]'"):
-        formats.read("safetensors", content, rows.shape, rows.dtype)
-    formats.require("npy")
+        table.read("safetensors", content, rows.shape, rows.dtype)
+    table.require("npy")
 
 
 def test_a_field_may_not_be_called_as_the_column_of_indices():

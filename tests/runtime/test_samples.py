@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vae_runtime.errors import InputError, VaeError
-from vae_runtime.generation import formats
+from vae_runtime.generation.formats import row_types, table
 from vae_runtime.generation.run import generate
 from vae_runtime.generation.samples import open_samples
 
@@ -23,7 +23,7 @@ CODES = np.dtype([("mu", "f4", (2,)), ("code", "i8")])
 N, SHARD = 107, 10
 
 
-@pytest.fixture(scope="module", params=formats.FORMATS)
+@pytest.fixture(scope="module", params=table.FORMATS)
 def name(request):
     """Each format whose library is here."""
     if request.param in LIBRARIES:
@@ -39,11 +39,11 @@ def write_samples(folder, name, rows, size):
         part = rows[start : start + size]
         path = folder / f"shard-{number:08}.{name}"
         with path.open("wb") as file:
-            formats.write(name, file, part.shape, part.dtype, [part], {"start": str(start)})
+            table.write(name, file, part.shape, part.dtype, [part], {"start": str(start)})
         shards.append(
             {"file": path.name, "start": start, "stop": start + len(part), "bytes": path.stat().st_size, "sha256": ""}
         )
-    dtype, shape = formats.dtype_to_json(rows.dtype), list(rows.shape[1:])
+    dtype, shape = row_types.dtype_to_json(rows.dtype), list(rows.shape[1:])
     job = {"format": name, "dtype": dtype, "shape": shape, "n": len(rows), "seed": 7}
     (folder / "index.json").write_text(json.dumps({"format_version": "1.0", "job": job, "shards": shards}))
 

@@ -24,7 +24,7 @@ from ..errors import InputError, VaeError, require_integer
 from ..inputs import observation_rows
 from ..posterior import Posterior, Posteriors
 from ..vae import VAE
-from . import formats
+from .formats import row_types, table
 from .samples import VERSION
 
 __all__ = ["DTYPES", "Job", "content_of", "describe", "encoded", "machine"]
@@ -50,7 +50,7 @@ class Job:
     `conditions` maps names to {"value": …}, to {"balanced": classes}: class i mod classes for sample i, or to the
     content of an .npy file, a row for each sample. A content is {"name": …, "sha256": …, "shape": …, "dtype": …}, and
     `files` says by its name where it lies, and what the file looked like when it was hashed: {"path": …, "sha256": …,
-    "size": …, "mtime_ns": …}. `dtype` is as `formats.dtype_to_json` gives it.
+    "size": …, "mtime_ns": …}. `dtype` is as `row_types.dtype_to_json` gives it.
     """
 
     bundle: str
@@ -86,7 +86,7 @@ class Job:
             job = cls(**{**found, "shape": tuple(found["shape"]), "range": found["range"] and tuple(found["range"])})
             whole = [job.n, job.shard_size, job.batch_size, *job.shape]
             right = all(type(number) is int and 0 < number <= 2**48 for number in whole) and type(job.seed) is int
-            right = right and job.as_json() == found and job.format in formats.FORMATS and bool(job.row_dtype)
+            right = right and job.as_json() == found and job.format in table.FORMATS and bool(job.row_dtype)
             right = right and job.format_version == VERSION
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(str(error)) from None
@@ -115,7 +115,7 @@ class Job:
     @property
     def row_dtype(self) -> np.dtype[Any]:
         """The dtype of the rows; structured where latents are written."""
-        return formats.dtype_from_json(self.dtype)
+        return row_types.dtype_from_json(self.dtype)
 
     @property
     def fingerprint(self) -> str:
@@ -199,7 +199,7 @@ def describe(
         raise InputError(f"n: at most the {observations['shape'][0]} rows of {path} are expected, got {n}")
     seed = require_integer("seed", seed, -(2**63), 2**64 - 1)
     batch = require_integer("batch_size", _BATCH_SIZE if batch_size is None else batch_size, 1, 2**20)
-    formats.require(format)
+    table.require(format)
     if not isinstance(observe, (bool, np.bool_)):
         raise InputError(f"observe: True or False is expected, got {observe!r}")
     if dtype not in DTYPES or (verb == "encode" and dtype != "float32"):
@@ -231,12 +231,12 @@ def describe(
             raise InputError(f"{path}: row 0: {error}") from None
         if verb == "encode":
             found = encoded(vae, x, row, seed, 0, 1)
-            kind = formats.dtype_to_json([(field, rows.dtype, rows.shape[1:]) for field, rows in found.items()])
+            kind = row_types.dtype_to_json([(field, rows.dtype, rows.shape[1:]) for field, rows in found.items()])
             shape = ()
         else:
             z = vae.encode(x, conditions=row).mode()
             shape = vae.decode(z, conditions=row, seed=seed if observe else None, observe=observe).shape[1:]
-    size = math.prod(shape) * formats.dtype_from_json(kind).itemsize
+    size = math.prod(shape) * row_types.dtype_from_json(kind).itemsize
     values = math.prod(vae.manifest.observation.shape if verb == "encode" else shape)
     if batch * values * 4 > _BATCH_BYTES and batch > 1:
         raise InputError(

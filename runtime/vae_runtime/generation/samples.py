@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .._version import __version__
 from ..errors import InputError, VaeError, require_integer
-from . import formats
+from .formats import row_types, table
 from .store import Store, open_store
 
 __all__ = ["INDEX", "JOB", "VERSION", "Samples", "open_samples", "read_json"]
@@ -42,7 +42,7 @@ class Samples:
         self._store = store
         self.job = job
         self.shards = shards
-        self._dtype = formats.dtype_from_json(job["dtype"])
+        self._dtype = row_types.dtype_from_json(job["dtype"])
         self._bounds: list[int] = [0, *(shard["stop"] for shard in shards)]
         kept = _MAPPED if store.path(INDEX) is not None else _FETCHED
         self._rows = functools.lru_cache(kept)(functools.partial(_open, store, job, shards))
@@ -156,7 +156,7 @@ class Samples:
             ) from error
 
 
-def _open(store: Store, job: Mapping[str, Any], shards: list[Mapping[str, Any]], number: int) -> formats.Rows:
+def _open(store: Store, job: Mapping[str, Any], shards: list[Mapping[str, Any]], number: int) -> row_types.Rows:
     """The rows of a shard; ValueError where it is not what the index says."""
     shard = shards[number]
     source = store.path(shard["file"]) or store.read(shard["file"])
@@ -166,7 +166,7 @@ def _open(store: Store, job: Mapping[str, Any], shards: list[Mapping[str, Any]],
     if size != shard["bytes"]:
         raise ValueError(f"{INDEX} says {shard['bytes']} bytes, it has {size}")
     shape = (shard["stop"] - shard["start"], *job["shape"])
-    return formats.read(job["format"], source, shape, formats.dtype_from_json(job["dtype"]))
+    return table.read(job["format"], source, shape, row_types.dtype_from_json(job["dtype"]))
 
 
 def open_samples(folder: str | os.PathLike[str] | Store) -> Samples:
@@ -200,8 +200,8 @@ def _wrong(index: Mapping[str, Any]) -> str | None:
     job, shards = index.get("job"), index.get("shards")
     if not isinstance(job, dict) or not isinstance(shards, list) or not shards:
         return "got no job or no shards"
-    if job.get("format") not in formats.FORMATS:
-        return f"format: {', '.join(formats.FORMATS)} is known, got {job.get('format')!r:.99}"
+    if job.get("format") not in table.FORMATS:
+        return f"format: {', '.join(table.FORMATS)} is known, got {job.get('format')!r:.99}"
     shape = job.get("shape")
     if (
         not isinstance(shape, list)
@@ -210,7 +210,7 @@ def _wrong(index: Mapping[str, Any]) -> str | None:
     ):
         return "got a shape, an n or a seed that is none"
     try:
-        dtype = formats.dtype_from_json(job.get("dtype"))
+        dtype = row_types.dtype_from_json(job.get("dtype"))
     except InputError as error:
         return str(error)
     if not _is_size(math.prod(shape) * dtype.itemsize):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..errors import InputError, VaeError
 from ..inputs import observation_rows
 from ..vae import VAE
-from . import formats
+from .formats import table
 from .job import Job, encoded, machine
 from .samples import JOB, read_json
 from .store import Store
@@ -58,7 +58,7 @@ def generate_shard(vae: VAE, store: Store, job: Job, number: int) -> Made:
         written.begin(file)
         about = {"seed": str(job.seed), "start": str(start), "bundle": job.digest}
         rows = replay(vae, job, start, stop, seconds)
-        formats.write(job.format, written, (stop - start, *job.shape), job.row_dtype, rows, about)
+        table.write(job.format, written, (stop - start, *job.shape), job.row_dtype, rows, about)
 
     store.write(name, fill)
     made = {"file": name, "start": start, "stop": stop, "bytes": written.bytes, "sha256": written.digest.hexdigest()}

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from .bundle import Bundle, open_bundle
 from .devices import Device, resolve_device
 from .errors import BundleError, InputError, VaeError, one_line, require_integer
+from .golden import golden_inputs, read_golden
 from .vae import VAE, load, open_session
-from .verification import golden_inputs, read_golden, verify
+from .verification import verify
 
 __all__ = ["WORK", "Benchmark", "Timing", "bench"]
 

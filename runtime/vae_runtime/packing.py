@@ -16,10 +16,10 @@ from .bundle import MANIFEST, SUMS, Bundle, clash_of, format_sums, open_bundle, 
 from .devices import onnxruntime_version
 from .errors import InputError, VaeError, error_line
 from .files import write_atomic, write_folder
+from .golden import golden_tensors, read_golden
 from .manifest import COMPONENTS, Manifest, Variant, dump
 from .onnx_file import operators_of
 from .session import OPTIMIZATIONS, optimized
-from .verification import golden_tensors, read_golden
 
 __all__ = ["OPERATORS", "pack", "parse_only"]
 

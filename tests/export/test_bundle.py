@@ -24,8 +24,8 @@ from vae_export.card import run_card
 from vae_export.training import checkpoint
 from vae_runtime import InputError, VaeError, verify
 from vae_runtime.bundle import open_bundle
+from vae_runtime.golden import read_golden
 from vae_runtime.manifest import Likelihood, Normalisation, parse
-from vae_runtime.verification import read_golden
 
 
 def content_of(folder):
@@ -105,7 +105,7 @@ def test_golden_vectors_are_pytorchs_and_each_variants_own(tiny_bundle, tiny_ada
     import torch
 
     from vae_export.understand.probe import run_module
-    from vae_runtime.verification import golden_inputs
+    from vae_runtime.golden import golden_inputs
 
     bundle = open_bundle(tiny_bundle)
     golden = read_golden(bundle)

@@ -22,7 +22,7 @@ from vae_export.graphs.graph import require_same
 from vae_export.graphs.variants import Gate, _ends, _psnr
 from vae_runtime.bundle import open_bundle
 from vae_runtime.errors import BundleError, InputError
-from vae_runtime.verification import golden_inputs, read_golden
+from vae_runtime.golden import golden_inputs, read_golden
 
 ALL = ("fp32", "fp16", "int8")
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
-import struct
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import IO, TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from .errors import BundleError, InputError, VaeError, error_line
+from .errors import BundleError, InputError, VaeError
 from .manifest import Manifest, Variant, parse
+from .places import PATH, Place, open_place
 from .records import Record, record
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ __all__ = [
     "MANIFEST",
     "SUMS",
     "Bundle",
-    "clash_of",
     "format_sums",
     "open_bundle",
     "parse_digest",
@@ -33,11 +31,10 @@ __all__ = [
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
 
-# Far above any real one; what is larger is not read into memory.
-_MOST_BYTES = {MANIFEST: 2**24, SUMS: 2**24}
+# Far above the size of any real manifest or list; larger ones are not read into memory.
+_MAX_BYTES = 2**24
 
-_PATH = re.compile("[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
-_LINE = re.compile(f"([0-9a-f]{{64}})  ({_PATH.pattern})")
+_LINE = re.compile(f"([0-9a-f]{{64}})  ({PATH.pattern})")
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 
 
@@ -52,7 +49,7 @@ class Bundle(Record):
     manifest: Manifest
     sums: Mapping[str, str]
     digest: str
-    files: _Folder | _Archive
+    files: Place
 
     @property
     def path(self) -> Path:
@@ -63,7 +60,7 @@ class Bundle(Record):
 
     def place(self, relative: str) -> str:
         """Where a file lies, for errors."""
-        return os.path.join(self.root, relative)
+        return self.files.path_of(relative)
 
     def read(self, relative: str) -> bytes:
         """The content of a listed file, its hash checked.
@@ -147,33 +144,24 @@ def open_bundle(path: str | os.PathLike[str], digest: str | None = None) -> Bund
             f"path: a folder or .zip file on disk is expected, got {path!r}; unpack a bundle that is in another archive"
         )
     wanted = None if digest is None else parse_digest(digest)
-    files: _Folder | _Archive
-    if os.path.isdir(root):
-        files = _Folder(root)
-        there = [name for name in (SUMS, MANIFEST) if os.path.isfile(os.path.join(root, name))]
-    elif os.path.isfile(root):
-        files = _Archive(root)
-        there = [name for name in (SUMS, MANIFEST) if name in files.names()]
-    else:
-        state = "is not a folder, nor a .zip file" if os.path.exists(root) else "does not exist"
-        raise BundleError(f"{root}: {state}; give the folder of a bundle, as `vae-export export` writes it")
-    if not there:
+    files = open_place(root)
+    if not files.holds(SUMS) and not files.holds(MANIFEST):
         raise BundleError(f"{root}: no bundle: it holds neither {MANIFEST} nor {SUMS}; give the folder of a bundle")
-    content = files.read(SUMS)
+    content = files.read(SUMS, limit=_MAX_BYTES)
     found = "sha256:" + hashlib.sha256(content).hexdigest()
     if wanted and wanted != found:
         raise BundleError(
             f"{root}: the bundle's digest is {found}, {wanted} is expected; use the bundle it was made for"
         )
-    sums = read_sums(content, os.path.join(root, SUMS))
+    sums = read_sums(content, files.path_of(SUMS))
     if MANIFEST not in sums:
-        raise BundleError(f"{os.path.join(root, SUMS)}: {MANIFEST} is not listed; copy the bundle again")
-    manifest = parse(_read_listed(files, MANIFEST, sums), os.path.join(root, MANIFEST))
+        raise BundleError(f"{files.path_of(SUMS)}: {MANIFEST} is not listed; copy the bundle again")
+    manifest = parse(_read_listed(files, MANIFEST, sums), files.path_of(MANIFEST))
     graphs = [path for variant in manifest.variants for path in (variant.path, variant.data_path)]
     for needed in [*graphs, manifest.golden.file, *(latent.prior.file for latent in manifest.latents)]:
         if needed is not None and needed not in sums:
             raise BundleError(
-                f"{os.path.join(root, SUMS)}: {needed}, named by {MANIFEST}, is not listed; copy the bundle again"
+                f"{files.path_of(SUMS)}: {needed}, named by {MANIFEST}, is not listed; copy the bundle again"
             )
     return Bundle(root, manifest, sums, found, files)
 
@@ -253,191 +241,12 @@ def format_sums(files: Iterable[tuple[str, bytes]]) -> bytes:
     return "".join(f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in sorted(files)).encode()
 
 
-def clash_of(paths: Collection[str]) -> str | None:
-    """Why files cannot stand side by side in a .zip file, and so on every system; None where they can."""
-    spelled: dict[str, str] = {}
-    for path in paths:
-        if len(path) > _MOST_NAME:
-            return f"{path[:200]}…: a path of at most {_MOST_NAME} characters is expected, got {len(path)}"
-        parts = path.split("/")
-        for depth in range(1, len(parts) + 1):
-            part = "/".join(parts[:depth])
-            other = spelled.setdefault(part.lower(), part)
-            if other != part:
-                return f"{part}: only the case of its letters tells it from {other}"
-            if depth < len(parts) and part in paths:
-                return f"{path}: {part} is a file and no folder"
-    return None
-
-
-def _read_listed(files: _Folder | _Archive, relative: str, sums: Mapping[str, str], *, alone: bool = False) -> bytes:
-    place = os.path.join(files.root, relative)
+def _read_listed(files: Place, relative: str, sums: Mapping[str, str], *, alone: bool = False) -> bytes:
+    place = files.path_of(relative)
     if relative not in sums:
         raise BundleError(f"{place}: not listed in {SUMS}; copy the bundle again")
-    content = files.read(relative, alone=alone)
+    content = files.read(relative, limit=_MAX_BYTES if relative == MANIFEST else None, alone=alone)
     found = hashlib.sha256(content).hexdigest()
     if found != sums[relative]:
         raise BundleError(f"{place}: sha256 is {found}, {SUMS} says {sums[relative]}; copy the bundle again")
     return content
-
-
-class _Folder:
-    """The files of a bundle in a folder, by their relative paths."""
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-
-    def names(self) -> Iterator[str]:
-        """The relative path of everything inside that is no folder."""
-        for folder, folders, files in os.walk(self.root, onerror=_raise):
-            for entry in [*folders, *files]:
-                place = os.path.join(folder, entry)
-                if not stat.S_ISDIR(os.lstat(place).st_mode):
-                    yield os.path.relpath(place, self.root).replace(os.sep, "/")
-
-    def read(self, relative: str, *, alone: bool = False) -> bytes:
-        """Read a plain file, refusing links (the folder itself may be one), pipes and devices.
-
-        Of a file that must stand alone hard links are refused too.
-        """
-        place = self.root
-        try:
-            for part in relative.split("/"):
-                place = os.path.join(place, part)
-                status = os.lstat(place)
-                if stat.S_ISLNK(status.st_mode):
-                    raise BundleError(
-                        f"{place}: a link, which a bundle must not hold; copy the bundle with its real files"
-                    )
-            if not stat.S_ISREG(status.st_mode):
-                raise BundleError(f"{place}: a plain file is expected; copy the bundle again")
-            if alone and status.st_nlink > 1:
-                raise BundleError(
-                    f"{place}: a link, hard links included, which a graph's weights must not be: the file has "
-                    f"{status.st_nlink} names; copy the bundle with its real files"
-                )
-            _require_small(place, relative, status.st_size)
-            with open(place, "rb") as file:
-                return file.read()
-        except FileNotFoundError:
-            raise BundleError(f"{os.path.join(self.root, relative)}: missing; copy the bundle again") from None
-        except OSError as error:
-            raise BundleError(f"{os.path.join(self.root, relative)}: cannot be read: {error_line(error)}") from None
-
-
-# Of a .zip file (APPNOTE.TXT of PKWARE): the header before each file's bytes, its entry in the directory, and the end.
-_LOCAL, _ENTRY, _END = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s4H2LH")
-# Of the flags the one that may be set, and the version 2.0, which is enough for files as they are.
-_UTF8, _VERSION = 0x800, 20
-# Far above any real ones.
-_MOST_DIRECTORY, _MOST_NAME = 2**20, 1024
-
-
-class _Archive:
-    """The files of a bundle in a .zip file, by their relative paths.
-
-    The file holds what the format asks for, byte after byte, and nothing else: each header with its file as it is, the
-    directory, the end. So two programs cannot read it differently, and nothing in it is larger than it looks. All this
-    would have to be checked here if zipfile read it too, whose import takes 7 % of a cold start.
-    """
-
-    def __init__(self, root: str) -> None:
-        """Read the directory, and hold each header against it.
-
-        Raises:
-            BundleError: the file is no such archive, or cannot be read.
-        """
-        self.root = root
-        # Where each file's bytes are, how many, and their CRC-32.
-        self._members: dict[str, tuple[int, int, int]] = {}
-        try:
-            with open(root, "rb") as file:
-                self._read_directory(file)
-        except OSError as error:
-            raise BundleError(f"{root}: cannot be read: {error_line(error)}") from None
-
-    def names(self) -> Iterator[str]:
-        """The path of every file inside."""
-        return iter(self._members)
-
-    def read(self, relative: str, *, alone: bool = False) -> bytes:
-        """Read a file. Each stands alone: inside an archive there are no links."""
-        place = os.path.join(self.root, relative)
-        if relative not in self._members:
-            raise BundleError(f"{place}: missing; copy the bundle again")
-        start, size, crc = self._members[relative]
-        _require_small(place, relative, size)
-        import zlib  # of folders not needed
-
-        try:
-            with open(self.root, "rb") as file:
-                file.seek(start)
-                content = file.read(size)
-        except OSError as error:
-            raise BundleError(f"{place}: cannot be read: {error_line(error)}") from None
-        if len(content) != size or zlib.crc32(content) != crc:
-            raise BundleError(f"{place}: damaged, or altered since it was opened; copy the bundle again")
-        return content
-
-    def _read_directory(self, file: IO[bytes]) -> None:
-        whole = os.fstat(file.fileno()).st_size
-        file.seek(max(0, whole - _END.size))
-        end = file.read(_END.size)
-        if len(end) < _END.size or not end.startswith(b"PK\5\6"):
-            raise self._wrong("one that ends without a comment is expected")
-        _, disk, first_disk, here, count, size, start, comment = _END.unpack(end)
-        if (disk, first_disk, here, comment) != (0, 0, count, 0) or start + size + _END.size != whole:
-            raise self._wrong("one below 4 GiB, with its directory right before its end, is expected")
-        if size > _MOST_DIRECTORY:
-            raise self._wrong(f"a directory of at most {_MOST_DIRECTORY} bytes is expected, got {size}")
-        file.seek(start)
-        directory = file.read(size)
-        entry = position = 0
-        for _ in range(count):
-            fields = directory[entry : entry + _ENTRY.size]
-            if len(fields) < _ENTRY.size or not fields.startswith(b"PK\1\2"):
-                raise self._wrong(f"{count} files are expected from its end, the directory has {len(self._members)}")
-            entry += _ENTRY.size
-            # From the version to the length of the name, as before the file; then of extra fields and of a comment.
-            *shared, extra, comment, disk, _, mode, offset = _ENTRY.unpack(fields)[2:]
-            version, flags, method, _, _, crc, packed, size, length = shared
-            raw = directory[entry : entry + length]
-            entry += length
-            name = raw.decode("ascii", errors="replace")
-            if not _PATH.fullmatch(name):
-                raise self._wrong(f"paths of names of A-Za-z0-9._- are expected, got {name[:200]!r}")
-            if name in self._members:
-                raise self._wrong(f"{name}: it is there twice")
-            if stat.S_IFMT(mode >> 16) not in (0, stat.S_IFREG):
-                raise self._wrong(f"{name}: a plain file is expected, it is a link, a folder or the like")
-            if flags & ~_UTF8 or method or packed != size or version > _VERSION:
-                raise self._wrong(f"{name}: a file as it is, neither compressed nor encrypted, is expected (zip -0)")
-            if extra or comment or disk:
-                raise self._wrong(f"{name}: no extra fields and no comment are expected (zip -X)")
-            file.seek(position)
-            header = file.read(_LOCAL.size + length)
-            right = len(header) == _LOCAL.size + length and header.startswith(b"PK\3\4") and header.endswith(raw)
-            # No extra fields here either.
-            if offset != position or not right or _LOCAL.unpack_from(header)[1:] != (*shared, 0):
-                raise self._wrong(f"{name}: its header, as in the directory, is expected at byte {position}")
-            position += len(header)
-            self._members[name] = position, size, crc
-            position += size
-        if entry != len(directory) or position != start:
-            raise self._wrong("files, directory and end are expected without a gap")
-        clash = clash_of(self._members)
-        if clash:
-            raise self._wrong(clash)
-
-    def _wrong(self, why: str) -> BundleError:
-        return BundleError(f"{self.root}: no .zip file of a bundle: {why}; pack or copy it again")
-
-
-def _require_small(place: str, relative: str, size: int) -> None:
-    most = _MOST_BYTES.get(relative)
-    if most is not None and size > most:
-        raise BundleError(f"{place}: at most {most} bytes are expected, got {size}")
-
-
-def _raise(error: OSError) -> None:
-    raise BundleError(f"{error.filename}: cannot be read: {error_line(error)}") from None

@@ -6,19 +6,18 @@ import dataclasses
 import io
 import os
 import re
-import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
 
 from ._version import __version__
-from .bundle import MANIFEST, SUMS, Bundle, clash_of, format_sums, open_bundle, require_replaceable
+from .bundle import MANIFEST, SUMS, Bundle, format_sums, open_bundle, require_replaceable
 from .devices import onnxruntime_version
-from .errors import InputError, VaeError, error_line
-from .files import write_atomic, write_folder
+from .errors import InputError
+from .files import write_folder
 from .golden import golden_tensors, read_golden
 from .manifest import COMPONENTS, Manifest, Variant, dump
 from .onnx_file import operators_of
+from .places import archive_entry, is_zip, write_zip
 from .session import OPTIMIZATIONS, optimized
 
 __all__ = ["OPERATORS", "pack", "parse_only"]
@@ -31,8 +30,6 @@ _MOST_CARD = 2**16
 # What packing says at the top of a card.
 _NOTE = re.compile(rb"\A> Packed: [^\n]*\n\n")
 _PICTURE = re.compile(rb"^!\[[^\]\n]*\]\(([^)\n]*)\)\n?", re.MULTILINE)
-# Sizes and offsets of a .zip file have 32 bits, those without Zip64.
-_MOST_ZIP = 2**32 - 2**21
 
 
 def pack(
@@ -79,7 +76,7 @@ def pack(
     there = Path(os.path.realpath(source.path))
     if here == there or there in here.parents:
         raise InputError(f"{out}: a place outside of the bundle is expected; what is added there would spoil it")
-    require_replaceable(target, force, zipped=_is_zip(target))
+    require_replaceable(target, force, zipped=is_zip(target))
     manifest = _cut(source, wanted)
     files = {
         path: source.read(path)
@@ -97,8 +94,8 @@ def pack(
         files[OPERATORS] = _required_operators(source, manifest)
     files[SUMS] = format_sums(files.items())
     files = dict(sorted(files.items()))
-    if _is_zip(target):
-        _write_zip(target, files)
+    if is_zip(target):
+        write_zip(target, files)
     else:
         write_folder(target, files, replace=force)
     return open_bundle(target).digest
@@ -119,10 +116,6 @@ def parse_only(texts: Iterable[str]) -> list[tuple[str, str | None]]:
                 raise InputError(f"only: {one} is expected, got {part!r}")
             found.append((component, name or None))
     return found
-
-
-def _is_zip(path: Path) -> bool:
-    return path.suffix.lower() == ".zip"
 
 
 def _cut(source: Bundle, wanted: Sequence[tuple[str, str | None]]) -> Manifest:
@@ -159,7 +152,7 @@ def _golden(source: Bundle, manifest: Manifest) -> bytes:
         for name in sorted(golden_tensors(manifest)):
             member = io.BytesIO()
             np.lib.format.write_array(member, arrays[name], allow_pickle=False)
-            archive.writestr(_entry(f"{name}.npy"), member.getvalue(), zipfile.ZIP_DEFLATED)
+            archive.writestr(archive_entry(f"{name}.npy"), member.getvalue(), zipfile.ZIP_DEFLATED)
     return kept.getvalue()
 
 
@@ -175,38 +168,6 @@ def _card(source: Bundle, manifest: Manifest) -> bytes | None:
     note = f"> Packed: {graphs} alone, of the bundle {origin}, which this card describes.\n\n"
     card = _NOTE.sub(b"", card)
     return note.encode() + _PICTURE.sub(lambda match: match[0] if b":" in match[1] else b"", card)
-
-
-def _write_zip(out: Path, files: Mapping[str, bytes]) -> None:
-    import zipfile
-
-    clash = clash_of(files)
-    if clash:
-        raise VaeError(f"{out}: {clash}; write a folder instead of a .zip file")
-    size = sum(map(len, files.values()))
-    if size > _MOST_ZIP:
-        raise VaeError(f"{out}: at most 4 GiB are expected in a .zip file, got {size} bytes; write a folder instead")
-
-    def write(file: IO[bytes]) -> None:
-        with zipfile.ZipFile(file, "w", allowZip64=False) as archive:
-            for path, content in files.items():
-                archive.writestr(_entry(path), content)
-
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VaeError(f"{out}: cannot write here: {error_line(error)}; choose a folder that is writable") from error
-    write_atomic(out, write)
-
-
-def _entry(path: str) -> Any:
-    """The header of a file in an archive: a plain one, of no time and of no system in particular."""
-    import zipfile
-
-    entry = zipfile.ZipInfo(path)
-    entry.create_system = 3
-    entry.external_attr = (stat.S_IFREG | 0o644) << 16
-    return entry
 
 
 def _required_operators(source: Bundle, manifest: Manifest) -> bytes:

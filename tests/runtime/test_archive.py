@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 import vae_runtime
 from vae_runtime import BundleError
-from vae_runtime.bundle import SUMS, _Archive, clash_of, format_sums, open_bundle
+from vae_runtime.bundle import SUMS, format_sums, open_bundle
 from vae_runtime.cli import main as cli
-from vae_runtime.packing import _write_zip
+from vae_runtime.places import Archive, clash_of, write_zip
 
 DIGITS = Path(__file__).parents[2] / "models" / "digits"
 DECODER = "decoder/fp32/model.onnx"
@@ -299,7 +299,7 @@ def test_a_flipped_bit_of_a_file_is_found(digits_zip, place):
         damaged[whole.index(content) + len(content) // 2] ^= 4
         place.write_bytes(damaged)
         with pytest.raises(BundleError, match=f"{name}: damaged, or altered since it was opened; copy the bundle"):
-            _Archive(place).read(name)
+            Archive(place).read(name)
         if name in (SUMS, "manifest.json"):
             with pytest.raises(BundleError, match=name):
                 vae_runtime.verify(place)
@@ -369,7 +369,7 @@ def test_what_changed_since_it_was_opened_is_refused(digits_zip, place, vae, how
 
 def opened(place, content):
     place.write_bytes(content)
-    return _Archive(place)
+    return Archive(place)
 
 
 def test_the_partners_of_the_hostile_files_are_read(place):
@@ -381,7 +381,7 @@ def test_the_partners_of_the_hostile_files_are_read(place):
 @pytest.mark.parametrize(("content", "match"), HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_file_is_refused_in_one_line(place, capsys, content, match):
     place.write_bytes(content)
-    for refuse in (_Archive, open_bundle, vae_runtime.load, vae_runtime.verify):
+    for refuse in (Archive, open_bundle, vae_runtime.load, vae_runtime.verify):
         with pytest.raises(BundleError, match=rf"^\S+bundle\.zip: no \.zip file of a bundle: .*{match}") as caught:
             refuse(place)
         assert str(caught.value).endswith("; pack or copy it again")
@@ -498,7 +498,7 @@ NAMES = st.from_regex(r"[a-z0-9_-][a-z0-9._-]{0,6}(/[a-z0-9_-][a-z0-9._-]{0,6}){
 @settings(many, max_examples=60)
 @given(st.dictionaries(NAMES, st.binary(max_size=50), max_size=5).filter(lambda files: not clash_of(files)))
 def test_what_is_written_is_read_and_is_always_the_same(scratch, files):
-    _write_zip(scratch, files)
-    content, archive = scratch.read_bytes(), _Archive(scratch)
+    write_zip(scratch, files)
+    content, archive = scratch.read_bytes(), Archive(scratch)
     assert {name: archive.read(name) for name in archive.names()} == files
     assert content == zip_of(files.items())

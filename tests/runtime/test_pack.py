@@ -557,7 +557,7 @@ def test_files_that_clash_are_packed_as_a_folder_alone(whole, tmp_path, edit_man
 
 
 def test_more_than_a_zip_file_holds_is_refused(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("vae_runtime.packing._MOST_ZIP", 1000)
+    monkeypatch.setattr("vae_runtime.places._MAX_ZIP", 1000)
     with pytest.raises(VaeError, match=r"at most 4 GiB are expected in a \.zip file, got [0-9]+ bytes; write a folder"):
         pack(whole, tmp_path / "small.zip")
     assert list(tmp_path.iterdir()) == []

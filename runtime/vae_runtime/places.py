@@ -1,0 +1,295 @@
+"""The files of a bundle, wherever they are: in a folder, or in one .zip file."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import struct
+from collections.abc import Collection, Iterator, Mapping
+from typing import IO, TYPE_CHECKING, Any
+
+from .errors import BundleError, VaeError, error_line
+
+if TYPE_CHECKING:
+    # 3 % of a cold start.
+    from pathlib import Path
+
+__all__ = ["PATH", "Archive", "Folder", "Place", "archive_entry", "clash_of", "is_zip", "open_place", "write_zip"]
+
+# The path of a file in a bundle.
+PATH = re.compile("[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+# Of a .zip file (APPNOTE.TXT of PKWARE): the header before each file's bytes, its entry in the directory, and the end.
+_LOCAL, _ENTRY, _END = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s4H2LH")
+# Of the flags the one that may be set, and the version 2.0, which is enough for files as they are.
+_UTF8, _VERSION = 0x800, 20
+# Far above any real ones.
+_MAX_DIRECTORY, _MAX_NAME = 2**20, 1024
+# Sizes and offsets of a .zip file have 32 bits, those without Zip64.
+_MAX_ZIP = 2**32 - 2**21
+
+
+def open_place(root: str) -> Place:
+    """Open the folder or the .zip file of a bundle.
+
+    Raises:
+        BundleError: there is neither, or the file is not in the form that a bundle's .zip file has.
+    """
+    if os.path.isdir(root):
+        return Folder(root)
+    if os.path.isfile(root):
+        return Archive(root)
+    state = "is not a folder, nor a .zip file" if os.path.exists(root) else "does not exist"
+    raise BundleError(f"{root}: {state}; give the folder of a bundle, as `vae-export export` writes it")
+
+
+class Place:
+    """Where the files of a bundle are. Each is named by its path relative to `root`, with forward slashes."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def path_of(self, relative: str) -> str:
+        """Return where a file is, for errors."""
+        return os.path.join(self.root, relative)
+
+    def names(self) -> Iterator[str]:
+        """Return the relative path of everything that is no folder."""
+        raise NotImplementedError
+
+    def holds(self, relative: str) -> bool:
+        """Return whether there is a file of this name."""
+        raise NotImplementedError
+
+    def read(self, relative: str, *, limit: int | None = None, alone: bool = False) -> bytes:
+        """Return the content of a file.
+
+        Args:
+            relative: the file.
+            limit: the most bytes that it may have.
+            alone: whether further names of the same file (hard links) are refused.
+
+        Raises:
+            BundleError: the file is missing, not a plain file, too large, or cannot be read.
+        """
+        raise NotImplementedError
+
+
+class Folder(Place):
+    """The files of a bundle in a folder."""
+
+    def names(self) -> Iterator[str]:
+        """Return the relative path of everything that is no folder."""
+        for folder, folders, files in os.walk(self.root, onerror=_raise):
+            for entry in [*folders, *files]:
+                place = os.path.join(folder, entry)
+                if not stat.S_ISDIR(os.lstat(place).st_mode):
+                    yield os.path.relpath(place, self.root).replace(os.sep, "/")
+
+    def holds(self, relative: str) -> bool:
+        """Return whether there is a file of this name."""
+        return os.path.isfile(self.path_of(relative))
+
+    def read(self, relative: str, *, limit: int | None = None, alone: bool = False) -> bytes:
+        """Return the content of a plain file; links (the folder itself may be one), pipes and devices are refused."""
+        place = self.root
+        try:
+            for part in relative.split("/"):
+                place = os.path.join(place, part)
+                status = os.lstat(place)
+                if stat.S_ISLNK(status.st_mode):
+                    raise BundleError(
+                        f"{place}: a link, which a bundle must not hold; copy the bundle with its real files"
+                    )
+            if not stat.S_ISREG(status.st_mode):
+                raise BundleError(f"{place}: a plain file is expected; copy the bundle again")
+            if alone and status.st_nlink > 1:
+                raise BundleError(
+                    f"{place}: a link, hard links included, which a graph's weights must not be: the file has "
+                    f"{status.st_nlink} names; copy the bundle with its real files"
+                )
+            _require_small(place, status.st_size, limit)
+            with open(place, "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            raise BundleError(f"{self.path_of(relative)}: missing; copy the bundle again") from None
+        except OSError as error:
+            raise BundleError(f"{self.path_of(relative)}: cannot be read: {error_line(error)}") from None
+
+
+class Archive(Place):
+    """The files of a bundle in a .zip file.
+
+    The file holds what the format asks for, byte after byte, and nothing else: each header with its file as it is, the
+    directory, the end. So two programs cannot read it differently, and nothing in it is larger than it looks. All this
+    would have to be checked here if zipfile read it too, whose import takes 7 % of a cold start.
+    """
+
+    def __init__(self, root: str) -> None:
+        """Read the directory, and hold each header against it.
+
+        Raises:
+            BundleError: the file is no such archive, or cannot be read.
+        """
+        super().__init__(root)
+        # Where each file's bytes are, how many, and their CRC-32.
+        self._members: dict[str, tuple[int, int, int]] = {}
+        try:
+            with open(root, "rb") as file:
+                self._read_directory(file)
+        except OSError as error:
+            raise BundleError(f"{root}: cannot be read: {error_line(error)}") from None
+
+    def names(self) -> Iterator[str]:
+        """Return the path of every file."""
+        return iter(self._members)
+
+    def holds(self, relative: str) -> bool:
+        """Return whether there is a file of this name."""
+        return relative in self._members
+
+    def read(self, relative: str, *, limit: int | None = None, alone: bool = False) -> bytes:
+        """Return the content of a file. An archive has no links: each file has one name."""
+        place = self.path_of(relative)
+        if relative not in self._members:
+            raise BundleError(f"{place}: missing; copy the bundle again")
+        start, size, crc = self._members[relative]
+        _require_small(place, size, limit)
+        import zlib  # of folders not needed
+
+        try:
+            with open(self.root, "rb") as file:
+                file.seek(start)
+                content = file.read(size)
+        except OSError as error:
+            raise BundleError(f"{place}: cannot be read: {error_line(error)}") from None
+        if len(content) != size or zlib.crc32(content) != crc:
+            raise BundleError(f"{place}: damaged, or altered since it was opened; copy the bundle again")
+        return content
+
+    def _read_directory(self, file: IO[bytes]) -> None:
+        whole = os.fstat(file.fileno()).st_size
+        file.seek(max(0, whole - _END.size))
+        end = file.read(_END.size)
+        if len(end) < _END.size or not end.startswith(b"PK\5\6"):
+            raise self._wrong("one that ends without a comment is expected")
+        _, disk, first_disk, here, count, size, start, comment = _END.unpack(end)
+        if (disk, first_disk, here, comment) != (0, 0, count, 0) or start + size + _END.size != whole:
+            raise self._wrong("one below 4 GiB, with its directory right before its end, is expected")
+        if size > _MAX_DIRECTORY:
+            raise self._wrong(f"a directory of at most {_MAX_DIRECTORY} bytes is expected, got {size}")
+        file.seek(start)
+        directory = file.read(size)
+        entry = position = 0
+        for _ in range(count):
+            fields = directory[entry : entry + _ENTRY.size]
+            if len(fields) < _ENTRY.size or not fields.startswith(b"PK\1\2"):
+                raise self._wrong(f"{count} files are expected from its end, the directory has {len(self._members)}")
+            entry += _ENTRY.size
+            # From the version to the length of the name, as before the file; then of extra fields and of a comment.
+            *shared, extra, comment, disk, _, mode, offset = _ENTRY.unpack(fields)[2:]
+            version, flags, method, _, _, crc, packed, size, length = shared
+            raw = directory[entry : entry + length]
+            entry += length
+            name = raw.decode("ascii", errors="replace")
+            if not PATH.fullmatch(name):
+                raise self._wrong(f"paths of names of A-Za-z0-9._- are expected, got {name[:200]!r}")
+            if name in self._members:
+                raise self._wrong(f"{name}: it is there twice")
+            if stat.S_IFMT(mode >> 16) not in (0, stat.S_IFREG):
+                raise self._wrong(f"{name}: a plain file is expected, it is a link, a folder or the like")
+            if flags & ~_UTF8 or method or packed != size or version > _VERSION:
+                raise self._wrong(f"{name}: a file as it is, neither compressed nor encrypted, is expected (zip -0)")
+            if extra or comment or disk:
+                raise self._wrong(f"{name}: no extra fields and no comment are expected (zip -X)")
+            file.seek(position)
+            header = file.read(_LOCAL.size + length)
+            right = len(header) == _LOCAL.size + length and header.startswith(b"PK\3\4") and header.endswith(raw)
+            # No extra fields here either.
+            if offset != position or not right or _LOCAL.unpack_from(header)[1:] != (*shared, 0):
+                raise self._wrong(f"{name}: its header, as in the directory, is expected at byte {position}")
+            position += len(header)
+            self._members[name] = position, size, crc
+            position += size
+        if entry != len(directory) or position != start:
+            raise self._wrong("files, directory and end are expected without a gap")
+        clash = clash_of(self._members)
+        if clash:
+            raise self._wrong(clash)
+
+    def _wrong(self, why: str) -> BundleError:
+        return BundleError(f"{self.root}: no .zip file of a bundle: {why}; pack or copy it again")
+
+
+def _require_small(place: str, size: int, limit: int | None) -> None:
+    if limit is not None and size > limit:
+        raise BundleError(f"{place}: at most {limit} bytes are expected, got {size}")
+
+
+def _raise(error: OSError) -> None:
+    raise BundleError(f"{error.filename}: cannot be read: {error_line(error)}") from None
+
+
+def is_zip(path: Path) -> bool:
+    """Return whether a bundle's path is that of a .zip file."""
+    return path.suffix.lower() == ".zip"
+
+
+def clash_of(paths: Collection[str]) -> str | None:
+    """Why files cannot stand side by side in a .zip file, and so on every system; None where they can."""
+    spelled: dict[str, str] = {}
+    for path in paths:
+        if len(path) > _MAX_NAME:
+            return f"{path[:200]}…: a path of at most {_MAX_NAME} characters is expected, got {len(path)}"
+        parts = path.split("/")
+        for depth in range(1, len(parts) + 1):
+            part = "/".join(parts[:depth])
+            other = spelled.setdefault(part.lower(), part)
+            if other != part:
+                return f"{part}: only the case of its letters tells it from {other}"
+            if depth < len(parts) and part in paths:
+                return f"{path}: {part} is a file and no folder"
+    return None
+
+
+def write_zip(out: Path, files: Mapping[str, bytes]) -> None:
+    """Write a bundle's .zip file, in the form that `Archive` reads; the same files give the same bytes.
+
+    Args:
+        out: the file to write; missing parents are made.
+        files: the content of each file by its relative path, in the order of the archive.
+
+    Raises:
+        VaeError: the files do not fit into a .zip file, or it cannot be written; nothing is left behind.
+    """
+    import zipfile
+
+    from .files import write_atomic
+
+    clash = clash_of(files)
+    if clash:
+        raise VaeError(f"{out}: {clash}; write a folder instead of a .zip file")
+    size = sum(map(len, files.values()))
+    if size > _MAX_ZIP:
+        raise VaeError(f"{out}: at most 4 GiB are expected in a .zip file, got {size} bytes; write a folder instead")
+
+    def write(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w", allowZip64=False) as archive:
+            for path, content in files.items():
+                archive.writestr(archive_entry(path), content)
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VaeError(f"{out}: cannot write here: {error_line(error)}; choose a folder that is writable") from error
+    write_atomic(out, write)
+
+
+def archive_entry(path: str) -> Any:
+    """The header of a file in an archive: a plain one, of no time and of no system in particular."""
+    import zipfile
+
+    entry = zipfile.ZipInfo(path)
+    entry.create_system = 3
+    entry.external_attr = (stat.S_IFREG | 0o644) << 16
+    return entry

@@ -36,7 +36,8 @@ class Format(Protocol):
         """Open a shard, as the function `read` of this module describes it."""
 
 
-FORMATS: Mapping[str, Format] = {"npy": npy, "parquet": parquet, "safetensors": safetensors}
+_TABLE: Mapping[str, Format] = {"npy": npy, "parquet": parquet, "safetensors": safetensors}
+FORMATS = tuple(_TABLE)
 
 
 def require(name: str) -> None:
@@ -48,7 +49,7 @@ def require(name: str) -> None:
     """
     if name not in FORMATS:
         raise InputError(f"format: {', '.join(FORMATS)} is expected, got {name!r}")
-    FORMATS[name].require()
+    _TABLE[name].require()
 
 
 def write(
@@ -70,7 +71,7 @@ def write(
         InputError: the batches are not of this shape and dtype, or the format has none for them.
         VaeError: the format's library is not installed.
     """
-    FORMATS[name].write(file, shape, np.dtype(dtype), _checked(batches, shape, np.dtype(dtype)), about)
+    _TABLE[name].write(file, shape, np.dtype(dtype), _checked(batches, shape, np.dtype(dtype)), about)
 
 
 def read(name: str, source: Path | bytes, shape: tuple[int, ...], dtype: DTypeLike) -> Rows:
@@ -90,7 +91,7 @@ def read(name: str, source: Path | bytes, shape: tuple[int, ...], dtype: DTypeLi
         ValueError: it holds something else; the rows' function raises it too.
         VaeError: the format's library is not installed.
     """
-    return FORMATS[name].read(source, shape, np.dtype(dtype))
+    return _TABLE[name].read(source, shape, np.dtype(dtype))
 
 
 def _checked(batches: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:

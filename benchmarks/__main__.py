@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vae_runtime.cli.main import argument, run
+from vae_runtime.cli.main import run
+from vae_runtime.cli.options import argument
 from vae_runtime.errors import InputError, VaeError, require_integer, require_number
 from vae_runtime.files import write_atomic
 

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 import vae_runtime
-from vae_runtime.cli.main import argument, run
+from vae_runtime.cli.main import run
+from vae_runtime.cli.options import argument
 from vae_runtime.errors import DeviceError, VaeError, require_integer
 from vae_runtime.files import write_atomic
 

@@ -1,0 +1,173 @@
+"""The verbs `info`, `verify`, `pack` and `bench`: a bundle as a whole."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import one_line
+
+if TYPE_CHECKING:
+    from ..manifest import Condition, Latent, Sizes
+
+__all__: list[str] = []
+
+
+def _info(options: argparse.Namespace) -> None:
+    from ..bundle import open_bundle
+
+    bundle = open_bundle(options.bundle, options.digest)
+    manifest = bundle.manifest
+    observation, likelihood = manifest.observation, manifest.likelihood
+    within = f", values {observation.range[0]:g} … {observation.range[1]:g}" if observation.range else ""
+    raw = observation.normalisation
+    scaled = f", x = (raw - {raw.offset:g}) / {raw.divisor:g}" if raw else ""
+    dims = _dims(observation.axes, observation.shape, observation.dynamic)
+    scale = f", scale {likelihood.scale:g}" if likelihood.scale else ""
+    rows = [
+        ("name", manifest.name),
+        ("description", manifest.description),
+        ("license", manifest.license or "not stated"),
+        ("observation", f"{observation.name} {observation.dtype} {dims}{within}{scaled}"),
+        *(("condition", _described_condition(condition)) for condition in manifest.conditions),
+        *(("latent", _described_latent(latent)) for latent in manifest.latents),
+        ("likelihood", likelihood.kind + scale + (f": {likelihood.reason}" if likelihood.reason else "")),
+        ("noise", manifest.noise),
+        ("packed from", manifest.packed_from),
+        ("format", manifest.format_version),
+        ("digest", bundle.digest),
+    ]
+    sizes = {
+        variant.path: sum(map(len, [bundle.read(variant.path), *bundle.data(variant).values()])) / 1024
+        for variant in manifest.variants
+    }
+    for key, value in rows:
+        if value:
+            print(f"{key:28}{one_line(value)}")
+    if manifest.metrics:
+        surrogate = ", figures of a surrogate likelihood" if manifest.metrics.get("surrogate") is True else ""
+        print(f"\nmeasured before export{surrogate}")
+    for key, value in manifest.metrics.items():
+        print(
+            f"  {one_line(key.replace('_', ' ')):26}{one_line(f'{value:.6g}' if isinstance(value, float) else value)}"
+        )
+    print()
+    print(f"{'graph':28}{'KiB':>8}  {'precision':10} largest difference from PyTorch")
+    for variant in manifest.variants:
+        errors = ", ".join(f"{name} {error:.1e}" for name, error in variant.error.items())
+        print(
+            f"{variant.component + '/' + variant.name:28}{sizes[variant.path]:8,.0f}  {variant.precision:10} {errors}"
+        )
+    measured = [(variant, variant.quality) for variant in manifest.variants if variant.quality]
+    if measured:
+        print(f"\n{'variant, beside fp32':28}{'KiB':>8}  {'PSNR':>10}  {'ELBO':>12}  how it was made")
+    for variant, quality in measured:
+        psnr = "same" if quality.psnr is None else f"{quality.psnr:.1f} dB"
+        elbo = "-" if quality.elbo_change is None else f"{quality.elbo_change:+.3f} nats"
+        said = ", ".join([quality.method, f"on {quality.measured}", *([quality.reason] if quality.reason else [])])
+        print(
+            f"{variant.component + '/' + variant.name:28}{sizes[variant.path]:8,.0f}  {psnr:>10}  {elbo:>12}  "
+            f"{one_line(said)}"
+        )
+    for refusal in manifest.refused:
+        print(f"{refusal.component + '/' + refusal.variant:28}left out: {one_line(refusal.reason)}")
+
+
+def _dims(axes: Sequence[str], shape: Sequence[int], dynamic: Mapping[str, Sizes]) -> str:
+    named = axes or [""] * len(shape)
+    sizes = [
+        f"{axis} {size}".strip() + (f" ({dynamic[axis]})" if axis in dynamic else "")
+        for axis, size in zip(named, shape, strict=True)
+    ]
+    return f"[{', '.join(sizes)}]"
+
+
+def _described_condition(condition: Condition) -> str:
+    classes = f", classes {', '.join(condition.classes)}" if condition.classes else ""
+    within = f", values {condition.range[0]:g} … {condition.range[1]:g}" if condition.range else ""
+    what = f"{condition.name} {condition.dtype} {list(condition.shape)}{classes}{within}"
+    return f"{what}, of {' and '.join(condition.components)}"
+
+
+def _described_latent(latent: Latent) -> str:
+    prior, posterior = latent.prior, latent.posterior
+    priors = {
+        "normal": "prior standard normal",
+        "mixture": f"prior mixture of {prior.components} normals, {prior.covariance}",
+        "sphere": "prior uniform on the sphere",
+    }
+    if posterior.kind == "normal":
+        of = "posterior diagonal normal"
+    elif posterior.kind == "codes":
+        of = f"codes below {posterior.codebook}"
+    else:
+        what = "no posterior" if posterior.value else "noise of the decoder"
+        of = what + (f" ({posterior.reason})" if posterior.reason else "")
+    drawn = priors.get(prior.kind, "no prior" + (f" ({prior.reason})" if prior.reason else ""))
+    plain = latent.scale in (1, 1.0) and latent.shift in (0, 0.0)
+    scaled = "" if plain else f", other models take (z - {_numbers(latent.shift)}) · {_numbers(latent.scale)}"
+    return f"{latent.name} {latent.dtype} {_dims(latent.axes, latent.shape, latent.dynamic)}, {drawn}, {of}{scaled}"
+
+
+def _numbers(value: float | tuple[float, ...]) -> str:
+    return f"({', '.join(f'{each:g}' for each in value)})" if isinstance(value, tuple) else f"{value:g}"
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from ..verification import verify
+
+    report = verify(options.bundle, device=options.device, threads=options.threads, digest=options.digest)
+    print(report)
+    if report.passed:
+        skipped = sum(check.passed is None for check in report.checks)
+        print(f"verified on {options.device}: {options.bundle}" + (f"; {skipped} graphs not run" if skipped else ""))
+        return 0
+    print(f"error: {options.bundle}: verification failed; copy or export the bundle again", file=sys.stderr)
+    return 1
+
+
+def _only(text: str) -> str:
+    from ..packing import parse_only
+
+    parse_only([text])
+    return text
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from ..bundle import open_bundle
+    from ..packing import pack
+
+    digest = pack(
+        options.bundle,
+        options.out,
+        only=options.only,
+        operators=options.operators,
+        force=options.force,
+        digest=options.digest,
+    )
+    packed = open_bundle(options.out, digest)
+    size = sum(len(packed.read(path)) for path in packed.sums) / 1024
+    graphs = ", ".join(f"{variant.component}/{variant.name}" for variant in packed.manifest.variants)
+    print(f"{options.out}: {graphs}; {size:,.0f} KiB, {digest}")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from ..bench import bench
+
+    found = bench(
+        options.bundle,
+        variants=None if options.variant == "all" else [options.variant],
+        batches=options.batch,
+        threads=options.threads,
+        rounds=options.rounds,
+        device=options.device,
+        digest=options.digest,
+    )
+    if options.json:
+        import json
+
+        print(json.dumps(found.to_json(), indent=1))
+    else:
+        print(found)

@@ -39,10 +39,11 @@ from .training import checkpoint
 from .training.checkpoint import RunInfo
 from .training.data import Dataset
 from .training.evaluation import binarise, read_evaluation
-from .understand.adapt import Adapted, adapt, declared
+from .understand.adapt import adapt, declared
+from .understand.adapted import Adapted, run_module
 from .understand.declaration import Declaration
 from .understand.prior import FITTED, fit_prior, is_fitted
-from .understand.probe import probe, run_module
+from .understand.probe import probe
 from .understand.state import release, unchanged, used_tensors
 
 __all__ = ["Exported", "export", "prove"]

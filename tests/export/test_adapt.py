@@ -11,8 +11,8 @@ from torch.distributions import Bernoulli, Independent, Laplace, Normal, Poisson
 import vae_export
 from vae_export import ExportError
 from vae_export.understand.adapt import adapt, declared
+from vae_export.understand.adapted import run_module
 from vae_export.understand.declaration import Declaration
-from vae_export.understand.probe import run_module
 from vae_export.understand.state import unchanged
 
 X = torch.rand(4, 10, generator=torch.Generator().manual_seed(0))

@@ -104,7 +104,7 @@ def test_what_export_returns_is_what_it_wrote(tiny_exported):
 def test_golden_vectors_are_pytorchs_and_each_variants_own(tiny_bundle, tiny_adapted):
     import torch
 
-    from vae_export.understand.probe import run_module
+    from vae_export.understand.adapted import run_module
     from vae_runtime.golden import golden_inputs
 
     bundle = open_bundle(tiny_bundle)

@@ -16,8 +16,8 @@ from vae_export.errors import ExportError, ParityError
 from vae_export.graphs.graph import FORMATS, make_graphs, open_graph, quiet
 from vae_export.training.config import ModelConfig
 from vae_export.training.model import VAE
-from vae_export.understand.adapt import Adapted, adapt, declared
-from vae_export.understand.probe import run_module
+from vae_export.understand.adapt import adapt, declared
+from vae_export.understand.adapted import Adapted, run_module
 from vae_export.understand.state import unchanged
 from vae_runtime.manifest import Latent, Likelihood, Observation, Signature
 

@@ -25,8 +25,7 @@ from vae_runtime.manifest import TensorSpec
 from vae_runtime.session import Session
 
 from ..errors import ExportError, ParityError
-from ..understand.adapt import Adapted
-from ..understand.probe import values_read
+from ..understand.adapted import Adapted, values_read
 from ..understand.state import release
 from .rewrites import rewritten
 

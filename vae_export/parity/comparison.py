@@ -19,8 +19,7 @@ from vae_runtime.manifest import Latent, Sizes, TensorSpec
 
 from ..errors import ParityError
 from ..graphs.graph import Graph, Run, open_graph
-from ..understand.adapt import Adapted
-from ..understand.probe import resized, run_module
+from ..understand.adapted import Adapted, resized, run_module
 from ..understand.state import LARGE, in_float64, release, used_tensors
 
 __all__ = ["BATCHES", "LATENT_REACH", "Comparison", "ParityReport", "TensorParity", "compare", "rows", "tolerance"]

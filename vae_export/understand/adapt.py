@@ -10,7 +10,6 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,40 +28,19 @@ from vae_runtime.manifest import (
 )
 
 from ..errors import ExportError
+from .adapted import Adapted
 from .declaration import SECOND, Declaration
 from .draws import Draws
 from .families import family
 from .reading import DecoderReading, EncoderReading, Part, base_of, fields_of, mean_of, second_to
 
-__all__ = ["Adapted", "adapt", "declared"]
+__all__ = ["adapt", "declared"]
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _RESERVED = {"x", "z", "codes", "mu", "logvar", "std", "logits", "scale"}
 
 # How far two computations of the same numbers in float32 may be apart, as a share of the largest of them.
 _SAME = 1e-4
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """A VAE as two modules without randomness, with what their tensors mean.
-
-    `modules` has "encoder" and "decoder": each takes the tensors of `signature.inputs` and gives a tuple of those of
-    `signature.outputs`, in order. They share the model's weights. `examples` holds a value [n, …] for every input.
-    """
-
-    modules: Mapping[str, nn.Module]
-    signature: Signature
-    examples: Mapping[str, Tensor]
-    recognised: tuple[str, ...] = ()
-
-    def given(self, component: str, examples: Mapping[str, Tensor] | None = None) -> tuple[Tensor, ...]:
-        """The example's tensors for a component, in the order of its inputs."""
-        return tuple((examples or self.examples)[tensor.name] for tensor in self.signature.inputs(component))
-
-    def outputs(self, component: str) -> tuple[str, ...]:
-        """The names of a component's outputs, in order."""
-        return tuple(tensor.name for tensor in self.signature.outputs(component))
 
 
 def declared(model: nn.Module) -> tuple[str | None, Declaration]:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from vae_runtime.manifest import Signature, Sizes
 
 from ..errors import ExportError
-from .adapt import Adapted
-from .draws import Draws
+from .adapted import Adapted, resized, run_module
 
-__all__ = ["probe", "resized", "run_module", "values_read"]
+__all__ = ["probe"]
 
 # How far two computations of the same row may be apart, as a share of the largest magnitude: other batch sizes take
 # other kernels, whose roundings differ.
@@ -54,30 +53,6 @@ def probe(adapted: Adapted, dynamic: Sequence[str] = ()) -> Adapted:
             "the model uses it"
         )
     return _dynamic(adapted, dynamic) if dynamic else adapted
-
-
-def run_module(module: nn.Module, given: Sequence[Tensor]) -> list[Tensor]:
-    """A component's outputs from eager PyTorch, in order."""
-    with torch.no_grad():
-        # Copies: some models change their input in place.
-        return list(module(*(tensor.clone() for tensor in given)))
-
-
-def values_read(adapted: Adapted, component: str) -> list[str]:
-    """Where a component turns values of tensors into Python's, as a branch on them does."""
-    draws = Draws.constant(0.0)
-    with draws:
-        run_module(adapted.modules[component], adapted.given(component))
-    return draws.values
-
-
-def resized(tensor: Tensor, sizes: Mapping[int, int]) -> Tensor:
-    """A tensor with other sizes of some axes, by repeating and cutting, so that its values stay of their kind."""
-    for axis, size in sizes.items():
-        repeats = [1] * tensor.dim()
-        repeats[axis] = -(-size // tensor.shape[axis])
-        tensor = tensor.repeat(repeats).narrow(axis, 0, size)
-    return tensor.contiguous()
 
 
 def _batch_norm(component: str, module: nn.Module) -> None:

@@ -103,6 +103,7 @@ def measure(data: Path, names: Sequence[str], device: str, batches: Sequence[int
             plain = Torch(folder, device, precision, vae.latent_shape)
             reference = Torch(folder, "cpu", "fp32", vae.latent_shape)
             z = vae.prior(64, seed=SEED)
+            assert isinstance(z, np.ndarray)
             wanted = reference.decode(z)
             for who, answer in (("vae-runtime", vae.decode(z)), ("PyTorch", plain.decode(z))):
                 worst = float(np.abs(answer - wanted).max() / max(1.0, float(np.abs(wanted).max())))

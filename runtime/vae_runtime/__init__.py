@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 from .errors import BundleError, DeviceError, InputError, VaeError
 from .noise import new_seed
-from .vae import VAE, interpolate, load, traverse
+from .vae import VAE, load
 
 if TYPE_CHECKING:
     from .generation.run import finish_samples, generate
     from .generation.samples import Samples, open_samples
     from .generation.verification import verify_samples
+    from .latent_walks import interpolate, traverse
     from .packing import pack
     from .posterior import Encoding, Posterior, Posteriors
     from .score import Scores
@@ -31,6 +32,7 @@ _LATER = {
     **dict.fromkeys(("finish_samples", "generate"), "generation.run"),
     "verify_samples": "generation.verification",
     **dict.fromkeys(("Samples", "open_samples"), "generation.samples"),
+    **dict.fromkeys(("interpolate", "traverse"), "latent_walks"),
     "pack": "packing",
     **dict.fromkeys(("Report", "verify"), "verification"),
 }

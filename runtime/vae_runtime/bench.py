@@ -17,7 +17,8 @@ from .bundle import Bundle, open_bundle
 from .devices import Device, resolve_device
 from .errors import BundleError, InputError, VaeError, one_line, require_integer
 from .golden import golden_inputs, read_golden
-from .vae import VAE, load, open_session
+from .networks import open_session
+from .vae import VAE, load
 from .verification import verify
 
 __all__ = ["WORK", "Benchmark", "Timing", "bench"]

@@ -1,21 +1,212 @@
-"""Hold what is given to a graph, observations, latents and conditions, against what the manifest says of it."""
+"""Check observations, latents and conditions against the manifest, and name them as the graphs' inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from . import noise
 from .errors import InputError, require_integer
-from .manifest import Condition, Latent, Observation, Sizes
+from .manifest import Condition, Latent, Manifest, Observation, Sizes
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["condition_rows", "latent_rows", "observation_rows", "other_shape"]
+    from .prior import Prior
 
+__all__ = ["Inputs", "condition_rows", "latent_rows", "observation_rows", "other_shape", "rows_of"]
+
+# One latent's array, or arrays by the latents' names.
+Latents: TypeAlias = "ArrayLike | Mapping[str, ArrayLike]"
+# Values by the conditions' names: one for all rows, an array [n, ...], or names of classes.
+Conditions: TypeAlias = "Mapping[str, Any] | None"
+LatentShape: TypeAlias = "Sequence[int] | Mapping[str, Sequence[int]] | None"
+# A graph's inputs by name.
+Feeds: TypeAlias = "dict[str, NDArray[Any]]"
 Bounds = tuple[float, float] | None
+_FLOAT32 = np.dtype(np.float32)
+
+
+class Inputs:
+    """The inputs of a VAE's two graphs, made from checked arguments of its methods."""
+
+    def __init__(self, manifest: Manifest, prior: Prior) -> None:
+        self._observation = manifest.observation
+        self._latents = manifest.latents
+        self._conditions = manifest.conditions
+        self._prior = prior
+        self.has_several = len(manifest.latents) > 1
+        """Whether latents are taken and given in mappings."""
+        self.encoder_noise = any(latent.posterior.noise for latent in manifest.latents)
+        """Whether the encoder takes noise, since some latents depend on samples of others."""
+        self._taken = {
+            component: tuple(c for c in manifest.conditions if component in c.components)
+            for component in ("encoder", "decoder")
+        }
+
+    def latents(self, z: Latents) -> Feeds:
+        """Latents by name; of several, only those that are given.
+
+        Raises:
+            InputError: a name is unknown, or an array is refused by `latent_rows`.
+        """
+        if not isinstance(z, Mapping):
+            if self.has_several:
+                raise InputError(
+                    f"z: expected a mapping from the names {_names(self._latents)} to arrays, got {type(z).__name__}"
+                )
+            only = self._latents[0]
+            return {only.name: latent_rows(only, z)}
+        _require_known("z", z, self._latents)
+        return {latent.name: latent_rows(latent, z[latent.name]) for latent in self._latents if latent.name in z}
+
+    def conditions(self, component: str | None, conditions: Conditions, n: int) -> Feeds:
+        """The conditions that a component takes, or with None every condition, [n, *shape] each.
+
+        Raises:
+            InputError: a name is unknown, a condition is missing, or a value is refused by `condition_rows`.
+        """
+        if conditions is None and not self._conditions:
+            return {}
+        conditions = {} if conditions is None else conditions
+        if not isinstance(conditions, Mapping):
+            raise InputError(f"conditions: expected a mapping from names to values, got {type(conditions).__name__}")
+        _require_known("conditions", conditions, self._conditions)
+        rows = {c.name: condition_rows(c, conditions[c.name], n) for c in self._conditions if c.name in conditions}
+        needed = self._conditions if component is None else self._taken[component]
+        for condition in needed:
+            if condition.name not in rows:
+                kind = f"one of its {len(condition.classes)} classes" if condition.classes else condition.dtype
+                raise InputError(
+                    f"conditions: expected {condition.name!r} ({kind}, shape {list(condition.shape)}), got nothing; "
+                    f"give conditions={{{condition.name!r}: …}}"
+                )
+        return {condition.name: rows[condition.name] for condition in needed}
+
+    def shapes(self, latent_shape: LatentShape) -> tuple[tuple[int, ...], ...]:
+        """The shape of each latent.
+
+        Raises:
+            InputError: a name is unknown, or a shape is refused by `other_shape`.
+        """
+        if latent_shape is None:
+            return self._prior.shapes
+        if isinstance(latent_shape, Mapping):
+            shapes: Mapping[str, Sequence[int]] = latent_shape
+        elif self.has_several:
+            raise InputError(
+                f"latent_shape: expected a mapping from the names {_names(self._latents)} to shapes, got "
+                f"{latent_shape!r}"
+            )
+        else:
+            shapes = {self._latents[0].name: latent_shape}
+        _require_known("latent_shape", shapes, self._latents)
+        return tuple(
+            other_shape(latent, shapes[latent.name]) if latent.name in shapes else latent.shape
+            for latent in self._latents
+        )
+
+    def decoder(self, z: Latents, conditions: Conditions, seed: int | None, start: int) -> tuple[Feeds, int]:
+        """The decoder's inputs and their number of rows; latents that are its noise may be missing from `z`.
+
+        Raises:
+            InputError: a latent or a condition is missing or wrong.
+        """
+        feeds = self.latents(z)
+        if self.has_several or not feeds:
+            missing = [each.name for each in self._latents if each.posterior.outputs and each.name not in feeds]
+            if missing or not feeds:
+                listed = ", ".join(missing) or _names(self._latents)
+                raise InputError(f"z: {listed} is missing; give every latent by name")
+            counts = {name: len(array) for name, array in feeds.items()}
+            if len(set(counts.values())) > 1:
+                raise InputError(f"z: expected as many rows of each latent, got {counts}")
+            self._fill_noise(feeds, seed, start)
+        n = len(next(iter(feeds.values())))
+        if self._conditions or conditions is not None:
+            feeds.update(self.conditions("decoder", conditions, n))
+        return feeds, n
+
+    def decoder_of_checked(self, z: Feeds, rows: Feeds, seed: int | None, start: int) -> tuple[Feeds, int]:
+        """As `decoder`, of latents and conditions that are checked; `rows` may hold the encoder's conditions too."""
+        feeds = dict(z)
+        self._fill_noise(feeds, seed, start)
+        feeds.update({condition.name: rows[condition.name] for condition in self._taken["decoder"]})
+        return feeds, len(next(iter(feeds.values())))
+
+    def encoder(self, x: NDArray[Any], rows: Feeds, seed: int | None, start: int) -> Callable[[int, int], Feeds]:
+        """The encoder's inputs for any range of rows of checked observations and conditions.
+
+        Noise that the encoder takes is drawn with a seed, and zeros without one.
+        """
+        feeds = {self._observation.name: x}
+        if self._taken["encoder"]:
+            feeds.update({condition.name: rows[condition.name] for condition in self._taken["encoder"]})
+        given = rows_of(feeds, len(x))
+        if not self.encoder_noise:
+            return given
+        noises = self._noises(x.shape[1:])
+
+        def feed(first: int, last: int) -> Feeds:
+            part = dict(given(first, last))
+            for name, (stream, shape) in noises.items():
+                part[name] = (
+                    np.zeros((last - first, *shape), np.float32)
+                    if seed is None
+                    else noise.normal(seed, noise.advance(start, first), last - first, shape, stream)
+                )
+            return part
+
+        return feed
+
+    def _fill_noise(self, feeds: Feeds, seed: int | None, start: int) -> None:
+        """Add the latents that are the decoder's noise, where missing: drawn from the prior; without a seed zeros."""
+        if len(feeds) == len(self._latents):
+            return
+        n = len(next(iter(feeds.values())))
+        for number, latent in enumerate(self._latents):
+            if latent.name not in feeds:
+                sizes = {
+                    axis: feeds[other.name].shape[1 + index]
+                    for other in self._latents
+                    if other.name in feeds
+                    for index, axis in enumerate(other.axes)
+                }
+                shape = _with_sizes(latent, sizes)
+                feeds[latent.name] = (
+                    np.zeros((n, *shape), np.float32)
+                    if seed is None
+                    else self._prior.draw_one(number, seed, start, n, shape)
+                )
+
+    def _noises(self, observation: tuple[int, ...]) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """The stream and the shape of each noise that the encoder takes for observations of a shape."""
+        usual, axes = self._observation.shape, self._observation.axes
+        noises = {}
+        for number, latent in enumerate(self._latents):
+            if latent.posterior.noise:
+                sizes = {}
+                for axis, at_encode, at_export in zip(axes, observation, usual, strict=True):
+                    if axis in latent.dynamic:
+                        # Latents grow in proportion to observations.
+                        sizes[axis] = latent.shape[latent.axes.index(axis)] * at_encode // at_export
+                stream = noise.stream_of(noise.POSTERIOR, number)
+                noises[latent.posterior.noise] = stream, _with_sizes(latent, sizes)
+        return noises
+
+
+def rows_of(feeds: Feeds, n: int) -> Callable[[int, int], Feeds]:
+    """A function that gives the rows from `first` to `last` - 1 of arrays with `n` rows."""
+
+    def rows(first: int, last: int) -> Feeds:
+        if last - first == n:
+            return feeds
+        return {name: array[first:last] for name, array in feeds.items()}
+
+    return rows
 
 
 def observation_rows(observation: Observation, value: ArrayLike) -> NDArray[Any]:
@@ -24,8 +215,16 @@ def observation_rows(observation: Observation, value: ArrayLike) -> NDArray[Any]
     Raises:
         InputError: another dtype, a shape that is not the manifest's or not proven, or a value out of range.
     """
-    axes, dynamic = observation.axes, observation.dynamic
-    return _rows(observation.name, value, observation.dtype, observation.shape, axes, dynamic, observation.range)
+    shape, bounds = observation.shape, observation.range
+    if (
+        type(value) is np.ndarray
+        and value.dtype is _FLOAT32
+        and observation.dtype == "float32"
+        and value.shape[1:] == shape
+        and _all_within(value, bounds)
+    ):
+        return value if value.flags.c_contiguous else np.ascontiguousarray(value)
+    return _rows(observation.name, value, observation.dtype, shape, observation.axes, observation.dynamic, bounds)
 
 
 def latent_rows(latent: Latent, value: ArrayLike) -> NDArray[Any]:
@@ -34,6 +233,14 @@ def latent_rows(latent: Latent, value: ArrayLike) -> NDArray[Any]:
     Raises:
         InputError: another dtype, a shape that is not the manifest's or not proven, or a value out of range.
     """
+    if (
+        type(value) is np.ndarray
+        and value.dtype is _FLOAT32
+        and latent.dtype == "float32"
+        and value.shape[1:] == latent.shape
+        and _all_within(value, None)
+    ):
+        return value if value.flags.c_contiguous else np.ascontiguousarray(value)
     codebook = latent.posterior.codebook
     bounds = (0, codebook - 1) if codebook else None
     return _rows(latent.name, value, latent.dtype, latent.shape, latent.axes, latent.dynamic, bounds)
@@ -90,6 +297,52 @@ def condition_rows(condition: Condition, value: Any, n: int) -> NDArray[Any]:
         raise InputError(f"{name}: {wanted} is expected, got {list(array.shape)}")
     _require_within(name, array, (0, len(classes) - 1) if classes else condition.range, "choose another value")
     return np.broadcast_to(array, (n, *shape)) if array.shape == shape else array
+
+
+def _all_within(array: NDArray[np.float32], bounds: Bounds) -> bool:
+    """Whether there are numbers, all finite and within bounds, in one pass; False may also mean "look closer"."""
+    if not array.size:
+        return False
+    if bounds is None:
+        # The sum of squares of finite numbers is finite unless it overflows.
+        squares = float(np.vdot(array, array))
+        return squares - squares == 0
+    highest = _bits(bounds)
+    if highest is not None:
+        return bool(np.maximum.reduce(array.view(np.uint32), axis=None) <= highest)
+    # Both are NaN where any number is, and no comparison holds.
+    return bool(np.minimum.reduce(array, axis=None) >= bounds[0] and np.maximum.reduce(array, axis=None) <= bounds[1])
+
+
+@functools.lru_cache(maxsize=64)
+def _bits(bounds: tuple[float, float]) -> int | None:
+    """The bits of the upper bound as float32, where the lower is 0; None elsewhere.
+
+    The bits of numbers that are not negative are in the numbers' order; those of negative numbers and NaN are greater.
+    """
+    return int(np.float32(bounds[1]).view(np.uint32)) if bounds[0] == 0 < bounds[1] else None
+
+
+def _names(specifications: Sequence[Latent] | Sequence[Condition]) -> str:
+    return ", ".join(each.name for each in specifications)
+
+
+def _require_known(place: str, values: Mapping[str, Any], known: Sequence[Latent] | Sequence[Condition]) -> None:
+    names = {each.name for each in known}
+    for name in values:
+        if name not in names:
+            listed = f"one of {_names(known)}" if known else "none"
+            raise InputError(f"{place}: expected {listed}, got {name!r}; the bundle's manifest has no such name")
+
+
+def _with_sizes(latent: Latent, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """A latent's shape with these sizes of its dynamic axes; a size that is not named is the usual one."""
+    if not latent.dynamic:
+        return latent.shape
+    return tuple(
+        sizes.get(axis, usual) if axis in latent.dynamic else usual
+        for axis, usual in zip(latent.axes, latent.shape, strict=True)
+    )
 
 
 def _numbers_of(name: str, names: NDArray[Any], classes: tuple[str, ...]) -> NDArray[np.int64]:

@@ -95,7 +95,8 @@ class Bernoulli(Kind):
 
     def draw(self, parameters: Parameters, seed: int, start: int) -> Array:
         """1 where uniform noise is below the mean."""
-        return (_uniform(parameters.mean, seed, start) < parameters.mean).astype(np.float32)
+        drawn: Array = (_uniform(parameters.mean, seed, start) < parameters.mean).astype(np.float32)
+        return drawn
 
 
 class Gaussian(Kind):

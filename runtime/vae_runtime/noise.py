@@ -30,6 +30,7 @@ __all__ = [
     "PRIOR",
     "SPEC",
     "TABLE_SHA256",
+    "advance",
     "new_seed",
     "normal",
     "stream_of",
@@ -66,6 +67,12 @@ def new_seed() -> int:
 def stream_of(purpose: int, latent: int = 0) -> int:
     """The stream of a purpose (`PRIOR`, `POSTERIOR`, …) and the number of the latent it is for."""
     return purpose + 256 * latent
+
+
+def advance(start: int, by: int) -> int:
+    """The index `by` samples after `start`; indices wrap at 2**64."""
+    # An argument out of its range is left for the draw to refuse.
+    return (start + by) % 2**64 if by else start
 
 
 def normal(

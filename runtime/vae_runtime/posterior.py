@@ -1,11 +1,11 @@
-"""What an encoder says of the latents of observations: a distribution of each, or the latent itself."""
+"""The latents of observations as an encoder gives them: a distribution of each, or the latent itself."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,7 +14,12 @@ from . import noise
 from .errors import InputError
 from .prior import draw_normal
 
-__all__ = ["Drawn", "Encoding", "Posterior", "Posteriors"]
+if TYPE_CHECKING:
+    from .inputs import Feeds, Inputs
+    from .manifest import Latent
+    from .networks import Networks
+
+__all__ = ["Drawn", "Encoding", "Posterior", "Posteriors", "encode", "why_no_distribution"]
 
 Array = NDArray[np.float32]
 
@@ -43,6 +48,9 @@ class Posterior:
     logvar: Array
     latent: int = 0
     drawn: Drawn | None = None
+
+    def __repr__(self) -> str:
+        return f"<Posterior: mean, std and logvar {self.mean.dtype} {list(self.mean.shape)}>"
 
     @property
     def var(self) -> Array:
@@ -102,7 +110,7 @@ class Posterior:
         """
         latents = np.asarray(z)
         if latents.shape != self.mean.shape:
-            raise InputError(f"z: the shape {list(self.mean.shape)} is expected, got {list(latents.shape)}")
+            raise InputError(f"z: expected the shape {list(self.mean.shape)}, got {list(latents.shape)}")
         mean, logvar = self.mean.astype(np.float64), self.logvar.astype(np.float64)
         terms = -0.5 * (math.log(2 * math.pi) + logvar + (latents - mean) ** 2 * np.exp(-logvar))
         total: NDArray[np.float64] = terms.reshape(len(terms), -1).sum(axis=1)
@@ -132,6 +140,9 @@ class Encoding:
 
     value: NDArray[Any]
     reason: str
+
+    def __repr__(self) -> str:
+        return f"<Encoding: value {self.value.dtype} {list(self.value.shape)}; no distribution: {self.reason}>"
 
     def mode(self) -> NDArray[Any]:
         """The latents themselves."""
@@ -198,3 +209,39 @@ class Posteriors(Mapping[str, "Posterior | Encoding"]):
         """
         total: NDArray[np.float64] = np.sum([part.kl() for part in self.values()], axis=0)
         return total
+
+
+def encode(
+    networks: Networks, inputs: Inputs, latents: Sequence[Latent], x: NDArray[Any], rows: Feeds, seed: int | None,
+    start: int, batch_size: int | None,
+) -> dict[str, Posterior | Encoding]:  # fmt: skip
+    """The posteriors of checked observations and conditions, by the latents' names.
+
+    Args:
+        networks: run the encoder.
+        inputs: name its inputs.
+        latents: of the manifest.
+        x: observations [n, *observation shape].
+        rows: the conditions, [n, ...] each.
+        seed: draws the noise that an encoder may take; None takes zeros.
+        start: index of the first observation.
+        batch_size: how many to encode at once.
+    """
+    names, feed = networks.outputs["encoder"], inputs.encoder(x, rows, seed, start)
+    outputs = dict(zip(names, networks.run("encoder", names, feed, len(x), batch_size), strict=True))
+    drawn = Drawn(seed, start) if inputs.encoder_noise else None
+    parts: dict[str, Posterior | Encoding] = {}
+    for number, latent in enumerate(latents):
+        posterior = latent.posterior
+        if posterior.kind == "normal":
+            mean, std, logvar = (outputs[str(name)] for name in (posterior.mu, posterior.std, posterior.logvar))
+            parts[latent.name] = Posterior(mean, std, logvar, number, drawn)
+        elif posterior.value:
+            parts[latent.name] = Encoding(outputs[posterior.value], why_no_distribution(latent))
+    return parts
+
+
+def why_no_distribution(latent: Latent) -> str:
+    """Why a latent has no posterior distribution."""
+    codes = "the encoder gives codes" if latent.posterior.kind == "codes" else "the encoder gives the latent itself"
+    return latent.posterior.reason or codes

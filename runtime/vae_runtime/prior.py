@@ -9,23 +9,30 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import noise
-from .arrays import unpack_npz
-from .bundle import Bundle
 from .errors import BundleError, InputError, require_number
-from .manifest import Latent
+from .records import Record, record
 
-__all__ = ["HOTTEST", "Mixture", "draw_normal", "draw_sphere", "read_mixture"]
+if TYPE_CHECKING:
+    # Imported for types alone: a device that samples starts without them.
+    from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+    from .bundle import Bundle
+    from .manifest import Latent
+
+    Array = NDArray[np.float32]
+    Shapes = tuple[tuple[int, ...], ...]
+
+__all__ = ["HOTTEST", "Mixture", "Prior", "draw_normal", "draw_sphere", "read_mixture"]
 
 # The highest temperature; far beyond it latents leave float32's range.
 HOTTEST = 1e6
+# Rows of noise drawn ahead for calls that take one index of a seed after the other, and the numbers in them at most.
+_AHEAD, _MAX_AHEAD = 128, 2**14
 # How far from 1 the weights' sum may be, by rounding.
 _ROUNDING = 1e-6
 
@@ -58,8 +65,104 @@ def draw_normal(
     return eps
 
 
-@dataclass(frozen=True, eq=False)
-class Mixture:
+class Prior:
+    """The priors of a bundle's latents. May be shared by threads."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._latents = latents = bundle.manifest.latents
+        self.shapes: Shapes = tuple(latent.shape for latent in latents)
+        """The usual shape of each latent."""
+        self._mixtures: dict[str, Mixture] = {}
+        self._draws_ahead = len(latents) == 1 and latents[0].prior.kind == "normal"
+        # Seed, index of the first, and the rows drawn ahead; seed and index that would follow on the last call's.
+        self._ahead: tuple[int, int, Array] = (0, 0, np.empty((0, *latents[0].shape), np.float32))
+        self._next: tuple[int, int] | None = None
+
+    def draw(
+        self, seed: int, start: int, n: int, shapes: Shapes, temperature: float = 1.0, truncation: float | None = None
+    ) -> dict[str, Array]:
+        """Draw every latent.
+
+        Args:
+            seed: of vnoise-1.
+            start: index of the first: row i is sample `start + i` of the seed.
+            n: how many.
+            shapes: of each latent; `shapes` of this object are the usual ones.
+            temperature: scales the noise, 0 … 1e6.
+            truncation: bounds the noise before that; see `noise.normal`.
+
+        Returns:
+            float32 [n, *shape] by the latents' names.
+
+        Raises:
+            InputError: an argument is out of its range, or a latent has no prior to draw from.
+        """
+        return {
+            latent.name: self.draw_one(number, seed, start, n, shapes[number], temperature, truncation)
+            for number, latent in enumerate(self._latents)
+        }
+
+    def draw_to_read(
+        self, seed: int, start: int, n: int, shapes: Shapes, temperature: float, truncation: float | None
+    ) -> dict[str, Array]:
+        """As `draw`, for a caller that only reads: later calls may give the same memory."""
+        plain = self._draws_ahead and truncation is None and type(temperature) in (int, float) and temperature == 1
+        if plain and shapes is self.shapes and type(seed) is int and type(start) is int:
+            return {self._latents[0].name: self._rows_ahead(seed, start, n)}
+        return self.draw(seed, start, n, shapes, temperature, truncation)
+
+    def draw_one(
+        self, number: int, seed: int, start: int, n: int, shape: tuple[int, ...], temperature: float = 1.0,
+        truncation: float | None = None,
+    ) -> Array:  # fmt: skip
+        """Draw the latent of this number in the manifest; arguments as of `draw`."""
+        latent = self._latents[number]
+        kind = latent.prior.kind
+        if kind == "normal":
+            return draw_normal(seed, start, n, shape, noise.stream_of(noise.PRIOR, number), temperature, truncation)
+        if kind == "mixture":
+            if shape != latent.shape:
+                raise InputError(
+                    f"latent_shape of {latent.name}: expected {list(latent.shape)}, for which the prior was fitted, "
+                    f"got {list(shape)}"
+                )
+            mixture = self._mixtures.get(latent.name)
+            if mixture is None:
+                mixture = self._mixtures[latent.name] = read_mixture(self._bundle, latent)
+            return mixture.draw(seed, start, n, number, temperature, truncation).reshape(n, *shape)
+        if kind == "sphere":
+            if temperature != 1 or truncation is not None:
+                raise InputError(
+                    f"temperature and truncation: the prior of {latent.name} is uniform on a sphere and takes neither, "
+                    f"got {temperature} and {truncation}; leave them out"
+                )
+            return draw_sphere(seed, start, n, shape, number)
+        raise InputError(
+            f"{latent.name}: the bundle has no prior to draw from: {latent.prior.reason or 'no reason is given'}; "
+            "fit one at export (prior=…), or give latents to decode()"
+        )
+
+    def _rows_ahead(self, seed: int, start: int, n: int) -> Array:
+        """Standard-normal rows; where calls take one index of a seed after the other, many are drawn at once."""
+        seed_ahead, first, rows = self._ahead
+        offset = start - first
+        # Rows drawn ahead go on at 0 after the last index, 2**64 - 1, beyond which no call may begin.
+        if seed_ahead == seed and offset >= 0 and offset + n <= len(rows) and start < 2**64:
+            return rows[offset : offset + n]
+        shape = self.shapes[0]
+        following = self._next == (seed, start) or (seed_ahead == seed and offset == len(rows) > 0)
+        self._next = (seed, start + n)
+        count = min(_AHEAD, _MAX_AHEAD // max(1, math.prod(shape)))
+        if following and n < count:
+            rows = noise.normal(seed, start, count, shape, noise.PRIOR)
+            self._ahead = (seed, start, rows)
+            return rows[:n]
+        return noise.normal(seed, start, n, shape, noise.PRIOR)
+
+
+@record(frozen=True)
+class Mixture(Record):
     """A mixture of K normal distributions over latents of D elements.
 
     `weights` float64 [K]; `means` float64 [K, D]; `factors` float64: [K, D], standard deviations, or [K, D, D],
@@ -148,6 +251,8 @@ def read_mixture(bundle: Bundle, latent: Latent) -> Mixture:
     factors = (count, elements) if prior.covariance == "diagonal" else (count, elements, elements)
     shapes = {"weights": (count,), "means": (count, elements), "factors": factors}
     expected = {f"{latent.name}/{name}": ("float64", shape) for name, shape in shapes.items()}
+    from .arrays import unpack_npz  # not needed on the start-up path
+
     stored = unpack_npz(bundle.read(prior.file), place, expected)
     arrays = {name: stored[f"{latent.name}/{name}"] for name in shapes}
     for name, array in arrays.items():

@@ -6,21 +6,34 @@ The ELBO is from Kingma & Welling, arXiv 1312.6114; the importance-weighted boun
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import noise
+from .inputs import rows_of
 from .likelihood import Parameters, kind_named
-from .manifest import Likelihood
+from .manifest import Likelihood, Manifest
+from .networks import BATCH_SIZE, batches
+from .posterior import Encoding, Posterior, encode, why_no_distribution
 
-__all__ = ["Scores", "importance_weighted_bound", "log_likelihood", "log_standard_normal"]
+if TYPE_CHECKING:
+    from .inputs import Feeds, Inputs
+    from .networks import Networks
+
+__all__ = ["Scorer", "Scores", "importance_weighted_bound", "log_likelihood", "log_standard_normal"]
 
 Floats = NDArray[np.float64]
 
+# What an encoder gives, by the latents' names.
+Parts = Mapping[str, "Posterior | Encoding"]
+
 _LOG_2PI = math.log(2 * math.pi)
+# Numbers of an observation that are scored at once: their terms, in float64, then stay near the caches.
+_SCORED = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +60,158 @@ class Scores:
     mae: Floats | None
     """Mean absolute difference, likewise."""
     reason: str | None = None
+
+    def __repr__(self) -> str:
+        columns = [
+            f"{name} {_shapes_of(value)}"
+            for name, value in vars(self).items()
+            if name != "reason" and value is not None
+        ]
+        return f"<Scores: {', '.join(columns)}{f'; no elbo: {self.reason}' if self.reason else ''}>"
+
+
+def _shapes_of(value: Floats | Mapping[str, Floats]) -> str:
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {list(part.shape)}' for name, part in value.items())}}}"
+    return str(list(value.shape))
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores checked observations with the networks of one VAE."""
+
+    manifest: Manifest
+    networks: Networks
+    inputs: Inputs
+    seed: int
+    """Of vnoise-1, for the samples of the posteriors."""
+
+    def score(
+        self, x: NDArray[Any], rows: Feeds, k: int | None, start: int, batch_size: int | None,
+        progress: Callable[[int, int], object] | None,
+    ) -> Scores:  # fmt: skip
+        """Score in batches; `rows` holds the conditions of both components, the rest is as in `VAE.score`."""
+        n, reason = len(x), _why_no_elbo(self.manifest)
+        size = max(1, min(BATCH_SIZE, _SCORED // max(1, x[0].size))) if batch_size is None else batch_size
+        rows_from = rows_of(rows, n)
+        columns: dict[str, list[Floats]] = {}
+        terms: dict[str, list[Floats]] = {}
+        for first, last in batches(n, size):
+            part, part_rows, index = x[first:last], rows_from(first, last), noise.advance(start, first)
+            q = self._encode(part, part_rows, None, 0, size)
+            scores = self._errors(part, q, part_rows, size)
+            if reason is None:
+                q = self._encode(part, part_rows, self.seed, index, size) if self.inputs.encoder_noise else q
+                scores |= self._bounds(part, q, part_rows, k, index, size)
+                for name, posterior in q.items():
+                    terms.setdefault(name, []).append(posterior.kl_per_dimension())
+            for name, column in scores.items():
+                columns.setdefault(name, []).append(column)
+            if progress is not None:
+                progress(last, n)
+        whole = {name: np.concatenate(parts) for name, parts in columns.items()}
+        per_latent = {name: np.concatenate(parts) for name, parts in terms.items()}
+        return Scores(
+            elbo=whole["reconstruction"] - whole["kl"] if reason is None else None,
+            reconstruction=whole.get("reconstruction"),
+            kl=whole.get("kl"),
+            kl_per_dimension=(per_latent or None) if self.inputs.has_several else next(iter(per_latent.values()), None),
+            log_likelihood=whole.get("log_likelihood"),
+            mse=whole.get("mse"),
+            mae=whole.get("mae"),
+            reason=reason,
+        )
+
+    def _errors(self, x: NDArray[Any], q: Parts, rows: Feeds, size: int) -> dict[str, Floats]:
+        """The columns `mse` and `mae`, of the reconstruction through the modes; none where shapes differ."""
+        mean = self.manifest.likelihood.mean
+        z = {name: part.mode() for name, part in q.items()}
+        decoded = self._decode(z, rows, (mean,), size)[mean]
+        if decoded.shape != x.shape:
+            return {}
+        error = (x.astype(np.float64) - decoded).reshape(len(x), -1)
+        return {"mse": np.square(error).mean(axis=1), "mae": np.abs(error).mean(axis=1)}
+
+    def _bounds(
+        self, x: NDArray[Any], q: Parts, rows: Feeds, k: int | None, start: int, size: int
+    ) -> dict[str, Floats]:
+        """The columns `reconstruction` and `kl`, and with k `log_likelihood`."""
+        z: Feeds = {name: part.sample(seed=self.seed, start=start) for name, part in q.items()}
+        reconstruction = self._log_likelihood(x, z, rows, size, seed=self.seed, start=start)
+        columns = {"reconstruction": reconstruction, "kl": np.sum([part.kl() for part in q.values()], axis=0)}
+        if k is not None:
+            weights = np.empty((len(x), k))
+            together = max(1, size // k)
+            for first in range(0, len(x), together):
+                some = slice(first, first + together)
+                parts = {
+                    name: Posterior(part.mean[some], part.std[some], part.logvar[some], part.latent)
+                    for name, part in q.items()
+                    if isinstance(part, Posterior)
+                }
+                some_rows = {name: row[some] for name, row in rows.items()}
+                weights[some] = self._log_weights(x[some], parts, some_rows, k, noise.advance(start, first), size)
+            columns["log_likelihood"] = importance_weighted_bound(weights)
+        return columns
+
+    def _log_weights(
+        self, x: NDArray[Any], q: Mapping[str, Posterior], rows: Feeds, k: int, start: int, size: int
+    ) -> Floats:
+        """log p(x|z) + log p(z) − log q(z|x) of k importance samples, float64 [n, k]; `size` or so decoded at once."""
+        n = len(x)
+        eps = {
+            name: noise.normal(
+                self.seed, start, n, (k, *part.mean.shape[1:]), noise.stream_of(noise.IMPORTANCE, part.latent)
+            )
+            for name, part in q.items()
+        }
+        chunk, weights = max(1, size // n), np.empty((n, k))
+        for first in range(0, k, chunk):
+            count = min(chunk, k - first)
+            z: Feeds = {}
+            total = np.zeros(n * count)
+            for name, part in q.items():
+                mean, std, logvar = (np.repeat(array, count, axis=0) for array in (part.mean, part.std, part.logvar))
+                drawn = mean + std * eps[name][:, first : first + count].reshape(mean.shape)
+                total += log_standard_normal(drawn) - Posterior(mean, std, logvar).log_prob(drawn)
+                z[name] = drawn
+            repeated = {name: np.repeat(row, count, axis=0) for name, row in rows.items()}
+            total += self._log_likelihood(np.repeat(x, count, axis=0), z, repeated, size)
+            weights[:, first : first + count] = total.reshape(n, count)
+        return weights
+
+    def _log_likelihood(
+        self, x: NDArray[Any], z: Feeds, rows: Feeds, size: int, *, seed: int | None = None, start: int = 0
+    ) -> Floats:
+        """log p(x|z), float64 [n]; the seed draws latents that are noise of the decoder."""
+        likelihood = self.manifest.likelihood
+        names = tuple(name for name in (likelihood.logits or likelihood.mean, likelihood.scale_output) if name)
+        return log_likelihood(x, self._decode(z, rows, names, size, seed=seed, start=start), likelihood)
+
+    def _encode(self, x: NDArray[Any], rows: Feeds, seed: int | None, start: int, size: int) -> Parts:
+        return encode(self.networks, self.inputs, self.manifest.latents, x, rows, seed, start, size)
+
+    def _decode(
+        self, z: Feeds, rows: Feeds, outputs: tuple[str, ...], size: int, *, seed: int | None = None, start: int = 0
+    ) -> Feeds:
+        feeds, n = self.inputs.decoder_of_checked(z, rows, seed, start)
+        return dict(zip(outputs, self.networks.run("decoder", outputs, rows_of(feeds, n), n, size), strict=True))
+
+
+def _why_no_elbo(manifest: Manifest) -> str | None:
+    """Why there is no ELBO; None where there is one."""
+    likelihood = manifest.likelihood
+    if likelihood.kind == "none":
+        return likelihood.reason or "no likelihood was stated at export (likelihood=…)"
+    if likelihood.shape not in (None, manifest.observation.shape):
+        return f"the decoder's answer has the shape {list(likelihood.shape or ())}, not that of an observation"
+    for latent in manifest.latents:
+        if latent.posterior.kind != "normal" and latent.posterior.outputs:
+            return f"{latent.name}: {why_no_distribution(latent)}"
+        if latent.prior.kind != "normal":
+            why = f", {latent.prior.reason}" if latent.prior.reason else ""
+            return f"{latent.name}: the KL is that to a standard normal, and the prior is {latent.prior.kind}{why}"
+    return None
 
 
 def log_likelihood(x: NDArray[Any], answers: Mapping[str, NDArray[Any]], likelihood: Likelihood) -> Floats:

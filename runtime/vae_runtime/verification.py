@@ -15,7 +15,7 @@ from .devices import Device, resolve_device
 from .errors import BundleError, DeviceError, VaeError, one_line, require_integer
 from .golden import golden_inputs, read_golden
 from .manifest import Variant
-from .vae import open_session
+from .networks import open_session
 
 __all__ = ["Check", "Report", "Runner", "verify"]
 

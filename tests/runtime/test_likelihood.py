@@ -13,6 +13,7 @@ from vae_runtime import InputError, noise
 from vae_runtime.devices import resolve_device
 from vae_runtime.likelihood import KINDS, Parameters, kind_named
 from vae_runtime.manifest import Likelihood
+from vae_runtime.networks import Networks
 from vae_runtime.score import log_likelihood
 from vae_runtime.vae import VAE
 
@@ -53,7 +54,8 @@ def test_an_unknown_kind_is_not_scored_as_another():
 def test_an_unknown_kind_is_not_drawn_as_another(small_bundle):
     bundle = vae_runtime.load(small_bundle("laplace", 0.5)).bundle
     cauchy = dataclasses.replace(bundle.manifest, likelihood=Likelihood("cauchy", "x", scale=0.5))
-    vae = VAE(dataclasses.replace(bundle, manifest=cauchy), resolve_device("cpu"), 1, None)
+    bundle = dataclasses.replace(bundle, manifest=cauchy)
+    vae = VAE(bundle, Networks(bundle, resolve_device("cpu"), 1, None))
     assert vae.sample(2, seed=0).shape == (2, 3)
     for refuse in (
         lambda: vae.sample(2, seed=0, observe=True),

@@ -172,7 +172,9 @@ def test_a_vae_draws_from_its_sphere(with_prior):
     vae = vae_runtime.load(with_prior({"kind": "sphere"}))
     same(vae.sample(9, seed=5, batch_size=2), draw_sphere(5, 0, 9, (3,)))
     for wrong in ({"temperature": 0.5}, {"truncation": 2.0}):
-        with pytest.raises(InputError, match="temperature and truncation: none is expected, since the prior of z is"):
+        with pytest.raises(
+            InputError, match="temperature and truncation: the prior of z is uniform on a sphere and takes neither"
+        ):
             vae.sample(1, **wrong)
 
 
@@ -180,7 +182,8 @@ def test_without_a_prior_there_are_no_samples_and_the_reason_is_said(with_prior)
     vae = vae_runtime.load(with_prior({"kind": "none", "reason": "it was trained by a diffusion model"}))
     for draw in (vae.prior, vae.sample):
         with pytest.raises(
-            InputError, match=r"z: a prior .* it was trained by a diffusion model; fit one .* \(prior=…\), or give"
+            InputError,
+            match=r"no prior to draw from: it was trained by a diffusion model; fit one .* \(prior=…\), or give",
         ):
             draw(1)
     z = noise.normal(0, 0, 2, (3,))

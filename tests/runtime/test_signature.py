@@ -172,18 +172,18 @@ def test_each_component_takes_its_own_conditions(conditional):
         rtol=1e-5,
     )
     assert conditional.score(x, conditions=both, k=3, seed=0).elbo.shape == (4,)
-    with pytest.raises(InputError, match=r"'weight' \(float32, shape \[2\]\) is expected, it is missing"):
+    with pytest.raises(InputError, match=r"expected 'weight' \(float32, shape \[2\]\), got nothing"):
         conditional.score(x, conditions={"label": 0})
 
 
 @pytest.mark.parametrize(
     ("conditions", "match"),
     [
-        (None, r"^conditions: 'label' \(one of its 3 classes, shape \[\]\) is expected, it is missing; give"),
-        ({"label": 0}, r"^conditions: 'weight' \(float32, shape \[2\]\) is expected, it is missing"),
-        ({"label": 0, "weight": WEIGHT, "w": 1}, "^conditions: one of label, weight is expected, got 'w'"),
-        ({"label": 0, "weight": WEIGHT, 3: 1}, "^conditions: one of label, weight is expected, got 3"),
-        (5, "^conditions: a mapping from names to values is expected, got int"),
+        (None, r"^conditions: expected 'label' \(one of its 3 classes, shape \[\]\), got nothing; give"),
+        ({"label": 0}, r"^conditions: expected 'weight' \(float32, shape \[2\]\), got nothing"),
+        ({"label": 0, "weight": WEIGHT, "w": 1}, "^conditions: expected one of label, weight, got 'w'"),
+        ({"label": 0, "weight": WEIGHT, 3: 1}, "^conditions: expected one of label, weight, got 3"),
+        (5, "^conditions: expected a mapping from names to values, got int"),
         ({"label": 3}, r"^label: values from 0 to 2 are expected, got 3"),
         ({"label": [0, -1]}, r"^label\[1\]: values from 0 to 2 are expected, got -1"),
         ({"label": "four"}, "^label: one of the classes one, two, three is expected, got 'four'"),
@@ -219,7 +219,7 @@ def test_wrong_conditions_are_refused(conditional, conditions, match):
 
 def test_a_scale_of_the_decoder_is_drawn_with_and_scored(conditional):
     given_ = {"label": 0, "weight": WEIGHT}
-    answers = conditional.parameters(conditional.prior(8, seed=2), conditions=given_)
+    answers = conditional.decoder_outputs(conditional.prior(8, seed=2), conditions=given_)
     assert sorted(answers) == ["sigma", "y"]
     eps = noise.normal(2, 0, 8, (3,), noise.OBSERVATION)
     for size in (3, 8):
@@ -228,7 +228,7 @@ def test_a_scale_of_the_decoder_is_drawn_with_and_scored(conditional):
     x = drawn
     s = conditional.score(x, conditions=given_, seed=4)
     z = conditional.encode(x, conditions=given_).sample(seed=4)
-    answers = conditional.parameters(z, conditions=given_)
+    answers = conditional.decoder_outputs(z, conditions=given_)
     sigma = answers["sigma"].astype(np.float64)
     terms = -0.5 * ((x - answers["y"]) / sigma) ** 2 - np.log(sigma) - 0.5 * np.log(2 * np.pi)
     np.testing.assert_allclose(s.reconstruction, terms.sum(axis=1), rtol=1e-5)
@@ -369,11 +369,11 @@ def test_scaled_latents_by_name(levels):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda z: z["z1"], r"^z: a mapping from the names z1, z2, blur to arrays is expected, got ndarray"),
+        (lambda z: z["z1"], r"^z: expected a mapping from the names z1, z2, blur to arrays, got ndarray"),
         (lambda z: {"z1": z["z1"]}, "^z: z2 is missing"),
         (lambda z: {}, "^z: z1, z2 is missing"),
-        (lambda z: z | {"z3": z["z1"]}, "^z: one of z1, z2, blur is expected, got 'z3'"),
-        (lambda z: z | {"z1": z["z1"][:2]}, "^z: as many rows of each latent are expected, got {'z1': 2, 'z2': 6"),
+        (lambda z: z | {"z3": z["z1"]}, "^z: expected one of z1, z2, blur, got 'z3'"),
+        (lambda z: z | {"z1": z["z1"][:2]}, "^z: expected as many rows of each latent, got {'z1': 2, 'z2': 6"),
         (lambda z: z | {"z2": z["z2"][:, :2]}, r"^z2: float32 \[n, 3\] is expected, got \[6, 2\]"),
     ],
 )
@@ -508,7 +508,7 @@ def test_other_sizes_where_axes_are_dynamic(dynamic, shape):
         same(dynamic.sample(5, seed=1, latent_shape=shape, batch_size=size), z)
         same(dynamic.decode(z, batch_size=size), z)
         same(dynamic.encode(z, batch_size=size).value, z)
-    same(dynamic.parameters(z)["twice"], z + z)
+    same(dynamic.decoder_outputs(z)["twice"], z + z)
     buffer = np.empty(wanted, np.float32)
     assert dynamic.decode(z, out=buffer) is buffer
     same(buffer, z)
@@ -527,7 +527,7 @@ def test_other_sizes_where_axes_are_dynamic(dynamic, shape):
         ((1, 4, 4.0), r"\[2\]: an integer is expected, got 4.0"),
         ((1, 4, -4), r"\[2\]: 1 … "),
         (4, "a sequence of sizes is expected, got 4"),
-        ({"y": (1, 4, 4)}, "^latent_shape: one of z is expected, got 'y'"),
+        ({"y": (1, 4, 4)}, "^latent_shape: expected one of z, got 'y'"),
     ],
 )
 def test_sizes_that_were_not_proven_are_refused(dynamic, shape, match):
@@ -553,7 +553,9 @@ def test_a_row_without_its_batch_axis_is_recognised_at_other_sizes(dynamic):
 
 
 def test_what_has_no_likelihood_is_not_observed(dynamic):
-    with pytest.raises(InputError, match=r"observe: a likelihood is expected, .* \(likelihood=…\); leave observe out"):
+    with pytest.raises(
+        InputError, match=r"observe: the bundle has no likelihood to draw from: .* \(likelihood=…\); leave observe out"
+    ):
         dynamic.sample(1, observe=True)
 
 
@@ -565,17 +567,23 @@ def test_what_has_no_likelihood_is_not_observed(dynamic):
     [
         (
             lambda vae: vae["conditions"].pop(),
-            r"inputs \['label', 'z'\] are expected .* has \['label', 'weight', 'z'\]",
+            r"expected the inputs \['label', 'z'\] of the manifest, the graph has \['label', 'weight', 'z'\]",
         ),
-        (lambda vae: vae["conditions"][1].update(shape=[3]), r"input weight: float32 \[batch, 3\] is expected"),
-        (lambda vae: vae["conditions"][1].update(dtype="int64"), r"input weight: int64 \[batch, 2\] is expected"),
+        (
+            lambda vae: vae["conditions"][1].update(shape=[3]),
+            r"input weight: expected float32 \[batch, 3\] as in the manifest",
+        ),
+        (
+            lambda vae: vae["conditions"][1].update(dtype="int64"),
+            r"input weight: expected int64 \[batch, 2\] as in the manifest",
+        ),
         (
             lambda vae: vae["latents"][0].update(axes=["a"], dynamic={"a": {"min": 1, "max": 9}}),
-            r"input z: float32 \[batch, dynamic\] is expected from the manifest, the graph has tensor\(float\)",
+            r"input z: expected float32 \[batch, dynamic\] as in the manifest, the graph has tensor\(float\)",
         ),
         (
             lambda vae: vae["likelihood"].update(outputs=[{"name": "more", "shape": []}]),
-            r"outputs \['more', 'sigma', 'y'\] are expected",
+            r"expected the outputs \['more', 'sigma', 'y'\] of the manifest",
         ),
     ],
 )
@@ -601,7 +609,7 @@ def test_a_fixed_axis_that_is_free_in_the_graph_is_refused(dynamic_folder, edit_
             del part["dynamic"]
 
     edit_manifest(dynamic_folder, fix)
-    with pytest.raises(BundleError, match=r"input z: float32 \[batch, 1, 4, 4\] is expected"):
+    with pytest.raises(BundleError, match=r"input z: expected float32 \[batch, 1, 4, 4\] as in the manifest"):
         vae_runtime.load(dynamic_folder)
 
 
@@ -623,10 +631,10 @@ def test_a_traversal_changes_one_number():
     [
         ([0.0, 1.0], 2, [0.0], "^dimension: 0 … 1 is expected, got 2"),
         ([0.0], -1, [0.0], "^dimension: "),
-        ([0.0], 0, 0.0, "^values: an array"),
-        ([0.0], 0, [], "^values: an array"),
-        ([0.0], 0, [np.nan], "^values: finite"),
-        ([np.inf], 0, [1.0], "^z: finite"),
+        ([0.0], 0, 0.0, "^values: expected an array"),
+        ([0.0], 0, [], "^values: expected an array"),
+        ([0.0], 0, [np.nan], "^values: expected finite"),
+        ([np.inf], 0, [1.0], "^z: expected finite"),
     ],
 )
 def test_what_cannot_be_traversed_is_refused(z, dimension, values, match):
@@ -698,8 +706,8 @@ def test_the_command_line_takes_conditions(run, conditional_folder, conditional)
         (["label=1", "weight=heavy"], 1, "--condition weight: numbers joined .* got 'heavy'"),
         (["label=1", "weight=2,0"], 1, r"weight\[0\]: values from 0 to 1 are expected, got 2"),
         (["label=1", "weight=none.npy"], 1, r"none\.npy: no such file"),
-        (["label=1"], 1, "'weight' .* is missing"),
-        (["label=1", "weight=0,0", "more=1"], 1, "one of label, weight is expected, got 'more'"),
+        (["label=1"], 1, "expected 'weight' .*, got nothing"),
+        (["label=1", "weight=0,0", "more=1"], 1, "expected one of label, weight, got 'more'"),
     ],
 )
 def test_wrong_conditions_on_the_command_line(run, conditional_folder, condition, status, match):
@@ -757,7 +765,7 @@ def test_the_command_line_takes_several_latents_by_name(run, levels_folder, leve
         (["traverse", "--seed", "1", "--latent", "z3", "--out", "y.npy"], "--latent: one of z1, z2, blur is expected"),
         (["traverse", "--inputs", "x.npy", "--latent", "blur", "--out", "y.npy"], "blur is noise; choose another"),
         (["traverse", "--seed", "1", "--dimensions", "3", "--out", "y.npy"], "dimension: 0 … 2 is expected, got 3"),
-        (["sample", "--out", "y.npy", "--latent-shape", "3"], "latent_shape: a mapping .* is expected"),
+        (["sample", "--out", "y.npy", "--latent-shape", "3"], "latent_shape: expected a mapping .*"),
         (["score", "x.npy", "-k", "3"], "k: importance samples are drawn for VAEs whose"),
     ],
 )

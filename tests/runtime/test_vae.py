@@ -245,7 +245,9 @@ def test_a_wrong_out_is_refused(vae):
         "out",
     ):
         for draw in (lambda out: vae.sample(9, seed=0, out=out), lambda out: vae.decode(vae.prior(9), out=out)):
-            with pytest.raises(InputError, match=r"out: a writeable C-contiguous float32 array \[9, 1, 8, 8\]"):
+            with pytest.raises(
+                InputError, match=r"out: expected a writeable C-contiguous float32 array \[9, 1, 8, 8\]"
+            ):
                 draw(wrong)
 
 
@@ -448,7 +450,7 @@ def test_one_latent_may_be_given_by_its_name(vae):
     same(vae.prior(2, seed=0, latent_shape={"z": (8,)}), z)
     with pytest.raises(InputError, match=r"^z: z is missing; give every latent by name"):
         vae.decode({})
-    with pytest.raises(InputError, match=r"^z: one of z is expected, got 'y'"):
+    with pytest.raises(InputError, match=r"^z: expected one of z, got 'y'"):
         vae.decode({"y": z})
 
 
@@ -500,9 +502,9 @@ def test_where_the_sphere_has_no_one_way_it_is_straight(factor):
         ([0.0], [1.0], 1, "^steps: "),
         ([0.0], [1.0], 10**15, "^steps: "),
         ([0.0], [1.0], 2.5, "^steps: "),
-        ([0.0], [1.0, 2.0], 3, r"^b: the shape of a, \[1\], is expected, got \[2\]"),
-        ([math.nan], [1.0], 3, "^a: finite numbers"),
-        ([0.0], [math.inf], 3, "^b: finite numbers"),
+        ([0.0], [1.0, 2.0], 3, r"^b: expected the shape of a, \[1\], got \[2\]"),
+        ([math.nan], [1.0], 3, "^a: expected finite numbers"),
+        ([0.0], [math.inf], 3, "^b: expected finite numbers"),
     ],
 )
 def test_what_cannot_be_interpolated_is_refused(a, b, steps, message):

@@ -13,7 +13,7 @@ from vae_runtime.bundle import open_bundle
 from vae_runtime.devices import resolve_device
 from vae_runtime.errors import BundleError, InputError
 from vae_runtime.golden import golden_inputs, read_golden
-from vae_runtime.vae import open_session
+from vae_runtime.networks import open_session
 from vae_runtime.verification import Check, Report, verify
 
 MODELS = sorted(path.parent for path in (Path(__file__).parents[2] / "models").glob("*/manifest.json"))

@@ -46,6 +46,7 @@ def _encode(options: argparse.Namespace) -> None:
             arrays.update(z if several else {vae.latents[0].name: z})
         write_npz(options.out, arrays)
     else:
+        assert not isinstance(z, dict)
         write_npy(options.out, z)
     count = len(next(iter(parts.values())).mode())
     if all(isinstance(part, Posterior) for part in parts.values()):

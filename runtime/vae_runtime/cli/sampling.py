@@ -51,7 +51,7 @@ def _decode(options: argparse.Namespace) -> None:
 
 
 def _interpolate(options: argparse.Namespace) -> None:
-    from ..vae import interpolate
+    from ..latent_walks import interpolate
 
     vae = load_vae(options)
     conditions = conditions_of(options, vae)
@@ -78,7 +78,7 @@ def _first(z: Any, row: int = 0) -> dict[str, Any]:
 def _traverse(options: argparse.Namespace) -> None:
     import numpy as np
 
-    from ..vae import traverse
+    from ..latent_walks import traverse
 
     vae = load_vae(options)
     names = [latent.name for latent in vae.latents]

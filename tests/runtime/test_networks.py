@@ -1,4 +1,4 @@
-"""The quick way of few rows gives what the general way gives, bit for bit, and leaves it whatever else there is."""
+"""Calls that are bound once give the numbers of the general way, bit for bit, and serve only where they should."""
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vae_runtime
+from vae_runtime import networks as module
 from vae_runtime import noise
-from vae_runtime import quick as room
+from vae_runtime.devices import resolve_device
 from vae_runtime.errors import DeviceError, InputError, VaeError
 from vae_runtime.manifest import Latent, LatentPosterior, Likelihood, Observation, Signature
-from vae_runtime.quick import Quick, is_plain
-from vae_runtime.session import Call
+from vae_runtime.networks import Networks
+from vae_runtime.session import Call, Session
+from vae_runtime.vae import VAE
 
 # To say a batch size is to take the general way, and one above all rows changes no batch.
 GENERAL = {"batch_size": 64}
@@ -187,17 +189,48 @@ def test_what_is_decoded_may_lie_where_the_result_goes(small_bundle, n):
     assert equal(vae.decode(rows[:-1], out=rows[1:]), wanted)
 
 
-def test_large_results_are_not_kept(quick_vae, monkeypatch):
+@pytest.fixture
+def bound_calls(monkeypatch):
+    """The sizes of batches that ran as bound calls, and those that ran in the general way."""
+    bound, general = [], []
+    run, run_into = Call.run, Session.run_into
+    monkeypatch.setattr(Call, "run", lambda call: (bound.append(len(call.feed)), run(call))[1])
+
+    def into(session, feeds, results):
+        general.append(len(next(iter(feeds.values()))))
+        run_into(session, feeds, results)
+
+    monkeypatch.setattr(Session, "run_into", into)
+    return bound, general
+
+
+def test_large_arrays_are_not_kept(digits, monkeypatch, bound_calls):
     """Calls are kept with their arrays; those of a megabyte would add up."""
-    monkeypatch.setattr(room, "_MOST_BYTES", 4 * 64 * 5)
-    quick = Quick(quick_vae.manifest, quick_vae._session)
-    assert np.prod(quick_vae.observation_shape) == 64
-    for n, taken in ((5, True), (6, False)):
-        z, x = np.zeros((n, *quick_vae.latent_shape), np.float32), np.zeros((n, 1, 8, 8), np.float32)
-        assert (quick.decode(z) is not None) == taken
-        assert (quick.sample(n, 0, 0) is not None) == taken
-        assert (quick.encode(x) is not None) == taken
-        assert (quick.reconstruct(x) is not None) == taken
+    bound, general = bound_calls
+    monkeypatch.setattr(module, "_MAX_BYTES", 4 * 64 * 5)
+    vae = vae_runtime.load(digits)
+    assert np.prod(vae.observation_shape) == 64
+    for n, expected, other in ((5, bound, general), (6, general, bound)):
+        z, x = np.zeros((n, *vae.latent_shape), np.float32), np.zeros((n, 1, 8, 8), np.float32)
+        for call in (lambda: vae.decode(z), lambda: vae.sample(n, seed=0), lambda: vae.encode(x)):  # noqa: B023
+            call()
+            assert expected == [n]
+            assert other == []
+            expected.clear()
+        vae.reconstruct(x)
+        # The encoder's results are small, the decoder's are not.
+        assert (bound, general) == (([5, 5], []) if n == 5 else ([], [6, 6]))
+        bound.clear()
+        general.clear()
+
+
+def test_a_batch_size_or_many_rows_take_the_general_way(quick_vae, bound_calls):
+    bound, general = bound_calls
+    quick_vae.sample(64, seed=0)
+    assert (bound, general) == ([64], [])
+    quick_vae.sample(3, seed=0, batch_size=2)
+    quick_vae.sample(65, seed=0)
+    assert (bound, general) == ([64], [2, 1, 64, 1])
 
 
 def test_numbers_whose_squares_overflow_are_taken(quick_vae):
@@ -214,7 +247,7 @@ def test_the_public_entry_of_onnx_runtime_serves_too(quick_vae, monkeypatch):
 
     vae = vae_runtime.load(quick_vae.bundle.path)
     for component in ("encoder", "decoder"):
-        session = vae._session(component)
+        session = vae._networks.session(component)
         monkeypatch.setattr(session, "raw", Public(session.raw))
     x = np.random.default_rng(0).random((2, *vae.observation_shape), np.float32)
     assert equal(vae.sample(2, seed=5), quick_vae.sample(2, seed=5))
@@ -223,19 +256,21 @@ def test_the_public_entry_of_onnx_runtime_serves_too(quick_vae, monkeypatch):
 
 def test_a_failure_is_told(quick_vae):
     """A call whose result has no room for what the graph gives."""
-    session = quick_vae._session("decoder")
+    session = quick_vae._networks.session("decoder")
     z = np.zeros((2, *quick_vae.latent_shape), np.float32)
     call = Call(session, ("z", z), ("x", np.empty((1, *quick_vae.observation_shape), np.float32)))
     with pytest.raises(VaeError, match="ONNX Runtime failed"):
         call.run()
 
 
-def test_others_take_the_general_way(codes_bundle, levels_bundle, root):
+def test_graphs_of_several_inputs_take_the_general_way(codes_bundle, levels_bundle, root, bound_calls):
+    bound, general = bound_calls
     for bundle in (codes_bundle(), levels_bundle(), root / "models" / "digits-conditional"):
         vae = vae_runtime.load(bundle)
-        assert not is_plain(vae.manifest)
-        assert vae._quick is None
-    assert vae.sample(2, seed=0, conditions={"label": 3}).shape == (2, *vae.observation_shape)
+        given = {c.name: 1 for c in vae.conditions}
+        x = vae.decode({each.name: np.zeros((2, *each.shape), each.dtype) for each in vae.latents}, conditions=given)
+        assert x.shape == (2, *vae.observation_shape)
+    assert (bound, general) == ([], [2, 2, 2])
 
 
 def test_results_may_stay_on_the_device(quick_vae):
@@ -256,15 +291,20 @@ def test_results_may_stay_on_the_device(quick_vae):
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.0, 255.0), (-1.0, 1.0), (0.5, 0.75), (0.0, 0.1), None])
 def test_the_range_is_the_manifests(quick_vae, bounds):
     """At its ends, one step of a float beyond them, and at what has no place in an order."""
-    manifest = quick_vae.manifest
-    observation = dataclasses.replace(manifest.observation, range=bounds)
-    quick = Quick(dataclasses.replace(manifest, observation=observation), quick_vae._session)
+    bundle = quick_vae.bundle
+    observation = dataclasses.replace(bundle.manifest.observation, range=bounds)
+    bundle = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, observation=observation))
+    vae = VAE(bundle, Networks(bundle, resolve_device("cpu"), 1, None))
     low, high = bounds or (-np.finfo(np.float32).max, np.finfo(np.float32).max)
     low32, high32 = np.float32(low), np.float32(high)
     inside = [low32, high32, np.float32((low + high) / 2)] if bounds != (0.0, 0.1) else [low32, np.float32(0.05)]
     with np.errstate(over="ignore"):
         outside = [np.nextafter(low32, np.float32(-np.inf)), np.nextafter(high32, np.float32(np.inf)), np.nan, -np.nan]
     for number, right in [*((number, True) for number in inside), *((number, False) for number in outside)]:
-        x = np.full((1, *quick_vae.observation_shape), inside[0], np.float32)
+        x = np.full((1, *vae.observation_shape), inside[0], np.float32)
         x[0, -1, -1] = number
-        assert (quick.encode(x) is not None) == right, number
+        if right:
+            vae.encode(x)
+        else:
+            with pytest.raises(InputError, match="x"):
+                vae.encode(x)

@@ -1,0 +1,348 @@
+"""A bundle's two graphs: checked arrays in, arrays out, in batches. Only this module runs a session."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import noise
+from .errors import BundleError, InputError, require_integer
+from .likelihood import Parameters, kind_named
+from .session import Call, Session
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .bundle import Bundle
+    from .devices import Device
+    from .manifest import Manifest, TensorSpec
+
+    Array = NDArray[np.float32]
+    Feeds = dict[str, NDArray[Any]]
+    # A graph's inputs by name, for the rows from the first number to the second, exclusive.
+    Feed = Callable[[int, int], Feeds]
+    # Turns the outputs of a batch that begins at this row into results.
+    Finish = Callable[[int, list[NDArray[Any]]], list[NDArray[Any]]]
+
+__all__ = ["BATCH_SIZE", "Networks", "batches", "open_session"]
+
+# Enough for most of a CPU's throughput, little enough to stay in its caches.
+BATCH_SIZE = 64
+# Bytes of an input or output of a bound call at most: calls are kept with their arrays, and large ones gain nothing.
+_MAX_BYTES = 2**18
+# Bytes of a result up to which copying it is cheaper than binding a new array.
+_MAX_COPIED = 2**15
+# Numbers of rows for which bound calls are kept.
+_MAX_COUNTS = 16
+_ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
+
+
+class Networks:
+    """The encoder and the decoder of a bundle on one device. May be shared by threads.
+
+    A graph is loaded when it is first needed. Where few rows go through a graph with one input, a call with arrays that
+    are bound once spares what is a third of the time otherwise: ONNX Runtime's own wrapper, and new arrays.
+    """
+
+    def __init__(self, bundle: Bundle, device: Device, threads: int, variant: str | None) -> None:
+        """Choose the variants.
+
+        Raises:
+            BundleError: no component has a variant of this name.
+            InputError: the variant is no name.
+        """
+        self.device = device.name
+        self.variants = _chosen_variants(bundle, variant)
+        """The variant of each component."""
+        self.outputs = {
+            component: tuple(tensor.name for tensor in bundle.manifest.outputs(component))
+            for component in ("encoder", "decoder")
+        }
+        """The names of each component's outputs."""
+        self._mean = (bundle.manifest.likelihood.mean,)
+        self._bundle = bundle
+        self._device = device
+        self._threads = threads
+        self._sessions: dict[str, Session] = {}
+        self._pools: dict[tuple[str, tuple[str, ...]], _Pool | None] = {}
+        self._lock = threading.Lock()
+
+    def session(self, component: str) -> Session:
+        """A component's graph.
+
+        Raises:
+            BundleError: the component was left out, its file is damaged, or the graph is not the manifest's.
+            DeviceError: the device is unavailable.
+        """
+        session = self._sessions.get(component)
+        if session is None:
+            with self._lock:
+                session = self._sessions.get(component)
+                if session is None:
+                    variant = self.variants.get(component)
+                    session = open_session(self._bundle, component, variant, self._device, self._threads)
+                    self._sessions[component] = session
+        return session
+
+    def decode(
+        self, feed: Feed, n: int, seed: int | None, start: int, observe: bool = False, batch_size: int | None = None,
+        out: Array | None = None,
+    ) -> Array:  # fmt: skip
+        """The likelihood's mean for `n` rows, or with `observe` draws from the likelihood; arguments as of `run`.
+
+        Raises:
+            InputError: with `observe`, there is no likelihood to draw from.
+        """
+        likelihood = self._bundle.manifest.likelihood
+        if not observe:
+            return self.run("decoder", self._mean, feed, n, batch_size, out)[0]
+        if likelihood.kind == "none":
+            raise InputError(
+                "observe: the bundle has no likelihood to draw from: "
+                f"{likelihood.reason or 'none was stated at export (likelihood=…)'}; leave observe out for the mean"
+            )
+        kind = kind_named(likelihood.kind)
+        seed = noise.new_seed() if seed is None else seed
+
+        def draw(first: int, outputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+            parameters = Parameters(outputs[0], scale=outputs[1] if len(outputs) > 1 else likelihood.scale)
+            return [kind.draw(parameters, seed, noise.advance(start, first))]
+
+        names = (*self._mean, likelihood.scale_output) if likelihood.scale_output else self._mean
+        return self.run("decoder", names, feed, n, batch_size, out, draw)[0]
+
+    def run(
+        self, component: str, outputs: tuple[str, ...], feed: Feed, n: int, batch_size: int | None = None,
+        out: Array | None = None, finish: Finish | None = None,
+    ) -> list[NDArray[Any]]:  # fmt: skip
+        """Compute outputs for `n` rows.
+
+        Args:
+            component: "encoder" or "decoder".
+            outputs: names of outputs.
+            feed: gives the graph's inputs for any range of rows, in the manifest's dtypes.
+            n: how many rows.
+            batch_size: how many to compute at once; None lets this method choose.
+            out: float32 [n, ...]: takes the first result, which is the decoder's mean or made by `finish`.
+            finish: turns the outputs of each batch into results; it takes the batch's first row and the outputs.
+
+        Returns:
+            An array [n, ...] for each output or result.
+
+        Raises:
+            InputError: `out` or `batch_size` is wrong, or the memory does not suffice.
+            VaeError: ONNX Runtime failed.
+        """
+        if out is not None:
+            self._require_buffer(out, n)
+        if batch_size is None:
+            try:
+                pool = self._pools[component, outputs]
+            except KeyError:
+                pool = self._pools[component, outputs] = self._new_pool(component, outputs)
+            if pool is not None and n <= pool.max_rows:
+                results = pool.run(feed(0, n), n)
+                if finish is not None:
+                    results = finish(0, results)
+                if out is not None:
+                    out[...] = results[0]
+                    return [out]
+                return results
+        if finish is None and self.session(component).in_place:
+            tensors = [self._output(component, name) for name in outputs]
+            if not any(tensor.dynamic for tensor in tensors):
+                return self._run_in_place(component, tensors, feed, n, batch_size, out)
+        return self._run_batches(component, outputs, feed, n, batch_size, out, finish)
+
+    def decode_on_device(self, feeds: Feeds) -> Any:
+        """The likelihood's mean for all rows at once, left on the device, as an `onnxruntime.OrtValue`.
+
+        Raises:
+            DeviceError: this ONNX Runtime is too old for it.
+        """
+        return self.session("decoder").run_on_device(self._mean[0], _contiguous(feeds))
+
+    def _run_in_place(
+        self, component: str, tensors: list[TensorSpec], feed: Feed, n: int, batch_size: int | None, out: Array | None
+    ) -> list[NDArray[Any]]:
+        """Let the graph write outputs of known shapes into the results themselves."""
+        session = self.session(component)
+        results = [_empty(n, tensor.shape, tensor.dtype) for tensor in tensors] if out is None else [out]
+        for first, last in batches(n, batch_size):
+            parts = {tensor.name: result[first:last] for tensor, result in zip(tensors, results, strict=True)}
+            session.run_into(_contiguous(feed(first, last)), parts)
+        return results
+
+    def _run_batches(
+        self, component: str, outputs: tuple[str, ...], feed: Feed, n: int, batch_size: int | None, out: Array | None,
+        finish: Finish | None,
+    ) -> list[NDArray[Any]]:  # fmt: skip
+        """Copy each batch into results, which are allocated once the first shows the shapes that the manifest leaves
+        open."""
+        session = self.session(component)
+        results: list[NDArray[Any]] = []
+        for first, last in batches(n, batch_size):
+            parts = session.run(outputs, _contiguous(feed(first, last)))
+            if finish is not None:
+                parts = finish(first, parts)
+            for part in parts:
+                if len(part) != last - first:
+                    raise BundleError(
+                        f"{session.place}: expected {last - first} rows, the graph gives {len(part)}; export the "
+                        "bundle again"
+                    )
+            if not results:
+                if out is None and last == n:
+                    return parts
+                results = [_empty(n, part.shape[1:], part.dtype) for part in parts] if out is None else [out]
+                if results[0].shape[1:] != parts[0].shape[1:]:
+                    raise InputError(
+                        f"out: expected a float32 array {[n, *parts[0].shape[1:]]}, got {list(results[0].shape)}"
+                    )
+            for result, part in zip(results, parts, strict=True):
+                result[first:last] = part
+        return results
+
+    def _new_pool(self, component: str, outputs: tuple[str, ...]) -> _Pool | None:
+        """A pool of calls; None where the graph does not compute in place, or has open shapes or several inputs."""
+        session = self.session(component)
+        inputs = self._bundle.manifest.inputs(component)
+        results = [self._output(component, name) for name in outputs]
+        if not session.in_place or len(inputs) > 1 or any(tensor.dynamic for tensor in (*inputs, *results)):
+            return None
+        return _Pool(session, inputs[0], results)
+
+    def _output(self, component: str, name: str) -> TensorSpec:
+        return next(tensor for tensor in self._bundle.manifest.outputs(component) if tensor.name == name)
+
+    def _require_buffer(self, out: Array, n: int) -> None:
+        """Check a caller's buffer against what is known before the decoder has run."""
+        mean = self._bundle.manifest.outputs("decoder")[0]
+        shape = (n, *mean.shape)
+        right = isinstance(out, np.ndarray) and out.dtype == np.float32 and (out.shape == shape or mean.dynamic)
+        if not (right and len(out) == n and out.flags.c_contiguous and out.flags.writeable):
+            got = f"{out.dtype} {list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
+            raise InputError(f"out: expected a writeable C-contiguous float32 array {list(shape)}, got {got}")
+
+
+class _Pool:
+    """Calls of a graph with one input, each bound to arrays of its own, which one thread at a time takes."""
+
+    def __init__(self, session: Session, feed: TensorSpec, results: Sequence[TensorSpec]) -> None:
+        self._session, self._feed, self._results = session, feed, results
+        row = max(math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize for tensor in (feed, *results))
+        self.max_rows = min(BATCH_SIZE, _MAX_BYTES // max(1, row))
+        """The largest number of rows that it takes."""
+        # Calls that no thread is using, by their number of rows.
+        self._free: dict[int, list[Call]] = {}
+
+    def run(self, feeds: Feeds, n: int) -> list[NDArray[Any]]:
+        """Compute the results for `n` rows, as arrays of the caller's own."""
+        free = self._free.get(n)
+        if free is None:
+            if len(self._free) >= _MAX_COUNTS:
+                self._free.clear()
+            free = self._free.setdefault(n, [])
+        try:
+            call = free.pop()
+        except IndexError:
+            call = self._bound(n)
+        call.feed[...] = feeds[self._feed.name]
+        if call.result.nbytes <= _MAX_COPIED:
+            call.run()
+            results = [call.result.copy()]
+        else:
+            call.bind(np.empty(call.result.shape, call.result.dtype))
+            call.run()
+            results = [call.result]
+        if call.others:
+            results += [other.copy() for other in call.others]
+        free.append(call)
+        return results
+
+    def _bound(self, n: int) -> Call:
+        arrays = [(tensor.name, np.empty((n, *tensor.shape), tensor.dtype)) for tensor in (self._feed, *self._results)]
+        return Call(self._session, *arrays)
+
+
+def open_session(bundle: Bundle, component: str, variant: str | None, device: Device, threads: int = 1) -> Session:
+    """Load one graph of a bundle and check its inputs and outputs against the manifest.
+
+    Raises:
+        BundleError: the file is damaged, or the graph is not the one that the manifest describes.
+        DeviceError: the device is unavailable.
+    """
+    manifest = bundle.manifest
+    chosen = bundle.variant(component, variant)
+    place = bundle.place(chosen.path)
+    session = Session(bundle.read(chosen.path), place, device, threads, data=bundle.data(chosen))
+    _require_described(manifest, component, session)
+    return session
+
+
+def _require_described(manifest: Manifest, component: str, session: Session) -> None:
+    """Raise BundleError unless the graph has the inputs and outputs that the manifest names."""
+    for kind, tensors, actual in (
+        ("input", manifest.inputs(component), session.inputs),
+        ("output", manifest.outputs(component), session.outputs),
+    ):
+        names = {tensor.name for tensor in tensors}
+        if names != actual.keys():
+            raise BundleError(
+                f"{session.place}: expected the {kind}s {sorted(names)} of the manifest, the graph has "
+                f"{sorted(actual)}; export the bundle again"
+            )
+        for tensor in tensors:
+            dtype, sizes = actual[tensor.name]
+            if dtype != _ORT_TYPES[tensor.dtype] or not _fits(tensor, sizes):
+                shown = ["batch", *("dynamic" if i in tensor.dynamic else str(s) for i, s in enumerate(tensor.shape))]
+                raise BundleError(
+                    f"{session.place}: {kind} {tensor.name}: expected {tensor.dtype} [{', '.join(shown)}] as in the "
+                    f"manifest, the graph has {dtype} {list(sizes)}; export the bundle again"
+                )
+
+
+def _fits(tensor: TensorSpec, sizes: Sequence[Any]) -> bool:
+    """Whether a graph's sizes are a dynamic batch and the tensor's; of a dynamic axis a graph has no number."""
+    expected = [None, *(None if i in tensor.dynamic else size for i, size in enumerate(tensor.shape))]
+    return [size if isinstance(size, int) else None for size in sizes] == expected
+
+
+def _chosen_variants(bundle: Bundle, name: str | None) -> dict[str, str]:
+    """The variant of each component: the one of this name, or the first where a component has none of it."""
+    components = bundle.manifest.components
+    if name is not None and not isinstance(name, str):
+        raise InputError(f"variant: expected a name, got {name!r}")
+    named = [component for component, variants in components.items() if name in variants]
+    if name is not None and not named:
+        known = dict.fromkeys(v.name for v in bundle.manifest.variants if v.executor == "ort")
+        raise BundleError(f"{bundle.root}: there is no variant {name!r}; choose one of: {', '.join(known)}")
+    return {component: bundle.variant(component, name if component in named else None).name for component in components}
+
+
+def _contiguous(feeds: Feeds) -> Feeds:
+    # One value for all rows is a view that ONNX Runtime does not take.
+    return {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+
+
+def batches(n: int, batch_size: int | None) -> Iterator[tuple[int, int]]:
+    """The first row of each batch, and the row after its last."""
+    size = BATCH_SIZE if batch_size is None else require_integer("batch_size", batch_size, 1, 2**31)
+    for first in range(0, n, size):
+        yield first, min(first + size, n)
+
+
+def _empty(n: int, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """An array for `n` rows of a shape."""
+    try:
+        return np.empty((n, *shape), dtype)
+    except (MemoryError, ValueError):
+        size = n * math.prod(shape) * np.dtype(dtype).itemsize / 2**30
+        raise InputError(
+            f"n: {n} of shape {list(shape)} are {size:.1f} GiB, more than this machine's memory; take fewer at a time "
+            "and move `start` on"
+        ) from None

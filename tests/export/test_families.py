@@ -10,7 +10,7 @@ from torch.distributions import Bernoulli, Normal
 from zoo.models import ENTRIES
 
 from vae_export.errors import ExportError
-from vae_export.understand.families import family, module_of
+from vae_export.understand.families.registry import family_of
 from vae_export.understand.reading import second_to
 
 # Third parties' own deprecations, at import and in their layers.
@@ -48,7 +48,7 @@ def mean_of(output):
 def compare(entry):
     """The largest differences between a family's encode and decode and the library's own."""
     model, arguments = entry.make()
-    _, known = family(model)
+    _, known = family_of(model)
     x, conditions = arguments["example"], arguments.get("conditions", {})
     latent = mean_of(take(known.encode, x, conditions))
     with torch.no_grad():
@@ -90,7 +90,7 @@ NORMAL = [
 @pytest.mark.parametrize(("name", "config"), NORMAL)
 def test_pythae_posterior_is_the_one_that_forward_draws_from(name, config):
     model = pythae_model(name, config)
-    _, known = family(model)
+    _, known = family_of(model)
     x = torch.rand(5, 1, 6, 6)
     torch.manual_seed(1)
     output = model({"data": x})
@@ -106,15 +106,15 @@ def test_pythae_posterior_is_the_one_that_forward_draws_from(name, config):
 
 
 def test_hvae_takes_a_softplus_for_its_standard_deviation():
-    assert family(pythae_model("HVAE", "HVAEConfig"))[1].posterior == "softplus"
-    assert family(pythae_model("VAE", "VAEConfig"))[1].posterior == "logvar"
+    assert family_of(pythae_model("HVAE", "HVAEConfig"))[1].posterior == "softplus"
+    assert family_of(pythae_model("VAE", "VAEConfig"))[1].posterior == "logvar"
 
 
 @pytest.mark.parametrize("name", ["VAE", "HVAE"])
 @pytest.mark.parametrize("loss", ["mse", "bce"])
 def test_pythae_likelihood_is_the_loss_up_to_a_constant(name, loss):
     model = pythae_model(name, f"{name}Config", reconstruction_loss=loss)
-    _, known = family(model)
+    _, known = family_of(model)
     xs = torch.rand(2, 3, 1, 6, 6).round()
     z = torch.randn(3, 4)
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_pythae_likelihood_is_the_loss_up_to_a_constant(name, loss):
 def test_pythae_scale_of_a_squared_error_without_a_half(name, config):
     options = {"reconstruction_loss_scale": 3.0} if name == "WAE_MMD" else {}
     model = pythae_model(name, config, **options)
-    _, known = family(model)
+    _, known = family_of(model)
     error = 2.0
     weight = options.get("reconstruction_loss_scale", 1.0)
     own = -Normal(0.0, known.scale).log_prob(torch.tensor([error, 0.0]))
@@ -149,7 +149,7 @@ def test_pythae_scale_of_a_squared_error_without_a_half(name, config):
 
 def test_pythae_sphere(monkeypatch):
     model = pythae_model("SVAE", "SVAEConfig")
-    _, known = family(model)
+    _, known = family_of(model)
     x = torch.rand(5, 1, 6, 6)
     seen = []
     monkeypatch.setattr(model, "_sample_von_mises", lambda loc, concentration: seen.append(loc) or loc)
@@ -169,7 +169,7 @@ def test_pythae_sphere(monkeypatch):
 @pytest.mark.parametrize(("name", "config"), [("VAE_LinNF", "VAE_LinNF_Config"), ("VAE_IAF", "VAE_IAF_Config")])
 def test_pythae_flows_encode_the_mean_of_their_base(name, config, monkeypatch):
     model = pythae_model(name, config)
-    _, known = family(model)
+    _, known = family_of(model)
     x = torch.rand(5, 1, 6, 6)
     monkeypatch.setattr(model, "_sample_gauss", lambda mu, std: (mu, torch.zeros_like(mu)))
     output = model({"data": x})
@@ -209,7 +209,7 @@ def test_pythae_codes(ema, flat):
     book.data.normal_()
     # Wide enough that the embeddings are near to several codes.
     model.encoder.layer.weight.data.mul_(8)
-    _, known = family(model)
+    _, known = family_of(model)
     x = torch.randn(5, 1, 6, 4)
     with torch.no_grad():
         output, codes = model({"data": x}), known.encode(x)
@@ -233,7 +233,7 @@ def test_autoencoder_kl_with_every_kind_of_convolution_and_clamp(quant):
     with torch.no_grad():
         last = model.quant_conv if quant else model.encoder.conv_out
         last.weight[4:].mul_(500)
-    _, known = family(model)
+    _, known = family_of(model)
     x = 2 * torch.rand(3, 3, 16, 16) - 1
     with torch.no_grad():
         (mean, logvar), q = known.encode(x), model.encode(x).latent_dist
@@ -245,7 +245,7 @@ def test_autoencoder_kl_with_every_kind_of_convolution_and_clamp(quant):
 
 def test_tiles_and_slices_are_left_out():
     model = small_kl()
-    _, known = family(model)
+    _, known = family_of(model)
     x = 2 * torch.rand(2, 3, 24, 24) - 1
     with torch.no_grad():
         whole = known.encode(x)[0]
@@ -269,7 +269,7 @@ def test_tiles_and_slices_are_left_out():
     ],
 )
 def test_scale_and_shift_are_those_of_the_pipelines(config, scale, shift):
-    _, known = family(small_kl(**config))
+    _, known = family_of(small_kl(**config))
     assert (known.latent_scale, known.latent_shift) == (scale, shift)
 
 
@@ -277,7 +277,7 @@ def test_oobleck_has_the_standard_deviation_of_the_library():
     entry = next(entry for entry in ENTRIES if entry.name == "AutoencoderOobleck")
     needs("diffusers")
     model, arguments = entry.make()
-    _, known = family(model)
+    _, known = family_of(model)
     with torch.no_grad():
         _, std = known.encode(arguments["example"])
         torch.testing.assert_close(std, model.encode(arguments["example"]).latent_dist.std, rtol=0, atol=0)
@@ -292,7 +292,7 @@ def test_vq_model_decodes_what_its_quantizer_gives(norm_type):
         block_out_channels=(32,), latent_channels=4, num_vq_embeddings=32, norm_type=norm_type
     ).eval()
     model.quantize.embedding.weight.data.normal_()
-    _, known = family(model)
+    _, known = family_of(model)
     x = 2 * torch.rand(2, 3, 16, 16) - 1
     with torch.no_grad():
         torch.testing.assert_close(known.decode(known.encode(x)), model(x).sample, rtol=0, atol=1e-5)
@@ -328,7 +328,7 @@ def test_scvi_is_its_inference_and_generative(options):
         further["cat_covs"] = torch.stack([torch.arange(6) % n for n in options["n_cats_per_cov"]], dim=1)
     size = torch.log(x.sum(1, keepdim=True))
     sized = {"size_factor" if "use_size_factor_key" in options else "library": size}
-    name, known = family(module)
+    name, known = family_of(module)
     assert name == "scvi-tools VAE"
     with torch.no_grad():
         q = module.inference(x, batch[:, None], **further)["qz"]
@@ -354,7 +354,7 @@ def test_scvi_is_its_inference_and_generative(options):
 
 def test_scvi_with_a_latent_library_size_is_not_spoken_for():
     module = stand_in("scvi.module._vae", "VAE", use_observed_lib_size=False)
-    assert family(module) is None
+    assert family_of(module) is None
 
 
 # Recognition, without any library.
@@ -374,46 +374,39 @@ def tiny(package="diffusers.models.autoencoders.autoencoder_tiny", name="Autoenc
 
 
 def test_recognises_by_library_and_name():
-    name, known = family(tiny())
+    name, known = family_of(tiny())
     assert name == "diffusers AutoencoderTiny"
     assert (known.posterior, known.latent_scale, known.latent_shift) == ("none", 2.0, 0.0)
 
 
 @pytest.mark.parametrize("package", ["mine", "diffusers_like.models", "__main__"])
 def test_a_name_alone_is_not_enough(package):
-    assert family(tiny(package)) is None
-    assert family(tiny(name="Other")) is None
+    assert family_of(tiny(package)) is None
+    assert family_of(tiny(name="Other")) is None
 
 
 def test_a_class_of_the_users_own_counts_unless_it_replaces_a_method():
     base = type(tiny())
-    assert family(tiny("mine", "Mine", bases=(base,)))[0] == "diffusers AutoencoderTiny"
-    assert family(tiny("mine", "Mine", bases=(base,), members={"decode": lambda self, z: z})) is None
+    assert family_of(tiny("mine", "Mine", bases=(base,)))[0] == "diffusers AutoencoderTiny"
+    assert family_of(tiny("mine", "Mine", bases=(base,), members={"decode": lambda self, z: z})) is None
     # Another model of the same library, which this version knows nothing of.
-    assert family(tiny("diffusers.models", "AutoencoderNew", bases=(base,))) is None
+    assert family_of(tiny("diffusers.models", "AutoencoderNew", bases=(base,))) is None
 
 
 def test_a_plain_module_belongs_to_none():
-    assert family(nn.Linear(2, 2)) is None
-
-
-def test_an_object_that_holds_a_module():
-    module = nn.Linear(2, 2)
-    holder = stand_in("scvi.model._scvi", "SCVI", bases=(object,), module=module)
-    assert module_of(holder) is module
-    assert module_of(module) is module
-    assert module_of(3) == 3
+    assert family_of(nn.Linear(2, 2)) is None
 
 
 def test_codes_that_are_drawn_at_random_are_refused():
     quantize = types.SimpleNamespace(remap="used.npy")
     with pytest.raises(ExportError, match="remap="):
-        family(stand_in("diffusers.models", "VQModel", quantize=quantize))
+        family_of(stand_in("diffusers.models", "VQModel", quantize=quantize))
 
 
 def test_no_library_is_imported(python):
     code = (
-        "import sys; from vae_export.understand.families import family; from torch import nn; family(nn.Linear(2, 2)); "
+        "import sys; from vae_export.understand.families.registry import family_of; from torch import nn; "
+        "family_of(nn.Linear(2, 2)); "
         "print(sorted({'diffusers', 'pythae', 'scvi'} & set(sys.modules)))"
     )
     done = python("-c", code)

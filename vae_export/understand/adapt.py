@@ -31,7 +31,7 @@ from ..errors import ExportError
 from .adapted import Adapted
 from .declaration import SECOND, Declaration
 from .draws import Draws
-from .families import family
+from .families.registry import family_of
 from .reading import DecoderReading, EncoderReading, Part, base_of, fields_of, mean_of, second_to
 
 __all__ = ["adapt", "declared"]
@@ -60,7 +60,7 @@ def declared(model: nn.Module) -> tuple[str | None, Declaration]:
                 f"expected, got {got}"
             )
         return f"{type(model).__name__}.__vae_export__", Declaration(**said)
-    found = family(model)
+    found = family_of(model)
     return (found[0], found[1]) if found else (None, Declaration())
 
 

@@ -1,0 +1,52 @@
+"""Find what is known of a model of another library by the name of its class, without importing the library.
+
+Each `encode` and `decode` of a family calls the model's own modules in the library's order. It leaves out sampling,
+objects that wrap the answer, and losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..declaration import Declaration
+from .diffusers import MODELS as DIFFUSERS
+from .family import Family
+from .pythae import MODELS as PYTHAE
+from .scvi import MODELS as SCVI
+
+__all__ = ["family_of"]
+
+# By the package that defines the class: the library's usual name, and its models.
+_LIBRARIES: Mapping[str, tuple[str, Mapping[str, Family]]] = {
+    "diffusers": ("diffusers", DIFFUSERS),
+    "pythae": ("pythae", PYTHAE),
+    "scvi": ("scvi-tools", SCVI),
+}
+
+
+def family_of(model: object) -> tuple[str, Declaration] | None:
+    """Return the name of a model's family and its declaration, or None for a model of no known family.
+
+    A class that is derived from a known one counts as that one, unless it comes from the same library or replaces one
+    of the family's methods.
+
+    Raises:
+        ExportError: the model has a setting that cannot be exported as the library computes it.
+    """
+    mro = type(model).__mro__
+    for number, known in enumerate(mro):
+        package = _package(known)
+        library, models = _LIBRARIES.get(package, ("", {}))
+        family = models.get(known.__name__)
+        if family is None:
+            continue
+        derived = [cls for cls in mro[:number] if issubclass(cls, known)]
+        if any(_package(cls) == package or vars(cls).keys() & family.methods for cls in derived):
+            return None
+        declaration = family.describe(model)
+        return None if declaration is None else (f"{library} {known.__name__}", declaration)
+    return None
+
+
+def _package(cls: type) -> str:
+    return cls.__module__.partition(".")[0]

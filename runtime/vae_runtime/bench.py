@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import random
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from .devices import Device, resolve_device
 from .errors import BundleError, InputError, VaeError, one_line, require_integer
 from .golden import golden_inputs, read_golden
 from .networks import open_session
+from .timing import in_turns, quartiles, take_turn
 from .vae import VAE, load
 from .verification import verify
 
@@ -30,8 +30,6 @@ WORK = ("decode", "sample", "encode", "reconstruct")
 PLAIN = "plain"
 # Of one contender in one round. Short, so that a busy machine hits all contenders of a round alike.
 _SECONDS = 0.02
-# Calls before each measurement that do not count: they refill the caches after another contender's turn.
-_WARM_UP = 2
 
 
 @dataclass(frozen=True)
@@ -209,10 +207,7 @@ def _timed(
                 f"got {list(got.shape)}; export the bundle again"
             )
         differences[name] = None if work == "sample" else float(np.abs(got.astype(np.float64) - expected).max())
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name in order.sample(list(calls), len(calls)):
-            taken[name].append(_seconds(calls[name]))
+    taken = in_turns(calls, rounds, lambda name: take_turn(calls[name], _SECONDS).median, order)
     for name, seconds in taken.items():
         ratios = tuple(base / own for base, own in zip(taken[PLAIN], seconds, strict=True))
         yield Timing(work, batch, threads, name, tuple(seconds), ratios, differences.get(name))
@@ -224,25 +219,6 @@ def _first(answer: Any) -> Array:
         return answer
     parts = list(answer.values()) if isinstance(answer, Mapping) else [answer]
     return np.asarray(parts[0].mode())
-
-
-def _seconds(call: Call) -> float:
-    """Of one call: the median of as many as fit into the time, at least one."""
-    clock = time.perf_counter
-    begin = clock()
-    for _ in range(_WARM_UP):
-        call()
-        # Work that takes longer than the whole measurement needs no warming.
-        if clock() - begin > _SECONDS:
-            break
-    taken = []
-    begin = before = clock()
-    while before - begin < _SECONDS:
-        call()
-        now = clock()
-        taken.append(now - before)
-        before = now
-    return float(np.median(taken))
 
 
 class _Plain:
@@ -335,8 +311,8 @@ def _cell(timing: Timing) -> str:
     if timing.contender == PLAIN:
         median = float(np.median(timing.seconds))
         return f"{1e6 * median:.1f} µs" if median < 1e-3 else f"{1e3 * median:.2f} ms"
-    low, median, high = np.percentile(timing.ratios, (25, 50, 75))
-    return f"{median:.2f} ({low:.2f}–{high:.2f})"
+    ratio = quartiles(timing.ratios)
+    return f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})" if ratio else "–"
 
 
 def _load_average() -> float | None:

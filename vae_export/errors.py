@@ -1,4 +1,12 @@
-"""What the exporter and the training module raise, beside the runtime's errors."""
+"""The errors of the exporter and the training module, beside those of `vae_runtime.errors`.
+
+    VaeError                 in vae_runtime.errors, with BundleError, InputError and DeviceError
+    ├── ExportError          a model cannot be turned into graphs, or its bundle cannot be written
+    │   └── ParityError      a graph's numbers are not PyTorch's
+    └── TrainingError        training cannot continue
+
+An argument, a model or a data file that is not as expected is an InputError here too.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +16,7 @@ __all__ = ["ExportError", "ParityError", "TrainingError"]
 
 
 class ExportError(VaeError):
-    """The model could not be turned into graphs, or the bundle could not be written."""
+    """The model cannot be turned into graphs, or the bundle cannot be written."""
 
 
 class ParityError(ExportError):
@@ -16,4 +24,4 @@ class ParityError(ExportError):
 
 
 class TrainingError(VaeError):
-    """Training cannot go on: the loss is not a number, or the run folder does not fit the configuration."""
+    """Training cannot continue: the loss is not a number, or the run folder does not fit the configuration."""

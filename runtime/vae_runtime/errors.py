@@ -1,7 +1,16 @@
-"""The exceptions this package raises on purpose.
+"""The errors that this package raises on purpose.
 
-Every message says what was expected, what was got and what to do next, and starts with the place: a file, a field,
-a tensor or an index.
+    Exception
+    └── VaeError                     all of these; itself: a file that cannot be written, a graph that fails, …
+        ├── BundleError              a bundle is missing, damaged, altered, or of a format not read here
+        ├── InputError (ValueError)  an argument, an array or a data file of the caller's is not as expected
+        ├── DeviceError              a device, an execution provider or ONNX Runtime itself is unavailable
+        ├── ExportError              in vae_export.errors, as the next two
+        │   └── ParityError
+        └── TrainingError
+
+Every message starts with the place (a file, a field, a tensor or an index), says what was expected and what was got,
+and ends with the next step: `place: expected X, got Y; next step`. Any other error from a public function is a defect.
 """
 
 from __future__ import annotations
@@ -13,7 +22,7 @@ from typing import Any
 
 
 class VaeError(Exception):
-    """The base of every error raised on purpose by vae-runtime and vae-export."""
+    """The base of every error that vae-runtime and vae-export raise on purpose."""
 
 
 class BundleError(VaeError):
@@ -21,15 +30,15 @@ class BundleError(VaeError):
 
 
 class InputError(VaeError, ValueError):
-    """An argument, an array or a data file is not what was asked for."""
+    """An argument, an array or a data file is not as expected."""
 
 
 class DeviceError(VaeError):
-    """The device, execution provider or ONNX Runtime asked for is not there."""
+    """A device, an execution provider or ONNX Runtime itself is unavailable."""
 
 
 def one_line(text: object) -> str:
-    """The text with line ends and terminal commands spelled out: a bundle's words cannot forge a line of output."""
+    """Return the text with line ends and terminal commands spelled out: no bundle can forge a line of output."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in str(text))
 
 
@@ -43,10 +52,10 @@ def error_line(error: BaseException) -> str:
 
 
 def require_integer(name: str, value: object, low: int, high: int) -> int:
-    """The value as an int, numpy's integers included.
+    """Return the value as an int; numpy's integers are accepted.
 
     Raises:
-        InputError: it is no integer, or not from low to high.
+        InputError: it is not an integer from low to high.
     """
     try:
         number = operator.index(value)  # type: ignore[arg-type]
@@ -60,10 +69,10 @@ def require_integer(name: str, value: object, low: int, high: int) -> int:
 
 
 def require_number(name: str, value: object, low: float, high: float) -> float:
-    """The value as a float, numpy's numbers included.
+    """Return the value as a float; numpy's numbers are accepted.
 
     Raises:
-        InputError: it is no real number, or not from low to high.
+        InputError: it is not a real number from low to high.
     """
     number: Any = value if isinstance(value, numbers.Real) else math.nan
     if not low <= number <= high:

@@ -1,4 +1,4 @@
-"""The ways to run a VAE that are compared. Each is given numpy arrays and gives numpy arrays back.
+"""The ways to run a VAE that are compared. Each takes numpy arrays and returns numpy arrays.
 
 This file runs in every contender's own environment, so it imports nothing but numpy before a contender is asked for;
 and in the measurement of cold starts, where each further import would count against all of them.
@@ -11,119 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .contender import FIRST_SEED, Contender, Unavailable
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float32]
-    Run = Callable[[Array], Any]
-    Call = Callable[[], Any]
-
-# Long enough to be no special case of any generator.
-FIRST_SEED = 10**15 + 1
-
-
-class Unavailable(Exception):
-    """A contender cannot do what it is asked for here; the message is the reason that the report prints."""
-
-
-class Contender:
-    """One way to run a VAE, with some number of threads.
-
-    A subclass says what it is given and opens graphs; what is done with them is the same for all.
-    """
-
-    name = ""
-    title = ""
-    environment = "dev"
-    """Where it runs, and where its graphs are converted, of environments.REQUIREMENTS."""
-    converter = ""
-    exact = True
-    """Whether its numbers are to be PyTorch's within the tolerance of float32; otherwise their PSNR counts."""
-    packages: tuple[str, ...] = ()
-    """What has to be installed to run it."""
-    given = ""
-    fixed = False
-    """Whether a graph takes one batch size only."""
-    precision = "f32"
-    decodes_only = False
-    """Whether all it is given is a decoder."""
-
-    def __init__(self, folder: str, threads: int, latent: tuple[int, ...]) -> None:
-        """Prepare nothing yet.
-
-        Args:
-            folder: of the model, as benchmarks.models writes it.
-            threads: that the contender may use.
-            latent: shape of one latent.
-        """
-        self.folder = folder
-        self.threads = threads
-        self.latent = latent
-        self._opened: dict[Any, Any] = {}
-
-    @staticmethod
-    def convert(folder: str, component: str, batches: list[int]) -> None:
-        """Write what `open` reads; called in the environment `converter`."""
-
-    def setup(self) -> None:
-        """Settings of the process, before any graph is opened."""
-
-    def check(self) -> None:
-        """Raise Unavailable if there is nothing for this contender in the model's folder."""
-
-    def open(self, component: str, batch: int) -> Run:
-        """A function from the component's input to its outputs: encoder → (mu, logvar), decoder → (mean,)."""
-        raise NotImplementedError
-
-    def path(self, file: str) -> str:
-        """A file of the model's folder."""
-        return os.path.join(self.folder, file)
-
-    def function(self, component: str, batch: int) -> Run:
-        """What `open` gives, kept."""
-        key = (component, batch if self.fixed else 0)
-        if key not in self._opened:
-            self._opened[key] = self.open(component, batch)
-        opened: Run = self._opened[key]
-        return opened
-
-    def draw(self, batch: int, seed: int) -> Array:
-        """Latents of a seed from the noise that the contender's users have at hand, float32 [batch, *latent]."""
-        return np.random.default_rng(seed).standard_normal((batch, *self.latent), dtype=np.float32)
-
-    def work(self, kind: str, batch: int, z: Any, x: Any) -> Call:
-        """A function of no arguments that does one piece of work.
-
-        Args:
-            kind: decode, encode, reconstruct (through the posterior's mean), sample (a fresh seed for each call),
-                next (the following samples of one seed), stream (of one generator that is kept), or noise.
-            batch: of how many.
-            z, x: float32 [batch, ...], what to decode and to encode.
-
-        Raises:
-            Unavailable: the contender has no such work.
-        """
-        if kind == "decode":
-            decode = self.function("decoder", batch)
-            return lambda: decode(z)[0]
-        if kind == "encode":
-            encode = self.function("encoder", batch)
-            return lambda: encode(x)
-        if kind == "reconstruct":
-            encode, decode = self.function("encoder", batch), self.function("decoder", batch)
-            return lambda: decode(encode(x)[0])[0]
-        if kind == "sample":
-            decode, draw, seed = self.function("decoder", batch), self.draw, FIRST_SEED
-
-            def sample() -> Any:
-                nonlocal seed
-                seed += 1
-                return decode(draw(batch, seed - 1))[0]
-
-            return sample
-        raise Unavailable(f"{self.title} has no {kind}")
+    from .contender import Array, Call, Run
 
 
 class Eager(Contender):
@@ -538,33 +429,6 @@ class ExecuTorch(Contender):
             return [np.array(answer.numpy()) for answer in method.execute([torch.from_numpy(value)])]
 
         return run
-
-
-class Limits(Contender):
-    """The machine alone: how fast it multiplies matrices and reads memory."""
-
-    name = "limits"
-    title = "the machine's limits"
-    environment = "runtime"
-
-    def work(self, kind: str, batch: int, z: Any, x: Any) -> Call:
-        if kind == "sgemm-numpy":
-            a = np.ones((batch, batch), np.float32)
-            out = np.empty_like(a)
-            return lambda: np.matmul(a, a, out=out)
-        if kind == "sgemm-ort":
-            import onnxruntime
-
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = self.threads
-            session = onnxruntime.InferenceSession(self.path("matmul.onnx"), options)
-            a = np.ones((batch, batch), np.float32)
-            return lambda: session.run(None, {"a": a})
-        if kind == "read":
-            # Both factors are the same memory, which is read once.
-            row = np.ones(batch, np.float32)
-            return lambda: np.dot(row, row)
-        raise Unavailable(f"the machine has no {kind}")
 
 
 def _without_path(text: str, folder: str) -> str:

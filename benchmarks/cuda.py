@@ -14,7 +14,6 @@ import argparse
 import json
 import random
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from vae_runtime.cli.main import run
 from vae_runtime.cli.options import argument
 from vae_runtime.errors import DeviceError, VaeError, require_integer
 from vae_runtime.files import write_atomic
+from vae_runtime.timing import in_turns, take_turn
 
 from .models import COMPARED, MODELS
 
@@ -117,30 +117,27 @@ def measure(data: Path, names: Sequence[str], device: str, batches: Sequence[int
                 **plain.ways(compiled=True),
             }
             for batch in batches:
+                taken = in_turns(ways, rounds, lambda way: _time(ways[way], batch, device), chance)  # noqa: B023 - at once
                 for number in range(rounds):
-                    seconds = {way: _time(ways[way], batch, device) for way in chance.sample(sorted(ways), len(ways))}
                     place = {"model": model, "precision": precision, "batch": batch, "round": number}
+                    seconds = {way: figures[number] for way, figures in taken.items()}
                     found["rounds"].append({**place, "seconds": seconds})
                 print(f"{model} {precision} {batch}: done", file=sys.stderr, flush=True)
     return found
 
 
 def _time(way: Way, batch: int, device: str) -> float:
-    """Seconds of one call, the device having finished: the median over a slot."""
+    """Return the seconds of one call, the device having finished: the median over a turn."""
     import torch
 
-    def once() -> float:
-        began = time.perf_counter()
+    def call() -> None:
         way(batch)
         if device.startswith("cuda"):
             torch.cuda.synchronize()
-        return time.perf_counter() - began
 
-    once()
-    calls = [once()]
-    while sum(calls) < SLOT and len(calls) < 1000:
-        calls.append(once())
-    return float(np.median(calls))
+    # The first call may compile: it never counts.
+    call()
+    return take_turn(call, SLOT).median
 
 
 def table(found: dict[str, Any]) -> str:

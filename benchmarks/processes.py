@@ -79,14 +79,18 @@ class Process:
             raise Died(f"a line of JSON is expected, got {one_line(line[:80].decode(errors='replace'))}") from None
         return answer
 
-    def ask(self, order: Mapping[str, Any], patience: float = 600) -> dict[str, Any]:
+    def ask(self, patience: float = 600, **order: Any) -> dict[str, Any]:
         """Send an order and wait for its answer.
 
         Raises:
             Died: there is none.
+            VaeError: the answer is an error.
         """
         self.tell(order)
-        return self.answer(patience)
+        answer = self.answer(patience)
+        if "error" in answer:
+            raise VaeError(answer["error"])
+        return answer
 
     def close(self) -> None:
         """End the process."""

@@ -13,12 +13,14 @@ import gc
 import json
 import os
 import sys
-import time
 from typing import Any
 
 import numpy as np
 
-from .contenders import CONTENDERS, FIRST_SEED, Contender, Limits, Unavailable
+from vae_runtime.timing import take_turn
+
+from .contender import FIRST_SEED, Contender, Unavailable
+from .contenders import CONTENDERS
 
 # Largest difference from PyTorch's answer, relative to its largest value where that is above 1: float32 kernels add in
 # different orders, and a network of ten layers amplifies the last digit some hundred times.
@@ -26,8 +28,33 @@ TOLERANCE = 1e-4
 # For forms of fewer bits: least peak signal-to-noise ratio, in dB, the peak being the range of PyTorch's answer.
 LEAST_PSNR = 30.0
 PSNR_ROWS = 64
-# Calls before each measurement that do not count: they refill the caches after another contender's turn.
-WARM_UP = 2
+
+
+class Limits(Contender):
+    """The machine alone: how fast it multiplies matrices and reads memory."""
+
+    name = "limits"
+    title = "the machine's limits"
+    environment = "runtime"
+
+    def work(self, kind: str, batch: int, z: Any, x: Any) -> Any:
+        if kind == "sgemm-numpy":
+            a = np.ones((batch, batch), np.float32)
+            out = np.empty_like(a)
+            return lambda: np.matmul(a, a, out=out)
+        if kind == "sgemm-ort":
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = self.threads
+            session = onnxruntime.InferenceSession(self.path("matmul.onnx"), options)
+            a = np.ones((batch, batch), np.float32)
+            return lambda: session.run(None, {"a": a})
+        if kind == "read":
+            # Both factors are the same memory, which is read once.
+            row = np.ones(batch, np.float32)
+            return lambda: np.dot(row, row)
+        raise Unavailable(f"the machine has no {kind}")
 
 
 class Worker:
@@ -97,24 +124,9 @@ class Worker:
         return compared(pairs, contender.exact or work == "sample")
 
     def measure(self, folder: str, work: str, batch: int, seconds: float) -> dict[str, Any]:
-        """Seconds of one call: median, mean and least over as many calls as fit into the time, at least one."""
-        do, clock = self._work[folder, work, batch], time.perf_counter
-        for _ in range(WARM_UP):
-            begin = clock()
-            do()
-            once = clock() - begin
-            # Work that takes longer than the whole measurement warms itself, and counts at once.
-            if once >= seconds:
-                return {"median": once, "mean": once, "least": once, "calls": 1}
-        taken = []
-        begin = before = clock()
-        while before - begin < seconds:
-            do()
-            now = clock()
-            taken.append(now - before)
-            before = now
-        mean = (before - begin) / len(taken)
-        return {"median": float(np.median(taken)), "mean": mean, "least": min(taken), "calls": len(taken)}
+        """Take a turn: the fields of `vae_runtime.timing.Turn`."""
+        turn = take_turn(self._work[folder, work, batch], seconds)
+        return turn._asdict()
 
     def answer(self, order: dict[str, Any]) -> dict[str, Any]:
         """Do what one line says; an error is the contender's reason, which the report prints."""

@@ -11,12 +11,18 @@ import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import cuda, report
-from benchmarks.contenders import CONTENDERS, Naive, Unavailable
+from benchmarks import comparison, cuda, report
+from benchmarks.capacity import BUSY_LOOPS
+from benchmarks.contender import Unavailable
+from benchmarks.contenders import CONTENDERS, Naive
+from benchmarks.figures import generation_ratio, shown
 from benchmarks.models import build
 from benchmarks.processes import Died, Process
+from benchmarks.runs import ROOT, Run
+from benchmarks.targets import Target, targets
 from benchmarks.worker import TOLERANCE, Worker, compared
 from vae_runtime.errors import InputError
+from vae_runtime.timing import Quartiles
 
 HERE = ("eager", "naive", "ours-fp32")
 
@@ -55,7 +61,7 @@ def found(finished):
 def bench(data, tmp_path):
     """A run that has not begun, of the naive contender alone and with one thread."""
     given = options(data, tmp_path, "--contenders", "naive", "--threads", "1", "--rounds", "1")
-    bench = program.Bench(program._parser().parse_args(given))
+    bench = Run(program.parser().parse_args(given))
     yield bench
     for process in bench.processes.values():
         process.close()
@@ -88,7 +94,7 @@ def test_a_run_measures_cold_starts_workers_and_limits(found):
         for taken in entry["contenders"].values():
             assert taken["memory"] > 2**20
             assert taken["wall"] > 0 < taken["cpu"]
-    assert {entry["loops"] for entry in found["workers"]} == {0, program.BUSY_LOOPS}
+    assert {entry["loops"] for entry in found["workers"]} == {0, BUSY_LOOPS}
     assert all(set(entry["rates"]) == {"one", "two", "wide"} for entry in found["workers"])
     assert {entry["work"] for entry in found["limits"]} == {"sgemm-numpy", "sgemm-ort", "read"}
     packages = found["contenders"]["naive"]["packages"]
@@ -102,7 +108,7 @@ def test_samples_are_written_to_files_and_decoding_alone_is_beside_them(found):
         assert turn["seconds" if turn["kind"] == "start" else "rate"]
     files = next(turn for turn in found["generation"] if turn["kind"] == "files")
     assert set(files["seconds"]) == set(report.PHASES)
-    assert report._generated(found, "tiny", "decode", 2).median == 1
+    assert generation_ratio(found, "tiny", "decode", 2).median == 1
     assert "to files, 2 workers" in report.generation_section(found)
     assert report.generation_section({**found, "generation": []}) == "Not measured in this run."
 
@@ -143,7 +149,7 @@ def test_the_page_says_what_the_figures_say(finished, found):
         if (entry["work"], entry["batch"], entry["threads"]) == ("decode", 8, 1)
     ]
     low, median, high = np.percentile(ratios, (25, 50, 75))
-    assert str(report.Quartiles(median, low, high)) in page
+    assert shown(Quartiles(median, low, high)) in page
     assert "A quick run" in page
     for contender in found["contenders"].values():
         assert contender["given"] in page
@@ -163,7 +169,7 @@ def test_the_page_is_made_of_the_figures_alone(finished, found, tmp_path):
 
 def test_figures_name_no_place_of_this_machine(finished, data):
     text = (finished / report.FIGURES).read_text(encoding="utf-8")
-    assert str(program.ROOT) not in text
+    assert str(ROOT) not in text
     assert str(data) not in text
 
 
@@ -198,8 +204,8 @@ def test_a_contender_that_dies_is_left_out_with_its_last_words(bench, tmp_path):
     bench.pythons["torchscript"] = dying
     bench.start("naive", 1)
     bench.start("torchscript", 1)
-    cell = program.Cell("tiny", 1, "decode", 1)
-    assert bench.prepare([cell]) == {cell: ["naive"]}
+    cell = comparison.Cell("tiny", 1, "decode", 1)
+    assert comparison.prepare(bench, [cell]) == {cell: ["naive"]}
     (entry,) = bench.found["skipped"]
     assert entry == {
         "contender": "torchscript",
@@ -213,10 +219,10 @@ def test_a_contender_that_dies_between_its_turns_ends_no_run(bench):
     bench.make_models()
     bench.make_environments()
     bench.start("naive", 1)
-    cell = program.Cell("tiny", 1, "decode", 1)
-    fit = bench.prepare([cell])
+    cell = comparison.Cell("tiny", 1, "decode", 1)
+    fit = comparison.prepare(bench, [cell])
     bench.processes["naive", 1]._process.kill()
-    bench.rounds(fit)
+    comparison.rounds(bench, fit)
     (entry,) = bench.found["skipped"]
     assert entry["reason"].startswith("the process ended (signal 9)")
     assert [each["seconds"] for each in bench.found["rounds"]] == [{}]
@@ -226,13 +232,13 @@ def test_work_that_would_take_the_last_memory_is_left_out(bench, monkeypatch):
     bench.make_models()
     bench.make_environments()
     bench.start("naive", 1)
-    cell = program.Cell("tiny", 1, "decode", 1)
-    monkeypatch.setattr(program, "available_memory", lambda: 0.1)
-    assert bench.prepare([cell]) == {}
+    cell = comparison.Cell("tiny", 1, "decode", 1)
+    monkeypatch.setattr(comparison, "available_memory", lambda: 0.1)
+    assert comparison.prepare(bench, [cell]) == {}
     (entry,) = bench.found["skipped"]
     assert entry["reason"] == "10% of the machine's memory are free, 20% are left to others"
-    monkeypatch.setattr(program, "available_memory", lambda: 0.3)
-    assert bench.prepare([cell]) == {cell: ["naive"]}
+    monkeypatch.setattr(comparison, "available_memory", lambda: 0.3)
+    assert comparison.prepare(bench, [cell]) == {cell: ["naive"]}
 
 
 def test_a_model_that_is_closed_is_held_no_longer(data):
@@ -319,13 +325,13 @@ def test_targets_are_judged_by_their_figures(found):
     def line(seconds):
         for entry in found["rounds"]:
             entry["seconds"] = {"naive": 1.0, "ours-fp32": seconds}
-        return report.targets(found)[0]
+        return targets(found)[0]
 
     assert line(1.0).met is True
     assert line(1.2).met is False
     found["rounds"] = []
     assert line(1.0).met is None
-    at_most = report.Target("", report.Quartiles(1.2, 1.1, 1.3), 1.3, at_most=True)
+    at_most = Target("", Quartiles(1.2, 1.1, 1.3), 1.3, at_most=True)
     assert at_most.met is True
     assert at_most._replace(bound=1.1).met is False
 

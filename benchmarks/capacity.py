@@ -1,0 +1,165 @@
+"""What a machine gives beside the comparison: cold starts, two workers at once, and the limits of its hardware."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vae_runtime.errors import VaeError
+
+from .machine import rounded
+from .models import MODELS, write_limits
+from .runs import ROOT, Run
+from .worker import LEAST_PSNR
+
+__all__ = ["BUSY_LOOPS", "cold", "limits", "not_comparable", "workers"]
+
+BATCHES_OF_WORKERS = (1, 64)
+MODELS_OF_WORKERS = ("mlp", "mnist", "transposed", "tiny")
+BUSY_LOOPS = 4
+
+
+def cold(run: Run) -> None:
+    """From process start to the first sample, each contender in turn."""
+    model = next((name for name in run.found["models"] if name in ("mlp", "tiny")), None)
+    if model is None:
+        return
+    slow: set[str] = set()
+    latent = tuple(run.found["models"][model]["latent_shape"])
+    for number in range(1 if run.options.quick else 3 * run.options.rounds):
+        names = [n for n in run.pythons if not run.skipped(n, model) and (n not in slow or number < 3)]
+        taken = {}
+        for name in run.random.sample(names, len(names)):
+            try:
+                taken[name] = _first(run, name, str(run.data / model), latent)
+            except VaeError as error:
+                run.skip(name, str(error), model=model, work="first sample")
+                slow.add(name)
+                continue
+            if taken[name]["wall"] > 1:
+                slow.add(name)
+        run.found["cold"].append({"round": number, "model": model, "contenders": taken})
+
+
+def _first(run: Run, name: str, folder: str, latent: tuple[int, ...]) -> dict[str, float]:
+    ready, write = os.pipe()
+    code = f"from benchmarks.contenders import first; first({name!r}, {folder!r}, {latent!r}, {write})"
+    begin = time.monotonic()
+    with subprocess.Popen(
+        [str(run.pythons[name]), "-c", code], cwd=ROOT, env=run.environment(1), pass_fds=[write],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        os.close(write)
+        try:
+            answered = select.select([ready], [], [], 120)[0]
+            mark = os.read(ready, 1) if answered else b""
+            wall = time.monotonic() - begin
+            if not answered:
+                raise subprocess.TimeoutExpired(name, 120)
+            said = process.communicate(timeout=120)[1].decode(errors="replace").strip().splitlines()
+            if not mark or process.returncode:
+                raise VaeError(
+                    re.sub(r"^[\w.]+: ", "", said[-1])[:300] if said else f"exit status {process.returncode}"
+                )
+            return {"wall": rounded(wall), **json.loads(os.read(ready, 4096))}
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise VaeError("no sample within 120 seconds") from None
+        finally:
+            os.close(ready)
+
+
+def workers(run: Run) -> None:
+    """Two workers of one thread, one of two and one of one, with idle and with busy processors."""
+    pair = "ours-fp32"
+    if (pair, 1) not in run.processes or (pair, 2) not in run.processes:
+        run.skip(pair, "it takes a process with one thread and one with two", work="two workers")
+        return
+    first, wide = run.processes[pair, 1], run.processes[pair, 2]
+    second = run.worker(pair, 1, run.pythons[pair])
+    groups = {"one": [first], "two": [first, second], "wide": [wide]}
+    models = [name for name in run.found["models"] if name in MODELS_OF_WORKERS]
+    cells = [(m, b) for m in models for b in BATCHES_OF_WORKERS if b in MODELS[m].batches and b in MODELS[m].wide]
+    seconds = 0.02 if run.options.quick else 0.3
+    try:
+        for model, batch in cells:
+            folder = str(run.data / model)
+            second.ask(do="open", folder=folder)
+            for process in (first, wide):
+                process.ask(do="open", folder=folder)
+            for process in (first, second, wide):
+                parity = process.ask(do="prepare", folder=folder, work="decode", batch=batch)
+                if not parity["passed"]:
+                    raise VaeError(f"{model}, batch {batch}: {not_comparable(parity, exact=True)}")
+        for number in range(run.options.rounds):
+            for loops in (0, BUSY_LOOPS):
+                with _busy(loops):
+                    for model, batch in run.random.sample(cells, len(cells)):
+                        rates = {}
+                        for group in run.random.sample(sorted(groups), len(groups)):
+                            order = {"folder": str(run.data / model), "work": "decode", "batch": batch}
+                            for process in groups[group]:
+                                process.tell({"do": "measure", "seconds": seconds, **order})
+                            # The mean, not the median: a stalled call is what a busy machine costs.
+                            answers = [process.answer(600) for process in groups[group]]
+                            for answer in answers:
+                                if "error" in answer:
+                                    raise VaeError(answer["error"])
+                            rates[group] = rounded(sum(batch / answer["mean"] for answer in answers))
+                        entry = {"round": number, "model": model, "batch": batch, "loops": loops, "rates": rates}
+                        run.found["workers"].append(entry)
+    finally:
+        second.close()
+
+
+def limits(run: Run) -> None:
+    """What the machine could do: matrix products and reading memory, the best of several measurements."""
+    if "naive" not in run.pythons:
+        return
+    folder = run.data / "limits"
+    write_limits(folder)
+    sizes, small, large = ((64,), 2**12, 2**14) if run.options.quick else ((256, 512, 1024), 2**19, 2**26)
+    amounts = [(work, size) for work in ("sgemm-numpy", "sgemm-ort") for size in sizes]
+    for threads in run.options.threads:
+        process = run.worker("limits", threads, run.pythons["naive"])
+        try:
+            process.ask(do="open", folder=str(folder))
+            for work, amount in (*amounts, ("read", small), ("read", large)):
+                process.ask(do="prepare", folder=str(folder), work=work, batch=amount)
+                order: dict[str, Any] = {"folder": str(folder), "work": work, "batch": amount}
+                answers = [process.ask(do="measure", seconds=4 * run.slot, **order) for _ in range(run.options.rounds)]
+                best = min(answer["min"] for answer in answers)
+                done = 2 * amount**3 if work != "read" else 4 * amount
+                entry = {"threads": threads, "work": work, "amount": amount, "per_second": rounded(done / best)}
+                run.found["limits"].append(entry)
+        finally:
+            process.close()
+
+
+@contextlib.contextmanager
+def _busy(loops: int) -> Iterator[None]:
+    """Keep the processors busy with so many endless loops."""
+    running = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(loops)]
+    try:
+        if running:
+            time.sleep(0.2)
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def not_comparable(parity: Mapping[str, Any], exact: bool) -> str:
+    """Return why a contender whose answers were compared cannot be timed."""
+    if exact:
+        return f"not comparable: its numbers differ from PyTorch's by {parity['difference']:.2g}"
+    return f"not comparable: PSNR {parity['psnr'] or 0:.1f} dB against PyTorch, {LEAST_PSNR:g} dB are expected"

@@ -1,0 +1,164 @@
+"""What was to be reached, and what a run measured of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from vae_runtime.timing import Quartiles, quartiles
+
+from .figures import (
+    INT8,
+    NAIVE,
+    OURS,
+    Found,
+    Results,
+    digits,
+    figure_of,
+    generation_ratio,
+    name_of,
+    start_ratio,
+    title_of,
+    worker_ratio,
+)  # fmt: skip
+
+__all__ = ["Target", "targets"]
+
+
+class Target(NamedTuple):
+    """One line: a figure, and what it should at least be, or at most."""
+
+    work: str
+    figure: Quartiles | None
+    bound: float | None
+    at_most: bool = False
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the median reaches the bound; None where there is no figure or no bound."""
+        if self.figure is None or self.bound is None:
+            return None
+        return self.figure.median <= self.bound if self.at_most else self.figure.median >= self.bound
+
+
+def targets(found: Found) -> list[Target]:
+    """Every line of what was to be reached, with what this run measured."""
+    results = Results(found)
+    models = [name for name in found["models"] if results.batches(name, 1, "decode")]
+
+    def ratio(model: str, work: str, batch: int, name: str = OURS, to: str = NAIVE) -> Quartiles | None:
+        return results.ratio(model, 1, work, batch, name, to)
+
+    def lowest(to: str) -> tuple[Quartiles | None, str]:
+        found_here = [
+            (value, f"lowest of all: {title_of(found, model)}, batch {batch}")
+            for model in models
+            for batch in results.batches(model, 1, "decode")
+            if (value := ratio(model, "decode", batch, to=to)) is not None
+        ]
+        return min(found_here, key=lambda each: each[0].median, default=(None, ""))
+
+    def others(model: str, name: str, but: int, to: str = NAIVE) -> str:
+        more = [
+            f"batch {batch}: {digits(value.median)}"
+            for batch in results.batches(model, 1, "decode")
+            if batch != but and (value := ratio(model, "decode", batch, name, to)) is not None
+        ]
+        return ", ".join(more)
+
+    lines = []
+    for to, bound in ((NAIVE, 0.97), ("compile", 1.0), ("executorch", 1.0), ("litert", 1.0)):
+        value, note = lowest(to)
+        lines.append(Target(f"decode, fp32, any model and batch: × {name_of(found, to)}", value, bound, note=note))
+    for to, bound in ((NAIVE, 1.12), ("litert", 1.0)):
+        value = ratio("mlp", "decode", 1, to=to)
+        lines.append(Target(f"MLP decode, batch 1, fp32: × {name_of(found, to)}", value, bound))
+    lines += [
+        Target("MLP sample, 16 latents, batch 1, a fresh seed: × naive", ratio("mlp", "sample", 1), 0.85),
+        Target("the same with 50 latents", ratio("mlp50", "sample", 1), None),
+        Target("consecutive indices of one seed: × naive with default_rng(seed)", ratio("mlp", "next", 1), 1.4),
+        Target("the same with 50 latents", ratio("mlp50", "next", 1), None),
+        Target("the same, × naive with one generator that is kept", ratio("mlp", "stream", 1), None),
+        Target("MLP reconstruct, batch 1: × two naive sessions", ratio("mlp", "reconstruct", 1), 1.25,
+               note=figure_of(found, ratio("mlp", "reconstruct", 1, "litert"), "litert")),
+    ]  # fmt: skip
+    for to in (NAIVE, "openvino-f32"):
+        value = ratio("nearest", "decode", 1, to=to)
+        more = others("nearest", OURS, 1, to)
+        lines.append(Target(f"nearest-upsample decode, batch 1: × {name_of(found, to)}", value, 1.9, note=more))
+    differences = [
+        entry["difference"]
+        for entry in found["parity"]
+        if (entry["contender"], entry["model"], entry["work"]) == (OURS, "nearest", "decode")
+    ]
+    worst = Quartiles(*[max(differences)] * 3) if differences else None
+    lines.append(Target("the same: largest difference from PyTorch's answers", worst, 1e-5, at_most=True))
+    lines.append(Target("AutoencoderKL decode, batch 1: × naive", ratio("kl", "decode", 1), 1.05))
+    for batch, bound in ((1, 1.8), (64, 2.8)):
+        lines.append(Target(f"int8, MLP decode, batch {batch}: × naive", ratio("mlp", "decode", batch, INT8), bound))
+    for model, what, bound in (("transposed", "ConvTranspose", 1.7), ("nearest", "nearest-upsample", 3.3)):
+        value = ratio(model, "decode", 1, INT8)
+        lines.append(Target(f"int8, {what} decode, batch 1: × naive", value, bound, note=others(model, INT8, 1)))
+    lines += _noise_targets(found, results) + _start_targets(found) + _worker_targets(found)
+    lines += _generation_targets(found)
+    return lines
+
+
+def _noise_targets(found: Found, results: Results) -> list[Target]:
+    rate, slower = None, None
+    for batch in results.batches("mlp", 1, "noise"):
+        count = batch * int(np.prod(found["models"]["mlp"]["latent_shape"]))
+        taken = results.seconds("mlp", 1, "noise", batch, OURS)
+        rate = taken and Quartiles(*(count / each / 1e6 for each in (taken.median, taken.high, taken.low)))
+        slower = results.ratio("mlp", 1, "noise", batch, NAIVE, OURS)
+    return [
+        Target("noise, large n: million normals per second", rate, 60),
+        Target("noise, large n: time × that of numpy's Philox", slower, 1.3, at_most=True),
+    ]
+
+
+def _start_targets(found: Found) -> list[Target]:
+    litert = figure_of(found, start_ratio(found, "litert", "wall"), "litert")
+    return [
+        Target("cold start to the first sample: time × naive", start_ratio(found, OURS, "wall"), 0.9, True, litert),
+        Target("the same in processor time", start_ratio(found, OURS, "cpu"), None),
+        Target("peak memory: × naive", start_ratio(found, OURS, "memory"), 1.1, at_most=True),
+    ]
+
+
+def _worker_targets(found: Found) -> list[Target]:
+    lines = []
+    for model, what, bound in (("mlp", "MLP", 1.1), ("mnist", "conv", 1.25), ("transposed", "ConvTranspose", 1.25)):
+        value = worker_ratio(found, model, 64, 0, "two", "wide")
+        note = digits(one.median) if (one := worker_ratio(found, model, 1, 0, "two", "wide")) else ""
+        work = f"two workers of one thread, {what}, batch 64: × one session of two"
+        lines.append(Target(work, value, bound, note=f"batch 1: {note}" if note else ""))
+    cells = {(entry["model"], entry["batch"]) for entry in found["workers"]}
+    for group, what, least in (("two", "two workers of one thread", 0.9), ("wide", "one session of two threads", None)):
+        loaded = [
+            (value, f"lowest of all: {title_of(found, model)}, batch {batch}")
+            for model, batch in sorted(cells)
+            if (value := worker_ratio(found, model, batch, 1, group, "one")) is not None
+        ]
+        value, note = min(loaded, key=lambda each: each[0].median, default=(None, ""))
+        lines.append(Target(f"under four busy loops, {what}: × one session of one thread", value, least, note=note))
+    return lines
+
+
+def _generation_targets(found: Found) -> list[Target]:
+    turns = found.get("generation", [])
+    starts = quartiles(turn["seconds"] for turn in turns if turn["kind"] == "start")
+    memory = quartiles(turn["memory"] / 1e6 for turn in turns if (turn["kind"], turn["workers"]) == ("files", 2))
+    conv = "mnist"
+    return [
+        Target("samples to files, conv, two workers: × decoding alone", generation_ratio(found, conv, "files", 2), 0.9),
+        Target(
+            "samples to files, MLP, two workers: × decoding alone", generation_ratio(found, "mlp", "files", 2), 0.75
+        ),
+        Target("two workers: × one, conv", generation_ratio(found, conv, "files", 2, ("files", 1)), 1.8),
+        Target("Ray: × processes of this machine, conv", generation_ratio(found, conv, "ray", 2, ("files", 2)), 0.75),
+        Target("generate, from the start of the command to the end, two batches: seconds", starts, 2, at_most=True),
+        Target("memory of a worker, MB", memory, 120, at_most=True),
+    ]

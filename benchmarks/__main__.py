@@ -145,7 +145,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
-    return run(parser(), argv)
+    return run(parser, argv)
 
 
 if __name__ == "__main__":

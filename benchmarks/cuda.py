@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="rounds of everything (default 5)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("out/cuda"), help="the folder to write (default out/cuda)")
-    return run(parser, argv)
+    return run(lambda: parser, argv)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ _MODEL_ARGUMENTS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0 success, 1 failed, 2 misuse, 130 interrupted."""
-    return run(_parser(), argv)
+    return run(_parser, argv)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""The verbs `encode`, `reconstruct` and `score`: what starts from observations."""
+"""The verbs `encode`, `reconstruct` and `score`, which start from observations."""
 
 from __future__ import annotations
 
@@ -8,8 +8,27 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, one_line
-from .arrays import read_npy, write_npy, write_npz, write_observations, write_scores
-from .options import conditions_of, load_vae, require_png, require_seed
+from .options import (
+    SEED,
+    Verbs,
+    add_batch_size,
+    add_bundle,
+    add_columns,
+    add_condition,
+    add_device,
+    add_out,
+    add_start,
+    add_threads,
+    add_variant,
+    add_verb,
+    conditions_of,
+    file_name,
+    integer,
+    load_vae,
+    require_png,
+    require_seed,
+)
+from .results import write_npy, write_npz, write_observations, write_scores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,10 +36,37 @@ if TYPE_CHECKING:
 
     from ..score import Scores
 
-__all__: list[str] = []
+__all__ = ["add_encoding"]
+
+
+def add_encoding(verbs: Verbs) -> None:
+    """Add the verbs of this module."""
+    for add in (_add_encode, _add_reconstruct, _add_score):
+        add(verbs)
+
+
+def _add_encode(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs,
+        "encode",
+        _encode,
+        "give the posterior of observations: .npz holds mean, std and logvar, .npy latents; of several latents .npz "
+        "holds these as LATENT/mean, …, and the latents by their names",
+    )
+    add_bundle(verb)
+    verb.add_argument("x", type=file_name(".npy"), help="observations [n, ...]")
+    verb.add_argument(
+        "--seed",
+        type=SEED,
+        help="give a posterior sample instead of the mean; .npz then holds it by the latent's name",
+    )
+    for add in (add_start, add_condition, add_device, add_threads, add_variant, add_batch_size):
+        add(verb)
+    add_out(verb, ".npz", ".npy")
 
 
 def _encode(options: argparse.Namespace) -> None:
+    from ..arrays import read_npy
     from ..posterior import Posterior, Posteriors
 
     start = require_seed(options)
@@ -55,7 +101,20 @@ def _encode(options: argparse.Namespace) -> None:
         print(f"{options.out}: latents of {count} observations")
 
 
+def _add_reconstruct(verbs: Verbs) -> None:
+    text = "encode and decode; a PNG shows each observation above its reconstruction"
+    verb = add_verb(verbs, "reconstruct", _reconstruct, text)
+    add_bundle(verb)
+    verb.add_argument("x", type=file_name(".npy"), help="observations [n, ...]")
+    verb.add_argument("--seed", type=SEED, help="go through a posterior sample instead of the mean")
+    for add in (add_start, add_condition, add_device, add_threads, add_variant, add_batch_size, add_columns):
+        add(verb)
+    add_out(verb, ".png", ".npy")
+
+
 def _reconstruct(options: argparse.Namespace) -> None:
+    from ..arrays import read_npy
+
     start = require_seed(options)
     require_png(options)
     vae = load_vae(options)
@@ -76,7 +135,24 @@ def _reconstruct(options: argparse.Namespace) -> None:
     print(f"{options.out}: {len(x)} reconstructions{error}")
 
 
+def _add_score(verbs: Verbs) -> None:
+    text = "say how well the VAE explains observations: ELBO, log-likelihood, errors; in nats"
+    verb = add_verb(verbs, "score", _score, text)
+    add_bundle(verb)
+    verb.add_argument("x", type=file_name(".npy"), help="observations [n, ...]")
+    verb.add_argument(
+        "-k", type=integer("k", 1, 10**6), help="importance samples of the log-likelihood (default: leave it out)"
+    )
+    verb.add_argument("--seed", type=SEED, help="default: a fresh one, printed")
+    for add in (add_start, add_condition, add_device, add_threads, add_variant, add_batch_size):
+        add(verb)
+    verb.add_argument(
+        "--out", type=file_name(".npz", ".csv"), help="also write the scores of each observation: .npz, .csv"
+    )
+
+
 def _score(options: argparse.Namespace) -> None:
+    from ..arrays import read_npy
     from ..noise import new_seed
 
     start = require_seed(options)

@@ -4,114 +4,244 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 
 from ..errors import InputError, one_line
-from .options import conditions_of
+from .options import (
+    SEED,
+    Verbs,
+    add_bundle,
+    add_condition,
+    add_device,
+    add_temperature,
+    add_truncation,
+    add_variant,
+    add_verb,
+    argument,
+    conditions_of,
+    integer,
+)
 
-__all__: list[str] = []
+__all__ = ["add_generating"]
+
+
+def add_generating(verbs: Verbs) -> None:
+    """Add the verb of this module."""
+    text = "write many samples to a folder; the same command goes on after any interruption"
+    verb = add_verb(verbs, "generate", _generate, text)
+    add_bundle(verb)
+    _add_samples(verb)
+    later = verb.add_mutually_exclusive_group()
+    later.add_argument("--finish", action="store_true", help="write the index of a folder whose parts are all done")
+    later.add_argument("--verify", action="store_true", help="hash a finished folder, and make some files again")
+    verb.add_argument(
+        "--replay", type=integer("replay", 0, 2**48), metavar="FILES", help="how many --verify makes again (3)"
+    )
+    _add_work(verb)
+    verb.add_argument(
+        "--json", action="store_true", help="say what is done as JSON, a line a minute and one at the end"
+    )
+    verb.add_argument("--out", required=True, help="the folder to write, or a URL such as s3://bucket/prefix")
+
+
+def _add_samples(verb: argparse.ArgumentParser) -> None:
+    """Add the options that say what the samples are."""
+    verb.add_argument(
+        "-n", type=integer("n", 1, 2**48), help="how many; may grow in a later call (default: of a file all)"
+    )
+    verb.add_argument("--seed", type=SEED, help="sample i of the seed is the same in every call")
+    source = verb.add_mutually_exclusive_group()
+    source.add_argument("--reconstruct", metavar="IN.npy", help="write reconstructions of these observations instead")
+    source.add_argument("--encode", metavar="IN.npy", help="write the latents of these observations instead")
+    verb.add_argument(
+        "--format", choices=("npy", "parquet", "safetensors"), default="npy", help="of the files (default npy)"
+    )
+    verb.add_argument(
+        "--dtype", choices=("float32", "uint8"), default="float32", help="of the samples (default float32)"
+    )
+    add_temperature(verb)
+    add_truncation(verb)
+    verb.add_argument("--observe", action="store_true", help="draw from the likelihood instead of giving its mean")
+    add_condition(verb)
+    verb.add_argument("--balanced", metavar="NAME", help="the classes of a condition in turn")
+    verb.add_argument("--batch-size", type=integer("batch-size", 1, 2**20), help="how many to decode at once (64)")
+    verb.add_argument("--shard-size", type=integer("shard-size", 1, 2**40), help="samples of a file (some 64 MB)")
+
+
+def _add_work(verb: argparse.ArgumentParser) -> None:
+    """Add the options that say who computes the samples."""
+    verb.add_argument("--part", type=argument(_part), metavar="K/M", help="the K-th of M calls that share the work")
+    verb.add_argument("--workers", type=integer("workers", 1, 4096), help="processes (default: the cores it may use)")
+    verb.add_argument(
+        "--executor",
+        choices=("local", "ray"),
+        default="local",
+        help="processes of this machine (default), or a cluster",
+    )
+    verb.add_argument(
+        "--address", help="of a Ray cluster: auto, HOST:PORT, ray://HOST:PORT (default: RAY_ADDRESS, or a local one)"
+    )
+    add_device(verb)
+    add_variant(verb)
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, slash, of = text.partition("/")
+    try:
+        part = int(number), int(of)
+    except ValueError:
+        part = (0, 0)
+    if not slash or not 1 <= part[0] <= part[1]:
+        raise InputError(f"part: K/M with K from 1 to M is expected, got {text!r}")
+    return part
 
 
 def _generate(options: argparse.Namespace) -> int | None:
-    import json
-    import time
-
-    from ..generation.store import open_store
-
     if options.out.startswith("memory:"):
         options.misuse("argument --out: a place that outlives this command is expected, got one in its own memory")
     if options.replay is not None and not options.verify:
         options.misuse("argument --replay: only with --verify")
     if options.finish or options.verify:
-        # What the samples are is said by the folder.
-        given = [name for name in _OF_THE_JOB if getattr(options, name) != options.defaults(name)]
-        if options.finish:
-            given += [name for name in _FILES_OF_THE_JOB if getattr(options, name) != options.defaults(name)]
-        elif any(not text.endswith(".npy") for _, text in options.condition):
-            given.append("condition")
-        if given:
-            name = "-n" if given[0] == "n" else f"--{given[0].replace('_', '-')}"
-            options.misuse(f"argument {name}: not with --finish and --verify: the folder says it")
-        place = str(open_store(options.out))
-        if options.verify:
-            return _verify_samples(options, place)
-        from ..bundle import open_bundle
-        from ..generation.run import finish_samples
+        _refuse_job_options(options)
+        return _verify_samples(options) if options.verify else _finish_samples(options)
+    count_known = options.n is not None or options.reconstruct is not None or options.encode is not None
+    missing = ["-n"] * (not count_known) + ["--seed"] * (options.seed is None)
+    if missing:
+        options.misuse(f"the following arguments are required: {', '.join(missing)}")
+    return _generate_samples(options)
 
-        open_bundle(options.bundle, options.digest)
-        count = len(finish_samples(options.out, options.bundle))
-        answer = {"out": place, "finished": True, "samples": count}
-        print(json.dumps(answer) if options.json else f"{place}: {count} samples")
-        return None
-    if options.seed is None or (options.n is None and options.reconstruct is None and options.encode is None):
-        without = [name for name, given in (("-n", options.n is not None or options.reconstruct or options.encode),
-                                            ("--seed", options.seed is not None)) if not given]  # fmt: skip
-        options.misuse(f"the following arguments are required: {', '.join(without)}")
+
+# Options whose values --finish and --verify take from the folder, and those that --verify needs again.
+_JOB_OPTIONS = (
+    *("n", "seed", "part", "format", "dtype", "temperature", "truncation", "observe", "balanced"),
+    *("batch_size", "shard_size"),
+)
+_FILE_OPTIONS = ("reconstruct", "encode", "condition")
+
+
+def _refuse_job_options(options: argparse.Namespace) -> None:
+    """Refuse as misuse what --finish or --verify would ignore."""
+    names = _JOB_OPTIONS + (_FILE_OPTIONS if options.finish else ())
+    ignored = [name for name in names if getattr(options, name) != options.defaults(name)]
+    if options.verify and any(not text.endswith(".npy") for _, text in options.condition):
+        ignored.append("condition")
+    if ignored:
+        flag = "-n" if ignored[0] == "n" else f"--{ignored[0].replace('_', '-')}"
+        options.misuse(f"argument {flag}: not with --finish and --verify: the folder says it")
+
+
+def _generate_samples(options: argparse.Namespace) -> None:
     from ..generation.run import generate
+    from ..generation.store import open_store
     from ..vae import load
 
     place = str(open_store(options.out))
     vae = load(options.bundle, device=options.device, variant=options.variant, digest=options.digest)
     conditions = conditions_of(options, vae, files=True)
     if options.executor == "ray":
-        # Ray tells of each process that dies, among what this command prints.
+        # Ray reports each process that dies, among the output of this command.
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
+    names = (
+        *("seed", "reconstruct", "encode", "workers", "device", "variant", "format", "dtype", "observe", "temperature"),
+        *("truncation", "balanced", "batch_size", "shard_size", "part", "executor", "address"),
+    )
+    arguments = {name: getattr(options, name) for name in names}
     began, progress, timings = time.monotonic(), _Progress(options.json), dict[str, float]()
     try:
         with _terminated_as_interrupted():
             samples = generate(
-                options.bundle, options.out, options.n, seed=options.seed, reconstruct=options.reconstruct,
-                encode=options.encode, workers=options.workers, device=options.device, variant=options.variant,
-                format=options.format, dtype=options.dtype, observe=options.observe, temperature=options.temperature,
-                truncation=options.truncation, conditions=conditions, balanced=options.balanced,
-                batch_size=options.batch_size, shard_size=options.shard_size, part=options.part,
-                executor=options.executor, address=options.address, progress=progress, timings=timings,
+                options.bundle,
+                options.out,
+                options.n,
+                **arguments,
+                conditions=conditions,
+                progress=progress,
+                timings=timings,
                 warn=lambda text: print(f"warning: {one_line(text)}", file=sys.stderr),
-            )  # fmt: skip
+            )
     except KeyboardInterrupt:
         done, n = progress.last
-        what = f"{done} of {n} samples are whole" if n else "what is whole stays"
-        print(f"{place}: {what}; run the same command again to go on", file=sys.stderr)
+        kept = f"{done} of {n} samples are whole" if n else "what is whole stays"
+        print(f"{place}: {kept}; run the same command again to go on", file=sys.stderr)
         raise
-    whole, done = samples is not None, progress.last[0]
+    finished, done = samples is not None, progress.last[0]
     if options.json:
-        answer = {"out": place, "finished": whole, "samples": done, "seconds": round(time.monotonic() - began, 3)}
+        answer = {"out": place, "finished": finished, "samples": done, "seconds": round(time.monotonic() - began, 3)}
         print(json.dumps({**answer, "timings": {phase: round(spent, 3) for phase, spent in timings.items()}}))
     else:
-        rest = "" if whole else "; other parts are not done, the last to end writes the index"
+        rest = "" if finished else "; other parts are not done, the last to end writes the index"
         print(f"{place}: {done} samples{rest}")
-    return None
 
 
-# What --finish and --verify take from the folder; the files --verify needs again.
-_OF_THE_JOB = ("n", "seed", "part", "format", "dtype", "temperature", "truncation", "observe", "balanced", "batch_size",
-               "shard_size")  # fmt: skip
-_FILES_OF_THE_JOB = ("reconstruct", "encode", "condition")
+def _finish_samples(options: argparse.Namespace) -> None:
+    from ..bundle import open_bundle
+    from ..generation.run import finish_samples
+    from ..generation.store import open_store
+
+    place = str(open_store(options.out))
+    open_bundle(options.bundle, options.digest)
+    count = len(finish_samples(options.out, options.bundle))
+    answer = {"out": place, "finished": True, "samples": count}
+    print(json.dumps(answer) if options.json else f"{place}: {count} samples")
+
+
+def _verify_samples(options: argparse.Namespace) -> int:
+    from ..bundle import open_bundle
+    from ..generation.shard import job_of
+    from ..generation.store import open_store
+    from ..generation.verification import verify_samples
+
+    store = open_store(options.out)
+    place = str(store)
+    bundle = open_bundle(options.bundle, options.digest)
+    files = {name: text for name, text in options.condition if text.endswith(".npy")}
+    for verb in ("reconstruct", "encode"):
+        path = getattr(options, verb)
+        if path is not None:
+            files[bundle.manifest.observation.name] = path
+            made_by = job_of(store).verb
+            if made_by != verb:
+                raise InputError(f"{place}: its samples were made by `{made_by}`, not by `{verb}`: leave out --{verb}")
+    shards = 3 if options.replay is None else options.replay
+    report = verify_samples(
+        options.out, options.bundle, shards=shards, device=options.device, files=files, progress=_Progress(options.json)
+    )
+    if options.json:
+        checks = [{"what": check.what, "passed": check.passed, "detail": check.detail} for check in report.checks]
+        print(json.dumps({"out": place, "passed": report.passed, "checks": checks}))
+    else:
+        print(report)
+    if report.passed:
+        return 0
+    print(
+        f"error: {place}: verification failed; remove the files named, and run the same `generate` again",
+        file=sys.stderr,
+    )
+    return 1
 
 
 class _Progress:
     """Says how far it is: on a terminal in a line that is written over, elsewhere in one each minute."""
 
     def __init__(self, as_json: bool) -> None:
-        import time
-
         self._now = time.monotonic
         self._json = as_json
         self._terminal = sys.stderr.isatty() and not as_json
-        self._began = self._said = self._now()
+        self._began = self._last_report = self._now()
         self.last = (0, 0)
 
     def __call__(self, done: int, n: int) -> None:
         import json
-        import time
 
         now, self.last = self._now(), (done, n)
         ended = done == n and not self._json
-        if now - self._said < (0.2 if self._terminal else 60) and not ended:
+        if now - self._last_report < (0.2 if self._terminal else 60) and not ended:
             return
-        self._said = now
+        self._last_report = now
         rate = done / max(now - self._began, 1e-9)
         if self._json:
             print(json.dumps({"samples": done, "of": n, "per_second": rate}), flush=True)
@@ -136,49 +266,3 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _verify_samples(options: argparse.Namespace, place: str) -> int:
-    from ..bundle import open_bundle
-    from ..generation.shard import job_of
-    from ..generation.store import open_store
-    from ..generation.verification import verify_samples
-
-    bundle = open_bundle(options.bundle, options.digest)
-    files = {name: text for name, text in options.condition if text.endswith(".npy")}
-    for verb in ("reconstruct", "encode"):
-        path = getattr(options, verb)
-        if path is not None:
-            files[bundle.manifest.observation.name] = path
-            found = job_of(open_store(options.out)).verb
-            if found != verb:
-                raise InputError(f"{place}: its samples were made by `{found}`, not by `{verb}`: leave out --{verb}")
-    shards = 3 if options.replay is None else options.replay
-    report = verify_samples(
-        options.out, options.bundle, shards=shards, device=options.device, files=files, progress=_Progress(options.json)
-    )
-    if options.json:
-        import json
-
-        checks = [{"what": check.what, "passed": check.passed, "detail": check.detail} for check in report.checks]
-        print(json.dumps({"out": place, "passed": report.passed, "checks": checks}))
-    else:
-        print(report)
-    if report.passed:
-        return 0
-    print(
-        f"error: {place}: verification failed; remove the files named, and run the same `generate` again",
-        file=sys.stderr,
-    )
-    return 1
-
-
-def _part(text: str) -> tuple[int, int]:
-    number, slash, of = text.partition("/")
-    try:
-        part = int(number), int(of)
-    except ValueError:
-        part = (0, 0)
-    if not slash or not 1 <= part[0] <= part[1]:
-        raise InputError(f"part: K/M with K from 1 to M is expected, got {text!r}")
-    return part

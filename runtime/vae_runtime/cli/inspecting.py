@@ -1,18 +1,30 @@
-"""The verbs `info`, `verify`, `pack` and `bench`: a bundle as a whole."""
+"""The verbs `info`, `verify`, `pack` and `bench`, which take a bundle as a whole."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import one_line
+from .options import Verbs, add_bundle, add_device, add_threads, add_verb, argument, integer, integers
 
 if TYPE_CHECKING:
-    from ..manifest import Condition, Latent, Sizes
+    from ..manifest import Condition, Latent, Manifest, Sizes
 
-__all__: list[str] = []
+__all__ = ["add_inspecting"]
+
+
+def add_inspecting(verbs: Verbs) -> None:
+    """Add the verbs of this module."""
+    for add in (_add_info, _add_verify, _add_pack, _add_bench):
+        add(verbs)
+
+
+def _add_info(verbs: Verbs) -> None:
+    add_bundle(add_verb(verbs, "info", _info, "say what a bundle is: shapes, variants, sizes, quality, digest"))
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -39,6 +51,7 @@ def _info(options: argparse.Namespace) -> None:
         ("format", manifest.format_version),
         ("digest", bundle.digest),
     ]
+    # Every file is read before the first line is printed: one of them may be damaged.
     sizes = {
         variant.path: sum(map(len, [bundle.read(variant.path), *bundle.data(variant).values()])) / 1024
         for variant in manifest.variants
@@ -53,6 +66,11 @@ def _info(options: argparse.Namespace) -> None:
         print(
             f"  {one_line(key.replace('_', ' ')):26}{one_line(f'{value:.6g}' if isinstance(value, float) else value)}"
         )
+    _print_graphs(manifest, sizes)
+
+
+def _print_graphs(manifest: Manifest, sizes: Mapping[str, float]) -> None:
+    """Print a line for each graph, then one for each variant that was measured or left out."""
     print()
     print(f"{'graph':28}{'KiB':>8}  {'precision':10} largest difference from PyTorch")
     for variant in manifest.variants:
@@ -115,6 +133,12 @@ def _numbers(value: float | tuple[float, ...]) -> str:
     return f"({', '.join(f'{each:g}' for each in value)})" if isinstance(value, tuple) else f"{value:g}"
 
 
+def _add_verify(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "verify", _verify, "check every file, then replay the golden vectors on this machine")
+    for add in (add_bundle, add_device, add_threads):
+        add(verb)
+
+
 def _verify(options: argparse.Namespace) -> int:
     from ..verification import verify
 
@@ -126,6 +150,28 @@ def _verify(options: argparse.Namespace) -> int:
         return 0
     print(f"error: {options.bundle}: verification failed; copy or export the bundle again", file=sys.stderr)
     return 1
+
+
+def _add_pack(verbs: Verbs) -> None:
+    text = "write the least that a device needs: some graphs, as a folder or one .zip file"
+    verb = add_verb(verbs, "pack", _pack, text)
+    add_bundle(verb)
+    verb.add_argument(
+        "--only",
+        type=argument(_only),
+        action="append",
+        default=[],
+        metavar="GRAPHS",
+        help="encoder, decoder or one variant such as decoder/int8; several joined by commas or with more --only "
+        "(default: all that ONNX Runtime runs)",
+    )
+    verb.add_argument(
+        "--operators",
+        action="store_true",
+        help="also write required_operators.config, for a build of ONNX Runtime with no other operators",
+    )
+    verb.add_argument("--force", action="store_true", help="replace a bundle that is there")
+    verb.add_argument("--out", type=Path, required=True, help="the folder to write, or the file where it ends in .zip")
 
 
 def _only(text: str) -> str:
@@ -151,6 +197,30 @@ def _pack(options: argparse.Namespace) -> None:
     size = sum(len(packed.read(path)) for path in packed.sums) / 1024
     graphs = ", ".join(f"{variant.component}/{variant.name}" for variant in packed.manifest.variants)
     print(f"{options.out}: {graphs}; {size:,.0f} KiB, {digest}")
+
+
+def _add_bench(verbs: Verbs) -> None:
+    text = "time each variant beside a plain ONNX Runtime session of the bundle's first one"
+    verb = add_verb(verbs, "bench", _bench, text)
+    add_bundle(verb)
+    add_device(verb)
+    verb.add_argument("--variant", default="all", help="the variant to time (default all)")
+    verb.add_argument(
+        "--batch",
+        type=integers("batch", 1, 2**31),
+        default=[1, 8, 64],
+        metavar="NUMBERS",
+        help="how many at once (default 1,8,64)",
+    )
+    verb.add_argument(
+        "--threads",
+        type=integers("threads", 1, 1024),
+        default=[1],
+        metavar="NUMBERS",
+        help="threads of one call (default 1)",
+    )
+    verb.add_argument("--rounds", type=integer("rounds", 1, 10**6), default=9, help="how many (default 9)")
+    verb.add_argument("--json", action="store_true", help="print the figures of every round as JSON")
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Options that several verbs share, and what they mean."""
+"""Options that several verbs share, each defined once, and the values that they stand for."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import InputError, require_number
-from .arrays import read_npy
 
 if TYPE_CHECKING:
     from ..manifest import Condition
@@ -17,11 +16,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SEED",
+    "Verbs",
+    "add_batch_size",
+    "add_bundle",
+    "add_columns",
+    "add_condition",
+    "add_device",
+    "add_out",
+    "add_start",
+    "add_temperature",
+    "add_threads",
+    "add_truncation",
+    "add_variant",
+    "add_verb",
     "argument",
-    "condition",
     "conditions_of",
-    "device",
-    "digest",
     "file_name",
     "integer",
     "integers",
@@ -31,9 +40,26 @@ __all__ = [
     "require_seed",
 ]
 
+Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_verb(
+    verbs: Verbs, name: str, function: Callable[[argparse.Namespace], int | None], text: str
+) -> argparse.ArgumentParser:
+    """Add a verb that calls a function with its options; return its parser.
+
+    Among the options, `misuse(text)` ends the command as misuse, and `defaults(name)` gives an option's default.
+    """
+    verb = verbs.add_parser(name, help=text, description=text)
+    verb.set_defaults(command=function, misuse=verb.error, defaults=verb.get_default)
+    return verb
+
+
+# Types for argparse.
+
 
 def argument(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A type for argparse: its errors are misuse, with the reader's own words."""
+    """Return a type for argparse: an error of the reader is misuse, in the reader's own words."""
 
     def parse(text: str) -> Any:
         try:
@@ -45,7 +71,7 @@ def argument(read: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def integer(name: str, low: int, high: int) -> Callable[[str], Any]:
-    """A type for argparse: an integer from low to high."""
+    """Return a type for argparse: an integer from low to high."""
 
     def read(text: str) -> int:
         try:
@@ -59,22 +85,14 @@ def integer(name: str, low: int, high: int) -> Callable[[str], Any]:
     return argument(read)
 
 
-def device(text: str) -> str:
-    """A type for argparse: a device or an execution provider."""
-    from ..devices import parse_device
-
-    return parse_device(text)
-
-
-def digest(text: str) -> str:
-    """A type for argparse: a bundle's digest."""
-    from ..bundle import parse_digest
-
-    return parse_digest(text)
+def integers(name: str, low: int, high: int) -> Callable[[str], Any]:
+    """Return a type for argparse: integers from low to high, joined by commas."""
+    one = integer(name, low, high)
+    return lambda text: [one(part) for part in text.split(",")]
 
 
 def number(name: str, low: float, high: float) -> Callable[[str], Any]:
-    """A type for argparse: a number from low to high."""
+    """Return a type for argparse: a number from low to high."""
 
     def read(text: str) -> float:
         try:
@@ -86,22 +104,8 @@ def number(name: str, low: float, high: float) -> Callable[[str], Any]:
     return argument(read)
 
 
-def integers(name: str, low: int, high: int) -> Callable[[str], Any]:
-    """A type for argparse: integers from low to high, joined by commas."""
-    one = integer(name, low, high)
-    return lambda text: [one(part) for part in text.split(",")]
-
-
-def condition(text: str) -> tuple[str, str]:
-    """A type for argparse: NAME=VALUE."""
-    name, equals, value = text.partition("=")
-    if not name or not equals or not value:
-        raise InputError(f"condition: NAME=VALUE is expected, got {text!r}")
-    return name, value
-
-
 def file_name(*suffixes: str) -> Callable[[str], Any]:
-    """A type for argparse: a path that ends in one of the suffixes."""
+    """Return a type for argparse: a path that ends in one of the suffixes."""
 
     def read(text: str) -> Path:
         path = Path(text)
@@ -115,8 +119,148 @@ def file_name(*suffixes: str) -> Callable[[str], Any]:
 SEED = integer("seed", -(2**63), 2**64 - 1)
 
 
+# Options.
+
+
+def add_bundle(verb: argparse.ArgumentParser) -> None:
+    """Add the bundle and --digest."""
+    verb.add_argument("bundle", help="the bundle's folder or .zip file")
+    verb.add_argument("--digest", type=argument(_digest), help="refuse any bundle but the one of this digest, sha256:…")
+
+
+def _digest(text: str) -> str:
+    from ..bundle import parse_digest
+
+    return parse_digest(text)
+
+
+def add_device(verb: argparse.ArgumentParser) -> None:
+    """Add --device."""
+    text = "cpu (default), cuda, cuda:N, auto, or a provider's name"
+    verb.add_argument("--device", type=argument(_device), default="cpu", help=text)
+
+
+def _device(text: str) -> str:
+    from ..devices import parse_device
+
+    return parse_device(text)
+
+
+def add_threads(verb: argparse.ArgumentParser) -> None:
+    """Add --threads."""
+    verb.add_argument("--threads", type=integer("threads", 1, 1024), default=1, help="threads of one call (default 1)")
+
+
+def add_variant(verb: argparse.ArgumentParser) -> None:
+    """Add --variant."""
+    verb.add_argument("--variant", help="the variant to run (default: the first declared)")
+
+
+def add_start(verb: argparse.ArgumentParser) -> None:
+    """Add --start, which `require_seed` reads."""
+    text = "index of the first, for the seed (default 0)"
+    verb.add_argument("--start", type=integer("start", 0, 2**64 - 1), help=text)
+
+
+def require_seed(options: argparse.Namespace) -> int:
+    """Return --start, 0 by default; misuse where there is no seed for it to count from."""
+    if options.start is not None and options.seed is None:
+        options.misuse("argument --start: only with --seed, whose samples it counts")
+    return options.start or 0
+
+
+def add_temperature(verb: argparse.ArgumentParser) -> None:
+    """Add --temperature."""
+    text = "scales the noise (default 1)"
+    verb.add_argument("--temperature", type=number("temperature", 0, 1e6), default=1.0, help=text)
+
+
+def add_truncation(verb: argparse.ArgumentParser) -> None:
+    """Add --truncation."""
+    verb.add_argument("--truncation", type=number("truncation", 0.01, 1e6), help="draw no noise beyond ± this")
+
+
+def add_batch_size(verb: argparse.ArgumentParser) -> None:
+    """Add --batch-size."""
+    verb.add_argument("--batch-size", type=integer("batch-size", 1, 2**31), help="how many to compute at once")
+
+
+def add_out(verb: argparse.ArgumentParser, *suffixes: str) -> None:
+    """Add --out, a file that ends in one of the suffixes."""
+    verb.add_argument(
+        "--out", type=file_name(*suffixes), required=True, help=f"the file to write: {', '.join(suffixes)}"
+    )
+
+
+def add_columns(verb: argparse.ArgumentParser) -> None:
+    """Add --columns, which `require_png` checks."""
+    verb.add_argument("--columns", type=integer("columns", 1, 10**4), help="pictures in a row of the PNG")
+
+
+def require_png(options: argparse.Namespace) -> None:
+    """Refuse --columns as misuse where --out is no PNG."""
+    if options.columns is not None and options.out.suffix != ".png":
+        options.misuse("argument --columns: only with --out *.png")
+
+
+def add_condition(verb: argparse.ArgumentParser) -> None:
+    """Add --condition, which `conditions_of` reads."""
+    verb.add_argument(
+        "--condition",
+        type=argument(_condition),
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a class, a number, numbers joined by commas, or an .npy file; once for each condition",
+    )
+
+
+def _condition(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals or not value:
+        raise InputError(f"condition: NAME=VALUE is expected, got {text!r}")
+    return name, value
+
+
+def conditions_of(options: argparse.Namespace, vae: VAE, *, files: bool = False) -> dict[str, Any]:
+    """Return the values of --condition by name; with `files`, the paths of .npy files instead of their arrays."""
+    known = {condition.name: condition for condition in vae.conditions}
+    values: dict[str, Any] = {}
+    for name, text in options.condition:
+        if name in values:
+            options.misuse(f"argument --condition: {name} once is expected, got it twice")
+        # The VAE refuses an unknown name.
+        as_text = name not in known or (files and text.endswith(".npy"))
+        values[name] = text if as_text else _condition_value(known[name], text)
+    return values
+
+
+def _condition_value(condition: Condition, text: str) -> Any:
+    import numpy as np
+
+    from ..arrays import read_npy
+
+    parts = text.split(",")
+    if condition.classes and text in condition.classes:
+        return text
+    if condition.classes and set(parts) <= set(condition.classes):
+        return parts
+    if text.endswith(".npy"):
+        return read_npy(text)
+    try:
+        numbers = np.array([int(each) if condition.dtype == "int64" else float(each) for each in parts])
+        values = numbers.astype(condition.dtype)
+    except (ValueError, OverflowError):
+        classes = f"a class ({', '.join(condition.classes)}), " if condition.classes else ""
+        kind = "integers" if condition.dtype == "int64" else "numbers"
+        raise InputError(
+            f"--condition {condition.name}: {classes}{kind} joined by commas or an .npy file is expected, got {text!r}"
+        ) from None
+    return values.reshape(condition.shape) if values.size == math.prod(condition.shape) else values
+
+
 def load_vae(options: argparse.Namespace) -> VAE:
-    """Load the bundle as the options say; a PNG is refused first where Pillow is missing."""
+    """Load the bundle as the options say; refuse a PNG first where Pillow is missing."""
     from ..vae import load
 
     if getattr(options, "out", None) is not None and options.out.suffix == ".png":
@@ -130,51 +274,3 @@ def load_vae(options: argparse.Namespace) -> VAE:
         variant=options.variant,
         digest=options.digest,
     )
-
-
-def conditions_of(options: argparse.Namespace, vae: VAE, *, files: bool = False) -> dict[str, Any]:
-    """The values of --condition by name; with `files`, paths of .npy files stay paths."""
-    known = {condition.name: condition for condition in vae.conditions}
-    found: dict[str, Any] = {}
-    for name, text in options.condition:
-        if name in found:
-            options.misuse(f"argument --condition: {name} once is expected, got it twice")
-        # An unknown name is refused by the VAE.
-        plain = name not in known or (files and text.endswith(".npy"))
-        found[name] = text if plain else _condition_value(known[name], text)
-    return found
-
-
-def _condition_value(condition: Condition, text: str) -> Any:
-    import numpy as np
-
-    names = text.split(",")
-    if condition.classes and text in condition.classes:
-        return text
-    if condition.classes and set(names) <= set(condition.classes):
-        return names
-    if text.endswith(".npy"):
-        return read_npy(Path(text))
-    try:
-        numbers = np.array([int(each) if condition.dtype == "int64" else float(each) for each in names])
-        values = numbers.astype(condition.dtype)
-    except (ValueError, OverflowError):
-        classes = f"a class ({', '.join(condition.classes)}), " if condition.classes else ""
-        kind = "integers" if condition.dtype == "int64" else "numbers"
-        raise InputError(
-            f"--condition {condition.name}: {classes}{kind} joined by commas or an .npy file is expected, got {text!r}"
-        ) from None
-    return values.reshape(condition.shape) if values.size == math.prod(condition.shape) else values
-
-
-def require_seed(options: argparse.Namespace) -> int:
-    """The start; misuse where there is no seed that it could count from."""
-    if options.start is not None and options.seed is None:
-        options.misuse("argument --start: only with --seed, whose samples it counts")
-    return options.start or 0
-
-
-def require_png(options: argparse.Namespace) -> None:
-    """Refuse --columns as misuse where no PNG is written."""
-    if options.columns is not None and options.out.suffix != ".png":
-        options.misuse("argument --columns: only with --out *.png")

@@ -4,13 +4,70 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .arrays import read_latents, read_npy, require_latents, require_picture, write_latents, write_observations
-from .options import conditions_of, load_vae, require_png, require_seed
+from .options import (
+    SEED,
+    Verbs,
+    add_batch_size,
+    add_bundle,
+    add_columns,
+    add_condition,
+    add_device,
+    add_out,
+    add_start,
+    add_temperature,
+    add_threads,
+    add_truncation,
+    add_variant,
+    add_verb,
+    conditions_of,
+    file_name,
+    integer,
+    integers,
+    load_vae,
+    number,
+    require_png,
+    require_seed,
+)
+from .results import require_picture, write_npy, write_npz, write_observations
 
-__all__: list[str] = []
+if TYPE_CHECKING:
+    from ..vae import VAE
+
+__all__ = ["add_sampling"]
+
+
+def add_sampling(verbs: Verbs) -> None:
+    """Add the verbs of this module."""
+    for add in (_add_sample, _add_decode, _add_interpolate, _add_traverse):
+        add(verbs)
+
+
+def _add_sample(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "sample", _sample, "draw from the prior and decode, to a PNG sheet or an .npy array")
+    add_bundle(verb)
+    verb.add_argument("-n", type=integer("n", 1, 2**48), default=64, help="how many (default 64)")
+    verb.add_argument("--seed", type=SEED, help="default: a fresh one, printed")
+    for add in (add_start, add_temperature, add_truncation):
+        add(verb)
+    verb.add_argument(
+        "--latent-shape",
+        type=integers("latent-shape", 1, 2**31),
+        metavar="SIZES",
+        help="another shape of one latent where axes are dynamic, such as 4,16,16",
+    )
+    verb.add_argument("--observe", action="store_true", help="draw from the likelihood instead of giving its mean")
+    verb.add_argument(
+        "--latents",
+        type=file_name(".npy", ".npz"),
+        help="also write the latents: .npy, or .npz where there are several",
+    )
+    for add in (add_condition, add_device, add_threads, add_variant, add_batch_size, add_columns):
+        add(verb)
+    add_out(verb, ".png", ".npy")
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -22,7 +79,7 @@ def _sample(options: argparse.Namespace) -> None:
     require_png(options)
     vae = load_vae(options)
     if options.latents:
-        require_latents(options.latents, vae)
+        _require_latents(options.latents, vae)
     seed = new_seed() if options.seed is None else options.seed
     if options.out.suffix == ".png":
         require_picture(vae)
@@ -36,21 +93,70 @@ def _sample(options: argparse.Namespace) -> None:
     conditions = conditions_of(options, vae)
     x = vae.sample(options.n, conditions=conditions, observe=options.observe, batch_size=options.batch_size, **drawn)
     if options.latents:
-        write_latents(options.latents, vae.prior(options.n, **drawn))
+        _write_latents(options.latents, vae.prior(options.n, **drawn))
     write_observations(options.out, x, vae, options.columns)
     print(f"{options.out}: {options.n} samples, seed {seed}, start {start}, device {vae.device}")
+
+
+def _require_latents(path: Path, vae: VAE) -> None:
+    """Refuse an ending that does not fit the number of latents: .npz for several, .npy for one."""
+    suffix = ".npz" if len(vae.latents) > 1 else ".npy"
+    if path.suffix != suffix:
+        count = "several latents" if suffix == ".npz" else "one latent"
+        raise InputError(f"{path}: a file name ending in {suffix} is expected, since there is {count}")
+
+
+def _write_latents(path: Path, z: Any) -> None:
+    """Write one latent as .npy, several as .npz."""
+    if isinstance(z, dict):
+        write_npz(path, z)
+    else:
+        write_npy(path, z)
+
+
+def _add_decode(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "decode", _decode, "give the observations of latents, to a PNG sheet or an .npy array")
+    add_bundle(verb)
+    verb.add_argument("z", type=file_name(".npy", ".npz"), help="latents [n, ...]; several by name, in an .npz file")
+    for add in (add_condition, add_device, add_threads, add_variant, add_batch_size, add_columns):
+        add(verb)
+    add_out(verb, ".png", ".npy")
 
 
 def _decode(options: argparse.Namespace) -> None:
     require_png(options)
     vae = load_vae(options)
-    z = read_latents(options.z, vae)
+    z = _read_latents(options.z, vae)
     x = vae.decode(z, conditions=conditions_of(options, vae), batch_size=options.batch_size)
     write_observations(options.out, x, vae, options.columns)
     print(f"{options.out}: {len(x)} observations")
 
 
+def _read_latents(path: Path, vae: VAE) -> Any:
+    """Read latents as `decode` takes them: one array, or those of an .npz file that are named like latents."""
+    from ..arrays import read_npy, read_npz
+
+    _require_latents(path, vae)
+    return read_npy(path) if path.suffix == ".npy" else read_npz(path, [latent.name for latent in vae.latents])
+
+
+def _add_interpolate(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "interpolate", _interpolate, "walk between the latents of two seeds or two observations")
+    add_bundle(verb)
+    ends = verb.add_mutually_exclusive_group(required=True)
+    ends.add_argument("--seeds", type=SEED, nargs=2, metavar=("A", "B"), help="between sample 0 of two seeds")
+    ends.add_argument("--inputs", type=file_name(".npy"), help="between the first two observations of a file")
+    verb.add_argument(
+        "--steps", type=integer("steps", 2, 10**6), default=10, help="pictures, both ends included (default 10)"
+    )
+    verb.add_argument("--linear", action="store_true", help="go straight instead of along the sphere")
+    for add in (add_condition, add_device, add_threads, add_variant):
+        add(verb)
+    add_out(verb, ".png", ".npy")
+
+
 def _interpolate(options: argparse.Namespace) -> None:
+    from ..arrays import read_npy
     from ..latent_walks import interpolate
 
     vae = load_vae(options)
@@ -75,9 +181,34 @@ def _first(z: Any, row: int = 0) -> dict[str, Any]:
     return {name: each[row] for name, each in (z if isinstance(z, dict) else {"": z}).items()}
 
 
+def _add_traverse(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "traverse", _traverse, "change one number of a latent at a time; a PNG has a row for each")
+    add_bundle(verb)
+    base = verb.add_mutually_exclusive_group(required=True)
+    base.add_argument("--seed", type=SEED, help="from sample 0 of a seed")
+    base.add_argument(
+        "--inputs", type=file_name(".npy"), help="from the posterior mean of the first observation of a file"
+    )
+    verb.add_argument("--latent", help="which, where there are several (default: the first)")
+    verb.add_argument(
+        "--dimensions",
+        type=integers("dimensions", 0, 2**31),
+        metavar="NUMBERS",
+        help="which numbers of the latent, such as 0,1,2 (default: all, of more than 16 the first 16)",
+    )
+    verb.add_argument(
+        "--reach", type=number("reach", 0, 1e6), default=3.0, help="each goes from -reach to reach (default 3)"
+    )
+    verb.add_argument("--steps", type=integer("steps", 2, 10**4), default=9, help="in so many steps (default 9)")
+    for add in (add_condition, add_device, add_threads, add_variant):
+        add(verb)
+    add_out(verb, ".png", ".npy")
+
+
 def _traverse(options: argparse.Namespace) -> None:
     import numpy as np
 
+    from ..arrays import read_npy
     from ..latent_walks import traverse
 
     vae = load_vae(options)

@@ -1,4 +1,4 @@
-"""Arrays in files: what verbs read and write."""
+"""Write results: arrays, sheets of pictures and tables of scores."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
-
-from ..errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,11 +17,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float32]
 
 __all__ = [
-    "read_latents",
-    "read_npy",
-    "require_latents",
     "require_picture",
-    "write_latents",
     "write_npy",
     "write_npz",
     "write_observations",
@@ -79,53 +73,6 @@ def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
     write_atomic(path, content.getvalue())
-
-
-def require_latents(path: Path, vae: VAE) -> None:
-    """Refuse an ending that does not fit the number of latents: .npz for several, .npy for one."""
-    wanted = ".npz" if len(vae.latents) > 1 else ".npy"
-    if path.suffix != wanted:
-        count = "several latents" if wanted == ".npz" else "one latent"
-        raise InputError(f"{path}: a file name ending in {wanted} is expected, since there is {count}")
-
-
-def write_latents(path: Path, z: Any) -> None:
-    """Write one latent as .npy, several as .npz."""
-    if isinstance(z, dict):
-        write_npz(path, z)
-    else:
-        write_npy(path, z)
-
-
-def read_latents(path: Path, vae: VAE) -> Any:
-    """Latents as `decode` takes them: of an .npz file the arrays that are named like latents."""
-    import numpy as np
-
-    require_latents(path, vae)
-    if path.suffix == ".npy":
-        return read_npy(path)
-    try:
-        # Opened here: of a file that is no archive numpy would leave it open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {latent.name: archive[latent.name] for latent in vae.latents if latent.name in archive.files}
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give an .npz file") from None
-    except Exception as error:  # numpy, zipfile and zlib each raise their own
-        raise InputError(f"{path}: an .npz file of numbers is expected: {error}; write it with numpy.savez") from None
-
-
-def read_npy(path: Path) -> Array:
-    """Read one array; an InputError where the file holds none."""
-    import numpy as np
-
-    try:
-        with path.open("rb") as file:
-            array: Array = np.lib.format.read_array(file, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give an .npy file") from None
-    except Exception as error:  # numpy's parser lets through what others raise
-        raise InputError(f"{path}: an .npy file of numbers is expected: {error}; write it with numpy.save") from None
-    return array
 
 
 def write_scores(path: Path, scores: Scores, columns: Mapping[str, NDArray[np.float64]]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from vae_runtime.errors import InputError, VaeError
-from vae_runtime.generation import job
+from vae_runtime.generation import machine
 from vae_runtime.generation import ray as executor
 from vae_runtime.generation.run import generate
 
@@ -114,8 +114,8 @@ class Once:
 def test_the_same_bytes_and_calls_of_progress_and_a_word_on_another_processor(
     on_cluster, tmp_path, undisturbed, monkeypatch
 ):
-    here = {**job._machine(), "processor": "abacus"}
-    monkeypatch.setattr(job, "_machine", lambda: here)
+    here = {**machine._software_and_processor(), "processor": "abacus"}
+    monkeypatch.setattr(machine, "_software_and_processor", lambda: here)
     calls, said = [], []
     samples = on_cluster(progress=lambda *call: calls.append(call), warn=said.append)
     assert len(samples) == 3000
@@ -158,7 +158,7 @@ def test_a_node_that_is_killed_loses_nothing(on_cluster, nodes, tmp_path, undist
 
 
 def test_a_shard_that_kills_its_workers_ends_the_call(on_cluster, nodes, mnist, tmp_path, undisturbed, monkeypatch):
-    monkeypatch.setattr(executor, "_MOST_DEATHS", 1)
+    monkeypatch.setattr(executor, "_MAX_DEATHS", 1)
     with pytest.raises(VaeError, match=r"shard-\d+\.npy: 1 workers died over it"):
         on_cluster(progress=lambda *_: kill_workers(nodes))
     generate(mnist, tmp_path / "s", **JOB, workers=1)
@@ -192,12 +192,12 @@ def test_other_versions_on_a_node_are_refused(on_cluster, tmp_path, monkeypatch)
 
 def test_a_folder_that_nodes_do_not_see_is_refused(on_cluster, tmp_path, monkeypatch):
     words = r": node \S+ does not see what was just written there; give a folder that all nodes share"
-    marker = executor._marker
-    monkeypatch.setattr(executor, "_marker", lambda store: contextlib.nullcontext(".nowhere"))
+    marker = executor.marker
+    monkeypatch.setattr(executor, "marker", lambda store: contextlib.nullcontext(".nowhere"))
     with pytest.raises(VaeError, match=f"^{tmp_path}/s{words}"):
         on_cluster()
     assert not content(tmp_path / "s")
-    monkeypatch.setattr(executor, "_marker", marker)
+    monkeypatch.setattr(executor, "marker", marker)
     pytest.importorskip("fsspec", reason="the store memory:// needs fsspec")
     with pytest.raises(VaeError, match=f"^memory://{tmp_path.name}{words}"):
         on_cluster(out=f"memory://{tmp_path.name}")
@@ -228,7 +228,7 @@ def test_no_room_is_told_and_then_used(mnist, nodes, tmp_path, undisturbed, monk
     try:
         busy = [ray.remote(Busy).options(num_cpus=1).remote() for _ in range(2)]
         assert all(ray.get([actor.ready.remote() for actor in busy]))
-        monkeypatch.setattr(executor, "_START", 1)
+        monkeypatch.setattr(executor, "_START_SECONDS", 1)
         # Ray may still count a node that another test has ended.
         words = "no worker could start within 1 seconds: each takes one CPU, .* of [23] CPU, 0 GPU are free: 0 CPU"
         with pytest.raises(VaeError, match=words):

@@ -19,12 +19,13 @@ import vae_runtime
 from vae_runtime.cli.main import main
 from vae_runtime.errors import BundleError, InputError, VaeError
 from vae_runtime.files import locked
+from vae_runtime.generation.folder import claim
 from vae_runtime.generation.job import Job
-from vae_runtime.generation.local import run, usable_cores
+from vae_runtime.generation.local import make_shards, usable_cores
+from vae_runtime.generation.rows import _as_uint8
 from vae_runtime.generation.run import generate
 from vae_runtime.generation.samples import open_samples
-from vae_runtime.generation.shard import _as_uint8, dump
-from vae_runtime.generation.store import Folder
+from vae_runtime.generation.store import LocalStore
 
 # Six shards of four batches, the last cut short.
 JOB = {"n": 1400, "seed": 7, "batch_size": 64, "shard_size": 256, "workers": 1}
@@ -243,7 +244,7 @@ def test_conditions(root, tmp_path):
         ({"conditions": {"label": [[1], 2]}}, "conditions: label: numbers or a class are expected"),
         ({"conditions": [3]}, "conditions: a mapping of names to values is expected"),
         ({"balanced": ["label"]}, "one of label"),
-        ({}, "it is missing"),
+        ({}, "label.* got nothing"),
     ):
         with pytest.raises(InputError, match=words):
             generate(bundle, tmp_path / "bad", **JOB, **given)
@@ -265,7 +266,7 @@ def test_conditions(root, tmp_path):
         ({"temperature": -1}, "temperature: "),
         ({"n": 10**10, "shard_size": 64}, "shard_size: at least 10048 is expected, got 64"),
         ({"observe": "yes"}, "observe: True or False"),
-        ({"variant": {}}, "variant: a name is expected"),
+        ({"variant": {}}, "variant: expected a name"),
         ({"batch_size": 2**20, "shard_size": None, "bundle": "mnist"}, "batch_size: at most 342392 is expected"),
         ({"out": None}, "out: a folder or a URL is expected, got None"),
         ({"encode": 3}, "3: an .npy file of rows is expected"),
@@ -552,7 +553,7 @@ def test_a_disk_that_is_really_full(digits, tmp_path, undisturbed, monkeypatch):
         ):
             generate(digits, disk / "s", **JOB)
         assert os.listdir(disk / "s") == ["job.json"]
-        monkeypatch.setattr(Folder, "free", lambda self: None)
+        monkeypatch.setattr(LocalStore, "free", lambda self: None)
         with pytest.raises(VaeError, match=r"shard-0000000[0-9]\.npy: not written: No space left on device; free some"):
             generate(digits, disk / "s", **JOB)
         whole = content(disk / "s")
@@ -580,7 +581,7 @@ def test_room_is_looked_up_before_the_first_shard(digits, tmp_path, monkeypatch)
         if format == "parquet":
             pytest.importorskip("pyarrow", reason="pyarrow is missing")
         said.clear()
-        monkeypatch.setattr(Folder, "free", lambda self, free=free: free)
+        monkeypatch.setattr(LocalStore, "free", lambda self, free=free: free)
         folder = tmp_path / str(len(os.listdir(tmp_path)))
         job = {**JOB, "dtype": dtype, "format": format, "part": part, "warn": said.append}
         if refused:
@@ -606,12 +607,12 @@ def test_a_bundle_that_changes_during_the_call(digits, copy_of, tmp_path, undist
         generate(bundle, tmp_path / "s", **JOB)
     vae = vae_runtime.load(digits)
     job = Job.from_json(json.loads((undisturbed / "job.json").read_text()))
-    store = Folder(tmp_path / "t")
+    store = LocalStore(tmp_path / "t")
     with store.held(shared=False):
-        store.create("job.json", dump(job.as_json()))
+        claim(store, job, shared=False, warn=None)
         object.__setattr__(vae.bundle, "root", str(bundle))
         with pytest.raises(BundleError, match="digest"):
-            list(run(vae, store, job, range(job.shards), 2))
+            list(make_shards(vae, store, job, range(job.shards), 2))
     assert os.listdir(tmp_path / "t") == ["job.json"]
 
 
@@ -694,5 +695,5 @@ def test_a_stream_gives_what_is_generated(digits, undisturbed, root):
     labels = np.arange(100) % 10
     found = np.concatenate(list(vae.stream(100, seed=1, conditions={"label": labels}, batch_size=64)))
     np.testing.assert_allclose(found, vae.sample(100, seed=1, conditions={"label": labels}), atol=1e-5)
-    with pytest.raises(InputError, match="it is missing"):
+    with pytest.raises(InputError, match=r"label.* got nothing"):
         vae.stream(10, seed=1)

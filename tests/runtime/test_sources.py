@@ -11,8 +11,8 @@ import pytest
 import vae_runtime
 from vae_runtime.cli.main import main
 from vae_runtime.errors import InputError, VaeError
-from vae_runtime.generation import job as jobs
-from vae_runtime.generation import shard as shards
+from vae_runtime.generation import rows as job_rows
+from vae_runtime.generation import sources
 from vae_runtime.generation.run import generate
 
 SIZES = {"batch_size": 64, "shard_size": 128, "workers": 1}
@@ -113,8 +113,8 @@ def test_the_job_is_that_of_the_content_not_of_the_place(digits, tmp_path, x, mo
     generate(digits, tmp_path / "s", 200, seed=7, encode=x[0], **SIZES)
     assert str(x[0].parent) not in (tmp_path / "s" / "job.json").read_text()
     hashed = []
-    sha256 = jobs._sha256
-    monkeypatch.setattr(jobs, "_sha256", lambda path: hashed.append(path) or sha256(path))
+    sha256 = sources._sha256
+    monkeypatch.setattr(sources, "_sha256", lambda path: hashed.append(path) or sha256(path))
     generate(digits, tmp_path / "s", 200, seed=7, encode=x[0], **SIZES)
     assert not hashed
     moved = Path(shutil.copy(x[0], tmp_path / "moved.npy"))
@@ -147,7 +147,7 @@ def test_a_file_that_is_altered_during_the_call_ends_it(digits, tmp_path, x):
 def test_a_file_that_is_altered_under_a_shard_spoils_none(digits, tmp_path, x, monkeypatch):
     """What is written into the file in place shows through the mapping at once."""
     path = Path(shutil.copy(x[0], tmp_path / "x.npy"))
-    padded = shards._padded
+    padded = job_rows._padded
 
     def alter(rows, count):
         found = padded(rows, count)
@@ -156,7 +156,7 @@ def test_a_file_that_is_altered_under_a_shard_spoils_none(digits, tmp_path, x, m
             file.write(b"0000")
         return found
 
-    monkeypatch.setattr(shards, "_padded", alter)
+    monkeypatch.setattr(job_rows, "_padded", alter)
     with pytest.raises(VaeError, match=r"x\.npy: removed or altered since it was hashed"):
         generate(digits, tmp_path / "s", seed=7, encode=path, **SIZES)
     assert os.listdir(tmp_path / "s") == ["job.json"]

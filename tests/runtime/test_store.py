@@ -21,9 +21,10 @@ from vae_runtime.cli.main import main
 from vae_runtime.errors import InputError, VaeError
 from vae_runtime.files import locked
 from vae_runtime.generation import store as stores
+from vae_runtime.generation.folder import held
 from vae_runtime.generation.run import finish_samples, generate
 from vae_runtime.generation.samples import open_samples
-from vae_runtime.generation.store import Folder, Remote, open_store
+from vae_runtime.generation.store import LocalStore, RemoteStore, open_store
 from vae_runtime.generation.verification import verify_samples
 
 JOB = {"n": 700, "seed": 7, "batch_size": 64, "shard_size": 256, "workers": 1}
@@ -284,7 +285,7 @@ def test_another_job_is_refused_on_s3_whoever_is_first(digits, s3):
 
 def test_a_store_that_cannot_create_alone_does_not_mix_jobs(digits, s3, tmp_path, monkeypatch):
     """The last to write is the one whose job it is; the other one finds out before it says that a shard is whole."""
-    monkeypatch.setattr(Remote, "create", Remote.write)
+    monkeypatch.setattr(RemoteStore, "create", RemoteStore.write)
     mine = {}
 
     def replaced(done, n):
@@ -319,7 +320,7 @@ def test_verifying_finds_what_was_altered_on_s3(digits, s3, undisturbed):
 
 
 def test_an_object_of_another_size_than_was_sent_is_sent_again(s3):
-    store, sizes = Remote(s3), [3, 5]
+    store, sizes = RemoteStore(s3), [3, 5]
     fs = store._place[0]
     looked = fs.info
     with pytest.MonkeyPatch.context() as patch:
@@ -383,7 +384,7 @@ def test_what_a_kill_leaves_on_this_machine_is_removed(tmp_path, monkeypatch):
     for name in ("vae-runtime-put-left", "vae-runtime-put-in-use", "vae-runtime-other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "shard-00000000.npy").write_bytes(b"")
-    with locked(tmp_path / "vae-runtime-put-in-use"), Remote("s3://bucket/samples").held(shared=False):
+    with locked(tmp_path / "vae-runtime-put-in-use"), held(RemoteStore("s3://bucket/samples"), shared=False):
         assert sorted(os.listdir(tmp_path)) == ["vae-runtime-other", "vae-runtime-put-in-use"]
 
 
@@ -394,7 +395,7 @@ def test_a_store_goes_to_other_processes(tmp_path):
 
 
 def test_creating_keeps_what_is_there(tmp_path, monkeypatch):
-    store = Folder(tmp_path)
+    store = LocalStore(tmp_path)
     winners = []
     for number in range(20):
         threads = [threading.Thread(target=store.create, args=(f"{number}", bytes([each]) * 9)) for each in range(4)]
@@ -421,9 +422,9 @@ def test_what_a_kill_leaves_is_removed(tmp_path):
     (tmp_path / "job.json").write_bytes(b"")
     for name in (".shard-00000001.npy.abc.tmp", ".job.json.x_y.tmp", "..job.json.0f.tmp.z.tmp", ".mine.tmp"):
         (tmp_path / name).write_bytes(b"")
-    with Folder(tmp_path).held(shared=True):
+    with held(LocalStore(tmp_path), shared=True):
         assert len(os.listdir(tmp_path)) == 5
-    with Folder(tmp_path).held(shared=False):
+    with held(LocalStore(tmp_path), shared=False):
         assert sorted(os.listdir(tmp_path)) == [".mine.tmp", "job.json"]
     shutil.rmtree(tmp_path)
-    assert Folder(tmp_path).sizes() == {}
+    assert LocalStore(tmp_path).sizes() == {}

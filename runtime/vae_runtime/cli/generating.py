@@ -191,7 +191,7 @@ def _finish_samples(options: argparse.Namespace) -> None:
 
 def _verify_samples(options: argparse.Namespace) -> int:
     from ..bundle import open_bundle
-    from ..generation.shard import job_of
+    from ..generation.folder import read_job
     from ..generation.store import open_store
     from ..generation.verification import verify_samples
 
@@ -203,7 +203,7 @@ def _verify_samples(options: argparse.Namespace) -> int:
         path = getattr(options, verb)
         if path is not None:
             files[bundle.manifest.observation.name] = path
-            made_by = job_of(store).verb
+            made_by = read_job(store).verb
             if made_by != verb:
                 raise InputError(f"{place}: its samples were made by `{made_by}`, not by `{verb}`: leave out --{verb}")
     shards = 3 if options.replay is None else options.replay

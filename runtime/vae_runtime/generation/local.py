@@ -15,10 +15,10 @@ from typing import Any
 from ..errors import VaeError
 from ..vae import VAE, load
 from .job import Job
-from .shard import Made, generate_shard
+from .shard import ShardResult, make_shard
 from .store import Store
 
-__all__ = ["run", "usable_cores"]
+__all__ = ["make_shards", "usable_cores"]
 
 
 def usable_cores() -> int:
@@ -36,25 +36,27 @@ def usable_cores() -> int:
     return max(1, min(cores, -(-quota // period))) if quota > 0 and period > 0 else cores
 
 
-def run(vae: VAE, store: Store, job: Job, numbers: Sequence[int], workers: int) -> Generator[Made, None, None]:
+def make_shards(
+    vae: VAE, store: Store, job: Job, numbers: Sequence[int], workers: int
+) -> Generator[ShardResult, None, None]:
     """Make shards, here or in processes of their own.
 
     Yields:
-        Of each shard, as it is done, what `generate_shard` gives.
+        Of each shard, as it is done, what `make_shard` gives.
 
     Raises:
         VaeError: a shard cannot be written, or a worker died.
     """
     if workers == 1:
         for number in numbers:
-            yield generate_shard(vae, store, job, number)
+            yield make_shard(vae, store, job, number)
         return
     import multiprocessing
 
     arguments = (str(vae.bundle.path), vae.digest, vae.device, store, job)
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, arguments)
     waiting = iter(numbers)
-    pending: set[Future[Made]] = set()
+    pending: set[Future[ShardResult]] = set()
     try:
         while True:
             # No more than a few ahead: memory does not grow with the job.
@@ -144,14 +146,14 @@ def _end(*_: object) -> None:
     os._exit(1)
 
 
-def _work(number: int) -> Made:
+def _work(number: int) -> ShardResult:
     global _vae, _at_work
     assert _begun is not None
     bundle, digest, device, store, job = _begun
     try:
         _at_work = True
         _vae = _vae or load(bundle, device=device, variant=job.variant, digest=digest)
-        return generate_shard(_vae, store, job, number)
+        return make_shard(_vae, store, job, number)
     except KeyboardInterrupt:
         os._exit(1)
     finally:

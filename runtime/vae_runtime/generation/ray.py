@@ -8,7 +8,6 @@ import logging
 import os
 import pickle
 import platform
-import secrets
 import signal
 import socket
 import tempfile
@@ -22,34 +21,35 @@ import numpy as np
 from .._version import __version__
 from ..bundle import MANIFEST, SUMS, Bundle
 from ..devices import onnxruntime_version
-from ..errors import BundleError, InputError, VaeError
+from ..errors import BundleError, InputError, VaeError, error_line
 from ..vae import VAE, load
-from .job import Job, machine
+from .folder import marker, remove_unfinished, shard_name
+from .job import Job
 from .local import usable_cores
-from .samples import JOB
-from .shard import Made, generate_shard
-from .store import Store, open_store
+from .machine import machine
+from .shard import ShardResult, make_shard
+from .store import Store
 
-__all__ = ["run"]
+__all__ = ["make_shards"]
 
-# Seconds: until an address answers, and until an actor starts where none is at work.
-_ANSWER, _START = 10, 120
-# A shard whose actor died as often is what kills them.
-_MOST_DEATHS = 5
-# Bytes of a local cluster's object store, beside the bundle.
+# How long an address may take to answer, and an actor to start where none is at work.
+_ANSWER_SECONDS, _START_SECONDS = 10, 120
+# A shard whose actors die as often is what kills them.
+_MAX_DEATHS = 5
+# Bytes of a local cluster's object store, apart from the bundle.
 _OBJECTS = 2**27
 
 
-def run(
+def make_shards(
     vae: VAE, store: Store, job: Job, numbers: Sequence[int], workers: int | None, address: str | None,
     warn: Callable[[str], object] | None,
-) -> Generator[Made, None, None]:  # fmt: skip
+) -> Generator[ShardResult, None, None]:  # fmt: skip
     """Make shards on a Ray cluster.
 
     Args:
-        vae: what makes them; its bundle travels to the nodes.
-        store: where they are kept, seen by all nodes.
-        job: which they are of.
+        vae: of the job; its bundle travels to the nodes.
+        store: where the shards are kept, seen by all nodes.
+        job: of the shards.
         numbers: of the shards.
         workers: actors, each of one CPU or one GPU; None takes as many as the cluster has of these.
         address: of a cluster: "auto", "HOST:PORT" or "ray://HOST:PORT"; None takes the one this process is connected
@@ -57,106 +57,130 @@ def run(
         warn: called with what is not wrong, but should be known.
 
     Yields:
-        Of each shard, as it is done, what `generate_shard` gives.
+        The result of each shard, as it is done.
 
     Raises:
         InputError: the address is of another form.
         VaeError: Ray or the cluster is missing, a node differs or does not see the store, or a shard cannot be written.
     """
     content = _packed(vae, store, job)
-    with _connected(address, workers, len(content)) as ray, _marker(store) as marker:
+    with _connected(address, workers, len(content)) as ray, marker(store) as marker_name:
         resources = ray.cluster_resources()
-        each = {"num_cpus": 1}
-        if vae.device.startswith("cuda") and resources.get("GPU"):
-            each = {"num_cpus": 1, "num_gpus": 1}
-        count = workers or int(resources.get("GPU" if "num_gpus" in each else "CPU", 1)) or 1
-        # Ray starts an actor again for ever, wherever there is room.
-        Actor = ray.remote(_Worker).options(max_restarts=-1, **each)
+        on_gpu = vae.device.startswith("cuda") and bool(resources.get("GPU"))
+        count = workers or int(resources.get("GPU" if on_gpu else "CPU", 1)) or 1
+        # Ray starts an actor again forever, wherever it finds free resources.
+        Actor = ray.remote(_Worker).options(max_restarts=-1, num_cpus=1, num_gpus=1 if on_gpu else None)
         # With each call, not to the constructor: Ray does not promise to have them still when it starts an actor again.
         # In a list the content is not fetched for each call, but where it is needed.
-        arguments = _versions(), marker, "num_gpus" in each, [ray.put(content)]
+        arguments = _versions(), marker_name, on_gpu, [ray.put(content)]
         actors = [Actor.remote() for _ in range(min(count, len(numbers)))]
-        yield from _shared_out(ray, actors, arguments, store, job, numbers, warn)
+        yield from _Dispatch(ray, actors, arguments, store, job, warn).results(numbers)
 
 
-def _shared_out(
-    ray: Any, actors: list[Any], arguments: tuple[Any, ...], store: Store, job: Job, numbers: Sequence[int],
-    warn: Callable[[str], object] | None,
-) -> Generator[Made, None, None]:  # fmt: skip
-    """Give each actor that is free the next shard, until all are done."""
-    waiting, lost = iter(numbers), list[int]()
-    deaths, kinds = collections.Counter[int](), {job.machine["processor"]}
-    idle: list[Any] = []
-    # What an actor is about to answer: whether it is ready, or the rows of a shard.
-    at_work: dict[Any, tuple[Any, int | None]] = {_ready(actor, arguments): (actor, None) for actor in actors}
-    try:
-        while True:
-            while idle and (number := lost.pop() if lost else next(waiting, None)) is not None:
-                actor = idle.pop()
-                at_work[actor.make.remote(number, *arguments)] = actor, number
-            making = any(number is not None for _, number in at_work.values())
-            if idle and not making:
-                return
-            done, _ = ray.wait(list(at_work), timeout=None if making else _START)
-            if not done:
-                raise VaeError(
-                    f"no worker could start within {_START} seconds: each takes one CPU, and one GPU on cuda; of "
-                    f"{_listed(ray.cluster_resources())} are free: {_listed(ray.available_resources())}; wait until "
-                    "others are done, add nodes, or see the cluster's logs; the same command goes on"
-                )
-            actor, number = at_work.pop(done[0])
-            try:
-                answer = ray.get(done[0])
-            except ray.exceptions.RayTaskError as error:
-                raise _as_told(error.cause, job, number) from None
-            except ray.exceptions.RayError as error:
-                if number is None:
-                    raise VaeError(
-                        f"a worker could not be started: {_line(error)}; every node needs vae-runtime[cpu,ray] "
-                        f"{__version__} and the same Python and Ray"
-                    ) from None
-                deaths[number] += 1
-                if deaths[number] == _MOST_DEATHS:
-                    raise VaeError(
-                        f"{store}/{job.name(number)}: {_MOST_DEATHS} workers died over it, killed or out of memory; "
-                        "run the same command again to go on, or into another folder with a smaller batch size"
-                    ) from None
-                # Ray would keep the shard for this actor, which may wait for room that never comes.
-                lost.append(number)
-                at_work[_ready(actor, arguments)] = actor, None
-                continue
-            idle.append(actor)
-            if number is not None:
-                yield answer
-            elif answer["processor"] not in kinds and warn is not None:
-                kinds.add(answer["processor"])
-                warn(
-                    f"node {answer['node']}: its processor is {answer['processor']}, {job.machine['processor']} here: "
-                    "latents are the same bits anywhere, decoded values only on the same kind of processor"
-                )
-    finally:
+class _Dispatch:
+    """Gives each actor that is idle the next shard, until all are done.
+
+    An actor that dies is started again, and its shard goes to another one.
+    """
+
+    def __init__(
+        self, ray: Any, actors: list[Any], arguments: tuple[Any, ...], store: Store, job: Job,
+        warn: Callable[[str], object] | None,
+    ) -> None:  # fmt: skip
+        self._ray, self._actors, self._arguments = ray, actors, arguments
+        self._store, self._job, self._warn = store, job, warn
+        self._processors = {job.machine["processor"]}
+        self._deaths = collections.Counter[int]()
+        # Shards of actors that died.
+        self._lost: list[int] = []
+        self._idle: list[Any] = []
+        # By what an actor is about to answer: the actor, and the number of its shard, None while it starts.
+        self._pending: dict[Any, tuple[Any, int | None]] = {}
+
+    def results(self, numbers: Sequence[int]) -> Generator[ShardResult, None, None]:
+        """Make shards; yield the result of each."""
+        waiting = iter(numbers)
+        try:
+            for actor in self._actors:
+                self._start(actor)
+            while True:
+                while self._idle and (number := self._lost.pop() if self._lost else next(waiting, None)) is not None:
+                    actor = self._idle.pop()
+                    self._pending[actor.make.remote(number, *self._arguments)] = actor, number
+                making = any(number is not None for _, number in self._pending.values())
+                if self._idle and not making:
+                    return
+                result = self._next(None if making else _START_SECONDS)
+                if result is not None:
+                    yield result
+        finally:
+            self._end()
+
+    def _start(self, actor: Any) -> None:
+        """Wait for an actor to be ready, started again as often as it takes."""
+        ready = actor.ready.options(max_task_retries=-1).remote(*self._arguments)
+        self._pending[ready] = actor, None
+
+    def _next(self, timeout: int | None) -> ShardResult | None:
+        """Take the next answer of an actor; return the result, if it is that of a shard."""
+        done, _ = self._ray.wait(list(self._pending), timeout=timeout)
+        if not done:
+            raise VaeError(
+                f"no worker could start within {timeout} seconds: each takes one CPU, and one GPU on cuda; of "
+                f"{_listed(self._ray.cluster_resources())} are free: {_listed(self._ray.available_resources())}; wait "
+                "until others are done, add nodes, or see the cluster's logs; the same command goes on"
+            )
+        actor, number = self._pending.pop(done[0])
+        try:
+            answer = self._ray.get(done[0])
+        except self._ray.exceptions.RayTaskError as error:
+            raise _without_ray(error.cause, self._job, number) from None
+        except self._ray.exceptions.RayError as error:
+            self._restart(actor, number, error)
+            return None
+        self._idle.append(actor)
+        if number is not None:
+            return ShardResult(*answer)
+        self._compare_processor(**answer)
+        return None
+
+    def _restart(self, actor: Any, number: int | None, error: Exception) -> None:
+        """Note the death of an actor, and give its shard back."""
+        if number is None:
+            raise VaeError(
+                f"a worker could not be started: {_reason(error)}; every node needs vae-runtime[cpu,ray] "
+                f"{__version__} and the same Python and Ray"
+            ) from None
+        self._deaths[number] += 1
+        if self._deaths[number] == _MAX_DEATHS:
+            raise VaeError(
+                f"{self._store}/{shard_name(self._job, number)}: {_MAX_DEATHS} workers died over it, killed or out of "
+                "memory; run the same command again to go on, or into another folder with a smaller batch size"
+            ) from None
+        # Ray would keep the shard for this actor, which may wait for resources that never come.
+        self._lost.append(number)
+        self._start(actor)
+
+    def _compare_processor(self, node: str, processor: str) -> None:
+        """Warn of the first actor on another kind of processor."""
+        if processor not in self._processors and self._warn is not None:
+            self._processors.add(processor)
+            self._warn(
+                f"node {node}: its processor is {processor}, {self._job.machine['processor']} here: latents are the "
+                "same bits anywhere, decoded values only on the same kind of processor"
+            )
+
+    def _end(self) -> None:
+        """Let the shards under way end, and end the actors."""
         # A worker that is killed in the middle of a shard leaves a temporary file.
-        under_way = [future for future, (_, number) in at_work.items() if number is not None]
-        ends = [*under_way, *(actor.end.remote() for actor in idle)]
+        under_way = [answer for answer, (_, number) in self._pending.items() if number is not None]
+        ends = [*under_way, *(actor.end.remote() for actor in self._idle)]
         if ends:
-            ray.wait(ends, num_returns=len(ends), timeout=_START)
-        for actor in actors:
-            ray.kill(actor)
-        for number in deaths:
-            _remove_unfinished(store, job.name(number))
-
-
-def _ready(actor: Any, arguments: tuple[Any, ...]) -> Any:
-    """The answer of an actor once it has started, and started again as often as it takes."""
-    return actor.ready.options(max_task_retries=-1).remote(*arguments)
-
-
-def _remove_unfinished(store: Store, name: str) -> None:
-    """Remove what was being written of a shard by an actor that died."""
-    place = store.path(name)
-    if place is not None:
-        for left in place.parent.glob(f".{place.stem}.*.tmp"):
-            left.unlink(missing_ok=True)
+            self._ray.wait(ends, num_returns=len(ends), timeout=_START_SECONDS)
+        for actor in self._actors:
+            self._ray.kill(actor)
+        for number in self._deaths:
+            remove_unfinished(self._store, self._job, number)
 
 
 class _Worker:
@@ -199,10 +223,10 @@ class _Worker:
         self._begun = self._begun or self._begin(*arguments)
         return {"node": platform.node(), "processor": machine(self._begun[0].device)["processor"]}
 
-    def make(self, number: int, *arguments: Any) -> Made:
+    def make(self, number: int, *arguments: Any) -> ShardResult:
         """Make a shard."""
         self._begun = self._begun or self._begin(*arguments)
-        return generate_shard(*self._begun, number)
+        return make_shard(*self._begun, number)
 
     def end(self) -> None:
         """Leave nothing on the node."""
@@ -223,22 +247,7 @@ def _packed(vae: VAE, store: Store, job: Job) -> bytes:
         if variant.executor == "ort":
             paths |= {variant.path, variant.data_path}
     files = {path: bundle.files.read(SUMS) if path == SUMS else bundle.read(path) for path in paths if path is not None}
-    path = store.path(JOB)
-    # An actor has another working directory.
-    there = store if path is None else open_store(path.absolute().parent)
-    return pickle.dumps((there, job, str(bundle.path.absolute()), vae.device, files))
-
-
-@contextlib.contextmanager
-def _marker(store: Store) -> Iterator[str]:
-    """The name of a file of this call alone."""
-    # As of a temporary file: where this call is killed, the next one removes it.
-    name = f".{JOB}.{secrets.token_hex(8)}.tmp"
-    store.write(name, name.encode())
-    try:
-        yield name
-    finally:
-        store.remove(name)
+    return pickle.dumps((store.absolute(), job, str(bundle.path.absolute()), vae.device, files))
 
 
 @contextlib.contextmanager
@@ -270,7 +279,7 @@ def _connected(address: str | None, workers: int | None, size: int) -> Iterator[
     except (Exception, SystemExit) as error:
         raise VaeError(
             f"address: no Ray cluster could be {'started' if where == 'local' else 'reached'} at {where}: "
-            f"{_line(error)}; give that of a cluster that runs, with the same Python and Ray, or none for a local one"
+            f"{_reason(error)}; give that of a cluster that runs, with the same Python and Ray, or none for a local one"
         ) from None
     try:
         yield ray
@@ -286,7 +295,7 @@ def _require_answer(address: str) -> None:
     if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
         raise InputError(f"address: auto, HOST:PORT or ray://HOST:PORT is expected, got {address!r}")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
     except OSError as error:
         raise VaeError(
             f"address: {address} does not answer: {error}; give that of a cluster that runs (`ray start --head` prints "
@@ -310,19 +319,18 @@ def _surroundings_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _as_told(cause: BaseException, job: Job, number: int | None) -> BaseException:
+def _without_ray(cause: BaseException, job: Job, number: int | None) -> BaseException:
     """What went wrong in an actor, without Ray's account of it."""
     if isinstance(cause, VaeError):
         return cause
     if isinstance(cause, (OSError, MemoryError)):
-        place = "a worker" if number is None else job.name(number)
-        return VaeError(f"{place}: {type(cause).__name__}: {_line(cause)}; the same command goes on")
+        place = "a worker" if number is None else shard_name(job, number)
+        return VaeError(f"{place}: {type(cause).__name__}: {_reason(cause)}; the same command goes on")
     return cause
 
 
-def _line(error: BaseException) -> str:
-    """What an error says, in a line that one can read."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:500].rstrip(".")
+def _reason(error: BaseException) -> str:
+    return error_line(error).rstrip(".")
 
 
 def _listed(resources: dict[str, float]) -> str:

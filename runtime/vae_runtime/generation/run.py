@@ -11,18 +11,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..bundle import open_bundle
-from ..errors import InputError, VaeError, require_integer
-from ..vae import load
-from . import ray as cluster
-from .job import Job, describe
-from .local import run, usable_cores
-from .samples import INDEX, JOB, VERSION, Samples, open_samples, read_json
-from .shard import dump, entries, job_of
+from ..errors import InputError, VaeError
+from ..vae import VAE, load
+from . import local, ray
+from .folder import (
+    claim,
+    held,
+    missing_shards,
+    read_entries,
+    read_job,
+    read_job_document,
+    shard_name,
+    write_index,
+)  # fmt: skip
+from .job import Job
+from .local import usable_cores
+from .request import Callbacks, Conditions, Draw, Execution, Output, Request, Source, describe_job
+from .samples import Samples, open_samples
 from .store import Store, open_store
 
-__all__ = ["EXECUTORS", "finish_samples", "generate"]
-
-EXECUTORS = ("local", "ray")
+__all__ = ["finish_samples", "generate"]
 
 
 def generate(
@@ -99,49 +107,41 @@ def generate(
         VaeError: the folder cannot be written, another call is at work in it, the disk is too small, a library
             is missing, or a worker died.
     """
-    if reconstruct is not None and encode is not None:
-        raise InputError("encode: either this or reconstruct is expected, got both")
-    verb = "sample" if reconstruct is encode else "encode" if reconstruct is None else "reconstruct"
+    source, draw = Source(reconstruct, encode), Draw(seed, temperature, truncation, observe)
+    output = Output(format, dtype, batch_size, shard_size)
+    request = Request(n, draw, source, Conditions(conditions, balanced), output)
+    execution, callbacks = Execution(workers, executor, address, part), Callbacks(progress, warn, timings)
     store = open_store(out)
+    if workers not in (None, 1) and executor == "local" and not store.shared:
+        raise InputError(f"workers: 1 is expected, since only one process sees {store}, got {workers}")
     vae = load(bundle, device=device, variant=variant)
-    job = describe(
-        vae, n, seed, format, dtype, observe, temperature, truncation, conditions, balanced, batch_size, shard_size,
-        verb, reconstruct if encode is None else encode, _known(store),
-    )  # fmt: skip
-    if workers is not None:
-        workers = require_integer("workers", workers, 1, 4096)
-    if executor not in EXECUTORS:
-        raise InputError(f"executor: {' or '.join(EXECUTORS)} is expected, got {executor!r}")
-    if address is not None and executor != "ray":
-        raise InputError(f"address: a cluster's is for the executor ray, got {address!r} for {executor}")
-    first, step = 0, 1
-    if part is not None:
-        if not isinstance(part, (tuple, list)) or len(part) != 2:
-            raise InputError(f"part: two integers, (k, m), are expected, got {part!r}")
-        step = require_integer("part", part[1], 1, 2**31)
-        first = require_integer("part", part[0], 1, step) - 1
-    if not store.shared and executor == "local":
-        if workers not in (None, 1):
-            raise InputError(f"workers: 1 is expected, since only one process sees {store}, got {workers}")
-        workers = 1
-    with store.held(shared=part is not None):
-        _settle(store, job, part is not None, warn)
-        numbers = range(first, job.shards, step)
-        _require_room(store, job, numbers, warn)
-        done, total = 0, sum(stop - start for start, stop in map(job.rows, numbers))
-        if executor == "ray":
-            made = cluster.run(vae, store, job, numbers, workers, address, warn)
-        else:
-            made = run(vae, store, job, numbers, min(workers or usable_cores(), max(1, len(numbers))))
-        spent_on = {} if timings is None else timings
-        with contextlib.closing(made):
-            for rows, seconds in made:
-                done += rows
-                for phase, spent in seconds.items():
-                    spent_on[phase] = spent_on.get(phase, 0.0) + spent
-                if progress is not None:
-                    progress(done, total)
+    job = describe_job(vae, request, read_job_document(store))
+    with held(store, shared=part is not None):
+        claim(store, job, shared=part is not None, warn=warn)
+        numbers = execution.shards(job.shards)
+        _require_space(store, job, numbers, warn)
+        _make_shards(vae, store, job, numbers, execution, callbacks)
         return _finish(store, job)
+
+
+def _make_shards(
+    vae: VAE, store: Store, job: Job, numbers: range, execution: Execution, callbacks: Callbacks
+) -> None:  # fmt: skip
+    """Have an executor make shards, and tell the caller of each."""
+    if execution.executor == "ray":
+        results = ray.make_shards(vae, store, job, numbers, execution.workers, execution.address, callbacks.warn)
+    else:
+        workers = execution.workers or (usable_cores() if store.shared else 1)
+        results = local.make_shards(vae, store, job, numbers, min(workers, max(1, len(numbers))))
+    done, total = 0, sum(stop - start for start, stop in map(job.rows, numbers))
+    timings = {} if callbacks.timings is None else callbacks.timings
+    with contextlib.closing(results):
+        for rows, seconds in results:
+            done += rows
+            for phase, spent in seconds.items():
+                timings[phase] = timings.get(phase, 0.0) + spent
+            if callbacks.progress is not None:
+                callbacks.progress(done, total)
 
 
 def finish_samples(folder: str | os.PathLike[str], bundle: str | os.PathLike[str] | None = None) -> Samples:
@@ -159,73 +159,34 @@ def finish_samples(folder: str | os.PathLike[str], bundle: str | os.PathLike[str
         VaeError: it is no folder of samples, a shard is missing, or another call is at work in it.
     """
     store = open_store(folder)
-    job = job_of(store)
+    job = read_job(store)
     if bundle is not None:
         open_bundle(bundle, job.digest)
-    with store.held(shared=False):
-        found = entries(store, job, range(job.shards))
-        missing = [job.name(number) for number, entry in enumerate(found) if entry is None]
+    with held(store, shared=False):
+        entries = read_entries(store, job, range(job.shards))
+        missing = [shard_name(job, number) for number, entry in enumerate(entries) if entry is None]
         if missing:
             listed = ", ".join(missing[:8]) + (", …" if len(missing) > 8 else "")
             raise VaeError(
                 f"{store}: {len(missing)} of {job.shards} shards are missing or cut short: {listed}; run the same "
                 "`generate` again, without --part or with that of the shard"
             )
-        samples = _finish(store, job)
-    assert samples is not None
-    return samples
+        write_index(store, job, entries)
+    return open_samples(store)
 
 
-# The folder.
-
-
-def _known(store: Store) -> dict[str, Any] | None:
-    """The folder's job, if it has one, as it was written."""
-    return None if store.size(JOB) is None else read_json(store, JOB)
-
-
-def _settle(store: Store, job: Job, shared: bool, warn: Callable[[str], object] | None) -> None:
-    """Write the folder's job, or hold this call's against the one that is there."""
-    if store.size(JOB) is None:
-        names = store.sizes()
-        # Another call may have begun in the meantime.
-        if names and JOB not in names:
-            raise InputError(f"{store}: an empty folder or one of this job is expected, it holds {min(names)}")
-        store.create(JOB, dump(job.as_json()))
-    # Read back: another call may have been first.
-    found = read_json(store, JOB)
-    differences = job.differences(found, growing=not shared)
-    if differences:
-        # Of a job that has made nothing yet, on account of what is wanted differently now perhaps, nothing is lost.
-        if shared or store.path(JOB) is None or store.sizes().keys() != {JOB}:
-            raise InputError(f"{store}: holds another job; {'; '.join(differences)}; give another folder")
-        store.write(JOB, dump(job.as_json()))
-        return
-    changes = job.other_machine(found)
-    if changes and warn is not None:
-        warn(
-            f"{store}: begun on another kind of machine ({'; '.join(changes)}): latents are the same bits anywhere, "
-            "decoded values only with the same ONNX Runtime on the same kind of processor"
-        )
-    if job.n > found["n"]:
-        # The index goes first: it would tell of fewer samples than the job.
-        store.remove(INDEX)
-        store.write(JOB, dump({**job.as_json(), "machine": found["machine"]}))
-
-
-def _require_room(
+def _require_space(
     store: Store, job: Job, numbers: Sequence[int], warn: Callable[[str], object] | None
 ) -> None:  # fmt: skip
     """See that there is room for the shards of this call, and tell where there is not for those of all its parts."""
     free = store.free()
     if free is None:
         return
-    there, whole, own = store.sizes(), 0, 0
-    for number in range(job.shards):
-        if job.name(number) not in there:
-            start, stop = job.rows(number)
-            whole += job.row_bytes * (stop - start)
-            own += job.row_bytes * (stop - start) if number in numbers else 0
+    sizes = {}
+    for number in missing_shards(store, job):
+        start, stop = job.rows(number)
+        sizes[number] = job.row_bytes * (stop - start)
+    whole, own = sum(sizes.values()), sum(size for number, size in sizes.items() if number in numbers)
     if whole <= free:
         return
     parts = "" if own == whole else f", {_size(own)} of them by this part"
@@ -245,19 +206,11 @@ def _size(number: int) -> str:
 
 def _finish(store: Store, job: Job) -> Samples | None:
     """Write the index if every shard is there."""
-    there = store.sizes()
-    if any(job.name(number) not in there for number in range(job.shards)):
+    # Listing is cheaper than reading the sidecars of what other parts have not finished.
+    if missing_shards(store, job):
         return None
-    found = entries(store, job, range(job.shards))
-    if any(entry is None for entry in found):
+    entries = read_entries(store, job, range(job.shards))
+    if any(entry is None for entry in entries):
         return None
-    written = job_of(store)
-    if (written.fingerprint, written.n) != (job.fingerprint, job.n):
-        raise VaeError(
-            f"{store}/{JOB}: was replaced by another call's since this one began; run the same command again"
-        )
-    index = dump({"format_version": VERSION, "job": job.as_json(), "shards": found})
-    # A finished folder may be where nothing can be written any more.
-    if store.read(INDEX) != index:
-        store.write(INDEX, index)
+    write_index(store, job, entries)
     return open_samples(store)

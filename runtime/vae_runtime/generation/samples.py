@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import bisect
 import functools
-import json
 import math
 import operator
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._version import __version__
 from ..errors import InputError, VaeError, require_integer
+from .folder import INDEX, read_index
 from .formats import row_types, table
 from .store import Store, open_store
 
-__all__ = ["INDEX", "JOB", "VERSION", "Samples", "open_samples", "read_json"]
+__all__ = ["Samples", "open_samples"]
 
-JOB, INDEX = "job.json", "index.json"
-# Of job and index; what differs behind the dot only adds to what is read here.
-VERSION = "1.0"
 # Shards that are kept open: of mapped files fewer than a process may usually open, of fetched ones what memory allows.
 _MAPPED, _FETCHED = 64, 2
 # Bytes of rows that are read at once where one after the other is asked for, about.
@@ -38,13 +33,13 @@ class Samples:
     files anew.
     """
 
-    def __init__(self, store: Store, job: Mapping[str, Any], shards: list[Mapping[str, Any]]) -> None:
+    def __init__(self, store: Store, job: Mapping[str, Any], shards: list[dict[str, Any]]) -> None:
         self._store = store
         self.job = job
         self.shards = shards
         self._dtype = row_types.dtype_from_json(job["dtype"])
         self._bounds: list[int] = [0, *(shard["stop"] for shard in shards)]
-        kept = _MAPPED if store.path(INDEX) is not None else _FETCHED
+        kept = _FETCHED if store.remote else _MAPPED
         self._rows = functools.lru_cache(kept)(functools.partial(_open, store, job, shards))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -156,8 +151,10 @@ class Samples:
             ) from error
 
 
-def _open(store: Store, job: Mapping[str, Any], shards: list[Mapping[str, Any]], number: int) -> row_types.Rows:
-    """The rows of a shard; ValueError where it is not what the index says."""
+def _open(
+    store: Store, job: Mapping[str, Any], shards: list[dict[str, Any]], number: int
+) -> row_types.Rows:  # fmt: skip
+    """Return the rows of a shard; ValueError where it is not what the index says."""
     shard = shards[number]
     source = store.path(shard["file"]) or store.read(shard["file"])
     if source is None:
@@ -178,79 +175,5 @@ def open_samples(folder: str | os.PathLike[str] | Store) -> Samples:
     Raises:
         VaeError: it is no such folder, is not finished, or its index is damaged.
     """
-    root = open_store(folder)
-    if root.size(INDEX) is None:
-        if root.size(JOB) is not None:
-            raise VaeError(f"{root}: is not finished, there is no {INDEX}; run the same `generate` again to go on")
-        raise VaeError(f"{root}: no folder of samples: there is no {INDEX}; give one that `generate` wrote")
-    index = read_json(root, INDEX)
-    wrong = _wrong(index)
-    if wrong:
-        raise VaeError(
-            f"{root}/{INDEX}: shards that follow on one another up to n are expected, {wrong}; generate again"
-        )
-    return Samples(root, index["job"], index["shards"])
-
-
-def _wrong(index: Mapping[str, Any]) -> str | None:
-    """What is wrong with an index; the rest of this file relies on what is seen here."""
-    version, known = str(index.get("format_version")), VERSION.partition(".")[0]
-    if version.partition(".")[0] != known:
-        return f"got format_version {version:.99}, {known}.x is what this vae-runtime {__version__} reads"
-    job, shards = index.get("job"), index.get("shards")
-    if not isinstance(job, dict) or not isinstance(shards, list) or not shards:
-        return "got no job or no shards"
-    if job.get("format") not in table.FORMATS:
-        return f"format: {', '.join(table.FORMATS)} is known, got {job.get('format')!r:.99}"
-    shape = job.get("shape")
-    if (
-        not isinstance(shape, list)
-        or not all(map(_is_size, [*shape, job.get("n")]))
-        or type(job.get("seed")) is not int
-    ):
-        return "got a shape, an n or a seed that is none"
-    try:
-        dtype = row_types.dtype_from_json(job.get("dtype"))
-    except InputError as error:
-        return str(error)
-    if not _is_size(math.prod(shape) * dtype.itemsize):
-        return f"shape: rows of less than 2^48 bytes are expected, got {shape!r:.99}"
-    done = 0
-    for number, shard in enumerate(shards):
-        match shard:
-            # No name leads out of the folder.
-            case {"file": str(file), "start": int(start), "stop": int(stop), "bytes": int(size)} if (
-                re.fullmatch(rf"shard-[0-9]+\.{job['format']}", file)
-                and type(start) is int
-                and start == done < stop <= job["n"]
-                and all(map(_is_size, (stop, size)))
-            ):
-                done = stop
-            case _:
-                return f"got {shard!r:.200} as shard {number}"
-    return None if done == job["n"] else f"got {done} of {job['n']} samples"
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 < value <= 2**48
-
-
-def read_json(store: Store, name: str) -> dict[str, Any]:
-    """A JSON object from a file of a store.
-
-    Raises:
-        VaeError: it is missing, cannot be read, or holds something else.
-    """
-    path = f"{store}/{name}"
-    content = store.read(name)
-    if content is None:
-        raise VaeError(f"{path}: is missing")
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise VaeError(
-            f"{path}: JSON is expected: {error}; generate again into another folder, or put the file back"
-        ) from error
-    if not isinstance(value, dict):
-        raise VaeError(f"{path}: a JSON object is expected, got {type(value).__name__}")
-    return value
+    store = open_store(folder)
+    return Samples(store, *read_index(store))

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from ..errors import InputError, VaeError
+from ..errors import InputError, VaeError, error_line
 from ..files import locked, write_atomic
 
-__all__ = ["Folder", "Remote", "Store", "open_store"]
+__all__ = ["LocalStore", "RemoteStore", "Store", "open_store"]
 
 T = TypeVar("T")
 
@@ -34,11 +34,11 @@ _PROTOCOLS = r"(file|local|memory|s3|s3a|gs|gcs|az|abfs|abfss|adl|hdfs|hf|ftp|sf
 _TOGETHER = 1000
 
 
-class Folder:
-    """A folder; files in it are whole or absent."""
+class LocalStore:
+    """A folder of this machine; files in it are whole or absent."""
 
-    # Whether other processes see what is written here.
-    shared = True
+    # Whether files have to be fetched, and whether other processes see what is written here.
+    remote, shared = False, True
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
@@ -56,7 +56,7 @@ class Folder:
         try:
             self._path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise VaeError(f"{self}: cannot be made: {error.strerror}; choose another place") from error
+            raise VaeError(f"{self}: cannot be made: {error_line(error)}; choose another place") from error
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(locked(self._path, shared=shared))
@@ -65,9 +65,7 @@ class Folder:
                     f"{self}: another call is at work in this folder; wait for it, or give another place"
                 ) from None
             except OSError as error:
-                raise VaeError(f"{self}: cannot be locked: {error.strerror}; choose another place") from error
-            if not shared:
-                self._clean_up()
+                raise VaeError(f"{self}: cannot be locked: {error_line(error)}; choose another place") from error
             yield
 
     def sizes(self) -> dict[str, int]:
@@ -78,7 +76,7 @@ class Folder:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise VaeError(f"{self}: cannot be read: {error.strerror}") from error
+            raise VaeError(f"{self}: cannot be read: {error_line(error)}") from error
         return {name: size for name in names if (size := self.size(name)) is not None}
 
     def size(self, name: str) -> int | None:
@@ -103,7 +101,7 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise VaeError(f"{self._path / name}: cannot be read: {error.strerror}") from error
+            raise VaeError(f"{self._path / name}: cannot be read: {error_line(error)}") from error
 
     def read_all(self, names: Iterable[str]) -> Iterator[bytes | None]:
         """The contents of several small files, as of `read`."""
@@ -153,7 +151,7 @@ class Folder:
             with (self._path / name).open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise VaeError(f"{self._path / name}: cannot be read: {error.strerror}") from error
+            raise VaeError(f"{self._path / name}: cannot be read: {error_line(error)}") from error
 
     def whole(self, name: str, sha256: str) -> bool:
         """Whether a file of the right size holds what it should."""
@@ -168,21 +166,31 @@ class Folder:
         """How many bytes may still be written; None where nobody knows."""
         return shutil.disk_usage(self._path).free
 
-    def _clean_up(self) -> None:
-        """Remove the temporary files of calls that were killed; only where no other call is at work."""
-        ours = re.compile(r"\.{1,2}(shard-[0-9]+\.[a-z]+|job\.json|index\.json)\.[^.]+\.tmp(\.[^.]+\.tmp)?")
+    def remove_temporary(self, names: str) -> None:
+        """Remove the temporary files of calls that were killed.
+
+        Args:
+            names: a regular expression for the names of the files that were being written.
+        """
+        temporary = re.compile(rf"\.{{1,2}}({names})\.[^.]+\.tmp(\.[^.]+\.tmp)?")
         with os.scandir(self._path) as entries:
-            for left in [entry.path for entry in entries if ours.fullmatch(entry.name)]:
+            for path in [entry.path for entry in entries if temporary.fullmatch(entry.name)]:
                 with contextlib.suppress(OSError):
-                    os.unlink(left)
+                    os.unlink(path)
+
+    def absolute(self) -> LocalStore:
+        """Return the same store for processes with another working directory."""
+        return LocalStore(self._path.absolute())
 
 
-class Remote:
+class RemoteStore:
     """A place that fsspec reaches by its URL, such as the objects of a bucket under a prefix.
 
     A put is what makes a file: of an object store's, all of it is there afterwards, or nothing. No call is kept out of
     it; what two of the same job write is the same.
     """
+
+    remote = True
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
@@ -194,7 +202,7 @@ class Remote:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Connections stay where they are.
-        return Remote, (self._url,)
+        return RemoteStore, (self._url,)
 
     @functools.cached_property
     def _place(self) -> tuple[Any, str]:
@@ -209,12 +217,12 @@ class Remote:
             found: tuple[Any, str] = url_to_fs(self._url)
         except ImportError as error:
             raise VaeError(
-                f"{self}: {_reason(error)}; of S3, pip install 'vae-runtime[remote]' brings what is needed"
+                f"{self}: {error_line(error)}; of S3, pip install 'vae-runtime[remote]' brings what is needed"
             ) from error
         except ValueError as error:
-            raise InputError(f"{self}: a URL that fsspec knows is expected: {_reason(error)}") from None
+            raise InputError(f"{self}: a URL that fsspec knows is expected: {error_line(error)}") from None
         except Exception as error:  # some connect at once, and each has its own
-            raise VaeError(f"{self}: cannot be reached: {_reason(error)}; see that the place is right") from error
+            raise VaeError(f"{self}: cannot be reached: {error_line(error)}; see that the place is right") from error
         return found
 
     def _do(self, what: str, name: str, do: Callable[[Any, str], T]) -> T:
@@ -229,12 +237,12 @@ class Remote:
             except Exception as error:  # each store has its own
                 if _lasting(error):
                     raise VaeError(
-                        f"{place}: {what} is refused: {_reason(error)}; see that place and credentials are right"
+                        f"{place}: {what} is refused: {error_line(error)}; see that place and credentials are right"
                     ) from error
                 if attempt == _ATTEMPTS:
                     raise VaeError(
-                        f"{place}: {what} has failed {attempt} times: {_reason(error)}; run the same command again to "
-                        "go on, once the store can be reached"
+                        f"{place}: {what} has failed {attempt} times: {error_line(error)}; run the same command again "
+                        "to go on, once the store can be reached"
                     ) from error
             # Not all workers at the same moment.
             time.sleep(_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
@@ -242,14 +250,21 @@ class Remote:
 
     @contextlib.contextmanager
     def held(self, *, shared: bool) -> Iterator[None]:
-        """Keep nobody out: see the class. Remove what calls that were killed have left on this machine."""
-        for left in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*") if not shared else ():
-            with contextlib.suppress(OSError), locked(left):
-                shutil.rmtree(left, ignore_errors=True)
+        """Keep nobody out: see the class."""
         yield
 
+    def remove_temporary(self, names: str) -> None:
+        """Remove the files that calls that were killed were about to send; they lie on this machine."""
+        for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+            with contextlib.suppress(OSError), locked(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def absolute(self) -> RemoteStore:
+        """Return this store: its URL is the same everywhere."""
+        return self
+
     def sizes(self) -> dict[str, int]:
-        """As of `Folder`."""
+        """As of `LocalStore`."""
 
         def look(fs: Any, path: str) -> dict[str, int]:
             fs.invalidate_cache()
@@ -262,7 +277,7 @@ class Remote:
             return {}
 
     def size(self, name: str) -> int | None:
-        """As of `Folder`."""
+        """As of `LocalStore`."""
         try:
             return self._do("looking", name, _size)
         except FileNotFoundError:
@@ -273,7 +288,7 @@ class Remote:
         return None
 
     def read(self, name: str) -> bytes | None:
-        """As of `Folder`."""
+        """As of `LocalStore`."""
         try:
             content: bytes = self._do("reading", name, lambda fs, path: fs.cat_file(path))
         except FileNotFoundError:
@@ -281,7 +296,7 @@ class Remote:
         return content
 
     def read_all(self, names: Iterable[str]) -> Iterator[bytes | None]:
-        """As of `Folder`; as many at once as the store serves."""
+        """As of `LocalStore`; as many at once as the store serves."""
         waiting = iter(names)
         while some := list(itertools.islice(waiting, _TOGETHER)):
 
@@ -296,7 +311,7 @@ class Remote:
             yield from self._do("reading", "", fetch)
 
     def write(self, name: str, content: bytes | Callable[[IO[bytes]], None]) -> None:
-        """As of `Folder`. What a function writes is kept in a temporary file here until it is sent."""
+        """As of `LocalStore`. What a function writes is kept in a temporary file here until it is sent."""
         if isinstance(content, bytes):
             self._put(name, len(content), lambda fs, path: fs.pipe_file(path, content))
             return
@@ -307,12 +322,12 @@ class Remote:
                     content(opened)
             except OSError as error:
                 raise VaeError(
-                    f"{file}: not written: {error.strerror or error}; free some space, or set TMPDIR to a larger disk"
+                    f"{file}: not written: {error_line(error)}; free some space, or set TMPDIR to a larger disk"
                 ) from error
             self._put(name, file.stat().st_size, lambda fs, path: fs.put_file(str(file), path))
 
     def create(self, name: str, content: bytes) -> None:
-        """As of `Folder`, where the store can: others replace the file."""
+        """As of `LocalStore`, where the store can: others replace the file."""
         with contextlib.suppress(FileExistsError):
             self._put(name, len(content), lambda fs, path: fs.pipe_file(path, content, mode="create"))
 
@@ -326,10 +341,10 @@ class Remote:
         try:
             self._do("writing", name, put)
         except FileNotFoundError as error:
-            raise VaeError(f"{self}/{name}: cannot be written: {_reason(error)}; make the place first") from error
+            raise VaeError(f"{self}/{name}: cannot be written: {error_line(error)}; make the place first") from error
 
     def sha256(self, name: str) -> str:
-        """As of `Folder`; fetches the file."""
+        """As of `LocalStore`; fetches the file."""
 
         def read(fs: Any, path: str) -> str:
             with fs.open(path, "rb") as file:
@@ -345,7 +360,7 @@ class Remote:
         return True
 
     def remove(self, name: str) -> None:
-        """As of `Folder`."""
+        """As of `LocalStore`."""
         with contextlib.suppress(FileNotFoundError):
             self._do("removing", name, lambda fs, path: fs.rm_file(path))
 
@@ -354,7 +369,7 @@ class Remote:
         return None
 
 
-Store = Folder | Remote
+Store = LocalStore | RemoteStore
 
 
 def open_store(out: str | os.PathLike[str] | Store) -> Store:
@@ -375,7 +390,7 @@ def open_store(out: str | os.PathLike[str] | Store) -> Store:
     if not slashes:
         if re.match(_PROTOCOLS, text):
             raise InputError(f"{text}: a URL has two slashes after the colon; for a folder of this name give ./{text}")
-        return Folder(text)
+        return LocalStore(text)
     if protocol in ("file", "local"):
         from urllib.request import url2pathname
 
@@ -385,10 +400,10 @@ def open_store(out: str | os.PathLike[str] | Store) -> Store:
                 f"{text}: file:///… with three slashes and a whole path is expected, without ? or #; or give the path "
                 "alone"
             )
-        return Folder(url2pathname(path))
+        return LocalStore(url2pathname(path))
     if "::" in text or not re.fullmatch(r"[a-z][a-z0-9+.-]*", protocol):
         raise InputError(f"{text}: a folder or one URL is expected")
-    return Remote(text)
+    return RemoteStore(text)
 
 
 def _size(fs: Any, path: str) -> int:
@@ -402,8 +417,3 @@ def _lasting(error: Exception) -> bool:
     known = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ImportError, TypeError)
     # The libraries below have no base in common.
     return isinstance(error, known) or "Credential" in type(error).__name__ or "Param" in type(error).__name__
-
-
-def _reason(error: BaseException) -> str:
-    """What an error says, in a line."""
-    return " ".join(str(error).split()) or type(error).__name__

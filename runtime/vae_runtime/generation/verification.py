@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from ..errors import InputError, VaeError, require_integer
 from ..vae import VAE, load
 from ..verification import Check, Report
-from .job import Job, content_of, machine
-from .samples import INDEX, Samples, open_samples, read_json
-from .shard import beside, job_of, replay
+from .folder import INDEX, JOB, read_job, read_machine, shard_name
+from .job import Job
+from .machine import machine
+from .rows import make_rows
+from .samples import Samples, open_samples
+from .sources import describe_file
 from .store import Store, open_store
 
 __all__ = ["verify_samples"]
@@ -58,9 +61,9 @@ def verify_samples(
     """
     count = require_integer("shards", shards, 0, 2**48)
     store = open_store(folder)
-    samples, job = open_samples(folder), job_of(store)
+    samples, job = open_samples(folder), read_job(store)
     if samples.job != job.as_json() | {"machine": samples.job.get("machine"), "files": samples.job.get("files")}:
-        return Report((Check(INDEX, False, "tells of another job than job.json; run the same `generate` again"),))
+        return Report((Check(INDEX, False, f"tells of another job than {JOB}; run the same `generate` again"),))
     job, vae = _with_files(job, {} if files is None else files, needed=bundle is not None and count > 0), None
     if bundle is not None:
         vae = load(bundle, device=device, variant=job.variant, digest=job.digest)
@@ -83,7 +86,7 @@ def verify_samples(
 
 def _problem(store: Store, job: Job, number: int, shard: Mapping[str, Any]) -> str | None:
     start, stop = job.rows(number)
-    if (shard["file"], shard["start"], shard["stop"]) != (job.name(number), start, stop):
+    if (shard["file"], shard["start"], shard["stop"]) != (shard_name(job, number), start, stop):
         return f"samples {start} … {stop - 1} are expected, {INDEX} says {shard['start']} … {shard['stop'] - 1}"
     try:
         found = store.sha256(shard["file"])
@@ -109,11 +112,9 @@ def _with_files(job: Job, files: Mapping[str, str | os.PathLike[str]], *, needed
         )
     found = {}
     for name, path in files.items():
-        content, file = content_of(path)
+        content, file = describe_file(path)
         if content["sha256"] != job.files[name]["sha256"]:
-            raise InputError(
-                f"{path}: sha256 is {content['sha256']}, job.json says {job.files[name]['sha256']} of {name}"
-            )
+            raise InputError(f"{path}: sha256 is {content['sha256']}, {JOB} says {job.files[name]['sha256']} of {name}")
         found[name] = file
     return dataclasses.replace(job, files={**job.files, **found})
 
@@ -129,17 +130,13 @@ def _replayed(
 
 def _compare(vae: VAE, store: Store, job: Job, samples: Samples, number: int) -> Check:
     start, stop = job.rows(number)
-    name = job.name(number)
-    try:
-        made_on = read_json(store, beside(name))["machine"]
-    except (VaeError, KeyError):
-        # Gone, as it may be of a finished folder.
-        made_on = dict(samples.job["machine"])
+    name = shard_name(job, number)
+    made_on = read_machine(store, job, number) or dict(samples.job["machine"])
     here = made_on == machine(vae.device)
     tolerances = dict.fromkeys(job.row_dtype.names or ["x"], 0.0) if here else _tolerances(vae, job)
     greatest, first = dict.fromkeys(tolerances, 0.0), start
     try:
-        for made in replay(vae, job, start, stop):
+        for made in make_rows(vae, job, start, stop):
             there = samples[first : first + len(made)]
             for field, tolerance in tolerances.items():
                 a, b = (rows if rows.dtype.names is None else rows[field] for rows in (there, made))

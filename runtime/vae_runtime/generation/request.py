@@ -1,0 +1,333 @@
+"""A call of `generate`: its arguments in a few records, and the job that they describe."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError, require_integer
+from ..inputs import observation_rows
+from ..vae import VAE
+from .formats import table
+from .formats.row_types import dtype_from_json, dtype_to_json
+from .job import Job
+from .machine import machine
+from .rows import encoded_fields
+from .sources import describe_file, map_file
+
+__all__ = ["EXECUTORS", "Callbacks", "Conditions", "Draw", "Execution", "Output", "Request", "Source", "describe_job"]
+
+EXECUTORS = ("local", "ray")
+_DTYPES = ("float32", "uint8")
+# Rows decoded at once: most of a core's throughput, and little memory for what lies between the layers.
+_BATCH_SIZE = 64
+# Bytes of a shard, about: large enough for a disk's full rate, small enough to lose little when one is cut short.
+_SHARD_BYTES = 2**26
+# A call holds an index of so many in memory.
+_MAX_SHARDS = 10**6
+# Bytes that a batch may have as float32: while it is decoded a few times as much is in memory at once.
+_BATCH_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the rows are made from: the prior, or one of two .npy files of observations."""
+
+    reconstruct: str | os.PathLike[str] | None = None
+    encode: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.reconstruct is not None and self.encode is not None:
+            raise InputError("encode: either this or reconstruct is expected, got both")
+
+    @property
+    def verb(self) -> str:
+        """What is done: "sample", "reconstruct" or "encode"."""
+        return "reconstruct" if self.reconstruct is not None else "encode" if self.encode is not None else "sample"
+
+    @property
+    def path(self) -> str | os.PathLike[str] | None:
+        """The file of observations; None where samples are drawn."""
+        return self.encode if self.reconstruct is None else self.reconstruct
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How numbers are drawn: arguments of `VAE.sample`."""
+
+    seed: int
+    temperature: float = 1.0
+    truncation: float | None = None
+    observe: bool = False
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The conditions: a value for all rows or an .npy file by name, and the condition whose classes take turns."""
+
+    values: Mapping[str, Any] | None = None
+    balanced: str | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """How rows are stored, and how many are decoded and stored together."""
+
+    format: str = "npy"
+    dtype: str = "float32"
+    batch_size: int | None = None
+    shard_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be generated."""
+
+    n: int | None
+    draw: Draw
+    source: Source = Source()
+    conditions: Conditions = Conditions()
+    output: Output = Output()
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Who makes the shards, and which of them.
+
+    Raises:
+        InputError: an argument is out of its range or contradicts another.
+    """
+
+    workers: int | None = None
+    executor: str = "local"
+    address: str | None = None
+    part: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            object.__setattr__(self, "workers", require_integer("workers", self.workers, 1, 4096))
+        if self.executor not in EXECUTORS:
+            raise InputError(f"executor: {' or '.join(EXECUTORS)} is expected, got {self.executor!r}")
+        if self.address is not None and self.executor != "ray":
+            raise InputError(f"address: a cluster's is for the executor ray, got {self.address!r} for {self.executor}")
+        self.shards(0)
+
+    def shards(self, count: int) -> range:
+        """Return the numbers of this call's shards, of so many of the job."""
+        if self.part is None:
+            return range(count)
+        if not isinstance(self.part, (tuple, list)) or len(self.part) != 2:
+            raise InputError(f"part: two integers, (k, m), are expected, got {self.part!r}")
+        step = require_integer("part", self.part[1], 1, 2**31)
+        return range(require_integer("part", self.part[0], 1, step) - 1, count, step)
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What the caller wants to hear: progress, warnings, and the seconds of each phase, which are added to a dict."""
+
+    progress: Callable[[int, int], object] | None = None
+    warn: Callable[[str], object] | None = None
+    timings: dict[str, float] | None = None
+
+
+def describe_job(vae: VAE, request: Request, written: Mapping[str, Any] | None = None) -> Job:
+    """Return the job of a request.
+
+    Args:
+        vae: of the bundle and the variant.
+        request: what is to be generated.
+        written: the folder's job, as it was written: a file that looks as it did then is not hashed again.
+
+    Raises:
+        InputError: an argument is out of its range.
+        VaeError: the library of the format is not installed.
+    """
+    files: dict[str, dict[str, Any]] = {}
+    draw, source, output = request.draw, request.source, request.output
+    observations = _observations(vae, source, files, written)
+    n = _count(request, observations)
+    seed = require_integer("seed", draw.seed, -(2**63), 2**64 - 1)
+    batch_size = require_integer(
+        "batch_size", _BATCH_SIZE if output.batch_size is None else output.batch_size, 1, 2**20
+    )
+    _require_consistent(vae, request)
+    conditions = _conditions(vae, n, request.conditions, files, written)
+    shape, dtype = _row_of(vae, request, conditions, files)
+    values = math.prod(vae.manifest.observation.shape if source.verb == "encode" else shape)
+    if batch_size * values * 4 > _BATCH_BYTES and batch_size > 1:
+        raise InputError(
+            f"batch_size: at most {max(1, _BATCH_BYTES // (4 * values))} is expected, 1 GiB of {values} float32 each, "
+            f"got {batch_size}"
+        )
+    row_bytes = math.prod(shape) * dtype_from_json(dtype).itemsize
+    return Job(
+        bundle=vae.manifest.name, digest=vae.digest, variant=_variant(vae, source.verb), verb=source.verb,
+        observations=observations, seed=seed, n=n, shard_size=_shard_size(output.shard_size, n, batch_size, row_bytes),
+        batch_size=batch_size, format=output.format, dtype=dtype, shape=tuple(int(size) for size in shape),
+        range=vae.manifest.observation.range, observe=bool(draw.observe), temperature=float(draw.temperature),
+        truncation=None if draw.truncation is None else float(draw.truncation), conditions=conditions, files=files,
+        machine=machine(vae.device),
+    )  # fmt: skip
+
+
+def _observations(
+    vae: VAE, source: Source, files: dict[str, dict[str, Any]], written: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Return the content of the file of observations, whose location is added to the files; None without one."""
+    if source.path is None:
+        return None
+    name = vae.manifest.observation.name
+    content, files[name] = describe_file(source.path, _remembered(written, name))
+    return {"name": name, **content}
+
+
+def _count(request: Request, observations: Mapping[str, Any] | None) -> int:
+    if observations is None:
+        return require_integer("n", request.n, 1, 2**48)
+    rows: int = observations["shape"][0]
+    n = require_integer("n", rows if request.n is None else request.n, 1, 2**48)
+    if n > rows:
+        raise InputError(f"n: at most the {rows} rows of {request.source.path} are expected, got {n}")
+    return n
+
+
+def _require_consistent(vae: VAE, request: Request) -> None:
+    """See that the format, the dtype and what is drawn go together.
+
+    Raises:
+        InputError: they do not.
+        VaeError: the library of the format is not installed.
+    """
+    verb, draw, dtype = request.source.verb, request.draw, request.output.dtype
+    table.require(request.output.format)
+    if not isinstance(draw.observe, (bool, np.bool_)):
+        raise InputError(f"observe: True or False is expected, got {draw.observe!r}")
+    if dtype not in _DTYPES or (verb == "encode" and dtype != "float32"):
+        raise InputError(
+            f"dtype: {'no other than float32' if verb == 'encode' else ' or '.join(_DTYPES)} is expected, got {dtype!r}"
+        )
+    if dtype == "uint8" and vae.manifest.observation.range is None:
+        raise InputError("dtype: uint8 needs a range of observations, the bundle's manifest states none; take float32")
+    if verb != "sample" and (draw.temperature, draw.truncation) != (1, None):
+        raise InputError(f"temperature and truncation: these are for samples of the prior, not for {verb}")
+    if verb == "encode" and draw.observe:
+        raise InputError("observe: latents are written, no draws from the likelihood; leave it out")
+
+
+def _row_of(
+    vae: VAE, request: Request, sources: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]
+) -> tuple[tuple[int, ...], str | list[Any]]:
+    """Make one row, so that what is wrong with the arguments shows before anything is written.
+
+    Returns:
+        Its shape, and its dtype as JSON has it.
+    """
+    draw, source = request.draw, request.source
+    conditions = {
+        name: map_file(files[name])[:1] if name in files else each.get("value", 0) for name, each in sources.items()
+    } or None
+    if source.path is None:
+        row = vae.sample(
+            1, conditions=conditions, seed=draw.seed, temperature=draw.temperature, truncation=draw.truncation,
+            observe=draw.observe,
+        )  # fmt: skip
+        return row.shape[1:], request.output.dtype
+    observation = vae.manifest.observation
+    x: NDArray[Any] = map_file(files[observation.name])[:1]
+    try:
+        observation_rows(observation, x)
+    except InputError as error:
+        raise InputError(f"{source.path}: row 0: {error}") from None
+    if source.verb == "encode":
+        fields = encoded_fields(vae, x, conditions, draw.seed, 0, 1)
+        return (), dtype_to_json([(name, values.dtype, values.shape[1:]) for name, values in fields.items()])
+    row = vae.decode(
+        vae.encode(x, conditions=conditions).mode(), conditions=conditions, seed=draw.seed if draw.observe else None,
+        observe=draw.observe,
+    )  # fmt: skip
+    return row.shape[1:], request.output.dtype
+
+
+def _shard_size(shard_size: int | None, n: int, batch_size: int, row_bytes: int) -> int:
+    """Return the samples of a shard, by default some 64 MB of them."""
+    if shard_size is None:
+        shard_size = max(1, _SHARD_BYTES // row_bytes // batch_size) * batch_size
+    size = require_integer("shard_size", shard_size, 1, 2**40)
+    if n > size * _MAX_SHARDS:
+        raise InputError(
+            f"shard_size: at least {-(-n // (_MAX_SHARDS * batch_size)) * batch_size} is expected, got {size}: {n} "
+            f"samples would be more than {_MAX_SHARDS} files"
+        )
+    if size % batch_size:
+        raise InputError(f"shard_size: a multiple of the batch size, {batch_size}, is expected, got {size}")
+    return size
+
+
+def _variant(vae: VAE, verb: str) -> str:
+    """Return the name by which `load` gives the graphs that are run again."""
+    if verb != "reconstruct":
+        return vae.variants["encoder"] if verb == "encode" else vae.variant
+    chosen, components = vae.variants, vae.manifest.components
+    same = (
+        name
+        for name in chosen.values()
+        if all(chosen[component] == name for component in chosen if name in components[component])
+    )
+    return next(same, vae.variant)
+
+
+def _conditions(
+    vae: VAE, n: int, requested: Conditions, files: dict[str, dict[str, Any]], written: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the job's form of the conditions; the locations of their files are added to the files."""
+    if not isinstance(requested.values or {}, Mapping):
+        raise InputError(f"conditions: a mapping of names to values is expected, got {requested.values!r:.99}")
+    conditions: dict[str, Any] = {}
+    declared = {condition.name: condition for condition in vae.conditions}
+    for name, value in (requested.values or {}).items():
+        if isinstance(value, (str, os.PathLike)) and str(value).endswith(".npy"):
+            conditions[name], files[name] = describe_file(value, _remembered(written, name))
+            rows = conditions[name]["shape"][0]
+            if rows < n:
+                raise InputError(f"{value}: a row for each of {n} samples is expected, got {rows}")
+        else:
+            shape = declared[name].shape if name in declared else None
+            conditions[name] = {"value": _one_value(name, value, shape)}
+    balanced = requested.balanced
+    if balanced is not None:
+        classes = declared[balanced].classes if isinstance(balanced, str) and balanced in declared else None
+        if not classes or balanced in conditions:
+            raise InputError(
+                f"balanced: a condition with classes that has no other value is expected, one of "
+                f"{', '.join(name for name, each in declared.items() if each.classes) or 'none'}; got {balanced!r}"
+            )
+        conditions[balanced] = {"balanced": len(classes)}
+    return conditions
+
+
+def _one_value(name: str, value: object, shape: tuple[int, ...] | None) -> Any:
+    """Return a condition's value for all samples, as JSON has it."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"conditions: {name}: numbers or a class are expected: {error}") from None
+    if shape is not None and array.shape != shape:
+        raise InputError(
+            f"conditions: {name}: one value of shape {list(shape)} for all samples is expected, or the path of an .npy "
+            f"file that has a row for each; got {list(array.shape)}"
+        )
+    return array.tolist()
+
+
+def _remembered(written: Mapping[str, Any] | None, name: str) -> Mapping[str, Any] | None:
+    """Return the location of a file, as the folder's job has it."""
+    files = (written or {}).get("files")
+    location = files.get(name) if isinstance(files, dict) else None
+    return location if isinstance(location, dict) else None

@@ -1,0 +1,81 @@
+"""The .npy files of rows that a job reads, observations and conditions: hashed once, then mapped into memory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError, VaeError
+
+__all__ = ["describe_file", "map_file"]
+
+
+def describe_file(
+    path: str | os.PathLike[str], remembered: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """Return the content of an .npy file of rows, in a few words, and its location.
+
+    Args:
+        path: the file.
+        remembered: the location of a file that may be this one: with the same size and time of change it is not hashed
+            again.
+
+    Returns:
+        `sha256`, `shape` and `dtype`; and `path`, `sha256`, `size` and `mtime_ns`.
+
+    Raises:
+        InputError: it is no such file.
+    """
+    try:
+        place = Path(path).absolute()
+        # numpy would wait for what a pipe never gives.
+        if place.exists() and not place.is_file():
+            raise ValueError("it is no file")
+        rows = np.lib.format.open_memmap(place, mode="r")
+        shape, dtype = list(rows.shape), rows.dtype.name
+        if not shape or not shape[0]:
+            raise ValueError("it has none")
+        stamp = _stamp(place)
+        sha256 = remembered.get("sha256") if remembered and stamp.items() <= remembered.items() else None
+        if not isinstance(sha256, str):
+            sha256 = _sha256(place)
+    except Exception as error:  # numpy's parser lets through what others raise
+        raise InputError(
+            f"{path}: an .npy file of rows is expected: {error}; write the array with numpy.save"
+        ) from None
+    return {"sha256": sha256, "shape": shape, "dtype": dtype}, {"path": str(place), "sha256": sha256, **stamp}
+
+
+def map_file(location: Mapping[str, Any]) -> NDArray[Any]:
+    """Map the rows of a file into memory.
+
+    Args:
+        location: as of `describe_file`.
+
+    Raises:
+        VaeError: the file was removed or altered since it was hashed.
+    """
+    path = location["path"]
+    with contextlib.suppress(Exception):  # as in `describe_file`
+        rows: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+        if _stamp(Path(path)) == {key: location[key] for key in ("size", "mtime_ns")}:
+            return rows
+    raise VaeError(f"{path}: removed or altered since it was hashed; put it back and run the command again")
+
+
+def _stamp(path: Path) -> dict[str, int]:
+    """Return the attributes of a file that change with its content."""
+    status = path.stat()
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,18 +6,19 @@ import argparse
 import dataclasses
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vae_runtime._version import __version__
 from vae_runtime.cli.main import run
+from vae_runtime.cli.options import Verbs, add_verb
 from vae_runtime.errors import InputError
 
 from .training.config import RECIPES, DataConfig, ModelConfig, TrainConfig
 from .understand.declaration import SECOND
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 # Of the data's configuration, what has another name on the command line.
 _DATA_FLAGS = {"source": "data", "seed": "split-seed"}
@@ -32,123 +33,46 @@ _MODEL_ARGUMENTS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0 success, 1 failed, 2 misuse, 130 interrupted."""
-    return run(_parser, argv)
+    return run(build_parser, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of `vae-export`."""
     parser = argparse.ArgumentParser(
         prog="vae-export", description="Train a Variational Autoencoder, or export one with proven parity."
     )
     parser.add_argument("--version", action="version", version=f"vae-export {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=lambda options: _in_memory(function, sub, options))
-        return sub
-
-    sub = command("train", _train, "train a VAE; the same command goes on after an interruption")
-    sub.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
-    sub.add_argument("--recipe", choices=sorted(RECIPES), help="start from the configuration of a model that ships")
-    for title, config in (("data", DataConfig), ("model", ModelConfig), ("training", TrainConfig)):
-        group = sub.add_argument_group(title)
-        for field in dataclasses.fields(config):
-            _add_field(group, config, field)
-
-    sub = command(
-        "evaluate", _evaluate, "measure a run on its test data: ELBO, importance-weighted bound, active units"
-    )
-    sub.add_argument("run", type=Path, help="the run's folder")
-    sub.add_argument("--importance-samples", type=int, default=1000, metavar="K", help="samples of the bound (1000)")
-    sub.add_argument("--limit", type=int, metavar="N", help="only the first N test observations")
-    sub.add_argument("--data", help="where the run's data are now")
-
-    sub = command("export", _export, "write a bundle of a run or a model, once its graphs are proven equal to PyTorch")
-    sub.add_argument("run", type=Path, nargs="?", help="the run's folder; or say --model")
-    sub.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="the bundle's folder")
-    sub.add_argument(
-        "--formats",
-        type=lambda text: tuple(text.split(",")),
-        default=("onnx", "torchscript"),
-        help="of onnx,torchscript,pt2 (default onnx,torchscript)",
-    )
-    sub.add_argument(
-        "--variants",
-        type=lambda text: tuple(text.split(",")),
-        default=("fp32",),
-        help="of fp32,fp16,int8 (default fp32, which is always made): docs/variants.md",
-    )
-    sub.add_argument(
-        "--min-psnr", type=float, default=35.0, metavar="DB", help="leave out variants of a lower PSNR (default 35)"
-    )
-    sub.add_argument(
-        "--max-elbo-loss", type=float, default=0.5, metavar="NATS", help="or of a larger loss of ELBO (default 0.5)"
-    )
-    sub.add_argument("--data", help="where the run's data are now")
-    sub.add_argument("--name", help="the bundle's name (default: the data's, or the model's class)")
-    sub.add_argument("--description", help="what the model is and was trained on, for the model card")
-    sub.add_argument("--license", help="of the weights, for the model card")
-    sub.add_argument("--force", action="store_true", help="replace a bundle that is there")
-    group = sub.add_argument_group("a model of yours (docs/bring-your-own.md)")
-    group.add_argument(
-        "--model", metavar="MODULE:NAME", help="a class or function that makes the VAE; importing it runs its code"
-    )
-    group.add_argument("--weights", type=Path, help="its state: .safetensors, or what torch.save wrote of state_dict()")
-    group.add_argument("--example", type=Path, metavar="X.npy", help="observations [n, ...]")
-    group.add_argument(
-        "--observations", type=Path, metavar="X.npy", help="real data, to fit a prior to and measure variants on"
-    )
-    group.add_argument(
-        "--condition", action="append", default=[], metavar="NAME=C.npy", help="values [n, ...] of a condition"
-    )
-    group.add_argument("--class-names", metavar="A,B,C", help="names of the classes of the integer condition")
-    group.add_argument("--posterior", choices=POSTERIORS, help="what the encoder's second tensor is")
-    group.add_argument("--likelihood", choices=LIKELIHOODS, help="without it there are samples and no scores")
-    group.add_argument("--scale", type=float, help="of a gaussian or laplace likelihood (default 1)")
-    group.add_argument("--prior", help="normal, none, sphere; or to fit: diagonal, gaussian, mixture:K")
-    for name in ("axes", "latent-axes", "dynamic"):
-        group.add_argument(
-            f"--{name}",
-            type=lambda text: tuple(text.split(",")),
-            metavar="A,B,C",
-            help={
-                "axes": "names of an observation's axes",
-                "latent-axes": "names of the latent's axes",
-                "dynamic": "the names of those that may have other sizes",
-            }[name],
-        )
-    group.add_argument("--range", type=float, nargs=2, metavar=("MIN", "MAX"), help="values of an observation")
-    for name in ("encode", "decode"):
-        group.add_argument(f"--{name}", metavar="METHOD", help=f"the name of the method (default {name})")
-    group.add_argument("--latent-scale", type=float, help="what other models take is (z - shift) * scale")
-    group.add_argument("--latent-shift", type=float, help="see --latent-scale")
-    group.add_argument("--codebook", type=int, help="how many codes there are")
-
-    sub = command(
-        "parity",
-        _parity,
-        "hold every graph of a bundle against the run's PyTorch model and golden vectors; loading TorchScript and .pt2 "
-        "runs code from them, so give it only bundles that you trust",
-    )
-    sub.add_argument("run", type=Path, help="the run's folder")
-    sub.add_argument("bundle", type=Path, help="the bundle's folder")
-    sub.add_argument("--data", help="where the run's data are now")
-
-    sub = command("demo", _demo, "train on real digits, export, prove, verify and sample: the whole way, in a minute")
-    sub.add_argument("--out", type=Path, default=Path("out/demo"), help="where to (default out/demo)")
+    verbs = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (_add_train, _add_evaluate, _add_export, _add_parity, _add_demo):
+        add(verbs)
     return parser
 
 
-def _in_memory(function: Any, sub: argparse.ArgumentParser, options: argparse.Namespace) -> int | None:
-    """Call a command; where PyTorch finds no memory, for which it has no class of its own, raise MemoryError."""
-    try:
-        status: int | None = function(sub, options)
-    except RuntimeError as error:
-        wanted = re.search(r"you tried to allocate (\d+) bytes", str(error))
-        if wanted is None:
-            raise
-        raise MemoryError(f"PyTorch asked for {int(wanted[1]) / 2**30:,.1f} GiB at once") from error
-    return status
+def _add_pytorch_verb(
+    verbs: Verbs, name: str, function: Callable[[argparse.Namespace], int | None], text: str
+) -> argparse.ArgumentParser:
+    """Add a verb; where PyTorch finds no memory, for which it has no class of its own, it raises MemoryError."""
+
+    def call(options: argparse.Namespace) -> int | None:
+        try:
+            return function(options)
+        except RuntimeError as error:
+            size = re.search(r"you tried to allocate (\d+) bytes", str(error))
+            if size is None:
+                raise
+            raise MemoryError(f"PyTorch asked for {int(size[1]) / 2**30:,.1f} GiB at once") from error
+
+    return add_verb(verbs, name, call, text)
+
+
+def _add_train(verbs: Verbs) -> None:
+    verb = _add_pytorch_verb(verbs, "train", _train, "train a VAE; the same command goes on after an interruption")
+    verb.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
+    verb.add_argument("--recipe", choices=sorted(RECIPES), help="start from the configuration of a model that ships")
+    for title, config in (("data", DataConfig), ("model", ModelConfig), ("training", TrainConfig)):
+        group = verb.add_argument_group(title)
+        for field in dataclasses.fields(config):
+            _add_field(group, config, field)
 
 
 def _add_field(group: Any, config: type, field: dataclasses.Field[Any]) -> None:
@@ -175,7 +99,7 @@ def _shown(default: Any) -> str:
     return {True: "yes", False: "no"}.get(default, str(default)) if isinstance(default, bool) else str(default)
 
 
-def _configured(sub: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[Any, ...]:
+def _configured(options: argparse.Namespace) -> tuple[Any, ...]:
     """The three configurations: the recipe's or the defaults, changed by what was given; a bad value is misuse."""
     recipe = RECIPES.get(options.recipe)
     bases = (recipe.model, recipe.train, recipe.data) if recipe else (ModelConfig(), TrainConfig(), DataConfig())
@@ -190,12 +114,12 @@ def _configured(sub: argparse.ArgumentParser, options: argparse.Namespace) -> tu
             }
             configs.append(dataclasses.replace(base, **given))
     except InputError as error:
-        sub.error(str(error))
+        options.misuse(str(error))
     return tuple(configs)
 
 
-def _train(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    configs = _configured(sub, options)
+def _train(options: argparse.Namespace) -> None:
+    configs = _configured(options)
     from .training.loop import train
 
     outcome = train(options.out, *configs)
@@ -216,11 +140,20 @@ def _surrogate(info: Any) -> str:
     return "surrogate " if info.surrogate else ""
 
 
-def _evaluate(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def _add_evaluate(verbs: Verbs) -> None:
+    text = "measure a run on its test data: ELBO, importance-weighted bound, active units"
+    verb = _add_pytorch_verb(verbs, "evaluate", _evaluate, text)
+    verb.add_argument("run", type=Path, help="the run's folder")
+    verb.add_argument("--importance-samples", type=int, default=1000, metavar="K", help="samples of the bound (1000)")
+    verb.add_argument("--limit", type=int, metavar="N", help="only the first N test observations")
+    verb.add_argument("--data", help="where the run's data are now")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
     for name in ("importance_samples", "limit"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            sub.error(f"--{name.replace('_', '-')}: an integer of at least 1 is expected, got {value}")
+            options.misuse(f"--{name.replace('_', '-')}: an integer of at least 1 is expected, got {value}")
     from .training.evaluation import evaluate
 
     evaluation = evaluate(
@@ -231,49 +164,80 @@ def _evaluate(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None
         print(f"{kind + name.replace('_', ' '):28}{f'{value:.6g}' if isinstance(value, float) else value}")
 
 
-def _export(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    from .graphs.graph import FORMATS
+def _add_export(verbs: Verbs) -> None:
+    text = "write a bundle of a run or a model, once its graphs are proven equal to PyTorch"
+    verb = _add_pytorch_verb(verbs, "export", _export, text)
+    verb.add_argument("run", type=Path, nargs="?", help="the run's folder; or say --model")
+    verb.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="the bundle's folder")
+    verb.add_argument(
+        "--formats",
+        type=_names,
+        default=("onnx", "torchscript"),
+        help="of onnx,torchscript,pt2 (default onnx,torchscript)",
+    )
+    verb.add_argument(
+        "--variants",
+        type=_names,
+        default=("fp32",),
+        help="of fp32,fp16,int8 (default fp32, which is always made): docs/variants.md",
+    )
+    verb.add_argument(
+        "--min-psnr", type=float, default=35.0, metavar="DB", help="leave out variants of a lower PSNR (default 35)"
+    )
+    verb.add_argument(
+        "--max-elbo-loss", type=float, default=0.5, metavar="NATS", help="or of a larger loss of ELBO (default 0.5)"
+    )
+    verb.add_argument("--data", help="where the run's data are now")
+    verb.add_argument("--name", help="the bundle's name (default: the data's, or the model's class)")
+    verb.add_argument("--description", help="what the model is and was trained on, for the model card")
+    verb.add_argument("--license", help="of the weights, for the model card")
+    verb.add_argument("--force", action="store_true", help="replace a bundle that is there")
+    _add_model(verb)
 
-    unknown = [name for name in options.formats if name not in FORMATS]
-    if unknown:
-        sub.error(f"--formats: {', '.join(FORMATS)} are expected, got {unknown[0]!r}")
-    from .graphs.variants import VARIANTS, Gate
 
-    unknown = [name for name in options.variants if name not in VARIANTS]
-    if unknown:
-        sub.error(f"--variants: {', '.join(VARIANTS)} are expected, got {unknown[0]!r}")
-    try:
-        Gate(options.min_psnr, options.max_elbo_loss)
-    except InputError as error:
-        sub.error(str(error))
-    if (options.run is None) == (options.model is None):
-        sub.error("either a run's folder or --model is expected")
-    given = {name: getattr(options, name) for name in _MODEL_ARGUMENTS if getattr(options, name) is not None}
-    if options.run is not None:
-        foreign = [*given, *(name for name in ("weights", "example", "observations") if getattr(options, name))]
-        foreign += ["condition"] * bool(options.condition)
-        if foreign:
-            sub.error(f"--{foreign[0].replace('_', '-')}: only with --model, a run says it itself")
-        model: Any = options.run
+def _add_model(verb: argparse.ArgumentParser) -> None:
+    """Add the options of a model that was not trained here."""
+    group = verb.add_argument_group("a model of yours (docs/bring-your-own.md)")
+    group.add_argument(
+        "--model", metavar="MODULE:NAME", help="a class or function that makes the VAE; importing it runs its code"
+    )
+    group.add_argument("--weights", type=Path, help="its state: .safetensors, or what torch.save wrote of state_dict()")
+    group.add_argument("--example", type=Path, metavar="X.npy", help="observations [n, ...]")
+    group.add_argument(
+        "--observations", type=Path, metavar="X.npy", help="real data, to fit a prior to and measure variants on"
+    )
+    group.add_argument(
+        "--condition", action="append", default=[], metavar="NAME=C.npy", help="values [n, ...] of a condition"
+    )
+    group.add_argument("--class-names", metavar="A,B,C", help="names of the classes of the integer condition")
+    group.add_argument("--posterior", choices=POSTERIORS, help="what the encoder's second tensor is")
+    group.add_argument("--likelihood", choices=LIKELIHOODS, help="without it there are samples and no scores")
+    group.add_argument("--scale", type=float, help="of a gaussian or laplace likelihood (default 1)")
+    group.add_argument("--prior", help="normal, none, sphere; or to fit: diagonal, gaussian, mixture:K")
+    group.add_argument("--axes", type=_names, metavar="A,B,C", help="names of an observation's axes")
+    group.add_argument("--latent-axes", type=_names, metavar="A,B,C", help="names of the latent's axes")
+    group.add_argument("--dynamic", type=_names, metavar="A,B,C", help="the names of those that may have other sizes")
+    group.add_argument("--range", type=float, nargs=2, metavar=("MIN", "MAX"), help="values of an observation")
+    for name in ("encode", "decode"):
+        group.add_argument(f"--{name}", metavar="METHOD", help=f"the name of the method (default {name})")
+    group.add_argument("--latent-scale", type=float, help="what other models take is (z - shift) * scale")
+    group.add_argument("--latent-shift", type=float, help="see --latent-scale")
+    group.add_argument("--codebook", type=int, help="how many codes there are")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _export(options: argparse.Namespace) -> None:
+    _check_export(options)
+    if options.run is None:
+        from .loading import load_model
+
+        model: Any = load_model(options.model, options.weights)
+        arguments = _model_arguments(options)
     else:
-        if options.data is not None:
-            sub.error("--data: only with a run; give --example")
-        if options.example is None:
-            sub.error("--model: --example is expected too")
-        from .loading import load_model, read_array
-
-        model = load_model(options.model, options.weights)
-        given["example"] = read_array(options.example)
-        if options.observations:
-            given["observations"] = read_array(options.observations)
-        given["conditions"] = {}
-        for text in options.condition:
-            name, sign, path = text.partition("=")
-            if not sign or not name or name in given["conditions"]:
-                sub.error(f"--condition: NAME=C.npy, each name once, is expected, got {text!r}")
-            given["conditions"][name] = read_array(Path(path))
-        if options.class_names is not None:
-            given["class_names"] = options.class_names.split(",")
+        model, arguments = options.run, {}
     from .exporting import export
 
     exported = export(
@@ -289,7 +253,7 @@ def _export(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         license=options.license,
         force=options.force,
         progress=options.model is not None,
-        **given,
+        **arguments,
     )
     print(exported.parity)
     for path, size in exported.sizes.items():
@@ -297,7 +261,64 @@ def _export(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     print(f"{exported.path}: {exported.digest}")
 
 
-def _parity(sub: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+def _check_export(options: argparse.Namespace) -> None:
+    """End as misuse where options are unknown, contradict each other or are missing."""
+    from .graphs.graph import FORMATS
+    from .graphs.variants import VARIANTS, Gate
+
+    for flag, names, known in (("--formats", options.formats, FORMATS), ("--variants", options.variants, VARIANTS)):
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            options.misuse(f"{flag}: {', '.join(known)} are expected, got {unknown[0]!r}")
+    try:
+        Gate(options.min_psnr, options.max_elbo_loss)
+    except InputError as error:
+        options.misuse(str(error))
+    if (options.run is None) == (options.model is None):
+        options.misuse("either a run's folder or --model is expected")
+    if options.run is not None:
+        for name in (*_MODEL_ARGUMENTS, "weights", "example", "observations", "condition"):
+            if getattr(options, name) not in (None, []):
+                options.misuse(f"--{name.replace('_', '-')}: only with --model, a run says it itself")
+    elif options.data is not None:
+        options.misuse("--data: only with a run; give --example")
+    elif options.example is None:
+        options.misuse("--model: --example is expected too")
+
+
+def _model_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `export` that a model has and a run has not."""
+    from vae_runtime.arrays import read_npy
+
+    arguments = {name: getattr(options, name) for name in _MODEL_ARGUMENTS if getattr(options, name) is not None}
+    arguments["example"] = read_npy(options.example)
+    if options.observations:
+        arguments["observations"] = read_npy(options.observations)
+    arguments["conditions"] = {}
+    for text in options.condition:
+        name, sign, path = text.partition("=")
+        if not sign or not name or name in arguments["conditions"]:
+            options.misuse(f"--condition: NAME=C.npy, each name once, is expected, got {text!r}")
+        arguments["conditions"][name] = read_npy(path)
+    if options.class_names is not None:
+        arguments["class_names"] = options.class_names.split(",")
+    return arguments
+
+
+def _add_parity(verbs: Verbs) -> None:
+    verb = _add_pytorch_verb(
+        verbs,
+        "parity",
+        _parity,
+        "hold every graph of a bundle against the run's PyTorch model and golden vectors; loading TorchScript and .pt2 "
+        "runs code from them, so give it only bundles that you trust",
+    )
+    verb.add_argument("run", type=Path, help="the run's folder")
+    verb.add_argument("bundle", type=Path, help="the bundle's folder")
+    verb.add_argument("--data", help="where the run's data are now")
+
+
+def _parity(options: argparse.Namespace) -> int:
     from .exporting import prove
 
     verification, report = prove(options.run, options.bundle, data=options.data)
@@ -310,11 +331,13 @@ def _parity(sub: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     return 1
 
 
-def _demo(sub: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def _add_demo(verbs: Verbs) -> None:
+    text = "train on real digits, export, prove, verify and sample: the whole way, in a minute"
+    verb = _add_pytorch_verb(verbs, "demo", _demo, text)
+    verb.add_argument("--out", type=Path, default=Path("out/demo"), help="where to (default out/demo)")
+
+
+def _demo(options: argparse.Namespace) -> None:
     from .demo import demo
 
     demo(options.out)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

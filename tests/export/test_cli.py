@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vae_export.cli import _parser, main
+import vae_export
+from vae_export.cli import build_parser, main
 from vae_runtime import verify
 
 # Good paths, each in a process of its own, in which a warning would be an error.
@@ -96,6 +97,11 @@ def test_help_and_version_need_no_pytorch(python):
         done = python("-c", code, *arguments)
         assert (done.returncode, done.stderr) == (0, ""), arguments
         assert done.stdout.startswith(("usage: vae-export", "vae-export 0."))
+
+
+def test_the_package_runs_as_the_command(python):
+    done = python("-m", "vae_export", "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"vae-export {vae_export.__version__}\n", "")
 
 
 def test_an_interrupted_training_says_so_and_goes_on_later(tmp_path):
@@ -299,7 +305,7 @@ def test_a_name_that_is_no_text_is_an_error(failing, tiny_run):
 
 def commands():
     """Every command of `vae-export` with its long options."""
-    (subparsers,) = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+    (subparsers,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
     return {
         name: sorted({o for action in sub._actions for o in action.option_strings if o.startswith("--")})
         for name, sub in subparsers.choices.items()

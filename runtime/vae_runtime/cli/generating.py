@@ -107,12 +107,16 @@ def _generate(options: argparse.Namespace) -> int | None:
         options.misuse("argument --replay: only with --verify")
     if options.finish or options.verify:
         _refuse_job_options(options)
-        return _verify_samples(options) if options.verify else _finish_samples(options)
+        if options.verify:
+            return _verify_samples(options)
+        _finish_samples(options)
+        return None
     count_known = options.n is not None or options.reconstruct is not None or options.encode is not None
     missing = ["-n"] * (not count_known) + ["--seed"] * (options.seed is None)
     if missing:
         options.misuse(f"the following arguments are required: {', '.join(missing)}")
-    return _generate_samples(options)
+    _generate_samples(options)
+    return None
 
 
 # Options whose values --finish and --verify take from the folder, and those that --verify needs again.

@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-slow test-oldest test-arm64 zoo bench check docs dist format models clean
+.PHONY: demo test test-slow test-oldest test-arm64 zoo bench check docs dist format models schema clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/vae-export demo --out out/demo
@@ -53,6 +53,10 @@ dist: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+# docs/bundle-format.schema.json, made of the fields of the manifest.
+schema: $(VENV)/installed-dev
+	$(RUN) -m vae_runtime.schema > docs/bundle-format.schema.json
 
 # make models MNIST=DIR, the folder with MNIST's four IDX files, gzipped or not
 models: $(VENV)/installed-dev

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 import vae_runtime
 from vae_runtime import noise
 from vae_runtime.bundle import MANIFEST, SUMS, Bundle, format_sums, open_bundle, require_replaceable
+from vae_runtime.document import dump, parse
 from vae_runtime.errors import InputError
 from vae_runtime.files import write_folder
 from vae_runtime.image import grid, png
-from vae_runtime.manifest import Golden, Manifest, Normalisation, Refusal, Signature, Variant, dump, parse
+from vae_runtime.manifest import Golden, Manifest, Normalisation, Refusal, Signature, Variant
 from vae_runtime.prior import Mixture
 from vae_runtime.verification import Report, verify
 

@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from .document import parse
 from .errors import BundleError, InputError, VaeError
-from .manifest import Manifest, Variant, parse
+from .manifest import Manifest, Variant
 from .places import PATH, Place, open_place
 from .records import Record, record
 

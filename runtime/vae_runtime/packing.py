@@ -12,10 +12,11 @@ from pathlib import Path
 from ._version import __version__
 from .bundle import MANIFEST, SUMS, Bundle, format_sums, open_bundle, require_replaceable
 from .devices import onnxruntime_version
+from .document import dump
 from .errors import InputError
 from .files import write_folder
 from .golden import golden_tensors, read_golden
-from .manifest import COMPONENTS, Manifest, Variant, dump
+from .manifest import COMPONENTS, Manifest, Variant
 from .onnx_file import operators_of
 from .places import archive_entry, is_zip, write_zip
 from .session import OPTIMIZATIONS, optimized

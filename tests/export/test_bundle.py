@@ -24,8 +24,9 @@ from vae_export.card import run_card
 from vae_export.training import checkpoint
 from vae_runtime import InputError, VaeError, verify
 from vae_runtime.bundle import open_bundle
+from vae_runtime.document import parse
 from vae_runtime.golden import read_golden
-from vae_runtime.manifest import Likelihood, Normalisation, parse
+from vae_runtime.manifest import Likelihood, Normalisation
 
 
 def content_of(folder):

@@ -9,9 +9,9 @@ import pytest
 
 import vae_runtime
 from vae_runtime.bundle import open_bundle
+from vae_runtime.document import parse
 from vae_runtime.errors import BundleError
 from vae_runtime.golden import golden_inputs, read_golden
-from vae_runtime.manifest import parse
 
 pytestmark = pytest.mark.skipif(
     not hasattr(onnxruntime, "ModelPackageContext"),

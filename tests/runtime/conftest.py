@@ -12,6 +12,7 @@ import vae_runtime
 from vae_runtime import noise
 from vae_runtime.bundle import SUMS, format_sums
 from vae_runtime.devices import resolve_device
+from vae_runtime.document import dump
 from vae_runtime.manifest import (
     Condition,
     Golden,
@@ -23,7 +24,6 @@ from vae_runtime.manifest import (
     Observation,
     Signature,
     Variant,
-    dump,
 )
 from vae_runtime.session import Session
 

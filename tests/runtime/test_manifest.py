@@ -13,11 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from vae_runtime import manifest as manifest_module
+from vae_runtime import document as document_module
+from vae_runtime import fields, manifest
+from vae_runtime.document import DOCUMENT, EXECUTORS, KNOWN_FIELDS, dump, parse, problems
 from vae_runtime.errors import BundleError
+from vae_runtime.fields import Problems
 from vae_runtime.manifest import (
-    EXECUTORS,
-    KNOWN_FIELDS,
     Condition,
     Golden,
     Latent,
@@ -33,10 +34,8 @@ from vae_runtime.manifest import (
     Sizes,
     TensorSpec,
     Variant,
-    dump,
-    parse,
-    problems,
 )
+from vae_runtime.schema import json_schema
 
 DOCS = Path(__file__).parents[2] / "docs"
 SPECIFICATION = (DOCS / "bundle-format.md").read_text(encoding="utf-8")
@@ -166,7 +165,9 @@ def places(document: Any) -> list[str]:
 
 def fields_are_right(document: Any) -> bool:
     """The parser's verdict without the cross-field rules, which it checks once every field is right by itself."""
-    return manifest_module._read(document)[0] is not None
+    found = Problems()
+    DOCUMENT.read(document, "", found)
+    return not found
 
 
 def refusal(content: str | bytes) -> str:
@@ -181,6 +182,14 @@ def refusal(content: str | bytes) -> str:
 
 def test_the_schema_is_a_schema() -> None:
     Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_the_schema_is_made_of_the_fields() -> None:
+    made = json_schema()
+    assert made == SCHEMA, "run `make schema`"
+    # A field, or a bound of one, that the file lacks would be noticed.
+    made["$defs"]["golden"]["properties"]["later"] = {"type": "string"}
+    assert made != SCHEMA
 
 
 def test_the_example_of_the_specification_is_valid() -> None:
@@ -445,7 +454,7 @@ BROKEN: list[tuple[tuple[str | int, ...], Any]] = [
     ((*FREE, "conditions"), {}),
     ((*FREE, "conditions"), [LABEL] * 65),
     ((*FREE, "likelihood", "kind"), ABSENT),
-    ((*FREE, "likelihood", "kind"), "poisson"),
+    ((*FREE, "likelihood", "kind"), "student"),
     ((*FREE, "likelihood", "kind"), ["bernoulli"]),
     ((*FREE, "likelihood", "mean"), ABSENT),
     ((*FREE, "likelihood", "logits"), None),
@@ -464,7 +473,10 @@ BROKEN: list[tuple[tuple[str | int, ...], Any]] = [
 def test_a_wrong_field_is_refused_by_both_at_its_place(path: tuple[str | int, ...], value: Any) -> None:
     document = edited((path, value))
     assert places(document) == [place_of(path) or "the document"]
-    assert refusal(json.dumps(document)).endswith("; export the bundle again")
+    remedy = "; export the bundle again"
+    if path[-1:] in (("kind",), ("noise",)) and isinstance(value, str):
+        remedy += ", or install a vae-runtime that knows more: pip install 'vae-runtime>=0.1'"
+    assert refusal(json.dumps(document)).endswith(remedy)
     assert not VALIDATOR.is_valid(document)
 
 
@@ -997,25 +1009,38 @@ def test_a_schema_that_is_a_little_off_is_found_out(place: tuple[str, ...], chan
 
 
 @pytest.mark.parametrize(
-    ("part", "instead"),
+    ("owner", "part", "instead"),
     [
-        ("_NAME", re.compile(".*")),
-        ("_PATH", re.compile("[A-Za-z0-9_./-]*")),
-        ("_TENSOR", re.compile(r"[A-Za-z0-9_.]+")),
-        ("_LINE", re.compile(".*", re.DOTALL)),
-        ("_READER", re.compile("vae-runtime")),
-        ("_SCHEMA_VERSION", re.compile(r"[0-9]+\.[0-9]+")),
-        ("_VERSION", re.compile(r"[0-9]+\.[0-9]+")),
-        ("_RESERVED", ""),
-        ("_is_number", lambda value: isinstance(value, (int, float))),
-        ("EXECUTORS", ("torchscript", "ort")),
-        ("LIKELIHOODS", ("bernoulli",)),
+        (manifest.NAME, "pattern", re.compile(".*")),
+        (manifest.FILE, "pattern", re.compile(".*")),
+        (manifest.PATH, "pattern", re.compile("[A-Za-z0-9_./-]*")),
+        (manifest.TENSOR, "pattern", re.compile(r"[A-Za-z0-9_.]+")),
+        (manifest.CLASSES.item, "pattern", re.compile(".*", re.DOTALL)),
+        (manifest.READER, "pattern", re.compile("vae-runtime")),
+        (manifest.VERSION, "pattern", re.compile(r"[0-9]+\.[0-9]+")),
+        (DOCUMENT.fields[0].type, "pattern", re.compile(r"[0-9]+\.[0-9]+")),
+        (manifest.VARIANT_NAME, "but", None),
+        (manifest.SCALE.item, "but", None),
+        (manifest.POSITIVE, "above", None),
+        (manifest.SIZE, "min", 0),
+        (manifest.LATENTS, "max", None),
+        (manifest.CLASSES, "distinct", False),
+        (manifest.RANGE, "item", manifest.SCALE),
+        (manifest.LIKELIHOOD.fields[0].type, "choices", ("bernoulli",)),
+        (manifest.LIKELIHOOD.fields[3], "unless", None),
+        (manifest.PRIOR.fields[1], "required", ("sphere",)),
+        (manifest.POSTERIOR.fields[4], "optional", ()),
+        (DOCUMENT, "closed", False),
+        (fields, "is_number", lambda value: isinstance(value, (int, float))),
+        (document_module, "EXECUTORS", ("torchscript", "ort")),
     ],
 )
-def test_a_parser_that_is_a_little_off_is_found_out(monkeypatch: pytest.MonkeyPatch, part: str, instead: Any) -> None:
+def test_a_parser_that_is_a_little_off_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, part: str, instead: Any
+) -> None:
     documents = [edited(edit) for edit in [*BROKEN, *LET_THROUGH]] + [edited(*edits) for edits, _ in BROKEN_FURTHER]
     documents += BASES
-    monkeypatch.setattr(manifest_module, part, instead)
+    monkeypatch.setattr(owner, part, instead)
     assert any(VALIDATOR.is_valid(document) != fields_are_right(document) for document in documents)
 
 
@@ -1298,6 +1323,29 @@ def test_a_newer_major_version_is_refused_naming_what_to_install(version: str, r
     assert 'additional_metadata.vae.format_version: a version "2.x" is expected, got "' + version[:70] in message
     assert message.endswith(f"; this bundle is newer than this vae-runtime: pip install {install}")
     assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ((*FREE, "noise"), "vnoise-2", '"vnoise-1"'),
+        ((*LIKELIHOOD, "kind"), "student", '"bernoulli" or '),
+        ((*LATENT, "prior", "kind"), "uniform", '"normal" or '),
+    ],
+)
+@pytest.mark.parametrize(
+    ("reader", "install"), [("vae-runtime>=2.4", "'vae-runtime>=2.4'"), (ABSENT, "--upgrade vae-runtime")]
+)
+def test_a_value_that_a_newer_reader_may_know_is_refused_by_name(
+    path: tuple[str | int, ...], value: str, expected: str, reader: Any, install: str
+) -> None:
+    message = refusal(json.dumps(edited((path, value), ((*FREE, "reader"), reader))))
+    assert message.startswith(f"b/manifest.json: {place_of(path)}: {expected}")
+    assert message.endswith(
+        f'got "{value}"; export the bundle again, or install a vae-runtime that knows more: pip install {install}'
+    )
+    # What no reader could know has the usual remedy alone.
+    assert refusal(json.dumps(edited((path, 5)))).endswith("got 5; export the bundle again")
 
 
 @pytest.mark.parametrize("reader", ["vae-runtime>=0.1", ABSENT])

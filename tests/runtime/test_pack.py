@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import vae_runtime
-from vae_runtime import BundleError, InputError, VaeError, manifest
+from vae_runtime import BundleError, InputError, VaeError, document
 from vae_runtime.bundle import SUMS, open_bundle
 from vae_runtime.cli import main as cli
 from vae_runtime.devices import resolve_device
+from vae_runtime.document import dump, parse
 from vae_runtime.golden import golden_inputs, golden_tensors, read_golden
-from vae_runtime.manifest import dump, parse
 from vae_runtime.onnx_file import operators_of
 from vae_runtime.packing import OPERATORS, pack, parse_only
 from vae_runtime.session import Session
@@ -361,7 +361,7 @@ def test_a_manifest_that_was_cut_is_written_as_it_is_read(whole, tmp_path, only)
 def test_a_reader_that_knows_no_packing_asks_for_a_newer_one(whole, tmp_path, monkeypatch):
     pack(whole, tmp_path / "small", only="decoder")
     pack(whole, tmp_path / "both")
-    monkeypatch.setattr(manifest, "KNOWN_FIELDS", manifest.KNOWN_FIELDS - {"packed_from"})
+    monkeypatch.setattr(document, "KNOWN_FIELDS", document.KNOWN_FIELDS - {"packed_from"})
     with pytest.raises(BundleError, match=r"newer than this vae-runtime: pip install 'vae-runtime>=[0-9.]+'$"):
         open_bundle(tmp_path / "small")
     # With both components it is as any other to that reader.

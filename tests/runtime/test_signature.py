@@ -11,6 +11,7 @@ import vae_runtime
 from vae_runtime import BundleError, Encoding, InputError, Posteriors, interpolate, noise, traverse
 from vae_runtime.bundle import SUMS, format_sums
 from vae_runtime.cli import main as cli
+from vae_runtime.document import dump
 from vae_runtime.manifest import (
     Condition,
     Golden,
@@ -23,7 +24,6 @@ from vae_runtime.manifest import (
     Output,
     Sizes,
     Variant,
-    dump,
 )
 
 CLASSES = ("one", "two", "three")

@@ -27,8 +27,9 @@ from onnx import numpy_helper
 import vae_runtime
 from vae_runtime import noise
 from vae_runtime.bundle import MANIFEST, SUMS
+from vae_runtime.document import dump
 from vae_runtime.errors import VaeError, require_number
-from vae_runtime.manifest import Manifest, Quality, Refusal, dump
+from vae_runtime.manifest import Manifest, Quality, Refusal
 from vae_runtime.vae import VAE
 
 from .graph import IR_VERSION, OPSET, Graph, open_graph, require_same

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
 from vae_runtime.errors import InputError
-from vae_runtime.manifest import LIKELIHOODS
+from vae_runtime.likelihood import KINDS
 
-__all__ = ["LIKELIHOODS", "RECIPES", "DataConfig", "ModelConfig", "Recipe", "TrainConfig"]
+__all__ = ["RECIPES", "DataConfig", "ModelConfig", "Recipe", "TrainConfig"]
 
 # A rule gives the value in its canonical type, or None where it is not allowed; with the words for what is.
 _Rule = tuple[str, Callable[[Any], Any]]
@@ -137,7 +137,7 @@ class ModelConfig(_Config):
     """conv: residual blocks at each of the two resolutions, in the decoder."""
     activation: str = _choice("relu", "relu", "elu", "silu")
     """The nonlinearity after each hidden layer."""
-    likelihood: str = _choice("bernoulli", *LIKELIHOODS)
+    likelihood: str = _choice("bernoulli", *KINDS)
     """p(x|z); its negative logarithm is the reconstruction loss: BCE, MSE or MAE, with constants."""
     scale: float = _number(1.0, low=0, open_low=True)
     """gaussian: the standard deviation; laplace: the scale b; bernoulli has none and ignores it."""

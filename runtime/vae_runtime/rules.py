@@ -1,0 +1,123 @@
+"""Rules between the fields of a manifest: docs/bundle-format.md lists them under "Cross-field rules"."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+
+from .fields import Problem, join
+from .manifest import Condition, Latent, Likelihood, Manifest, Sizes
+
+__all__ = ["contradictions"]
+
+
+def contradictions(manifest: Manifest) -> list[Problem]:
+    """Fields that are right by themselves and wrong together; the specification lists them after the schema."""
+    vae = "additional_metadata.vae"
+    observation = manifest.observation
+    found = [*_axes_problems(f"{vae}.observation", observation.shape, observation.axes, observation.dynamic)]
+    found += _range_problems(f"{vae}.observation", observation.range)
+    for index, condition in enumerate(manifest.conditions):
+        found += _condition_problems(f"{vae}.conditions[{index}]", condition)
+    for index, latent in enumerate(manifest.latents):
+        found += _latent_problems(f"{vae}.latents[{index}]", latent)
+    found += _likelihood_problems(f"{vae}.likelihood", manifest.likelihood)
+    found += _name_problems(vae, manifest)
+    both = {"encoder": manifest.encoder, "decoder": manifest.decoder}
+    for component, variants in ((manifest.packed_from and manifest.components) or both).items():
+        place = f"components.{component}.variants"
+        outputs = [output.name for output in manifest.outputs(component)]
+        if not any(variant.executor == "ort" for variant in variants.values()):
+            found.append(Problem(place, 'at least one variant with executor_info "ort"', str(list(variants))))
+        for variant in variants.values():
+            for field_name, numbers in (("tolerance", variant.tolerance), ("error", variant.error)):
+                if set(numbers) != set(outputs):
+                    where = f"{join(place, variant.name)}.additional_metadata.vae.{field_name}"
+                    found.append(Problem(where, f"a number for each of {sorted(outputs)}", str(sorted(numbers))))
+    for index, refusal in enumerate(manifest.refused):
+        if refusal.variant in manifest.components.get(refusal.component, {}):
+            where = f"{vae}.refused[{index}].variant"
+            found.append(Problem(where, f"a variant that {refusal.component} has not", json.dumps(refusal.variant)))
+    paths = [path for variant in manifest.variants for path in (variant.path, variant.data_path) if path]
+    for path in sorted({path for path in paths if paths.count(path) > 1}):
+        found.append(Problem("components", f"one use of the file {path}", str(paths.count(path))))
+    return found
+
+
+def _axes_problems(
+    place: str, shape: tuple[int, ...], axes: tuple[str, ...], dynamic: Mapping[str, Sizes]
+) -> Iterator[Problem]:
+    if axes and len(axes) != len(shape):
+        yield Problem(f"{place}.axes", f"one name for each of the {len(shape)} sizes of the shape", str(len(axes)))
+        return
+    for axis, sizes in dynamic.items():
+        where = join(f"{place}.dynamic", axis)
+        if axes.count(axis) != 1:
+            yield Problem(where, "the name of one of the axes", str(list(axes)))
+        elif shape[axes.index(axis)] not in sizes:
+            yield Problem(where, f"sizes with {shape[axes.index(axis)]}, as in the shape,", str(sizes))
+
+
+def _range_problems(place: str, bounds: tuple[float, float] | None) -> Iterator[Problem]:
+    if bounds and not bounds[0] < bounds[1]:
+        yield Problem(f"{place}.range", "min below max", str(list(bounds)))
+
+
+def _condition_problems(place: str, condition: Condition) -> Iterator[Problem]:
+    yield from _range_problems(place, condition.range)
+    if condition.classes is None:
+        return
+    if condition.dtype != "int64" or condition.shape:
+        got = f"{condition.dtype} {list(condition.shape)}"
+        yield Problem(f"{place}.classes", "no classes of what is not int64 []", got)
+    if condition.range:
+        yield Problem(f"{place}.range", "no range beside classes", str(list(condition.range)))
+
+
+def _latent_problems(place: str, latent: Latent) -> Iterator[Problem]:
+    yield from _axes_problems(place, latent.shape, latent.axes, latent.dynamic)
+    prior, posterior = latent.prior, latent.posterior
+    if (latent.dtype == "int64") != (posterior.kind == "codes"):
+        expected = "int64 of codes" if posterior.kind == "codes" else "float32 of what are not codes"
+        yield Problem(f"{place}.dtype", expected, latent.dtype)
+    if posterior.kind == "codes" and prior.kind != "none":
+        yield Problem(f"{place}.prior.kind", '"none" for codes', json.dumps(prior.kind))
+    if posterior.kind == "none" and posterior.value is None and prior.kind != "normal":
+        expected = '"normal" for a latent that the encoder does not give'
+        yield Problem(f"{place}.prior.kind", expected, json.dumps(prior.kind))
+    if prior.kind == "mixture" and latent.dynamic:
+        yield Problem(f"{place}.prior.kind", "another prior for a latent with dynamic axes", json.dumps(prior.kind))
+    for name, numbers in (("scale", latent.scale), ("shift", latent.shift)):
+        if isinstance(numbers, tuple) and len(numbers) != latent.shape[0]:
+            expected = f"one number, or {latent.shape[0]} for the first axis of the shape"
+            yield Problem(f"{place}.{name}", expected, str(len(numbers)))
+
+
+def _likelihood_problems(place: str, likelihood: Likelihood) -> Iterator[Problem]:
+    if likelihood.shape is None:
+        if likelihood.axes:
+            yield Problem(f"{place}.axes", "no axes without a shape", str(list(likelihood.axes)))
+    else:
+        yield from _axes_problems(place, likelihood.shape, likelihood.axes, {})
+    for index, output in enumerate(likelihood.outputs):
+        yield from _axes_problems(f"{place}.outputs[{index}]", output.shape, output.axes, {})
+
+
+def _name_problems(vae: str, manifest: Manifest) -> Iterator[Problem]:
+    # Inputs of both components: the golden vectors are named by input, whichever component it is of.
+    inputs = [(f"{vae}.observation.name", manifest.observation.name)]
+    inputs += [(f"{vae}.conditions[{index}].name", item.name) for index, item in enumerate(manifest.conditions)]
+    encoded = []
+    for index, latent in enumerate(manifest.latents):
+        place = f"{vae}.latents[{index}]"
+        inputs.append((f"{place}.name", latent.name))
+        if latent.posterior.noise:
+            inputs.append((f"{place}.posterior.noise", latent.posterior.noise))
+        encoded += [(f"{place}.posterior", name) for name in latent.posterior.outputs]
+    decoded = [(f"{vae}.likelihood", output.name) for output in manifest.outputs("decoder")]
+    for what, named in (("input", inputs), ("output", encoded), ("output", decoded)):
+        taken = set()
+        for place, name in named:
+            if name in taken:
+                yield Problem(place, f"another name than any other {what}'s", name)
+            taken.add(name)

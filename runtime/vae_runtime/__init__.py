@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 from .errors import BundleError, DeviceError, InputError, VaeError
-from .noise import new_seed
-from .vae import VAE, load
 
 if TYPE_CHECKING:
     from .generation.run import finish_samples, generate
     from .generation.samples import Samples, open_samples
     from .generation.verification import verify_samples
     from .latent_walks import interpolate, traverse
+    from .noise import new_seed
     from .packing import pack
     from .posterior import Encoding, Posterior, Posteriors
     from .score import Scores
+    from .vae import VAE, load
     from .verification import Report, verify
 
-# Where what is not needed to sample lives: imported when it is first asked for.
+# The module of each name, imported when the name is first used. The command line thus starts before numpy is imported,
+# and ends in order when it is interrupted meanwhile.
 _LATER = {
     **dict.fromkeys(("Encoding", "Posterior", "Posteriors"), "posterior"),
     "Scores": "score",
@@ -33,7 +34,9 @@ _LATER = {
     "verify_samples": "generation.verification",
     **dict.fromkeys(("Samples", "open_samples"), "generation.samples"),
     **dict.fromkeys(("interpolate", "traverse"), "latent_walks"),
+    "new_seed": "noise",
     "pack": "packing",
+    **dict.fromkeys(("VAE", "load"), "vae"),
     **dict.fromkeys(("Report", "verify"), "verification"),
 }
 

@@ -551,11 +551,25 @@ run, calls = Session.run_into, iter(range(10**9))
 Session.run_into = lambda *arguments: (next(calls) == 3 and interrupt(), run(*arguments))[1]
 """
 )
+IN_THE_IMPORTS = (
+    INTERRUPT
+    + """
+import sys
+class Interrupts:
+    def find_spec(name, path=None, target=None):
+        name == "numpy" and interrupt()
+sys.meta_path.insert(0, Interrupts)
+"""
+)
 IN_THE_WRITING = INTERRUPT + "os.fsync = lambda _: interrupt()"
 
 
 @posix
-@pytest.mark.parametrize("moment", [IN_THE_WORK, IN_THE_WRITING], ids=["in the work", "in the writing"])
+@pytest.mark.parametrize(
+    "moment",
+    [IN_THE_IMPORTS, IN_THE_WORK, IN_THE_WRITING],
+    ids=["in the imports", "in the work", "in the writing"],
+)
 def test_ctrl_c_ends_with_130_and_no_partial_file(command, folder, digits, moment):
     (folder / "x.npy").write_bytes(b"old")
     done = command("sample", digits, "--out", "x.npy", "-n", 1000, first=moment)
@@ -599,6 +613,17 @@ def test_version_and_help(succeeds):
     said = succeeds("--help")
     for name in COMMANDS:
         assert re.search(rf"^    {name}\s", said, re.MULTILINE)
+
+
+def test_help_and_version_need_no_numpy(python):
+    code = (
+        "import sys; sys.modules['numpy'] = None; from vae_runtime.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    for arguments in (["--help"], ["--version"], ["generate", "--help"]):
+        done = python("-c", code, *arguments)
+        assert (done.returncode, done.stderr) == (0, ""), arguments
+        assert done.stdout.startswith(("usage: vae-runtime", "vae-runtime 0."))
+    assert python("-c", code, "info", "none").returncode == 1
 
 
 def subparsers():

@@ -95,22 +95,23 @@ def tiny_bundle(tiny_exported):
 @pytest.fixture(scope="session")
 def tiny_adapted(tiny_run):
     """The pure functions of `tiny_run`."""
-    from vae_export.exporting import _run_source, _understood
+    from vae_export.sources import run_source
     from vae_export.understand.state import unchanged
+    from vae_export.understood import understand_source
 
-    source = _run_source(tiny_run, None, None)
+    source = run_source(tiny_run, None, None)
     with unchanged(source.model):
-        return _understood(source)[0]
+        return understand_source(source)[0]
 
 
 @pytest.fixture(scope="session")
 def tiny_graphs(tiny_exported):
     """The graphs of `tiny_bundle` by "component/variant"."""
-    from vae_export.exporting import _read_graph
+    from vae_export.parity.bundle import read_graph
     from vae_runtime.bundle import open_bundle
 
     bundle = open_bundle(tiny_exported.path)
-    graphs = [_read_graph(bundle, variant) for variant in bundle.manifest.variants]
+    graphs = [read_graph(bundle, variant) for variant in bundle.manifest.variants]
     return {f"{graph.component}/{graph.variant}": graph for graph in graphs}
 
 

@@ -12,8 +12,9 @@ from vae_runtime._version import __version__
 
 if TYPE_CHECKING:
     from .errors import ExportError, ParityError, TrainingError
-    from .exporting import Exported, export, prove
-    from .parity.comparison import ParityReport
+    from .exporting import Exported, export
+    from .parity.bundle import check_parity
+    from .parity.report import ParityReport
     from .training.config import DataConfig, ModelConfig, TrainConfig
     from .training.evaluation import Evaluation, evaluate
     from .training.loop import train
@@ -31,9 +32,9 @@ __all__ = [
     "TrainConfig",
     "TrainingError",
     "__version__",
+    "check_parity",
     "evaluate",
     "export",
-    "prove",
     "reparameterize",
     "train",
 ]
@@ -41,7 +42,8 @@ __all__ = [
 _ROOMS = (
     "exporting",
     "errors",
-    "parity.comparison",
+    "parity.bundle",
+    "parity.report",
     "training.config",
     "training.evaluation",
     "training.loop",

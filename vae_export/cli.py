@@ -319,9 +319,9 @@ def _add_parity(verbs: Verbs) -> None:
 
 
 def _parity(options: argparse.Namespace) -> int:
-    from .exporting import prove
+    from .parity.bundle import check_parity
 
-    verification, report = prove(options.run, options.bundle, data=options.data)
+    verification, report = check_parity(options.run, options.bundle, data=options.data)
     print(verification)
     print(report)
     if verification.passed and report.passed:

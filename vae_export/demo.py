@@ -14,7 +14,8 @@ from vae_runtime.files import write_atomic
 from vae_runtime.image import pairs, png
 
 from .errors import TrainingError
-from .exporting import export, prove
+from .exporting import export
+from .parity.bundle import check_parity
 from .training.checkpoint import read_info, run_data
 from .training.config import RECIPES
 from .training.evaluation import evaluate
@@ -51,7 +52,7 @@ def demo(out: Path) -> None:
         _step("export", f"encoder and decoder to {bundle}, each as ONNX and TorchScript")
         export(run, bundle)
     _step("parity", "ONNX Runtime and TorchScript against PyTorch")
-    verification, parity = prove(run, bundle)
+    verification, parity = check_parity(run, bundle)
     if not (verification.passed and parity.passed):
         raise VaeError(f"{bundle}: it does not match {run}; remove {bundle} and run the demo again")
 

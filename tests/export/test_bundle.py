@@ -762,11 +762,11 @@ def test_the_card_of_a_model_says_what_it_is(of_model):
 
 
 def test_a_bundle_of_a_model_verifies_in_the_program_of_each_format(of_model):
-    from vae_export.exporting import _runner
     from vae_export.graphs.graph import EXECUTORS
+    from vae_export.parity.bundle import golden_runner
 
     exported, _ = of_model
-    report = verify(exported.path, runners=dict.fromkeys(EXECUTORS, _runner))
+    report = verify(exported.path, runners=dict.fromkeys(EXECUTORS, golden_runner))
     assert report.passed
     assert not [check for check in report.checks if check.passed is None]
 

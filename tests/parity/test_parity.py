@@ -11,10 +11,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import vae_export.exporting
-from vae_export import ParityError, export, prove
+from vae_export import ParityError, check_parity, export
 from vae_export.cli import main
-from vae_export.exporting import _runner
 from vae_export.graphs.graph import EXECUTORS, FORMATS, make_graphs, quiet
+from vae_export.parity.bundle import golden_runner
 from vae_export.parity.comparison import BATCHES, LATENT_REACH, compare, tolerance
 from vae_export.training import checkpoint
 from vae_export.understand.adapt import adapt, declared
@@ -26,7 +26,7 @@ from vae_runtime.errors import BundleError
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 GRAPHS = [f"{component}/{form.variant}" for component in ("encoder", "decoder") for form in FORMATS.values()]
-TORCH_RUNNERS = dict.fromkeys(EXECUTORS, _runner)
+TORCH_RUNNERS = dict.fromkeys(EXECUTORS, golden_runner)
 
 
 class Weights:
@@ -391,8 +391,8 @@ def other_run(tiny_run, tmp_path_factory):
     return run
 
 
-def test_prove_replays_the_golden_vectors_of_every_format(tiny_run, tiny_bundle):
-    verification, report = prove(tiny_run, tiny_bundle)
+def test_check_parity_replays_the_golden_vectors_of_every_format(tiny_run, tiny_bundle):
+    verification, report = check_parity(tiny_run, tiny_bundle)
     assert verification.passed
     assert report.passed
     checked = {check.what for check in verification.checks if check.passed}
@@ -423,7 +423,7 @@ def test_golden_vectors_catch_a_scaled_weight_although_the_hashes_are_right(
         for check in failed:
             assert check.what.startswith(f"{key} ")
             assert re.search(r"disagrees with \d+ of \d+ golden values; worst at \[\d", check.detail)
-    verification, report = prove(tiny_run, bundle_copy)
+    verification, report = check_parity(tiny_run, bundle_copy)
     assert not verification.passed
     assert not report.passed
 
@@ -438,7 +438,7 @@ def test_a_graph_that_pytorch_cannot_load_fails_although_the_hashes_are_right(
     assert failed.what == key
     assert "the graph cannot be loaded: " in failed.detail
     with pytest.raises(ParityError, match=f"^{key}: the graph cannot be loaded: "):
-        prove(tiny_run, bundle_copy)
+        check_parity(tiny_run, bundle_copy)
 
 
 def test_a_graph_of_other_outputs_fails_although_the_hashes_are_right(tiny_bundle, bundle_copy, resign):
@@ -460,7 +460,7 @@ def test_a_damaged_graph_is_not_run(tiny_run, bundle_copy):
     with (bundle_copy / "encoder/torchscript/model.pt").open("ab") as file:
         file.write(b"\0")
     with pytest.raises(BundleError, match=r"model\.pt: sha256 is"):
-        prove(tiny_run, bundle_copy)
+        check_parity(tiny_run, bundle_copy)
 
 
 def test_the_command_parity_tells_its_own_bundle_from_another(tiny_run, other_run, tiny_bundle, capsys):
@@ -483,7 +483,7 @@ def test_a_bundle_of_another_shape_is_named_so(digits_bundle_of_8, tiny_run):
     with pytest.raises(
         ParityError, match=r"latents: \[\(4,\)\] is expected from .*, got \[\(8,\)\]; export the run again"
     ):
-        prove(tiny_run, digits_bundle_of_8)
+        check_parity(tiny_run, digits_bundle_of_8)
 
 
 @pytest.fixture

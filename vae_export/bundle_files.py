@@ -1,0 +1,127 @@
+"""The files of a bundle beside its graphs: manifest, picture, card and sums."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import vae_runtime
+from vae_runtime import noise
+from vae_runtime.bundle import format_sums
+from vae_runtime.errors import InputError
+from vae_runtime.image import grid, png
+from vae_runtime.manifest import Golden, Manifest, Variant
+from vae_runtime.prior import Mixture
+
+from .graphs.graph import IR_VERSION, OPSET, Graph, open_graph
+from .graphs.variants import Gate
+from .parity.comparison import rows
+from .sources import Source
+from .understand.adapted import Adapted
+
+__all__ = ["describe_bundle", "producer", "sample_sheet", "sums_of"]
+
+Array = NDArray[Any]
+
+_PICTURES = 64
+
+
+def describe_bundle(
+    source: Source,
+    adapted: Adapted,
+    golden: Golden,
+    variants: Mapping[str, Mapping[str, Variant]],
+    name: str | None,
+    description: str | None,
+    licence: str | None,
+) -> Manifest:
+    """The bundle's manifest."""
+    signature = adapted.signature
+    name = name or source.name
+    return Manifest(
+        package_name=re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "vae",
+        name=name,
+        description=description or source.description,
+        license=license,
+        reader="vae-runtime>=0.1",
+        observation=signature.observation,
+        conditions=signature.conditions,
+        latents=signature.latents,
+        likelihood=signature.likelihood,
+        golden=golden,
+        encoder=variants["encoder"],
+        decoder=variants["decoder"],
+        training=source.training,
+        metrics=source.metrics,
+        producer=producer(adapted, [], None),
+    )
+
+
+def producer(adapted: Adapted, graphs: Sequence[Graph], gate: Gate | None) -> dict[str, Any]:
+    """What made the bundle, and how."""
+    packages = ("torch", "onnx", "onnxscript")
+    rewrites = {graph.component: list(graph.rewrites) for graph in graphs if graph.variant == "fp32" and graph.rewrites}
+    return {
+        "vae_export": vae_runtime.__version__,
+        **{package: importlib.metadata.version(package) for package in packages},
+        "opset": OPSET,
+        "ir_version": IR_VERSION,
+        "recognised": list(adapted.recognised),
+        **({"rewrites": rewrites} if rewrites else {}),
+        **({"gate": asdict(gate)} if gate else {}),
+    }
+
+
+def sample_sheet(adapted: Adapted, graphs: Sequence[Graph], fitted: bytes | None) -> bytes | None:
+    """A sheet of samples as the exported decoder gives them, a row for each class; None where there can be none."""
+    signature = adapted.signature
+    prior = signature.latent.prior
+    pictures = len(signature.observation.shape) in (2, 3) and signature.observation.dtype == "float32"
+    if not pictures or math.prod(signature.observation.shape) > 2**14 or signature.likelihood.shape is not None:
+        return None
+    if any(latent.prior.kind not in ("normal", "mixture") for latent in signature.latents):
+        return None
+    classes = next((c for c in signature.conditions if c.classes and "decoder" in c.components), None)
+    if classes is None and any("decoder" in c.components for c in signature.conditions):
+        return None
+    count, across = _PICTURES, None
+    given: dict[str, Tensor] = {}
+    if classes is not None and classes.classes:
+        across = 10
+        count = across * min(len(classes.classes), 20)
+        given = {name: tensor for name, tensor in rows(adapted, count).items() if name in
+                 [c.name for c in signature.conditions]}  # fmt: skip
+        given[classes.name] = torch.arange(count) // across
+    for number, latent in enumerate(signature.latents):
+        if prior.kind == "mixture" and fitted:
+            with np.load(io.BytesIO(fitted), allow_pickle=False) as arrays:
+                parts = [arrays[f"{latent.name}/{part}"] for part in ("weights", "means", "factors")]
+            drawn = Mixture(*parts).draw(0, 0, count, number).reshape(count, *latent.shape)
+        else:
+            drawn = noise.normal(0, 0, count, latent.shape, noise.stream_of(noise.PRIOR, number))
+        given[latent.name] = torch.from_numpy(drawn)
+    decoder = next(graph for graph in graphs if graph.component == "decoder" and graph.executor == "ort")
+    x = open_graph(decoder)([tensor.numpy() for tensor in adapted.given("decoder", given)])[0]
+    with contextlib.suppress(InputError):
+        return png(grid(x, columns=across, value_range=signature.observation.range))
+    return None
+
+
+def sums_of(files: Mapping[str, bytes | Path]) -> bytes:
+    """SHA256SUMS of files of which one at a time is in memory."""
+    return b"".join(
+        format_sums([(path, content if isinstance(content, bytes) else content.read_bytes())])
+        for path, content in sorted(files.items())
+    )

@@ -1,0 +1,89 @@
+"""Hold a bundle against the run it came from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from vae_runtime.bundle import Bundle, open_bundle
+from vae_runtime.manifest import Variant
+from vae_runtime.verification import Report, verify
+
+from ..errors import ParityError
+from ..graphs.graph import EXECUTORS, Graph, open_graph
+from ..parity.comparison import ParityReport, compare
+from ..sources import run_source
+from ..understand.state import unchanged
+from ..understood import understand_source
+
+__all__ = ["check_parity", "golden_runner", "read_graph"]
+
+Array = NDArray[Any]
+
+
+def check_parity(run: str | Path, bundle: str | Path, *, data: str | None = None) -> tuple[Report, ParityReport]:
+    """Hold a bundle against the run it came from.
+
+    Loading TorchScript and .pt2 files runs code from them: prove only bundles whose maker you trust.
+
+    Args:
+        run: the run's folder.
+        bundle: the bundle's folder.
+        data: where the run's data are now, if not where they were.
+
+    Returns:
+        The verification of its files and golden vectors, TorchScript and .pt2 included, and the comparison of each
+        graph with eager PyTorch on real data.
+
+    Raises:
+        BundleError: there is no bundle, or a graph's file is damaged.
+        InputError: the run or its data are missing or damaged.
+        ParityError: the bundle is of another model.
+    """
+    source = run_source(Path(run), data, None)
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    with unchanged(source.model):
+        adapted, _ = understand_source(source)
+        own = adapted.signature
+        for what, found, expected in (
+            ("observation shape", manifest.observation.shape, own.observation.shape),
+            ("latents", [latent.shape for latent in manifest.latents], [latent.shape for latent in own.latents]),
+            ("conditions", [c.name for c in manifest.conditions], [c.name for c in own.conditions]),
+            ("likelihood", manifest.likelihood.kind, own.likelihood.kind),
+        ):
+            if found != expected:
+                raise ParityError(
+                    f"{bundle}: {what}: {expected} is expected from {run}, got {found}; export the run again"
+                )
+        scales = (manifest.likelihood.scale or 0.0, own.likelihood.scale or 0.0)
+        # The exp of another build of PyTorch may differ in the last digit.
+        if not math.isclose(*scales, rel_tol=1e-6):
+            raise ParityError(f"{bundle}: likelihood scale: {scales[1]} is expected from {run}, got {scales[0]}")
+        verification = verify(bundle, runners=dict.fromkeys(EXECUTORS, golden_runner))
+        return verification, compare(adapted, [read_graph(opened, variant) for variant in manifest.variants])
+
+
+def read_graph(bundle: Bundle, variant: Variant) -> Graph:
+    """A graph of a bundle, with its file in memory."""
+    signature = bundle.manifest
+    return Graph(
+        variant.component,
+        variant.name,
+        variant.executor,
+        variant.file,
+        bundle.read(variant.path),
+        tuple(tensor.name for tensor in signature.inputs(variant.component)),
+        tuple(tensor.name for tensor in signature.outputs(variant.component)),
+        variant.exporter,
+        bundle.data(variant),
+    )
+
+
+def golden_runner(bundle: Bundle, variant: Variant, inputs: Mapping[str, Array]) -> Sequence[Array]:
+    """Run a graph on its golden inputs, for `vae_runtime.verify`."""
+    return open_graph(read_graph(bundle, variant))(list(inputs.values()))

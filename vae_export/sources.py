@@ -1,0 +1,278 @@
+"""What is exported, whoever made it: the folder of a run, or a model with its examples."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from vae_runtime.errors import InputError
+from vae_runtime.manifest import Manifest, Normalisation
+
+from .card import run_card
+from .graphs.variants import CALIBRATED, MEASURED, Observed
+from .training import checkpoint
+from .training.checkpoint import RunInfo
+from .training.data import Dataset
+from .training.evaluation import binarise, read_evaluation
+from .understand.declaration import Declaration
+
+__all__ = ["EXAMPLES", "Source", "check_declaration", "model_source", "run_source"]
+
+Array = NDArray[Any]
+
+# What graphs are compared on; more observations serve to fit a prior alone.
+EXAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is to be exported, whoever made it."""
+
+    model: nn.Module
+    example: Tensor
+    said: Declaration
+    conditions: Mapping[str, Tensor]
+    classes: Mapping[str, Sequence[str]]
+    observations: Tensor
+    measured: Observed
+    calibration: Observed
+    name: str
+    description: str
+    normalisation: Normalisation | None = None
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    card: Callable[[Manifest, Mapping[str, int], bool], str] | None = None
+
+
+def check_declaration(said: Declaration) -> None:
+    """Refuse numbers and names that can be none, by the argument that they came in."""
+    if said.scale is not None and not (math.isfinite(said.scale) and said.scale > 0):
+        raise InputError(f"scale: a positive number is expected, got {said.scale}")
+    for name, value, zero in (("latent_scale", said.latent_scale, False), ("latent_shift", said.latent_shift, True)):
+        if value is not None:
+            numbers = np.asarray(value, np.float64).reshape(-1)
+            if not np.isfinite(numbers).all() or (not zero and not numbers.all()):
+                kind = "finite numbers" if zero else "finite numbers other than 0"
+                raise InputError(f"{name}: {kind} are expected, got {value}")
+    if said.range is not None:
+        ends = np.asarray(said.range, np.float64)
+        if ends.shape != (2,) or not np.isfinite(ends).all() or not ends[0] < ends[1]:
+            raise InputError(f"range: two finite numbers, the least first, are expected, got {said.range}")
+    if said.codebook is not None and said.codebook < 1:
+        raise InputError(f"codebook: at least 1 is expected, got {said.codebook}")
+    for name, names in (("axes", said.axes), ("latent_axes", said.latent_axes), ("dynamic", said.dynamic)):
+        if names is not None and (isinstance(names, str) or not all(isinstance(n, str) and n for n in names)):
+            raise InputError(f"{name}: a sequence of names is expected, got {names!r}")
+    for name, what in (("encode", said.encode), ("decode", said.decode)):
+        if what is not None and not (callable(what) or (isinstance(what, str) and what)):
+            raise InputError(f"{name}: the name of a method or a function is expected, got {what!r}")
+
+
+def run_source(run: Path, data: str | None, name: str | None) -> Source:
+    """The source of a run's folder.
+
+    Raises:
+        InputError: the run or its data are missing or damaged.
+    """
+    vae, info = checkpoint.load(run)
+    evaluation = read_evaluation(run)
+    dataset = checkpoint.run_data(info, data)
+    observations = torch.from_numpy(_unseen(dataset))
+    binarised = info.train.binarise
+    unseen = "test" if len(dataset.test) else "validation"
+    shape = info.model.observation_shape
+    axes = {1: ("feature",), 2: ("height", "width"), 3: ("channel", "height", "width")}
+    bounded = dataset.divisor or info.model.likelihood == "bernoulli"
+    said = Declaration(
+        axes=axes.get(len(shape), tuple(f"axis_{number}" for number in range(1, len(shape) + 1))),
+        range=(0.0, 1.0) if bounded else None,
+    )
+    return Source(
+        model=vae,
+        example=_at_least_two(observations[:EXAMPLES]),
+        said=said,
+        conditions={},
+        classes={},
+        observations=observations,
+        measured=Observed(
+            binarise(observations[:MEASURED].numpy(), binarised, 0), {}, f"{info.provenance.name}, {unseen} data"
+        ),
+        calibration=Observed(
+            binarise(np.asarray(dataset.train[:CALIBRATED]), binarised, 0), {}, f"{info.provenance.name}, training data"
+        ),
+        name=name or info.provenance.name,
+        description=f"{info.model.architecture} VAE trained on {info.provenance.name}",
+        normalisation=Normalisation(0.0, float(dataset.divisor)) if dataset.divisor else None,
+        training=_training(info, sum(parameter.numel() for parameter in vae.parameters())),
+        metrics=asdict(evaluation) if evaluation else {},
+        card=lambda manifest, sizes, picture: run_card(manifest, info, evaluation, sizes, picture),
+    )
+
+
+def model_source(
+    model: Any,
+    said: Declaration,
+    example: ArrayLike | Tensor | None,
+    conditions: Mapping[str, ArrayLike | Tensor] | None,
+    class_names: Sequence[str] | Mapping[str, Sequence[str]] | None,
+    observations: ArrayLike | Tensor | None,
+    name: str | None,
+) -> Source:
+    """The source of a model of anybody's.
+
+    Raises:
+        InputError: an argument is not of the right form.
+    """
+    # scvi-tools wraps its modules in an object of its own.
+    module = model if isinstance(model, nn.Module) else getattr(model, "module", None)
+    # torch.compile and DataParallel wrap the module that is meant.
+    module = getattr(module, "_orig_mod", module)
+    module = module.module if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else module
+    if isinstance(module, torch.jit.ScriptModule):
+        raise InputError(
+            "model: a torch.nn.Module is expected, got a ScriptModule; pass the one before torch.jit.script"
+        )
+    if not isinstance(module, nn.Module):
+        raise InputError(f"model: a torch.nn.Module or the folder of a run is expected, got {type(model).__name__}")
+    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if nn.parameter.is_lazy(tensor) or tensor.is_meta:
+            raise InputError(
+                f"model: {key} has no values yet; run the model once, or load its weights, before the export"
+            )
+    if example is None:
+        raise InputError("example: observations [n, …] are expected, got nothing; pass some with example=")
+    x = _tensor("example", example)
+    if conditions is not None and not isinstance(conditions, Mapping):
+        raise InputError(
+            f'conditions: arrays by name are expected, such as {{"label": y}}, got {type(conditions).__name__}'
+        )
+    given = {key: _tensor(f"conditions[{key!r}]", value) for key, value in (conditions or {}).items()}
+    for key, tensor in given.items():
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", key):
+            raise InputError(f"conditions: names of letters, digits and '_' are expected, got {key!r}")
+        if len(tensor) != len(x):
+            raise InputError(f"conditions[{key!r}]: {len(x)} rows, as the example has, are expected, got {len(tensor)}")
+    real = x if observations is None else _tensor("observations", observations)
+    if real.shape[1:] != x.shape[1:] or real.dtype != x.dtype:
+        raise InputError(
+            f"observations: {_kind(x)}, as the example, are expected, got {_kind(real)}; pass rows of the same shape"
+        )
+    if observations is not None and given:
+        raise InputError("observations: only without conditions; pass all rows as the example and the conditions")
+    classes = _class_names(class_names, given)
+    calibration, measured = _halves(real, given)
+    return Source(
+        model=module,
+        example=_at_least_two(x[:EXAMPLES] if observations is None else torch.cat([x, real])[:EXAMPLES]),
+        said=said,
+        conditions={key: _at_least_two(tensor[:EXAMPLES]) for key, tensor in given.items()},
+        classes=classes,
+        observations=real,
+        measured=measured,
+        calibration=calibration,
+        name=name or type(module).__name__,
+        description=f"{type(module).__name__}, exported from PyTorch",
+        training={
+            "parameters": sum(parameter.numel() for parameter in module.parameters()),
+            "torch": torch.__version__,
+        },
+    )
+
+
+def _halves(x: Tensor, conditions: Mapping[str, Tensor]) -> tuple[Observed, Observed]:
+    """What to take ranges from and what to measure on: every other observation each, or of fewer than 4 all."""
+    # Every other: the first half may be of other classes.
+    first, second = (slice(0, None, 2), slice(1, None, 2)) if len(x) >= 4 else (slice(None), slice(None))
+
+    def some(part: slice, what: str) -> Observed:
+        return Observed(x[part].numpy(), {name: rows[part].numpy() for name, rows in conditions.items()}, what)
+
+    return some(first, "the caller's"), some(second, "the caller's" + (", others" if len(x) >= 4 else ""))
+
+
+def _tensor(what: str, value: ArrayLike | Tensor) -> Tensor:
+    """float32 or int64 [n, ...], on the CPU."""
+    try:
+        tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what}: a tensor or an array of numbers is expected: {error}") from error
+    if tensor.is_complex():
+        raise InputError(f"{what}: real numbers are expected, got {tensor.dtype}")
+    tensor = tensor.to(torch.float32 if tensor.is_floating_point() else torch.int64)
+    if tensor.dim() == 0 or not tensor.numel():
+        raise InputError(f"{what}: at least one row [n, …] is expected, got {list(tensor.shape)}")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise InputError(f"{what}: finite numbers are expected, got NaN or infinity; clean it")
+    # A copy: the model may change it.
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {['n', *tensor.shape[1:]]}".replace("'", "")
+
+
+def _at_least_two(tensor: Tensor) -> Tensor:
+    # A batch of 1 hides what goes wrong between rows.
+    return tensor if len(tensor) > 1 else torch.cat([tensor, tensor.roll(1, -1) if tensor.dim() > 1 else tensor])
+
+
+def _class_names(
+    class_names: Sequence[str] | Mapping[str, Sequence[str]] | None, conditions: Mapping[str, Tensor]
+) -> dict[str, Sequence[str]]:
+    if class_names is None:
+        return {}
+    whole = [name for name, tensor in conditions.items() if tensor.dim() == 1 and not tensor.is_floating_point()]
+    if not isinstance(class_names, Mapping):
+        if len(whole) != 1:
+            raise InputError(
+                f"class_names: exactly one integer condition of shape [n] is expected, got {whole or 'none'}; pass a "
+                "mapping from condition to names"
+            )
+        class_names = {whole[0]: class_names}
+    found: dict[str, Sequence[str]] = {}
+    for name, names in class_names.items():
+        if name not in whole:
+            raise InputError(
+                f"class_names: {name}: an integer condition of shape [n] is expected, got {whole or 'none'}"
+            )
+        if isinstance(names, str) or not all(isinstance(n, str) and n.isprintable() and n for n in names):
+            raise InputError(f"class_names: {name}: a list of printable names is expected, got {names!r}")
+        if len(set(names)) < len(names):
+            raise InputError(f"class_names: {name}: different names are expected, got {list(names)}")
+        values = conditions[name]
+        if int(values.min()) < 0 or int(values.max()) >= len(names):
+            raise InputError(
+                f"class_names: {name}: a name for each of the classes 0 … {int(values.max())} is expected, got "
+                f"{len(names)}"
+            )
+        found[name] = tuple(names)
+    return found
+
+
+def _unseen(dataset: Dataset) -> Array:
+    """Real observations that were not trained on; where none were kept for the test, those for validation."""
+    return dataset.test if len(dataset.test) else dataset.validation
+
+
+def _training(info: RunInfo, parameters: int) -> dict[str, Any]:
+    """What the manifest says about training: everything but paths of this machine."""
+    model, train = info.model.to_json(), info.train.to_json()
+    return {
+        "data": info.provenance.to_json(),
+        "split_seed": info.data.seed,
+        "model": model,
+        "parameters": parameters,
+        "train": train,
+        "surrogate": info.surrogate,
+        "torch": info.torch_version,
+    }

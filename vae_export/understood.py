@@ -1,0 +1,89 @@
+"""A source → its pure functions, checked in eager PyTorch, with a prior fitted where one is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from vae_runtime.errors import InputError
+
+from .errors import ExportError
+from .sources import EXAMPLES, Source
+from .understand.adapt import adapt, declared
+from .understand.adapted import Adapted, run_module
+from .understand.prior import FITTED, fit_prior, is_fitted
+from .understand.probe import probe
+from .understand.state import used_tensors
+
+__all__ = ["understand_source"]
+
+Array = NDArray[Any]
+
+
+def understand_source(source: Source) -> tuple[Adapted, bytes | None]:
+    """The model's pure functions, checked in eager PyTorch, and the file of a prior that was fitted."""
+    by, known = declared(source.model)
+    said = source.said.over(known)
+    fitted = said.prior if is_fitted(said.prior) else None
+    if said.prior not in (None, "normal", "none", "sphere") and not fitted:
+        raise InputError(f"prior: normal, none, sphere, {FITTED} is expected, got {said.prior!r}")
+    if fitted:
+        said = dataclasses.replace(said, prior=None)
+    adapted = adapt(source.model, source.example, said, source=by, conditions=source.conditions, classes=source.classes)
+    adapted = probe(adapted, tuple(said.dynamic or ()))
+    adapted = _normalised(adapted, source)
+    adapted = dataclasses.replace(adapted, recognised=(*adapted.recognised, *_left_out(source.model, adapted)))
+    if not fitted:
+        return adapted, None
+    return _with_prior(adapted, source, fitted)
+
+
+def _left_out(model: nn.Module, adapted: Adapted) -> list[str]:
+    """A line that names the parameters which neither function reads: what they are for is lost."""
+
+    def run() -> None:
+        for component, module in adapted.modules.items():
+            run_module(module, [tensor[:2] for tensor in adapted.given(component)])
+
+    parameters = dict(model.named_parameters())
+    used = {id(tensor) for tensor in used_tensors(run, parameters.values())}
+    left = [name for name, tensor in parameters.items() if id(tensor) not in used]
+    more = f" and {len(left) - 4} more" if len(left) > 4 else ""
+    return [f"left out, since neither encode nor decode reads them: {', '.join(left[:4])}{more}"] if left else []
+
+
+def _normalised(adapted: Adapted, source: Source) -> Adapted:
+    observation = dataclasses.replace(adapted.signature.observation, normalisation=source.normalisation)
+    return dataclasses.replace(adapted, signature=dataclasses.replace(adapted.signature, observation=observation))
+
+
+def _with_prior(adapted: Adapted, source: Source, kind: str) -> tuple[Adapted, bytes]:
+    signature = adapted.signature
+    if len(signature.latents) > 1 or signature.latent.posterior.kind == "codes" or signature.latent.dynamic:
+        raise ExportError(
+            f"prior: {kind} is fitted to one latent of a fixed size that is no code; this model has the latents "
+            f"{[latent.name for latent in signature.latents]}, posterior {signature.latent.posterior.kind}, dynamic "
+            f"axes {list(signature.latent.dynamic)}"
+        )
+    rest = {name: tensor for name, tensor in adapted.examples.items() if name != signature.observation.name}
+    if len(source.observations) > len(source.example) and any(c.components for c in signature.conditions):
+        raise ExportError("prior: observations with conditions cannot be fitted; export without conditions")
+    means = []
+    for chunk in source.observations.split(EXAMPLES):
+        given = {signature.observation.name: chunk, **{name: tensor[: len(chunk)] for name, tensor in rest.items()}}
+        means.append(run_module(adapted.modules["encoder"], adapted.given("encoder", given))[0].numpy())
+    prior, content = fit_prior(kind, signature.latent.name, np.concatenate(means))
+    latent = dataclasses.replace(signature.latent, prior=prior)
+    line = f"prior: {kind}, fitted to the latents of {len(source.observations)} observations"
+    return (
+        dataclasses.replace(
+            adapted,
+            signature=dataclasses.replace(signature, latents=(latent,)),
+            recognised=(*adapted.recognised, line),
+        ),
+        content,
+    )

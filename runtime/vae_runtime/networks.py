@@ -11,6 +11,7 @@ import numpy as np
 
 from . import noise
 from .errors import BundleError, InputError, require_integer
+from .inputs import Feed, Feeds, rows_of
 from .likelihood import Parameters, kind_named
 from .session import Call, Session
 
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
     from .manifest import Manifest, TensorSpec
 
     Array = NDArray[np.float32]
-    Feeds = dict[str, NDArray[Any]]
-    # A graph's inputs by name, for the rows from the first number to the second, exclusive.
-    Feed = Callable[[int, int], Feeds]
+    RowsFeed = Callable[[int, int], Feeds]
     # Turns the outputs of a batch that begins at this row into results.
     Finish = Callable[[int, list[NDArray[Any]]], list[NDArray[Any]]]
 
@@ -34,8 +33,6 @@ __all__ = ["BATCH_SIZE", "Networks", "batches", "open_session"]
 BATCH_SIZE = 64
 # Bytes of an input or output of a bound call at most: calls are kept with their arrays, and large ones gain nothing.
 _MAX_BYTES = 2**18
-# Bytes of a result up to which copying it is cheaper than binding a new array.
-_MAX_COPIED = 2**15
 # Numbers of rows for which bound calls are kept.
 _MAX_COUNTS = 16
 _ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
@@ -63,7 +60,8 @@ class Networks:
             for component in ("encoder", "decoder")
         }
         """The names of each component's outputs."""
-        self._mean = (bundle.manifest.likelihood.mean,)
+        self.mean = (bundle.manifest.likelihood.mean,)
+        """The name of the decoder's output in data space."""
         self._bundle = bundle
         self._device = device
         self._threads = threads
@@ -88,31 +86,25 @@ class Networks:
                     self._sessions[component] = session
         return session
 
-    def decode(
-        self, feed: Feed, n: int, seed: int | None, start: int, observe: bool = False, batch_size: int | None = None,
-        out: Array | None = None,
-    ) -> Array:  # fmt: skip
-        """The likelihood's mean for `n` rows, or with `observe` draws from the likelihood; arguments as of `run`.
+    def observe(self, feed: Feed, n: int, seed: int, start: int, batch_size: int | None, out: Array | None) -> Array:
+        """Decode `n` rows and draw an observation from the likelihood for each.
 
         Raises:
-            InputError: with `observe`, there is no likelihood to draw from.
+            InputError: there is no likelihood to draw from.
         """
         likelihood = self._bundle.manifest.likelihood
-        if not observe:
-            return self.run("decoder", self._mean, feed, n, batch_size, out)[0]
         if likelihood.kind == "none":
             raise InputError(
                 "observe: the bundle has no likelihood to draw from: "
                 f"{likelihood.reason or 'none was stated at export (likelihood=…)'}; leave observe out for the mean"
             )
         kind = kind_named(likelihood.kind)
-        seed = noise.new_seed() if seed is None else seed
 
         def draw(first: int, outputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
             parameters = Parameters(outputs[0], scale=outputs[1] if len(outputs) > 1 else likelihood.scale)
             return [kind.draw(parameters, seed, noise.advance(start, first))]
 
-        names = (*self._mean, likelihood.scale_output) if likelihood.scale_output else self._mean
+        names = (*self.mean, likelihood.scale_output) if likelihood.scale_output else self.mean
         return self.run("decoder", names, feed, n, batch_size, out, draw)[0]
 
     def run(
@@ -124,7 +116,7 @@ class Networks:
         Args:
             component: "encoder" or "decoder".
             outputs: names of outputs.
-            feed: gives the graph's inputs for any range of rows, in the manifest's dtypes.
+            feed: the graph's inputs in the manifest's dtypes, or a function that gives them for any range of rows.
             n: how many rows.
             batch_size: how many to compute at once; None lets this method choose.
             out: float32 [n, ...]: takes the first result, which is the decoder's mean or made by `finish`.
@@ -145,13 +137,15 @@ class Networks:
             except KeyError:
                 pool = self._pools[component, outputs] = self._new_pool(component, outputs)
             if pool is not None and n <= pool.max_rows:
-                results = pool.run(feed(0, n), n)
+                results = pool.run(feed if isinstance(feed, dict) else feed(0, n), n)
                 if finish is not None:
                     results = finish(0, results)
                 if out is not None:
                     out[...] = results[0]
                     return [out]
                 return results
+        if isinstance(feed, dict):
+            feed = rows_of(feed, n)
         if finish is None and self.session(component).in_place:
             tensors = [self._output(component, name) for name in outputs]
             if not any(tensor.dynamic for tensor in tensors):
@@ -164,10 +158,16 @@ class Networks:
         Raises:
             DeviceError: this ONNX Runtime is too old for it.
         """
-        return self.session("decoder").run_on_device(self._mean[0], _contiguous(feeds))
+        return self.session("decoder").run_on_device(self.mean[0], _contiguous(feeds))
 
     def _run_in_place(
-        self, component: str, tensors: list[TensorSpec], feed: Feed, n: int, batch_size: int | None, out: Array | None
+        self,
+        component: str,
+        tensors: list[TensorSpec],
+        feed: RowsFeed,
+        n: int,
+        batch_size: int | None,
+        out: Array | None,
     ) -> list[NDArray[Any]]:
         """Let the graph write outputs of known shapes into the results themselves."""
         session = self.session(component)
@@ -178,8 +178,8 @@ class Networks:
         return results
 
     def _run_batches(
-        self, component: str, outputs: tuple[str, ...], feed: Feed, n: int, batch_size: int | None, out: Array | None,
-        finish: Finish | None,
+        self, component: str, outputs: tuple[str, ...], feed: RowsFeed, n: int, batch_size: int | None,
+        out: Array | None, finish: Finish | None,
     ) -> list[NDArray[Any]]:  # fmt: skip
         """Copy each batch into results, which are allocated once the first shows the shapes that the manifest leaves
         open."""
@@ -234,6 +234,7 @@ class _Pool:
 
     def __init__(self, session: Session, feed: TensorSpec, results: Sequence[TensorSpec]) -> None:
         self._session, self._feed, self._results = session, feed, results
+        self._name = feed.name
         row = max(math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize for tensor in (feed, *results))
         self.max_rows = min(BATCH_SIZE, _MAX_BYTES // max(1, row))
         """The largest number of rows that it takes."""
@@ -242,8 +243,9 @@ class _Pool:
 
     def run(self, feeds: Feeds, n: int) -> list[NDArray[Any]]:
         """Compute the results for `n` rows, as arrays of the caller's own."""
-        free = self._free.get(n)
-        if free is None:
+        try:
+            free = self._free[n]
+        except KeyError:
             if len(self._free) >= _MAX_COUNTS:
                 self._free.clear()
             free = self._free.setdefault(n, [])
@@ -251,16 +253,7 @@ class _Pool:
             call = free.pop()
         except IndexError:
             call = self._bound(n)
-        call.feed[...] = feeds[self._feed.name]
-        if call.result.nbytes <= _MAX_COPIED:
-            call.run()
-            results = [call.result.copy()]
-        else:
-            call.bind(np.empty(call.result.shape, call.result.dtype))
-            call.run()
-            results = [call.result]
-        if call.others:
-            results += [other.copy() for other in call.others]
+        results = call.compute(feeds[self._name])
         free.append(call)
         return results
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .manifest import Latent
     from .networks import Networks
 
-__all__ = ["Drawn", "Encoding", "Posterior", "Posteriors", "encode", "why_no_distribution"]
+__all__ = ["Drawn", "Encoder", "Encoding", "Posterior", "Posteriors", "why_no_distribution"]
 
 Array = NDArray[np.float32]
 
@@ -211,34 +211,43 @@ class Posteriors(Mapping[str, "Posterior | Encoding"]):
         return total
 
 
-def encode(
-    networks: Networks, inputs: Inputs, latents: Sequence[Latent], x: NDArray[Any], rows: Feeds, seed: int | None,
-    start: int, batch_size: int | None,
-) -> dict[str, Posterior | Encoding]:  # fmt: skip
-    """The posteriors of checked observations and conditions, by the latents' names.
+class Encoder:
+    """Encodes checked observations: the graph's outputs, by latent. May be shared by threads."""
 
-    Args:
-        networks: run the encoder.
-        inputs: name its inputs.
-        latents: of the manifest.
-        x: observations [n, *observation shape].
-        rows: the conditions, [n, ...] each.
-        seed: draws the noise that an encoder may take; None takes zeros.
-        start: index of the first observation.
-        batch_size: how many to encode at once.
-    """
-    names, feed = networks.outputs["encoder"], inputs.encoder(x, rows, seed, start)
-    outputs = dict(zip(names, networks.run("encoder", names, feed, len(x), batch_size), strict=True))
-    drawn = Drawn(seed, start) if inputs.encoder_noise else None
-    parts: dict[str, Posterior | Encoding] = {}
-    for number, latent in enumerate(latents):
-        posterior = latent.posterior
-        if posterior.kind == "normal":
-            mean, std, logvar = (outputs[str(name)] for name in (posterior.mu, posterior.std, posterior.logvar))
-            parts[latent.name] = Posterior(mean, std, logvar, number, drawn)
-        elif posterior.value:
-            parts[latent.name] = Encoding(outputs[posterior.value], why_no_distribution(latent))
-    return parts
+    def __init__(self, networks: Networks, inputs: Inputs, latents: Sequence[Latent]) -> None:
+        self._networks, self._inputs, self._latents = networks, inputs, latents
+        self._outputs = networks.outputs["encoder"]
+        # The latent's name and number; the places of mean, std and logvar, or of the value, among the outputs.
+        self._plan: list[tuple[str, int, tuple[int, ...]]] = []
+        for number, latent in enumerate(latents):
+            q = latent.posterior
+            names = (q.mu, q.std, q.logvar) if q.kind == "normal" else (q.value,) if q.value else ()
+            if names:
+                self._plan.append((latent.name, number, tuple(self._outputs.index(str(name)) for name in names)))
+
+    def encode(
+        self, x: NDArray[Any], rows: Feeds, seed: int | None, start: int, batch_size: int | None
+    ) -> dict[str, Posterior | Encoding]:
+        """Give the posteriors by the latents' names.
+
+        Args:
+            x: observations [n, *observation shape].
+            rows: the conditions, [n, ...] each.
+            seed: draws the noise that an encoder may take; None takes zeros.
+            start: index of the first observation.
+            batch_size: how many to encode at once.
+        """
+        feed = self._inputs.encoder(x, rows, seed, start)
+        outputs = self._networks.run("encoder", self._outputs, feed, len(x), batch_size)
+        drawn = Drawn(seed, start) if self._inputs.encoder_noise else None
+        parts: dict[str, Posterior | Encoding] = {}
+        for name, number, places in self._plan:
+            if len(places) == 3:
+                mean, std, logvar = places
+                parts[name] = Posterior(outputs[mean], outputs[std], outputs[logvar], number, drawn)
+            else:
+                parts[name] = Encoding(outputs[places[0]], why_no_distribution(self._latents[number]))
+        return parts
 
 
 def why_no_distribution(latent: Latent) -> str:

@@ -18,7 +18,7 @@ from .inputs import rows_of
 from .likelihood import Parameters, kind_named
 from .manifest import Likelihood, Manifest
 from .networks import BATCH_SIZE, batches
-from .posterior import Encoding, Posterior, encode, why_no_distribution
+from .posterior import Encoder, Encoding, Posterior, why_no_distribution
 
 if TYPE_CHECKING:
     from .inputs import Feeds, Inputs
@@ -83,6 +83,7 @@ class Scorer:
     manifest: Manifest
     networks: Networks
     inputs: Inputs
+    encoder: Encoder
     seed: int
     """Of vnoise-1, for the samples of the posteriors."""
 
@@ -98,10 +99,10 @@ class Scorer:
         terms: dict[str, list[Floats]] = {}
         for first, last in batches(n, size):
             part, part_rows, index = x[first:last], rows_from(first, last), noise.advance(start, first)
-            q = self._encode(part, part_rows, None, 0, size)
+            q = self.encoder.encode(part, part_rows, None, 0, size)
             scores = self._errors(part, q, part_rows, size)
             if reason is None:
-                q = self._encode(part, part_rows, self.seed, index, size) if self.inputs.encoder_noise else q
+                q = self.encoder.encode(part, part_rows, self.seed, index, size) if self.inputs.encoder_noise else q
                 scores |= self._bounds(part, q, part_rows, k, index, size)
                 for name, posterior in q.items():
                     terms.setdefault(name, []).append(posterior.kl_per_dimension())
@@ -188,14 +189,11 @@ class Scorer:
         names = tuple(name for name in (likelihood.logits or likelihood.mean, likelihood.scale_output) if name)
         return log_likelihood(x, self._decode(z, rows, names, size, seed=seed, start=start), likelihood)
 
-    def _encode(self, x: NDArray[Any], rows: Feeds, seed: int | None, start: int, size: int) -> Parts:
-        return encode(self.networks, self.inputs, self.manifest.latents, x, rows, seed, start, size)
-
     def _decode(
         self, z: Feeds, rows: Feeds, outputs: tuple[str, ...], size: int, *, seed: int | None = None, start: int = 0
     ) -> Feeds:
         feeds, n = self.inputs.decoder_of_checked(z, rows, seed, start)
-        return dict(zip(outputs, self.networks.run("decoder", outputs, rows_of(feeds, n), n, size), strict=True))
+        return dict(zip(outputs, self.networks.run("decoder", outputs, feeds, n, size), strict=True))
 
 
 def _why_no_elbo(manifest: Manifest) -> str | None:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .devices import CPU, CUDA, Device, import_onnxruntime, open_on, session_options
 from .errors import BundleError, DeviceError, VaeError, error_line
 from .onnx_file import check_external_data
@@ -129,22 +131,23 @@ class Session:
         return VaeError(f"{self.place}: ONNX Runtime failed: {said}; {advice}")
 
 
+# Bytes of a result up to which copying it is cheaper than binding a new array.
+_MAX_COPIED = 2**15
+
+
 class Call:
-    """A graph's call with arrays of its own, bound once: for one thread at a time, and only where `in_place`.
+    """A graph's call with arrays of its own, bound once: for one thread at a time, and only where `in_place`."""
 
-    Write into `feed`, the only array that it takes, then call `run`, which computes into `result`, the first output's
-    array, and `others`.
-    """
-
-    __slots__ = ("_bind", "_name", "_run", "_session", "feed", "others", "result")
+    __slots__ = ("_bind", "_feed", "_is_large", "_names", "_results", "_run", "_session")
 
     def __init__(self, session: Session, feed: tuple[str, NDArray[Any]], *results: tuple[str, NDArray[Any]]) -> None:
         """Bind an input's and outputs' names and arrays, C-contiguous and of the graph's dtypes."""
         binding = session.raw.io_binding()
         # Held: what is bound are addresses.
-        (self._name, self.result), *others = results
-        self.others = [array for _, array in others]
-        self.feed = feed[1]
+        self._feed = feed[1]
+        self._names = [name for name, _ in results]
+        self._results = [array for _, array in results]
+        self._is_large = any(array.nbytes > _MAX_COPIED for array in self._results)
         _bind(binding.bind_input, *feed)
         for result in results:
             _bind(binding.bind_output, *result)
@@ -156,21 +159,25 @@ class Call:
         except AttributeError:
             self._run = functools.partial(session.raw.run_with_iobinding, binding)
 
-    def bind(self, result: NDArray[Any]) -> None:
-        """Compute the first output into another array from now on."""
-        self.result = result
-        _bind(self._bind, self._name, result)
-
-    def run(self) -> None:
-        """Compute.
+    def compute(self, rows: NDArray[Any]) -> list[NDArray[Any]]:
+        """Compute the outputs for an input of the bound shape, as arrays of the caller's own.
 
         Raises:
             VaeError: ONNX Runtime failed.
         """
+        self._feed[...] = rows
+        results = self._results
+        if self._is_large:
+            results = self._results = [np.empty(array.shape, array.dtype) for array in results]
+            for name, array in zip(self._names, results, strict=True):
+                _bind(self._bind, name, array)
         try:
             self._run()
         except Exception as error:
             raise self._session._failure(error) from error
+        if self._is_large:
+            return results
+        return [results[0].copy()] if len(results) == 1 else [array.copy() for array in results]
 
 
 def _bind(bind: Callable[..., None], name: str, array: NDArray[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from .inputs import Conditions, Feeds, Latents, LatentShape
-    from .posterior import Encoding, Posterior, Posteriors
+    from .posterior import Encoder, Encoding, Posterior, Posteriors
     from .score import Scores
 
     Array = NDArray[np.float32]
@@ -103,7 +104,9 @@ class VAE:
         self._networks = networks
         self._prior = Prior(bundle)
         self._inputs = Inputs(bundle.manifest, self._prior)
-        self._modes = tuple(str(q.mu or q.value) for latent in self.latents if (q := latent.posterior).outputs)
+        encoded = [latent for latent in bundle.manifest.latents if latent.posterior.outputs]
+        self._encoded = tuple(latent.name for latent in encoded)
+        self._modes = tuple(str(latent.posterior.mu or latent.posterior.value) for latent in encoded)
 
     def __repr__(self) -> str:
         shapes = ", ".join(str(list(latent.shape)) for latent in self.latents)
@@ -228,12 +231,12 @@ class VAE:
         fixed = noise.new_seed() if seed is None else seed
         rows = self._inputs.conditions("decoder", conditions, count)
         shapes = self._inputs.shapes(latent_shape)
-        rows_from = rows_of(rows, count)
+        rows_from = rows_of(rows, count) if rows else None
 
         def feed(first: int, last: int) -> Feeds:
-            index, size = noise.advance(start, first), last - first
-            feeds: Feeds = self._prior.draw_to_read(fixed, index, size, shapes, temperature, truncation)
-            if rows:
+            index = noise.advance(start, first) if first else start
+            feeds: Feeds = self._prior.draw_to_read(fixed, index, last - first, shapes, temperature, truncation)
+            if rows_from is not None:
                 feeds.update(rows_from(first, last))
             return feeds
 
@@ -242,7 +245,9 @@ class VAE:
                 if value is not None:
                     raise InputError(f"{name}: on_device decodes all at once and does not take it; leave it out")
             return self._networks.decode_on_device(feed(0, count))
-        return self._networks.decode(feed, count, fixed, start, observe, batch_size, out)
+        if observe:
+            return self._networks.observe(feed, count, fixed, start, batch_size, out)
+        return self._networks.run("decoder", self._networks.mean, feed, count, batch_size, out)[0]
 
     def stream(
         self,
@@ -312,12 +317,15 @@ class VAE:
         Raises:
             InputError: with `observe`, there is no likelihood to draw from.
         """
-        fixed = noise.new_seed() if observe and seed is None else seed
-        feeds, n = self._inputs.decoder(z, conditions, fixed, start)
+        if observe and seed is None:
+            seed = noise.new_seed()
+        feeds, n = self._inputs.decoder(z, conditions, seed, start)
         if out is not None:
             # One batch must not write into an array that a later one reads.
             feeds = {name: rows.copy() if np.may_share_memory(rows, out) else rows for name, rows in feeds.items()}
-        return self._networks.decode(rows_of(feeds, n), n, fixed, start, observe, batch_size, out)
+        if observe and seed is not None:
+            return self._networks.observe(feeds, n, seed, start, batch_size, out)
+        return self._networks.run("decoder", self._networks.mean, feeds, n, batch_size, out)[0]
 
     def decoder_outputs(
         self,
@@ -335,7 +343,7 @@ class VAE:
         """
         feeds, n = self._inputs.decoder(z, conditions, seed, start)
         names = self._networks.outputs["decoder"]
-        return dict(zip(names, self._networks.run("decoder", names, rows_of(feeds, n), n, batch_size), strict=True))
+        return dict(zip(names, self._networks.run("decoder", names, feeds, n, batch_size), strict=True))
 
     def encode(
         self,
@@ -357,12 +365,14 @@ class VAE:
             A `Posterior`; an `Encoding` where the latent is a code or has no distribution; of several latents, a
             mapping from their names to these, without the latents that are noise of the decoder.
         """
-        from .posterior import Posteriors, encode
-
-        x = observation_rows(self.manifest.observation, x)
+        x = observation_rows(self.bundle.manifest.observation, x)
         rows = self._inputs.conditions("encoder", conditions, len(x))
-        parts = encode(self._networks, self._inputs, self.latents, x, rows, seed, start, batch_size)
-        return Posteriors(parts) if self._inputs.has_several else parts[self.latents[0].name]
+        parts = self._encoder.encode(x, rows, seed, start, batch_size)
+        if not self._inputs.has_several:
+            return parts[self.manifest.latents[0].name]
+        from .posterior import Posteriors
+
+        return Posteriors(parts)
 
     def reconstruct(
         self,
@@ -387,15 +397,14 @@ class VAE:
         """
         z: Latents
         if seed is None:
-            x = observation_rows(self.manifest.observation, x)
-            rows = self._inputs.conditions("encoder", conditions, len(x))
-            feed = self._inputs.encoder(x, rows, None, start)
+            x = observation_rows(self.bundle.manifest.observation, x)
+            feed = self._inputs.encoder(x, self._inputs.conditions("encoder", conditions, len(x)), None, start)
             modes = self._networks.run("encoder", self._modes, feed, len(x), batch_size)
-            names = (latent.name for latent in self.latents if latent.posterior.outputs)
-            z = self._outward(dict(zip(names, modes, strict=True)))
+            z = dict(zip(self._encoded, modes, strict=True)) if self._inputs.has_several else modes[0]
         else:
-            posterior = self.encode(x, conditions=conditions, seed=seed, start=start, batch_size=batch_size)
-            z = posterior.sample(seed=seed, start=start)
+            z = self.encode(x, conditions=conditions, seed=seed, start=start, batch_size=batch_size).sample(
+                seed=seed, start=start
+            )
         return self.decode(z, conditions=conditions, seed=seed, start=start, batch_size=batch_size)
 
     @overload
@@ -466,7 +475,7 @@ class VAE:
         """
         from .score import Scorer
 
-        x = observation_rows(self.manifest.observation, x)
+        x = observation_rows(self.bundle.manifest.observation, x)
         rows = self._inputs.conditions(None, conditions, len(x))
         if k is not None:
             k = require_integer("k", k, 1, 2**31)
@@ -475,8 +484,16 @@ class VAE:
                     "k: importance samples are drawn for VAEs whose encoder and decoder take no noise of their own; "
                     "leave k out, the ELBO is a bound of log p(x) too"
                 )
-        scorer = Scorer(self.manifest, self._networks, self._inputs, noise.new_seed() if seed is None else seed)
+        scorer = Scorer(
+            self.manifest, self._networks, self._inputs, self._encoder, noise.new_seed() if seed is None else seed
+        )
         return scorer.score(x, rows, k, start, batch_size, progress)
+
+    @functools.cached_property
+    def _encoder(self) -> Encoder:
+        from .posterior import Encoder  # not needed to sample
+
+        return Encoder(self._networks, self._inputs, self.latents)
 
     def _rescale(self, z: Latents, change: Callable[[Any, Any, Any], Any]) -> Array | dict[str, Array]:
         parts = self._inputs.latents(z)

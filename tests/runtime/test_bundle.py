@@ -168,7 +168,7 @@ def test_graphs_swapped_with_hashes_made_right_are_found(bundle_copy, resign):
     resign(bundle_copy)
     assert problems(bundle_copy) == ""
     assert verify_fails(bundle_copy)
-    with pytest.raises(BundleError, match="are expected from the manifest"):
+    with pytest.raises(BundleError, match="of the manifest, the graph has"):
         vae_runtime.load(bundle_copy)
 
 

@@ -220,10 +220,12 @@ def rows_of(feeds: Feeds, n: int) -> Callable[[int, int], Feeds]:
 
 
 def observation_rows(observation: Observation, value: ArrayLike) -> NDArray[Any]:
-    """Observations, C-contiguous [n, *shape] of the manifest's dtype; any integers serve for int64.
+    """Check observations and give them C-contiguous, [n, *shape] of the manifest's dtype.
+
+    Any integers serve for int64, and any floats for float32.
 
     Raises:
-        InputError: another dtype, a shape that is not the manifest's or not proven, or a value out of range.
+        InputError: another dtype, a number beyond float32's range, a shape that is not the manifest's or not proven, or a value out of range.
     """
     shape, bounds = observation.shape, observation.range
     if (
@@ -238,10 +240,12 @@ def observation_rows(observation: Observation, value: ArrayLike) -> NDArray[Any]
 
 
 def latent_rows(latent: Latent, value: ArrayLike) -> NDArray[Any]:
-    """Latents, C-contiguous [n, *shape] of the manifest's dtype; codes are below the size of the codebook.
+    """Check latents and give them C-contiguous, [n, *shape] of the manifest's dtype.
+
+    Any integers below the size of the codebook serve for codes, and any floats for float32.
 
     Raises:
-        InputError: another dtype, a shape that is not the manifest's or not proven, or a value out of range.
+        InputError: another dtype, a number beyond float32's range, a shape that is not the manifest's or not proven, or a value out of range.
     """
     if type(value) is np.ndarray and value.dtype is _FLOAT32 and value.shape[1:] == latent.shape:
         # The sum of squares of finite numbers is finite unless it overflows, which the way below then sees.
@@ -277,7 +281,8 @@ def condition_rows(condition: Condition, value: Any, n: int) -> NDArray[Any]:
     Args:
         condition: what the manifest says of it.
         value: an array [n, *shape], or one value of that shape for every row; where the classes have names, also a name
-            or a sequence of names. Python's numbers and any integers are taken; other floats must be float32.
+            or a sequence of names. Python's numbers, any integers and any floats are taken; arrays of integers are not
+            taken for float32.
         n: how many rows.
 
     Returns:
@@ -296,7 +301,7 @@ def condition_rows(condition: Condition, value: Any, n: int) -> NDArray[Any]:
         raise InputError(f"{name}: {wanted} is expected, got no array: {error}") from error
     if classes and array.dtype.kind == "U":
         array = _numbers_of(name, array, classes)
-    of_python = not isinstance(value, (np.ndarray, np.generic)) and array.dtype.kind in "iuf"
+    of_python = not isinstance(value, (np.ndarray, np.generic)) and array.dtype.kind in "iu"
     if condition.dtype == "float32" and of_python:
         array = array.astype(np.float32)
     array = _typed(name, array, condition.dtype, wanted)
@@ -396,8 +401,29 @@ def _typed(name: str, array: NDArray[Any], dtype: str, wanted: str, bounds: Boun
         if array.dtype.kind in "iu" and (array.dtype != np.uint64 or not array.size or array.max() < 2**63):
             return array.astype(np.int64)
         raise InputError(f"{name}: {wanted} is expected, got dtype {array.dtype}; give integers")
+    if array.dtype.kind == "f":
+        return _as_float32(name, array)
     scaling = f" (scaled to {bounds[0]:g} … {bounds[1]:g})" if bounds and array.dtype.kind in "ui" else ""
     raise InputError(f"{name}: {wanted} is expected, got dtype {array.dtype}; convert with .astype('float32'){scaling}")
+
+
+def _as_float32(name: str, array: NDArray[Any]) -> NDArray[np.float32]:
+    """Floats of another width as float32, NumPy's default float64 above all.
+
+    Raises:
+        InputError: a finite number is beyond the range of float32.
+    """
+    with np.errstate(over="ignore"):
+        converted = array.astype(np.float32)
+    wrong = np.isinf(converted) & np.isfinite(array)
+    if wrong.any():
+        index = tuple(int(i) for i in np.argwhere(wrong)[0])
+        place = f"{name}{list(index)}" if index else name
+        raise InputError(
+            f"{place}: expected numbers within float32's range of ±{np.finfo(np.float32).max:g}, got "
+            f"{_number(array[index])}; scale the data"
+        )
+    return converted
 
 
 def _require_within(name: str, array: NDArray[Any], bounds: Bounds, advice: str) -> None:

@@ -436,7 +436,7 @@ def test_too_many_samples_for_the_memory(refuses, digits):
 
 def test_wrong_observations(refuses, folder, digits, pictures):
     wrong = {
-        "double": (pictures.astype(np.float64), r"x: float32 \[n, 1, 8, 8\] is expected, got dtype float64"),
+        "whole": (pictures.astype(np.int64), r"x: float32 \[n, 1, 8, 8\] is expected, got dtype int64"),
         "flat": (pictures.reshape(5, 64), r"got \[5, 64\]"),
         "none": (pictures[:0], "at least one row"),
         "nan": (

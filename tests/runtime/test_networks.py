@@ -138,11 +138,11 @@ def test_what_is_out_of_range_or_of_another_form_is_refused(quick_vae):
     x = np.full((1, *quick_vae.observation_shape), 0.5, np.float32)
     z = np.zeros((1, *quick_vae.latent_shape), np.float32)
     quick_vae.decode(z)
-    for wrong in (x + 0.75, x - 0.75, x[0], x.astype(np.float64), x[:0]):
+    for wrong in (x + 0.75, x - 0.75, x[0], x.astype(np.int64), x[:0]):
         for refuse in (quick_vae.encode, quick_vae.reconstruct):
             with pytest.raises(InputError):
                 refuse(wrong)
-    for wrong in (z[0], z.astype(np.float64), z[:0], z[:, :-1], z.astype(np.int64)):
+    for wrong in (z[0], z[:0], z[:, :-1], z.astype(np.int64)):
         with pytest.raises(InputError):
             quick_vae.decode(wrong)
     for n in (0, -1, 1.0, "1", None):

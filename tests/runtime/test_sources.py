@@ -181,7 +181,7 @@ def test_a_wrong_row_is_named_with_its_file(digits, tmp_path, x, workers, capsys
 @pytest.mark.parametrize(
     ("rows", "arguments", "words"),
     [
-        (np.zeros((5, 1, 8, 8), np.float64), {}, r"row 0: x: float32 .* is expected, got dtype float64"),
+        (np.zeros((5, 1, 8, 8), np.int64), {}, r"row 0: x: float32 .* is expected, got dtype int64"),
         (np.zeros((5, 1, 9, 8), np.float32), {}, r"row 0: x: .* is expected"),
         (np.zeros((0, 1, 8, 8), np.float32), {}, "an .npy file of rows is expected: it has none"),
         (np.float32(1), {}, "an .npy file of rows is expected: it has none"),

@@ -98,6 +98,13 @@ def test_codes_and_latents_of_several_levels(codes_bundle, levels_bundle, tmp_pa
     assert np.array_equal(generate(bundle, tmp_path / "r", seed=7, reconstruct=tmp_path / "x.npy", **SIZES)[:], wanted)
 
 
+def test_rows_of_float64_are_those_of_float32(digits, tmp_path, x):
+    rows = x[1][:20]
+    np.save(tmp_path / "wide.npy", rows.astype(np.float64))
+    samples = generate(digits, tmp_path / "s", seed=7, encode=tmp_path / "wide.npy", **SIZES)
+    assert np.array_equal(samples[:]["mu"], vae_runtime.load(digits).encode(rows).mean)
+
+
 def test_who_makes_them_changes_nothing(digits, tmp_path, x):
     whole = generate(digits, tmp_path / "s", seed=7, encode=x[0], **SIZES)
     generate(digits, tmp_path / "two", seed=7, encode=x[0], **SIZES | {"workers": 2})

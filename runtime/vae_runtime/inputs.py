@@ -225,7 +225,8 @@ def observation_rows(observation: Observation, value: ArrayLike) -> NDArray[Any]
     Any integers serve for int64, and any floats for float32.
 
     Raises:
-        InputError: another dtype, a number beyond float32's range, a shape that is not the manifest's or not proven, or a value out of range.
+        InputError: another dtype, a shape that is not the manifest's or not proven, or a value out of range or beyond
+            float32's.
     """
     shape, bounds = observation.shape, observation.range
     if (
@@ -245,7 +246,8 @@ def latent_rows(latent: Latent, value: ArrayLike) -> NDArray[Any]:
     Any integers below the size of the codebook serve for codes, and any floats for float32.
 
     Raises:
-        InputError: another dtype, a number beyond float32's range, a shape that is not the manifest's or not proven, or a value out of range.
+        InputError: another dtype, a shape that is not the manifest's or not proven, or a value out of range or beyond
+            float32's.
     """
     if type(value) is np.ndarray and value.dtype is _FLOAT32 and value.shape[1:] == latent.shape:
         # The sum of squares of finite numbers is finite unless it overflows, which the way below then sees.

@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-__all__ = ["SECOND", "Declaration"]
+__all__ = ["RESERVED", "SECOND", "Declaration"]
 
 # What an encoder's second tensor can be, beside the mean.
 SECOND = ("logvar", "std", "var", "log_std", "softplus")
+
+# Names that a bundle's own tensors have: conditions and further outputs take others.
+RESERVED = {"x", "z", "codes", "mu", "logvar", "std", "logits", "scale"}
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,20 @@ class Draws(TorchFunctionMode):
 
         return cls(give)
 
+    def require_normal_alone(self, function: str) -> None:
+        """Refuse a function of this name that drew otherwise than from a normal distribution.
+
+        Raises:
+            ExportError: it did, in evaluation mode.
+        """
+        if self.other:
+            advice = (
+                "make it depend on self.training"
+                if "training mode" in self.other[0]
+                else "take the numbers as a condition, or draw them outside"
+            )
+            raise ExportError(f"{function}: calls {self.other[0]}, which is random in evaluation mode too; {advice}")
+
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vae_runtime.errors import error_line
 from vae_runtime.manifest import Signature, Sizes
 
 from ..errors import ExportError
 from .adapted import Adapted, resized, run_module
+from .likelihood import mean_range
 
 __all__ = ["probe"]
 
@@ -103,17 +105,14 @@ def _in_range(adapted: Adapted, component: str, names: Sequence[str], outputs: S
                 f"… {float(x.max()):g}; scale the example as in training, or pass another range="
             )
         return
-    kind = adapted.signature.likelihood.kind
-    bounds = (0.0, 1.0) if kind == "bernoulli" else bounds
-    # A gaussian's or a laplace's mean is free to leave the data's range.
-    if bounds and kind not in ("gaussian", "laplace"):
-        mean = outputs[0]
-        if float(mean.min()) < bounds[0] or float(mean.max()) > bounds[1]:
-            raise ExportError(
-                f"decoder: {names[0]}: values from {bounds[0]:g} to {bounds[1]:g} are expected, got "
-                f'{float(mean.min()):g} … {float(mean.max()):g}; if these are logits, pass likelihood="bernoulli", '
-                "else another range="
-            )
+    bounds = mean_range(adapted.signature.likelihood.kind, bounds)
+    mean = outputs[0]
+    if bounds and (float(mean.min()) < bounds[0] or float(mean.max()) > bounds[1]):
+        raise ExportError(
+            f"decoder: {names[0]}: values from {bounds[0]:g} to {bounds[1]:g} are expected, got "
+            f'{float(mean.min()):g} … {float(mean.max()):g}; if these are logits, pass likelihood="bernoulli", '
+            "else another range="
+        )
 
 
 def _stable(component: str, names: Sequence[str], first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
@@ -136,8 +135,8 @@ def _rows(adapted: Adapted, component: str, given: Sequence[Tensor], outputs: Se
             alone = run_module(module, [tensor[row : row + 1] for tensor in given])
         except Exception as error:
             raise ExportError(
-                f"{component}: works on a batch of {n} and fails on a batch of 1: {_said(error)}; the batch size is "
-                "baked in, write -1 or x.shape[0] where it stands"
+                f"{component}: works on a batch of {n} and fails on a batch of 1: {error_line(error)}; the batch size "
+                "is baked in, write -1 or x.shape[0] where it stands"
             ) from error
         for name, whole, single in zip(names, outputs, alone, strict=True):
             if single.shape[1:] != whole.shape[1:] or len(single) != 1:
@@ -162,7 +161,7 @@ def _inputs(adapted: Adapted, component: str, outputs: Sequence[Tensor]) -> Adap
         try:
             moved = run_module(module, given)
         except Exception as error:
-            raise ExportError(f"{component}: fails on other values of {tensor.name}: {_said(error)}") from error
+            raise ExportError(f"{component}: fails on other values of {tensor.name}: {error_line(error)}") from error
         if any(not torch.equal(a, b) for a, b in zip(outputs, moved, strict=True)):
             continue
         condition = next((c for c in signature.conditions if c.name == tensor.name), None)
@@ -309,7 +308,7 @@ def _sizes_of(adapted: Adapted, name: str) -> _Found:
         try:
             latents, outputs = _round_trip(adapted, {name: wanted})
         except Exception as error:
-            reason = _said(error)
+            reason = error_line(error)
             return False
         if same and outputs[0][axis] != wanted:
             reason = f"of {wanted} in, {outputs[0][axis]} come out"
@@ -371,8 +370,3 @@ def _far(a: Tensor, b: Tensor) -> bool:
 
 def _gap(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).abs().max())
-
-
-def _said(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:200]} … {text[-90:]}"

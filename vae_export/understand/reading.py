@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Independent, Laplace, Normal
+from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional
 
 from ..errors import ExportError
@@ -46,7 +46,7 @@ class Part:
 class EncoderReading:
     """How to read an encoder's output: fixed once, then the same at every run, traced ones included."""
 
-    said: Declaration
+    declaration: Declaration
     doubled: int | None = None
     """The axis along which one tensor is mean and second tensor."""
     keep: tuple[int, ...] | None = None
@@ -57,7 +57,7 @@ class EncoderReading:
         """The latents of one answer."""
         if self.keep is not None:
             output = tuple(output[index] for index in self.keep)
-        parts = parts_of(output, self.said)
+        parts = parts_of(output, self.declaration)
         if self.doubled is not None:
             mean, second = parts[0].value.chunk(2, dim=self.doubled)
             parts = [Part("normal", mean, second)]
@@ -83,9 +83,9 @@ def fields_of(output: Any) -> dict[str, Any] | None:
     }
 
 
-def parts_of(output: Any, said: Declaration) -> list[Part]:
+def parts_of(output: Any, declaration: Declaration) -> list[Part]:
     if isinstance(output, Independent):
-        return parts_of(output.base_dist, said)
+        return parts_of(output.base_dist, declaration)
     if isinstance(output, Normal):
         return [Part("normal", output.loc, output.scale, "std", distribution=True)]
     if isinstance(output, Distribution):
@@ -100,7 +100,7 @@ def parts_of(output: Any, said: Declaration) -> list[Part]:
         return [Part("codes" if whole else "none", output)]
     fields = fields_of(output)
     if fields is not None:
-        return _named_parts(output, fields, said)
+        return _named_parts(output, fields, declaration)
     items = [item for item in output if item is not None] if isinstance(output, (tuple, list)) else []
     if not items:
         raise ExportError(
@@ -109,7 +109,7 @@ def parts_of(output: Any, said: Declaration) -> list[Part]:
     if not all(isinstance(item, Tensor) for item in items):
         nested = [item for item in items if not isinstance(item, Tensor)]
         if len(nested) == len(items) or all(isinstance(item, (Distribution, tuple, list)) for item in nested):
-            return [part for item in nested for part in parts_of(item, said)]
+            return [part for item in nested for part in parts_of(item, declaration)]
     # A number for the whole batch is a loss.
     tensors = [item for item in items if isinstance(item, Tensor) and item.dim() > 0]
     whole_numbers = [tensor for tensor in tensors if not tensor.is_floating_point() and tensor.dim() > 1]
@@ -117,17 +117,17 @@ def parts_of(output: Any, said: Declaration) -> list[Part]:
         return [Part("codes", whole_numbers[0])]
     if not tensors:
         raise ExportError("encode: tensors with a row for each observation are expected, got none; pass encode=")
-    if said.posterior == "none":
+    if declaration.posterior == "none":
         return [Part("none", tensors[0])]
     if len(tensors) % 2 == 0 and all(a.shape == b.shape for a, b in zip(tensors[::2], tensors[1::2], strict=True)):
         return [Part("normal", a, b) for a, b in zip(tensors[::2], tensors[1::2], strict=True)]
     return [Part("none", tensor) for tensor in tensors]
 
 
-def _named_parts(output: Any, fields: Mapping[str, Any], said: Declaration) -> list[Part]:
+def _named_parts(output: Any, fields: Mapping[str, Any], declaration: Declaration) -> list[Part]:
     for name in ("latent_dist", "posterior", "qz", "q_z", "dist", "distribution"):
         if fields.get(name) is not None:
-            return parts_of(fields[name], said)
+            return parts_of(fields[name], declaration)
     for name in _CODES:
         if isinstance(fields.get(name), Tensor):
             return [Part("codes", fields[name])]
@@ -142,7 +142,7 @@ def _named_parts(output: Any, fields: Mapping[str, Any], said: Declaration) -> l
     if value is not None:
         return [Part("none", value)]
     if fields and all(isinstance(value, (Distribution, tuple, list)) for value in fields.values()):
-        parts = {name: parts_of(value, said) for name, value in fields.items()}
+        parts = {name: parts_of(value, declaration) for name, value in fields.items()}
         return [dataclasses.replace(part, name=name) for name, own in parts.items() for part in own]
     raise ExportError(
         f"encode: fields such as mu and logvar are expected, {type(output).__name__} has "
@@ -167,8 +167,8 @@ def second_to(meaning: str, second: Tensor) -> tuple[Tensor, Tensor]:
 class DecoderReading:
     """How to read a decoder's answer."""
 
-    bernoulli: str | None = None
-    """Of a bernoulli, what the tensor is: "logits", "probabilities", or "sigmoid": the output of the last sigmoid."""
+    logits: str | None = None
+    """Where logits come from: "answer", the decoder's answer, or "sigmoid", the argument of its last sigmoid."""
     scale: bool = False
     further: tuple[str, ...] = ()
 
@@ -176,12 +176,13 @@ class DecoderReading:
         """The tensors of one answer: the mean, the logits or the scale, and what else there is."""
         fields = fields_of(output) if self.further else None
         further = tuple(fields[name] for name in self.further) if fields else ()
-        if self.bernoulli == "logits":
-            logits = _logits_of(output)
+        if self.logits == "answer":
+            base = base_of(output)
+            logits: Tensor = base if isinstance(base, Tensor) else base.logits
             # Both: in float32 the sigmoid is 1 from a logit of 16.7 on, and a likelihood cannot be had from it.
             return (torch.sigmoid(logits), logits, *further)
         mean = mean_of(output)
-        if self.bernoulli == "sigmoid":
+        if self.logits == "sigmoid":
             assert draws.sigmoid is not None
             return (mean, draws.sigmoid[0].reshape(mean.shape), *further)
         if self.scale:
@@ -209,8 +210,6 @@ def mean_of(output: Any) -> Tensor:
         ExportError: there is none.
     """
     base = base_of(output)
-    if isinstance(base, (Normal, Laplace)):
-        return base.loc
     if isinstance(base, Distribution):
         return base.mean
     if isinstance(base, Tensor):
@@ -219,9 +218,3 @@ def mean_of(output: Any) -> Tensor:
         f"decode: a tensor, a Bernoulli or a Normal is expected, got {type(output).__name__}; pass decode=, a function "
         "that gives it"
     )
-
-
-def _logits_of(output: Any) -> Tensor:
-    base = base_of(output)
-    logits: Tensor = base.logits if isinstance(base, Bernoulli) else base
-    return logits

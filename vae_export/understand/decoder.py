@@ -1,0 +1,122 @@
+"""What a decoder gives for latents, and the module that is exported for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vae_runtime.errors import error_line
+from vae_runtime.manifest import Latent, LatentPosterior, Likelihood
+
+from ..errors import ExportError
+from .declaration import Declaration
+from .draws import Draws
+from .functions import Functions
+from .likelihood import Decoded, find_likelihood
+from .reading import DecoderReading, mean_of
+
+__all__ = ["UnderstoodDecoder", "understand_decoder"]
+
+
+@dataclass(frozen=True)
+class UnderstoodDecoder:
+    """A decoder as a module without randomness."""
+
+    module: nn.Module
+    """Takes the latents, the noise and the conditions; gives the mean, logits or scale, and the further outputs."""
+    likelihood: Likelihood
+    noises: tuple[Latent, ...]
+    """A latent for each draw that the decoder's answer depends on."""
+    recognised: tuple[str, ...]
+
+
+def understand_decoder(functions: Functions, latents: Sequence[Tensor], declaration: Declaration) -> UnderstoodDecoder:
+    """Find a decoder's likelihood and the noise that it adds.
+
+    Args:
+        functions: the model's.
+        latents: of the example, [n, …].
+        declaration: what is declared.
+
+    Raises:
+        ExportError: decode fails, something in it is unknown or random, or its answer contradicts the declaration.
+    """
+    draws = Draws.constant(0.0)
+    try:
+        output = functions.decoded(latents, draws)
+    except ExportError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(list(latent.shape)) for latent in latents)
+        raise ExportError(
+            f"decode: fails on latents {shapes}: {error_line(error)}; pass decode=, a function of the latents and "
+            "conditions"
+        ) from error
+    draws.require_normal_alone("decode")
+    noises = _noises(functions, latents, mean_of(output), draws)
+    # Its answer to latents far from the example's is of the same kind, and shows more of its range.
+    generator = torch.Generator().manual_seed(0)
+    far = [5 * torch.randn(z.shape, generator=generator) if z.is_floating_point() else z for z in latents]
+    decoded = Decoded(output, draws, functions.decoded(far, Draws.constant(0.0)), latents)
+    found = find_likelihood(decoded, functions.example, declaration)
+    module = _Decode(
+        functions.model,
+        functions.decode,
+        found.reading,
+        len(latents),
+        tuple(functions.decode_conditions),
+        tuple(noises),
+    )
+    return UnderstoodDecoder(module, found.likelihood, tuple(noises.values()), found.recognised)
+
+
+def _noises(functions: Functions, latents: Sequence[Tensor], mean: Tensor, quiet: Draws) -> dict[int, Latent]:
+    """A latent for each draw that the decoder's mean depends on, by the draw's number."""
+    noises: dict[int, Latent] = {}
+    for index, shape in enumerate(quiet.normal):
+        moved = mean_of(functions.decoded(latents, Draws.constant(1.0, only=index)))
+        if torch.equal(moved, mean):
+            continue
+        if shape[0] != len(latents[0]):
+            raise ExportError(
+                f"decode: draw {index + 1} has shape {list(shape)}, a row for each latent is expected; draw it with "
+                "randn_like"
+            )
+        posterior = LatentPosterior("none", reason="noise that the decoder adds")
+        noises[index] = Latent(f"noise{len(noises) + 1}", shape[1:], posterior)
+    return noises
+
+
+class _Decode(nn.Module):
+    """A decoder as it is exported."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        decode: Callable[..., Any],
+        reading: DecoderReading,
+        latents: int,
+        conditions: tuple[str, ...],
+        noises: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        # In a tuple, since a module as an attribute would be registered a second time.
+        self._decode = (decode,)
+        self._reading = reading
+        self._latents = latents
+        self._conditions = conditions
+        self._noises = noises
+        self.training = False
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        latents, rest = tensors[: self._latents], tensors[self._latents :]
+        noises, rest = rest[: len(self._noises)], rest[len(self._noises) :]
+        draws = Draws.inputs(dict(zip(self._noises, noises, strict=True)))
+        with draws:
+            output = self._decode[0](*latents, **dict(zip(self._conditions, rest, strict=True)))
+            return self._reading.read(output, draws)

@@ -1,0 +1,299 @@
+"""The latents that an encoder gives, and the module that is exported for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vae_runtime.errors import error_line
+from vae_runtime.manifest import Latent, LatentPosterior, LatentPrior
+
+from ..errors import ExportError
+from .declaration import SECOND, Declaration
+from .draws import Draws
+from .functions import Functions, require_parameters, shape_advice
+from .observation import axis_names
+from .posterior import refuse_hidden_posterior, second_tensors
+from .reading import EncoderReading, Part, second_to
+
+__all__ = ["UnderstoodEncoder", "understand_encoder"]
+
+
+@dataclass(frozen=True)
+class UnderstoodEncoder:
+    """An encoder as a module without randomness."""
+
+    module: nn.Module
+    """Takes x, the conditions and the noise; gives mu, logvar and std, codes or a value of each latent in turn."""
+    latents: tuple[Latent, ...]
+    values: tuple[Tensor, ...]
+    """The latents of the example: each mean, code or value, [n, …]."""
+    recognised: tuple[str, ...]
+
+
+def understand_encoder(functions: Functions, declaration: Declaration) -> UnderstoodEncoder:
+    """Find an encoder's latents and the meaning of its tensors.
+
+    Raises:
+        ExportError: something is unknown, contradicts itself or is random.
+    """
+    # Random draws first: everything else needs an encoder that gives the same answer twice.
+    quiet = Draws.constant(0.0)
+    output = _answer(functions, declaration, quiet)
+    quiet.require_normal_alone("encode")
+    keep = None
+    if isinstance(output, (tuple, list)) and all(isinstance(item, Tensor) for item in output):
+        keep = _kept(output, functions.encoded(Draws.constant(1.0)) if quiet.normal else output)
+    reading = EncoderReading(declaration, keep=keep)
+    parts = reading.read(output)
+    lines: tuple[str, ...] = ()
+    if len(parts) == 1 and parts[0].kind == "none" and declaration.posterior not in ("none", "codes"):
+        axis = _halved_axis(parts[0].value, functions)
+        if axis is not None:
+            reading = replace(reading, doubled=axis)
+            lines = (f"posterior: the encoder's tensor is mean and second tensor along axis {axis}",)
+    require_parameters("decode", functions.decode, len(parts), functions.conditions)
+    parts = _as_declared(reading.read(output), declaration)
+    noises = _noises(functions, quiet, reading, parts)
+    if [part.kind for part in parts] == ["none"] and declaration.posterior is None:
+        refuse_hidden_posterior(functions)
+    # Where a posterior depends on a draw, forward's is that of a draw of 1.
+    ones = reading.read(functions.encoded(Draws.constant(1.0))) if noises else parts
+    meanings, found = second_tensors(functions, ones, declaration, halved=reading.doubled is not None)
+    reading = replace(reading, meanings=meanings)
+    latents = _latents(functions, parts, set(noises.values()), declaration)
+    module = _Encode(functions.model, functions.encode, reading, latents, tuple(functions.encode_conditions), noises)
+    values = tuple(part.value.contiguous() for part in parts)
+    return UnderstoodEncoder(module, latents, values, (*lines, *found))
+
+
+def _answer(functions: Functions, declaration: Declaration, draws: Draws) -> Any:
+    """What encode gives for the example; where it fails, the error says what to do."""
+    try:
+        return functions.encoded(draws)
+    except ExportError:
+        raise
+    except Exception as error:
+        example = functions.example
+        advice = shape_advice(functions, declaration)
+        if not advice and not example.is_floating_point():
+            advice = "; integers are taken as integers: scale pixels to floats first"
+        raise ExportError(
+            f"encode: fails on the example, {list(example.shape)}: {error_line(error)}{advice}"
+        ) from error
+
+
+def _kept(quiet: Sequence[Tensor], loud: Sequence[Tensor]) -> tuple[int, ...] | None:
+    """Which tensors of a flat tuple are neither samples, which move with the draws, nor numbers for the whole batch.
+
+    Where an odd number is left, a tensor that is the same as one before is a sample too: many models give the mean for
+    it in evaluation mode. None where nothing goes, or too little stays.
+    """
+    keep = [j for j, (a, b) in enumerate(zip(quiet, loud, strict=True)) if a.dim() and torch.equal(a, b)]
+    if len(keep) % 2:
+        keep = [j for number, j in enumerate(keep) if not any(_same(quiet[i], quiet[j]) for i in keep[:number])]
+    return tuple(keep) if 2 <= len(keep) < len(quiet) else None
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
+
+
+def _halved_axis(value: Tensor, functions: Functions) -> int | None:
+    """The axis along which an encoder's only tensor is twice as long as the decoder takes, if it is."""
+    if _decodes(functions, value):
+        return None
+    for axis in range(1, value.dim()):
+        if value.shape[axis] % 2 == 0 and _decodes(functions, value.chunk(2, dim=axis)[0].contiguous()):
+            return axis
+    return None
+
+
+def _decodes(functions: Functions, value: Tensor) -> bool:
+    try:
+        functions.decoded([value], Draws.constant(0.0))
+    except Exception:
+        return False
+    return True
+
+
+def _as_declared(parts: list[Part], declaration: Declaration) -> list[Part]:
+    """The parts, with a single tensor as what it is declared to be."""
+    if len(parts) != 1 or parts[0].kind != "none":
+        return parts
+    value = parts[0].value
+    if declaration.posterior in SECOND:
+        raise ExportError(
+            f"posterior: {declaration.posterior} is what a second tensor can be, encode gives one; let it give (mu, "
+            f"{declaration.posterior}), or pass encode=, a function that does"
+        )
+    if declaration.posterior == "codes":
+        if not torch.equal(value, value.round()):
+            raise ExportError("posterior: codes are whole numbers, encode gives others; let it give the indices")
+        return [Part("codes", value.long())]
+    return parts
+
+
+def _noises(functions: Functions, quiet: Draws, reading: EncoderReading, parts: Sequence[Part]) -> dict[int, int]:
+    """By the number of a draw that the encoder's answer depends on, the latent whose noise it is."""
+    noises: dict[int, int] = {}
+    for index, shape in enumerate(quiet.normal):
+        moved = reading.read(functions.encoded(Draws.constant(1.0, only=index)))
+        unmoved = [_equal(a, b) for a, b in zip(parts, moved, strict=True)]
+        if all(unmoved):
+            continue
+        if len(parts) == 1 or any(part.kind != "normal" for part in parts):
+            raise ExportError(
+                "encode: samples inside, its result depends on noise that it draws itself; return the posterior's "
+                "parameters, (mu, logvar), or pass encode=, a function that does"
+            )
+        # A latent's own posterior does not move with its noise; those below it do.
+        fitting = [
+            j
+            for j, part in enumerate(parts)
+            if unmoved[j] and j not in noises.values() and tuple(part.value.shape) == shape
+        ]
+        if len(fitting) != 1:
+            raise ExportError(
+                f"encode: draw {index + 1}, of shape {list(shape)}, is expected to be the noise of one latent, it fits "
+                f"{len(fitting)}; draw each latent's noise with randn_like(mu), the one that others depend on first"
+            )
+        noises[index] = fitting[0]
+    return noises
+
+
+def _equal(a: Part, b: Part) -> bool:
+    return torch.equal(a.value, b.value) and (a.second is None or b.second is None or torch.equal(a.second, b.second))
+
+
+def _latents(
+    functions: Functions, parts: Sequence[Part], noisy: set[int], declaration: Declaration
+) -> tuple[Latent, ...]:
+    """Describe the latents; `noisy` holds the numbers of those whose noise the encoder draws."""
+    n = len(functions.example)
+    latents = []
+    for j, part in enumerate(parts):
+        kind = declaration.posterior if declaration.posterior in ("codes", "none") else part.kind
+        single = len(parts) == 1
+        name = ("codes" if kind == "codes" else "z") if single else part.name or f"z{j + 1}"
+        shape = tuple(part.value.shape[1:])
+        if len(part.value) != n or not shape:
+            raise ExportError(
+                f"encode: a latent [{n}, …] is expected for {n} observations, got {list(part.value.shape)}; pass "
+                "encode=, a function that gives one row for each observation"
+            )
+        posterior = _posterior(kind, name, "" if single else f"_{name}", part, functions.model, declaration)
+        if j in noisy:
+            posterior = replace(posterior, noise=f"eps_{name}")
+        axes = tuple(declaration.latent_axes) if declaration.latent_axes else axis_names(shape, latent=True)
+        if len(axes) != len(shape):
+            raise ExportError(
+                f"latent_axes: {len(shape)} names for the latent {list(shape)} are expected, got {list(axes)}"
+            )
+        latents.append(
+            Latent(
+                name,
+                shape,
+                posterior,
+                _prior(kind, declaration),
+                dtype="int64" if kind == "codes" else "float32",
+                axes=axes,
+                scale=_number_or_tuple(declaration.latent_scale, 1.0),
+                shift=_number_or_tuple(declaration.latent_shift, 0.0),
+            )
+        )
+    if declaration.codebook is not None and not any(latent.posterior.kind == "codes" for latent in latents):
+        kind = latents[0].posterior.kind
+        raise ExportError(f"codebook: only with codes, got {declaration.codebook} for a posterior {kind}; leave it out")
+    return tuple(latents)
+
+
+def _posterior(
+    kind: str, name: str, suffix: str, part: Part, model: nn.Module, declaration: Declaration
+) -> LatentPosterior:
+    if kind == "normal":
+        return LatentPosterior("normal", f"mu{suffix}", f"logvar{suffix}", f"std{suffix}")
+    if kind == "codes":
+        codebook = _codebook(model, part.value, declaration)
+        if declaration.prior not in (None, "none"):
+            raise ExportError(f"prior: none is expected of codes, got {declaration.prior!r}; leave it out")
+        return LatentPosterior("codes", value=name, codebook=codebook)
+    reason = declaration.posterior_reason or "the encoder is deterministic, it gives one latent and no distribution"
+    return LatentPosterior("none", value=name, reason=reason)
+
+
+def _codebook(model: nn.Module, codes: Tensor, declaration: Declaration) -> int:
+    """How many codes there are: as declared, or as the model's only table of embeddings has rows."""
+    largest = int(codes.max())
+    if declaration.codebook is not None:
+        if declaration.codebook <= largest:
+            raise ExportError(
+                f"codebook: more than {largest} codes are expected from the example, got {declaration.codebook}"
+            )
+        return int(declaration.codebook)
+    tables = {table.num_embeddings for table in model.modules() if isinstance(table, nn.Embedding)}
+    if len(tables) == 1 and max(tables) > largest:
+        return max(tables)
+    raise ExportError("codebook: how many codes there are does not show; pass codebook=")
+
+
+def _prior(kind: str, declaration: Declaration) -> LatentPrior:
+    if kind == "codes":
+        reason = declaration.prior_reason or "a vector-quantised model has no prior over its codes"
+        return LatentPrior("none", reason=reason)
+    prior = declaration.prior or ("normal" if kind == "normal" else "none")
+    if prior != "none":
+        return LatentPrior(prior)
+    return LatentPrior("none", reason=declaration.prior_reason or _NO_PRIOR)
+
+
+_NO_PRIOR = "a deterministic autoencoder has no prior over its latents"
+
+
+def _number_or_tuple(value: float | Sequence[float] | None, default: float) -> float | tuple[float, ...]:
+    if value is None:
+        return default
+    return float(value) if isinstance(value, (int, float)) else tuple(float(number) for number in value)
+
+
+class _Encode(nn.Module):
+    """An encoder as it is exported."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        encode: Callable[..., Any],
+        reading: EncoderReading,
+        latents: Sequence[Latent],
+        conditions: tuple[str, ...],
+        noises: Mapping[int, int],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        # In a tuple, since a module as an attribute would be registered a second time.
+        self._encode = (encode,)
+        self._reading = reading
+        self._kinds = [latent.posterior.kind for latent in latents]
+        self._conditions = conditions
+        self._latent_of_draw = dict(noises)
+        self.training = False
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        x, *rest = tensors
+        conditions = dict(zip(self._conditions, rest, strict=False))
+        # Noise inputs come in the order of the latents, draws in that of the model.
+        noises = dict(zip(sorted(self._latent_of_draw.values()), rest[len(conditions) :], strict=True))
+        with Draws.inputs({index: noises[latent] for index, latent in self._latent_of_draw.items()}):
+            parts = self._reading.read(self._encode[0](x, **conditions))
+        outputs: list[Tensor] = []
+        for part, kind, meaning in zip(parts, self._kinds, self._reading.meanings, strict=True):
+            if kind == "normal":
+                assert part.second is not None
+                outputs += [part.value, *second_to(str(meaning), part.second)]
+            else:
+                outputs.append(part.value.long() if kind == "codes" else part.value)
+        return tuple(outputs)

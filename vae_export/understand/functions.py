@@ -1,0 +1,203 @@
+"""A model's encode and decode: which functions they are, which conditions they take, and how to call them."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from ..errors import ExportError
+from .declaration import RESERVED, Declaration
+from .draws import Draws
+from .reading import fields_of
+
+__all__ = ["Functions", "find_functions", "require_parameters", "shape_advice"]
+
+
+@dataclass(frozen=True)
+class Functions:
+    """encode and decode of a model, with the example and the conditions that they are tried on."""
+
+    model: nn.Module
+    encode: Callable[..., Any]
+    decode: Callable[..., Any]
+    example: Tensor
+    conditions: Mapping[str, Tensor]
+    encode_conditions: Mapping[str, Tensor]
+    """The conditions that encode takes, in the order given."""
+    decode_conditions: Mapping[str, Tensor]
+    recognised: tuple[str, ...]
+
+    def encoded(self, draws: Draws) -> Any:
+        """What encode gives for the example, with these draws."""
+        with draws:
+            # A copy: some models change their input in place.
+            return self.encode(self.example.clone(), **self.encode_conditions)
+
+    def decoded(self, latents: Sequence[Tensor], draws: Draws) -> Any:
+        """What decode gives for the latents, with these draws."""
+        with draws:
+            return self.decode(*latents, **self.decode_conditions)
+
+    def forward(self) -> tuple[list[Tensor], bool]:
+        """The tensors that `forward` gives with every normal draw set to 1, and whether it drew.
+
+        Some models sample in training mode only: then the mode of the module itself, not of its layers, is set to that.
+        """
+        model = self.model
+        taken = _taken(model, self.conditions)
+        for training in (False, True):
+            draws = Draws.constant(1.0)
+            samplers = [model, *(module for module in model.modules() if _may_sample(module))]
+            for module in samplers:
+                module.training = training
+            try:
+                with draws:
+                    output = model(self.example.clone(), **taken)
+            finally:
+                for module in samplers:
+                    module.training = False
+            if draws.normal:
+                break
+        return _tensors(output), bool(draws.normal)
+
+
+def find_functions(
+    model: nn.Module, example: Tensor, conditions: Mapping[str, Tensor], declaration: Declaration
+) -> Functions:
+    """Find encode and decode, by declaration or by name.
+
+    Raises:
+        ExportError: one is missing, encode needs a condition that is not given, or a condition's name is taken.
+    """
+    encode, encode_line = _function(model, "encode", declaration.encode)
+    decode, decode_line = _function(model, "decode", declaration.decode)
+    require_parameters("encode", encode, 1, conditions)
+    reserved = sorted(set(conditions) & RESERVED)
+    if reserved:
+        raise ExportError(f"condition {reserved[0]!r}: another name is expected, this one is taken; rename it")
+    return Functions(
+        model=model,
+        encode=encode,
+        decode=decode,
+        example=example,
+        conditions=conditions,
+        encode_conditions=_taken(encode, conditions),
+        decode_conditions=_taken(decode, conditions),
+        recognised=(*encode_line, *decode_line),
+    )
+
+
+def require_parameters(name: str, function: Callable[..., Any], first: int, conditions: Mapping[str, Tensor]) -> None:
+    """Refuse a function that needs more than its first arguments and the conditions of its parameters' names.
+
+    Raises:
+        ExportError: it does.
+    """
+    parameters = [p for p in _parameters(function)[first:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    missing = [p.name for p in parameters if p.default is p.empty and p.name not in conditions]
+    if missing:
+        names = {p.name for p in parameters}
+        other = [condition for condition in conditions if condition not in names]
+        advice = (
+            f"the conditions have {', '.join(other)}; give each condition the name of its parameter"
+            if other
+            else f"pass conditions={{{missing[0]!r}: …}}"
+        )
+        raise ExportError(f"{name}: takes {', '.join(missing)} too; {advice}")
+
+
+def shape_advice(functions: Functions, declaration: Declaration) -> str:
+    """Say what to do about an example that encode fails on, if the model means another shape of it; else nothing."""
+    model, example = functions.model, functions.example
+    name = declaration.encode if isinstance(declaration.encode, str) else "encode"
+    if not callable(declaration.encode) and name not in model._modules:
+        shape = _shape_from_forward(functions, name)
+        if shape not in (None, example.shape):
+            return f"; forward hands {list(shape)} to {name}: give the example in that shape"
+    # Of an example with one row a second one was made.
+    for one in (example[None], example[:1][None]):
+        with contextlib.suppress(Exception), Draws.constant(0.0):
+            functions.encode(one.clone(), **functions.encode_conditions)
+            return "; it takes the same with one axis more: give observations [n, …], as example[None] is for one"
+    return ""
+
+
+def _shape_from_forward(functions: Functions, name: str) -> Sequence[int] | None:
+    """The shape of the first tensor that `forward` passes to the method of this name; None if it calls none."""
+    model = functions.model
+    shapes: list[Sequence[int]] = []
+
+    def watch(x: Tensor, *others: Any, **named: Any) -> Any:
+        shapes.append(x.shape)
+        return functions.encode(x, *others, **named)
+
+    own = vars(model).get(name)
+    object.__setattr__(model, name, watch)
+    try:
+        with contextlib.suppress(Exception), Draws.constant(0.0):
+            model(functions.example.clone(), **_taken(model, functions.encode_conditions))
+    finally:
+        if own is None:
+            object.__delattr__(model, name)
+        else:
+            object.__setattr__(model, name, own)
+    return shapes[0] if shapes else None
+
+
+def _function(
+    model: nn.Module, name: str, declared: Callable[..., Any] | str | None
+) -> tuple[Callable[..., Any], tuple[str, ...]]:
+    """A function, and from what it was recognised where it was not declared."""
+    if callable(declared):
+        return declared, ()
+    owner = type(model).__name__
+    for candidate in [declared] if declared else [name, f"{name}r"]:
+        function = getattr(model, candidate, None)
+        if callable(function):
+            return function, (f"{name}: {owner}.{candidate}",)
+    raise ExportError(
+        f"{owner}: a method {name} or a submodule {name}r is expected, got neither; pass {name}=, the name of a method "
+        f"or a function of {'x' if name == 'encode' else 'z'}"
+        if declared is None
+        else f"{owner}: a method {declared} is expected from {name}={declared!r}, got none"
+    )
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    target = function.forward if isinstance(function, nn.Module) else function
+    try:
+        return list(inspect.signature(target).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
+def _taken(function: Callable[..., Any], conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The conditions that a function takes by name, in the order given."""
+    parameters = _parameters(function)
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+        return dict(conditions)
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {name: tensor for name, tensor in conditions.items() if name in names}
+
+
+def _may_sample(module: nn.Module) -> bool:
+    """Whether a submodule may be one that samples, and looks at its own mode: it holds nothing, and drops nothing."""
+    holds = [*module._parameters.values(), *module._buffers.values(), *module._modules.values()]
+    return not holds and not isinstance(module, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._NormBase)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """Every tensor in an answer; of a distribution its mean."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Distribution):
+        return [output.mean]
+    if isinstance(output, (tuple, list)):
+        return [tensor for item in output for tensor in _tensors(item)]
+    return [tensor for item in (fields_of(output) or {}).values() for tensor in _tensors(item)]

@@ -1,0 +1,202 @@
+"""Which likelihood a decoder has: found in its answer, or declared. Only this module of the exporter names a kind.
+
+A new kind is one entry of `_DISTRIBUTIONS`, beside its class in `vae_runtime.likelihood`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Distribution, Laplace, Normal
+
+from vae_runtime.likelihood import KINDS
+from vae_runtime.manifest import Likelihood, Output
+
+from ..errors import ExportError
+from .declaration import RESERVED, Declaration
+from .draws import Draws
+from .reading import DecoderReading, base_of, mean_of
+
+__all__ = ["Decoded", "LikelihoodFound", "find_likelihood", "mean_range", "observation_range"]
+
+# The kind that each distribution of a decoder is.
+_DISTRIBUTIONS: Mapping[str, type[Distribution]] = {"bernoulli": Bernoulli, "gaussian": Normal, "laplace": Laplace}
+_NOT_STATED = "no likelihood was stated at export; export again with likelihood="
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoder's answers to the latents of the example, and to latents far from these."""
+
+    output: Any
+    draws: Draws
+    """Active while the decoder gave `output`."""
+    far: Any
+    latents: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class LikelihoodFound:
+    """A decoder's likelihood, how to read its parameters, and from what they were recognised."""
+
+    likelihood: Likelihood
+    reading: DecoderReading
+    recognised: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    """A kind, and where its parameters come from."""
+
+    kind: str
+    line: str
+    """From what the kind was recognised."""
+    logits: str | None = None
+    """As in `DecoderReading`."""
+    scale: float | None = None
+    scale_output: bool = False
+
+
+def observation_range(kind: str) -> tuple[float, float] | None:
+    """Return the range outside which a likelihood is not defined, where it has two finite ends."""
+    support = KINDS[kind].support if kind in KINDS else None
+    return support if support and all(map(math.isfinite, support)) else None
+
+
+def mean_range(kind: str, observations: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Return the range that a decoder's mean must keep, None if it may be any number.
+
+    Args:
+        kind: of the likelihood, or "none".
+        observations: the range of the observations.
+    """
+    # A mean may leave the range of the data where the likelihood is a density on all numbers.
+    return KINDS[kind].support if kind in KINDS else observations
+
+
+def find_likelihood(decoded: Decoded, example: Tensor, declaration: Declaration) -> LikelihoodFound:
+    """Find the likelihood in a decoder's answer and in what is declared.
+
+    Raises:
+        ExportError: the two contradict each other, or the example lies outside the likelihood's range.
+    """
+    base, mean = base_of(decoded.output), mean_of(decoded.output)
+    _require_scale_fits(base, declaration)
+    further = _further_outputs(decoded, mean)
+    kind = next((name for name, cls in _DISTRIBUTIONS.items() if isinstance(base, cls)), None)
+    _require_kind_fits(base, kind, declaration.likelihood)
+    lines = []
+    if isinstance(decoded.output, (tuple, list)) and len(decoded.output) > 1:
+        lines.append(f"decode: gives {len(decoded.output)} things, the first is taken (decode=)")
+    if kind:
+        parameters = _of_distribution(kind, base, base_of(decoded.far), declaration)
+    elif declaration.likelihood and declaration.likelihood in KINDS:
+        parameters = _of_tensor(declaration.likelihood, decoded, mean, example, declaration)
+    else:
+        if isinstance(base, Distribution):
+            lines.append(f"likelihood: decode gives a {type(base).__name__}, of which the mean alone is exported")
+        parameters = _Parameters("none", "likelihood: not stated; there are samples and no scores (likelihood=)")
+    # The mean's shape is stated only where it is not the observation's.
+    shape = None if mean.shape[1:] == example.shape[1:] else tuple(mean.shape[1:])
+    likelihood = Likelihood(
+        parameters.kind,
+        logits="logits" if parameters.logits else None,
+        scale=parameters.scale,
+        scale_output="scale" if parameters.scale_output else None,
+        shape=shape,
+        axes=tuple(f"axis_{number}" for number in range(1, len(shape or ()) + 1)),
+        outputs=tuple(Output(name, tuple(tensor.shape[1:])) for name, tensor in further.items()),
+        reason=None if parameters.kind in KINDS else _NOT_STATED,
+    )
+    reading = DecoderReading(parameters.logits, parameters.scale_output, tuple(further))
+    return LikelihoodFound(likelihood, reading, (*lines, parameters.line))
+
+
+def _require_scale_fits(base: Any, declaration: Declaration) -> None:
+    scaled = [name for name, kind in KINDS.items() if kind.scale]
+    if declaration.scale is not None and declaration.likelihood not in scaled and isinstance(base, Tensor):
+        raise ExportError(
+            f"scale: only with likelihood {' or '.join(scaled)}, got {declaration.scale:g}; pass likelihood= too"
+        )
+
+
+def _require_kind_fits(base: Any, kind: str | None, declared: str | None) -> None:
+    """Refuse a declared kind that is unknown, or not that of the distribution that the decoder gives."""
+    if declared not in (None, "none", *KINDS):
+        raise ExportError(f"likelihood: {', '.join(KINDS)} or none is expected, got {declared!r}")
+    if kind and declared not in (None, kind):
+        raise ExportError(
+            f"likelihood: {kind} is expected, since decode gives a {type(base).__name__}; got {declared!r}"
+        )
+    if isinstance(base, Distribution) and not kind and declared not in (None, "none"):
+        raise ExportError(
+            f"likelihood: decode gives a {type(base).__name__}, which is no {declared}; leave likelihood= "
+            "out (samples are its means then), or pass decode="
+        )
+
+
+def _further_outputs(decoded: Decoded, mean: Tensor) -> dict[str, Tensor]:
+    """The other floating-point tensors of a mapping; those that are latents, passed through, are no answer."""
+    fields = decoded.output if isinstance(decoded.output, dict) else {}
+    known = (mean, *decoded.latents)
+    further = {
+        name: tensor
+        for name, tensor in fields.items()
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not any(tensor is other for other in known)
+    }
+    clash = sorted(set(further) & RESERVED)
+    if clash:
+        raise ExportError(
+            f"decode: gives {clash[0]!r} beside the mean, a name that is taken; pass decode=, a function that gives "
+            "the mean or a torch.distributions.Bernoulli(logits=…)"
+        )
+    return further
+
+
+def _of_distribution(kind: str, base: Any, far: Any, declaration: Declaration) -> _Parameters:
+    name = type(base).__name__
+    found = _Parameters(kind, f"likelihood: decode gives a {name}")
+    if KINDS[kind].logits:
+        return replace(found, logits="answer")
+    if not KINDS[kind].scale:
+        return found
+    own = float(base.scale.flatten()[0])
+    constant = all(bool((scale == own).all()) for scale in (base.scale, far.scale))
+    declared = declaration.scale
+    if declared is not None and not (constant and math.isclose(declared, own, rel_tol=1e-6)):
+        described = f"{own:g}" if constant else "one for each value"
+        raise ExportError(f"scale: decode gives a {name} with its own scale, {described}; leave scale={declared:g} out")
+    return replace(found, scale=own) if constant else replace(found, scale_output=True)
+
+
+def _of_tensor(kind: str, decoded: Decoded, mean: Tensor, example: Tensor, declaration: Declaration) -> _Parameters:
+    support = KINDS[kind].support
+    if support and not _within(example, support):
+        raise ExportError(
+            f"likelihood: under a {kind}, observations from {support[0]:g} to {support[1]:g} are expected, the example "
+            f"has {float(example.min()):g} … {float(example.max()):g}; scale it, or pass another likelihood="
+        )
+    if KINDS[kind].scale:
+        scale = 1.0 if declaration.scale is None else float(declaration.scale)
+        return _Parameters(
+            kind, f"likelihood: {kind}, scale {scale:g}" + ("" if declaration.scale else " (not stated)"), scale=scale
+        )
+    if not KINDS[kind].logits or support is None:
+        return _Parameters(kind, f"likelihood: {kind}; decode gives the mean")
+    if not all(_within(answer, support) for answer in (mean, mean_of(decoded.far))):
+        line = f"likelihood: {kind}; decode gives logits, since values lie outside {support[0]:g} … {support[1]:g}"
+        return _Parameters(kind, line, logits="answer")
+    sigmoid = decoded.draws.sigmoid
+    if sigmoid is not None and sigmoid[1].numel() == mean.numel() and torch.equal(sigmoid[1].reshape(mean.shape), mean):
+        line = f"likelihood: {kind}; decode ends in a sigmoid, whose argument is exported as logits"
+        return _Parameters(kind, line, logits="sigmoid")
+    return _Parameters(kind, f"likelihood: {kind}; decode gives probabilities, without logits")
+
+
+def _within(tensor: Tensor, bounds: tuple[float, float]) -> bool:
+    return bool(((tensor >= bounds[0]) & (tensor <= bounds[1])).all())

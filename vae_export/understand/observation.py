@@ -1,0 +1,82 @@
+"""What the signature says of observations and conditions, and the names that axes have by default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from vae_runtime.manifest import Condition, Observation
+
+from ..errors import ExportError
+from .declaration import Declaration
+from .likelihood import observation_range
+
+__all__ = ["axis_names", "conditions_of", "observation_of"]
+
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
+def axis_names(shape: Sequence[int], *, latent: bool = False) -> tuple[str, ...]:
+    """Return the names of the axes of an observation, or a latent, whose author gave none."""
+    if len(shape) == 1:
+        return ("latent",) if latent else ("feature",)
+    if len(shape) == 3:
+        return ("channel", "height", "width")
+    if len(shape) == 2 and not latent:
+        return ("height", "width")
+    return tuple(f"axis_{number}" for number in range(1, len(shape) + 1))
+
+
+def observation_of(model: nn.Module, example: Tensor, declaration: Declaration, likelihood: str) -> Observation:
+    """Return the description of the observations that the example is made of.
+
+    Raises:
+        ExportError: the declaration names more or fewer axes than there are.
+    """
+    shape = tuple(example.shape[1:])
+    axes = tuple(declaration.axes) if declaration.axes else axis_names(shape)
+    if not declaration.axes and any(isinstance(module, _RECURRENT) for module in model.modules()) and len(shape) < 3:
+        axes = ("time", "feature")[: len(shape)]
+    if len(axes) != len(shape):
+        raise ExportError(f"axes: {len(shape)} names for an observation {list(shape)} are expected, got {list(axes)}")
+    dtype = "float32" if example.is_floating_point() else "int64"
+    bounds = (declaration.range[0], declaration.range[1]) if declaration.range else observation_range(likelihood)
+    return Observation("x", shape, axes, bounds, dtype=dtype)
+
+
+def conditions_of(
+    conditions: Mapping[str, Tensor],
+    by_component: Mapping[str, Mapping[str, Tensor]],
+    classes: Mapping[str, Sequence[str]],
+) -> tuple[Condition, ...]:
+    """Return the descriptions of the conditions.
+
+    Args:
+        conditions: their values by name.
+        by_component: for each component, the conditions that it takes.
+        classes: the names of the values of integer conditions.
+    """
+    return tuple(
+        _condition(
+            name,
+            tensor,
+            tuple(component for component, taken in by_component.items() if name in taken),
+            classes.get(name),
+        )
+        for name, tensor in conditions.items()
+    )
+
+
+def _condition(name: str, tensor: Tensor, components: tuple[str, ...], names: Sequence[str] | None) -> Condition:
+    integer = not tensor.is_floating_point()
+    # The range of the integers in the example: others may lie outside a table of embeddings.
+    bounds = (float(min(0, int(tensor.min()))), float(tensor.max())) if integer and not names else None
+    return Condition(
+        name,
+        tuple(tensor.shape[1:]),
+        "int64" if integer else "float32",
+        classes=tuple(names) if names else None,
+        range=bounds if bounds and bounds[0] < bounds[1] else None,
+        components=components,
+    )

@@ -45,7 +45,7 @@ def describe_bundle(
     variants: Mapping[str, Mapping[str, Variant]],
     name: str | None,
     description: str | None,
-    licence: str | None,
+    license: str | None,
 ) -> Manifest:
     """The bundle's manifest."""
     signature = adapted.signature

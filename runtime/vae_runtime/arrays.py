@@ -1,4 +1,4 @@
-"""Read .npy and .npz files of numbers, with one set of errors; nothing is ever unpickled."""
+"""Read .npy and .npz files of numbers with one set of errors; never unpickle anything."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["read_npy", "read_npz", "unpack_npz"]
 
 Array = NDArray[Any]
 
-# No header of an .npy file takes more.
+# More than any header of an .npy file.
 _NPY_HEADER = 4096
 
 
@@ -26,7 +26,7 @@ def read_npy(path: str | os.PathLike[str]) -> Array:
     """Read the array of an .npy file.
 
     Raises:
-        InputError: there is no such file, or it holds no array of numbers.
+        InputError: there is no such file, or it does not hold an array of numbers.
     """
     try:
         with Path(path).open("rb") as file:
@@ -34,26 +34,26 @@ def read_npy(path: str | os.PathLike[str]) -> Array:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give an .npy file") from None
     except Exception as error:  # numpy's parser lets through what others raise
-        raise InputError(f"{path}: an .npy file of numbers is expected: {error}; write it with numpy.save") from None
+        raise InputError(f"{path}: expected an .npy file of numbers: {error}; write it with numpy.save") from None
     if array.dtype.kind not in "biuf":
-        raise InputError(f"{path}: numbers are expected, got dtype {array.dtype}; write them with numpy.save")
+        raise InputError(f"{path}: expected numbers, got dtype {array.dtype}; write them with numpy.save")
     return array
 
 
 def read_npz(path: str | os.PathLike[str], names: Iterable[str]) -> dict[str, Array]:
-    """Read those of the named arrays that an .npz file holds.
+    """Read the named arrays of an .npz file; names that the file lacks are left out.
 
     Raises:
-        InputError: there is no such file, or it is no .npz file of numbers.
+        InputError: there is no such file, or it is not an .npz file of numbers.
     """
     try:
-        # Opened here: numpy would leave a file open that is no archive.
+        # Opened here: numpy would leave open a file that is not an archive.
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in names if name in archive.files}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give an .npz file") from None
     except Exception as error:  # numpy, zipfile and zlib each raise their own
-        raise InputError(f"{path}: an .npz file of numbers is expected: {error}; write it with numpy.savez") from None
+        raise InputError(f"{path}: expected an .npz file of numbers: {error}; write it with numpy.savez") from None
 
 
 def unpack_npz(content: bytes, place: str, expected: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Array]:
@@ -75,12 +75,12 @@ def unpack_npz(content: bytes, place: str, expected: Mapping[str, tuple[str, tup
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             sizes = {item.filename: item.file_size for item in archive.infolist()}
-        # An array that unpacks to more than it may hold is not unpacked.
+        # Never unpack more bytes than the array may have.
         too_large = {name for name, limit in limits.items() if sizes.get(f"{name}.npy", 0) > limit}
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in expected if name in file.files and name not in too_large}
     except Exception as error:  # numpy, zipfile and zlib each raise their own
-        raise BundleError(f"{place}: an .npz file is expected: {error}; export the bundle again") from None
+        raise BundleError(f"{place}: expected an .npz file: {error}; export the bundle again") from None
     for name, (dtype, shape) in expected.items():
         array = arrays.get(name)
         if array is not None and array.dtype == np.dtype(dtype) and array.shape == shape:
@@ -89,5 +89,5 @@ def unpack_npz(content: bytes, place: str, expected: Mapping[str, tuple[str, tup
             got = "a larger array" if name in too_large else "nothing"
         else:
             got = f"{array.dtype} {list(array.shape)}"
-        raise BundleError(f"{place}: {name}: {dtype} {list(shape)} is expected, got {got}; export the bundle again")
+        raise BundleError(f"{place}: {name}: expected {dtype} {list(shape)}, got {got}; export the bundle again")
     return arrays

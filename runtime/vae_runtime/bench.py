@@ -1,4 +1,4 @@
-"""How fast a bundle runs on this machine, beside a plain ONNX Runtime session of the same graph."""
+"""Time a bundle on this machine beside a plain ONNX Runtime session of the same graph."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Call = Callable[[], Any]
 
 WORK = ("decode", "sample", "encode", "reconstruct")
 PLAIN = "plain"
-# Of one contender in one round. Short, so that a busy machine hits all contenders of a round alike.
+# A contender's turn in a round; short, so that a busy machine hits all contenders of a round alike.
 _SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One piece of work, as one contender did it."""
+    """The time of one piece of work by one contender."""
 
     work: str
     batch: int
@@ -42,7 +42,7 @@ class Timing:
     contender: str
     """`plain`, ONNX Runtime's session of the bundle's first variant; or a variant of the bundle, by `vae_runtime`."""
     seconds: tuple[float, ...]
-    """Of one call: the median of each round."""
+    """The time of one call: the median of each round."""
     ratios: tuple[float, ...]
     """How many times as fast as `plain`, within each round."""
     difference: float | None
@@ -51,20 +51,20 @@ class Timing:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What `bench` found. `str()` of it is a table."""
+    """The result of `bench`. `str()` of it is a table."""
 
     bundle: str
     digest: str
     processor: str
     processors: int
     load: tuple[float, float] | None
-    """Mean number of processes that wanted to run in the last minute, before and after; None where unknown."""
+    """The load average of the last minute, before and after; None where unknown."""
     timings: tuple[Timing, ...]
     left_out: tuple[str, ...]
-    """What could not be done, and why, a line each."""
+    """What was left out, and why, a line each."""
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as a JSON object."""
+        """Return the fields as a JSON object."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -73,14 +73,14 @@ class Benchmark:
         lines = [
             f"{one_line(self.bundle)}  {self.digest}",
             f"{one_line(self.processor)}, {self.processors} processors, {busy}",
-            "Time of a call of a plain session; of each variant how many times as fast it is, with the quartiles.",
+            "Time of a call of a plain session; for each variant, how many times as fast it is, with the quartiles.",
             f"{'work':12}{'batch':>6}{'threads':>8}" + "".join(f"{name:>24}" for name in contenders),
         ]
         rows: dict[tuple[str, int, int], dict[str, Timing]] = {}
         for timing in self.timings:
             rows.setdefault((timing.work, timing.batch, timing.threads), {})[timing.contender] = timing
-        for (work, batch, threads), found in rows.items():
-            cells = [_cell(found[name]) if name in found else "–" for name in contenders]
+        for (work, batch, threads), row in rows.items():
+            cells = [_cell(row[name]) if name in row else "–" for name in contenders]
             lines.append(f"{work:12}{batch:6}{threads:8}" + "".join(f"{cell:>24}" for cell in cells))
         return "\n".join([*lines, *map(one_line, self.left_out)])
 
@@ -99,42 +99,42 @@ def bench(
     """Time a bundle's variants beside a plain ONNX Runtime session of its first one.
 
     Variants that do not verify on this machine are left out. In each round every contender does the same work for some
-    milliseconds, in random order, so that ratios within a round are little disturbed by what else the machine does.
-    Inputs are those of the golden vectors, repeated; samples are of a fresh seed each, with the plain session's noise
-    from `numpy.random.default_rng(seed)`.
+    milliseconds, in random order, so that other load on the machine disturbs the ratios within a round little. The
+    inputs are those of the golden vectors, repeated. Each call of sample takes a fresh seed, and the plain session's
+    noise comes from `numpy.random.default_rng(seed)`.
 
     Args:
         path: the bundle's folder.
-        variants: which to time; all of ONNX Runtime's by default.
+        variants: which to time; by default, all that ONNX Runtime runs.
         batches: how many at once, each at least 1.
         threads: threads of a call, each at least 1.
-        work: of "decode", "sample", "encode" and "reconstruct".
-        rounds: how many, at least 1.
+        work: some of "decode", "sample", "encode" and "reconstruct".
+        rounds: the number of rounds, at least 1.
         device: as in `load`.
         digest: as in `load`.
 
     Raises:
-        BundleError: the bundle is missing or damaged, its first variant does not verify, or it has no such variant.
-        DeviceError: the device is not to be had.
-        InputError: an argument is not of the right form.
-        VaeError: a graph failed, a variant's answer has another shape than the plain session's, or there is no work of
-            these that the bundle can do.
+        BundleError: the bundle is missing or damaged, its first variant does not verify, or it lacks a variant.
+        DeviceError: the device is unavailable.
+        InputError: an argument has the wrong form.
+        VaeError: a graph failed, a variant's answer has another shape than the plain session's, or the bundle can do
+            none of the work.
     """
     for name, values, high in (("batches", batches, 2**31), ("threads", threads, 1024)):
         if not len(values):
-            raise InputError(f"{name}: at least one number is expected, got none")
+            raise InputError(f"{name}: expected at least one number, got none")
         for value in values:
             require_integer(name, value, 1, high)
     unknown = [each for each in work if each not in WORK]
     if unknown or not work:
-        raise InputError(f"work: some of {', '.join(WORK)} are expected, got {unknown[0] if unknown else 'none'}")
+        raise InputError(f"work: expected some of {', '.join(WORK)}, got {unknown[0] if unknown else 'none'}")
     require_integer("rounds", rounds, 1, 10**6)
     bundle = open_bundle(path, digest)
-    there = list(dict.fromkeys(each.name for each in bundle.manifest.variants if each.executor == "ort"))
-    chosen = list(variants) if variants is not None else there
+    available = list(dict.fromkeys(each.name for each in bundle.manifest.variants if each.executor == "ort"))
+    chosen = list(variants) if variants is not None else available
     for name in chosen:
-        if name not in there:
-            raise BundleError(f"{path}: there is no variant {name!r}; choose one of: {', '.join(there)}")
+        if name not in available:
+            raise BundleError(f"{path}: there is no variant {name!r}; choose one of: {', '.join(available)}")
     left_out: list[str] = []
     for name, why in _failures(bundle, device).items():
         if name in chosen:
@@ -164,16 +164,16 @@ def bench(
 
 
 def _failures(bundle: Bundle, device: str) -> dict[str, str]:
-    """Why variants do not verify, by their names: how fast wrong numbers come tells nothing."""
-    found: dict[str, str] = {}
+    """Return why variants do not verify, by their names: the speed of wrong numbers means nothing."""
+    failures: dict[str, str] = {}
     for check in verify(bundle.path, device=device, digest=bundle.digest).checks:
         if check.passed is not False:
             continue
         component, _, name = check.what.partition(" ")[0].partition("/")
         if not name or name == bundle.variant(component).name:
             raise BundleError(f"{bundle.path}: {check.what}: {check.detail}; run vae-runtime verify")
-        found.setdefault(name, f"{check.what} does not verify: {check.detail}")
-    return found
+        failures.setdefault(name, f"{check.what} does not verify: {check.detail}")
+    return failures
 
 
 def _timed(
@@ -191,7 +191,7 @@ def _timed(
     for name, vae in vaes.items():
         call = plain.ours(vae, work, batch)
         try:
-            # First: what a bundle's files hold is checked by loading them with this package.
+            # First, since loading with this package checks the bundle's files.
             answer = call()
         except VaeError as error:
             left_out.append(f"{work} in {name} was left out: {error}")
@@ -203,7 +203,7 @@ def _timed(
         got = _first(answer)
         if got.shape != expected.shape:
             raise VaeError(
-                f"{plain.bundle.path}: {work} in {name}: {list(expected.shape)} is expected from the plain session, "
+                f"{plain.bundle.path}: {work} in {name}: expected {list(expected.shape)} as from the plain session, "
                 f"got {list(got.shape)}; export the bundle again"
             )
         differences[name] = None if work == "sample" else float(np.abs(got.astype(np.float64) - expected).max())
@@ -214,7 +214,7 @@ def _timed(
 
 
 def _first(answer: Any) -> Array:
-    """Of an answer by either API the array to compare: the observations, or the first latent's mean."""
+    """Return the array of an answer that is compared: the observations, or the first latent's mean."""
     if isinstance(answer, np.ndarray):
         return answer
     parts = list(answer.values()) if isinstance(answer, Mapping) else [answer]
@@ -222,35 +222,35 @@ def _first(answer: Any) -> Array:
 
 
 class _Plain:
-    """Sessions of a bundle's first graphs, run as ONNX Runtime's own documentation does, and the inputs for both."""
+    """Sessions of a bundle's first graphs, run as in ONNX Runtime's documentation, and the inputs of all contenders."""
 
     def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
         self.bundle = bundle
         self._device = device
         self._threads = threads
         golden = read_golden(bundle)
-        self._given = {name: golden_inputs(bundle, name, golden) for name in bundle.manifest.components}
+        self._inputs = {name: golden_inputs(bundle, name, golden) for name in bundle.manifest.components}
         self._sessions: dict[str, Any] = {}
 
     def refuses(self, work: str) -> str | None:
-        """Why there is no such work to compare."""
+        """Return why a plain session cannot do the work, or None where it can."""
         manifest = self.bundle.manifest
         needed = {"decode": ("decoder",), "sample": ("decoder",), "encode": ("encoder",)}
         for component in needed.get(work, ("encoder", "decoder")):
             if component not in manifest.components:
                 return f"the {component} was left out when this bundle was packed"
         if work == "sample" and any(latent.prior.kind != "normal" for latent in manifest.latents):
-            return "a plain session has noise for a standard normal prior alone, the bundle has another"
+            return "a plain session draws noise for a standard normal prior only, and the bundle has another prior"
         if work == "reconstruct" and len(manifest.latents) > 1:
-            return "with several latents there is more to it than two sessions"
+            return "several latents take more than two sessions"
         return None
 
     def _rows(self, component: str, batch: int) -> dict[str, Array]:
-        given = self._given[component]
-        return {name: np.resize(value, (batch, *value.shape[1:])) for name, value in given.items()}
+        inputs = self._inputs[component]
+        return {name: np.resize(value, (batch, *value.shape[1:])) for name, value in inputs.items()}
 
     def ours(self, vae: VAE, work: str, batch: int) -> Call:
-        """The work by the public API."""
+        """Return a call of the work by the public API."""
         manifest = vae.manifest
         conditions = {
             condition.name: self._rows(component, batch)[condition.name]
@@ -258,23 +258,23 @@ class _Plain:
             for component in condition.components
             if component in manifest.components
         }
-        # As a user writes it: nothing is given where nothing is taken.
-        given: dict[str, Any] = {"conditions": conditions} if conditions else {}
+        # As a user writes it: no `conditions` where there are none.
+        arguments: dict[str, Any] = {"conditions": conditions} if conditions else {}
         if work == "sample":
             seeds = iter(range(10**15, 2 * 10**15))
-            return lambda: vae.sample(batch, seed=next(seeds), **given)
+            return lambda: vae.sample(batch, seed=next(seeds), **arguments)
         if work == "decode":
             rows = self._rows("decoder", batch)
             names = [latent.name for latent in manifest.latents]
             z: Any = {name: rows[name] for name in names} if len(names) > 1 else rows[names[0]]
-            return lambda: vae.decode(z, **given)
+            return lambda: vae.decode(z, **arguments)
         x = self._rows("encoder", batch)[manifest.observation.name]
         if work == "encode":
-            return lambda: vae.encode(x, **given)
-        return lambda: vae.reconstruct(x, **given)
+            return lambda: vae.encode(x, **arguments)
+        return lambda: vae.reconstruct(x, **arguments)
 
     def call(self, work: str, batch: int) -> Call:
-        """The same work by `session.run`."""
+        """Return a call of the same work by `session.run`."""
         manifest = self.bundle.manifest
         mean = [manifest.likelihood.mean]
         if work in ("decode", "sample"):
@@ -291,14 +291,14 @@ class _Plain:
                 return answer
 
             return sample
-        encoder, given = self._open("encoder"), self._rows("encoder", batch)
+        encoder, inputs = self._open("encoder"), self._rows("encoder", batch)
         if work == "encode":
             outputs = [tensor.name for tensor in manifest.outputs("encoder")]
-            return lambda: encoder.run(outputs, given)[0]
+            return lambda: encoder.run(outputs, inputs)[0]
         decoder, rows = self._open("decoder"), self._rows("decoder", batch)
         latent = manifest.latent
         mode = [latent.posterior.mu or latent.posterior.value]
-        return lambda: decoder.run(mean, {**rows, latent.name: encoder.run(mode, given)[0]})[0]
+        return lambda: decoder.run(mean, {**rows, latent.name: encoder.run(mode, inputs)[0]})[0]
 
     def _open(self, component: str) -> Any:
         if component not in self._sessions:

@@ -28,12 +28,11 @@ __all__ = [
 ]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_PROVIDER = re.compile(r"[A-Za-z0-9]+ExecutionProvider")
 
 
 @record(frozen=True)
 class Device(Record):
-    """Where sessions run: an execution provider of ONNX Runtime with its options, under a short name."""
+    """An execution provider of ONNX Runtime with its options, under a short name."""
 
     name: str
     provider: str
@@ -44,26 +43,26 @@ class Device(Record):
 
 
 def parse_device(text: str) -> str:
-    """Check the form of a device without asking for it: "cpu", "cuda", "cuda:N", "auto" or a provider's name.
+    """Check a device's name, without asking for the device: "cpu", "cuda", "cuda:N", "auto" or a provider's name.
 
     Raises:
-        InputError: the text is none of these.
+        InputError: the text is not one of these.
     """
     if isinstance(text, str) and (
-        text in ("cpu", "cuda", "auto") or re.fullmatch(r"cuda:[0-9]{1,4}", text) or _PROVIDER.fullmatch(text)
+        text in ("cpu", "cuda", "auto") or re.fullmatch("cuda:[0-9]{1,4}|[A-Za-z0-9]+ExecutionProvider", text)
     ):
         return text
-    raise InputError(f"device: cpu, cuda, cuda:N, auto or the name of an execution provider is expected, got {text!r}")
+    raise InputError(f"device: expected cpu, cuda, cuda:N, auto or the name of an execution provider, got {text!r}")
 
 
 def resolve_device(text: str, provider_options: Mapping[str, Any] | None = None) -> Device:
-    """Turn a device's name into an execution provider that this ONNX Runtime has. Never falls back silently.
+    """Return the execution provider of a device's name; never fall back silently.
 
-    "auto" takes CUDA where it works and the CPU elsewhere, and logs its choice (logger `vae_runtime`).
+    "auto" chooses CUDA where it works, else the CPU, and logs its choice (logger `vae_runtime`).
 
     Raises:
-        InputError: the text is no device.
-        DeviceError: ONNX Runtime is missing, or it has no such provider.
+        InputError: the text does not name a device.
+        DeviceError: ONNX Runtime is missing, or lacks the provider.
     """
     parse_device(text)
     runtime = import_onnxruntime()
@@ -72,12 +71,12 @@ def resolve_device(text: str, provider_options: Mapping[str, Any] | None = None)
     if text == "auto":
         try:
             device = resolve_device("cuda", provider_options)
-            # The smallest graph there is: whether a provider works shows only when a session is opened.
+            # Only opening a session shows whether a provider works.
             open_on(device, _IDENTITY, session_options("device probe"), "device probe")
         except DeviceError as error:
-            _logger().warning("device auto: cpu was chosen, since cuda is not there: %s", error)
+            _logger().warning("device auto: chose cpu, since cuda is unavailable: %s", error)
             return Device("cpu", CPU, {})
-        _logger().warning("device auto: cuda was chosen")
+        _logger().warning("device auto: chose cuda")
         return device
     if text.startswith("cuda"):
         if CUDA not in available:
@@ -96,7 +95,7 @@ def resolve_device(text: str, provider_options: Mapping[str, Any] | None = None)
 
 
 def onnxruntime_version() -> str:
-    """The version of ONNX Runtime.
+    """Return the version of ONNX Runtime.
 
     Raises:
         DeviceError: it is missing.
@@ -119,8 +118,8 @@ def import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        one = "install one of the two: pip install 'vae-runtime[cpu]' or 'vae-runtime[gpu]'"
-        advice = _installed() if len(_distributions()) == 2 else one
+        choice = "install one of the two: pip install 'vae-runtime[cpu]' or 'vae-runtime[gpu]'"
+        advice = _installed() if len(_distributions()) == 2 else choice
         raise DeviceError(f"ONNX Runtime cannot be imported ({error_line(error)}); {advice}") from error
     if not hasattr(onnxruntime, "InferenceSession"):
         raise DeviceError(f"ONNX Runtime is damaged; {_installed()}")
@@ -128,7 +127,7 @@ def import_onnxruntime() -> Any:
 
 
 def _strict(runtime: Any) -> Any:
-    """ONNX Runtime's session class, but never falling back to the CPU: it would, and say so on stdout."""
+    """Return ONNX Runtime's session class without its fallback to the CPU, which it reports on stdout."""
     never = property(lambda self: False, lambda self, value: None)
     return type("InferenceSession", (runtime.InferenceSession,), {"_enable_fallback": never})
 
@@ -139,16 +138,16 @@ _preloading = threading.Lock()
 def preload_cuda(runtime: Any) -> None:
     """Let ONNX Runtime find the CUDA libraries of the nvidia-* packages, keeping what it prints off stdout."""
     if hasattr(runtime, "preload_dlls"):
-        said = io.StringIO()
-        # Of two threads that redirect stdout at once, one would put back the other's.
-        with _preloading, contextlib.redirect_stdout(said):
+        printed = io.StringIO()
+        # Two threads that redirect stdout at once would restore each other's.
+        with _preloading, contextlib.redirect_stdout(printed):
             runtime.preload_dlls()
-        if said.getvalue().strip():
-            _logger().info("onnxruntime.preload_dlls: %s", said.getvalue().strip())
+        if printed.getvalue().strip():
+            _logger().info("onnxruntime.preload_dlls: %s", printed.getvalue().strip())
 
 
 def session_options(place: str, threads: int = 1, data: Mapping[str, bytes] | None = None) -> Any:
-    """Return the options that every session of ours has: an `onnxruntime.SessionOptions`.
+    """Return the options of every session, an `onnxruntime.SessionOptions`.
 
     Args:
         place: what to call the graph in errors.
@@ -156,7 +155,7 @@ def session_options(place: str, threads: int = 1, data: Mapping[str, bytes] | No
         data: the bytes of the files of weights that the graph may refer to, by name.
 
     Raises:
-        BundleError: there are such files, which this ONNX Runtime takes from the disk alone.
+        BundleError: there are such files, and this ONNX Runtime cannot take them from memory.
     """
     runtime = import_onnxruntime()
     options = runtime.SessionOptions()
@@ -167,17 +166,17 @@ def session_options(place: str, threads: int = 1, data: Mapping[str, bytes] | No
     if data:
         if not hasattr(options, "add_external_initializers_from_files_in_memory"):
             raise BundleError(
-                f"{place}: ONNX Runtime {runtime.__version__} takes no weights from beside a graph; a newer one "
-                "does: pip install --upgrade onnxruntime (or onnxruntime-gpu, where that is installed)"
+                f"{place}: ONNX Runtime {runtime.__version__} cannot load weights from a file beside a graph; a newer "
+                "version can: pip install --upgrade onnxruntime (or onnxruntime-gpu, where that is installed)"
             )
-        # From memory: from the disk, ONNX Runtime would take them relative to the working directory, unchecked.
+        # From memory: ONNX Runtime would read them from the working directory, unchecked.
         sizes = [len(part) for part in data.values()]
         options.add_external_initializers_from_files_in_memory(list(data), list(data.values()), sizes)
     return options
 
 
 def open_on(device: Device, content: bytes | str, options: Any, place: str) -> Any:
-    """Open ONNX Runtime's own session on a device, and on no other.
+    """Open ONNX Runtime's own session on a device, never on another.
 
     Args:
         device: an execution provider with its options.
@@ -189,8 +188,8 @@ def open_on(device: Device, content: bytes | str, options: Any, place: str) -> A
         An `onnxruntime.InferenceSession`.
 
     Raises:
-        BundleError: ONNX Runtime does not take the graph.
-        DeviceError: the session cannot be opened on the device, or came to be on another.
+        BundleError: ONNX Runtime does not load the graph.
+        DeviceError: the session cannot be opened on the device, or was opened on another.
     """
     runtime = import_onnxruntime()
     try:
@@ -202,14 +201,11 @@ def open_on(device: Device, content: bytes | str, options: Any, place: str) -> A
             f"{place}: ONNX Runtime {runtime.__version__} does not load this graph: {error_line(error)}"
         ) from error
     if hasattr(session, "_model_bytes"):
-        # Kept there to load the graph again for other providers: as much memory as all the weights.
+        # ONNX Runtime keeps it to load the graph again for other providers: as much memory as all the weights.
         session._model_bytes = None
     in_use = session.get_providers()
     if in_use[0] != device.provider:
-        raise DeviceError(
-            f"{place}: device {device}: {device.provider} was asked for, ONNX Runtime gave {in_use[0]}; "
-            + _hint(device)
-        )
+        raise DeviceError(f"{place}: device {device}: expected {device.provider}, got {in_use[0]}; " + _hint(device))
     return session
 
 
@@ -245,28 +241,28 @@ def _without_cuda(runtime: Any, text: str) -> str:
 
 
 def _distributions() -> dict[str, str]:
-    """The versions of the ONNX Runtime distributions that are installed."""
-    # Imported here: it costs more than the session, and only errors need it.
+    """Return the versions of the ONNX Runtime distributions that are installed."""
+    # Importing it costs more than opening a session, and only errors need it.
     from importlib import metadata
 
-    found = {}
+    versions = {}
     for name in ("onnxruntime", "onnxruntime-gpu"):
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _installed() -> str:
-    """Which ONNX Runtime distributions there are, and what to do about it."""
-    found = _distributions()
-    shown = " and ".join(f"{name} {version}" for name, version in found.items())
-    if len(found) == 2:
+    """Return which ONNX Runtime distributions are installed, and the next step."""
+    versions = _distributions()
+    shown = " and ".join(f"{name} {version}" for name, version in versions.items())
+    if len(versions) == 2:
         return (
             f"{shown} are both installed and overwrite each other: pip uninstall both, then pip install "
             "'vae-runtime[gpu]' or 'vae-runtime[cpu]'"
         )
-    if "onnxruntime" in found:
-        return f"installed is {shown}, for the CPU: pip uninstall onnxruntime, then pip install 'vae-runtime[gpu]'"
-    if "onnxruntime-gpu" in found:
-        return f"installed is {shown}"
+    if "onnxruntime" in versions:
+        return f"found {shown}, for the CPU: pip uninstall onnxruntime, then pip install 'vae-runtime[gpu]'"
+    if "onnxruntime-gpu" in versions:
+        return f"found {shown}"
     return "neither onnxruntime nor onnxruntime-gpu is installed as a package: pip install 'vae-runtime[gpu]'"

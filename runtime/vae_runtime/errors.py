@@ -60,11 +60,11 @@ def require_integer(name: str, value: object, low: int, high: int) -> int:
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise InputError(f"{name}: an integer is expected, got {value!r}") from None
+        raise InputError(f"{name}: expected an integer, got {value!r}") from None
     if not low <= number <= high:
         # Python itself refuses to spell out an integer of thousands of digits
         got = number if number.bit_length() <= 128 else f"one of {number.bit_length()} bits"
-        raise InputError(f"{name}: {low} … {high} is expected, got {got}")
+        raise InputError(f"{name}: expected {low} … {high}, got {got}")
     return number
 
 
@@ -76,5 +76,5 @@ def require_number(name: str, value: object, low: float, high: float) -> float:
     """
     number: Any = value if isinstance(value, numbers.Real) else math.nan
     if not low <= number <= high:
-        raise InputError(f"{name}: a number from {low:g} to {high:g} is expected, got {value!r}")
+        raise InputError(f"{name}: expected a number from {low:g} to {high:g}, got {value!r}")
     return float(number)

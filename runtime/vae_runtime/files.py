@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, synced, renamed."""
+"""Write files and folders that are whole or absent: under a temporary name, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[IO[bytes
                 write(file)
             file.flush()
             os.fsync(file.fileno())
-            # mkstemp makes files private; a result has the permissions any other new file would get
+            # mkstemp makes files private; give the result the permissions of any other new file.
             if hasattr(os, "fchmod"):
                 os.fchmod(file.fileno(), 0o666 & ~_umask())
         os.replace(temporary, target)
@@ -61,26 +61,26 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[IO[bytes
 def write_folder(target: str | os.PathLike[str], files: Mapping[str, bytes | Path], *, replace: bool = False) -> None:
     """Write a folder so that the path holds the old folder or all of the new, whatever interrupts it.
 
-    The files are written and synced in a hidden folder beside the target, which is then renamed. To replace a folder
-    the two are exchanged in one step where the system can (Linux, macOS); elsewhere the old one is moved aside first,
-    and put back by the next call if this one is killed in between. What killed calls left behind is removed.
+    The files are written and synced in a hidden folder beside the target, which is then renamed. To replace a folder,
+    the two are exchanged in one step where the system can (Linux, macOS). Elsewhere the old one is moved aside first;
+    if this call is killed in between, the next one puts it back. What killed calls left behind is removed.
 
     Args:
         target: the folder to write; missing parents are made.
         files: the content of each file, or a file to copy it from, by its relative path, with forward slashes.
-        replace: whether a folder already there gives way.
+        replace: whether an existing folder is replaced.
 
     Raises:
-        VaeError: the target exists, is no folder, or cannot be written; nothing is left behind.
+        VaeError: the target exists, is not a folder, or cannot be written; nothing is left behind.
     """
     target = Path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _clean_up(target)
         if os.path.lexists(target) and not replace:
-            raise VaeError(f"{target}: exists already; choose another place or replace it with --force")
+            raise VaeError(f"{target}: already exists; choose another place or replace it with --force")
         if target.is_symlink() or (target.exists() and not target.is_dir()):
-            raise VaeError(f"{target}: a folder is expected, got a file or a link; choose another place")
+            raise VaeError(f"{target}: expected a folder, got a file or a link; choose another place")
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent))
     except OSError as error:
         raise VaeError(f"{target}: cannot write here: {error_line(error)}; choose a folder that is writable") from error
@@ -95,7 +95,7 @@ def write_folder(target: str | os.PathLike[str], files: Mapping[str, bytes | Pat
     except OSError as error:
         raise VaeError(f"{target}: not written: {error_line(error)}; {_advice(error)}") from error
     finally:
-        # the unfinished folder, or after an exchange the old one
+        # The unfinished folder, or the old one after an exchange.
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -132,14 +132,14 @@ def _swap(new: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two folders in one step; False where the system or the file system cannot."""
+    """Exchange two folders in one step; return False where the system or the file system cannot."""
     import ctypes
 
-    here, paths = -100, (os.fsencode(one), os.fsencode(other))
+    at_cwd, paths = -100, (os.fsencode(one), os.fsencode(other))
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         if sys.platform == "linux":
-            failed = libc.renameat2(here, paths[0], here, paths[1], 2)  # RENAME_EXCHANGE
+            failed = libc.renameat2(at_cwd, paths[0], at_cwd, paths[1], 2)  # RENAME_EXCHANGE
         elif sys.platform == "darwin":
             failed = libc.renamex_np(paths[0], paths[1], 2)  # RENAME_SWAP
         else:
@@ -153,8 +153,8 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _clean_up(target: Path) -> None:
-    """Put back a folder that a killed call had moved aside, and remove what such calls left."""
-    # mkdtemp's names, and those alone: of the targets "a" and "a.b" neither may take what is the other's
+    """Put back a folder that a killed call moved aside, and remove what such calls left."""
+    # Only mkdtemp's names: the targets "a" and "a.b" must not take each other's folders.
     ours = re.compile(rf"\.{re.escape(target.name)}\.[^.]+({re.escape(_PARTIAL)}|{re.escape(_ASIDE)})")
     with os.scandir(target.parent) as entries:
         left = [Path(entry) for entry in entries if ours.fullmatch(entry.name)]
@@ -169,18 +169,18 @@ def _clean_up(target: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold a lock that ends with the process, so that a folder in the making is not taken for one left behind.
+    """Hold a lock that ends with the process, so that no call takes an unfinished folder for one left behind.
 
     Args:
-        folder: what is locked.
-        shared: with others that share it too; else alone.
+        folder: the folder to lock.
+        shared: whether other holders may share the lock.
 
     Raises:
         BlockingIOError: another process holds it.
     """
     try:
         import fcntl
-    except ImportError:  # Windows refuses to remove files that are open, which serves as well
+    except ImportError:  # Windows refuses to remove open files, which serves the purpose
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -208,7 +208,7 @@ def _advice(error: OSError) -> str:
 
 
 def _umask() -> int:
-    # The process's mask can be read only by setting it, which races with other threads; Linux shows it in /proc.
+    # Python reads the mask only by setting it, which races with other threads; Linux shows it in /proc.
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
             for line in status:

@@ -1,4 +1,4 @@
-"""Read the golden vectors of a bundle: fixed inputs, and what PyTorch and every variant answered on export."""
+"""Read the golden vectors of a bundle: fixed inputs, and the answers of PyTorch and every variant at export."""
 
 from __future__ import annotations
 
@@ -18,22 +18,20 @@ Array = NDArray[Any]
 
 
 def golden_tensors(manifest: Manifest) -> dict[str, TensorSpec]:
-    """What the golden vectors hold, by name: the inputs that are stored, and the outputs by
-    "component/variant/output".
-    """
+    """Return the tensors of the golden vectors by name: stored inputs, and outputs as "component/variant/output"."""
     drawn = _drawn(manifest)
-    found: dict[str, TensorSpec] = {}
+    tensors: dict[str, TensorSpec] = {}
     for component, variants in manifest.components.items():
-        found |= {given.name: given for given in manifest.inputs(component) if given.name not in drawn}
+        tensors |= {tensor.name: tensor for tensor in manifest.inputs(component) if tensor.name not in drawn}
         for source in ["pytorch", *variants]:
-            found |= {f"{component}/{source}/{output.name}": output for output in manifest.outputs(component)}
-    return found
+            tensors |= {f"{component}/{source}/{output.name}": output for output in manifest.outputs(component)}
+    return tensors
 
 
 def read_golden(bundle: Bundle) -> dict[str, Array]:
-    """The arrays of the golden vectors by name, all that the manifest asks for and of the right shape and dtype.
+    """Return the arrays of the golden vectors by name, checked against the manifest.
 
-    These are `golden_tensors` of its manifest; each is [n, *shape].
+    They are the `golden_tensors` of the manifest; each is [n, *shape].
 
     Raises:
         BundleError: the file is damaged, or an array is missing or of another shape or dtype.
@@ -46,21 +44,21 @@ def read_golden(bundle: Bundle) -> dict[str, Array]:
 
 
 def golden_inputs(bundle: Bundle, component: str, golden: Mapping[str, Array]) -> dict[str, Array]:
-    """What the golden answers of a component answer, by name in the order of its signature; each is [n, *shape].
+    """Return the inputs of a component's golden answers by name, in the order of its signature; each is [n, *shape].
 
-    Latents with a normal prior are drawn with vnoise-1; all else is stored.
+    Latents with a normal prior are drawn with vnoise-1; all other inputs are stored.
     """
     seed, n = bundle.manifest.golden.seed, bundle.manifest.golden.n
     drawn = _drawn(bundle.manifest)
 
-    def value(given: TensorSpec) -> Array:
-        if given.name not in drawn:
-            return golden[given.name]
-        return noise.normal(seed, 0, n, given.shape, noise.stream_of(noise.PRIOR, drawn[given.name]))
+    def value(tensor: TensorSpec) -> Array:
+        if tensor.name not in drawn:
+            return golden[tensor.name]
+        return noise.normal(seed, 0, n, tensor.shape, noise.stream_of(noise.PRIOR, drawn[tensor.name]))
 
-    return {given.name: value(given) for given in bundle.manifest.inputs(component)}
+    return {tensor.name: value(tensor) for tensor in bundle.manifest.inputs(component)}
 
 
 def _drawn(manifest: Manifest) -> dict[str, int]:
-    """The numbers of the latents that the golden vectors do not store, by name."""
+    """Return the numbers of the latents that the golden vectors do not store, by name."""
     return {latent.name: j for j, latent in enumerate(manifest.latents) if latent.prior.kind == "normal"}

@@ -1,4 +1,4 @@
-"""Observations as pictures: a grid, written as PNG. Needs the extra `image` (Pillow) for the writing alone."""
+"""Lay out observations as pictures, and write them as PNG; only writing needs the extra `image` (Pillow)."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def grid(
 
     Args:
         x: float32 [n, H, W] or [n, C, H, W] with C = 1 (grey), 3 (RGB) or 4 (RGBA).
-        columns: pictures in a row; by default about as many as rows.
-        value_range: the values shown darkest and brightest; by default the least and the greatest that are there.
-            Values beyond are cut.
+        columns: pictures in a row; by default, about as many as rows.
+        value_range: the values shown darkest and brightest; by default, the minimum and the maximum. Values beyond
+            are clipped.
 
     Returns:
         uint8 [height, width] or [height, width, C].
 
     Raises:
-        InputError: the observations are no pictures.
+        InputError: the observations are not pictures.
     """
     images = x[:, None] if x.ndim == 3 else x
     if not len(x):
-        raise InputError("observations: at least one is expected, got none")
+        raise InputError("observations: expected at least one, got none")
     if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
         raise InputError(
-            f"observations of shape {list(x.shape[1:])} are no pictures ([H, W], or [C, H, W] with C = 1, 3 or 4); "
+            f"observations of shape {list(x.shape[1:])} are not pictures ([H, W], or [C, H, W] with C = 1, 3 or 4); "
             "write them as .npy"
         )
     low, high = value_range or (float(images.min()), float(images.max()))
@@ -70,18 +70,18 @@ def pairs(
     return grid(np.concatenate(rows), columns=across, value_range=value_range)
 
 
-def png(picture: NDArray[np.uint8], *, least_side: int = 400) -> bytes:
-    """A picture as the content of a PNG file.
+def png(picture: NDArray[np.uint8], *, min_side: int = 400) -> bytes:
+    """Return a picture as the content of a PNG file.
 
     Args:
         picture: uint8 [height, width] or [height, width, 3 or 4].
-        least_side: smaller pictures are enlarged by a whole factor to about this many pixels.
+        min_side: smaller pictures are enlarged by a whole factor to about this many pixels.
 
     Raises:
         VaeError: Pillow is missing.
     """
     image = require_pillow().fromarray(picture)
-    factor = max(1, round(least_side / min(picture.shape[:2])))
+    factor = max(1, round(min_side / min(picture.shape[:2])))
     if factor > 1:
         image = image.resize((image.width * factor, image.height * factor), resample=0)
     file = io.BytesIO()
@@ -90,7 +90,7 @@ def png(picture: NDArray[np.uint8], *, least_side: int = 400) -> bytes:
 
 
 def require_pillow() -> Any:
-    """Pillow's Image module.
+    """Return Pillow's Image module.
 
     Raises:
         VaeError: Pillow is not installed; the message names the extra.

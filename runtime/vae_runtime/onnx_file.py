@@ -1,4 +1,4 @@
-"""Read the protobuf frame of an ONNX file: where its tensors' numbers are, and which operators it has."""
+"""Read the protobuf frame of an ONNX file: the places of its tensors' numbers, and its operators."""
 
 from __future__ import annotations
 
@@ -24,51 +24,51 @@ _HOLDS_TENSORS = {
     "tensor": {},
 }
 _EXTERNAL_DATA = 13
-_WHOLE_NUMBER = re.compile("[0-9]{1,19}")
+_WHOLE_NUMBER = "[0-9]{1,19}"
 
 
 def check_external_data(content: Any, place: str, data: Mapping[str, bytes]) -> None:
     """Raise BundleError if a tensor's numbers are neither inline nor in `data`.
 
-    ONNX Runtime would read them from the working directory; some versions that are supported follow an absolute path,
-    and take "*/_ORT_MEM_ADDR_/*" for this process's own memory. It takes from memory what an initializer of the main
-    graph refers to, and reads from the disk what one of a subgraph does.
+    ONNX Runtime would read them from the working directory. Some supported versions follow an absolute path, and take
+    "*/_ORT_MEM_ADDR_/*" for this process's own memory. Given files in memory, ONNX Runtime uses them for initializers
+    of the main graph, but reads those of a subgraph from the disk.
     """
     try:
         with memoryview(content) as whole:
             tensors = list(_external_tensors(whole, "model"))
     except (IndexError, ValueError, RecursionError):
-        raise BundleError(f"{place}: an ONNX graph is expected; copy or export the bundle again") from None
+        raise BundleError(f"{place}: expected an ONNX graph; copy or export the bundle again") from None
     if tensors and not data:
         raise BundleError(
-            f"{place}: a tensor's numbers are in another file, inline ones are expected; export the bundle again"
+            f"{place}: a tensor's numbers are in another file, expected inline numbers; export the bundle again"
         )
     for message, entries in tensors:
         if message != "initializer":
             raise BundleError(
-                f"{place}: a tensor's numbers are in another file, which is expected of the main graph's initializers "
-                "alone; export the bundle again"
+                f"{place}: a tensor's numbers are in another file, which is allowed only for initializers of the "
+                "main graph; export the bundle again"
             )
-        found = dict(entries)
-        offset, length = found.get("offset", "0"), found.get("length", "")
-        right = len(found) == len(entries) and found.keys() <= {"location", "offset", "length"}
-        right = right and found.get("location") in data
-        right = right and bool(_WHOLE_NUMBER.fullmatch(offset) and _WHOLE_NUMBER.fullmatch(length))
-        # To ONNX Runtime, the length 0 is none given.
-        if not right or not 0 < int(length) <= len(data[found["location"]]) - int(offset):
+        keys = dict(entries)
+        offset, length = keys.get("offset", "0"), keys.get("length", "")
+        right = len(keys) == len(entries) and keys.keys() <= {"location", "offset", "length"}
+        right = right and keys.get("location") in data
+        right = right and bool(re.fullmatch(_WHOLE_NUMBER, offset) and re.fullmatch(_WHOLE_NUMBER, length))
+        # ONNX Runtime takes the length 0 for no length.
+        if not right or not 0 < int(length) <= len(data[keys["location"]]) - int(offset):
             got = ", ".join(f"{key} {value!r}" for key, value in entries)
             files = " or ".join(f"{name} ({len(part)} bytes)" for name, part in data.items())
             raise BundleError(
-                f"{place}: a tensor's numbers within {files} are expected, got {got[:300]}; export the bundle again"
+                f"{place}: expected a tensor's numbers within {files}, got {got[:300]}; export the bundle again"
             )
 
 
 def _external_tensors(content: memoryview, message: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Each tensor with its numbers elsewhere: the kind of message it is, and its keys and values that say where."""
+    """Yield the kind of message of each tensor whose numbers are elsewhere, with the keys and values that say where."""
     entries = []
     for number, value in _fields(content):
         if number == _EXTERNAL_DATA and message in ("tensor", "initializer"):
-            # A key or value that stands twice counts as protobuf counts it: the last.
+            # Protobuf counts the last of a repeated key or value.
             entry = dict(_fields(value))
             key, text = (bytes(entry.get(number, b"")).decode(errors="replace") for number in (1, 2))
             entries.append((key, text))
@@ -79,11 +79,11 @@ def _external_tensors(content: memoryview, message: str) -> Iterator[tuple[str, 
 
 
 def _fields(content: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The number and the content of each field of a protobuf message that has a length."""
+    """Yield the number and the content of each field of a protobuf message that has a length."""
     position = 0
     while position < len(content):
         tag, position = _varint(content, position)
-        # 32 bits are what protobuf's own reader keeps of a tag
+        # Protobuf's own reader keeps 32 bits of a tag.
         number, kind = (tag & 0xFFFFFFFF) >> 3, tag & 7
         if kind == 0:
             _, position = _varint(content, position)
@@ -108,7 +108,7 @@ def _varint(content: memoryview, position: int) -> tuple[int, int]:
     raise ValueError("a varint of more than ten bytes")
 
 
-# Operators, each a domain, the version of its operator set, and a name.
+# An operator is a domain, the version of its operator set, and a name.
 
 # Where ONNX's messages hold nodes, by field number; onnx.proto is the specification.
 _HOLDS_NODES = {
@@ -118,30 +118,34 @@ _HOLDS_NODES = {
     "node": {5: "attribute"},
     "attribute": {6: "graph", 11: "graph"},
 }
-# By number, a model's, a function's and a node's other fields.
+# Numbers of other fields of a model, a function and a node.
 _MODEL_OPSET, _MODEL_FUNCTION = 8, 25
 _FUNCTION_NAME, _FUNCTION_OPSET, _FUNCTION_DOMAIN = 1, 9, 10
 _NODE_OPERATOR, _NODE_DOMAIN = 4, 7
 
 
 def operators_of(content: bytes, place: str) -> set[tuple[str, int, str]]:
-    """The operators of a graph, its subgraphs and its functions; what calls a function is none."""
+    """Return the operators of a graph, its subgraphs and its functions, without calls of those functions.
+
+    Raises:
+        BundleError: the content is not an ONNX graph.
+    """
     try:
         with memoryview(content) as model:
             functions = [value for number, value in _fields(model) if number == _MODEL_FUNCTION]
             own = {(_text(each, _FUNCTION_DOMAIN), _text(each, _FUNCTION_NAME)) for each in functions}
             parts = [("model", model, _MODEL_OPSET), *(("function", each, _FUNCTION_OPSET) for each in functions)]
-            found = set()
+            operators = set()
             for kind, part, opset in parts:
                 versions = dict(_version(value) for number, value in _fields(part) if number == opset)
                 for node in _nodes(part, kind):
                     operator = _text(node, _NODE_DOMAIN), _text(node, _NODE_OPERATOR)
                     if operator not in own:
                         domain = operator[0] or "ai.onnx"
-                        found.add((domain, versions[domain], operator[1]))
+                        operators.add((domain, versions[domain], operator[1]))
     except (IndexError, KeyError, ValueError, RecursionError):
-        raise BundleError(f"{place}: an ONNX graph is expected; copy or export the bundle again") from None
-    return found
+        raise BundleError(f"{place}: expected an ONNX graph; copy or export the bundle again") from None
+    return operators
 
 
 def _nodes(content: memoryview, message: str) -> Iterator[memoryview]:
@@ -154,12 +158,12 @@ def _nodes(content: memoryview, message: str) -> Iterator[memoryview]:
 
 
 def _text(content: memoryview, field: int) -> str:
-    """A text field of a message; where it stands twice, as protobuf counts it: the last."""
+    """Return a text field of a message; protobuf counts the last where it is repeated."""
     return bytes(dict(_fields(content)).get(field, b"")).decode()
 
 
 def _version(content: memoryview) -> tuple[str, int]:
-    """An operator set's domain and version: an OperatorSetIdProto."""
+    """Return the domain and version of an operator set, an OperatorSetIdProto."""
     domain, version, position = _text(content, 1), 0, 0
     while position < len(content):
         tag, position = _varint(content, position)

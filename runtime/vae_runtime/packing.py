@@ -1,4 +1,4 @@
-"""Pack the least that a device needs: some graphs of a bundle as a bundle of their own, a folder or one .zip file."""
+"""Pack what a device needs: some graphs of a bundle as a smaller bundle, a folder or a .zip file."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ __all__ = ["OPERATORS", "pack", "parse_only"]
 OPERATORS = "required_operators.config"
 
 _CARD = "README.md"
-# A model card is a few KiB of text; what is larger stays behind.
+# A model card is a few KiB of text; a larger file is left out.
 _MOST_CARD = 2**16
-# What packing says at the top of a card.
+# The line that packing puts at the top of a card.
 _NOTE = re.compile(rb"\A> Packed: [^\n]*\n\n")
 _PICTURE = re.compile(rb"^!\[[^\]\n]*\]\(([^)\n]*)\)\n?", re.MULTILINE)
 
@@ -42,43 +42,43 @@ def pack(
     force: bool = False,
     digest: str | None = None,
 ) -> str:
-    """Write a bundle of some graphs of another: no TorchScript, no pictures, golden vectors of these graphs alone.
+    """Write a bundle of some graphs of another: without TorchScript and pictures, with these graphs' golden vectors.
 
     The same bundle and arguments give the same bytes (with `operators`, on the same machine).
 
     Args:
-        bundle: the bundle's folder or .zip file; every file that is taken from it is checked.
-        out: the folder to write, or the file where it ends in .zip.
+        bundle: the bundle's folder or .zip file; every file taken from it is checked.
+        out: the folder to write, or a file if it ends in .zip.
         only: "decoder" or "encoder" for all of its graphs that ONNX Runtime runs, "decoder/int8" for one; several as a
-            sequence or joined by commas. By default all of both.
-        operators: also write required_operators.config, for a build of ONNX Runtime with no other operators than those
-            of the graphs, as they are and as ONNX Runtime optimises them on this machine.
-        force: replace a bundle that is there.
-        digest: "sha256:…" of the bundle to pack; any other is refused.
+            sequence or joined by commas. By default, all graphs of both.
+        operators: also write required_operators.config, for a build of ONNX Runtime with only the operators of the
+            graphs, as they are and as ONNX Runtime optimizes them on this machine.
+        force: replace an existing bundle.
+        digest: "sha256:…" of the bundle to pack; any other bundle is refused.
 
     Returns:
-        The digest of what was written, "sha256:…".
+        The digest of the bundle written, "sha256:…".
 
     Raises:
-        BundleError: the bundle is missing or damaged, or has no such graph.
-        DeviceError: `operators`, and ONNX Runtime is missing.
-        InputError: an argument is not of the right form, or `out` is or lies in the bundle itself.
-        VaeError: `out` is there already, or cannot be written; nothing is left behind.
+        BundleError: the bundle is missing or damaged, or lacks a graph of `only`.
+        DeviceError: ONNX Runtime is missing, with `operators`.
+        InputError: an argument has the wrong form, or `out` lies in the bundle itself.
+        VaeError: `out` already exists, or cannot be written; nothing is left behind.
     """
     if not isinstance(only, (str, Sequence)):
-        raise InputError(f"only: names of graphs are expected, got {only!r}")
-    wanted = parse_only([only] if isinstance(only, str) else only)
+        raise InputError(f"only: expected names of graphs, got {only!r}")
+    chosen = parse_only([only] if isinstance(only, str) else only)
     source = open_bundle(bundle, digest)
     try:
         target = Path(os.fspath(out))
-        here = Path(os.path.realpath(target))
+        resolved = Path(os.path.realpath(target))
     except (TypeError, ValueError):
-        raise InputError(f"out: a path of a folder, or of a file that ends in .zip, is expected, got {out!r}") from None
-    there = Path(os.path.realpath(source.path))
-    if here == there or there in here.parents:
-        raise InputError(f"{out}: a place outside of the bundle is expected; what is added there would spoil it")
+        raise InputError(f"out: expected the path of a folder, or of a file that ends in .zip, got {out!r}") from None
+    bundle_path = Path(os.path.realpath(source.path))
+    if resolved == bundle_path or bundle_path in resolved.parents:
+        raise InputError(f"{out}: expected a place outside the bundle, which a new file would spoil")
     require_replaceable(target, force, zipped=is_zip(target))
-    manifest = _cut(source, wanted)
+    manifest = _cut(source, chosen)
     files = {
         path: source.read(path)
         for variant in manifest.variants
@@ -103,30 +103,30 @@ def pack(
 
 
 def parse_only(texts: Iterable[str]) -> list[tuple[str, str | None]]:
-    """Components, each with the name of a variant or None for all, from texts such as "encoder,decoder/int8".
+    """Return components, each with the name of a variant or None for all, from texts such as "encoder,decoder/int8".
 
     Raises:
-        InputError: a text is of another form.
+        InputError: a text has another form.
     """
-    found = []
+    parts = []
     for text in texts:
         for part in text.split(",") if isinstance(text, str) else [text]:
             component, slash, name = part.partition("/") if isinstance(part, str) else ("", "", "")
             if component not in COMPONENTS or (slash and not name) or "/" in name:
                 one = "encoder, decoder, or one of them and a variant, such as decoder/int8,"
-                raise InputError(f"only: {one} is expected, got {part!r}")
-            found.append((component, name or None))
-    return found
+                raise InputError(f"only: expected {one} got {part!r}")
+            parts.append((component, name or None))
+    return parts
 
 
-def _cut(source: Bundle, wanted: Sequence[tuple[str, str | None]]) -> Manifest:
-    """The manifest of the chosen variants, in the order of their declaration."""
+def _cut(source: Bundle, only: Sequence[tuple[str, str | None]]) -> Manifest:
+    """Return the manifest of the chosen variants, in the order of their declaration."""
     chosen: dict[str, dict[str, Variant]] = {component: {} for component in COMPONENTS}
-    for component, name in wanted or [(component, None) for component in source.manifest.components]:
-        # Refuses what is not there or not ONNX Runtime's.
-        found = source.variant(component, name)
+    for component, name in only or [(component, None) for component in source.manifest.components]:
+        # Refuses a variant that is missing or not ONNX Runtime's.
+        named = source.variant(component, name)
         for variant in source.manifest.components[component].values():
-            if variant == found or (name is None and variant.executor == "ort"):
+            if variant == named or (name is None and variant.executor == "ort"):
                 chosen[component][variant.name] = variant
     for component, variants in chosen.items():
         declared = source.manifest.components.get(component, {})
@@ -135,14 +135,14 @@ def _cut(source: Bundle, wanted: Sequence[tuple[str, str | None]]) -> Manifest:
         source.manifest,
         encoder=chosen["encoder"],
         decoder=chosen["decoder"],
-        # Of a pack of a pack: the bundle that has all there was.
+        # A pack of a pack names the bundle that has every graph.
         packed_from=source.manifest.packed_from or source.digest,
         reader=f"vae-runtime>={__version__}",
     )
 
 
 def _golden(source: Bundle, manifest: Manifest) -> bytes:
-    """The golden vectors of the graphs that are left."""
+    """Return the golden vectors of the chosen graphs, an .npz file."""
     import zipfile
 
     import numpy as np
@@ -158,7 +158,7 @@ def _golden(source: Bundle, manifest: Manifest) -> bytes:
 
 
 def _card(source: Bundle, manifest: Manifest) -> bytes | None:
-    """The model card, which carries the license, under a line that says what is left of what it describes."""
+    """Return the model card, which carries the license, under a line that names the chosen graphs."""
     if _CARD not in source.sums:
         return None
     card = source.read(_CARD)
@@ -172,27 +172,27 @@ def _card(source: Bundle, manifest: Manifest) -> bytes | None:
 
 
 def _required_operators(source: Bundle, manifest: Manifest) -> bytes:
-    """The configuration of a reduced ONNX Runtime build: lines of `domain;version;Operator,Operator`.
+    """Return the configuration of a reduced ONNX Runtime build: lines of `domain;version;Operator,Operator`.
 
-    Each graph's own operators are in it, which that runtime looks up first, and those that its optimisations make of
+    It has each graph's own operators, which that runtime looks up first, and those that its optimizations make of
     them, level by level: which fusions apply depends on the processor and on how the device's runtime was built.
     """
     import platform
 
-    found: set[tuple[str, int, str]] = set()
+    required: set[tuple[str, int, str]] = set()
     for variant in manifest.variants:
         place = str(source.path / variant.path)
         content, data = source.read(variant.path), source.data(variant)
-        found |= operators_of(content, place)
+        required |= operators_of(content, place)
         for level in OPTIMIZATIONS:
-            found |= operators_of(optimized(content, data, level, place), place)
+            required |= operators_of(optimized(content, data, level, place), place)
     sets: dict[tuple[str, int], list[str]] = {}
-    for domain, version, operator in sorted(found):
+    for domain, version, operator in sorted(required):
         sets.setdefault((domain, version), []).append(operator)
     graphs = ", ".join(f"{variant.component}/{variant.name}" for variant in manifest.variants)
     lines = [
         f"# {graphs} of the bundle {source.digest},",
-        f"# as exported, and as ONNX Runtime {onnxruntime_version()} optimises them on {platform.machine()}",
+        f"# as exported, and as ONNX Runtime {onnxruntime_version()} optimizes them on {platform.machine()}",
         *(f"{domain};{version};{','.join(names)}" for (domain, version), names in sets.items()),
     ]
     return "".join(f"{line}\n" for line in lines).encode()

@@ -12,20 +12,20 @@ from typing import IO, TYPE_CHECKING, Any
 from .errors import BundleError, VaeError, error_line
 
 if TYPE_CHECKING:
-    # 3 % of a cold start.
+    # Not imported to sample: 3 % of a cold start.
     from pathlib import Path
 
 __all__ = ["PATH", "Archive", "Folder", "Place", "archive_entry", "clash_of", "is_zip", "open_place", "write_zip"]
 
-# The path of a file in a bundle.
-PATH = re.compile("[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
-# Of a .zip file (APPNOTE.TXT of PKWARE): the header before each file's bytes, its entry in the directory, and the end.
+# The pattern of a file's path in a bundle.
+PATH = "[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*"
+# A .zip file (APPNOTE.TXT of PKWARE): the header before each file's bytes, its entry in the directory, and the end.
 _LOCAL, _ENTRY, _END = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s4H2LH")
-# Of the flags the one that may be set, and the version 2.0, which is enough for files as they are.
+# The one flag that may be set, and version 2.0, which suffices for uncompressed files.
 _UTF8, _VERSION = 0x800, 20
-# Far above any real ones.
+# Far above any real bundle's.
 _MAX_DIRECTORY, _MAX_NAME = 2**20, 1024
-# Sizes and offsets of a .zip file have 32 bits, those without Zip64.
+# Without Zip64, sizes and offsets have 32 bits.
 _MAX_ZIP = 2**32 - 2**21
 
 
@@ -33,28 +33,28 @@ def open_place(root: str) -> Place:
     """Open the folder or the .zip file of a bundle.
 
     Raises:
-        BundleError: there is neither, or the file is not in the form that a bundle's .zip file has.
+        BundleError: there is neither, or the file is not a bundle's .zip file.
     """
     if os.path.isdir(root):
         return Folder(root)
     if os.path.isfile(root):
         return Archive(root)
-    state = "is not a folder, nor a .zip file" if os.path.exists(root) else "does not exist"
+    state = "is neither a folder nor a .zip file" if os.path.exists(root) else "does not exist"
     raise BundleError(f"{root}: {state}; give the folder of a bundle, as `vae-export export` writes it")
 
 
 class Place:
-    """Where the files of a bundle are. Each is named by its path relative to `root`, with forward slashes."""
+    """Where the files of a bundle are. A file's name is its path relative to `root`, with forward slashes."""
 
     def __init__(self, root: str) -> None:
         self.root = root
 
     def path_of(self, relative: str) -> str:
-        """Return where a file is, for errors."""
+        """Return the path of a file, for errors."""
         return os.path.join(self.root, relative)
 
     def names(self) -> Iterator[str]:
-        """Return the relative path of everything that is no folder."""
+        """Return the name of everything that is not a folder."""
         raise NotImplementedError
 
     def holds(self, relative: str) -> bool:
@@ -66,8 +66,8 @@ class Place:
 
         Args:
             relative: the file.
-            limit: the most bytes that it may have.
-            alone: whether further names of the same file (hard links) are refused.
+            limit: the maximum size in bytes.
+            alone: whether to refuse a file that has further names (hard links).
 
         Raises:
             BundleError: the file is missing, not a plain file, too large, or cannot be read.
@@ -79,7 +79,7 @@ class Folder(Place):
     """The files of a bundle in a folder."""
 
     def names(self) -> Iterator[str]:
-        """Return the relative path of everything that is no folder."""
+        """Return the name of everything that is not a folder."""
         for folder, folders, files in os.walk(self.root, onerror=_raise):
             for entry in [*folders, *files]:
                 place = os.path.join(folder, entry)
@@ -91,22 +91,20 @@ class Folder(Place):
         return os.path.isfile(self.path_of(relative))
 
     def read(self, relative: str, *, limit: int | None = None, alone: bool = False) -> bytes:
-        """Return the content of a plain file; links (the folder itself may be one), pipes and devices are refused."""
+        """Return the content of a plain file; refuse links (the root itself may be one), pipes and devices."""
         place = self.root
         try:
             for part in relative.split("/"):
                 place = os.path.join(place, part)
                 status = os.lstat(place)
                 if stat.S_ISLNK(status.st_mode):
-                    raise BundleError(
-                        f"{place}: a link, which a bundle must not hold; copy the bundle with its real files"
-                    )
+                    raise BundleError(f"{place}: expected a file, got a link; copy the bundle with its real files")
             if not stat.S_ISREG(status.st_mode):
-                raise BundleError(f"{place}: a plain file is expected; copy the bundle again")
+                raise BundleError(f"{place}: expected a plain file; copy the bundle again")
             if alone and status.st_nlink > 1:
                 raise BundleError(
-                    f"{place}: a link, hard links included, which a graph's weights must not be: the file has "
-                    f"{status.st_nlink} names; copy the bundle with its real files"
+                    f"{place}: expected a file of weights with one name, got one with {status.st_nlink} (hard "
+                    f"links); copy the bundle with its real files"
                 )
             _require_small(place, status.st_size, limit)
             with open(place, "rb") as file:
@@ -120,19 +118,19 @@ class Folder(Place):
 class Archive(Place):
     """The files of a bundle in a .zip file.
 
-    The file holds what the format asks for, byte after byte, and nothing else: each header with its file as it is, the
-    directory, the end. So two programs cannot read it differently, and nothing in it is larger than it looks. All this
-    would have to be checked here if zipfile read it too, whose import takes 7 % of a cold start.
+    The file holds exactly what the format says: each header with its uncompressed file, the directory, the end, and
+    not a byte more. So two programs cannot read it differently, and no file in it is larger than it looks. With zipfile
+    the same checks would be needed here, and its import takes 7 % of a cold start.
     """
 
     def __init__(self, root: str) -> None:
         """Read the directory, and hold each header against it.
 
         Raises:
-            BundleError: the file is no such archive, or cannot be read.
+            BundleError: the file is not such an archive, or cannot be read.
         """
         super().__init__(root)
-        # Where each file's bytes are, how many, and their CRC-32.
+        # The position, the size and the CRC-32 of each file's bytes.
         self._members: dict[str, tuple[int, int, int]] = {}
         try:
             with open(root, "rb") as file:
@@ -155,7 +153,7 @@ class Archive(Place):
             raise BundleError(f"{place}: missing; copy the bundle again")
         start, size, crc = self._members[relative]
         _require_small(place, size, limit)
-        import zlib  # of folders not needed
+        import zlib  # folders do without
 
         try:
             with open(self.root, "rb") as file:
@@ -172,58 +170,58 @@ class Archive(Place):
         file.seek(max(0, whole - _END.size))
         end = file.read(_END.size)
         if len(end) < _END.size or not end.startswith(b"PK\5\6"):
-            raise self._wrong("one that ends without a comment is expected")
-        _, disk, first_disk, here, count, size, start, comment = _END.unpack(end)
-        if (disk, first_disk, here, comment) != (0, 0, count, 0) or start + size + _END.size != whole:
-            raise self._wrong("one below 4 GiB, with its directory right before its end, is expected")
+            raise self._refusal("expected one that ends without a comment")
+        _, disk, first_disk, disk_count, count, size, start, comment = _END.unpack(end)
+        if (disk, first_disk, disk_count, comment) != (0, 0, count, 0) or start + size + _END.size != whole:
+            raise self._refusal("expected one below 4 GiB, with its directory right before its end")
         if size > _MAX_DIRECTORY:
-            raise self._wrong(f"a directory of at most {_MAX_DIRECTORY} bytes is expected, got {size}")
+            raise self._refusal(f"expected a directory of at most {_MAX_DIRECTORY} bytes, got {size}")
         file.seek(start)
         directory = file.read(size)
         entry = position = 0
         for _ in range(count):
             fields = directory[entry : entry + _ENTRY.size]
             if len(fields) < _ENTRY.size or not fields.startswith(b"PK\1\2"):
-                raise self._wrong(f"{count} files are expected from its end, the directory has {len(self._members)}")
+                raise self._refusal(f"its end says {count} files, its directory has {len(self._members)}")
             entry += _ENTRY.size
-            # From the version to the length of the name, as before the file; then of extra fields and of a comment.
+            # First the fields of the header before the file: from the version to the length of the name.
             *shared, extra, comment, disk, _, mode, offset = _ENTRY.unpack(fields)[2:]
             version, flags, method, _, _, crc, packed, size, length = shared
             raw = directory[entry : entry + length]
             entry += length
             name = raw.decode("ascii", errors="replace")
-            if not PATH.fullmatch(name):
-                raise self._wrong(f"paths of names of A-Za-z0-9._- are expected, got {name[:200]!r}")
+            if not re.fullmatch(PATH, name):
+                raise self._refusal(f"expected paths of names of A-Za-z0-9._-, got {name[:200]!r}")
             if name in self._members:
-                raise self._wrong(f"{name}: it is there twice")
+                raise self._refusal(f"{name}: expected once, got twice")
             if stat.S_IFMT(mode >> 16) not in (0, stat.S_IFREG):
-                raise self._wrong(f"{name}: a plain file is expected, it is a link, a folder or the like")
+                raise self._refusal(f"{name}: expected a plain file, got a link, a folder or the like")
             if flags & ~_UTF8 or method or packed != size or version > _VERSION:
-                raise self._wrong(f"{name}: a file as it is, neither compressed nor encrypted, is expected (zip -0)")
+                raise self._refusal(f"{name}: expected a file that is neither compressed nor encrypted (zip -0)")
             if extra or comment or disk:
-                raise self._wrong(f"{name}: no extra fields and no comment are expected (zip -X)")
+                raise self._refusal(f"{name}: expected no extra fields and no comment (zip -X)")
             file.seek(position)
             header = file.read(_LOCAL.size + length)
-            right = len(header) == _LOCAL.size + length and header.startswith(b"PK\3\4") and header.endswith(raw)
-            # No extra fields here either.
-            if offset != position or not right or _LOCAL.unpack_from(header)[1:] != (*shared, 0):
-                raise self._wrong(f"{name}: its header, as in the directory, is expected at byte {position}")
+            matches = len(header) == _LOCAL.size + length and header.startswith(b"PK\3\4") and header.endswith(raw)
+            # The header has no extra fields either.
+            if offset != position or not matches or _LOCAL.unpack_from(header)[1:] != (*shared, 0):
+                raise self._refusal(f"{name}: expected its header, as in the directory, at byte {position}")
             position += len(header)
             self._members[name] = position, size, crc
             position += size
         if entry != len(directory) or position != start:
-            raise self._wrong("files, directory and end are expected without a gap")
+            raise self._refusal("expected files, directory and end without a gap")
         clash = clash_of(self._members)
         if clash:
-            raise self._wrong(clash)
+            raise self._refusal(clash)
 
-    def _wrong(self, why: str) -> BundleError:
-        return BundleError(f"{self.root}: no .zip file of a bundle: {why}; pack or copy it again")
+    def _refusal(self, why: str) -> BundleError:
+        return BundleError(f"{self.root}: not a bundle's .zip file: {why}; pack or copy it again")
 
 
 def _require_small(place: str, size: int, limit: int | None) -> None:
     if limit is not None and size > limit:
-        raise BundleError(f"{place}: at most {limit} bytes are expected, got {size}")
+        raise BundleError(f"{place}: expected at most {limit} bytes, got {size}")
 
 
 def _raise(error: OSError) -> None:
@@ -236,19 +234,19 @@ def is_zip(path: Path) -> bool:
 
 
 def clash_of(paths: Collection[str]) -> str | None:
-    """Why files cannot stand side by side in a .zip file, and so on every system; None where they can."""
-    spelled: dict[str, str] = {}
+    """Return why files cannot be in one .zip file on every system, or None where they can."""
+    spellings: dict[str, str] = {}
     for path in paths:
         if len(path) > _MAX_NAME:
-            return f"{path[:200]}…: a path of at most {_MAX_NAME} characters is expected, got {len(path)}"
+            return f"{path[:200]}…: expected a path of at most {_MAX_NAME} characters, got {len(path)}"
         parts = path.split("/")
         for depth in range(1, len(parts) + 1):
             part = "/".join(parts[:depth])
-            other = spelled.setdefault(part.lower(), part)
+            other = spellings.setdefault(part.lower(), part)
             if other != part:
-                return f"{part}: only the case of its letters tells it from {other}"
+                return f"{part}: differs only in case from {other}"
             if depth < len(parts) and part in paths:
-                return f"{path}: {part} is a file and no folder"
+                return f"{path}: {part} is a file, not a folder"
     return None
 
 
@@ -271,7 +269,7 @@ def write_zip(out: Path, files: Mapping[str, bytes]) -> None:
         raise VaeError(f"{out}: {clash}; write a folder instead of a .zip file")
     size = sum(map(len, files.values()))
     if size > _MAX_ZIP:
-        raise VaeError(f"{out}: at most 4 GiB are expected in a .zip file, got {size} bytes; write a folder instead")
+        raise VaeError(f"{out}: expected at most 4 GiB in a .zip file, got {size} bytes; write a folder instead")
 
     def write(file: IO[bytes]) -> None:
         with zipfile.ZipFile(file, "w", allowZip64=False) as archive:
@@ -286,7 +284,7 @@ def write_zip(out: Path, files: Mapping[str, bytes]) -> None:
 
 
 def archive_entry(path: str) -> Any:
-    """The header of a file in an archive: a plain one, of no time and of no system in particular."""
+    """Return the header of a plain file in an archive, an `zipfile.ZipInfo` without time or system."""
     import zipfile
 
     entry = zipfile.ZipInfo(path)

@@ -25,7 +25,7 @@ OPTIMIZATIONS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "
 
 
 class Session:
-    """A graph, loaded: named arrays in, named arrays out. May be shared by threads."""
+    """A loaded graph: it takes arrays by name and returns arrays by name. Threads may share it."""
 
     def __init__(
         self,
@@ -38,15 +38,15 @@ class Session:
         """Load a graph.
 
         Args:
-            content: the ONNX file's bytes; or its path, which takes less memory, where nobody else can write.
+            content: the ONNX file's bytes; or its path, which takes less memory, if nobody else can write there.
             place: what to call the graph in errors, usually its path.
-            device: where it shall run.
+            device: where it runs.
             threads: intra-op threads.
-            data: the bytes of the files of weights that the graph may refer to, by name; all others are inline.
+            data: the bytes of each file of weights that the graph may refer to, by name; other weights are inline.
 
         Raises:
-            BundleError: ONNX Runtime does not take the graph, or it wants data that are not in `data`.
-            DeviceError: the session came to be on another device than asked for.
+            BundleError: ONNX Runtime does not load the graph, or the graph refers to a file that is not in `data`.
+            DeviceError: ONNX Runtime opened the session on another device.
         """
         data = data or {}
         if not isinstance(content, bytes):
@@ -59,17 +59,17 @@ class Session:
         options = session_options(place, threads, data)
         self.raw = open_on(device, content if isinstance(content, bytes) else str(content), options, place)
         self.place = place
-        # Elsewhere inputs are copied to the device when they are bound, and bound memory is no memory of numpy's.
+        # On other devices, inputs are copied when they are bound, and bound memory is not numpy's.
         self.in_place = device.provider == CPU
         self._provider, self._index = device.provider, int(device.options.get("device_id", 0))
         self.inputs = {item.name: (item.type, tuple(item.shape)) for item in self.raw.get_inputs()}
         self.outputs = {item.name: (item.type, tuple(item.shape)) for item in self.raw.get_outputs()}
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Compute outputs from inputs, both by name.
+        """Compute the named outputs from the named inputs.
 
         Raises:
-            VaeError: ONNX Runtime failed, for lack of memory for instance.
+            VaeError: ONNX Runtime failed, for example for lack of memory.
         """
         try:
             results: list[NDArray[Any]] = self.raw.run(list(outputs), dict(feeds))
@@ -78,12 +78,12 @@ class Session:
         return results
 
     def run_into(self, feeds: Mapping[str, NDArray[Any]], results: Mapping[str, NDArray[Any]]) -> None:
-        """Compute outputs into arrays of their shapes, both by name; only where `in_place`.
+        """Compute the named outputs into arrays of their shapes; only where `in_place`.
 
-        All arrays are C-contiguous and of the graph's dtypes.
+        All arrays are C-contiguous and have the graph's dtypes.
 
         Raises:
-            VaeError: ONNX Runtime failed, for lack of memory or since an output has another shape.
+            VaeError: ONNX Runtime failed, for example because an output has another shape.
         """
         binding = self.raw.io_binding()
         for name, array in feeds.items():
@@ -96,19 +96,19 @@ class Session:
             raise self._failure(error) from error
 
     def run_on_device(self, output: str, feeds: Mapping[str, NDArray[Any]]) -> Any:
-        """Compute one output and leave it where it was computed; upload, graph and output share the session's stream.
+        """Compute one output and leave it on the device; upload, graph and output share the session's stream.
 
         Returns:
             An `onnxruntime.OrtValue`, which other libraries take by DLPack.
 
         Raises:
-            DeviceError: this ONNX Runtime's values do not speak DLPack.
-            VaeError: ONNX Runtime failed, for lack of memory for instance.
+            DeviceError: the values of this ONNX Runtime do not support DLPack.
+            VaeError: ONNX Runtime failed, for example for lack of memory.
         """
         runtime = import_onnxruntime()
         if not hasattr(runtime.OrtValue, "__dlpack__"):
             raise DeviceError(
-                f"on_device: an ONNX Runtime whose values other libraries take by DLPack is expected, this one is "
+                "on_device: expected an ONNX Runtime whose values other libraries take by DLPack, got "
                 f"{runtime.__version__}; install a newer one, or leave on_device out"
             )
         kind, index = ("cuda", self._index) if self._provider == CUDA else ("cpu", 0)
@@ -124,11 +124,12 @@ class Session:
         return binding.get_outputs()[0]
 
     def _failure(self, error: Exception) -> VaeError:
-        said = error_line(error)
-        # An index into a table of embeddings, above all.
-        outside = "out of" in said and "memory" not in said
-        advice = "give integers of the range that the model was trained on" if outside else "try a smaller batch size"
-        return VaeError(f"{self.place}: ONNX Runtime failed: {said}; {advice}")
+        message = error_line(error)
+        # Mostly an index into a table of embeddings.
+        out_of_range = "out of" in message and "memory" not in message
+        in_range = "give integers from the range that the model was trained on"
+        advice = in_range if out_of_range else "try a smaller batch size"
+        return VaeError(f"{self.place}: ONNX Runtime failed: {message}; {advice}")
 
 
 # Bytes of a result up to which copying it is cheaper than binding a new array.
@@ -136,14 +137,14 @@ _MAX_COPIED = 2**15
 
 
 class Call:
-    """A graph's call with arrays of its own, bound once: for one thread at a time, and only where `in_place`."""
+    """A call of a graph whose arrays are bound once; for one thread at a time, and only where `in_place`."""
 
     __slots__ = ("_bind", "_feed", "_is_large", "_names", "_results", "_run", "_session")
 
     def __init__(self, session: Session, feed: tuple[str, NDArray[Any]], *results: tuple[str, NDArray[Any]]) -> None:
-        """Bind an input's and outputs' names and arrays, C-contiguous and of the graph's dtypes."""
+        """Bind the names and arrays of an input and of outputs, C-contiguous and of the graph's dtypes."""
         binding = session.raw.io_binding()
-        # Held: what is bound are addresses.
+        # Keep the arrays alive: ONNX Runtime binds their addresses.
         self._feed = feed[1]
         self._names = [name for name, _ in results]
         self._results = [array for _, array in results]
@@ -154,7 +155,7 @@ class Call:
         self._bind = binding.bind_output
         self._session = session
         try:
-            # What ONNX Runtime's own method calls, after checks that concern other devices.
+            # ONNX Runtime's own method calls this, after checks that concern other devices.
             self._run = functools.partial(session.raw._sess.run_with_iobinding, binding._iobinding, None)
         except AttributeError:
             self._run = functools.partial(session.raw.run_with_iobinding, binding)
@@ -185,16 +186,16 @@ def _bind(bind: Callable[..., None], name: str, array: NDArray[Any]) -> None:
 
 
 def optimized(content: bytes, data: Mapping[str, bytes], level: str, place: str) -> bytes:
-    """Return a graph as ONNX Runtime has it after its optimizations of a level, one of OPTIMIZATIONS.
+    """Return a graph as ONNX Runtime optimizes it at a level.
 
     Args:
         content: the ONNX file's bytes.
         data: the bytes of the files of weights that the graph may refer to, by name.
-        level: a name of `onnxruntime.GraphOptimizationLevel`.
+        level: one of OPTIMIZATIONS.
         place: what to call the graph in errors.
 
     Raises:
-        BundleError: ONNX Runtime does not take the graph, or cannot write what it made of it.
+        BundleError: ONNX Runtime does not load the graph, or cannot write the result.
     """
     import tempfile  # not needed on the start-up path
 
@@ -210,6 +211,6 @@ def optimized(content: bytes, data: Mapping[str, bytes], level: str, place: str)
                 return file.read()
         except Exception as error:
             raise BundleError(
-                f"{place}: ONNX Runtime {runtime.__version__} gives no optimised graph: {error_line(error)}; pack "
+                f"{place}: ONNX Runtime {runtime.__version__} gives no optimized graph: {error_line(error)}; pack "
                 "without --operators"
             ) from error

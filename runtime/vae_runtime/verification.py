@@ -1,4 +1,4 @@
-"""Prove a bundle on this machine: hash every file, then replay the golden vectors on the device."""
+"""Verify a bundle on this machine: hash every file, then replay the golden vectors on the device."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["Check", "Report", "Runner", "verify"]
 
 Array = NDArray[Any]
 
-# Runs a graph of another executor: the bundle, the variant and the inputs by name, in the order of the graph's
-# signature, to the outputs in the order of the signature.
+# Runs a graph of another executor: takes the bundle, the variant and the inputs by name, and returns the outputs, both
+# in the order of the graph's signature.
 Runner = Callable[[Bundle, Variant, Mapping[str, Array]], Sequence[Array]]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was checked. `passed` is None where it was skipped, and `detail` says why."""
+    """The result of one check. `passed` is None where it was skipped, and `detail` says why."""
 
     what: str
     passed: bool | None
@@ -42,7 +42,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify` found. `str()` of it is a table."""
+    """The checks of `verify`. `str()` of it is a table."""
 
     checks: tuple[Check, ...]
 
@@ -67,8 +67,8 @@ def verify(
 ) -> Report:
     """Check every file of a bundle and what its graphs compute on this machine.
 
-    The graphs answer the golden vectors; each answer must lie within the variant's tolerance of what the same variant
-    gave on the exporting machine, and the stored answers no farther from PyTorch's than the manifest declares.
+    Each graph answers the golden vectors. Its answers must lie within the variant's tolerance of those that the variant
+    gave on the exporting machine, and these must be no farther from PyTorch's than the manifest declares.
 
     Args:
         path: the bundle's folder or .zip file.
@@ -76,12 +76,12 @@ def verify(
         threads: as in `load`.
         provider_options: as in `load`.
         digest: as in `load`.
-        runners: how to run the variants that are not ONNX Runtime's, by executor; without one they are skipped.
+        runners: how to run variants that are not ONNX Runtime's, by executor; without a runner they are skipped.
 
     Raises:
-        BundleError: there is no bundle, or its manifest cannot be read; what fails later is in the report.
-        DeviceError: the device is not to be had.
-        InputError: an argument is not of the right form.
+        BundleError: there is no bundle, or its manifest cannot be read; later failures are in the report.
+        DeviceError: the device is unavailable.
+        InputError: an argument has the wrong form.
     """
     threads = require_integer("threads", threads, 1, 1024)
     bundle = open_bundle(path, digest)
@@ -110,14 +110,14 @@ def _replay(
 ) -> Iterator[Check]:
     component = variant.component
     what = f"{component}/{variant.name}"
-    given = golden_inputs(bundle, component, golden)
+    inputs = golden_inputs(bundle, component, golden)
     outputs = [output.name for output in bundle.manifest.outputs(component)]
     try:
         if variant.executor == "ort":
             session = open_session(bundle, component, variant.name, device, threads)
-            answers: Sequence[Array] = session.run(outputs, given)
+            answers: Sequence[Array] = session.run(outputs, inputs)
         elif variant.executor in runners:
-            answers = runners[variant.executor](bundle, variant, given)
+            answers = runners[variant.executor](bundle, variant, inputs)
         else:
             yield Check(what, None, f"not run: {variant.executor} needs PyTorch; `vae-export parity` runs it")
             return
@@ -127,7 +127,7 @@ def _replay(
         yield Check(what, False, str(error))
         return
     if len(answers) != len(outputs):
-        yield Check(what, False, f"{len(outputs)} outputs are expected, got {len(answers)}")
+        yield Check(what, False, f"expected {len(outputs)} outputs, got {len(answers)}")
         return
     for output, answer in zip(outputs, answers, strict=True):
         yield _compare(f"{what} {output}", variant, output, answer, golden)
@@ -138,21 +138,21 @@ def _compare(what: str, variant: Variant, output: str, answer: Array, golden: Ma
     pytorch = golden[f"{variant.component}/pytorch/{output}"]
     tolerance, declared = variant.tolerance[output], variant.error[output]
     if answer.shape != own.shape:
-        return Check(what, False, f"shape {list(own.shape)} is expected, got {list(answer.shape)}")
+        return Check(what, False, f"expected the shape {list(own.shape)}, got {list(answer.shape)}")
     difference = np.abs(answer.astype(np.float64) - own)
     worst = tuple(int(i) for i in np.unravel_index(np.argmax(difference), difference.shape))
-    greatest = float(difference[worst])
-    # Codes are labels: how many differ says more than by how much.
+    largest = float(difference[worst])
+    # Codes are labels: count how many differ, not by how much.
     codes = own.dtype.kind == "i"
     # Written so that NaN fails.
-    if not greatest <= tolerance:
+    if not largest <= tolerance:
         many = int(np.sum(~(difference <= tolerance)))
         share = f" ({many / own.size:.2%})" if codes else ""
         return Check(
             what,
             False,
-            f"disagrees with {many} of {own.size} golden values{share}; worst at {list(worst)}: {own[worst]:.6g} is "
-            f"expected, got {answer[worst]:.6g}, difference {greatest:.2g}, tolerance {tolerance:.2g}",
+            f"disagrees with {many} of {own.size} golden values{share}; worst at {list(worst)}: expected "
+            f"{own[worst]:.6g}, got {answer[worst]:.6g}, difference {largest:.2g}, tolerance {tolerance:.2g}",
         )
     distance = float(np.max(np.abs(own.astype(np.float64) - pytorch)))
     if not distance <= declared:
@@ -161,7 +161,7 @@ def _compare(what: str, variant: Variant, output: str, answer: Array, golden: Ma
             False,
             f"golden.npz: the stored answer is {distance:.2g} from PyTorch's, the manifest declares {declared:.2g}",
         )
-    found = f"max difference {greatest:.2g}"
+    result = f"max difference {largest:.2g}"
     if codes:
-        found = f"{int(np.sum(answer != own))} of {own.size} codes differ ({np.mean(answer != own):.2%})"
-    return Check(what, True, f"{found}, tolerance {tolerance:.2g}; from PyTorch {declared:.2g}")
+        result = f"{int(np.sum(answer != own))} of {own.size} codes differ ({np.mean(answer != own):.2%})"
+    return Check(what, True, f"{result}, tolerance {tolerance:.2g}; from PyTorch {declared:.2g}")

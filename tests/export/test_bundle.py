@@ -309,7 +309,7 @@ def test_no_file_tells_where_the_data_the_run_or_the_code_lay(of_npy, root):
 
 def test_a_bundle_that_is_there_is_kept_without_force_and_replaced_with_it(tiny_run, bundle_copy, prepared):
     before = content_of(bundle_copy)
-    with pytest.raises(ExportError, match="bundle: exists already; choose another place, or replace it with --force"):
+    with pytest.raises(ExportError, match="bundle: already exists; choose another place, or replace it with --force"):
         export(tiny_run, bundle_copy)
     assert content_of(bundle_copy) == before
     exported = export(tiny_run, bundle_copy, name="another", force=True)
@@ -359,7 +359,7 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path, make, force):
     place = tmp_path / "target"
     make(place)
     before = content_of(tmp_path)
-    words = "and --force replaces only bundles" if force else "exists already"
+    words = "and --force replaces only bundles" if force else "already exists"
     with pytest.raises(ExportError, match=f"target: .*{words}"):
         export(tmp_path / "no run", place, force=force)
     assert content_of(tmp_path) == before
@@ -369,7 +369,7 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path, make, force):
 def test_a_users_own_file_in_a_bundle_is_not_lost(tiny_run, bundle_copy, prepared):
     (bundle_copy / "notes.txt").write_text("mine")
     before = content_of(bundle_copy)
-    with pytest.raises(ExportError, match=r"notes\.txt: is no part of the bundle there and would be lost"):
+    with pytest.raises(ExportError, match=r"notes\.txt: is not part of the bundle there and would be lost"):
         export(tiny_run, bundle_copy, force=True)
     assert content_of(bundle_copy) == before
     os.unlink(bundle_copy / "notes.txt")
@@ -379,14 +379,14 @@ def test_a_users_own_file_in_a_bundle_is_not_lost(tiny_run, bundle_copy, prepare
 def test_what_somebody_laid_into_a_bundle_is_not_lost(bundle_copy, tmp_path):
     (bundle_copy / "encoder" / "thesis.tex").write_text("years of work")
     before = content_of(bundle_copy)
-    with pytest.raises(ExportError, match=r"encoder/thesis\.tex: is no part of the bundle there and would be lost"):
+    with pytest.raises(ExportError, match=r"encoder/thesis\.tex: is not part of the bundle there and would be lost"):
         export(tmp_path / "no run", bundle_copy, force=True)
     assert content_of(bundle_copy) == before
 
 
 def test_an_empty_folder_gives_way_to_force(tiny_run, tmp_path, prepared):
     (tmp_path / "bundle").mkdir()
-    with pytest.raises(ExportError, match="exists already"):
+    with pytest.raises(ExportError, match="already exists"):
         export(tiny_run, tmp_path / "bundle")
     assert verify(export(tiny_run, tmp_path / "bundle", force=True).path).passed
 

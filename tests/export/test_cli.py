@@ -276,18 +276,18 @@ def test_a_run_folder_that_is_a_file(failing, tmp_path):
 
 def test_export_keeps_what_is_there(failing, tiny_run, bundle_copy):
     words = failing("export", tiny_run, "--out", bundle_copy)
-    assert words == f"{bundle_copy}: exists already; choose another place, or replace it with --force"
+    assert words == f"{bundle_copy}: already exists; choose another place, or replace it with --force"
     shutil.rmtree(bundle_copy)
     bundle_copy.mkdir()
     (bundle_copy / "thesis.tex").write_text("years of work")
     words = failing("export", tiny_run, "--out", bundle_copy, "--force")
-    assert words.startswith(f"{bundle_copy}: is no sound bundle, and --force replaces only bundles: ")
+    assert words.startswith(f"{bundle_copy}: is not a sound bundle, and --force replaces only bundles: ")
     assert os.listdir(bundle_copy) == ["thesis.tex"]
 
 
 def test_parity_with_what_is_no_bundle(failing, tiny_run, bundle_copy, root, tmp_path):
     assert "nowhere: does not exist" in failing("parity", tiny_run, tmp_path / "nowhere")
-    assert "no bundle: it holds neither manifest.json nor SHA256SUMS" in failing("parity", tiny_run, tiny_run)
+    assert "not a bundle: it holds neither manifest.json nor SHA256SUMS" in failing("parity", tiny_run, tiny_run)
     assert "latents: [(4,)] is expected" in failing("parity", tiny_run, root / "models" / "digits")
     (bundle_copy / "decoder/pt2/model.pt2").unlink()
     assert "decoder/pt2/model.pt2: missing; copy the bundle again" in failing("parity", tiny_run, bundle_copy)

@@ -111,7 +111,7 @@ HOSTILE = {
     "one of several disks": (zip_of(SMALL.items(), disk=1), "right before its end"),
     "on another disk": (with_one(entry={"disk": 1}), "zip -X"),
     "fewer files than there are": (zip_of(SMALL.items(), here=3, count=3), "without a gap"),
-    "more files than there are": (zip_of(SMALL.items(), here=5, count=5), "5 files are expected"),
+    "more files than there are": (zip_of(SMALL.items(), here=5, count=5), "its end says 5 files"),
     "counts that differ": (zip_of(SMALL.items(), here=3), "right before its end"),
     "a directory that is shorter": (zip_of(SMALL.items(), size=10), "right before its end"),
     "Zip64": (zip_of(SMALL.items(), count=0xFFFF, here=0xFFFF, size=0xFFFFFFFF, start=0xFFFFFFFF), "below 4 GiB"),
@@ -161,19 +161,19 @@ HOSTILE = {
     "extra fields": (with_one(extra=b"UT\0\0"), "no extra fields"),
     "extra fields in its header": (with_one(local_extra=b"UT\0\0"), "its header, as in the directory"),
     "a comment of a file": (with_one(comment=b"note"), "no comment"),
-    "twice": (and_more(("manifest.json", b"{ }")), "it is there twice"),
-    "in other case": (and_more(("Manifest.json", b"{ }")), "only the case of its letters tells it from manifest"),
-    "in a folder in other case": (and_more(("Decoder/more", b"")), "only the case of its letters tells it from deco"),
-    "a file that is a folder, too": (and_more(("golden.npz/more", b"")), "golden.npz is a file and no folder"),
-    "a folder that is a file, too": (and_more(("decoder", b"")), "decoder is a file and no folder"),
-    "a long name": (and_more(("a" * 1025, b"")), "a path of at most 1024 characters is expected, got 1025"),
-    "many folders": (and_more(("/".join("a" * 600), b"")), "a path of at most 1024 characters is expected, got 1199"),
+    "twice": (and_more(("manifest.json", b"{ }")), "expected once, got twice"),
+    "in other case": (and_more(("Manifest.json", b"{ }")), "differs only in case from manifest"),
+    "in a folder in other case": (and_more(("Decoder/more", b"")), "differs only in case from deco"),
+    "a file that is a folder, too": (and_more(("golden.npz/more", b"")), "golden.npz is a file, not a folder"),
+    "a folder that is a file, too": (and_more(("decoder", b"")), "decoder is a file, not a folder"),
+    "a long name": (and_more(("a" * 1025, b"")), "expected a path of at most 1024 characters, got 1025"),
+    "many folders": (and_more(("/".join("a" * 600), b"")), "expected a path of at most 1024 characters, got 1199"),
     "a folder": (and_more(("more/", b"")), "paths of"),
     "a folder by its mode": (and_more(("more", {"content": b"", "entry": {"mode": 0o40755 << 16}})), "a link, a fol"),
-    "a link": (link(entry={"mode": 0o120777 << 16}), "a plain file is expected, it is a link"),
+    "a link": (link(entry={"mode": 0o120777 << 16}), "expected a plain file, got a link"),
     "a link as of another system": (link(entry={"by": 20, "mode": 0o120777 << 16}), "it is a link"),
-    "a pipe": (link(entry={"mode": 0o10644 << 16}), "a plain file is expected"),
-    "a device": (link(entry={"mode": 0o60644 << 16}), "a plain file is expected"),
+    "a pipe": (link(entry={"mode": 0o10644 << 16}), "expected a plain file"),
+    "a device": (link(entry={"mode": 0o60644 << 16}), "expected a plain file"),
     **{
         f"the name {name!r}": (and_more((name, b"")), "paths of")
         for name in (
@@ -241,7 +241,7 @@ def test_what_is_neither_a_folder_nor_a_file_is_refused_without_waiting(place):
     if not hasattr(os, "mkfifo"):
         pytest.skip("this system has no named pipes")
     os.mkfifo(place)
-    with pytest.raises(BundleError, match=r"is not a folder, nor a \.zip file"):
+    with pytest.raises(BundleError, match=r"is neither a folder nor a \.zip file"):
         open_bundle(place)
 
 
@@ -310,7 +310,7 @@ def test_a_flipped_bit_of_a_file_is_found(digits_zip, place):
 @pytest.mark.parametrize(
     ("alter", "match"),
     [
-        (lambda files: files.update({DECODER: FILES[DECODER][:-1] + b"\0"}), rf"{DECODER}: sha256 is"),
+        (lambda files: files.update({DECODER: FILES[DECODER][:-1] + b"\0"}), rf"{DECODER}: expected the SHA-256"),
         (lambda files: files.pop(DECODER), rf"{DECODER}: missing"),
         (lambda files: files.update({"new.txt": b""}), r"new\.txt: not listed in SHA256SUMS"),
         (lambda files: files.update({f"new/{SUMS}": b""}), r"new/SHA256SUMS: not listed in SHA256SUMS"),
@@ -336,7 +336,7 @@ def test_a_bundle_needs_its_sums_and_its_manifest(place, name):
 @pytest.mark.parametrize("files", [{}, {"a": b""}, {f"digits/{name}": content for name, content in FILES.items()}])
 def test_a_zip_file_without_a_bundle_at_its_root_is_refused(place, files):
     place.write_bytes(zip_of(files.items()))
-    with pytest.raises(BundleError, match="no bundle: it holds neither"):
+    with pytest.raises(BundleError, match="not a bundle: it holds neither"):
         open_bundle(place)
 
 
@@ -344,7 +344,7 @@ def test_a_zip_file_without_a_bundle_at_its_root_is_refused(place, files):
 def test_a_file_beyond_reason_is_not_read_into_memory(place, name):
     files = {**FILES, name: b" " * (2**24 + 1)}
     place.write_bytes(zip_of(files.items()))
-    with pytest.raises(BundleError, match=rf"{name}: at most .* bytes are expected, got {2**24 + 1}"):
+    with pytest.raises(BundleError, match=rf"{name}: expected at most .* bytes, got {2**24 + 1}"):
         open_bundle(place)
 
 
@@ -382,7 +382,7 @@ def test_the_partners_of_the_hostile_files_are_read(place):
 def test_a_hostile_file_is_refused_in_one_line(place, capsys, content, match):
     place.write_bytes(content)
     for refuse in (Archive, open_bundle, vae_runtime.load, vae_runtime.verify):
-        with pytest.raises(BundleError, match=rf"^\S+bundle\.zip: no \.zip file of a bundle: .*{match}") as caught:
+        with pytest.raises(BundleError, match=rf"^\S+bundle\.zip: not a bundle's \.zip file: .*{match}") as caught:
             refuse(place)
         assert str(caught.value).endswith("; pack or copy it again")
         assert len(str(caught.value)) < 600
@@ -404,7 +404,7 @@ def test_a_wrong_crc_is_refused_when_the_file_is_read(place):
 
 def test_a_file_cut_anywhere_is_refused(place):
     for length in range(len(WHOLE)):
-        with pytest.raises(BundleError, match=r"no \.zip file of a bundle"):
+        with pytest.raises(BundleError, match=r"not a bundle's \.zip file"):
             opened(place, WHOLE[:length])
 
 

@@ -29,10 +29,10 @@ def test_the_arrays_that_are_asked_for_come_from_an_archive(tmp_path):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (np.array(["a", "b"]), "numbers are expected, got dtype <U1"),
-        (np.array([None], object), r"an \.npy file of numbers is expected"),
-        (b"", r"an \.npy file of numbers is expected"),
-        (b"\x93NUMPY\x01\x00", r"an \.npy file of numbers is expected"),
+        (np.array(["a", "b"]), "expected numbers, got dtype <U1"),
+        (np.array([None], object), r"expected an \.npy file of numbers"),
+        (b"", r"expected an \.npy file of numbers"),
+        (b"\x93NUMPY\x01\x00", r"expected an \.npy file of numbers"),
         (None, r"no such file; give an \.npy file"),
     ],
 )
@@ -46,7 +46,7 @@ def test_what_is_no_array_of_numbers_is_refused(tmp_path, value, words):
         read_npy(path)
 
 
-@pytest.mark.parametrize(("value", "words"), [(b"PK", r"an \.npz file of numbers is expected"), (None, "no such file")])
+@pytest.mark.parametrize(("value", "words"), [(b"PK", r"expected an \.npz file of numbers"), (None, "no such file")])
 def test_what_is_no_archive_is_refused(tmp_path, value, words):
     if value is not None:
         (tmp_path / "z.npz").write_bytes(value)
@@ -59,11 +59,11 @@ def test_what_is_no_archive_is_refused(tmp_path, value, words):
     [
         ({"x": ROWS}, None),
         ({"x": ROWS, "more": ROWS}, None),
-        ({}, r"x: float32 \[2, 3\] is expected, got nothing"),
-        ({"x": ROWS.astype(np.float64)}, r"x: float32 \[2, 3\] is expected, got float64 \[2, 3\]"),
-        ({"x": ROWS.T}, r"x: float32 \[2, 3\] is expected, got float32 \[3, 2\]"),
-        ({"x": np.zeros(10**6, np.float32)}, r"x: float32 \[2, 3\] is expected, got a larger array"),
-        ({"x": np.array([None], object)}, r"an \.npz file is expected"),
+        ({}, r"x: expected float32 \[2, 3\], got nothing"),
+        ({"x": ROWS.astype(np.float64)}, r"x: expected float32 \[2, 3\], got float64 \[2, 3\]"),
+        ({"x": ROWS.T}, r"x: expected float32 \[2, 3\], got float32 \[3, 2\]"),
+        ({"x": np.zeros(10**6, np.float32)}, r"x: expected float32 \[2, 3\], got a larger array"),
+        ({"x": np.array([None], object)}, r"expected an \.npz file"),
     ],
 )
 def test_arrays_of_a_bundle_are_held_against_what_is_expected(stored, words):

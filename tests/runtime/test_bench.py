@@ -66,7 +66,7 @@ def test_a_difference_is_seen(digits, monkeypatch):
 def test_an_answer_of_another_shape_is_refused(digits, monkeypatch):
     decode = room.VAE.decode
     monkeypatch.setattr(room.VAE, "decode", lambda vae, *given, **more: decode(vae, *given, **more)[:, :, 1:])
-    with pytest.raises(VaeError, match=r"decode in fp32: \[1, 1, 8, 8\] is expected .*, got \[1, 1, 7, 8\]"):
+    with pytest.raises(VaeError, match=r"decode in fp32: expected \[1, 1, 8, 8\] .*, got \[1, 1, 7, 8\]"):
         quickly(digits, work=["decode"])
 
 
@@ -90,7 +90,7 @@ def test_weights_beside_a_graph_are_found(weighted_bundle):
 def test_several_latents_are_given_by_name(levels_bundle):
     found = quickly(levels_bundle(), batches=[1])
     assert {t.work for t in found.timings} == {"decode", "sample", "encode"}
-    assert found.left_out == ("reconstruct was left out: with several latents there is more to it than two sessions",)
+    assert found.left_out == ("reconstruct was left out: several latents take more than two sessions",)
 
 
 def test_without_a_prior_samples_are_left_out(codes_bundle):
@@ -103,13 +103,13 @@ def test_without_a_prior_samples_are_left_out(codes_bundle):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batches": ()}, "batches: at least one number is expected, got none"),
-        ({"batches": (0,)}, "batches: 1 …"),
-        ({"threads": (1.5,)}, "threads: an integer is expected"),
-        ({"threads": (2000,)}, "threads: 1 … 1024 is expected, got 2000"),
-        ({"work": ("dream",)}, "work: some of decode, sample, encode, reconstruct are expected, got dream"),
+        ({"batches": ()}, "batches: expected at least one number, got none"),
+        ({"batches": (0,)}, "batches: expected 1 …"),
+        ({"threads": (1.5,)}, "threads: expected an integer"),
+        ({"threads": (2000,)}, "threads: expected 1 … 1024, got 2000"),
+        ({"work": ("dream",)}, "work: expected some of decode, sample, encode, reconstruct, got dream"),
         ({"work": ()}, "got none"),
-        ({"rounds": 0}, "rounds: 1 …"),
+        ({"rounds": 0}, "rounds: expected 1 …"),
         ({"device": "tpu"}, "device"),
     ],
 )
@@ -128,13 +128,13 @@ def test_a_damaged_graph_is_refused_before_it_is_timed(bundle_copy):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(BundleError, match="sha256"):
+    with pytest.raises(BundleError, match="SHA-256"):
         quickly(bundle_copy)
 
 
 def test_a_damaged_bundle_is_refused(bundle_copy):
     (bundle_copy / "encoder" / "fp32" / "model.onnx").write_bytes(b"x")
-    with pytest.raises(BundleError, match="sha256"):
+    with pytest.raises(BundleError, match="SHA-256"):
         quickly(bundle_copy, batches=[1])
 
 

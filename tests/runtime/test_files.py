@@ -151,7 +151,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path, either_way):
 def test_a_folder_is_not_replaced_unasked(tmp_path, either_way):
     target = tmp_path / "folder"
     write_folder(target, OLD)
-    with pytest.raises(VaeError, match=r"folder: exists already; .*--force"):
+    with pytest.raises(VaeError, match=r"folder: already exists; .*--force"):
         write_folder(target, NEW)
     assert content(target) == OLD
     assert names(tmp_path) == ["folder"]
@@ -164,9 +164,9 @@ def test_what_is_no_folder_is_never_replaced(tmp_path, either_way):
     (tmp_path / "broken").symlink_to("none")
     before = names(tmp_path)
     for name in ("file", "link", "broken"):
-        with pytest.raises(VaeError, match=f"{name}: a folder is expected, got a file or a link"):
+        with pytest.raises(VaeError, match=f"{name}: expected a folder, got a file or a link"):
             write_folder(tmp_path / name, NEW, replace=True)
-        with pytest.raises(VaeError, match=f"{name}: exists already"):
+        with pytest.raises(VaeError, match=f"{name}: already exists"):
             write_folder(tmp_path / name, NEW)
     assert names(tmp_path) == before
     assert (tmp_path / "file").read_bytes() == b"mine"
@@ -257,7 +257,7 @@ def killed_between_the_renames(tmp_path, monkeypatch):
 
 def test_a_call_killed_between_the_renames_is_made_good_by_the_next(tmp_path, killed_between_the_renames):
     killed_between_the_renames("folder")
-    with pytest.raises(VaeError, match="exists already"):
+    with pytest.raises(VaeError, match="already exists"):
         write_folder(tmp_path / "folder", NEW)
     assert content(tmp_path / "folder") == OLD
     assert names(tmp_path) == ["folder"]

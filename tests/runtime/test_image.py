@@ -60,20 +60,20 @@ def test_colours_keep_their_place(channels, mode):
     assert sheet.shape == ((4, 13) if channels == 1 else (4, 13, channels))
     np.testing.assert_array_equal(sheet[2, 3], [51, 102, 153, 204][:channels] if channels > 1 else 51)
     np.testing.assert_array_equal(sheet[2, 6], [LINE] * channels if channels > 1 else LINE)
-    image = opened(png(sheet, least_side=1))
+    image = opened(png(sheet, min_side=1))
     assert (image.mode, image.size) == (mode, (13, 4))
     np.testing.assert_array_equal(np.asarray(image), sheet)
 
 
 @pytest.mark.parametrize("shape", [(2, 64), (2, 2, 8, 8), (2, 5, 8, 8), (2, 0, 8, 8), (2, 1, 8, 8, 8), (2,)])
 def test_what_is_no_picture_is_refused(shape):
-    with pytest.raises(InputError, match=r"are no pictures .* write them as \.npy"):
+    with pytest.raises(InputError, match=r"are not pictures .* write them as \.npy"):
         grid(np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 8), (0, 1, 8, 8)])
 def test_no_pictures_at_all_are_refused(shape):
-    with pytest.raises(InputError, match="at least one is expected"):
+    with pytest.raises(InputError, match="expected at least one, got none"):
         grid(np.zeros(shape, np.float32))
 
 
@@ -93,12 +93,12 @@ def test_empty_places_of_pairs_are_as_dark_as_can_be():
 
 
 def test_small_pictures_are_enlarged_by_a_whole_factor():
-    image = opened(png(np.uint8([[0, 255], [51, 102]]), least_side=256))
+    image = opened(png(np.uint8([[0, 255], [51, 102]]), min_side=256))
     assert image.size == (256, 256)
     assert [image.getpixel(place) for place in ((0, 0), (127, 127), (128, 127), (127, 128), (255, 255))] == [
         0, 0, 255, 51, 102,
     ]  # fmt: skip
-    assert opened(png(np.zeros((300, 400), np.uint8), least_side=256)).size == (400, 300)
+    assert opened(png(np.zeros((300, 400), np.uint8), min_side=256)).size == (400, 300)
 
 
 def test_a_picture_has_the_same_bytes_each_time():

@@ -456,7 +456,7 @@ def test_truncated_noise_has_the_truncated_distribution(truncation: float) -> No
 
 @pytest.mark.parametrize("wrong", [0, -1, 0.009, 1.1e6, math.nan, math.inf, "2", [2.0]])
 def test_a_wrong_truncation_is_refused(wrong: Any) -> None:
-    with pytest.raises(InputError, match=r"^truncation: a number from 0\.01 to 1e\+06 is expected, got"):
+    with pytest.raises(InputError, match=r"^truncation: expected a number from 0\.01 to 1e\+06, got"):
         noise.normal(0, 0, 1, (4,), truncation=wrong)
 
 
@@ -490,26 +490,26 @@ def test_numpys_integers_are_taken(n: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 2**64}, f"seed: {-(2**63)} … {2**64 - 1} is expected, got {2**64}"),
-        ({"seed": -(2**63) - 1}, f"seed: {-(2**63)} … {2**64 - 1} is expected, got {-(2**63) - 1}"),
-        ({"seed": 1.0}, "seed: an integer is expected, got 1.0"),
-        ({"seed": "1"}, "seed: an integer is expected, got '1'"),
-        ({"seed": None}, "seed: an integer is expected, got None"),
-        ({"start": -1}, f"start: 0 … {2**64 - 1} is expected, got -1"),
-        ({"start": 2**64}, f"start: 0 … {2**64 - 1} is expected, got {2**64}"),
-        ({"start": np.float32(1)}, "start: an integer is expected"),
-        ({"n": -1}, "n: 0 … "),
-        ({"n": 2.5}, "n: an integer is expected, got 2.5"),
-        ({"n": 2**48 + 1}, "n: 0 … "),
+        ({"seed": 2**64}, f"seed: expected {-(2**63)} … {2**64 - 1}, got {2**64}"),
+        ({"seed": -(2**63) - 1}, f"seed: expected {-(2**63)} … {2**64 - 1}, got {-(2**63) - 1}"),
+        ({"seed": 1.0}, "seed: expected an integer, got 1.0"),
+        ({"seed": "1"}, "seed: expected an integer, got '1'"),
+        ({"seed": None}, "seed: expected an integer, got None"),
+        ({"start": -1}, f"start: expected 0 … {2**64 - 1}, got -1"),
+        ({"start": 2**64}, f"start: expected 0 … {2**64 - 1}, got {2**64}"),
+        ({"start": np.float32(1)}, "start: expected an integer"),
+        ({"n": -1}, "n: expected 0 … "),
+        ({"n": 2.5}, "n: expected an integer, got 2.5"),
+        ({"n": 2**48 + 1}, "n: expected 0 … "),
         ({"n": 2**47, "shape": (2**20,)}, "n: "),
-        ({"shape": (-1,)}, "shape[0]: 0 … "),
-        ({"shape": (4, 1.5)}, "shape[1]: an integer is expected, got 1.5"),
+        ({"shape": (-1,)}, "shape[0]: expected 0 … "),
+        ({"shape": (4, 1.5)}, "shape[1]: expected an integer, got 1.5"),
         ({"shape": (2**20, 2**20)}, f"shape: at most 2**34 elements in one sample, got {2**40}"),
-        ({"shape": (2**34 + 1,)}, "shape[0]: 0 … "),
+        ({"shape": (2**34 + 1,)}, "shape[0]: expected 0 … "),
         ({"shape": (0, 2**34, 2**34)}, f"shape: at most 2**34 elements in one sample, got {2**68}"),
-        ({"stream": -1}, "stream: 0 … 4294967295 is expected, got -1"),
-        ({"stream": 2**32}, "stream: 0 … 4294967295 is expected, got 4294967296"),
-        ({"stream": "prior"}, "stream: an integer is expected, got 'prior'"),
+        ({"stream": -1}, "stream: expected 0 … 4294967295, got -1"),
+        ({"stream": 2**32}, "stream: expected 0 … 4294967295, got 4294967296"),
+        ({"stream": "prior"}, "stream: expected an integer, got 'prior'"),
     ],
 )
 @pytest.mark.parametrize("draw", DRAWS)

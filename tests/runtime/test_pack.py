@@ -176,7 +176,7 @@ def test_what_is_chosen_stands_in_the_order_of_the_manifest(whole, tmp_path, onl
 )
 def test_what_is_no_choice_is_refused(whole, tmp_path, only):
     with pytest.raises(
-        InputError, match=r"^only: encoder, decoder, or one of them and a variant, such as decoder/int8"
+        InputError, match=r"^only: expected encoder, decoder, or one of them and a variant, such as decoder/int8"
     ):
         pack(whole, tmp_path / "small", only=[only])
     assert not (tmp_path / "small").exists()
@@ -219,7 +219,7 @@ def test_a_packed_bundle_is_packed_again(whole, tmp_path):
     assert graphs_of(tmp_path / "same") == ["decoder/int8"]
     with pytest.raises(BundleError, match="the encoder was left out when this bundle was packed"):
         pack(tmp_path / "small.zip", tmp_path / "none", only="encoder")
-    with pytest.raises(BundleError, match="the bundle's digest is"):
+    with pytest.raises(BundleError, match="expected the digest"):
         pack(tmp_path / "small.zip", tmp_path / "none", digest=first)
 
 
@@ -412,7 +412,7 @@ def test_a_damaged_file_is_not_packed(bundle_copy, tmp_path, form, name):
     content = bytearray((bundle_copy / name).read_bytes())
     content[len(content) // 2] ^= 1
     (bundle_copy / name).write_bytes(content)
-    with pytest.raises(BundleError, match=f"{name}: sha256 is"):
+    with pytest.raises(BundleError, match=f"{name}: expected the SHA-256"):
         pack(bundle_copy, tmp_path / form, only="decoder")
     assert list(tmp_path.iterdir()) == [bundle_copy]
 
@@ -428,7 +428,7 @@ def test_golden_vectors_that_are_none_are_refused(bundle_copy, resign, tmp_path)
     content = (bundle_copy / "golden.npz").read_bytes()
     (bundle_copy / "golden.npz").write_bytes(content[:-100])
     resign(bundle_copy)
-    with pytest.raises(BundleError, match=r"golden\.npz: an \.npz file is expected"):
+    with pytest.raises(BundleError, match=r"golden\.npz: expected an \.npz file"):
         pack(bundle_copy, tmp_path / "small")
 
 
@@ -436,7 +436,7 @@ def test_golden_vectors_that_are_none_are_refused(bundle_copy, resign, tmp_path)
 def test_what_is_there_is_replaced_only_on_demand_and_only_if_a_bundle(whole, tmp_path, form):
     out = tmp_path / form
     first = pack(whole, out, only="encoder")
-    with pytest.raises(VaeError, match=f"{form}: exists already; choose another place, or replace it with --force"):
+    with pytest.raises(VaeError, match=f"{form}: already exists; choose another place, or replace it with --force"):
         pack(whole, out, only="decoder")
     assert open_bundle(out).digest == first
     second = pack(whole, out, only="decoder", force=True)
@@ -450,28 +450,30 @@ def test_what_is_no_bundle_is_never_replaced(whole, tmp_path, form):
 
     def refused(match):
         for force in (False, True):
-            with pytest.raises(VaeError, match=match if force else "exists already"):
+            with pytest.raises(VaeError, match=match if force else "already exists"):
                 pack(whole, out, force=force)
 
     out.write_bytes(b"mine")
-    refused("is no sound bundle, and --force replaces only bundles" if form == "small.zip" else "is no folder, and")
+    refused(
+        "is not a sound bundle, and --force replaces only bundles" if form == "small.zip" else "is not a folder, and"
+    )
     assert out.read_bytes() == b"mine"
     out.unlink()
     out.mkdir()
     (out / "file").write_bytes(b"mine")
-    refused("is no file, and --force" if form == "small.zip" else "is no sound bundle, and --force replaces only")
+    refused("is not a file, and --force" if form == "small.zip" else "is not a sound bundle, and --force replaces only")
     assert (out / "file").read_bytes() == b"mine"
     shutil.rmtree(out)
     shutil.copytree(whole, tmp_path / "elsewhere")
     out.symlink_to(tmp_path / "elsewhere")
-    refused("is no file, and" if form == "small.zip" else "is no folder, and --force replaces only bundles")
+    refused("is not a file, and" if form == "small.zip" else "is not a folder, and --force replaces only bundles")
     assert out.is_symlink()
 
 
 def test_a_bundle_with_something_of_others_in_it_is_not_replaced(whole, tmp_path):
     pack(whole, tmp_path / "small")
     (tmp_path / "small" / "notes.txt").write_bytes(b"mine")
-    with pytest.raises(VaeError, match=r"notes\.txt: is no part of the bundle there and would be lost"):
+    with pytest.raises(VaeError, match=r"notes\.txt: is not part of the bundle there and would be lost"):
         pack(whole, tmp_path / "small", force=True)
     assert (tmp_path / "small" / "notes.txt").exists()
 
@@ -485,27 +487,25 @@ def test_an_empty_folder_is_filled_on_demand(whole, tmp_path):
 @pytest.mark.parametrize("place", ["", "small.zip", "decoder/small", "decoder/../more"])
 def test_nothing_is_written_into_the_bundle_itself(bundle_copy, place):
     before = paths_of(bundle_copy)
-    with pytest.raises(InputError, match="a place outside of the bundle is expected"):
+    with pytest.raises(InputError, match="expected a place outside the bundle"):
         pack(bundle_copy, bundle_copy / place, force=True)
     assert paths_of(bundle_copy) == before
     link = bundle_copy.parent / "link"
     link.symlink_to(bundle_copy)
-    with pytest.raises(InputError, match="a place outside of the bundle is expected"):
+    with pytest.raises(InputError, match="expected a place outside the bundle"):
         pack(link, bundle_copy / "more")
 
 
 @pytest.mark.parametrize("out", [None, 5, b"small", "a\0b"])
 def test_what_is_no_path_is_refused(whole, out):
-    with pytest.raises(
-        InputError, match=r"^out: a path of a folder, or of a file that ends in \.zip, is expected, got"
-    ):
+    with pytest.raises(InputError, match=r"^out: expected the path of a folder, or of a file that ends in \.zip, got"):
         pack(whole, out)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_link_to_itself_and_a_name_too_long_are_no_accident(whole, tmp_path, form):
     (tmp_path / form).symlink_to(form)
-    for force, match in ((False, "exists already"), (True, "is no f(ile|older), and --force replaces only bundles")):
+    for force, match in ((False, "already exists"), (True, "is not a f(ile|older), and --force replaces only bundles")):
         with pytest.raises(VaeError, match=match):
             pack(whole, tmp_path / form, force=force)
     with pytest.raises(VaeError, match="cannot write here: File name too long"):
@@ -522,7 +522,7 @@ def test_missing_folders_are_made(whole, tmp_path):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_place_that_cannot_be_written_is_refused(whole, tmp_path, form):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(VaeError, match="file is no folder that can be written to"):
+    with pytest.raises(VaeError, match="file is not a folder that can be written to"):
         pack(whole, tmp_path / "file" / form)
     assert (tmp_path / "file").read_bytes() == b""
 
@@ -548,7 +548,7 @@ def test_files_that_clash_are_packed_as_a_folder_alone(whole, tmp_path, edit_man
         document["components"]["decoder"]["variants"]["int8"]["variant_directory"] = "Decoder"
 
     edit_manifest(folder, move)
-    with pytest.raises(VaeError, match=r"small\.zip: .*: only the case of its letters .*; write a folder instead"):
+    with pytest.raises(VaeError, match=r"small\.zip: .*: differs only in case from .*; write a folder instead"):
         pack(folder, tmp_path / "small.zip")
     assert list(tmp_path.iterdir()) == [folder]
     pack(folder, tmp_path / "small")
@@ -558,7 +558,7 @@ def test_files_that_clash_are_packed_as_a_folder_alone(whole, tmp_path, edit_man
 
 def test_more_than_a_zip_file_holds_is_refused(whole, tmp_path, monkeypatch):
     monkeypatch.setattr("vae_runtime.places._MAX_ZIP", 1000)
-    with pytest.raises(VaeError, match=r"at most 4 GiB are expected in a \.zip file, got [0-9]+ bytes; write a folder"):
+    with pytest.raises(VaeError, match=r"expected at most 4 GiB in a \.zip file, got [0-9]+ bytes; write a folder"):
         pack(whole, tmp_path / "small.zip")
     assert list(tmp_path.iterdir()) == []
     pack(whole, tmp_path / "small")
@@ -591,7 +591,7 @@ def test_operators_come_on_request(whole, tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("bundle", MODELS, ids=lambda path: path.name)
 def test_onnx_runtimes_own_tool_finds_no_operator_that_is_not_listed(bundle, tmp_path):
-    """Its tool lists the operators of .ort files, which hold optimised graphs, with the version each is of."""
+    """Its tool lists the operators of .ort files, which hold optimized graphs, with the version of each."""
     pytest.importorskip("flatbuffers")
     import onnxruntime
     from onnxruntime.tools.ort_format_model import create_config_from_models
@@ -683,7 +683,7 @@ def test_operators_of_subgraphs_and_functions_are_found(nested):
     "content", [b"\x3a\x05\x0a", b"\xff" * 20, b"\x0b", b"\x3a\x06\x0a\x04\x22\x02Ab", b"\x42\x02\x15\x00"]
 )
 def test_what_is_no_graph_has_no_operators(content):
-    with pytest.raises(BundleError, match=r"^place: an ONNX graph is expected"):
+    with pytest.raises(BundleError, match=r"^place: expected an ONNX graph"):
         operators_of(content, "place")
 
 
@@ -722,7 +722,7 @@ def test_the_command_packs_and_says_what_it_wrote(whole, tmp_path, capsys):
     assert f"packed from                 {open_bundle(whole).digest}\n" in capsys.readouterr().out
     assert cli.main(["pack", str(whole), "--out", str(out)]) == 1
     assert (
-        capsys.readouterr().err == f"error: {out}: exists already; choose another place, or replace it with --force\n"
+        capsys.readouterr().err == f"error: {out}: already exists; choose another place, or replace it with --force\n"
     )
     options = ["--only", "decoder", "--operators", "--force", "--digest", open_bundle(whole).digest]
     assert cli.main(["pack", str(whole), "--out", str(out), *options]) == 0
@@ -735,7 +735,7 @@ def test_a_choice_of_another_form_is_misuse(tmp_path, capsys, only):
     with pytest.raises(SystemExit) as caught:
         cli.main(["pack", str(tmp_path / "none"), "--only", only, "--out", str(tmp_path / "small")])
     assert caught.value.code == 2
-    assert "only: encoder, decoder, or one of them and a variant" in capsys.readouterr().err
+    assert "only: expected encoder, decoder, or one of them and a variant" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -231,7 +231,7 @@ def test_other_files_and_no_number_are_refused(digits, tmp_path):
     for name in ("d.npy.npz", "e.npy"):
         with pytest.raises(InputError, match=r"an \.npy file of rows is expected"):
             generate(digits, tmp_path / "s", seed=7, encode=tmp_path / name)
-    with pytest.raises(InputError, match="n: an integer is expected, got None"):
+    with pytest.raises(InputError, match="n: expected an integer, got None"):
         generate(digits, tmp_path / "s", seed=7)
     assert not (tmp_path / "s").exists()
 

@@ -176,7 +176,7 @@ def test_a_golden_answer_altered_is_reported_with_place_values_and_tolerance(bun
     n, shape = open_bundle(bundle_copy).manifest.golden.n, (1, 8, 8)
     detail = failures(report)["decoder/fp32 x"]
     match = re.fullmatch(
-        r"disagrees with 2 of (\d+) golden values; worst at \[2, 0, 3, 4\]: (\S+) is expected, got (\S+), "
+        r"disagrees with 2 of (\d+) golden values; worst at \[2, 0, 3, 4\]: expected (\S+), got (\S+), "
         r"difference 0.25, tolerance (\S+)",
         detail,
     )
@@ -237,8 +237,8 @@ def test_an_array_that_is_missing_or_of_another_kind_is_named(bundle_copy, edit_
     edit_golden(bundle_copy, lambda arrays: arrays.pop(name) if array is None else arrays.update({name: array}))
     detail = failures(verify(bundle_copy))["golden vectors"]
     got = "nothing" if array is None else f"{array.dtype} {list(np.shape(array))}"
-    assert f"golden.npz: {name}: float32 [" in detail
-    assert f"is expected, got {got}; export the bundle again" in detail
+    assert f"golden.npz: {name}: expected float32 [" in detail
+    assert f", got {got}; export the bundle again" in detail
 
 
 def npy(array):
@@ -255,7 +255,7 @@ def npy(array):
 def test_golden_vectors_that_are_no_archive_fail(bundle_copy, resign, content):
     (bundle_copy / "golden.npz").write_bytes(content)
     resign(bundle_copy)
-    assert "an .npz file is expected" in failures(verify(bundle_copy))["golden vectors"]
+    assert "expected an .npz file" in failures(verify(bundle_copy))["golden vectors"]
 
 
 def test_golden_vectors_that_unpack_beyond_reason_are_not_unpacked(bundle_copy, edit_golden):
@@ -263,7 +263,7 @@ def test_golden_vectors_that_unpack_beyond_reason_are_not_unpacked(bundle_copy, 
     for name in ("x", "of no use"):
         edit_golden(bundle_copy, lambda arrays, name=name: arrays.update({name: bomb}))
     detail = failures(verify(bundle_copy))["golden vectors"]
-    assert "golden.npz: x: float32 [4, 1, 8, 8] is expected, got a larger array" in detail
+    assert "golden.npz: x: expected float32 [4, 1, 8, 8], got a larger array" in detail
 
 
 def test_golden_vectors_are_never_unpickled(bundle_copy, resign, tmp_path):
@@ -348,9 +348,9 @@ def test_a_runner_that_gives_another_shape_or_number_of_answers_fails(digits):
         return run
 
     for change, detail in (
-        (lambda answers: [answer[:2] for answer in answers], r"shape \[.*\] is expected, got \[2"),
-        (lambda answers: answers[:1], "outputs are expected"),
-        (lambda answers: [*answers, answers[0]], "outputs are expected"),
+        (lambda answers: [answer[:2] for answer in answers], r"expected the shape \[.*\], got \[2"),
+        (lambda answers: answers[:1], r"expected \d outputs, got 1"),
+        (lambda answers: [*answers, answers[0]], r"expected \d outputs, got \d"),
     ):
         report = verify(digits, runners={first.executor: runner(change)})
         assert all(re.search(detail, text) for text in failures(report).values())
@@ -392,7 +392,7 @@ def test_codes_that_differ_fail_with_their_fraction(codes_bundle, edit_golden, e
     folder = codes_bundle()
     edit_golden(folder, lambda arrays: arrays["encoder/fp32/codes"].__setitem__((1, 0), 2))
     assert failures(verify(folder)) == {
-        "encoder/fp32 codes": "disagrees with 1 of 6 golden values (16.67%); worst at [1, 0]: 2 is expected, got 5, "
+        "encoder/fp32 codes": "disagrees with 1 of 6 golden values (16.67%); worst at [1, 0]: expected 2, got 5, "
         "difference 3, tolerance 0"
     }
 
@@ -430,15 +430,15 @@ def test_any_golden_input_of_several_levels_altered_is_caught(levels_bundle, edi
 @pytest.mark.parametrize(
     ("name", "array", "expected"),
     [
-        ("label", None, "int64 [2] is expected, got nothing"),
-        ("z", None, "int64 [2, 3] is expected, got nothing"),
-        ("z", np.zeros((2, 3), np.int32), "int64 [2, 3] is expected, got int32 [2, 3]"),
-        ("z", np.zeros((2, 3), np.float32), "int64 [2, 3] is expected, got float32 [2, 3]"),
-        ("label", np.zeros((2, 1), np.int64), "int64 [2] is expected, got int64 [2, 1]"),
-        ("encoder/pytorch/codes", np.zeros((2, 3), np.float32), "int64 [2, 3] is expected, got float32 [2, 3]"),
+        ("label", None, "expected int64 [2], got nothing"),
+        ("z", None, "expected int64 [2, 3], got nothing"),
+        ("z", np.zeros((2, 3), np.int32), "expected int64 [2, 3], got int32 [2, 3]"),
+        ("z", np.zeros((2, 3), np.float32), "expected int64 [2, 3], got float32 [2, 3]"),
+        ("label", np.zeros((2, 1), np.int64), "expected int64 [2], got int64 [2, 1]"),
+        ("encoder/pytorch/codes", np.zeros((2, 3), np.float32), "expected int64 [2, 3], got float32 [2, 3]"),
         # 8 bytes a number fit, more do not.
-        ("label", np.zeros(2 + 4096 // 8, np.int64), "int64 [2] is expected, got a larger array"),
-        ("x", np.zeros((2 + 4096 // 4, 3), np.float32), "float32 [2, 3] is expected, got a larger array"),
+        ("label", np.zeros(2 + 4096 // 8, np.int64), "expected int64 [2], got a larger array"),
+        ("x", np.zeros((2 + 4096 // 4, 3), np.float32), "expected float32 [2, 3], got a larger array"),
     ],
 )
 def test_a_golden_input_of_another_kind_is_named(codes_bundle, edit_golden, name, array, expected):

@@ -77,9 +77,9 @@ def integer(name: str, low: int, high: int) -> Callable[[str], Any]:
         try:
             value = int(text)
         except ValueError:
-            raise InputError(f"{name}: an integer is expected, got {text!r}") from None
+            raise InputError(f"{name}: expected an integer, got {text!r}") from None
         if not low <= value <= high:
-            raise InputError(f"{name}: {low} … {high} is expected, got {value}")
+            raise InputError(f"{name}: expected {low} … {high}, got {value}")
         return value
 
     return argument(read)

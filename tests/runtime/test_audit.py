@@ -95,7 +95,7 @@ def test_numbers_that_the_bundle_does_not_give_are_found(folder, digits):
     report = verify_samples(folder, digits, shards=1)
     assert failed(report) == ["shard-00000000.npy"]
     assert report.checks[1].detail.startswith("x[5, 0")
-    assert "is made from the bundle, the file holds" in report.checks[1].detail
+    assert ", made again from the bundle, the file holds" in report.checks[1].detail
     assert verify_samples(folder).passed
 
 
@@ -153,7 +153,7 @@ def test_what_cannot_be_made_again_is_said(digits, tmp_path, capsys):
     x = vae_runtime.load(digits).sample(100, seed=1)
     np.save(tmp_path / "x.npy", x)
     generate(digits, tmp_path / "s", seed=1, workers=1, reconstruct=tmp_path / "x.npy")
-    with pytest.raises(InputError, match="files: shards are made again from the file of x; give it"):
+    with pytest.raises(InputError, match="files: the file of x is needed to make shards again; give it"):
         verify_samples(tmp_path / "s", digits)
     for report in (verify_samples(tmp_path / "s", digits, shards=0), verify_samples(tmp_path / "s")):
         assert [check.what for check in report.checks] == ["files"]
@@ -169,16 +169,16 @@ def test_what_cannot_be_made_again_is_said(digits, tmp_path, capsys):
     report = verify_samples(tmp_path / "s", digits, files={"x": tmp_path / "x.npy"})
     assert report.checks[-1].passed is None
     np.save(tmp_path / "x.npy", x[::-1])
-    with pytest.raises(InputError, match=r"sha256 is .*, job\.json says"):
+    with pytest.raises(InputError, match=r"expected sha256 .*, which job\.json states for x, got"):
         verify_samples(tmp_path / "s", digits, files={"x": tmp_path / "x.npy"})
-    with pytest.raises(InputError, match="files: one of x is expected, got y"):
+    with pytest.raises(InputError, match="files: expected x, got y"):
         verify_samples(tmp_path / "s", digits, files={"y": tmp_path / "x.npy"})
-    with pytest.raises(InputError, match="files: a mapping"):
+    with pytest.raises(InputError, match="files: expected a mapping"):
         verify_samples(tmp_path / "s", digits, files=[tmp_path / "x.npy"])
 
 
 def test_folders_that_are_none(folder, digits, root, tmp_path):
-    with pytest.raises(VaeError, match="no folder of samples"):
+    with pytest.raises(VaeError, match="expected a folder of samples"):
         verify_samples(tmp_path, digits)
     with pytest.raises(BundleError, match="digest"):
         verify_samples(folder, root / "models" / "mnist")
@@ -190,10 +190,10 @@ def test_folders_that_are_none(folder, digits, root, tmp_path):
     for change in ({"shard_size": 0}, {"dtype": "S9"}, {"shape": 5}, {"extra": 1}, {"format": "x"}, {"files": []},
                    {"format_version": "9.0"}):  # fmt: skip
         (folder / "job.json").write_text(json.dumps(job | change))
-        with pytest.raises(VaeError, match=r"job\.json: a job of this version is expected"):
+        with pytest.raises(VaeError, match=r"job\.json: expected a job of this version"):
             verify_samples(folder, digits)
     (folder / "job.json").unlink()
-    with pytest.raises(VaeError, match=r"there is no job\.json"):
+    with pytest.raises(VaeError, match=r"got one without job\.json"):
         verify_samples(folder, digits)
 
 
@@ -239,7 +239,7 @@ def test_the_file_of_a_condition(root, tmp_path, capsys):
     generate(bundle, tmp_path / "s", 100, seed=1, workers=1, conditions={"label": tmp_path / "labels.npy"})
     command = ["generate", str(bundle), "--verify", "--out", str(tmp_path / "s")]
     assert main(command) == 1
-    assert "made again from the file of label" in capsys.readouterr().err
+    assert "the file of label is needed to make shards again" in capsys.readouterr().err
     assert main([*command, "--condition", f"label={tmp_path / 'labels.npy'}"]) == 0
     assert "made again: the same numbers" in capsys.readouterr().out
     np.save(tmp_path / "labels.npy", np.arange(100) % 6)
@@ -251,7 +251,7 @@ def test_finishing_what_parts_have_made(digits, root, tmp_path, folder, capsys):
     command = ["generate", str(digits), "--finish", "--out", str(tmp_path / "whole")]
     (tmp_path / "whole").mkdir()
     assert main(command) == 1
-    assert "there is no job.json" in capsys.readouterr().err
+    assert "got one without job.json" in capsys.readouterr().err
     for k in (1, 2, 3):
         assert generate(digits, tmp_path / str(k), **JOB, part=(k, 3)) is None
         shutil.copytree(tmp_path / str(k), tmp_path / "whole", dirs_exist_ok=True)

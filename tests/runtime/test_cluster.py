@@ -159,7 +159,7 @@ def test_a_node_that_is_killed_loses_nothing(on_cluster, nodes, tmp_path, undist
 
 def test_a_shard_that_kills_its_workers_ends_the_call(on_cluster, nodes, mnist, tmp_path, undisturbed, monkeypatch):
     monkeypatch.setattr(executor, "_MAX_DEATHS", 1)
-    with pytest.raises(VaeError, match=r"shard-\d+\.npy: 1 workers died over it"):
+    with pytest.raises(VaeError, match=r"shard-\d+\.npy: 1 workers died while making it"):
         on_cluster(progress=lambda *_: kill_workers(nodes))
     generate(mnist, tmp_path / "s", **JOB, workers=1)
     assert not hidden(tmp_path / "s")
@@ -191,7 +191,7 @@ def test_other_versions_on_a_node_are_refused(on_cluster, tmp_path, monkeypatch)
 
 
 def test_a_folder_that_nodes_do_not_see_is_refused(on_cluster, tmp_path, monkeypatch):
-    words = r": node \S+ does not see what was just written there; give a folder that all nodes share"
+    words = r": node \S+ does not see this folder's files; give a folder that all nodes share"
     marker = executor.marker
     monkeypatch.setattr(executor, "marker", lambda store: contextlib.nullcontext(".nowhere"))
     with pytest.raises(VaeError, match=f"^{tmp_path}/s{words}"):
@@ -206,7 +206,7 @@ def test_a_folder_that_nodes_do_not_see_is_refused(on_cluster, tmp_path, monkeyp
 def test_a_shard_that_cannot_be_written_is_told_once(on_cluster, tmp_path):
     (tmp_path / "s" / "shard-00000003.npy" / "in-the-way").mkdir(parents=True)
     (tmp_path / "s" / "job.json").write_text("{}")
-    with pytest.raises(InputError, match="holds another job"):
+    with pytest.raises(InputError, match="another job is in this folder"):
         on_cluster()
     (tmp_path / "s" / "job.json").unlink()
     shutil.move(tmp_path / "s" / "shard-00000003.npy", tmp_path / "aside")
@@ -230,7 +230,7 @@ def test_no_room_is_told_and_then_used(mnist, nodes, tmp_path, undisturbed, monk
         assert all(ray.get([actor.ready.remote() for actor in busy]))
         monkeypatch.setattr(executor, "_START_SECONDS", 1)
         # Ray may still count a node that another test has ended.
-        words = "no worker could start within 1 seconds: each takes one CPU, .* of [23] CPU, 0 GPU are free: 0 CPU"
+        words = "no worker could start within 1 seconds: each takes one CPU, .* of [23] CPU, 0 GPU, free are 0 CPU"
         with pytest.raises(VaeError, match=words):
             generate(mnist, tmp_path / "s", **JOB, executor="ray")
         monkeypatch.undo()
@@ -333,11 +333,14 @@ def test_a_local_cluster_ends_when_the_command_is_killed(mnist, tmp_path, undist
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("127.0.0.1:1", "error: address: 127.0.0.1:1 does not answer: .*refused; give that of a cluster that runs"),
+        (
+            "127.0.0.1:1",
+            "error: address: 127.0.0.1:1 does not answer: .*refused; give the address of a running cluster",
+        ),
         ("ray://127.0.0.1:1", "error: address: ray://127.0.0.1:1 does not answer"),
-        ("nowhere", "error: address: auto, HOST:PORT or ray://HOST:PORT is expected, got 'nowhere'"),
-        ("https://127.0.0.1:1", "error: address: auto, HOST:PORT or ray://HOST:PORT is expected"),
-        ("127.0.0.1:99999", "error: address: auto, HOST:PORT or ray://HOST:PORT is expected"),
+        ("nowhere", "error: address: expected auto, HOST:PORT or ray://HOST:PORT, got 'nowhere'"),
+        ("https://127.0.0.1:1", "error: address: expected auto, HOST:PORT or ray://HOST:PORT"),
+        ("127.0.0.1:99999", "error: address: expected auto, HOST:PORT or ray://HOST:PORT"),
     ],
 )
 def test_an_address_without_a_cluster(mnist, tmp_path, capfd, address, words):
@@ -354,9 +357,9 @@ def test_an_address_without_a_cluster(mnist, tmp_path, capfd, address, words):
 
 
 def test_arguments_and_a_missing_library_are_told(mnist, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="executor: local or ray is expected, got 'dask'"):
+    with pytest.raises(InputError, match="executor: expected local or ray, got 'dask'"):
         generate(mnist, tmp_path / "s", **JOB, executor="dask")
-    with pytest.raises(InputError, match="address: a cluster's is for the executor ray"):
+    with pytest.raises(InputError, match="address: expected one with the executor ray alone"):
         generate(mnist, tmp_path / "s", **JOB, address="auto")
     assert not (tmp_path / "s").exists()
     monkeypatch.setitem(sys.modules, "ray", None)

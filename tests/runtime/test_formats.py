@@ -85,7 +85,7 @@ def test_what_is_written_is_read(data, rows, size, name, tmp_path_factory):
                                    rows_of((10, 4), "f4"), rows_of((10,), POSTERIOR)])  # fmt: skip
 def test_batches_of_another_kind_than_the_header_are_refused(name, wrong):
     file = io.BytesIO()
-    with pytest.raises(InputError, match=r"batches: float32 \[10, 3\] in all is expected, got"):
+    with pytest.raises(InputError, match=r"batches: expected float32 \[10, 3\] in total, got"):
         table.write(name, file, (10, 3), "f4", (wrong[first : first + 4] for first in range(0, 12, 4)), ABOUT)
 
 
@@ -137,7 +137,7 @@ def test_another_shard_is_refused(name, dtype, tmp_path):
     assert np.array_equal(table.read(name, content, rows.shape, rows.dtype)(slice(0, 20)), rows)
     other = np.dtype([("mu", "f4", (3,)), ("std", "f4", (3,)), ("y", "f2", (2, 2)), ("code", "i8")])
     for shape, kind in (((21, *rows.shape[1:]), rows.dtype), ((20, 2, 2), rows.dtype), (rows.shape, other)):
-        with pytest.raises(ValueError, match="is expected, got"):
+        with pytest.raises(ValueError, match=r"expected .*, got"):
             table.read(name, content, shape, kind)
     cut = (0, 1, 7, 8, 9, 60, len(content) // 2, len(content) - 1)
     for damaged in (*(content[:size] for size in cut), b"\xff" * len(content), b"[" * 10_000):
@@ -269,12 +269,12 @@ def test_a_dtype_goes_through_json(dtype, value):
     ],
 )
 def test_what_is_no_dtype_of_rows_is_refused(value):
-    with pytest.raises(InputError, match=r"dtype: .* expected"):
+    with pytest.raises(InputError, match="dtype: expected"):
         row_types.dtype_from_json(value)
 
 
 def test_an_unknown_format_and_a_missing_library_are_told(monkeypatch):
-    with pytest.raises(InputError, match="format: npy, parquet, safetensors is expected, got 'hdf5'"):
+    with pytest.raises(InputError, match="format: expected npy, parquet, safetensors, got 'hdf5'"):
         table.require("hdf5")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "safetensors", None)
@@ -292,5 +292,5 @@ def test_an_unknown_format_and_a_missing_library_are_told(monkeypatch):
 
 def test_a_field_may_not_be_called_as_the_column_of_indices():
     pytest.importorskip("pyarrow", reason="the library is an extra")
-    with pytest.raises(InputError, match="another name than index"):
+    with pytest.raises(InputError, match="expected no field called index"):
         written("parquet", rows_of((3,), np.dtype([("index", "i8")])))

@@ -73,7 +73,7 @@ def test_reading(undisturbed):
     for index in (1400, -1401):
         with pytest.raises(IndexError):
             samples[index]
-    with pytest.raises(InputError, match="an integer or a slice"):
+    with pytest.raises(InputError, match="expected an integer, a slice"):
         samples["a"]
     samples[0][...] = 5
     assert np.array_equal(samples[0], whole[0])
@@ -101,7 +101,7 @@ def test_more_may_be_asked_for_later(digits, tmp_path, undisturbed):
     assert len(generate(digits, folder, **JOB)) == 1400
     assert content(folder) == content(undisturbed)
     assert (folder / "shard-00000000.npy").stat().st_mtime_ns == before
-    with pytest.raises(InputError, match="n: 1400 there, 600 now, at least as many expected"):
+    with pytest.raises(InputError, match="n: 1400 in the folder, 600 now, expected at least as many"):
         generate(digits, folder, **{**JOB, "n": 600})
 
 
@@ -130,12 +130,12 @@ def test_a_damaged_shard_alone_is_made_again(digits, tmp_path, undisturbed, dama
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seed": 8}, "seed: 7 there, 8 now"),
-        ({"batch_size": 32}, "batch_size: 64 there, 32 now"),
-        ({"dtype": "uint8"}, "dtype: 'float32' there, 'uint8' now"),
-        ({"observe": True}, "observe: False there, True now"),
-        ({"temperature": 0.5}, "temperature: 1.0 there, 0.5 now"),
-        ({"n": 1300}, "n: 1400 there, 1300 now"),
+        ({"seed": 8}, "seed: 7 in the folder, 8 now"),
+        ({"batch_size": 32}, "batch_size: 64 in the folder, 32 now"),
+        ({"dtype": "uint8"}, "dtype: 'float32' in the folder, 'uint8' now"),
+        ({"observe": True}, "observe: False in the folder, True now"),
+        ({"temperature": 0.5}, "temperature: 1.0 in the folder, 0.5 now"),
+        ({"n": 1300}, "n: 1400 in the folder, 1300 now"),
     ],
 )
 def test_another_job_is_refused(digits, tmp_path, undisturbed, change, words):
@@ -151,7 +151,7 @@ def test_another_bundle_and_a_folder_of_other_things_are_refused(digits, root, t
         generate(root / "models" / "mnist", folder, **JOB)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
-    with pytest.raises(InputError, match=r"an empty folder or one of this job is expected, it holds thesis\.tex"):
+    with pytest.raises(InputError, match=r"expected an empty folder or one of this job, got one with thesis\.tex"):
         generate(digits, tmp_path / "full", **JOB)
     with pytest.raises(VaeError, match="cannot be made"):
         generate(digits, tmp_path / "full" / "thesis.tex" / "s", **JOB)
@@ -235,14 +235,14 @@ def test_conditions(root, tmp_path):
         assert np.array_equal(samples[:], wanted)
     np.save(tmp_path / "short.npy", labels[:10])
     for given, words in (
-        ({"conditions": {"label": tmp_path / "short.npy"}}, "a row for each of 1400 samples is expected, got 10"),
+        ({"conditions": {"label": tmp_path / "short.npy"}}, "expected a row for each of 1400 samples, got 10"),
         ({"conditions": {"label": tmp_path / "none.npy"}}, "none.npy"),
         ({"balanced": "colour"}, "one of label"),
         ({"conditions": {"label": 11}}, "0 to 9"),
         ({"conditions": {"label": labels}}, r"one value of shape \[\] .* or the path of an \.npy file .* got \[1400\]"),
-        ({"conditions": {"label": [3]}}, r"conditions: label: one value .* got \[1\]"),
-        ({"conditions": {"label": [[1], 2]}}, "conditions: label: numbers or a class are expected"),
-        ({"conditions": [3]}, "conditions: a mapping of names to values is expected"),
+        ({"conditions": {"label": [3]}}, r"conditions: label: expected one value .* got \[1\]"),
+        ({"conditions": {"label": [[1], 2]}}, "conditions: label: expected numbers or a class"),
+        ({"conditions": [3]}, "conditions: expected a mapping of names to values"),
         ({"balanced": ["label"]}, "one of label"),
         ({}, "label.* got nothing"),
     ):
@@ -261,15 +261,15 @@ def test_conditions(root, tmp_path):
         ({"dtype": "float16"}, "float32 or uint8"),
         ({"part": (4, 3)}, "part: "),
         ({"part": (0, 3)}, "part: "),
-        ({"part": "1/2"}, "part: two integers"),
-        ({"part": 1}, "part: two integers"),
+        ({"part": "1/2"}, "part: expected two integers"),
+        ({"part": 1}, "part: expected two integers"),
         ({"temperature": -1}, "temperature: "),
-        ({"n": 10**10, "shard_size": 64}, "shard_size: at least 10048 is expected, got 64"),
-        ({"observe": "yes"}, "observe: True or False"),
+        ({"n": 10**10, "shard_size": 64}, "shard_size: expected at least 10048, got 64"),
+        ({"observe": "yes"}, "observe: expected True or False"),
         ({"variant": {}}, "variant: expected a name"),
-        ({"batch_size": 2**20, "shard_size": None, "bundle": "mnist"}, "batch_size: at most 342392 is expected"),
-        ({"out": None}, "out: a folder or a URL is expected, got None"),
-        ({"encode": 3}, "3: an .npy file of rows is expected"),
+        ({"batch_size": 2**20, "shard_size": None, "bundle": "mnist"}, "batch_size: expected at most 342392"),
+        ({"out": None}, "out: expected a folder or a URL, got None"),
+        ({"encode": 3}, "3: expected an .npy file of rows"),
     ],
 )
 def test_bad_arguments_leave_nothing(root, tmp_path, change, words):
@@ -280,21 +280,21 @@ def test_bad_arguments_leave_nothing(root, tmp_path, change, words):
 
 
 def test_an_unfinished_or_damaged_folder_is_no_samples(digits, tmp_path, undisturbed):
-    with pytest.raises(VaeError, match="no folder of samples"):
+    with pytest.raises(VaeError, match="expected a folder of samples"):
         open_samples(tmp_path)
     generate(digits, tmp_path / "s", **JOB, part=(1, 2))
-    with pytest.raises(VaeError, match="is not finished"):
+    with pytest.raises(VaeError, match="the folder is not finished"):
         open_samples(tmp_path / "s")
     folder = Path(shutil.copytree(undisturbed, tmp_path / "t"))
     index = json.loads((folder / "index.json").read_text())
     for change in ({"shards": []}, {"shards": index["shards"][1:]}, {"shards": None}, {"job": {}},
                    {"format_version": "2.0"}):  # fmt: skip
         (folder / "index.json").write_text(json.dumps({**index, **change}))
-        with pytest.raises(VaeError, match="follow on one another"):
+        with pytest.raises(VaeError, match="consecutive shards"):
             open_samples(folder)
     escaping = [{**index["shards"][0], "file": "../undisturbed.npy"}, *index["shards"][1:]]
     (folder / "index.json").write_text(json.dumps({**index, "shards": escaping}))
-    with pytest.raises(VaeError, match="follow on one another"):
+    with pytest.raises(VaeError, match="consecutive shards"):
         open_samples(folder)
     (folder / "index.json").write_text(json.dumps(index))
     (folder / "shard-00000001.npy").unlink()
@@ -396,10 +396,10 @@ def test_killed_at_fifty_random_moments_the_same_command_finishes(digits, tmp_pa
 
 def test_a_job_that_has_made_nothing_gives_way(digits, tmp_path, undisturbed):
     folder = tmp_path / "s"
-    with pytest.raises(VaeError, match="GiB are needed"):
+    with pytest.raises(VaeError, match="GiB of free space"):
         generate(digits, folder, 10**11, seed=8)
     assert os.listdir(folder) == ["job.json"]
-    with pytest.raises(InputError, match="holds another job"):
+    with pytest.raises(InputError, match="another job is in this folder"):
         generate(digits, folder, **JOB, part=(1, 2))
     generate(digits, folder, **JOB)
     assert content(folder) == content(undisturbed)
@@ -408,14 +408,14 @@ def test_a_job_that_has_made_nothing_gives_way(digits, tmp_path, undisturbed):
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        (["-n", "10", "--seed", "1", "--out", ""], 1, "out: a folder or a URL is expected"),
+        (["-n", "10", "--seed", "1", "--out", ""], 1, "out: expected a folder or a URL"),
         (["-n", "10", "--seed", "1", "--out", "file://s"], 1, "file:///… with three slashes"),
         (["-n", "10", "--seed", "1", "--out", "file:///tmp/a#b"], 1, "without ? or #"),
-        (["-n", "10", "--seed", "1", "--out", "s3:bucket/s"], 1, "a URL has two slashes after the colon"),
+        (["-n", "10", "--seed", "1", "--out", "s3:bucket/s"], 1, "expected two slashes after the colon of a URL"),
         (["-n", "10", "--seed", "1", "--condition", "a=1", "--condition", "a=2", "--out", "s"], 2, "once is expected"),
         (["--verify", "--dtype", "uint8", "--out", "s"], 2, "argument --dtype: not with --finish and --verify"),
         (["--finish", "-n", "10", "--out", "s"], 2, "argument -n: not with --finish and --verify"),
-        (["--verify", "--out", "s"], 1, "s: no folder of samples"),
+        (["--verify", "--out", "s"], 1, "s: expected a folder of samples"),
         (["-n", "10", "--seed", "1", "--out", "memory://s"], 2, "a place that outlives this command"),
     ],
 )
@@ -491,7 +491,7 @@ def test_all_workers_killed_at_once(digits, tmp_path):
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "error: " in said
-    assert "a worker died, killed or out of memory; what is whole stays" in said
+    assert "a worker died, killed or out of memory; whole shards are kept" in said
     assert "Traceback" not in said
 
 
@@ -549,7 +549,7 @@ def test_a_disk_that_is_really_full(digits, tmp_path, undisturbed, monkeypatch):
     try:
         with pytest.raises(
             VaeError,
-            match=r"0\.34 MiB are needed, 0\.[12][0-9] MiB are free; free some space, choose another disk, or",
+            match=r"expected 0\.34 MiB of free space, got 0\.[12][0-9] MiB; free some space, choose another disk, or",
         ):
             generate(digits, disk / "s", **JOB)
         assert os.listdir(disk / "s") == ["job.json"]
@@ -585,7 +585,7 @@ def test_room_is_looked_up_before_the_first_shard(digits, tmp_path, monkeypatch)
         folder = tmp_path / str(len(os.listdir(tmp_path)))
         job = {**JOB, "dtype": dtype, "format": format, "part": part, "warn": said.append}
         if refused:
-            with pytest.raises(VaeError, match=r"MiB are needed.*, 0\.[0-9]+ MiB are free"):
+            with pytest.raises(VaeError, match=r"expected .* MiB of free space.*, got 0\.[0-9]+ MiB"):
                 generate(digits, folder, **job)
             assert os.listdir(folder) == ["job.json"]
         else:
@@ -603,7 +603,7 @@ def test_a_bundle_that_changes_during_the_call(digits, copy_of, tmp_path, undist
 
     generate(bundle, tmp_path / "s", **JOB, progress=change)
     assert content(tmp_path / "s") == content(undisturbed)
-    with pytest.raises(InputError, match=r"digest: .* there, .* now"):
+    with pytest.raises(InputError, match=r"digest: .* in the folder, .* now"):
         generate(bundle, tmp_path / "s", **JOB)
     vae = vae_runtime.load(digits)
     job = Job.from_json(json.loads((undisturbed / "job.json").read_text()))
@@ -653,7 +653,7 @@ def test_a_folder_that_another_job_has_taken_is_left(digits, tmp_path, undisturb
         if done == 256:
             shutil.copy(tmp_path / "other" / "job.json", tmp_path / "s")
 
-    with pytest.raises(VaeError, match=r"job\.json: was replaced by another job's since this call began"):
+    with pytest.raises(VaeError, match=r"job\.json: another job has replaced this one since the call began"):
         generate(digits, tmp_path / "s", **JOB, progress=take)
     assert not (tmp_path / "s" / "index.json").exists()
     assert len(list((tmp_path / "s").glob("shard-*.json"))) == 1

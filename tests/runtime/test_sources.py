@@ -130,9 +130,9 @@ def test_the_job_is_that_of_the_content_not_of_the_place(digits, tmp_path, x, mo
     altered = x[1].copy()
     altered[299] = 0
     np.save(moved, altered)
-    with pytest.raises(InputError, match=r"observations: .*sha256.* there, .* now"):
+    with pytest.raises(InputError, match=r"observations: .*sha256.* in the folder, .* now"):
         generate(digits, tmp_path / "s", 300, seed=7, encode=moved, **SIZES)
-    with pytest.raises(InputError, match=r"verb: 'encode' there, 'reconstruct' now"):
+    with pytest.raises(InputError, match=r"verb: 'encode' in the folder, 'reconstruct' now"):
         generate(digits, tmp_path / "s", 300, seed=7, reconstruct=x[0], **SIZES)
 
 
@@ -147,7 +147,7 @@ def test_a_file_that_is_altered_during_the_call_ends_it(digits, tmp_path, x):
         generate(digits, tmp_path / "s", seed=7, encode=path, progress=alter, **SIZES)
     assert list(content(tmp_path / "s")) == ["shard-00000000.npy"]
     path.unlink()
-    with pytest.raises(InputError, match=r"x\.npy: an \.npy file of rows is expected"):
+    with pytest.raises(InputError, match=r"x\.npy: expected an \.npy file of rows"):
         generate(digits, tmp_path / "s", seed=7, encode=path, **SIZES)
 
 
@@ -190,14 +190,22 @@ def test_a_wrong_row_is_named_with_its_file(digits, tmp_path, x, workers, capsys
     [
         (np.zeros((5, 1, 8, 8), np.int64), {}, r"row 0: x: float32 .* is expected, got dtype int64"),
         (np.zeros((5, 1, 9, 8), np.float32), {}, r"row 0: x: .* is expected"),
-        (np.zeros((0, 1, 8, 8), np.float32), {}, "an .npy file of rows is expected: it has none"),
-        (np.float32(1), {}, "an .npy file of rows is expected: it has none"),
+        (np.zeros((0, 1, 8, 8), np.float32), {}, "expected an .npy file of rows: it has no rows"),
+        (np.float32(1), {}, "expected an .npy file of rows: it has no rows"),
         (np.full((5, 1, 8, 8), np.nan, np.float32), {}, r"row 0: x\[0, 0, 0, 0\]: values from 0 to 1"),
-        (np.zeros((5, 1, 8, 8), np.float32), {"n": 6}, "n: at most the 5 rows of"),
-        (np.zeros((5, 1, 8, 8), np.float32), {"temperature": 0.5}, "samples of the prior, not for encode"),
-        (np.zeros((5, 1, 8, 8), np.float32), {"observe": True}, "observe: latents are written"),
-        (np.zeros((5, 1, 8, 8), np.float32), {"dtype": "uint8"}, "dtype: no other than float32 is expected"),
-        (np.zeros((5, 1, 8, 8), np.float32), {"reconstruct": "x.npy"}, "encode: either this or reconstruct"),
+        (np.zeros((5, 1, 8, 8), np.float32), {"n": 6}, "n: expected at most 5, the rows of"),
+        (
+            np.zeros((5, 1, 8, 8), np.float32),
+            {"temperature": 0.5},
+            "expected for samples of the prior alone, got them for encode",
+        ),
+        (np.zeros((5, 1, 8, 8), np.float32), {"observe": True}, "observe: expected no draws from the likelihood"),
+        (np.zeros((5, 1, 8, 8), np.float32), {"dtype": "uint8"}, "dtype: expected float32 for latents"),
+        (
+            np.zeros((5, 1, 8, 8), np.float32),
+            {"reconstruct": "x.npy"},
+            "encode: expected this or reconstruct, got both",
+        ),
     ],
 )
 def test_what_is_wrong_shows_before_anything_is_written(digits, tmp_path, rows, arguments, words):
@@ -210,7 +218,7 @@ def test_what_is_wrong_shows_before_anything_is_written(digits, tmp_path, rows, 
 def test_other_files_and_no_number_are_refused(digits, tmp_path):
     for name, written in (("a.npy", b"text"), ("b.npy", b""), ("c.npy", b"\x93NUMPY\x01\x00")):
         (tmp_path / name).write_bytes(written)
-        with pytest.raises(InputError, match=rf"{name}: an \.npy file of rows is expected"):
+        with pytest.raises(InputError, match=rf"{name}: expected an \.npy file of rows"):
             generate(digits, tmp_path / "s", seed=7, encode=tmp_path / name)
     header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }"
     for name, sizes in (
@@ -221,15 +229,15 @@ def test_other_files_and_no_number_are_refused(digits, tmp_path):
     ):
         np_header = (header % sizes).ljust(117) + b"\n"
         (tmp_path / name).write_bytes(b"\x93NUMPY\x01\x00" + len(np_header).to_bytes(2, "little") + np_header)
-        with pytest.raises(InputError, match=rf"{name}: an \.npy file of rows is expected"):
+        with pytest.raises(InputError, match=rf"{name}: expected an \.npy file of rows"):
             generate(digits, tmp_path / "s", seed=7, encode=tmp_path / name)
     os.mkfifo(tmp_path / "j.npy")
-    with pytest.raises(InputError, match="it is no file"):
+    with pytest.raises(InputError, match="it is not a file"):
         generate(digits, tmp_path / "s", seed=7, encode=tmp_path / "j.npy")
     np.savez(tmp_path / "d.npy", a=np.zeros(3))
     np.save(tmp_path / "e.npy", np.array([{}]), allow_pickle=True)
     for name in ("d.npy.npz", "e.npy"):
-        with pytest.raises(InputError, match=r"an \.npy file of rows is expected"):
+        with pytest.raises(InputError, match=r"expected an \.npy file of rows"):
             generate(digits, tmp_path / "s", seed=7, encode=tmp_path / name)
     with pytest.raises(InputError, match="n: expected an integer, got None"):
         generate(digits, tmp_path / "s", seed=7)

@@ -201,7 +201,7 @@ def test_reading_is_tried_again(digits, s3, server):
         assert len(open_samples(s3)[:3]) == 3
         assert not server.faults
     server.fail("GET", "0.npy", "500", times=99)
-    with pytest.raises(VaeError, match=rf"{s3}/{SHARDS[0]}: reading has failed 6 times: .*run the same command again"):
+    with pytest.raises(VaeError, match=rf"{s3}/{SHARDS[0]}: reading failed 6 times: .*run the same command again"):
         open_samples(s3)[0]
     assert np.array_equal(samples[300], open_samples(s3)[300])
 
@@ -211,7 +211,7 @@ def test_failures_without_end_are_told_and_the_same_command_goes_on(digits, s3, 
     server.fail("PUT", "1.npy", "500", times=99)
     assert main(command) == 1
     said = capsys.readouterr().err
-    assert f"error: {s3}/{SHARDS[1]}: writing has failed 6 times: " in said
+    assert f"error: {s3}/{SHARDS[1]}: writing failed 6 times: " in said
     assert "run the same command again to go on" in said
     assert "Traceback" not in said
     assert len(server.faults) == 99 - 6
@@ -235,7 +235,7 @@ def test_what_cannot_work_is_not_tried_again(digits, s3, server, tmp_path, capsy
     server.seen.clear()
     assert main(["generate", str(digits), *WORDS, "--workers", "1", "--out", s3]) == 1
     said = capsys.readouterr().err
-    assert f"error: {s3}/job.json: looking is refused: Unable to locate credentials; see that place and cred" in said
+    assert f"error: {s3}/job.json: looking is refused: Unable to locate credentials; check the URL and the cred" in said
     assert "Traceback" not in said
     assert not server.seen
     s3fs.S3FileSystem.clear_instance_cache()
@@ -261,7 +261,7 @@ def test_killed_while_it_sends_the_same_command_finishes(digits, s3, server, und
 
 def test_another_job_is_refused_on_s3_whoever_is_first(digits, s3):
     generate(digits, s3, **JOB, part=(1, 3))
-    with pytest.raises(InputError, match="holds another job; seed: 7 there, 8 now"):
+    with pytest.raises(InputError, match="differences that prevent resuming: seed: 7 in the folder, 8 now"):
         generate(digits, s3, **JOB | {"seed": 8}, part=(2, 3))
     found = []
 
@@ -270,7 +270,7 @@ def test_another_job_is_refused_on_s3_whoever_is_first(digits, s3):
             generate(digits, s3 + "-race", **JOB | {"seed": seed})
             found.append(seed)
         except InputError as error:
-            assert "holds another job; seed" in str(error)  # noqa: PT017, in a thread
+            assert "differences that prevent resuming: seed" in str(error)  # noqa: PT017, in a thread
 
     threads = [threading.Thread(target=begin, args=(seed,)) for seed in range(3)]
     for thread in threads:
@@ -294,7 +294,7 @@ def test_a_store_that_cannot_create_alone_does_not_mix_jobs(digits, s3, tmp_path
             generate(digits, tmp_path / "other", **JOB | {"seed": 8}, part=(1, 3))
             open_store(s3).write("job.json", (tmp_path / "other" / "job.json").read_bytes())
 
-    with pytest.raises(VaeError, match=r"job\.json: was replaced by another job's since this call began"):
+    with pytest.raises(VaeError, match=r"job\.json: another job has replaced this one since the call began"):
         generate(digits, s3, **JOB, progress=replaced)
     # What the first has left there is made again.
     assert np.array_equal(
@@ -328,7 +328,7 @@ def test_an_object_of_another_size_than_was_sent_is_sent_again(s3):
         store.write("five", b"12345")
         assert not sizes
         sizes[:] = [4] * 6
-        with pytest.raises(VaeError, match="writing has failed 6 times: 5 bytes were sent, the store has 4"):
+        with pytest.raises(VaeError, match="writing failed 6 times: 5 bytes were sent, the store has 4"):
             store.write("five", b"12345")
 
 
@@ -339,7 +339,7 @@ def test_memory_and_urls_of_files(digits, tmp_path, undisturbed):
     assert sorted(open_store(url).sizes()) == FILES
     assert content(url) == local(undisturbed)
     assert np.array_equal(samples[:], open_samples(undisturbed)[:])
-    with pytest.raises(InputError, match="workers: 1 is expected, since only one process sees memory://"):
+    with pytest.raises(InputError, match="workers: expected 1, since only one process sees memory://"):
         generate(digits, url, **JOB | {"workers": 2})
     generate(digits, (tmp_path / "a b").as_uri(), **JOB)
     assert local(tmp_path / "a b") == local(undisturbed)
@@ -348,9 +348,9 @@ def test_memory_and_urls_of_files(digits, tmp_path, undisturbed):
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("gopher://bucket/samples", "a URL that fsspec knows is expected"),
-        ("zip://x.npy::s3://bucket/samples", "a folder or one URL is expected"),
-        ("simplecache::s3://bucket/samples", "a folder or one URL is expected"),
+        ("gopher://bucket/samples", "expected a URL that fsspec knows"),
+        ("zip://x.npy::s3://bucket/samples", "expected a folder or one URL"),
+        ("simplecache::s3://bucket/samples", "expected a folder or one URL"),
     ],
 )
 def test_other_urls_are_refused(digits, url, words):
@@ -375,7 +375,7 @@ def test_missing_libraries_are_named(digits, monkeypatch):
     monkeypatch.undo()
     pytest.importorskip("fsspec", reason="fsspec is missing")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(VaeError, match=r"gcsfs.*; of S3, pip install 'vae-runtime\[remote\]' brings what is needed"):
+    with pytest.raises(VaeError, match=r"gcsfs.*; for S3, pip install 'vae-runtime\[remote\]'"):
         generate(digits, "gs://bucket/samples", **JOB)
 
 

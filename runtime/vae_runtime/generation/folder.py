@@ -1,7 +1,7 @@
-"""The files of a samples folder: their names, and the JSON in them. No other module knows these names.
+"""The files of a samples folder: their names, which no other module knows, and the JSON in them.
 
-job.json says what is generated. Each shard has a sidecar with the same stem, which says how it should hash and of which
-job it is. index.json is written last, once every shard is whole. docs/offline-generation.md describes the folder.
+job.json describes what is generated. Each shard has a sidecar with the same stem, which states its hash and its job.
+index.json is written last, once every shard is whole. docs/offline-generation.md describes the folder.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ def _read_json(store: Store, name: str) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        VaeError: it is missing, cannot be read, or holds something else.
+        VaeError: the file is missing, cannot be read, or holds something else.
     """
     path = f"{store}/{name}"
     content = store.read(name)
     if content is None:
-        raise VaeError(f"{path}: is missing")
+        raise VaeError(f"{path}: expected a file, got nothing")
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise VaeError(
-            f"{path}: JSON is expected: {error}; generate again into another folder, or put the file back"
+            f"{path}: expected JSON: {error}; generate again into another folder, or put the file back"
         ) from error
     if not isinstance(value, dict):
-        raise VaeError(f"{path}: a JSON object is expected, got {type(value).__name__}")
+        raise VaeError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
 
 
@@ -89,8 +89,8 @@ def held(store: Store, *, shared: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def marker(store: Store) -> Iterator[str]:
-    """Write a file for the time of the call, by which a node finds out whether it sees the folder; yield its name."""
-    # A temporary file: where this call is killed, the next one removes it.
+    """Keep a file in the folder, by which a node finds out whether it sees the folder; yield its name."""
+    # Named like a temporary file: if this call is killed, the next one removes it.
     name = f".{JOB}.{secrets.token_hex(8)}.tmp"
     store.write(name, name.encode())
     try:
@@ -116,53 +116,58 @@ def read_job(store: Store) -> Job:
     """Return the job of a folder.
 
     Raises:
-        VaeError: it has none.
+        VaeError: the folder has no job.
     """
     document = read_job_document(store)
     if document is None:
-        raise VaeError(f"{store}: no folder of samples: there is no {JOB}; give one that `generate` wrote")
+        raise VaeError(
+            f"{store}: expected a folder of samples, got one without {JOB}; give a folder that `generate` wrote"
+        )
     try:
         return Job.from_json(document)
     except ValueError as error:
-        raise VaeError(f"{store}/{JOB}: a job of this version is expected: {error}; generate again") from None
+        raise VaeError(f"{store}/{JOB}: expected a job of this version: {error}; generate again") from None
 
 
 def claim(store: Store, job: Job, *, shared: bool, warn: Callable[[str], object] | None) -> None:
-    """Write the folder's job, or hold this call's against the one that is there.
+    """Write the folder's job, or compare this call's job with it.
 
     Args:
         store: the place of the folder.
-        job: of this call.
+        job: the job of this call.
         shared: whether other calls may be at work in the folder: then the job must be the same, n included.
         warn: called where the folder was begun on another kind of machine.
 
     Raises:
         InputError: the folder holds another job, or other files.
-        VaeError: it cannot be read or written.
+        VaeError: the job cannot be read or written.
     """
     if store.size(JOB) is None:
         names = store.sizes()
         # Another call may have begun in the meantime.
         if names and JOB not in names:
-            raise InputError(f"{store}: an empty folder or one of this job is expected, it holds {min(names)}")
+            raise InputError(f"{store}: expected an empty folder or one of this job, got one with {min(names)}")
         store.create(JOB, _to_json(job.as_json()))
     # Read back: another call may have been first.
     written = _read_json(store, JOB)
     differences = job.differences(written, growing=not shared)
     if differences:
-        # A job that has made nothing yet gives way, as nothing is lost; a remote store may have another call at work.
+        # A job without shards may be replaced: nothing is lost. In a remote store another call may be at work.
         if shared or store.remote or store.sizes().keys() != {JOB}:
-            raise InputError(f"{store}: holds another job; {'; '.join(differences)}; give another folder")
+            raise InputError(
+                f"{store}: another job is in this folder; differences that prevent resuming: "
+                f"{'; '.join(differences)}; give another folder"
+            )
         store.write(JOB, _to_json(job.as_json()))
         return
     changes = job.machine_differences(written)
     if changes and warn is not None:
         warn(
-            f"{store}: begun on another kind of machine ({'; '.join(changes)}): latents are the same bits anywhere, "
-            "decoded values only with the same ONNX Runtime on the same kind of processor"
+            f"{store}: begun on another kind of machine ({'; '.join(changes)}): latents are the same bits on every "
+            "machine, decoded values only with the same ONNX Runtime on the same kind of processor"
         )
     if job.n > written["n"]:
-        # The index goes first: it would tell of fewer samples than the job.
+        # The index is removed first: it lists fewer samples than the job.
         store.remove(INDEX)
         store.write(JOB, _to_json({**job.as_json(), "machine": written["machine"]}))
 
@@ -179,20 +184,20 @@ def missing_shards(store: Store, job: Job) -> list[int]:
 def write_sidecar(
     store: Store, job: Job, number: int, size: int, sha256: str, machine: Mapping[str, str]
 ) -> None:  # fmt: skip
-    """Write the file beside a shard, which makes the shard count.
+    """Write the sidecar of a shard; from then on the shard counts as whole.
 
     Raises:
-        VaeError: it cannot be written, or another job has taken the folder in the meantime.
+        VaeError: the sidecar cannot be written, or another job has replaced the folder's in the meantime.
     """
     name, (start, stop) = shard_name(job, number), job.rows(number)
     if read_job(store).fingerprint != job.fingerprint:
-        raise VaeError(f"{store}/{JOB}: was replaced by another job's since this call began; give another place")
+        raise VaeError(f"{store}/{JOB}: another job has replaced this one since the call began; give another folder")
     entry = {"file": name, "start": start, "stop": stop, "bytes": size, "sha256": sha256}
     store.write(_sidecar_name(name), _to_json({**entry, "job": job.fingerprint, "machine": machine}))
 
 
 def read_machine(store: Store, job: Job, number: int) -> Any:
-    """Return the machine that made a shard, by its sidecar; None if a finished folder has lost it."""
+    """Return the machine that made a shard, as its sidecar says; None without a sidecar."""
     try:
         return _read_json(store, _sidecar_name(shard_name(job, number)))["machine"]
     except (VaeError, KeyError):
@@ -200,7 +205,7 @@ def read_machine(store: Store, job: Job, number: int) -> Any:
 
 
 def read_entries(store: Store, job: Job, numbers: Sequence[int]) -> list[dict[str, Any] | None]:
-    """Return the index's entry of each shard whose size and sidecar are right; None for those that have to be made."""
+    """Return the index entry of each shard with the right size and sidecar; None for those that have to be made."""
     names = [shard_name(job, number) for number in numbers]
     sizes = store.sizes() if len(names) > 1 else {name: store.size(name) for name in names}
     present = [name for name in names if sizes.get(name) is not None]
@@ -233,35 +238,37 @@ def write_index(store: Store, job: Job, entries: Sequence[Mapping[str, Any] | No
     """Write the index of a folder whose shards are all whole.
 
     Raises:
-        VaeError: it cannot be written, or another call has replaced the folder's job in the meantime.
+        VaeError: the index cannot be written, or another call has replaced the folder's job in the meantime.
     """
     written = read_job(store)
     if (written.fingerprint, written.n) != (job.fingerprint, job.n):
         raise VaeError(
-            f"{store}/{JOB}: was replaced by another call's since this one began; run the same command again"
+            f"{store}/{JOB}: another call has replaced this file since this one began; run the same command again"
         )
     index = _to_json({"format_version": VERSION, "job": job.as_json(), "shards": entries})
-    # A finished folder may be where nothing can be written any more.
+    # A finished folder may be read-only by now.
     if store.read(INDEX) != index:
         store.write(INDEX, index)
 
 
 def read_index(store: Store) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the job and the shards of a finished folder, held against each other.
+    """Return the job and the shards of a finished folder, after checking that they agree.
 
     Raises:
-        VaeError: it is no such folder, is not finished, or its index is damaged.
+        VaeError: the folder holds no samples, is not finished, or its index is damaged.
     """
     if store.size(INDEX) is None:
         if store.size(JOB) is not None:
-            raise VaeError(f"{store}: is not finished, there is no {INDEX}; run the same `generate` again to go on")
-        raise VaeError(f"{store}: no folder of samples: there is no {INDEX}; give one that `generate` wrote")
+            raise VaeError(
+                f"{store}: the folder is not finished, {INDEX} is missing; run the same `generate` again to go on"
+            )
+        raise VaeError(
+            f"{store}: expected a folder of samples, got one without {INDEX}; give a folder that `generate` wrote"
+        )
     index = _read_json(store, INDEX)
     problem = _index_problem(index)
     if problem:
-        raise VaeError(
-            f"{store}/{INDEX}: shards that follow on one another up to n are expected, {problem}; generate again"
-        )
+        raise VaeError(f"{store}/{INDEX}: expected consecutive shards up to n, {problem}; generate again")
     return index["job"], index["shards"]
 
 
@@ -269,29 +276,29 @@ def _index_problem(index: Mapping[str, Any]) -> str | None:
     """Return what is wrong with an index; readers rely on what is checked here."""
     version, known = str(index.get("format_version")), VERSION.partition(".")[0]
     if version.partition(".")[0] != known:
-        return f"got format_version {version:.99}, {known}.x is what this vae-runtime {__version__} reads"
+        return f"got format_version {version:.99}, while vae-runtime {__version__} reads {known}.x"
     job, shards = index.get("job"), index.get("shards")
     if not isinstance(job, dict) or not isinstance(shards, list) or not shards:
         return "got no job or no shards"
     if job.get("format") not in FORMATS:
-        return f"format: {', '.join(FORMATS)} is known, got {job.get('format')!r:.99}"
+        return f"got a format other than {', '.join(FORMATS)}: {job.get('format')!r:.99}"
     shape = job.get("shape")
     if (
         not isinstance(shape, list)
         or not all(map(_is_size, [*shape, job.get("n")]))
         or type(job.get("seed")) is not int
     ):
-        return "got a shape, an n or a seed that is none"
+        return "got an invalid shape, n or seed"
     try:
         dtype = dtype_from_json(job.get("dtype"))
     except InputError as error:
         return str(error)
     if not _is_size(math.prod(shape) * dtype.itemsize):
-        return f"shape: rows of less than 2^48 bytes are expected, got {shape!r:.99}"
+        return f"got rows of 2^48 bytes or more: shape {shape!r:.99}"
     done = 0
     for number, shard in enumerate(shards):
         match shard:
-            # No name leads out of the folder.
+            # A name must not lead out of the folder.
             case {"file": str(file), "start": int(start), "stop": int(stop), "bytes": int(size)} if (
                 re.fullmatch(rf"shard-[0-9]+\.{job['format']}", file)
                 and type(start) is int

@@ -18,7 +18,7 @@ from .formats.table import FORMATS
 
 __all__ = ["VERSION", "Job"]
 
-# Of job.json and index.json; a version with another number behind the dot only adds fields.
+# The version of the JSON files in a samples folder; minor versions only add fields.
 VERSION = "1.0"
 # Fields that a later call may change: the number of samples may grow, the machine and the places of files may differ.
 _MACHINE, _GROWING, _FILES = "machine", "n", "files"
@@ -26,13 +26,13 @@ _MACHINE, _GROWING, _FILES = "machine", "n", "files"
 
 @dataclass(frozen=True)
 class Job:
-    """What is generated: everything that the bytes of the shards depend on, and the machine, which they may depend on.
+    """Everything that the bytes of the shards depend on, and the machine, which they may depend on.
 
     `verb` is "sample", or what is done with `observations`, the content of an .npy file: "reconstruct" or "encode".
     `conditions` maps names to {"value": …}, to {"balanced": classes}: class i mod classes for sample i, or to the
-    content of an .npy file, a row for each sample. A content is {"name": …, "sha256": …, "shape": …, "dtype": …}, and
-    `files` says by its name where it lies, and what the file looked like when it was hashed: {"path": …, "sha256": …,
-    "size": …, "mtime_ns": …}. `dtype` is as `row_types.dtype_to_json` gives it.
+    content of an .npy file, a row for each sample. A content is {"name": …, "sha256": …, "shape": …, "dtype": …}.
+    `files` has the locations by name, with attributes that tell whether a file was altered: {"path": …, "sha256": …,
+    "size": …, "mtime_ns": …}. `dtype` has the form of `row_types.dtype_to_json`.
     """
 
     bundle: str
@@ -62,7 +62,7 @@ class Job:
         """Return the job of a folder, as it was written.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the document describes no job of this version.
         """
         try:
             bounds = document["range"]
@@ -74,7 +74,7 @@ class Job:
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(str(error)) from None
         if not valid:
-            raise ValueError("the format_version, a size, the seed, the dtype or the format is none")
+            raise ValueError("the format_version, a size, the seed, the dtype or the format is invalid")
         return job
 
     @property
@@ -118,14 +118,14 @@ class Job:
         """
         current = self.as_json()
         differences = [
-            f"{name}: {written.get(name)!r} there, {current.get(name)!r} now"
+            f"{name}: {written.get(name)!r} in the folder, {current.get(name)!r} now"
             for name in sorted(written.keys() | current.keys())
             if written.get(name) != current.get(name) and name not in (_MACHINE, _GROWING, _FILES)
         ]
         n = written.get(_GROWING)
         if not isinstance(n, int) or self.n < n or (self.n != n and not growing):
             differences.append(
-                f"n: {n!r} there, {self.n} now, {'at least as many' if growing else 'the same n'} expected"
+                f"n: {n!r} in the folder, {self.n} now, expected {'at least as many' if growing else 'the same n'}"
             )
         return differences
 

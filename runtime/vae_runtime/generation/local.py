@@ -1,4 +1,4 @@
-"""The local executor: shards made here, or by processes of this machine with one thread each."""
+"""The local executor: make shards in this process, or in processes of this machine with one thread each."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["make_shards", "usable_cores"]
 
 
 def usable_cores() -> int:
-    """The cores that this process may use, by its affinity and its control group's quota (cgroup v2 or v1)."""
+    """Return the number of cores that this process may use, by affinity and the quota of cgroup v2 or v1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = period = 0
     with contextlib.suppress(OSError, ValueError):
-        most, every = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        quota, period = (0, 0) if most == "max" else (int(most), int(every))
+        limit, length = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        quota, period = (0, 0) if limit == "max" else (int(limit), int(length))
     if not quota:
         with contextlib.suppress(OSError, ValueError):
             folder = Path("/sys/fs/cgroup/cpu")
@@ -39,10 +39,10 @@ def usable_cores() -> int:
 def make_shards(
     vae: VAE, store: Store, job: Job, numbers: Sequence[int], workers: int
 ) -> Generator[ShardResult, None, None]:
-    """Make shards, here or in processes of their own.
+    """Make shards, in this process or in others.
 
     Yields:
-        Of each shard, as it is done, what `make_shard` gives.
+        The result of each shard, as it is done.
 
     Raises:
         VaeError: a shard cannot be written, or a worker died.
@@ -59,7 +59,7 @@ def make_shards(
     pending: set[Future[ShardResult]] = set()
     try:
         while True:
-            # No more than a few ahead: memory does not grow with the job.
+            # Only a few shards are submitted ahead, so that memory does not grow with the job.
             for number in waiting:
                 with _interrupts_held(), _main_hidden():
                     pending.add(pool.submit(_work, number))
@@ -72,22 +72,22 @@ def make_shards(
                 yield future.result()
     except BrokenProcessPool:
         raise VaeError(
-            f"{store}: a worker died, killed or out of memory; what is whole stays: run the same command again to go "
+            f"{store}: a worker died, killed or out of memory; whole shards are kept: run the same command again to go "
             "on, with fewer workers or a smaller batch size if memory is short"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-# What a worker makes shards with: what it was started with, and the session, once there is one.
-_begun: tuple[str, str, str, Store, Job] | None = None
+# The state of a worker process: its arguments, the loaded model, and whether a shard is under way.
+_arguments: tuple[str, str, str, Store, Job] | None = None
 _vae: VAE | None = None
 _at_work = False
 
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Start processes that Ctrl-C, which goes to all of a terminal's, never reaches: the parent tells when to stop."""
+    """Start processes that ignore Ctrl-C, which a terminal sends to all: the parent tells them when to stop."""
     import signal
 
     if not hasattr(signal, "pthread_sigmask"):
@@ -104,8 +104,8 @@ def _interrupts_held() -> Iterator[None]:
 def _main_hidden() -> Iterator[None]:
     """Start processes that do not run the caller's script again, which would call `generate` again.
 
-    What is not under `if __name__ == "__main__":` in the script is run in every process that multiprocessing spawns, as
-    long as it finds the script. What workers need is all in this package.
+    Every process that multiprocessing spawns runs the part of the script outside `if __name__ == "__main__":`, as long
+    as it finds the script. Workers need this package alone.
     """
     main = sys.modules["__main__"]
     before: dict[str, Any] = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
@@ -118,12 +118,12 @@ def _main_hidden() -> Iterator[None]:
 
 
 def _start(bundle: str, digest: str, device: str, store: Store, job: Job) -> None:
-    """In a worker, before its first shard."""
+    """Prepare a worker process."""
     import multiprocessing
     import signal
 
-    global _begun
-    # Where signals cannot be held back while a process is started.
+    global _arguments
+    # For platforms on which signals cannot be blocked while a process starts.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
     parent = multiprocessing.parent_process()
@@ -133,14 +133,14 @@ def _start(bundle: str, digest: str, device: str, store: Store, job: Job) -> Non
         parent.join()
         os._exit(1)
 
-    # A parent that is killed leaves its workers waiting for ever.
+    # Workers of a killed parent would wait forever.
     threading.Thread(target=end_with_parent, daemon=True).start()
-    # Not loaded here: what goes wrong then would not reach the parent.
-    _begun = bundle, digest, device, store, job
+    # The model is loaded with the first shard: an error here would not reach the parent.
+    _arguments = bundle, digest, device, store, job
 
 
 def _end(*_: object) -> None:
-    """Drop the shard under way, without a temporary file left behind, and end."""
+    """End the process; a shard under way is dropped, and its temporary file removed."""
     if _at_work:
         raise KeyboardInterrupt
     os._exit(1)
@@ -148,8 +148,8 @@ def _end(*_: object) -> None:
 
 def _work(number: int) -> ShardResult:
     global _vae, _at_work
-    assert _begun is not None
-    bundle, digest, device, store, job = _begun
+    assert _arguments is not None
+    bundle, digest, device, store, job = _arguments
     try:
         _at_work = True
         _vae = _vae or load(bundle, device=device, variant=job.variant, digest=digest)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from ..devices import onnxruntime_version
 
-__all__ = ["machine"]
+__all__ = ["describe_machine"]
 
 # Instruction sets by which ONNX Runtime chooses its kernels.
 _FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "asimd", "asimddp",
              "i8mm", "sve", "bf16")  # fmt: skip
 
 
-def machine(device: str) -> dict[str, str]:
+def describe_machine(device: str) -> dict[str, str]:
     """Return the version of ONNX Runtime, the processor's instruction sets and the device."""
     return {**_software_and_processor(), "device": device}
 

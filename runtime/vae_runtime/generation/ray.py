@@ -1,4 +1,4 @@
-"""The cluster executor: shards made by actors of a Ray cluster; docs/offline-generation.md is the description."""
+"""The cluster executor: make shards by actors of a Ray cluster. docs/offline-generation.md describes it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..vae import VAE, load
 from .folder import marker, remove_unfinished, shard_name
 from .job import Job
 from .local import usable_cores
-from .machine import machine
+from .machine import describe_machine
 from .shard import ShardResult, make_shard
 from .store import Store
 
@@ -47,20 +47,20 @@ def make_shards(
     """Make shards on a Ray cluster.
 
     Args:
-        vae: of the job; its bundle travels to the nodes.
-        store: where the shards are kept, seen by all nodes.
-        job: of the shards.
-        numbers: of the shards.
-        workers: actors, each of one CPU or one GPU; None takes as many as the cluster has of these.
-        address: of a cluster: "auto", "HOST:PORT" or "ray://HOST:PORT"; None takes the one this process is connected
-            to, that of RAY_ADDRESS, or starts one here for the time of the call.
-        warn: called with what is not wrong, but should be known.
+        vae: the model; its bundle is sent to the nodes.
+        store: the place of the shards, which all nodes see.
+        job: the job of the shards.
+        numbers: the numbers of the shards.
+        workers: the number of actors, of one CPU or one GPU each; None takes all of the cluster.
+        address: "auto", "HOST:PORT" or "ray://HOST:PORT"; None takes the cluster that this process is connected to,
+            or RAY_ADDRESS, or starts a cluster of this machine for the time of the call.
+        warn: called with the text of each warning.
 
     Yields:
         The result of each shard, as it is done.
 
     Raises:
-        InputError: the address is of another form.
+        InputError: the address has another form.
         VaeError: Ray or the cluster is missing, a node differs or does not see the store, or a shard cannot be written.
     """
     content = _packed(vae, store, job)
@@ -70,8 +70,8 @@ def make_shards(
         count = workers or int(resources.get("GPU" if on_gpu else "CPU", 1)) or 1
         # Ray starts an actor again forever, wherever it finds free resources.
         Actor = ray.remote(_Worker).options(max_restarts=-1, num_cpus=1, num_gpus=1 if on_gpu else None)
-        # With each call, not to the constructor: Ray does not promise to have them still when it starts an actor again.
-        # In a list the content is not fetched for each call, but where it is needed.
+        # These go with each call, not to the constructor: Ray may have lost them when it starts an actor again. In a
+        # list the content is only fetched when an actor asks for it.
         arguments = _versions(), marker_name, on_gpu, [ray.put(content)]
         actors = [Actor.remote() for _ in range(min(count, len(numbers)))]
         yield from _Dispatch(ray, actors, arguments, store, job, warn).results(numbers)
@@ -91,10 +91,10 @@ class _Dispatch:
         self._store, self._job, self._warn = store, job, warn
         self._processors = {job.machine["processor"]}
         self._deaths = collections.Counter[int]()
-        # Shards of actors that died.
+        # The shards of actors that died.
         self._lost: list[int] = []
         self._idle: list[Any] = []
-        # By what an actor is about to answer: the actor, and the number of its shard, None while it starts.
+        # For each call under way, the actor and the number of its shard; None while the actor starts.
         self._pending: dict[Any, tuple[Any, int | None]] = {}
 
     def results(self, numbers: Sequence[int]) -> Generator[ShardResult, None, None]:
@@ -117,7 +117,7 @@ class _Dispatch:
             self._end()
 
     def _start(self, actor: Any) -> None:
-        """Wait for an actor to be ready, started again as often as it takes."""
+        """Ask an actor to get ready; Ray starts it again as often as necessary."""
         ready = actor.ready.options(max_task_retries=-1).remote(*self._arguments)
         self._pending[ready] = actor, None
 
@@ -127,8 +127,8 @@ class _Dispatch:
         if not done:
             raise VaeError(
                 f"no worker could start within {timeout} seconds: each takes one CPU, and one GPU on cuda; of "
-                f"{_listed(self._ray.cluster_resources())} are free: {_listed(self._ray.available_resources())}; wait "
-                "until others are done, add nodes, or see the cluster's logs; the same command goes on"
+                f"{_listed(self._ray.cluster_resources())}, free are {_listed(self._ray.available_resources())}; wait "
+                "until other jobs end, add nodes, or read the cluster's logs; then run the same command again"
             )
         actor, number = self._pending.pop(done[0])
         try:
@@ -154,7 +154,8 @@ class _Dispatch:
         self._deaths[number] += 1
         if self._deaths[number] == _MAX_DEATHS:
             raise VaeError(
-                f"{self._store}/{shard_name(self._job, number)}: {_MAX_DEATHS} workers died over it, killed or out of "
+                f"{self._store}/{shard_name(self._job, number)}: {_MAX_DEATHS} workers died while making it, killed "
+                "or out of "
                 "memory; run the same command again to go on, or into another folder with a smaller batch size"
             ) from None
         # Ray would keep the shard for this actor, which may wait for resources that never come.
@@ -167,12 +168,12 @@ class _Dispatch:
             self._processors.add(processor)
             self._warn(
                 f"node {node}: its processor is {processor}, {self._job.machine['processor']} here: latents are the "
-                "same bits anywhere, decoded values only on the same kind of processor"
+                "same bits on every machine, decoded values only on the same kind of processor"
             )
 
     def _end(self) -> None:
         """Let the shards under way end, and end the actors."""
-        # A worker that is killed in the middle of a shard leaves a temporary file.
+        # An actor that is killed while it writes a shard leaves a temporary file.
         under_way = [answer for answer, (_, number) in self._pending.items() if number is not None]
         ends = [*under_way, *(actor.end.remote() for actor in self._idle)]
         if ends:
@@ -184,28 +185,29 @@ class _Dispatch:
 
 
 class _Worker:
-    """An actor: a session, and the shards it makes. One that Ray started again has to begin anew."""
+    """An actor that makes shards. After a restart by Ray it loads the model again."""
 
     _begun: tuple[VAE, Store, Job] | None = None
     _folder: tempfile.TemporaryDirectory[str] | None = None
 
     def _begin(self, versions: dict[str, str], marker: str, gpu: bool, content: list[Any]) -> tuple[VAE, Store, Job]:
-        node, here = platform.node(), _versions()
-        differences = [f"{name} {here.get(name)} there, {value} here" for name, value in versions.items()
-                       if here.get(name) != value]  # fmt: skip
+        node, versions_here = platform.node(), _versions()
+        differences = [f"{name} {versions_here.get(name)} there, {value} here" for name, value in versions.items()
+                       if versions_here.get(name) != value]  # fmt: skip
         if differences:
             raise VaeError(f"node {node}: {'; '.join(differences)}; install the same on every node")
-        # Only now: another version's pickle may mean something else.
+        # Only after the versions agree: a pickle of another version may mean something else.
         import ray
 
         store, job, path, device, files = pickle.loads(ray.get(content[0]))
         if store.read(marker) is None:
             raise VaeError(
-                f"{store}: node {node} does not see what was just written there; give a folder that all nodes share at "
-                "the same path, or a remote store"
+                f"{store}: node {node} does not see this folder's files; give a folder that all nodes share at the "
+                "same "
+                "path, or a remote store"
             )
         if gpu:
-            # Of the GPUs of the node Ray shows this process its own.
+            # Ray shows this process its own GPU alone.
             device = "cuda"
         try:
             vae = load(path, device=device, variant=job.variant, digest=job.digest)
@@ -219,9 +221,9 @@ class _Worker:
         return vae, store, job
 
     def ready(self, *arguments: Any) -> dict[str, str]:
-        """What this actor runs on, once it can make shards."""
+        """Load the model, and return the node and its processor."""
         self._begun = self._begun or self._begin(*arguments)
-        return {"node": platform.node(), "processor": machine(self._begun[0].device)["processor"]}
+        return {"node": platform.node(), "processor": describe_machine(self._begun[0].device)["processor"]}
 
     def make(self, number: int, *arguments: Any) -> ShardResult:
         """Make a shard."""
@@ -229,18 +231,18 @@ class _Worker:
         return make_shard(*self._begun, number)
 
     def end(self) -> None:
-        """Leave nothing on the node."""
+        """Remove the files of this actor from the node."""
         if self._folder is not None:
             self._folder.cleanup()
 
 
 def _versions() -> dict[str, str]:
-    """What the bytes of a shard depend on, of what is installed."""
+    """Return the versions of the packages that the bytes of a shard depend on."""
     return {"vae-runtime": __version__, "onnxruntime": onnxruntime_version(), "numpy": np.__version__}
 
 
 def _packed(vae: VAE, store: Store, job: Job) -> bytes:
-    """What an actor needs, the files of the bundle that may be run among it."""
+    """Return what an actor needs, pickled, with the files of the bundle that ONNX Runtime may run."""
     bundle: Bundle = vae.bundle
     paths = {SUMS, MANIFEST, *(latent.prior.file for latent in bundle.manifest.latents)}
     for variant in bundle.manifest.variants:
@@ -252,14 +254,17 @@ def _packed(vae: VAE, store: Store, job: Job) -> bytes:
 
 @contextlib.contextmanager
 def _connected(address: str | None, workers: int | None, size: int) -> Iterator[Any]:
-    """Ray, connected to a cluster for the time of the call."""
+    """Connect to a cluster for the time of the call; yield the module ray."""
     try:
         import ray
     except ImportError as error:
         raise VaeError(f"Ray is not installed ({error}); pip install 'vae-runtime[ray]'") from None
     if ray.is_initialized():
         if address not in (None, "auto"):
-            raise InputError(f"address: this process is connected to a Ray cluster already; leave out {address!r}")
+            raise InputError(
+                f"address: expected none, as this process is connected to a Ray cluster already, got {address!r}; "
+                "leave it out"
+            )
         yield ray
         return
     where = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -273,13 +278,14 @@ def _connected(address: str | None, workers: int | None, size: int) -> Iterator[
     else:
         _require_answer(where)
     try:
-        with _surroundings_kept():
+        with _environment_kept():
             ray.init(where, log_to_driver=False, logging_level=logging.ERROR, **options)
-    # Ray ends the process, of all things, where it gets no answer.
+    # Without an answer Ray ends the process.
     except (Exception, SystemExit) as error:
         raise VaeError(
             f"address: no Ray cluster could be {'started' if where == 'local' else 'reached'} at {where}: "
-            f"{_reason(error)}; give that of a cluster that runs, with the same Python and Ray, or none for a local one"
+            f"{_reason(error)}; give the address of a running cluster with the same Python and Ray, or none for a "
+            "local one"
         ) from None
     try:
         yield ray
@@ -288,24 +294,25 @@ def _connected(address: str | None, workers: int | None, size: int) -> Iterator[
 
 
 def _require_answer(address: str) -> None:
-    """Try the port: Ray itself takes minutes to find that there is none."""
+    """Try to connect: Ray itself takes minutes to notice that nothing answers."""
     if address == "auto":
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
-        raise InputError(f"address: auto, HOST:PORT or ray://HOST:PORT is expected, got {address!r}")
+        raise InputError(f"address: expected auto, HOST:PORT or ray://HOST:PORT, got {address!r}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
     except OSError as error:
         raise VaeError(
-            f"address: {address} does not answer: {error}; give that of a cluster that runs (`ray start --head` prints "
+            f"address: {address} does not answer: {error}; give the address of a running cluster (`ray start --head` "
+            "prints "
             "it), or none for a local one"
         ) from None
 
 
 @contextlib.contextmanager
-def _surroundings_kept() -> Iterator[None]:
-    """Have Ray start without statistics of its use, which it would send home, and without a SIGTERM of its own."""
+def _environment_kept() -> Iterator[None]:
+    """Keep Ray from sending usage statistics, and from replacing the handler of SIGTERM."""
     name = "RAY_USAGE_STATS_ENABLED"
     before, handler = os.environ.get(name), signal.getsignal(signal.SIGTERM)
     os.environ[name] = "0"
@@ -320,12 +327,12 @@ def _surroundings_kept() -> Iterator[None]:
 
 
 def _without_ray(cause: BaseException, job: Job, number: int | None) -> BaseException:
-    """What went wrong in an actor, without Ray's account of it."""
+    """Return the error of an actor without Ray's traceback."""
     if isinstance(cause, VaeError):
         return cause
     if isinstance(cause, (OSError, MemoryError)):
         place = "a worker" if number is None else shard_name(job, number)
-        return VaeError(f"{place}: {type(cause).__name__}: {_reason(cause)}; the same command goes on")
+        return VaeError(f"{place}: {type(cause).__name__}: {_reason(cause)}; run the same command again to go on")
     return cause
 
 

@@ -1,4 +1,4 @@
-"""A call of `generate`: its arguments in a few records, and the job that they describe."""
+"""The arguments of `generate` in a few records, and the job that they describe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..vae import VAE
 from .formats import table
 from .formats.row_types import dtype_from_json, dtype_to_json
 from .job import Job
-from .machine import machine
+from .machine import describe_machine
 from .rows import encoded_fields
 from .sources import describe_file, map_file
 
@@ -25,41 +25,41 @@ __all__ = ["EXECUTORS", "Callbacks", "Conditions", "Draw", "Execution", "Output"
 
 EXECUTORS = ("local", "ray")
 _DTYPES = ("float32", "uint8")
-# Rows decoded at once: most of a core's throughput, and little memory for what lies between the layers.
+# Rows decoded at once: enough for most of a core's throughput, and little memory for activations.
 _BATCH_SIZE = 64
-# Bytes of a shard, about: large enough for a disk's full rate, small enough to lose little when one is cut short.
+# Approximate bytes of a shard: large enough for a disk's full rate, small enough to lose little to an interruption.
 _SHARD_BYTES = 2**26
-# A call holds an index of so many in memory.
+# A call holds the index of all shards in memory.
 _MAX_SHARDS = 10**6
-# Bytes that a batch may have as float32: while it is decoded a few times as much is in memory at once.
+# Bytes that a batch may have as float32; decoding it takes a few times as much memory.
 _BATCH_BYTES = 2**30
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the rows are made from: the prior, or one of two .npy files of observations."""
+    """The source of the rows: the prior, or an .npy file of observations."""
 
     reconstruct: str | os.PathLike[str] | None = None
     encode: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         if self.reconstruct is not None and self.encode is not None:
-            raise InputError("encode: either this or reconstruct is expected, got both")
+            raise InputError("encode: expected this or reconstruct, got both")
 
     @property
     def verb(self) -> str:
-        """What is done: "sample", "reconstruct" or "encode"."""
+        """The operation: "sample", "reconstruct" or "encode"."""
         return "reconstruct" if self.reconstruct is not None else "encode" if self.encode is not None else "sample"
 
     @property
     def path(self) -> str | os.PathLike[str] | None:
-        """The file of observations; None where samples are drawn."""
+        """The file of observations; None if samples are drawn from the prior."""
         return self.encode if self.reconstruct is None else self.reconstruct
 
 
 @dataclass(frozen=True)
 class Draw:
-    """How numbers are drawn: arguments of `VAE.sample`."""
+    """The arguments of `VAE.sample` about random numbers."""
 
     seed: int
     temperature: float = 1.0
@@ -69,7 +69,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Conditions:
-    """The conditions: a value for all rows or an .npy file by name, and the condition whose classes take turns."""
+    """By name, a value for all rows or an .npy file; and the condition whose classes take turns."""
 
     values: Mapping[str, Any] | None = None
     balanced: str | None = None
@@ -77,7 +77,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Output:
-    """How rows are stored, and how many are decoded and stored together."""
+    """The format of the files, and how many rows are decoded and stored together."""
 
     format: str = "npy"
     dtype: str = "float32"
@@ -87,7 +87,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be generated."""
+    """Everything that a job depends on, apart from the model."""
 
     n: int | None
     draw: Draw
@@ -98,7 +98,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Execution:
-    """Who makes the shards, and which of them.
+    """The processes that make shards, and the part of the shards that this call makes.
 
     Raises:
         InputError: an argument is out of its range or contradicts another.
@@ -113,24 +113,26 @@ class Execution:
         if self.workers is not None:
             object.__setattr__(self, "workers", require_integer("workers", self.workers, 1, 4096))
         if self.executor not in EXECUTORS:
-            raise InputError(f"executor: {' or '.join(EXECUTORS)} is expected, got {self.executor!r}")
+            raise InputError(f"executor: expected {' or '.join(EXECUTORS)}, got {self.executor!r}")
         if self.address is not None and self.executor != "ray":
-            raise InputError(f"address: a cluster's is for the executor ray, got {self.address!r} for {self.executor}")
+            raise InputError(
+                f"address: expected one with the executor ray alone, got {self.address!r} for {self.executor}"
+            )
         self.shards(0)
 
     def shards(self, count: int) -> range:
-        """Return the numbers of this call's shards, of so many of the job."""
+        """Return the numbers of this call's shards, given the number of shards of the job."""
         if self.part is None:
             return range(count)
         if not isinstance(self.part, (tuple, list)) or len(self.part) != 2:
-            raise InputError(f"part: two integers, (k, m), are expected, got {self.part!r}")
+            raise InputError(f"part: expected two integers, (k, m), got {self.part!r}")
         step = require_integer("part", self.part[1], 1, 2**31)
         return range(require_integer("part", self.part[0], 1, step) - 1, count, step)
 
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What the caller wants to hear: progress, warnings, and the seconds of each phase, which are added to a dict."""
+    """Functions for progress and warnings, and a dict to which the seconds of each phase are added."""
 
     progress: Callable[[int, int], object] | None = None
     warn: Callable[[str], object] | None = None
@@ -138,12 +140,12 @@ class Callbacks:
 
 
 def describe_job(vae: VAE, request: Request, written: Mapping[str, Any] | None = None) -> Job:
-    """Return the job of a request.
+    """Return the job of a request, after making one row of it.
 
     Args:
-        vae: of the bundle and the variant.
-        request: what is to be generated.
-        written: the folder's job, as it was written: a file that looks as it did then is not hashed again.
+        vae: the model.
+        request: the arguments of the call.
+        written: the folder's job, as it was written: a file with the size and time in it is not hashed again.
 
     Raises:
         InputError: an argument is out of its range.
@@ -163,7 +165,7 @@ def describe_job(vae: VAE, request: Request, written: Mapping[str, Any] | None =
     values = math.prod(vae.manifest.observation.shape if source.verb == "encode" else shape)
     if batch_size * values * 4 > _BATCH_BYTES and batch_size > 1:
         raise InputError(
-            f"batch_size: at most {max(1, _BATCH_BYTES // (4 * values))} is expected, 1 GiB of {values} float32 each, "
+            f"batch_size: expected at most {max(1, _BATCH_BYTES // (4 * values))}, 1 GiB of {values} float32 each, "
             f"got {batch_size}"
         )
     row_bytes = math.prod(shape) * dtype_from_json(dtype).itemsize
@@ -173,7 +175,7 @@ def describe_job(vae: VAE, request: Request, written: Mapping[str, Any] | None =
         batch_size=batch_size, format=output.format, dtype=dtype, shape=tuple(int(size) for size in shape),
         range=vae.manifest.observation.range, observe=bool(draw.observe), temperature=float(draw.temperature),
         truncation=None if draw.truncation is None else float(draw.truncation), conditions=conditions, files=files,
-        machine=machine(vae.device),
+        machine=describe_machine(vae.device),
     )  # fmt: skip
 
 
@@ -194,40 +196,44 @@ def _count(request: Request, observations: Mapping[str, Any] | None) -> int:
     rows: int = observations["shape"][0]
     n = require_integer("n", rows if request.n is None else request.n, 1, 2**48)
     if n > rows:
-        raise InputError(f"n: at most the {rows} rows of {request.source.path} are expected, got {n}")
+        raise InputError(f"n: expected at most {rows}, the rows of {request.source.path}, got {n}")
     return n
 
 
 def _require_consistent(vae: VAE, request: Request) -> None:
-    """See that the format, the dtype and what is drawn go together.
+    """Check the format and the dtype, and that they go with what is drawn.
 
     Raises:
-        InputError: they do not.
+        InputError: one of them is unknown, or contradicts another.
         VaeError: the library of the format is not installed.
     """
     verb, draw, dtype = request.source.verb, request.draw, request.output.dtype
     table.require(request.output.format)
     if not isinstance(draw.observe, (bool, np.bool_)):
-        raise InputError(f"observe: True or False is expected, got {draw.observe!r}")
+        raise InputError(f"observe: expected True or False, got {draw.observe!r}")
     if dtype not in _DTYPES or (verb == "encode" and dtype != "float32"):
         raise InputError(
-            f"dtype: {'no other than float32' if verb == 'encode' else ' or '.join(_DTYPES)} is expected, got {dtype!r}"
+            f"dtype: expected {'float32 for latents' if verb == 'encode' else ' or '.join(_DTYPES)}, got {dtype!r}"
         )
     if dtype == "uint8" and vae.manifest.observation.range is None:
-        raise InputError("dtype: uint8 needs a range of observations, the bundle's manifest states none; take float32")
+        raise InputError(
+            "dtype: uint8 needs a range of observations, and the bundle's manifest states none; take float32"
+        )
     if verb != "sample" and (draw.temperature, draw.truncation) != (1, None):
-        raise InputError(f"temperature and truncation: these are for samples of the prior, not for {verb}")
+        raise InputError(
+            f"temperature and truncation: expected for samples of the prior alone, got them for {verb}; leave them out"
+        )
     if verb == "encode" and draw.observe:
-        raise InputError("observe: latents are written, no draws from the likelihood; leave it out")
+        raise InputError("observe: expected no draws from the likelihood where latents are written; leave it out")
 
 
 def _row_of(
     vae: VAE, request: Request, sources: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]
 ) -> tuple[tuple[int, ...], str | list[Any]]:
-    """Make one row, so that what is wrong with the arguments shows before anything is written.
+    """Make one row, so that invalid arguments raise before anything is written.
 
     Returns:
-        Its shape, and its dtype as JSON has it.
+        Its shape, and its dtype in the form for JSON.
     """
     draw, source = request.draw, request.source
     conditions = {
@@ -256,22 +262,22 @@ def _row_of(
 
 
 def _shard_size(shard_size: int | None, n: int, batch_size: int, row_bytes: int) -> int:
-    """Return the samples of a shard, by default some 64 MB of them."""
+    """Return the number of samples of a shard, by default some 64 MB."""
     if shard_size is None:
         shard_size = max(1, _SHARD_BYTES // row_bytes // batch_size) * batch_size
     size = require_integer("shard_size", shard_size, 1, 2**40)
     if n > size * _MAX_SHARDS:
         raise InputError(
-            f"shard_size: at least {-(-n // (_MAX_SHARDS * batch_size)) * batch_size} is expected, got {size}: {n} "
+            f"shard_size: expected at least {-(-n // (_MAX_SHARDS * batch_size)) * batch_size}, got {size}: {n} "
             f"samples would be more than {_MAX_SHARDS} files"
         )
     if size % batch_size:
-        raise InputError(f"shard_size: a multiple of the batch size, {batch_size}, is expected, got {size}")
+        raise InputError(f"shard_size: expected a multiple of the batch size, {batch_size}, got {size}")
     return size
 
 
 def _variant(vae: VAE, verb: str) -> str:
-    """Return the name by which `load` gives the graphs that are run again."""
+    """Return the name of a variant by which `load` gives the same graphs."""
     if verb != "reconstruct":
         return vae.variants["encoder"] if verb == "encode" else vae.variant
     chosen, components = vae.variants, vae.manifest.components
@@ -286,9 +292,9 @@ def _variant(vae: VAE, verb: str) -> str:
 def _conditions(
     vae: VAE, n: int, requested: Conditions, files: dict[str, dict[str, Any]], written: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return the job's form of the conditions; the locations of their files are added to the files."""
+    """Return the conditions in the form of the job; the locations of their files are added to the files."""
     if not isinstance(requested.values or {}, Mapping):
-        raise InputError(f"conditions: a mapping of names to values is expected, got {requested.values!r:.99}")
+        raise InputError(f"conditions: expected a mapping of names to values, got {requested.values!r:.99}")
     conditions: dict[str, Any] = {}
     declared = {condition.name: condition for condition in vae.conditions}
     for name, value in (requested.values or {}).items():
@@ -296,7 +302,7 @@ def _conditions(
             conditions[name], files[name] = describe_file(value, _remembered(written, name))
             rows = conditions[name]["shape"][0]
             if rows < n:
-                raise InputError(f"{value}: a row for each of {n} samples is expected, got {rows}")
+                raise InputError(f"{value}: expected a row for each of {n} samples, got {rows}")
         else:
             shape = declared[name].shape if name in declared else None
             conditions[name] = {"value": _one_value(name, value, shape)}
@@ -305,7 +311,7 @@ def _conditions(
         classes = declared[balanced].classes if isinstance(balanced, str) and balanced in declared else None
         if not classes or balanced in conditions:
             raise InputError(
-                f"balanced: a condition with classes that has no other value is expected, one of "
+                f"balanced: expected a condition with classes and without another value, one of "
                 f"{', '.join(name for name, each in declared.items() if each.classes) or 'none'}; got {balanced!r}"
             )
         conditions[balanced] = {"balanced": len(classes)}
@@ -313,21 +319,21 @@ def _conditions(
 
 
 def _one_value(name: str, value: object, shape: tuple[int, ...] | None) -> Any:
-    """Return a condition's value for all samples, as JSON has it."""
+    """Return a condition's value for all samples, in the form for JSON."""
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"conditions: {name}: numbers or a class are expected: {error}") from None
+        raise InputError(f"conditions: {name}: expected numbers or a class: {error}") from None
     if shape is not None and array.shape != shape:
         raise InputError(
-            f"conditions: {name}: one value of shape {list(shape)} for all samples is expected, or the path of an .npy "
-            f"file that has a row for each; got {list(array.shape)}"
+            f"conditions: {name}: expected one value of shape {list(shape)} for all samples, or the path of an .npy "
+            f"file with a row for each; got {list(array.shape)}"
         )
     return array.tolist()
 
 
 def _remembered(written: Mapping[str, Any] | None, name: str) -> Mapping[str, Any] | None:
-    """Return the location of a file, as the folder's job has it."""
+    """Return the location of a file in the folder's job."""
     files = (written or {}).get("files")
     location = files.get(name) if isinstance(files, dict) else None
     return location if isinstance(location, dict) else None

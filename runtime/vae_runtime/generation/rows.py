@@ -1,7 +1,7 @@
 """The rows of a job: a pure function of the job and the rows' own numbers.
 
-They are the samples start … stop - 1 of a seed, or what is made of these rows of a file. They are worked on in batches
-of the job's size that begin at multiples of it, so that no number depends on who made them.
+A row is a sample of the prior, or the latents or the reconstruction of a row of a file. Rows are made in batches of the
+job's size that begin at multiples of it, so that no number depends on the process that made it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .sources import map_file
 
 __all__ = ["encoded_fields", "make_rows"]
 
-# Rows that noise is drawn for at once, and files are read by: drawing fewer costs more. The graphs take batches.
+# Rows for which noise is drawn, or files are read, at once: fewer would cost more. The graphs still take batches.
 _STRIP = 1024
 
 
@@ -42,7 +42,7 @@ def make_rows(
         Some batches at once, [rows, *shape] of the job's dtype; valid until the next ones.
 
     Raises:
-        InputError: a row of the job's file of observations is not as the manifest says.
+        InputError: a row of the file of observations contradicts the manifest.
         VaeError: a file was altered, which may show at the end alone.
     """
     size, seed = job.batch_size, job.seed
@@ -60,7 +60,7 @@ def make_rows(
 
     for first in range(start, stop, strip):
         last = min(first + strip, stop)
-        # Whole batches: what is missing from the last one is worked on and left out.
+        # Always whole batches: rows beyond the last one are computed and dropped.
         count = -(-(last - first) // size) * size
         conditions = _conditions(job, files, first, last, count)
         if job.observations is not None:
@@ -79,7 +79,7 @@ def make_rows(
                 raise _with_row(vae, job, x, first, error) from None
             note("encode")
         if job.verb != "encode":
-            # Reconstructions draw nothing, unless they are to be observed.
+            # Reconstructions draw no numbers, unless they are drawn from the likelihood.
             drawn = seed if x is None or job.observe else None
             vae.decode(
                 z, conditions=conditions, seed=drawn, start=first, observe=job.observe, batch_size=size,
@@ -91,7 +91,7 @@ def make_rows(
             rows = _as_uint8(rows, job.range, first)
             note("convert")
         yield rows
-        # What the caller did in the meantime is its own.
+        # The caller's time between two batches does not count.
         now = time.perf_counter()
     for location in job.files.values():
         # A file that was written to in the meantime shows through the mapping.
@@ -144,8 +144,8 @@ def _as_uint8(x: NDArray[np.float32], bounds: tuple[float, float] | None, first:
     if np.isnan(x.sum()):
         place = [int(number) for number in np.argwhere(np.isnan(x))[0]]
         raise VaeError(
-            f"sample {first + place[0]}: the decoder gives NaN at {place[1:]}, which uint8 has no number for; see that "
-            "latents and conditions are of the kind it was trained on, or take float32"
+            f"sample {first + place[0]}: the decoder gives NaN at {place[1:]}, which uint8 cannot hold; check that "
+            "latents and conditions are like those it was trained on, or take float32"
         )
     return x.astype(np.uint8)
 
@@ -153,15 +153,16 @@ def _as_uint8(x: NDArray[np.float32], bounds: tuple[float, float] | None, first:
 def encoded_fields(
     vae: VAE, x: NDArray[Any], conditions: Mapping[str, Any] | None, seed: int, start: int, batch_size: int
 ) -> dict[str, NDArray[Any]]:
-    """Return what is written of the latents of observations, by the names of the fields.
+    """Return the fields that are written for the latents of observations, by name.
 
     Args:
         vae: the encoder.
-        x: as of `VAE.encode`, like the rest.
+        x: as in `VAE.encode`, like the other arguments.
 
     Returns:
-        float32 [n, *latent shape] each: mu, std and z, the sample of the posterior; of a deterministic encoder mu; of
-        one that gives codes, int64, codes. Of several latents the names begin with theirs and a dot.
+        float32 [n, *latent shape] each: mu, std and z, the sample of the posterior; mu alone of a deterministic
+        encoder; int64 codes of an encoder that gives codes. With several latents, each name begins with the latent's
+        and a dot.
     """
     encoded = vae.encode(x, conditions=conditions, seed=seed, start=start, batch_size=batch_size)
     parts = dict(encoded) if isinstance(encoded, Posteriors) else {"": encoded}

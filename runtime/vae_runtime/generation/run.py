@@ -1,6 +1,6 @@
-"""Many samples to disk, finished by the same command whatever interrupts it.
+"""Write many samples to disk; after any interruption the same call resumes.
 
-docs/offline-generation.md is the description. A job is a list of shards; executors decide who makes them.
+A job is a list of shards, and an executor makes them in one or more processes. docs/offline-generation.md has more.
 """
 
 from __future__ import annotations
@@ -60,49 +60,49 @@ def generate(
     warn: Callable[[str], object] | None = None,
     timings: dict[str, float] | None = None,
 ) -> Samples | None:
-    """Write samples 0 … n - 1 of a seed to a folder; called again after any interruption, it writes what is missing.
+    """Write samples 0 … n - 1 of a seed to a folder; after an interruption the same call writes what is missing.
 
-    Or, instead of samples of the prior, what becomes of the rows of a file.
+    With `reconstruct` or `encode` the rows of a file are processed instead.
 
     Args:
         bundle: the bundle's folder.
-        out: the folder of the samples, made if need be, or the URL of a remote store (s3://bucket/prefix). One that
-            holds another job is refused; the same job with a larger n goes on.
-        n: how many, at least 1; None takes all rows of a file.
-        seed: of vnoise-1.
+        out: the folder of the samples, made if necessary, or the URL of a remote store (s3://bucket/prefix). A folder
+            with another job is refused; the same job with a larger n resumes.
+        n: the number of samples, at least 1; None takes all rows of a file.
+        seed: the seed of vnoise-1.
         reconstruct: an .npy file of observations: their reconstructions are written, through the posterior's mean.
-        encode: an .npy file of observations: their latents are written, rows of the fields `mu`, `std` and `z`, the
-            posterior's sample that `encode(x, seed=…).sample(seed=…)` gives; `mu` alone, or `codes`, where there is no
-            distribution; of several latents each field after the latent's name and a dot.
-        workers: processes of one thread each; None takes as many as there are cores for this process, or, of a
-            cluster, as many as it has.
-        device: as of `load`.
-        variant: as of `load`.
-        format: of the files, "npy", "parquet" or "safetensors".
-        dtype: "float32", or "uint8": the range of the manifest is taken to 0 … 255, rounded half to even.
-        observe: draws from the likelihood instead of its means.
-        temperature: as of `VAE.sample`.
-        truncation: as of `VAE.sample`.
-        conditions: for each sample the same value, or by the path of an .npy file of at least n rows its own.
+        encode: an .npy file of observations: their latents are written, with the fields `mu`, `std` and `z`, the
+            posterior's sample that `encode(x, seed=…).sample(seed=…)` gives; or with `mu` or `codes` alone, where the
+            encoder gives no distribution. With several latents, each name begins with the latent's and a dot.
+        workers: the number of processes, of one thread each; None takes the cores that this process may use, or those
+            of the cluster.
+        device: as in `load`.
+        variant: as in `load`.
+        format: "npy", "parquet" or "safetensors".
+        dtype: "float32", or "uint8": the range in the manifest is scaled to 0 … 255, and rounded half to even.
+        observe: write draws from the likelihood instead of its means.
+        temperature: as in `VAE.sample`.
+        truncation: as in `VAE.sample`.
+        conditions: by name, one value for all samples, or the path of an .npy file of at least n rows.
         balanced: the name of a condition with classes: sample i gets the class i mod their number.
         batch_size: rows decoded at once; None takes 64.
-        shard_size: samples of a shard, a multiple of the batch size; None takes some 64 MB.
-        part: (k, m), of m calls that share the work the k-th from 1: shards k - 1, k - 1 + m, … The last to end writes
-            the index.
+        shard_size: samples of a shard, a multiple of the batch size; None takes about 64 MB.
+        part: (k, m), for the k-th, from 1, of m calls that share the work: shards k - 1, k - 1 + m, … The last call to
+            end writes the index.
         executor: "local": processes of this machine; "ray": actors of a Ray cluster.
-        address: of the cluster: "auto", "HOST:PORT" or "ray://HOST:PORT"; None takes that of the environment's
-            RAY_ADDRESS, or starts one of this machine alone for the time of the call.
+        address: the cluster's address: "auto", "HOST:PORT" or "ray://HOST:PORT"; None takes the environment variable
+            RAY_ADDRESS, or starts a cluster of this machine for the time of the call.
         progress: called with (samples done, samples of this call) after each shard.
-        warn: called with what is not wrong, but should be known.
-        timings: to which are added the seconds of all workers spent on "noise", "encode", "decode", "convert" (to the
-            dtype) and "write", and on "check", the hashing of what was there.
+        warn: called with the text of each warning.
+        timings: the seconds of all workers are added to it, by phase: "noise", "encode", "decode", "convert" (to the
+            dtype) and "write", and "check", the hashing of shards that existed.
 
     Returns:
-        The samples, opened; None where other parts are not done yet.
+        The samples, opened; None if other parts are not done yet.
 
     Raises:
         BundleError: the bundle is missing or damaged.
-        DeviceError: the device is not to be had.
+        DeviceError: the device is unavailable.
         InputError: an argument is out of its range or contradicts the folder's job.
         VaeError: the folder cannot be written, another call is at work in it, the disk is too small, a library
             is missing, or a worker died.
@@ -113,7 +113,7 @@ def generate(
     execution, callbacks = Execution(workers, executor, address, part), Callbacks(progress, warn, timings)
     store = open_store(out)
     if workers not in (None, 1) and executor == "local" and not store.shared:
-        raise InputError(f"workers: 1 is expected, since only one process sees {store}, got {workers}")
+        raise InputError(f"workers: expected 1, since only one process sees {store}, got {workers}")
     vae = load(bundle, device=device, variant=variant)
     job = describe_job(vae, request, read_job_document(store))
     with held(store, shared=part is not None):
@@ -127,7 +127,7 @@ def generate(
 def _make_shards(
     vae: VAE, store: Store, job: Job, numbers: range, execution: Execution, callbacks: Callbacks
 ) -> None:  # fmt: skip
-    """Have an executor make shards, and tell the caller of each."""
+    """Make shards by the executor, and report progress."""
     if execution.executor == "ray":
         results = ray.make_shards(vae, store, job, numbers, execution.workers, execution.address, callbacks.warn)
     else:
@@ -145,18 +145,18 @@ def _make_shards(
 
 
 def finish_samples(folder: str | os.PathLike[str], bundle: str | os.PathLike[str] | None = None) -> Samples:
-    """Write the index of a folder whose shards are all there, which calls with `part` have made.
+    """Write the index of a folder whose shards, made by calls with `part`, are all whole.
 
     Args:
         folder: the folder, or the URL of a remote store.
-        bundle: if given, the samples have to be of this one.
+        bundle: the bundle that made the samples; None checks nothing.
 
     Returns:
         The samples, opened.
 
     Raises:
-        BundleError: the bundle is missing, or the samples are of another one.
-        VaeError: it is no folder of samples, a shard is missing, or another call is at work in it.
+        BundleError: the bundle is missing, or another one made the samples.
+        VaeError: the folder holds no samples, a shard is missing, or another call is at work in it.
     """
     store = open_store(folder)
     job = read_job(store)
@@ -169,7 +169,7 @@ def finish_samples(folder: str | os.PathLike[str], bundle: str | os.PathLike[str
             listed = ", ".join(missing[:8]) + (", …" if len(missing) > 8 else "")
             raise VaeError(
                 f"{store}: {len(missing)} of {job.shards} shards are missing or cut short: {listed}; run the same "
-                "`generate` again, without --part or with that of the shard"
+                "`generate` again, without --part or with the part of the shard"
             )
         write_index(store, job, entries)
     return open_samples(store)
@@ -178,7 +178,7 @@ def finish_samples(folder: str | os.PathLike[str], bundle: str | os.PathLike[str
 def _require_space(
     store: Store, job: Job, numbers: Sequence[int], warn: Callable[[str], object] | None
 ) -> None:  # fmt: skip
-    """See that there is room for the shards of this call, and tell where there is not for those of all its parts."""
+    """Raise if the disk is too small for the shards of this call; warn if it is too small for those of all parts."""
     free = store.free()
     if free is None:
         return
@@ -192,8 +192,8 @@ def _require_space(
     parts = "" if own == whole else f", {_size(own)} of them by this part"
     smaller = ", or take uint8" if job.dtype == "float32" and job.range is not None else ""
     advice = f"free some space, choose another disk{smaller}"
-    message = f"{store}: {_size(whole)} are needed{parts}, {_size(free)} are free; {advice}"
-    # How small Parquet becomes is not known before.
+    message = f"{store}: expected {_size(whole)} of free space{parts}, got {_size(free)}; {advice}"
+    # The size of a compressed Parquet file is not known beforehand.
     if own > free and job.format != "parquet":
         raise VaeError(message)
     if warn is not None:

@@ -20,17 +20,17 @@ from .store import Store, open_store
 
 __all__ = ["Samples", "open_samples"]
 
-# Shards that are kept open: of mapped files fewer than a process may usually open, of fetched ones what memory allows.
+# How many shards are kept open: mapped files below the usual limit of a process, fetched ones as memory allows.
 _MAPPED, _FETCHED = 64, 2
-# Bytes of rows that are read at once where one after the other is asked for, about.
+# Approximate bytes of rows that iteration reads at once.
 _AHEAD = 2**20
 
 
 class Samples:
-    """The samples of a folder in the order of their indices: `len`, indexing as of an array's first axis, iteration.
+    """The samples of a folder in order: `len`, indexing like an array's first axis, and iteration.
 
-    Files are read as they are asked for; what is given is a copy. Several threads may share it; pickled, it opens the
-    files anew.
+    Files are read on demand, and rows are copies. Several threads may share an instance; a pickled one opens the files
+    anew.
     """
 
     def __init__(self, store: Store, job: Mapping[str, Any], shards: list[dict[str, Any]]) -> None:
@@ -47,7 +47,7 @@ class Samples:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[n, *observation shape]; of structured rows [n]."""
+        """[n, *observation shape]; [n] for structured rows."""
         return (len(self), *self.job["shape"])
 
     @property
@@ -70,13 +70,13 @@ class Samples:
         except TypeError:
             return self._chosen(self._numbers(index))
         if not -len(self) <= number < len(self):
-            raise IndexError(f"index: {-len(self)} … {len(self) - 1} is expected, got {number}")
+            raise IndexError(f"index: expected {-len(self)} … {len(self) - 1}, got {number}")
         number %= len(self)
         row: NDArray[Any] = self._between(number, number + 1)[0]
         return row
 
     def __getitems__(self, indices: Sequence[int]) -> NDArray[Any]:
-        """Several rows at once: how a DataLoader of torch asks for a batch."""
+        """Return several rows at once; a DataLoader of torch calls this for a batch."""
         return self[np.asarray(indices, np.int64)]
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
@@ -85,20 +85,20 @@ class Samples:
                 yield row.copy()
 
     def batches(self, size: int) -> Iterator[NDArray[Any]]:
-        """All rows in order, so many at once, the last time fewer.
+        """Yield all rows in order, in batches of a size; the last one is shorter.
 
         Yields:
             [size, *observation shape].
 
         Raises:
-            InputError: the size is no positive integer.
+            InputError: the size is not a positive integer.
         """
         size = require_integer("size", size, 1, 2**48)
         return (self._between(first, min(first + size, len(self))) for first in range(0, len(self), size))
 
     def _numbers(self, index: Any) -> NDArray[np.int64]:
-        """An array or a list of integers, or a mask, as numbers from 0 on."""
-        n, expected = len(self), "index: an integer or a slice, integers, or a mask of all rows is expected"
+        """Return the row numbers, from 0 on, of an array or a list of integers, or of a mask."""
+        n, expected = len(self), "index: expected an integer, a slice, integers, or a mask of all rows"
         try:
             chosen = np.asarray(index)
         except ValueError:
@@ -109,7 +109,7 @@ class Samples:
             raise InputError(f"{expected}, got {chosen.dtype} {list(chosen.shape)}: {index!r:.99}")
         wrong = chosen[(chosen < -n) | (chosen >= n)]
         if wrong.size:
-            raise IndexError(f"index: {-n} … {n - 1} is expected, got {wrong.flat[0]}")
+            raise IndexError(f"index: expected {-n} … {n - 1}, got {wrong.flat[0]}")
         numbers: NDArray[np.int64] = chosen.astype(np.int64) % n
         return numbers
 
@@ -121,7 +121,7 @@ class Samples:
             start, stop = self._bounds[number], min(last, self._bounds[number + 1])
             rows = self._read(number, slice(done - start, stop - start))
             if done == first:
-                # Not before a file was there and right: an index can claim any size.
+                # Only after a file was opened: a damaged index can claim any size.
                 out = np.empty((last - first, *self.shape[1:]), self.dtype)
             out[done - first : stop - first] = rows
             done = stop
@@ -134,11 +134,11 @@ class Samples:
         cuts = np.searchsorted(ascending, self._bounds)
         out = np.empty((0, *self.shape[1:]), self.dtype)
         for number in np.flatnonzero(np.diff(cuts)).tolist():
-            here = slice(cuts[number], cuts[number + 1])
-            rows = self._read(number, ascending[here] - self._bounds[number])
+            chosen = slice(cuts[number], cuts[number + 1])
+            rows = self._read(number, ascending[chosen] - self._bounds[number])
             if not len(out):
                 out = np.empty((len(order), *self.shape[1:]), self.dtype)
-            out[order[here]] = rows
+            out[order[chosen]] = rows
         return out.reshape(*numbers.shape, *self.shape[1:])
 
     def _read(self, number: int, which: slice | NDArray[np.int64]) -> NDArray[Any]:
@@ -154,26 +154,26 @@ class Samples:
 def _open(
     store: Store, job: Mapping[str, Any], shards: list[dict[str, Any]], number: int
 ) -> row_types.Rows:  # fmt: skip
-    """Return the rows of a shard; ValueError where it is not what the index says."""
+    """Return the rows of a shard; raise ValueError if the file is not what the index says."""
     shard = shards[number]
     source = store.path(shard["file"]) or store.read(shard["file"])
     if source is None:
-        raise ValueError("it is missing")
+        raise ValueError("the file is missing")
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
     if size != shard["bytes"]:
-        raise ValueError(f"{INDEX} says {shard['bytes']} bytes, it has {size}")
+        raise ValueError(f"expected {shard['bytes']} bytes as {INDEX} says, got {size}")
     shape = (shard["stop"] - shard["start"], *job["shape"])
     return table.read(job["format"], source, shape, row_types.dtype_from_json(job["dtype"]))
 
 
 def open_samples(folder: str | os.PathLike[str] | Store) -> Samples:
-    """Open a finished folder of samples; numpy is all that this needs, or the library of the shards' format.
+    """Open a finished folder of samples; this needs numpy and the library of the format alone.
 
     Args:
         folder: the folder, or the URL of a remote store.
 
     Raises:
-        VaeError: it is no such folder, is not finished, or its index is damaged.
+        VaeError: the folder holds no samples, is not finished, or its index is damaged.
     """
     store = open_store(folder)
     return Samples(store, *read_index(store))

@@ -1,4 +1,4 @@
-"""One shard of a job: its file, and the sidecar that says how it should hash."""
+"""Make one shard of a job: its file, and the sidecar with its hash."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..vae import VAE
 from .folder import read_entries, shard_name, write_sidecar
 from .formats import table
 from .job import Job
-from .machine import machine
+from .machine import describe_machine
 from .rows import make_rows
 from .store import Store
 
@@ -20,22 +20,22 @@ __all__ = ["ShardResult", "make_shard"]
 
 
 class ShardResult(NamedTuple):
-    """The rows of a shard that is whole, and the seconds that it took, by phase."""
+    """The number of rows of a shard, and the seconds that each phase took."""
 
     rows: int
     seconds: Mapping[str, float]
 
 
 def make_shard(vae: VAE, store: Store, job: Job, number: int) -> ShardResult:
-    """Write one shard of a job, unless it is there and whole.
+    """Write one shard of a job, unless it exists and is whole.
 
     Returns:
-        Its rows; and the seconds spent on `noise`, `encode`, `decode`, `convert` (to the dtype), `write` (hashing and
-        syncing included), or on `check` where it was there.
+        The rows, and the seconds of the phases `noise`, `encode`, `decode`, `convert` (to the dtype) and `write`
+        (hashing and syncing included), or of `check` alone for a shard that existed.
 
     Raises:
-        InputError: a row of the job's file of observations is not as the manifest says.
-        VaeError: it cannot be written, or the folder is that of another job by now.
+        InputError: a row of the file of observations contradicts the manifest.
+        VaeError: the shard cannot be written, or another job has replaced the folder's.
     """
     began = time.perf_counter()
     name = shard_name(job, number)
@@ -53,15 +53,15 @@ def make_shard(vae: VAE, store: Store, job: Job, number: int) -> ShardResult:
         table.write(job.format, output, (stop - start, *job.shape), job.row_dtype, rows, about)
 
     store.write(name, fill)
-    write_sidecar(store, job, number, output.bytes, output.digest.hexdigest(), machine(vae.device))
+    write_sidecar(store, job, number, output.bytes, output.digest.hexdigest(), describe_machine(vae.device))
     return ShardResult(stop - start, {**seconds, "write": time.perf_counter() - began - sum(seconds.values())})
 
 
 class _HashingFile(io.RawIOBase):
-    """A file that is only written to, and counts and hashes what it is given."""
+    """A file for writing that counts and hashes its bytes."""
 
     def begin(self, file: IO[bytes]) -> None:
-        """Write to this file, from its front."""
+        """Start at the front of a file."""
         self._file, self.bytes, self.digest = file, 0, hashlib.sha256()
 
     def writable(self) -> bool:

@@ -1,4 +1,4 @@
-"""The .npy files of rows that a job reads, observations and conditions: hashed once, then mapped into memory."""
+"""The .npy files that a job reads, observations and conditions: hashed once, then mapped into memory."""
 
 from __future__ import annotations
 
@@ -20,36 +20,33 @@ __all__ = ["describe_file", "map_file"]
 def describe_file(
     path: str | os.PathLike[str], remembered: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
-    """Return the content of an .npy file of rows, in a few words, and its location.
+    """Return a description of the content of an .npy file of rows, and its location.
 
     Args:
         path: the file.
-        remembered: the location of a file that may be this one: with the same size and time of change it is not hashed
-            again.
+        remembered: an earlier location of the file; if size and time of change are the same, it is not hashed again.
 
     Returns:
-        `sha256`, `shape` and `dtype`; and `path`, `sha256`, `size` and `mtime_ns`.
+        The content: `sha256`, `shape` and `dtype`; and the location: `path`, `sha256`, `size` and `mtime_ns`.
 
     Raises:
-        InputError: it is no such file.
+        InputError: it is not an .npy file with at least one row.
     """
     try:
         place = Path(path).absolute()
-        # numpy would wait for what a pipe never gives.
+        # Opening a pipe would wait for a writer.
         if place.exists() and not place.is_file():
-            raise ValueError("it is no file")
+            raise ValueError("it is not a file")
         rows = np.lib.format.open_memmap(place, mode="r")
         shape, dtype = list(rows.shape), rows.dtype.name
         if not shape or not shape[0]:
-            raise ValueError("it has none")
+            raise ValueError("it has no rows")
         stamp = _stamp(place)
         sha256 = remembered.get("sha256") if remembered and stamp.items() <= remembered.items() else None
         if not isinstance(sha256, str):
             sha256 = _sha256(place)
-    except Exception as error:  # numpy's parser lets through what others raise
-        raise InputError(
-            f"{path}: an .npy file of rows is expected: {error}; write the array with numpy.save"
-        ) from None
+    except Exception as error:  # numpy's parser raises errors of many kinds
+        raise InputError(f"{path}: expected an .npy file of rows: {error}; write the array with numpy.save") from None
     return {"sha256": sha256, "shape": shape, "dtype": dtype}, {"path": str(place), "sha256": sha256, **stamp}
 
 

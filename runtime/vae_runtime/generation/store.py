@@ -1,4 +1,4 @@
-"""Where the files of a job are kept: a folder of this machine, or a remote store that fsspec reaches."""
+"""The storage of files: a folder of this machine, or a remote store that fsspec reaches."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ __all__ = ["LocalStore", "RemoteStore", "Store", "open_store"]
 
 T = TypeVar("T")
 
-# A request to a remote store that fails in passing is made so often in all, after waits of 0.5, 1, 2 … s or so.
+# How often a failing request to a remote store is tried, and the first wait in seconds; each wait is twice the last.
 _ATTEMPTS, _WAIT = 6, 0.5
-# What is about to be sent lies in a folder of such a name, locked as long as the process lives.
+# Prefix of the temporary folder of a file that is about to be sent; it is locked as long as the process lives.
 _TEMPORARY = "vae-runtime-put-"
-# What is meant as a URL, though a folder could have such a name.
+# Names that are meant as URLs, although a folder could have one.
 _PROTOCOLS = r"(file|local|memory|s3|s3a|gs|gcs|az|abfs|abfss|adl|hdfs|hf|ftp|sftp|ssh|smb|https?):"
-# Small files that are fetched together.
+# How many small files are fetched together.
 _TOGETHER = 1000
 
 
 class LocalStore:
-    """A folder of this machine; files in it are whole or absent."""
+    """A folder of this machine; its files are whole or absent."""
 
-    # Whether files have to be fetched, and whether other processes see what is written here.
+    # Whether files have to be fetched, and whether other processes see written files.
     remote, shared = False, True
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -48,10 +48,10 @@ class LocalStore:
 
     @contextlib.contextmanager
     def held(self, *, shared: bool) -> Iterator[None]:
-        """Make the folder if need be and keep other calls out of it, but for those that share it too.
+        """Make the folder if necessary, and lock it: for this call, or for all that share it.
 
         Raises:
-            VaeError: it cannot be made, or another call holds it.
+            VaeError: the folder cannot be made, or another call holds it.
         """
         try:
             self._path.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ class LocalStore:
             yield
 
     def sizes(self) -> dict[str, int]:
-        """The bytes of each file that is there by its name, hidden ones left out."""
+        """Return the size in bytes of each file, by name, without hidden files."""
         try:
             with os.scandir(self._path) as entries:
                 names = [entry.name for entry in entries if not entry.name.startswith(".")]
@@ -80,21 +80,21 @@ class LocalStore:
         return {name: size for name in names if (size := self.size(name)) is not None}
 
     def size(self, name: str) -> int | None:
-        """The bytes of a file; None if there is none."""
+        """Return the size of a file in bytes; None if it does not exist."""
         try:
             return (self._path / name).stat().st_size
         except OSError:
             return None
 
     def path(self, name: str) -> Path | None:
-        """Where a file lies on this machine; None where it would have to be fetched."""
+        """Return the path of a file on this machine; None if it has to be fetched."""
         return self._path / name
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None if there is none.
+        """Return the content of a file; None if it does not exist.
 
         Raises:
-            VaeError: it cannot be read.
+            VaeError: the file cannot be read.
         """
         try:
             return (self._path / name).read_bytes()
@@ -104,48 +104,48 @@ class LocalStore:
             raise VaeError(f"{self._path / name}: cannot be read: {error_line(error)}") from error
 
     def read_all(self, names: Iterable[str]) -> Iterator[bytes | None]:
-        """The contents of several small files, as of `read`."""
+        """Return the contents of several small files, like `read`."""
         return map(self.read, names)
 
     def write(self, name: str, content: bytes | Callable[[IO[bytes]], None]) -> None:
-        """Write a file, whole or not at all: its content, or what writes it to the open file it is given.
+        """Write a file, whole or not at all; a callable gets the open file to write to.
 
         Raises:
-            VaeError: it cannot be written.
+            VaeError: the file cannot be written.
         """
         try:
             write_atomic(self._path / name, content)
         except VaeError:
             if not self._path.is_dir():
                 raise VaeError(
-                    f"{self}: was removed or moved away in the meantime; run the same command again"
+                    f"{self}: the folder was removed or moved in the meantime; run the same command again"
                 ) from None
             raise
 
     def create(self, name: str, content: bytes) -> None:
-        """Write a file, whole or not at all, unless there is one of this name: then that one stays.
+        """Write a file, whole or not at all, unless it exists already.
 
         Raises:
-            VaeError: it cannot be written.
+            VaeError: the file cannot be written.
         """
         temporary = f".{name}.{secrets.token_hex(8)}.tmp"
         self.write(temporary, content)
         try:
-            # A rename would replace what another call has written in the meantime.
+            # A rename would replace the file of another call.
             os.link(self._path / temporary, self._path / name)
         except FileExistsError:
             pass
         except OSError:
-            # A file system without hard links.
+            # The file system has no hard links.
             self.write(name, content)
         finally:
             self.remove(temporary)
 
     def sha256(self, name: str) -> str:
-        """The SHA-256 of a file.
+        """Return the SHA-256 of a file.
 
         Raises:
-            VaeError: it cannot be read.
+            VaeError: the file cannot be read.
         """
         try:
             with (self._path / name).open("rb") as file:
@@ -154,16 +154,16 @@ class LocalStore:
             raise VaeError(f"{self._path / name}: cannot be read: {error_line(error)}") from error
 
     def whole(self, name: str, sha256: str) -> bool:
-        """Whether a file of the right size holds what it should."""
+        """Return whether a file has the right content; its size has been checked."""
         return self.sha256(name) == sha256
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path / name)
 
     def free(self) -> int | None:
-        """How many bytes may still be written; None where nobody knows."""
+        """Return how many bytes may still be written; None if unknown."""
         return shutil.disk_usage(self._path).free
 
     def remove_temporary(self, names: str) -> None:
@@ -186,8 +186,8 @@ class LocalStore:
 class RemoteStore:
     """A place that fsspec reaches by its URL, such as the objects of a bucket under a prefix.
 
-    A put is what makes a file: of an object store's, all of it is there afterwards, or nothing. No call is kept out of
-    it; what two of the same job write is the same.
+    A file appears by a put: in an object store whole or not at all. Nothing is locked: two calls of the same job write
+    the same bytes.
     """
 
     remote = True
@@ -197,16 +197,16 @@ class RemoteStore:
         self.shared = not url.startswith("memory:")
 
     def __str__(self) -> str:
-        # What is printed ends in logs, where a password is nobody's business.
+        # Messages end in logs: never log passwords.
         return re.sub(r"//([^/@:]*):[^/@]*@", r"//\1:…@", self._url)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Connections stay where they are.
+        # Connections are not pickled.
         return RemoteStore, (self._url,)
 
     @functools.cached_property
     def _place(self) -> tuple[Any, str]:
-        """The file system, and the path in it."""
+        """The file system of fsspec, and the path in it."""
         try:
             from fsspec.core import url_to_fs
         except ImportError as error:
@@ -214,19 +214,17 @@ class RemoteStore:
                 f"{self}: remote stores need fsspec, which is not installed: pip install 'vae-runtime[remote]'"
             ) from error
         try:
-            found: tuple[Any, str] = url_to_fs(self._url)
+            place: tuple[Any, str] = url_to_fs(self._url)
         except ImportError as error:
-            raise VaeError(
-                f"{self}: {error_line(error)}; of S3, pip install 'vae-runtime[remote]' brings what is needed"
-            ) from error
+            raise VaeError(f"{self}: {error_line(error)}; for S3, pip install 'vae-runtime[remote]'") from error
         except ValueError as error:
-            raise InputError(f"{self}: a URL that fsspec knows is expected: {error_line(error)}") from None
-        except Exception as error:  # some connect at once, and each has its own
-            raise VaeError(f"{self}: cannot be reached: {error_line(error)}; see that the place is right") from error
-        return found
+            raise InputError(f"{self}: expected a URL that fsspec knows: {error_line(error)}") from None
+        except Exception as error:  # some file systems connect at once, and raise errors of their own
+            raise VaeError(f"{self}: cannot be reached: {error_line(error)}; check the URL") from error
+        return place
 
     def _do(self, what: str, name: str, do: Callable[[Any, str], T]) -> T:
-        """Ask for something of a file, several times if need be."""
+        """Do an operation on a file, and repeat it if it fails."""
         fs, root = self._place
         place = f"{self}/{name}" if name else str(self)
         for attempt in itertools.count(1):
@@ -234,27 +232,27 @@ class RemoteStore:
                 return do(fs, f"{root}/{name}" if name else root)
             except (FileNotFoundError, FileExistsError):
                 raise
-            except Exception as error:  # each store has its own
+            except Exception as error:  # each file system raises errors of its own
                 if _lasting(error):
                     raise VaeError(
-                        f"{place}: {what} is refused: {error_line(error)}; see that place and credentials are right"
+                        f"{place}: {what} is refused: {error_line(error)}; check the URL and the credentials"
                     ) from error
                 if attempt == _ATTEMPTS:
                     raise VaeError(
-                        f"{place}: {what} has failed {attempt} times: {error_line(error)}; run the same command again "
+                        f"{place}: {what} failed {attempt} times: {error_line(error)}; run the same command again "
                         "to go on, once the store can be reached"
                     ) from error
-            # Not all workers at the same moment.
+            # A random wait keeps workers from asking at the same moment.
             time.sleep(_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
         raise AssertionError
 
     @contextlib.contextmanager
     def held(self, *, shared: bool) -> Iterator[None]:
-        """Keep nobody out: see the class."""
+        """Lock nothing: see the class."""
         yield
 
     def remove_temporary(self, names: str) -> None:
-        """Remove the files that calls that were killed were about to send; they lie on this machine."""
+        """Remove the files, on this machine, that killed calls did not send."""
         for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
             with contextlib.suppress(OSError), locked(folder):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -264,12 +262,12 @@ class RemoteStore:
         return self
 
     def sizes(self) -> dict[str, int]:
-        """As of `LocalStore`."""
+        """As in `LocalStore`."""
 
         def look(fs: Any, path: str) -> dict[str, int]:
             fs.invalidate_cache()
-            found = ((each["name"].rpartition("/")[2], each["size"]) for each in fs.ls(path, detail=True))
-            return {name: size or 0 for name, size in found if name and not name.startswith(".")}
+            sizes = ((each["name"].rpartition("/")[2], each["size"]) for each in fs.ls(path, detail=True))
+            return {name: size or 0 for name, size in sizes if name and not name.startswith(".")}
 
         try:
             return self._do("listing", "", look)
@@ -277,18 +275,18 @@ class RemoteStore:
             return {}
 
     def size(self, name: str) -> int | None:
-        """As of `LocalStore`."""
+        """As in `LocalStore`."""
         try:
             return self._do("looking", name, _size)
         except FileNotFoundError:
             return None
 
     def path(self, name: str) -> Path | None:
-        """None: nothing lies on this machine."""
+        """Return None: all files have to be fetched."""
         return None
 
     def read(self, name: str) -> bytes | None:
-        """As of `LocalStore`."""
+        """As in `LocalStore`."""
         try:
             content: bytes = self._do("reading", name, lambda fs, path: fs.cat_file(path))
         except FileNotFoundError:
@@ -296,13 +294,13 @@ class RemoteStore:
         return content
 
     def read_all(self, names: Iterable[str]) -> Iterator[bytes | None]:
-        """As of `LocalStore`; as many at once as the store serves."""
+        """As in `LocalStore`; as many at once as the store serves."""
         waiting = iter(names)
         while some := list(itertools.islice(waiting, _TOGETHER)):
 
             def fetch(fs: Any, path: str, some: list[str] = some) -> list[bytes | None]:
-                found = fs.cat([f"{path}/{name}" for name in some], on_error="return")
-                contents = [found[f"{path}/{name}"] for name in some]
+                answers = fs.cat([f"{path}/{name}" for name in some], on_error="return")
+                contents = [answers[f"{path}/{name}"] for name in some]
                 for content in contents:
                     if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
                         raise content
@@ -311,7 +309,7 @@ class RemoteStore:
             yield from self._do("reading", "", fetch)
 
     def write(self, name: str, content: bytes | Callable[[IO[bytes]], None]) -> None:
-        """As of `LocalStore`. What a function writes is kept in a temporary file here until it is sent."""
+        """As in `LocalStore`. The output of a callable is kept in a temporary file of this machine until it is sent."""
         if isinstance(content, bytes):
             self._put(name, len(content), lambda fs, path: fs.pipe_file(path, content))
             return
@@ -327,24 +325,26 @@ class RemoteStore:
             self._put(name, file.stat().st_size, lambda fs, path: fs.put_file(str(file), path))
 
     def create(self, name: str, content: bytes) -> None:
-        """As of `LocalStore`, where the store can: others replace the file."""
+        """As in `LocalStore`, in stores that support it; others replace the file."""
         with contextlib.suppress(FileExistsError):
             self._put(name, len(content), lambda fs, path: fs.pipe_file(path, content, mode="create"))
 
     def _put(self, name: str, size: int, send: Callable[[Any, str], object]) -> None:
         def put(fs: Any, path: str) -> None:
             send(fs, path)
-            found = _size(fs, path)
-            if found != size:
-                raise OSError(f"{size} bytes were sent, the store has {found}")
+            stored = _size(fs, path)
+            if stored != size:
+                raise OSError(f"{size} bytes were sent, the store has {stored}")
 
         try:
             self._do("writing", name, put)
         except FileNotFoundError as error:
-            raise VaeError(f"{self}/{name}: cannot be written: {error_line(error)}; make the place first") from error
+            raise VaeError(
+                f"{self}/{name}: cannot be written: {error_line(error)}; create the bucket or folder first"
+            ) from error
 
     def sha256(self, name: str) -> str:
-        """As of `LocalStore`; fetches the file."""
+        """As in `LocalStore`; fetches the file."""
 
         def read(fs: Any, path: str) -> str:
             with fs.open(path, "rb") as file:
@@ -353,19 +353,19 @@ class RemoteStore:
         try:
             return self._do("reading", name, read)
         except FileNotFoundError as error:
-            raise VaeError(f"{self}/{name}: cannot be read: it is missing") from error
+            raise VaeError(f"{self}/{name}: cannot be read: the file is missing") from error
 
     def whole(self, name: str, sha256: str) -> bool:
-        """True: the store keeps what was put, and to hash it here would be to fetch all of it."""
+        """Return True: to hash the file here would be to fetch all of it."""
         return True
 
     def remove(self, name: str) -> None:
-        """As of `LocalStore`."""
+        """As in `LocalStore`."""
         with contextlib.suppress(FileNotFoundError):
             self._do("removing", name, lambda fs, path: fs.rm_file(path))
 
     def free(self) -> int | None:
-        """None: nobody knows."""
+        """Return None: the free space is unknown."""
         return None
 
 
@@ -373,10 +373,10 @@ Store = LocalStore | RemoteStore
 
 
 def open_store(out: str | os.PathLike[str] | Store) -> Store:
-    """The store at a place, which need not be there yet: a folder, or a URL such as s3://bucket/prefix.
+    """Return the store at a folder or a URL such as s3://bucket/prefix, which need not exist yet.
 
     Raises:
-        InputError: it is no such URL.
+        InputError: it is neither a folder nor such a URL.
     """
     if isinstance(out, Store):
         return out
@@ -385,11 +385,13 @@ def open_store(out: str | os.PathLike[str] | Store) -> Store:
     except TypeError:
         text = ""
     if not isinstance(text, str) or not text:
-        raise InputError(f"out: a folder or a URL is expected, got {out!r}")
+        raise InputError(f"out: expected a folder or a URL, got {out!r}")
     protocol, slashes, rest = text.partition("://")
     if not slashes:
         if re.match(_PROTOCOLS, text):
-            raise InputError(f"{text}: a URL has two slashes after the colon; for a folder of this name give ./{text}")
+            raise InputError(
+                f"{text}: expected two slashes after the colon of a URL; for a folder of this name give ./{text}"
+            )
         return LocalStore(text)
     if protocol in ("file", "local"):
         from urllib.request import url2pathname
@@ -397,12 +399,12 @@ def open_store(out: str | os.PathLike[str] | Store) -> Store:
         path = rest.removeprefix("localhost")
         if not path.startswith("/") or "?" in path or "#" in path:
             raise InputError(
-                f"{text}: file:///… with three slashes and a whole path is expected, without ? or #; or give the path "
+                f"{text}: expected file:///… with three slashes and an absolute path, without ? or #; or give the path "
                 "alone"
             )
         return LocalStore(url2pathname(path))
     if "::" in text or not re.fullmatch(r"[a-z][a-z0-9+.-]*", protocol):
-        raise InputError(f"{text}: a folder or one URL is expected")
+        raise InputError(f"{text}: expected a folder or one URL")
     return RemoteStore(text)
 
 
@@ -413,7 +415,7 @@ def _size(fs: Any, path: str) -> int:
 
 
 def _lasting(error: Exception) -> bool:
-    """Whether there is no use in asking again."""
+    """Return whether an error is permanent, so that another try is of no use."""
     known = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ImportError, TypeError)
-    # The libraries below have no base in common.
+    # The libraries behind fsspec have no common base class of errors.
     return isinstance(error, known) or "Credential" in type(error).__name__ or "Param" in type(error).__name__

@@ -1,4 +1,4 @@
-"""Prove a folder of samples: hash every shard, then make a few again out of the bundle and compare."""
+"""Verify a folder of samples: hash every shard, then make a few again from the bundle and compare."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..vae import VAE, load
 from ..verification import Check, Report
 from .folder import INDEX, JOB, read_job, read_machine, shard_name
 from .job import Job
-from .machine import machine
+from .machine import describe_machine
 from .rows import make_rows
 from .samples import Samples, open_samples
 from .sources import describe_file
@@ -25,8 +25,8 @@ from .store import Store, open_store
 
 __all__ = ["verify_samples"]
 
-# Beyond any number that vnoise-1 draws from a standard normal.
-_MOST_NOISE = 8.0
+# No number that vnoise-1 draws from a standard normal is larger.
+_MAX_NOISE = 8.0
 
 
 def verify_samples(
@@ -38,32 +38,32 @@ def verify_samples(
     files: Mapping[str, str | os.PathLike[str]] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Report:
-    """Check every file of a finished folder of samples, and what some of them hold.
+    """Check every file of a finished folder of samples, and the numbers in some of them.
 
-    Every shard is hashed and held against the index. Then some are made again out of the bundle: the first, the last,
-    and others by chance. A shard that was made on this kind of machine, with this ONNX Runtime, must be the same
-    numbers; one that was made on another kind must agree with them within the tolerance of the bundle's variant.
+    Every shard is hashed and compared with the index. Then some are made again from the bundle: the first, the last,
+    and others chosen at random. A shard from this kind of machine, with this ONNX Runtime, must have the same numbers;
+    one from another kind of machine must agree within the tolerance of the bundle's variant.
 
     Args:
         folder: the folder, or the URL of a remote store.
-        bundle: the bundle of the samples; without it nothing is made again.
-        shards: how many are made again; all of them where there are fewer.
-        device: as of `load`.
-        files: the job's .npy files, each by the name of the observation or the condition; without a bundle none.
+        bundle: the bundle that made the samples; without it shards are only hashed.
+        shards: the number of shards to make again, at most all.
+        device: as in `load`.
+        files: the job's .npy files, by the name of the observation or the condition; needed with a bundle only.
         progress: called with (samples done, samples) after each shard that was hashed.
 
     Raises:
-        BundleError: the bundle is missing or damaged, or is another one.
-        DeviceError: the device is not to be had.
-        InputError: an argument is out of its range, or a file is missing or another one than the job's.
-        VaeError: it is no folder of samples, is not finished, or its index is damaged; what fails later is in the
+        BundleError: the bundle is missing or damaged, or did not make the samples.
+        DeviceError: the device is unavailable.
+        InputError: an argument is out of its range, or a file is missing or differs from the job's.
+        VaeError: the folder holds no samples, is not finished, or its index is damaged; later failures are in the
             report.
     """
     count = require_integer("shards", shards, 0, 2**48)
     store = open_store(folder)
     samples, job = open_samples(folder), read_job(store)
     if samples.job != job.as_json() | {"machine": samples.job.get("machine"), "files": samples.job.get("files")}:
-        return Report((Check(INDEX, False, f"tells of another job than {JOB}; run the same `generate` again"),))
+        return Report((Check(INDEX, False, f"describes another job than {JOB}; run the same `generate` again"),))
     job, vae = _with_files(job, {} if files is None else files, needed=bundle is not None and count > 0), None
     if bundle is not None:
         vae = load(bundle, device=device, variant=job.variant, digest=job.digest)
@@ -78,7 +78,7 @@ def verify_samples(
             progress(shard["stop"], len(samples))
     if not checks:
         size = sum(shard["bytes"] for shard in samples.shards)
-        checks.append(Check("files", True, f"{len(whole)} shards of {size} bytes in all, every SHA-256 as listed"))
+        checks.append(Check("files", True, f"{len(whole)} shards of {size} bytes in total, every SHA-256 as listed"))
     if vae is not None:
         checks.extend(_replayed(vae, store, job, samples, whole, count))
     return Report(tuple(checks))
@@ -87,36 +87,37 @@ def verify_samples(
 def _problem(store: Store, job: Job, number: int, shard: Mapping[str, Any]) -> str | None:
     start, stop = job.rows(number)
     if (shard["file"], shard["start"], shard["stop"]) != (shard_name(job, number), start, stop):
-        return f"samples {start} … {stop - 1} are expected, {INDEX} says {shard['start']} … {shard['stop'] - 1}"
+        return f"expected samples {start} … {stop - 1}, {INDEX} says {shard['start']} … {shard['stop'] - 1}"
     try:
-        found = store.sha256(shard["file"])
+        sha256 = store.sha256(shard["file"])
     except VaeError as error:
         return str(error)
-    return None if found == shard["sha256"] else f"sha256 is {found}, {INDEX} says {shard['sha256']}"
+    return None if sha256 == shard["sha256"] else f"sha256 is {sha256}, {INDEX} says {shard['sha256']}"
 
 
 def _with_files(job: Job, files: Mapping[str, str | os.PathLike[str]], *, needed: bool) -> Job:
     """The job, with the places of its files."""
     if not isinstance(files, Mapping):
-        raise InputError(f"files: a mapping of names to paths is expected, got {files!r:.99}")
+        raise InputError(f"files: expected a mapping of names to paths, got {files!r:.99}")
     unknown = files.keys() - job.files.keys()
     if unknown:
-        raise InputError(
-            f"files: one of {', '.join(job.files) or 'none'} is expected, got {', '.join(sorted(unknown))}"
-        )
+        raise InputError(f"files: expected {', '.join(job.files) or 'none'}, got {', '.join(sorted(unknown))}")
     missing = [name for name in job.files if name not in files]
     if missing and needed:
         raise InputError(
-            f"files: shards are made again from the file of {', '.join(missing)}; give it, as the call that wrote the "
-            "folder did, or let none be made again"
+            f"files: the file of {', '.join(missing)} is needed to make shards again; give it, as in the call that "
+            "wrote the folder, or make no shards again"
         )
-    found = {}
+    locations = {}
     for name, path in files.items():
-        content, file = describe_file(path)
+        content, location = describe_file(path)
         if content["sha256"] != job.files[name]["sha256"]:
-            raise InputError(f"{path}: sha256 is {content['sha256']}, {JOB} says {job.files[name]['sha256']} of {name}")
-        found[name] = file
-    return dataclasses.replace(job, files={**job.files, **found})
+            raise InputError(
+                f"{path}: expected sha256 {job.files[name]['sha256']}, which {JOB} states for {name}, got "
+                f"{content['sha256']}"
+            )
+        locations[name] = location
+    return dataclasses.replace(job, files={**job.files, **locations})
 
 
 def _replayed(
@@ -132,60 +133,60 @@ def _compare(vae: VAE, store: Store, job: Job, samples: Samples, number: int) ->
     start, stop = job.rows(number)
     name = shard_name(job, number)
     made_on = read_machine(store, job, number) or dict(samples.job["machine"])
-    here = made_on == machine(vae.device)
-    tolerances = dict.fromkeys(job.row_dtype.names or ["x"], 0.0) if here else _tolerances(vae, job)
-    greatest, first = dict.fromkeys(tolerances, 0.0), start
+    same_kind = made_on == describe_machine(vae.device)
+    tolerances = dict.fromkeys(job.row_dtype.names or ["x"], 0.0) if same_kind else _tolerances(vae, job)
+    largest, first = dict.fromkeys(tolerances, 0.0), start
     try:
-        for made in make_rows(vae, job, start, stop):
-            there = samples[first : first + len(made)]
+        for remade in make_rows(vae, job, start, stop):
+            stored = samples[first : first + len(remade)]
             for field, tolerance in tolerances.items():
-                a, b = (rows if rows.dtype.names is None else rows[field] for rows in (there, made))
+                a, b = (rows if rows.dtype.names is None else rows[field] for rows in (stored, remade))
                 difference = np.abs(a.astype(np.float64) - b)
-                # Written so that NaN fails.
+                # NaN fails this comparison.
                 wrong = np.argwhere(~(difference <= tolerance))
                 if len(wrong):
                     place = tuple(int(i) for i in wrong[0])
-                    return Check(name, False, _words(field, first, place, a, b, tolerance))
-                greatest[field] = max(greatest[field], float(difference.max()))
-            first += len(made)
+                    return Check(name, False, _difference(field, first, place, a, b, tolerance))
+                largest[field] = max(largest[field], float(difference.max()))
+            first += len(remade)
     except VaeError as error:
         return Check(name, False, str(error))
-    if here:
+    if same_kind:
         return Check(name, True, f"samples {start} … {stop - 1} made again: the same numbers")
     if not tolerances:
         return Check(name, None, f"made on another kind of machine ({made_on}), where {job.verb} has no tolerance")
-    shown = ", ".join(f"{field}: max difference {greatest[field]:.2g}, tolerance {tolerances[field]:.2g}"
+    shown = ", ".join(f"{field}: max difference {largest[field]:.2g}, tolerance {tolerances[field]:.2g}"
                       for field in tolerances)  # fmt: skip
     return Check(name, True, f"samples {start} … {stop - 1} made again, on another kind of machine: {shown}")
 
 
-def _words(
+def _difference(
     field: str, first: int, place: tuple[int, ...], a: NDArray[Any], b: NDArray[Any], tolerance: float
 ) -> str:  # fmt: skip
     within = f", tolerance {tolerance:.2g}" if tolerance else ""
     index = [first + place[0], *place[1:]]
-    return f"{field}{index}: {b[place]:.9g} is made from the bundle, the file holds {a[place]:.9g}{within}"
+    return f"{field}{index}: expected {b[place]:.9g}, made again from the bundle, the file holds {a[place]:.9g}{within}"
 
 
 def _tolerances(vae: VAE, job: Job) -> dict[str, float]:
-    """How far the numbers of another kind of machine may be off, by field; none where nobody has said."""
+    """Return how much the numbers of another kind of machine may differ, by field; nothing if it is not known."""
     manifest, names = vae.manifest, vae.variants
     if job.verb == "sample" and not job.observe:
         tolerance = manifest.components["decoder"][names["decoder"]].tolerance[manifest.likelihood.mean]
         if job.dtype == "uint8" and job.range is not None:
-            # Numbers this far apart may be rounded to either side.
+            # Numbers that differ this much may be rounded to either side.
             tolerance = 1.0 + math.floor(tolerance * 255 / (job.range[1] - job.range[0]))
         return {"x": tolerance}
-    found: dict[str, float] = {}
+    tolerances: dict[str, float] = {}
     if job.verb != "encode":
-        return found
+        return tolerances
     outputs = manifest.components["encoder"][names["encoder"]].tolerance
     for latent in manifest.latents:
-        before = f"{latent.name}." if len(manifest.latents) > 1 else ""
+        prefix = f"{latent.name}." if len(manifest.latents) > 1 else ""
         posterior = latent.posterior
         if posterior.mu and posterior.std:
-            found |= {f"{before}mu": outputs[posterior.mu], f"{before}std": outputs[posterior.std]}
-            found[f"{before}z"] = outputs[posterior.mu] + _MOST_NOISE * outputs[posterior.std]
+            tolerances |= {f"{prefix}mu": outputs[posterior.mu], f"{prefix}std": outputs[posterior.std]}
+            tolerances[f"{prefix}z"] = outputs[posterior.mu] + _MAX_NOISE * outputs[posterior.std]
         elif posterior.value:
-            found[before + ("codes" if latent.dtype == "int64" else "mu")] = outputs[posterior.value]
-    return found
+            tolerances[prefix + ("codes" if latent.dtype == "int64" else "mu")] = outputs[posterior.value]
+    return tolerances

@@ -1,1 +1,1 @@
-"""How the rows of a shard lie in its file: a module for each format, and the table of them."""
+"""The file formats of shards: a module for each, and the table of them."""

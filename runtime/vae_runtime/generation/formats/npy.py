@@ -17,7 +17,7 @@ __all__ = ["read", "require", "write"]
 
 
 def require() -> None:
-    """numpy is all that this needs."""
+    """Accept: numpy is always installed."""
 
 
 def write(
@@ -39,7 +39,11 @@ def read(source: Path | bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> 
             rows: NDArray[Any] = np.lib.format.read_array(io.BytesIO(source), allow_pickle=False)
         else:
             rows = np.lib.format.open_memmap(source, mode="r")
-    except (SyntaxError, TypeError, tokenize.TokenError) as error:  # of a damaged header, which numpy reads as Python
-        raise ValueError(f"a header of npy is expected: {error}") from error
+    except (
+        SyntaxError,
+        TypeError,
+        tokenize.TokenError,
+    ) as error:  # numpy parses headers as Python
+        raise ValueError(f"expected a header of npy: {error}") from error
     expect(f"{dtype} {list(shape)}", f"{rows.dtype} {list(rows.shape)}")
     return rows.__getitem__

@@ -44,12 +44,14 @@ def _pyarrow() -> Any:
 def _schema(shape: tuple[int, ...], dtype: np.dtype[Any], about: Mapping[str, str]) -> Any:
     pa, fields = _pyarrow(), row_fields(shape, dtype)
     if "index" in fields:
-        raise InputError("format: a field of another name than index is expected, which is a column of its own")
+        raise InputError("format: expected no field called index, which is a column of every Parquet file")
     columns = [pa.field("index", pa.int64(), nullable=False)]
     for name, (kind, row) in fields.items():
         width = math.prod(row) * kind.itemsize
         if width >= 2**31:
-            raise InputError(f"format: parquet holds rows of less than 2 GiB, got {width} bytes; choose another format")
+            raise InputError(
+                f"format: expected rows of less than 2 GiB for parquet, got {width} bytes; choose another format"
+            )
         columns.append(pa.field(name, pa.binary(width), nullable=False))
     return pa.schema(columns, metadata={_METADATA: json.dumps({**about, "fields": _described(fields)}, sort_keys=True)})
 
@@ -62,7 +64,7 @@ def write(
     file: io.RawIOBase, shape: tuple[int, ...], dtype: np.dtype[Any], batches: Iterable[NDArray[Any]],
     about: Mapping[str, str],
 ) -> None:  # fmt: skip
-    """Write a row group of about 1 MB after the other."""
+    """Write the rows in groups of about 1 MB."""
     pa = _pyarrow()
     schema, first = _schema(shape, dtype, about), int(about["start"])
     with pa.parquet.ParquetWriter(
@@ -79,7 +81,7 @@ def write(
 
 
 def read(source: Path | bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Rows:
-    """Map a file; the row groups that are asked for are decoded."""
+    """Open a shard; rows are decoded a group at a time."""
     pa, fields = _pyarrow(), row_fields(shape, dtype)
     try:
         file = pa.parquet.ParquetFile(
@@ -87,15 +89,15 @@ def read(source: Path | bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> 
             page_checksum_verification=True,
         )  # fmt: skip
         about = json.loads((file.schema_arrow.metadata or {}).get(_METADATA, "{}"))
-        found = {column.name: str(column.type) for column in file.schema_arrow}
-        wanted = {column.name: str(column.type) for column in _schema(shape, dtype, {})}
-        expect({"rows": shape[0], **wanted}, {"rows": file.metadata.num_rows, **found})
+        actual = {column.name: str(column.type) for column in file.schema_arrow}
+        expected = {column.name: str(column.type) for column in _schema(shape, dtype, {})}
+        expect({"rows": shape[0], **expected}, {"rows": file.metadata.num_rows, **actual})
         expect(_described(fields), about.get("fields") if isinstance(about, dict) else about)
         groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
     except (pa.ArrowException, RecursionError) as error:
         raise ValueError(str(error)) from error
     starts = np.cumsum([0, *groups])
-    # A file of Arrow's serves one thread at a time. The group that was decoded last serves its neighbours.
+    # An Arrow file serves one thread at a time. The last decoded group is kept for neighboring rows.
     lock, last = threading.Lock(), (-1, np.empty(0, dtype))
 
     def decoded(group: int) -> NDArray[Any]:
@@ -120,8 +122,8 @@ def read(source: Path | bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> 
         cuts = np.searchsorted(numbers, starts)
         with lock:
             for group in np.flatnonzero(np.diff(cuts)).tolist():
-                here = slice(cuts[group], cuts[group + 1])
-                out[here] = decoded(group)[numbers[here] - starts[group]]
+                chosen = slice(cuts[group], cuts[group + 1])
+                out[chosen] = decoded(group)[numbers[chosen] - starts[group]]
         return out
 
     return rows

@@ -16,22 +16,22 @@ __all__ = [
     "TYPES", "Rows", "dtype_from_json", "dtype_to_json", "expect", "group_size", "regrouped", "row_bytes", "row_fields",
 ]  # fmt: skip
 
-# At least one row of a shard, by a slice of step 1 or by numbers in ascending order; what is given may be a view.
+# Reads rows of a shard, at least one: by a slice of step 1, or by numbers in ascending order. It may return a view.
 Rows = Callable[[slice | NDArray[np.int64]], NDArray[Any]]
 
-# The types that every format has, with safetensors' names of them.
+# The types that every format has, with their names in safetensors.
 TYPES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "float16": "F16", "uint32": "U32",
     "int32": "I32", "float32": "F32", "uint64": "U64", "int64": "I64", "float64": "F64",
 }  # fmt: skip
-# What a field may be called: as the tensors of a bundle.
+# Names of fields follow the rule for the names of tensors in a bundle.
 _NAME = re.compile("[A-Za-z_][A-Za-z0-9_.]*")
-# Bytes of rows that lie together in a file, about: decoding one row of Parquet decodes its group.
+# Approximate bytes of a group of rows. To decode one row of Parquet is to decode its group.
 _GROUP_BYTES = 2**20
 
 
 def dtype_to_json(dtype: DTypeLike) -> str | list[Any]:
-    """A dtype of rows as JSON has it: its name, or a list of [field, name, shape]."""
+    """Return a dtype of rows in the form for JSON: its name, or a list of [field, name, shape]."""
     kind = np.dtype(dtype)
     if kind.names is None:
         return kind.name
@@ -39,10 +39,10 @@ def dtype_to_json(dtype: DTypeLike) -> str | list[Any]:
 
 
 def dtype_from_json(value: object) -> np.dtype[Any]:
-    """The dtype of rows that `dtype_to_json` wrote; fields lie side by side.
+    """Return the dtype of rows that `dtype_to_json` wrote; fields lie side by side.
 
     Raises:
-        InputError: it is none.
+        InputError: the value describes no such dtype.
     """
     if isinstance(value, str) and value in TYPES:
         return np.dtype(value)
@@ -54,17 +54,17 @@ def dtype_from_json(value: object) -> np.dtype[Any]:
             ):
                 fields.append((name, kind, tuple(sizes)))
             case _:
-                raise InputError(f"dtype: a type of numbers or [[name, type, shape], …] is expected, got {field!r:.99}")
+                raise InputError(f"dtype: expected a type of numbers or [[name, type, shape], …], got {field!r:.99}")
     try:
         if not fields:
-            raise ValueError("there is none")
+            raise ValueError("the list is empty")
         return np.dtype(fields)
     except (ValueError, OverflowError) as error:
-        raise InputError(f"dtype: fields of a structured array are expected: {error}") from error
+        raise InputError(f"dtype: expected the fields of a structured array: {error}") from error
 
 
 def row_fields(shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-    """The arrays that the rows consist of, by name: their type, and the shape of one row."""
+    """Return the type and the shape of one row of each array that the rows consist of, by name."""
     if dtype.names is None:
         return {"x": (dtype, shape[1:])}
     return {name: (dtype[name].base, (*shape[1:], *dtype[name].shape)) for name in dtype.names}
@@ -73,7 +73,7 @@ def row_fields(shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, tuple[
 def regrouped(
     batches: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: np.dtype[Any], size: int
 ) -> Iterator[NDArray[Any]]:
-    """The rows in groups of a size, the last one shorter, each where the one before it lay."""
+    """Yield the rows in groups of a size, the last one shorter; a group is valid until the next."""
     group, filled = np.empty((size, *shape[1:]), dtype), 0
     for batch in batches:
         done = 0
@@ -98,7 +98,7 @@ def row_bytes(rows: NDArray[Any]) -> memoryview:
     return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
 
 
-def expect(wanted: object, found: object) -> None:
-    """Raise ValueError where a file holds something else than was expected."""
-    if wanted != found:
-        raise ValueError(f"{wanted} is expected, got {found}")
+def expect(expected: object, actual: object) -> None:
+    """Raise ValueError if a file does not hold what was expected."""
+    if expected != actual:
+        raise ValueError(f"expected {expected}, got {actual}")

@@ -1,4 +1,4 @@
-"""Rows as tensors, one for each field; written without the library, which takes whole tensors alone."""
+"""Rows as tensors, one for each field; written without the library, which only writes whole tensors."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = ["read", "require", "write"]
 
 
 def require() -> None:
-    """Nothing: the library is needed for reading alone."""
+    """Accept: the library is only needed for reading."""
 
 
 def write(
     file: io.RawIOBase, shape: tuple[int, ...], dtype: np.dtype[Any], batches: Iterable[NDArray[Any]],
     about: Mapping[str, str],
 ) -> None:  # fmt: skip
-    """Write the tensors, one after the other; rows of several fields are held in memory until the last is there."""
-    # The library serialises only what lies in memory as a whole, and orders `about` differently in each process.
+    """Write one tensor after the other; a shard of several fields is held in memory as a whole."""
+    # The library only writes tensors that lie in memory, and orders `about` differently in each process.
     # Wide types first, so that every tensor is aligned.
     fields = sorted(row_fields(shape, dtype).items(), key=lambda field: (-field[1][0].itemsize, field[0]))
     header: dict[str, Any] = {"__metadata__": dict(sorted(about.items()))}
@@ -51,30 +51,30 @@ def write(
 
 
 def read(source: Path | bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Rows:
-    """Map the tensors of a file, or read its content."""
+    """Open a shard: map the tensors of a file, or parse its content."""
     try:
         import safetensors.numpy
     except ImportError as error:
         raise VaeError(
-            "format: safetensors is read with its library, which is not installed: "
+            "format: reading safetensors needs its library, which is not installed: "
             "pip install 'vae-runtime[safetensors]', or write npy"
         ) from error
     tensors: dict[str, Any]
     try:
         if isinstance(source, bytes):
             tensors = safetensors.numpy.load(source)
-            found = {name: (TYPES.get(tensor.dtype.name), list(tensor.shape)) for name, tensor in tensors.items()}
+            actual = {name: (TYPES.get(tensor.dtype.name), list(tensor.shape)) for name, tensor in tensors.items()}
         else:
             file: Any = safetensors.safe_open(source, framework="numpy")
             tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
-            found = {name: (each.get_dtype(), list(each.get_shape())) for name, each in tensors.items()}
+            actual = {name: (each.get_dtype(), list(each.get_shape())) for name, each in tensors.items()}
     except safetensors.SafetensorError as error:
         raise ValueError(str(error)) from error
     fields = row_fields(shape, dtype)
-    expect({name: (TYPES[kind.name], [shape[0], *row]) for name, (kind, row) in fields.items()}, found)
+    expect({name: (TYPES[kind.name], [shape[0], *row]) for name, (kind, row) in fields.items()}, actual)
 
     def take(tensor: Any, which: slice | NDArray[np.int64]) -> NDArray[Any]:
-        # A mapped tensor gives slices alone.
+        # A mapped tensor only supports slices.
         if isinstance(which, slice) or isinstance(tensor, np.ndarray):
             rows: NDArray[Any] = tensor[which]
             return rows

@@ -1,4 +1,4 @@
-"""The table of formats: write a shard batch by batch, read it without loading more than is asked for.
+"""The table of formats: write a shard batch by batch, read rows without loading the whole file.
 
 Rows are numbers of one type, or structured: one array for each field. docs/offline-generation.md describes the files.
 """
@@ -41,14 +41,14 @@ FORMATS = tuple(_TABLE)
 
 
 def require(name: str) -> None:
-    """See that a format is known and can be written here.
+    """Check that a format is known and can be written here.
 
     Raises:
-        InputError: it is not known.
-        VaeError: its library is not installed; the message names the extra.
+        InputError: the format is unknown.
+        VaeError: the library of the format is not installed; the message names the extra.
     """
     if name not in FORMATS:
-        raise InputError(f"format: {', '.join(FORMATS)} is expected, got {name!r}")
+        raise InputError(f"format: expected {', '.join(FORMATS)}, got {name!r}")
     _TABLE[name].require()
 
 
@@ -56,46 +56,46 @@ def write(
     name: str, file: io.RawIOBase, shape: tuple[int, ...], dtype: DTypeLike, batches: Iterable[NDArray[Any]],
     about: Mapping[str, str],
 ) -> None:  # fmt: skip
-    """Write a shard; no more than a batch is held, of safetensors with several fields the whole shard.
+    """Write a shard batch by batch; safetensors with several fields hold the whole shard in memory.
 
     Args:
-        name: of the format, one of FORMATS.
+        name: the format, one of FORMATS.
         file: written from front to end, never sought in.
         shape: [rows, ...] of all batches together.
         dtype: of the rows, structured or not.
-        batches: the rows, in order; each may lie where the one before it did.
-        about: what a reader may want to know, for formats that keep such words; `start` is the first row's index.
+        batches: the rows, in order; each may reuse the memory of the one before it.
+        about: metadata, for formats that store them; `start` is the index of the first row.
 
     Raises:
         OSError: the file cannot be written.
-        InputError: the batches are not of this shape and dtype, or the format has none for them.
+        InputError: the batches have another shape or dtype, or the format cannot store them.
         VaeError: the format's library is not installed.
     """
     _TABLE[name].write(file, shape, np.dtype(dtype), _checked(batches, shape, np.dtype(dtype)), about)
 
 
 def read(name: str, source: Path | bytes, shape: tuple[int, ...], dtype: DTypeLike) -> Rows:
-    """The rows of a shard, without loading a file that lies on this machine.
+    """Open the rows of a shard; a file on this machine is mapped, not loaded.
 
     Args:
-        name: of the format, one of FORMATS.
+        name: the format, one of FORMATS.
         source: the file, or its content.
-        shape: [rows, ...] that is expected.
-        dtype: that is expected.
+        shape: the expected shape, [rows, ...].
+        dtype: the expected dtype.
 
     Returns:
-        A function that gives rows; it may be called by several threads at once.
+        A function that returns rows; several threads may call it at once.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it holds something else; the rows' function raises it too.
+        ValueError: the file holds something else; the returned function raises it, too.
         VaeError: the format's library is not installed.
     """
     return _TABLE[name].read(source, shape, np.dtype(dtype))
 
 
 def _checked(batches: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
-    """The batches; a header that was written for others would make numbers of another meaning of them."""
+    """Yield the batches, checked: behind a header for another dtype their bytes would read as other numbers."""
     rows = 0
     for batch in batches:
         rows += len(batch)
@@ -106,4 +106,4 @@ def _checked(batches: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: np.
         if rows == shape[0]:
             return
         batch = np.empty((0, *shape[1:]), dtype)
-    raise InputError(f"batches: {dtype} {list(shape)} in all is expected, got {batch.dtype} {[rows, *batch.shape[1:]]}")
+    raise InputError(f"batches: expected {dtype} {list(shape)} in total, got {batch.dtype} {[rows, *batch.shape[1:]]}")

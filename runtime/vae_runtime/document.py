@@ -31,8 +31,8 @@ __all__ = [
 # The keys of `executor_info` whose payload names a graph: for ONNX Runtime, torch.jit.load and torch.export.load.
 EXECUTORS = ("ort", "torchscript", "torch_export")
 
-_OLDER = re.compile(r"1\.(0|[1-9][0-9]*)")
-_NEWER = re.compile(r"([3-9]|[1-9][0-9]+)\.(0|[1-9][0-9]*)")
+_OLDER = r"1\.(0|[1-9][0-9]*)"
+_NEWER = r"([3-9]|[1-9][0-9]+)\.(0|[1-9][0-9]*)"
 
 
 class ExecutorInfo(Type):
@@ -198,7 +198,7 @@ def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _refusal(document: Any, found: list[Problem], place: str) -> str:
     if found == [_version_problem(document)]:
         vae = document["additional_metadata"]["vae"]
-        if _OLDER.fullmatch(vae["format_version"]):
+        if re.fullmatch(_OLDER, vae["format_version"]):
             return (
                 f"{place}: {found[0]}; this bundle is older than this vae-runtime: export it again with this version, "
                 "or install the vae-runtime that it was made with"
@@ -270,10 +270,11 @@ def _version_problem(document: Any) -> Problem | None:
     place = "additional_metadata.vae"
     if not isinstance(version, str):
         return None
-    if _OLDER.fullmatch(version) or _NEWER.fullmatch(version):
-        return Problem(f"{place}.format_version", VERSION.expected, shown(version))
+    if not VERSION.matches(version):
+        plain = re.fullmatch(_OLDER, version) or re.fullmatch(_NEWER, version)
+        return Problem(f"{place}.format_version", VERSION.expected, shown(version)) if plain else None
     needs = vae.get("must_understand")
-    if VERSION.matches(version) and isinstance(needs, list):
+    if isinstance(needs, list):
         unknown = [need for need in needs if isinstance(need, str) and need not in KNOWN_FIELDS]
         if unknown:
             expected = f"a list of fields of format {FORMAT_VERSION}"

@@ -33,7 +33,6 @@ __all__ = [
     "shown",
 ]
 
-_PLAIN = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 MAX_NUMBER = 1e300
 
 
@@ -92,14 +91,14 @@ class Text(Type):
         name: str | None = None,
         description: str | None = None,
     ) -> None:
-        self.pattern = None if pattern is None else re.compile(pattern)
-        self.expected, self.but, self.name, self.description = expected, but, name, description
+        # Compiled when it is first needed: that takes longer than all else here.
+        self.pattern, self.expected, self.but, self.name, self.description = pattern, expected, but, name, description
 
     def matches(self, value: Any) -> bool:
         """Whether it is such a string."""
         if not isinstance(value, str) or value == self.but:
             return False
-        return self.pattern is None or bool(self.pattern.fullmatch(value))
+        return self.pattern is None or bool(re.fullmatch(self.pattern, value))
 
     def read(self, value: Any, place: str, problems: Problems) -> Any:
         """The string."""
@@ -299,7 +298,7 @@ class Struct(Type):
         members = {}
         for each in self.fields:
             member = getattr(value, each.key)
-            if each.required is True or member != each.default:
+            if each.required is True or member != each.usual():
                 members[each.key] = each.type.write(member)
         return members
 
@@ -310,7 +309,7 @@ FREE = Map()
 
 def join(place: str, name: str) -> str:
     """The place of a member."""
-    if not _PLAIN.fullmatch(name):
+    if not (name.isascii() and name.isidentifier()):
         return f"{place}[{json.dumps(name)}]"
     return f"{place}.{name}" if place else name
 

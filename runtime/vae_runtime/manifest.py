@@ -6,7 +6,6 @@ writes the whole, `schema` makes docs/bundle-format.schema.json of these lines.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -462,8 +461,8 @@ class Manifest(Signature, Header):
     """
 
     package_name: str
-    encoder: Mapping[str, Variant] = dataclasses.field(default_factory=dict)
-    decoder: Mapping[str, Variant] = dataclasses.field(default_factory=dict)
+    encoder: Mapping[str, Variant] = field(default_factory=dict)
+    decoder: Mapping[str, Variant] = field(default_factory=dict)
     noise: str = field(Choice(SPEC, open=True), default=SPEC, required=True)
     golden: Golden = field(Struct(Golden, name="golden"))
     refused: tuple[Refusal, ...] = field(List(Struct(Refusal, name="refusal")), default=())

@@ -147,7 +147,7 @@ class _Definitions:
 
 def _text(type: Text) -> dict[str, Any]:
     # "$" alone would match before a newline that ends the string.
-    pattern = {"pattern": f"^{type.pattern.pattern}$(?!\\n)"} if type.pattern else {}
+    pattern = {"pattern": f"^{type.pattern}$(?!\\n)"} if type.pattern else {}
     return pattern | ({"not": {"const": type.but}} if type.but else {})
 
 

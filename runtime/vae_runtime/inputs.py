@@ -172,6 +172,26 @@ class Inputs:
 
         return feed
 
+    def rescaled(self, z: Latents, change: Callable[[Any, Any, Any], Any]) -> NDArray[Any] | Feeds:
+        """Change latents with the scale and the shift of the manifest; codes stay as they are.
+
+        Args:
+            z: latents, as `latents` takes them.
+            change: takes an array of latents, the scale and the shift.
+
+        Returns:
+            Arrays by name where `z` is a mapping, else one array.
+        """
+        parts = self.latents(z)
+        for latent in self._latents:
+            if latent.name in parts and latent.posterior.kind != "codes":
+                scale, shift = (
+                    np.asarray(numbers, np.float32).reshape(-1, *[1] * (len(latent.shape) - 1))
+                    for numbers in (latent.scale, latent.shift)
+                )
+                parts[latent.name] = change(parts[latent.name], scale, shift)
+        return parts if isinstance(z, Mapping) else parts[self._latents[0].name]
+
     def _fill_noise(self, feeds: Feeds, seed: int | None, start: int) -> None:
         """Add the latents that are the decoder's noise, where missing: drawn from the prior; without a seed zeros."""
         if len(feeds) == len(self._latents):

@@ -217,6 +217,9 @@ class Encoder:
     def __init__(self, networks: Networks, inputs: Inputs, latents: Sequence[Latent]) -> None:
         self._networks, self._inputs, self._latents = networks, inputs, latents
         self._outputs = networks.outputs["encoder"]
+        encoded = [latent for latent in latents if latent.posterior.outputs]
+        self._names = tuple(latent.name for latent in encoded)
+        self._modes = tuple(str(latent.posterior.mu or latent.posterior.value) for latent in encoded)
         # The latent's name and number; the places of mean, std and logvar, or of the value, among the outputs.
         self._plan: list[tuple[str, int, tuple[int, ...]]] = []
         for number, latent in enumerate(latents):
@@ -248,6 +251,19 @@ class Encoder:
             else:
                 parts[name] = Encoding(outputs[places[0]], why_no_distribution(self._latents[number]))
         return parts
+
+    def posterior(
+        self, x: NDArray[Any], rows: Feeds, seed: int | None, start: int, batch_size: int | None
+    ) -> Posterior | Encoding | Posteriors:
+        """Give the posterior of one latent, or of several latents the mapping; arguments as of `encode`."""
+        parts = self.encode(x, rows, seed, start, batch_size)
+        return Posteriors(parts) if self._inputs.has_several else parts[self._latents[0].name]
+
+    def modes(self, x: NDArray[Any], rows: Feeds, batch_size: int | None) -> NDArray[Any] | Feeds:
+        """Give the most probable latents alone; of several, by name. Arguments as of `encode`."""
+        feed = self._inputs.encoder(x, rows, None, 0)
+        modes = self._networks.run("encoder", self._modes, feed, len(x), batch_size)
+        return dict(zip(self._names, modes, strict=True)) if self._inputs.has_several else modes[0]
 
 
 def why_no_distribution(latent: Latent) -> str:

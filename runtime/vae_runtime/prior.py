@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -103,14 +103,28 @@ class Prior:
             for number, latent in enumerate(self._latents)
         }
 
-    def draw_to_read(
-        self, seed: int, start: int, n: int, shapes: Shapes, temperature: float, truncation: float | None
-    ) -> dict[str, Array]:
-        """As `draw`, for a caller that only reads: later calls may give the same memory."""
+    def feed(
+        self, rows: Mapping[str, NDArray[Any]], seed: int, start: int, shapes: Shapes, temperature: float,
+        truncation: float | None,
+    ) -> Callable[[int, int], dict[str, NDArray[Any]]]:  # fmt: skip
+        """A function that draws the latents of rows `first` to `last` - 1, and adds these rows of other arrays.
+
+        Its arrays are to be read only: later calls may give the same memory. Other arguments are as of `draw`.
+        """
         plain = self._draws_ahead and truncation is None and type(temperature) in (int, float) and temperature == 1
-        if plain and shapes is self.shapes and type(seed) is int and type(start) is int:
-            return {self._latents[0].name: self._rows_ahead(seed, start, n)}
-        return self.draw(seed, start, n, shapes, temperature, truncation)
+        ahead = plain and shapes is self.shapes and type(seed) is int and type(start) is int
+
+        def draw(first: int, last: int) -> dict[str, NDArray[Any]]:
+            index, n = noise.advance(start, first) if first else start, last - first
+            if ahead:
+                feeds: dict[str, NDArray[Any]] = {self._latents[0].name: self._rows_ahead(seed, index, n)}
+            else:
+                feeds = dict(self.draw(seed, index, n, shapes, temperature, truncation))
+            for name, array in rows.items():
+                feeds[name] = array[first:last]
+            return feeds
+
+        return draw
 
     def draw_one(
         self, number: int, seed: int, start: int, n: int, shape: tuple[int, ...], temperature: float = 1.0,

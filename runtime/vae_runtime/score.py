@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import noise
+from .errors import InputError, require_integer
 from .inputs import rows_of
 from .likelihood import Parameters, kind_named
 from .manifest import Likelihood, Manifest
@@ -93,6 +94,13 @@ class Scorer:
     ) -> Scores:  # fmt: skip
         """Score in batches; `rows` holds the conditions of both components, the rest is as in `VAE.score`."""
         n, reason = len(x), _why_no_elbo(self.manifest)
+        if k is not None:
+            k = require_integer("k", k, 1, 2**31)
+            if self.inputs.encoder_noise or any(not latent.posterior.outputs for latent in self.manifest.latents):
+                raise InputError(
+                    "k: importance samples are drawn for VAEs whose encoder and decoder take no noise of their own; "
+                    "leave k out, the ELBO is a bound of log p(x) too"
+                )
         size = max(1, min(BATCH_SIZE, _SCORED // max(1, x[0].size))) if batch_size is None else batch_size
         rows_from = rows_of(rows, n)
         columns: dict[str, list[Floats]] = {}

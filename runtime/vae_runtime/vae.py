@@ -13,8 +13,8 @@ from . import noise
 from .bundle import Bundle, open_bundle
 from .devices import resolve_device
 from .errors import InputError, require_integer
-from .inputs import Inputs, observation_rows, rows_of
-from .manifest import Condition, Latent, Manifest
+from .inputs import Inputs, observation_rows
+from .manifest import Manifest
 from .networks import Networks
 from .prior import Prior
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     # Imported where they are used: a device that samples starts without them.
     from numpy.typing import ArrayLike, NDArray
 
-    from .inputs import Conditions, Feeds, Latents, LatentShape
+    from .inputs import Conditions, Latents, LatentShape
     from .posterior import Encoder, Encoding, Posterior, Posteriors
     from .score import Scores
 
@@ -84,10 +84,8 @@ class VAE:
         conditions: maps the name of each condition that a graph takes to an array [n, *shape], or to one value for
             every row; where the classes of a condition have names, also to a name or a list of names. Other conditions
             of the manifest may be in it.
-        seed: of vnoise-1; None takes a fresh one where a method says no more (`vae_runtime.new_seed()` gives one to
-            keep).
-        start: index of the first row: row i is sample `start + i` of the seed, the same bits for every n, batch size,
-            thread and platform.
+        seed: of vnoise-1; None takes a fresh one, or what the method says; `vae_runtime.new_seed()` gives one to keep.
+        start: index of the first row: row i is sample `start + i` of the seed, whatever n, batch size and platform.
         temperature: scales the noise of the prior, 0 … 1e6.
         truncation: bounds that noise before the temperature: no number is beyond ± this; 0.01 … 1e6.
         latent_shape: another shape of one latent, where axes are dynamic; of several latents, by name.
@@ -101,12 +99,27 @@ class VAE:
 
     def __init__(self, bundle: Bundle, networks: Networks) -> None:
         self.bundle = bundle
+        self.manifest = manifest = bundle.manifest
+        """The bundle's description of itself."""
+        self.digest = bundle.digest
+        """The bundle's digest, "sha256:…"."""
+        self.device = networks.device
+        """The device in use."""
+        self.variants = dict(networks.variants)
+        """The variant in use by component: where a component has none of the name asked for, its first declared one."""
+        self.variant = self.variants[_main_component(manifest)]
+        """The decoder's variant in use; where the decoder was left out, the encoder's."""
+        self.observation_shape = manifest.observation.shape
+        """Shape of one observation; where axes are dynamic, the usual one."""
+        self.latent_shape = manifest.latent.shape
+        """Shape of one latent, of several the first; where axes are dynamic, the usual one."""
+        self.latents = manifest.latents
+        """The manifest's description of each latent."""
+        self.conditions = manifest.conditions
+        """The manifest's description of each condition."""
         self._networks = networks
         self._prior = Prior(bundle)
-        self._inputs = Inputs(bundle.manifest, self._prior)
-        encoded = [latent for latent in bundle.manifest.latents if latent.posterior.outputs]
-        self._encoded = tuple(latent.name for latent in encoded)
-        self._modes = tuple(str(latent.posterior.mu or latent.posterior.value) for latent in encoded)
+        self._inputs = Inputs(manifest, self._prior)
 
     def __repr__(self) -> str:
         shapes = ", ".join(str(list(latent.shape)) for latent in self.latents)
@@ -115,61 +128,10 @@ class VAE:
             text += f", given {', '.join(condition.name for condition in self.conditions)}"
         return f"<VAE {self.manifest.name}: {text}, {self.manifest.likelihood.kind}, {self.variant} on {self.device}>"
 
-    @property
-    def manifest(self) -> Manifest:
-        """The bundle's description of itself."""
-        return self.bundle.manifest
-
-    @property
-    def digest(self) -> str:
-        """The bundle's digest, "sha256:…"."""
-        return self.bundle.digest
-
-    @property
-    def device(self) -> str:
-        """The device in use."""
-        return self._networks.device
-
-    @property
-    def variant(self) -> str:
-        """The decoder's variant in use; where the decoder was left out, the encoder's."""
-        return self.variants[_main_component(self.manifest)]
-
-    @property
-    def variants(self) -> dict[str, str]:
-        """The variant in use by component: where a component has none of the name asked for, its first declared one."""
-        return dict(self._networks.variants)
-
-    @property
-    def observation_shape(self) -> tuple[int, ...]:
-        """Shape of one observation; where axes are dynamic, the usual one."""
-        return self.manifest.observation.shape
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one latent, of several the first; where axes are dynamic, the usual one."""
-        return self.manifest.latent.shape
-
-    @property
-    def latents(self) -> tuple[Latent, ...]:
-        """The manifest's description of each latent."""
-        return self.manifest.latents
-
-    @property
-    def conditions(self) -> tuple[Condition, ...]:
-        """The manifest's description of each condition."""
-        return self.manifest.conditions
-
     def prior(
-        self,
-        n: int,
-        *,
-        seed: int | None = None,
-        start: int = 0,
-        temperature: float = 1.0,
-        truncation: float | None = None,
-        latent_shape: LatentShape = None,
-    ) -> Array | dict[str, Array]:
+        self, n: int, *, seed: int | None = None, start: int = 0, temperature: float = 1.0,
+        truncation: float | None = None, latent_shape: LatentShape = None,
+    ) -> Array | dict[str, Array]:  # fmt: skip
         """Draw latents from the prior.
 
         Returns:
@@ -181,7 +143,8 @@ class VAE:
         count = require_integer("n", n, 1, 2**48)
         seed = noise.new_seed() if seed is None else seed
         shapes = self._inputs.shapes(latent_shape)
-        return self._outward(self._prior.draw(seed, start, count, shapes, temperature, truncation))
+        parts = self._prior.draw(seed, start, count, shapes, temperature, truncation)
+        return parts if self._inputs.has_several else parts[self.latents[0].name]
 
     @overload
     def sample(
@@ -199,20 +162,10 @@ class VAE:
     ) -> Any: ...  # fmt: skip
 
     def sample(
-        self,
-        n: int,
-        *,
-        conditions: Conditions = None,
-        seed: int | None = None,
-        start: int = 0,
-        temperature: float = 1.0,
-        truncation: float | None = None,
-        latent_shape: LatentShape = None,
-        observe: bool = False,
-        batch_size: int | None = None,
-        out: Array | None = None,
-        on_device: bool = False,
-    ) -> Array | Any:
+        self, n: int, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
+        temperature: float = 1.0, truncation: float | None = None, latent_shape: LatentShape = None,
+        observe: bool = False, batch_size: int | None = None, out: Array | None = None, on_device: bool = False,
+    ) -> Array | Any:  # fmt: skip
         """Draw latents from the prior and decode them.
 
         Args:
@@ -230,16 +183,7 @@ class VAE:
         count = require_integer("n", n, 1, 2**48)
         fixed = noise.new_seed() if seed is None else seed
         rows = self._inputs.conditions("decoder", conditions, count)
-        shapes = self._inputs.shapes(latent_shape)
-        rows_from = rows_of(rows, count) if rows else None
-
-        def feed(first: int, last: int) -> Feeds:
-            index = noise.advance(start, first) if first else start
-            feeds: Feeds = self._prior.draw_to_read(fixed, index, last - first, shapes, temperature, truncation)
-            if rows_from is not None:
-                feeds.update(rows_from(first, last))
-            return feeds
-
+        feed = self._prior.feed(rows, fixed, start, self._inputs.shapes(latent_shape), temperature, truncation)
         if on_device:
             for name, value in (("observe", observe or None), ("batch_size", batch_size), ("out", out)):
                 if value is not None:
@@ -250,17 +194,9 @@ class VAE:
         return self._networks.run("decoder", self._networks.mean, feed, count, batch_size, out)[0]
 
     def stream(
-        self,
-        n: int,
-        *,
-        conditions: Conditions = None,
-        seed: int | None = None,
-        start: int = 0,
-        temperature: float = 1.0,
-        truncation: float | None = None,
-        observe: bool = False,
-        batch_size: int = 512,
-    ) -> Iterator[Array]:
+        self, n: int, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
+        temperature: float = 1.0, truncation: float | None = None, observe: bool = False, batch_size: int = 512,
+    ) -> Iterator[Array]:  # fmt: skip
         """Give samples one batch after the other, for programs that need no files.
 
         Every batch is decoded whole, and the last is cut, so that the values are those that `generate` writes with this
@@ -268,9 +204,6 @@ class VAE:
 
         Yields:
             float32 [batch_size, *observation shape]; the last may have fewer rows.
-
-        Raises:
-            InputError: as `sample`.
         """
         count = require_integer("n", n, 1, 2**48)
         size = require_integer("batch_size", batch_size, 1, 2**31)
@@ -293,16 +226,9 @@ class VAE:
         return samples()
 
     def decode(
-        self,
-        z: Latents,
-        *,
-        conditions: Conditions = None,
-        seed: int | None = None,
-        start: int = 0,
-        observe: bool = False,
-        batch_size: int | None = None,
-        out: Array | None = None,
-    ) -> Array:
+        self, z: Latents, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
+        observe: bool = False, batch_size: int | None = None, out: Array | None = None,
+    ) -> Array:  # fmt: skip
         """Give the likelihood's mean for each latent, in data space.
 
         Args:
@@ -328,14 +254,9 @@ class VAE:
         return self._networks.run("decoder", self._networks.mean, feeds, n, batch_size, out)[0]
 
     def decoder_outputs(
-        self,
-        z: Latents,
-        *,
-        conditions: Conditions = None,
-        seed: int | None = None,
-        start: int = 0,
+        self, z: Latents, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
         batch_size: int | None = None,
-    ) -> dict[str, Array]:
+    ) -> dict[str, Array]:  # fmt: skip
         """Give every output of the decoder for each latent, by the outputs' names; arguments as of `decode`.
 
         Returns:
@@ -346,14 +267,9 @@ class VAE:
         return dict(zip(names, self._networks.run("decoder", names, feeds, n, batch_size), strict=True))
 
     def encode(
-        self,
-        x: ArrayLike,
-        *,
-        conditions: Conditions = None,
-        seed: int | None = None,
-        start: int = 0,
+        self, x: ArrayLike, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
         batch_size: int | None = None,
-    ) -> Posterior | Encoding | Posteriors:
+    ) -> Posterior | Encoding | Posteriors:  # fmt: skip
         """Give the posterior of each observation.
 
         Args:
@@ -365,29 +281,15 @@ class VAE:
             A `Posterior`; an `Encoding` where the latent is a code or has no distribution; of several latents, a
             mapping from their names to these, without the latents that are noise of the decoder.
         """
-        x = observation_rows(self.bundle.manifest.observation, x)
+        x = observation_rows(self.manifest.observation, x)
         rows = self._inputs.conditions("encoder", conditions, len(x))
-        parts = self._encoder.encode(x, rows, seed, start, batch_size)
-        if not self._inputs.has_several:
-            return parts[self.manifest.latents[0].name]
-        from .posterior import Posteriors
-
-        return Posteriors(parts)
+        return self._encoder.posterior(x, rows, seed, start, batch_size)
 
     def reconstruct(
-        self,
-        x: ArrayLike,
-        *,
-        conditions: Conditions = None,
-        seed: int | None = None,
-        start: int = 0,
+        self, x: ArrayLike, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
         batch_size: int | None = None,
-    ) -> Array:
+    ) -> Array:  # fmt: skip
         """Encode and decode: through the posterior's mean, or with a seed through a sample of it.
-
-        Args:
-            x: [n, *observation_shape], within the manifest's range.
-            seed: None goes through the mean. The other arguments are those of the class.
 
         Returns:
             float32 [n, *observation shape].
@@ -397,14 +299,12 @@ class VAE:
         """
         z: Latents
         if seed is None:
-            x = observation_rows(self.bundle.manifest.observation, x)
-            feed = self._inputs.encoder(x, self._inputs.conditions("encoder", conditions, len(x)), None, start)
-            modes = self._networks.run("encoder", self._modes, feed, len(x), batch_size)
-            z = dict(zip(self._encoded, modes, strict=True)) if self._inputs.has_several else modes[0]
+            x = observation_rows(self.manifest.observation, x)
+            rows = self._inputs.conditions("encoder", conditions, len(x))
+            z = self._encoder.modes(x, rows, batch_size)
         else:
-            z = self.encode(x, conditions=conditions, seed=seed, start=start, batch_size=batch_size).sample(
-                seed=seed, start=start
-            )
+            q = self.encode(x, conditions=conditions, seed=seed, start=start, batch_size=batch_size)
+            z = q.sample(seed=seed, start=start)
         return self.decode(z, conditions=conditions, seed=seed, start=start, batch_size=batch_size)
 
     @overload
@@ -414,12 +314,11 @@ class VAE:
     def scaled(self, z: ArrayLike) -> Array: ...
 
     def scaled(self, z: Latents) -> Array | dict[str, Array]:
-        """Give latents as other models take them, (z - shift) · scale of the manifest; codes stay as they are.
+        """Give latents as other models take them, (z - shift) · scale of the manifest, in the form of `z`, float32.
 
-        Returns:
-            Of the shape and form of `z`, float32.
+        Codes stay as they are.
         """
-        return self._rescale(z, lambda part, scale, shift: (part - shift) * scale)
+        return self._inputs.rescaled(z, lambda part, scale, shift: (part - shift) * scale)
 
     @overload
     def unscaled(self, w: Mapping[str, ArrayLike]) -> dict[str, Array]: ...
@@ -428,12 +327,8 @@ class VAE:
     def unscaled(self, w: ArrayLike) -> Array: ...
 
     def unscaled(self, w: Latents) -> Array | dict[str, Array]:
-        """Give latents of another model as `decode` takes them: w / scale + shift; the inverse of `scaled`.
-
-        Returns:
-            Of the shape and form of `w`, float32.
-        """
-        return self._rescale(w, lambda part, scale, shift: part / scale + shift)
+        """Give latents of another model as `decode` takes them: w / scale + shift, the inverse of `scaled`."""
+        return self._inputs.rescaled(w, lambda part, scale, shift: part / scale + shift)
 
     def transform(self, x: ArrayLike, conditions: Conditions = None) -> Array | dict[str, Array]:
         """Give the scaled mode of each observation's posterior: `scaled(encode(x).mode())`."""
@@ -444,28 +339,19 @@ class VAE:
         return self.decode(self.unscaled(w), conditions=conditions)
 
     def score(
-        self,
-        x: ArrayLike,
-        *,
-        conditions: Conditions = None,
-        k: int | None = None,
-        seed: int | None = None,
-        start: int = 0,
-        batch_size: int | None = None,
-        progress: Callable[[int, int], object] | None = None,
-    ) -> Scores:
+        self, x: ArrayLike, *, conditions: Conditions = None, k: int | None = None, seed: int | None = None,
+        start: int = 0, batch_size: int | None = None, progress: Callable[[int, int], object] | None = None,
+    ) -> Scores:  # fmt: skip
         """Score how well the VAE explains each observation, in nats.
 
         The ELBO takes one posterior sample and the analytic KL; the bound of log p(x) takes k importance samples, of
         which draw j is element j · D + e of the importance stream (docs/noise.md, section 6).
 
         Args:
-            x: [n, *observation_shape]; under a bernoulli likelihood, only values of 0 and 1 give a likelihood, and grey
-                values give a surrogate.
+            x: [n, *observation_shape]; grey values under a bernoulli likelihood give a surrogate.
             k: how many importance samples; None leaves `log_likelihood` out.
             batch_size: how many to decode at once; the scores depend on it by rounding alone.
-            progress: called with (observations done, observations) after each batch. The other arguments are those of
-                the class.
+            progress: called with (observations done, observations) after each batch.
 
         Returns:
             `Scores`; a score that this VAE has not is None there, with the reason.
@@ -475,18 +361,10 @@ class VAE:
         """
         from .score import Scorer
 
-        x = observation_rows(self.bundle.manifest.observation, x)
+        x = observation_rows(self.manifest.observation, x)
         rows = self._inputs.conditions(None, conditions, len(x))
-        if k is not None:
-            k = require_integer("k", k, 1, 2**31)
-            if self._inputs.encoder_noise or len(self._modes) < len(self.latents):
-                raise InputError(
-                    "k: importance samples are drawn for VAEs whose encoder and decoder take no noise of their own; "
-                    "leave k out, the ELBO is a bound of log p(x) too"
-                )
-        scorer = Scorer(
-            self.manifest, self._networks, self._inputs, self._encoder, noise.new_seed() if seed is None else seed
-        )
+        seed = noise.new_seed() if seed is None else seed
+        scorer = Scorer(self.manifest, self._networks, self._inputs, self._encoder, seed)
         return scorer.score(x, rows, k, start, batch_size, progress)
 
     @functools.cached_property
@@ -494,18 +372,3 @@ class VAE:
         from .posterior import Encoder  # not needed to sample
 
         return Encoder(self._networks, self._inputs, self.latents)
-
-    def _rescale(self, z: Latents, change: Callable[[Any, Any, Any], Any]) -> Array | dict[str, Array]:
-        parts = self._inputs.latents(z)
-        for latent in self.latents:
-            if latent.name in parts and latent.posterior.kind != "codes":
-                scale, shift = (
-                    np.asarray(numbers, np.float32).reshape(-1, *[1] * (len(latent.shape) - 1))
-                    for numbers in (latent.scale, latent.shift)
-                )
-                parts[latent.name] = change(parts[latent.name], scale, shift)
-        return parts if isinstance(z, Mapping) else parts[self.latents[0].name]
-
-    def _outward(self, parts: dict[str, Array]) -> Array | dict[str, Array]:
-        """Latents in the form that callers get: of several a mapping, of one the array."""
-        return parts if self._inputs.has_several else parts[self.latents[0].name]

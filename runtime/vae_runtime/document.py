@@ -1,4 +1,4 @@
-"""manifest.json as a whole: read and checked, every problem at once with its place; and written.
+"""Read, check and write manifest.json as a whole. All problems are reported at once, each with its place.
 
 The outer document is ONNX Runtime's model package manifest; everything of ours lives under `additional_metadata.vae`
 of the package and of each variant.
@@ -134,7 +134,8 @@ def parse(content: str | bytes, place: str = "manifest.json") -> Manifest:
         place: what to call it in errors, usually its path.
 
     Raises:
-        BundleError: it is no JSON, of another format version, or has problems: all of them, a line each.
+        BundleError: the text is not JSON, has another format version, or has problems. The message lists every
+            problem on a line of its own.
     """
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
@@ -143,7 +144,7 @@ def parse(content: str | bytes, place: str = "manifest.json") -> Manifest:
         json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
-        raise BundleError(f"{place}: JSON in UTF-8 is expected: {reason}; copy the bundle again") from None
+        raise BundleError(f"{place}: expected JSON in UTF-8: {reason}; copy the bundle again") from None
     manifest, found = _read(document)
     if manifest is None or found:
         raise BundleError(_refusal(document, found, place))
@@ -151,12 +152,12 @@ def parse(content: str | bytes, place: str = "manifest.json") -> Manifest:
 
 
 def problems(document: Any) -> list[Problem]:
-    """All that is wrong with a document decoded as `parse` does; an empty list if `parse` would take it."""
+    """List every problem of a document decoded as `parse` does; an empty list if `parse` would accept it."""
     return _read(document)[1]
 
 
 def dump(manifest: Manifest) -> str:
-    """The manifest as JSON text, in a fixed order, ending in a newline; `parse` reads it back as an equal object."""
+    """Write a manifest as JSON text, in a fixed order, ending in a newline; `parse` reads an equal object back."""
     document: dict[str, Any] = {
         "schema_version": "1.0",
         "package_name": manifest.package_name,
@@ -168,7 +169,7 @@ def dump(manifest: Manifest) -> str:
         "additional_metadata": {"vae": Struct(_VAE).write(manifest)},
     }
     if len(manifest.components) < len(COMPONENTS):
-        # To readers that do not know the field, a component that is absent would be damage.
+        # A reader that does not know the field would take the absent component for damage.
         document["additional_metadata"]["vae"]["must_understand"] = ["packed_from"]
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -221,7 +222,7 @@ def _install(document: Any) -> str:
 def _read(document: Any) -> tuple[Manifest | None, list[Problem]]:
     problem = _version_problem(document)
     if problem:
-        # Of another version nothing else can be judged.
+        # Nothing else can be judged in a document of another version.
         return None, [problem]
     found = Problems()
     outer = DOCUMENT.read(document, "", found)
@@ -261,7 +262,7 @@ def _missing_components(document: dict[str, Any]) -> list[str]:
 
 
 def _version_problem(document: Any) -> Problem | None:
-    """A format that this version cannot read, if the document says so plainly."""
+    """The problem of a format version that this version cannot read, if the document plainly names one."""
     try:
         vae = document["additional_metadata"]["vae"]
         version = vae["format_version"]

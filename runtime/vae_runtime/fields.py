@@ -38,7 +38,7 @@ MAX_NUMBER = 1e300
 
 @record(frozen=True)
 class Problem(Record):
-    """One thing wrong with a document: where, what was expected, what was got.
+    """One error in a document: its place, the value expected there, and the value found.
 
     `newer` says that a newer version may know the value.
     """
@@ -49,29 +49,29 @@ class Problem(Record):
     newer: bool = False
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.expected} is expected, got {self.got}"
+        return f"{self.place}: expected {self.expected}, got {self.got}"
 
 
 class Problems(list[Problem]):
     """The problems found so far."""
 
     def note(self, place: str, expected: str, value: Any, newer: bool = False) -> None:
-        """Add one: `value` is shown short and without control characters."""
+        """Add a problem; `value` is shown short and without control characters."""
         self.append(Problem(place or "the document", expected, shown(value), newer))
 
     def missing(self, place: str) -> None:
-        """Add the problem of a field that is missing."""
+        """Add a missing field."""
         self.append(Problem(place, "this field", "nothing"))
 
 
 class Type:
-    """How the value of a field is read and written; `name` and `description` are for the JSON Schema."""
+    """A type of values: how they are read and written. `name` and `description` are for the JSON Schema."""
 
     name: str | None = None
     description: str | None = None
 
     def read(self, value: Any, place: str, problems: Problems) -> Any:
-        """The value as records hold it; after a problem, any value."""
+        """Return the value as records hold it; the result means nothing if a problem was noted."""
         raise NotImplementedError
 
     def write(self, value: Any) -> Any:
@@ -108,7 +108,7 @@ class Text(Type):
 
 
 class Choice(Type):
-    """One of some strings; of `open` ones a newer version may know more."""
+    """One of several strings; a newer version may know more of them if the choice is `open`."""
 
     def __init__(self, *choices: str, open: bool = False, name: str | None = None) -> None:
         self.choices, self.open, self.name = choices, open, name
@@ -204,7 +204,7 @@ class List(Type):
         before = len(problems)
         items = tuple(self.item.read(item, f"{place}[{index}]", problems) for index, item in enumerate(value))
         if self.distinct and len(problems) == before and len(set(items)) < len(items):
-            problems.append(Problem(place, f"{self.expected}, each once,", "some of them twice"))
+            problems.append(Problem(place, f"{self.expected}, each once", "some of them twice"))
         return items
 
     def write(self, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The records of a bundle's manifest; a field is one line, which says how it is read, written and checked.
+"""The records of a bundle's manifest. A field is one line, which says how it is read, written and checked.
 
 docs/bundle-format.md is the specification. A new field is a line here, and a sentence there; `document` reads and
 writes the whole, `schema` makes docs/bundle-format.schema.json of these lines.
@@ -61,14 +61,14 @@ PATH = Text(
 )
 # "pytorch" is the golden vectors' name for PyTorch's answers.
 VARIANT_NAME = Text(
-    _SEGMENT, "a variant named with letters, digits, '.', '_' and '-', and not 'pytorch',", but="pytorch"
+    _SEGMENT, "a variant named with letters, digits, '.', '_' and '-', and not 'pytorch'", but="pytorch"
 )
 VERSION = Text(r"2\.(0|[1-9][0-9]*)", 'a version "2.x"', name="version")
 # What errors tell people to install comes out of a file, so it can name nothing but this package.
 READER = Text(r"vae-runtime>=[0-9]+(\.[0-9]+)*", 'a requirement such as "vae-runtime>=0.1"')
 DIGEST = Text(
     "sha256:[0-9a-f]{64}",
-    'a digest, "sha256:" and 64 hexadecimal digits,',
+    'a digest, "sha256:" and 64 hexadecimal digits',
     description="The digest of the bundle that this one was packed from.",
 )
 DTYPE = Choice("float32", "int64", name="dtype")
@@ -98,15 +98,15 @@ CLASSES = List(
 )
 SCALE = Either(
     Number("a number other than 0", but=0, name="factor"),
-    "a number, or a list of numbers,",
+    "a number, or a list of numbers",
     description="One, or one for each index of axis 0 of the shape.",
 )
-SHIFT = Either(NUMBER, "a number, or a list of numbers,", description="As scale.")
+SHIFT = Either(NUMBER, "a number, or a list of numbers", description="As scale.")
 
 
 @record(frozen=True)
 class Sizes(Record):
-    """The sizes of a dynamic axis that were proven: the multiples of `multiple` from `min` to `max`."""
+    """The proven sizes of a dynamic axis: the multiples of `multiple` from `min` to `max`."""
 
     min: int = field(SIZE)
     max: int = field(SIZE)
@@ -130,8 +130,8 @@ DYNAMIC = Map(
 class TensorSpec(Record):
     """One input or output of a graph, without its batch axis, which is axis 0 and always dynamic.
 
-    `shape` is the usual shape, the one of the golden vectors; `dynamic` holds the axes of it, by number from 0, that
-    may have other sizes.
+    `shape` is the usual shape, which the golden vectors have. `dynamic` holds the numbers, from 0, of the axes that may
+    have other sizes.
     """
 
     name: str
@@ -142,7 +142,7 @@ class TensorSpec(Record):
 
 @record(frozen=True)
 class Normalisation(Record):
-    """How raw data become observations: x = (raw - offset) / divisor."""
+    """The map from raw data to observations: x = (raw - offset) / divisor."""
 
     offset: float = field(NUMBER)
     divisor: float = field(POSITIVE)
@@ -155,8 +155,8 @@ NORMALISATION = Struct(Normalisation, name="normalisation", description="x = (ra
 class Observation(Record):
     """One observation x as the encoder takes it: [batch, *shape], float32 or int64.
 
-    `range` bounds its values, None where any finite number will do; `axes` names those of `shape`; `dynamic` holds, by
-    name, the axes that may have other sizes than `shape` says.
+    `range` bounds its values, and is None where any finite number is valid. `axes` names the axes of `shape`. `dynamic`
+    holds, by name, the axes that may have other sizes than those in `shape`.
     """
 
     name: str = field(TENSOR)
@@ -173,7 +173,7 @@ OBSERVATION = Struct(Observation, name="observation")
 
 @record(frozen=True)
 class Condition(Record):
-    """What encoder, decoder or both are given beside x or z: [batch, *shape], float32 or int64.
+    """An input of the encoder, the decoder or both beside x or z: [batch, *shape], float32 or int64.
 
     `classes` names the values 0, 1, … of an int64 condition of shape (); `range` bounds the values of any other.
     """
@@ -191,11 +191,13 @@ CONDITIONS = List(Struct(Condition, name="condition"), "a list of at most 64 con
 
 @record(frozen=True)
 class LatentPrior(Record):
-    """p(z): "normal", the standard normal; "mixture", fitted to the posterior means of real data; "sphere", uniform on
-    the unit sphere; "none", where `reason` says why there is none to sample from.
+    """The prior p(z) of one latent.
 
-    A mixture has `components` normal distributions, whose parameters stand in the file `file`, with a `covariance`
-    that is "diagonal" or "full".
+    Kinds: "normal", the standard normal; "mixture", fitted to the posterior means of real data; "sphere", uniform on
+    the unit sphere; "none", which cannot be sampled, and `reason` says why.
+
+    A mixture has `components` normal distributions with a "diagonal" or "full" `covariance`. The file `file` holds
+    their parameters.
     """
 
     kind: str = field(Choice("normal", "mixture", "sphere", "none", open=True), default="normal", required=True)
@@ -210,11 +212,14 @@ PRIOR = Struct(LatentPrior, name="prior")
 
 @record(frozen=True)
 class LatentPosterior(Record):
-    """q(z|x). "normal": diagonal, its parameters the encoder's outputs `mu`, `logvar` and `std`. "codes": the encoder's
-    output `value` holds integers below `codebook`. "none": the encoder's output `value` is the latent, and `reason`
-    says why there is no distribution; without `value`, the latent is noise that the decoder takes and nothing infers.
+    """The posterior q(z|x) of one latent.
 
-    `noise` names the encoder's input for this latent's posterior noise, where other outputs depend on its sample.
+    Kinds: "normal", diagonal, with the encoder's outputs `mu`, `logvar` and `std` as its parameters; "codes", where the
+    encoder's output `value` holds integers below `codebook`; "none", where the encoder's output `value` is the latent,
+    and `reason` says why there is no distribution. Without `value` the latent is noise that the decoder takes and
+    nothing infers.
+
+    `noise` names the encoder's input for the posterior noise of this latent, if other outputs depend on its sample.
     """
 
     kind: str = field(Choice("normal", "codes", "none", open=True), default="normal", required=True)
@@ -241,8 +246,8 @@ POSTERIOR = Struct(LatentPosterior, name="posterior")
 class Latent(Record):
     """One latent z: [batch, *shape], float32, or int64 where the posterior's kind is "codes".
 
-    `axes` names those of `shape`, where there are names; `dynamic` holds, by name, the axes that may have other sizes.
-    Models that were trained on these latents take (z - shift) · scale; a tuple has a number for each index of axis 0 of
+    `axes` names the axes of `shape`, if they have names. `dynamic` holds, by name, the axes that may have other sizes.
+    Models that were trained on these latents take (z - shift) · scale. A tuple has a number for each index of axis 0 of
     the shape.
     """
 
@@ -264,7 +269,7 @@ LATENTS = List(Struct(Latent, name="latent"), "a list of 1 to 64 latents", min=1
 
 @record(frozen=True)
 class Output(Record):
-    """A further output of the decoder, float32 [batch, *shape]; axes named like a dynamic one have its size."""
+    """A further output of the decoder, float32 [batch, *shape]; an axis named like a dynamic one has its size."""
 
     name: str = field(TENSOR)
     shape: tuple[int, ...] = field(ANY_SHAPE)
@@ -276,12 +281,12 @@ OUTPUTS = List(Struct(Output, name="output"), "a list of at most 64 outputs", ma
 
 @record(frozen=True)
 class Likelihood(Record):
-    """p(x|z). `mean` names the decoder's output in data space; `logits`, of a bernoulli, the one before the sigmoid.
+    """The likelihood p(x|z): its kind, and the decoder's outputs that are its parameters.
 
-    `scale` is a gaussian's standard deviation or a laplace's scale b, in units of x; `scale_output` names the decoder's
-    output that holds it instead, one for each value of x. Of the kind "none" nothing is known but `mean`, the decoder's
-    first output, and `reason` may say why. `shape` and `axes` are those of `mean` where they are not the observation's;
-    `outputs` are what else the decoder gives.
+    `mean` names the output in data space, `logits` the one before the sigmoid. `scale` is one number in units of x;
+    `scale_output` names the output that holds a scale for each value of x instead. With the kind "none" only `mean`,
+    the first output, is known, and `reason` may say why. `shape` and `axes` are given if `mean` has others than x.
+    `outputs` lists the decoder's further outputs.
     """
 
     kind: str = field(Choice(*KINDS, "none", open=True))
@@ -300,7 +305,7 @@ LIKELIHOOD = Struct(Likelihood, name="likelihood")
 
 @record(frozen=True)
 class Golden(Record):
-    """The golden vectors: `n` observations stored in `file`, and `n` prior latents of vnoise-1 seed `seed`."""
+    """The golden vectors: `n` observations in `file`, and `n` latents of the prior, drawn with vnoise-1 from `seed`."""
 
     file: str = field(FILE)
     seed: int = field(Integer(0, 2**53 - 1))
@@ -309,13 +314,13 @@ class Golden(Record):
 
 @record(frozen=True)
 class Quality(Record):
-    """What a variant costs against fp32 of the same component, the other component in fp32.
+    """The loss of quality of a variant against fp32 of the same component, with the other component in fp32.
 
-    `method` says how it was made, `size` how many bytes its file has. `psnr`, in dB, is 10 · log10(peak² / mean squared
-    difference) of the decoder's mean or the encoder's mu, None where no number differs. `elbo_change` is the mean
-    change of the ELBO in nats per observation, negative where some is lost; None where `reason` says why there is none.
-    `measured` says on which data and how many, `calibration` from which ones the ranges of numbers are, if they were
-    needed.
+    `method` says how the variant was made; `size` is its file's number of bytes. `psnr`, in dB, is 10 · log10(peak² /
+    mean squared difference) of the decoder's mean or the encoder's mu, and None if no number differs. `elbo_change` is
+    the mean change of the ELBO in nats per observation, negative for a loss; it is None if there is no ELBO, and
+    `reason` says why. `measured` names the data and their number. `calibration` names the data that gave the ranges of
+    numbers between layers, if the method needs them.
     """
 
     method: str = field(TEXT)
@@ -333,7 +338,7 @@ QUALITY = Struct(Quality, name="quality")
 
 @record(frozen=True)
 class Refusal(Record):
-    """A variant that was asked for at export and that a component has not, and why."""
+    """A variant that the export was asked for and left out of a component, with the reason."""
 
     component: str = field(COMPONENT)
     variant: str = field(NAME)
@@ -344,10 +349,10 @@ class Refusal(Record):
 class Variant(Record):
     """One graph: a precision or format of a component.
 
-    `exporter` says what made the graph; `data` names the file beside it that holds its weights, where they are too
-    large for the graph's own file. `tolerance` bounds, per output, the absolute difference between this machine's
-    answer to the golden vectors and the stored one; `error` is the largest absolute difference between the stored
-    answer and PyTorch's. `quality` is there where the graph is meant to differ from fp32.
+    `exporter` names the tool that made the graph. `data` names the file beside it that holds its weights, if they are
+    too large for the graph's own file. `tolerance` bounds, per output, the absolute difference between this machine's
+    answer to the golden vectors and the stored one. `error` is the largest absolute difference between the stored
+    answer and PyTorch's. `quality` is given if the graph is meant to differ from fp32.
     """
 
     component: str
@@ -366,18 +371,18 @@ class Variant(Record):
 
     @property
     def path(self) -> str:
-        """The graph file, relative to the bundle, with forward slashes."""
+        """The path of the graph file in the bundle, with forward slashes."""
         return f"{self.folder}/{self.file}"
 
     @property
     def data_path(self) -> str | None:
-        """The file of the graph's weights, likewise; None where they are in the graph file."""
+        """The path of the file with the graph's weights; None if they are in the graph file."""
         return None if self.data is None else f"{self.folder}/{self.data}"
 
 
 @record(frozen=True, kw_only=True)
 class Signature(Record):
-    """What goes into a VAE's two graphs, what comes out, and what it means."""
+    """The inputs and outputs of a VAE's two graphs, and their meaning."""
 
     observation: Observation = field(OBSERVATION)
     conditions: tuple[Condition, ...] = field(CONDITIONS, default=())
@@ -390,7 +395,7 @@ class Signature(Record):
         return self.latents[0]
 
     def inputs(self, component: str) -> tuple[TensorSpec, ...]:
-        """A component's inputs: x or the latents, then its conditions, then the encoder's noise."""
+        """List a component's inputs: x or the latents, then its conditions, then the encoder's noise."""
         conditions = tuple(
             TensorSpec(condition.name, condition.dtype, condition.shape)
             for condition in self.conditions
@@ -410,7 +415,7 @@ class Signature(Record):
         return (*latents, *conditions)
 
     def outputs(self, component: str) -> tuple[TensorSpec, ...]:
-        """A component's outputs: the posteriors' parameters; or the mean, logits, scale and what else there is."""
+        """List a component's outputs: the posteriors' parameters; or mean, logits, scale and further outputs."""
         if component == "encoder":
             return tuple(
                 TensorSpec(name, latent.dtype, latent.shape, _dynamic(latent.axes, latent.dynamic))
@@ -443,7 +448,7 @@ def _dynamic(axes: tuple[str, ...], dynamic: Mapping[str, Sizes]) -> frozenset[i
 
 @record(frozen=True, kw_only=True)
 class Header(Record):
-    """The format's version, and what a bundle says to people and to `pip`."""
+    """The version of the format, the reader to install, and the texts for people."""
 
     format_version: str = field(VERSION, default=FORMAT_VERSION, required=True)
     reader: str | None = field(READER, default=None)
@@ -454,10 +459,10 @@ class Header(Record):
 
 @record(frozen=True, kw_only=True)
 class Manifest(Signature, Header):
-    """What a bundle says of itself. Variants stand in the order of declaration: the first is the default.
+    """The description of a bundle. Variants stand in the order of declaration: the first is the default.
 
-    Of a packed bundle `packed_from` is the digest of the one it was packed from, "sha256:…", and a component that was
-    left out has no variants.
+    In a packed bundle `packed_from` is the digest, "sha256:…", of the original bundle, and a component that was left
+    out has no variants.
     """
 
     package_name: str
@@ -473,11 +478,11 @@ class Manifest(Signature, Header):
 
     @property
     def components(self) -> dict[str, Mapping[str, Variant]]:
-        """The components that are there, by name: both, unless one was left out of a packed bundle."""
+        """The components of the bundle by name: both, unless one was left out of a packed bundle."""
         both = {"encoder": self.encoder, "decoder": self.decoder}
         return {component: variants for component, variants in both.items() if variants}
 
     @property
     def variants(self) -> list[Variant]:
-        """Every variant, encoder first."""
+        """All variants, the encoder's first."""
         return [*self.encoder.values(), *self.decoder.values()]

@@ -1,6 +1,7 @@
-"""Frozen dataclasses, and what a field of one says of a JSON document.
+"""Frozen dataclasses whose fields may describe the members of a JSON object.
 
-`dataclasses` would take a tenth of a cold start to make this package's, so it does so when it is asked for one.
+Making this package's records with `dataclasses` would show in a cold start, so that module is used only when it is
+asked about a record.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def record(*, frozen: bool, kw_only: bool = False) -> Callable[[_Class], _Class]
 
 
 class _DataclassFields:
-    """The attribute `__dataclass_fields__`, by which `dataclasses` knows its classes."""
+    """The attribute `__dataclass_fields__`, by which `dataclasses` recognizes its classes."""
 
     def __get__(self, instance: Any, owner: type[Record]) -> dict[str, Any]:
         import dataclasses
@@ -120,7 +121,7 @@ class _DataclassFields:
 
 
 class Record:
-    """What a frozen dataclass has generated for it, once for all."""
+    """The methods that a frozen dataclass would have generated."""
 
     record_fields: ClassVar[dict[str, Field]] = {}
     __dataclass_fields__: ClassVar[Any] = _DataclassFields()

@@ -12,7 +12,7 @@ __all__ = ["contradictions"]
 
 
 def contradictions(manifest: Manifest) -> list[Problem]:
-    """Fields that are right by themselves and wrong together; the specification lists them after the schema."""
+    """List the problems of fields that are valid by themselves and contradict each other."""
     vae = "additional_metadata.vae"
     observation = manifest.observation
     found = [*_axes_problems(f"{vae}.observation", observation.shape, observation.axes, observation.dynamic)]
@@ -37,7 +37,9 @@ def contradictions(manifest: Manifest) -> list[Problem]:
     for index, refusal in enumerate(manifest.refused):
         if refusal.variant in manifest.components.get(refusal.component, {}):
             where = f"{vae}.refused[{index}].variant"
-            found.append(Problem(where, f"a variant that {refusal.component} has not", json.dumps(refusal.variant)))
+            found.append(
+                Problem(where, f"a variant that {refusal.component} does not have", json.dumps(refusal.variant))
+            )
     paths = [path for variant in manifest.variants for path in (variant.path, variant.data_path) if path]
     for path in sorted({path for path in paths if paths.count(path) > 1}):
         found.append(Problem("components", f"one use of the file {path}", str(paths.count(path))))
@@ -55,7 +57,7 @@ def _axes_problems(
         if axes.count(axis) != 1:
             yield Problem(where, "the name of one of the axes", str(list(axes)))
         elif shape[axes.index(axis)] not in sizes:
-            yield Problem(where, f"sizes with {shape[axes.index(axis)]}, as in the shape,", str(sizes))
+            yield Problem(where, f"sizes that include {shape[axes.index(axis)]}, the size in the shape", str(sizes))
 
 
 def _range_problems(place: str, bounds: tuple[float, float] | None) -> Iterator[Problem]:
@@ -69,7 +71,7 @@ def _condition_problems(place: str, condition: Condition) -> Iterator[Problem]:
         return
     if condition.dtype != "int64" or condition.shape:
         got = f"{condition.dtype} {list(condition.shape)}"
-        yield Problem(f"{place}.classes", "no classes of what is not int64 []", got)
+        yield Problem(f"{place}.classes", "no classes unless the condition is int64 []", got)
     if condition.range:
         yield Problem(f"{place}.range", "no range beside classes", str(list(condition.range)))
 
@@ -78,7 +80,7 @@ def _latent_problems(place: str, latent: Latent) -> Iterator[Problem]:
     yield from _axes_problems(place, latent.shape, latent.axes, latent.dynamic)
     prior, posterior = latent.prior, latent.posterior
     if (latent.dtype == "int64") != (posterior.kind == "codes"):
-        expected = "int64 of codes" if posterior.kind == "codes" else "float32 of what are not codes"
+        expected = "int64 for codes" if posterior.kind == "codes" else "float32 for anything but codes"
         yield Problem(f"{place}.dtype", expected, latent.dtype)
     if posterior.kind == "codes" and prior.kind != "none":
         yield Problem(f"{place}.prior.kind", '"none" for codes', json.dumps(prior.kind))
@@ -104,7 +106,7 @@ def _likelihood_problems(place: str, likelihood: Likelihood) -> Iterator[Problem
 
 
 def _name_problems(vae: str, manifest: Manifest) -> Iterator[Problem]:
-    # Inputs of both components: the golden vectors are named by input, whichever component it is of.
+    # Inputs of both components share their names: the golden vectors are named by input alone.
     inputs = [(f"{vae}.observation.name", manifest.observation.name)]
     inputs += [(f"{vae}.conditions[{index}].name", item.name) for index, item in enumerate(manifest.conditions)]
     encoded = []
@@ -119,5 +121,5 @@ def _name_problems(vae: str, manifest: Manifest) -> Iterator[Problem]:
         taken = set()
         for place, name in named:
             if name in taken:
-                yield Problem(place, f"another name than any other {what}'s", name)
+                yield Problem(place, f"a name that no other {what} has", name)
             taken.add(name)

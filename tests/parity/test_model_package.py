@@ -99,7 +99,7 @@ def test_an_unknown_key_is_refused_by_onnxruntime_and_by_us(tiny_bundle, tmp_pat
     bundle = edited(tiny_bundle, tmp_path / "bundle", place, "x")
     with pytest.raises(Exception, match=place[-1]):
         opened(bundle)
-    with pytest.raises(BundleError, match=f"{place[-1]}: no field of this name is expected"):
+    with pytest.raises(BundleError, match=f"{place[-1]}: expected no field of this name"):
         parse((bundle / "manifest.json").read_bytes())
 
 

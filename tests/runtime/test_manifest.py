@@ -1246,14 +1246,14 @@ def test_all_problems_are_reported_at_once_each_with_its_place() -> None:
         ((*FREE, "golden"), ABSENT),
     )
     wanted = {
-        "a": "no field of this name is expected, got 2",
-        "b": "no field of this name is expected, got 1",
-        "layout": '"portable" is expected, got "installed"',
-        f"{place_of(FP32)}.variant_directory": "a relative path inside the bundle, with '/' and without '..' is "
-        'expected, got "../elsewhere"',
-        f"{place_of(OURS)}.error.mu": 'a number of at least 0 is expected, got "small"',
-        f"{place_of(FREE)}.observation.shape[1]": "an integer from 1 to 2147483647 is expected, got 0",
-        f"{place_of(FREE)}.golden": "this field is expected, got nothing",
+        "a": "expected no field of this name, got 2",
+        "b": "expected no field of this name, got 1",
+        "layout": 'expected "portable", got "installed"',
+        f"{place_of(FP32)}.variant_directory": "expected a relative path inside the bundle, with '/' and without '..', "
+        'got "../elsewhere"',
+        f"{place_of(OURS)}.error.mu": 'expected a number of at least 0, got "small"',
+        f"{place_of(FREE)}.observation.shape[1]": "expected an integer from 1 to 2147483647, got 0",
+        f"{place_of(FREE)}.golden": "expected this field, got nothing",
     }
     assert sorted(map(str, problems(document))) == sorted(f"{place}: {text}" for place, text in wanted.items())
     first, *lines = refusal(json.dumps(document)).splitlines()
@@ -1299,7 +1299,7 @@ def test_a_field_that_must_be_understood_and_is_not_is_refused() -> None:
     )
     assert not VALIDATOR.is_valid(document)
     assert refusal(json.dumps(document)) == (
-        "b/manifest.json: additional_metadata.vae.must_understand: a list of fields of format 2.0 is expected, got "
+        "b/manifest.json: additional_metadata.vae.must_understand: expected a list of fields of format 2.0, got "
         '"hierarchy", "observation.layout"; this bundle is newer than this vae-runtime: pip install '
         "'vae-runtime>=2.4'"
     )
@@ -1320,7 +1320,7 @@ def test_a_newer_major_version_is_refused_naming_what_to_install(version: str, r
     document = edited(((*FREE, "format_version"), version), ((*FREE, "reader"), reader), ((*FREE, "latents"), None))
     assert not VALIDATOR.is_valid(document)
     message = refusal(json.dumps(document))
-    assert 'additional_metadata.vae.format_version: a version "2.x" is expected, got "' + version[:70] in message
+    assert 'additional_metadata.vae.format_version: expected a version "2.x", got "' + version[:70] in message
     assert message.endswith(f"; this bundle is newer than this vae-runtime: pip install {install}")
     assert len(message) < 300
 
@@ -1340,7 +1340,7 @@ def test_a_value_that_a_newer_reader_may_know_is_refused_by_name(
     path: tuple[str | int, ...], value: str, expected: str, reader: Any, install: str
 ) -> None:
     message = refusal(json.dumps(edited((path, value), ((*FREE, "reader"), reader))))
-    assert message.startswith(f"b/manifest.json: {place_of(path)}: {expected}")
+    assert message.startswith(f"b/manifest.json: {place_of(path)}: expected {expected}")
     assert message.endswith(
         f'got "{value}"; export the bundle again, or install a vae-runtime that knows more: pip install {install}'
     )
@@ -1360,7 +1360,7 @@ def test_an_older_major_version_is_refused_naming_the_remedy(version: str, reade
     )
     assert not VALIDATOR.is_valid(document)
     assert refusal(json.dumps(document)) == (
-        f'b/manifest.json: additional_metadata.vae.format_version: a version "2.x" is expected, got "{version}"; this '
+        f'b/manifest.json: additional_metadata.vae.format_version: expected a version "2.x", got "{version}"; this '
         "bundle is older than this vae-runtime: export it again with this version, or install the vae-runtime that it "
         "was made with"
     )
@@ -1409,7 +1409,7 @@ def test_what_is_no_json_is_refused(content: str | bytes, reason: str) -> None:
     if isinstance(content, str):
         assert content != EXAMPLE
     message = refusal(content)
-    assert message.startswith("b/manifest.json: JSON in UTF-8 is expected: ")
+    assert message.startswith("b/manifest.json: expected JSON in UTF-8: ")
     assert reason in message
     assert message.endswith("; copy the bundle again")
     assert len(message.splitlines()) == 1
@@ -1417,7 +1417,7 @@ def test_what_is_no_json_is_refused(content: str | bytes, reason: str) -> None:
 
 @pytest.mark.parametrize("content", ["[]", "null", "5", '"additional_metadata"', "true", b"[{}]"])
 def test_what_is_no_object_is_refused(content: str | bytes) -> None:
-    assert "the document: an object is expected, got " in refusal(content)
+    assert "the document: expected an object, got " in refusal(content)
 
 
 def test_a_nesting_that_just_passes_is_refused_as_any_wrong_value() -> None:

@@ -326,7 +326,7 @@ def test_only_a_packed_bundle_may_lack_a_component(whole, tmp_path, edit_manifes
     pack(whole, tmp_path / "small", only="decoder")
     assert parse((tmp_path / "small/manifest.json").read_bytes()).components.keys() == {"decoder"}
     edit_manifest(tmp_path / "small", lambda document: document["additional_metadata"]["vae"].pop("packed_from"))
-    with pytest.raises(BundleError, match=r"components\.encoder: this field is expected, got nothing"):
+    with pytest.raises(BundleError, match=r"components\.encoder: expected this field, got nothing"):
         open_bundle(tmp_path / "small")
     edit_manifest(
         tmp_path / "small",
@@ -335,7 +335,7 @@ def test_only_a_packed_bundle_may_lack_a_component(whole, tmp_path, edit_manifes
             document["additional_metadata"]["vae"].update(packed_from="sha256:" + "0" * 64),
         ),
     )
-    with pytest.raises(BundleError, match=r"components\.decoder: this field is expected, got nothing"):
+    with pytest.raises(BundleError, match=r"components\.decoder: expected this field, got nothing"):
         open_bundle(tmp_path / "small")
 
 

@@ -22,7 +22,8 @@ from vae_runtime.manifest import Refusal
 from .bundle_files import describe_bundle, producer, sample_sheet, sums_of
 from .card import model_card
 from .errors import ExportError
-from .graphs.graph import Graph, make_graphs
+from .graphs.formats import make_graphs
+from .graphs.graph import Graph
 from .graphs.variants import VARIANTS, Gate, Made, make_variants
 from .parity.comparison import Comparison
 from .parity.golden import golden_vectors

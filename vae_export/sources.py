@@ -19,7 +19,8 @@ from vae_runtime.errors import InputError
 from vae_runtime.manifest import Manifest, Normalisation
 
 from .card import run_card
-from .graphs.variants import CALIBRATED, MEASURED, Observed
+from .graphs.measurement import Observations
+from .graphs.variants import CALIBRATED, MEASURED
 from .training import checkpoint
 from .training.checkpoint import RunInfo
 from .training.data import Dataset
@@ -44,8 +45,8 @@ class Source:
     conditions: Mapping[str, Tensor]
     classes: Mapping[str, Sequence[str]]
     observations: Tensor
-    measured: Observed
-    calibration: Observed
+    measured: Observations
+    calibration: Observations
     name: str
     description: str
     normalisation: Normalisation | None = None
@@ -104,10 +105,10 @@ def run_source(run: Path, data: str | None, name: str | None) -> Source:
         conditions={},
         classes={},
         observations=observations,
-        measured=Observed(
+        measured=Observations(
             binarise(observations[:MEASURED].numpy(), binarised, 0), {}, f"{info.provenance.name}, {unseen} data"
         ),
-        calibration=Observed(
+        calibration=Observations(
             binarise(np.asarray(dataset.train[:CALIBRATED]), binarised, 0), {}, f"{info.provenance.name}, training data"
         ),
         name=name or info.provenance.name,
@@ -189,13 +190,13 @@ def model_source(
     )
 
 
-def _halves(x: Tensor, conditions: Mapping[str, Tensor]) -> tuple[Observed, Observed]:
+def _halves(x: Tensor, conditions: Mapping[str, Tensor]) -> tuple[Observations, Observations]:
     """What to take ranges from and what to measure on: every other observation each, or of fewer than 4 all."""
     # Every other: the first half may be of other classes.
     first, second = (slice(0, None, 2), slice(1, None, 2)) if len(x) >= 4 else (slice(None), slice(None))
 
-    def some(part: slice, what: str) -> Observed:
-        return Observed(x[part].numpy(), {name: rows[part].numpy() for name, rows in conditions.items()}, what)
+    def some(part: slice, what: str) -> Observations:
+        return Observations(x[part].numpy(), {name: rows[part].numpy() for name, rows in conditions.items()}, what)
 
     return some(first, "the caller's"), some(second, "the caller's" + (", others" if len(x) >= 4 else ""))
 

@@ -10,7 +10,7 @@ from torch import nn
 import vae_export
 import vae_runtime
 from vae_export import ExportError, ParityError
-from vae_export.graphs import graph as graphs
+from vae_export.graphs import onnx_export as graphs
 from vae_runtime.errors import InputError
 
 

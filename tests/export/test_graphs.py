@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from vae_export.errors import ExportError, ParityError
-from vae_export.graphs.graph import FORMATS, make_graphs, open_graph, quiet
+from vae_export.graphs.formats import make_graphs
+from vae_export.graphs.graph import FORMATS, open_graph, quiet
 from vae_export.training.config import ModelConfig
 from vae_export.training.model import VAE
 from vae_export.understand.adapt import adapt, declared

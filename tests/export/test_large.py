@@ -9,7 +9,7 @@ from torch import nn
 
 import vae_export
 import vae_runtime
-from vae_export.graphs import graph as graphs
+from vae_export.graphs import onnx_export as graphs
 from vae_runtime.bundle import SUMS
 from vae_runtime.errors import BundleError
 

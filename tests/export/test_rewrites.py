@@ -5,7 +5,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from vae_export.graphs.rewrites import prune, rewritten, sub_pixel
+from vae_export.graphs.nodes import prune
+from vae_export.graphs.rewrites import rewritten
+from vae_export.graphs.sub_pixel import sub_pixel
 
 
 def graph_of(nodes, weights, shape, *, outputs=("y",)):
@@ -345,7 +347,7 @@ def test_shapes_that_cannot_be_derived_leave_no_file_behind(tmp_path, monkeypatc
     ]
     plain = graph_of(nodes, {}, (3,))
     plain.opset_import.add(domain="another", version=1)
-    monkeypatch.setattr("vae_export.graphs.rewrites.SymbolicShapeInference._infer_impl", incomplete)
+    monkeypatch.setattr("vae_export.graphs.sizes.SymbolicShapeInference._infer_impl", incomplete)
     assert rewritten(plain) == (plain, ())
     assert not list(tmp_path.iterdir())
 

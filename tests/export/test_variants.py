@@ -17,9 +17,11 @@ from torch import nn
 import vae_runtime
 from vae_export import ParityError, export
 from vae_export.cli import main
-from vae_export.graphs import graph as graphs
+from vae_export.graphs import onnx_export as graphs
 from vae_export.graphs.graph import require_same
-from vae_export.graphs.variants import Gate, _ends, _psnr
+from vae_export.graphs.measurement import psnr_of
+from vae_export.graphs.quantize import _ends
+from vae_export.graphs.variants import Gate
 from vae_runtime.bundle import open_bundle
 from vae_runtime.errors import BundleError, InputError
 from vae_runtime.golden import golden_inputs, read_golden
@@ -219,11 +221,11 @@ def test_the_card_shows_the_variants(dense, convolutional):
 @pytest.mark.parametrize(
     ("found", "expected"), [([0.0, 1.0], None), ([0.1, 1.0], 10 * math.log10(1 / 0.005)), ([math.nan, 1.0], math.nan)]
 )
-def test_psnr(found, expected):
-    psnr, peak = _psnr(np.float32([0, 1]), np.float32(found), None)
+def test_psnr_of(found, expected):
+    psnr, peak = psnr_of(np.float32([0, 1]), np.float32(found), None)
     assert peak == 1
     assert psnr == (expected if expected is None else pytest.approx(expected, rel=1e-6, nan_ok=True))
-    assert _psnr(np.float32([0, 1]), np.float32([0, 0]), (-1.0, 3.0)) == (pytest.approx(10 * math.log10(32)), 4.0)
+    assert psnr_of(np.float32([0, 1]), np.float32([0, 0]), (-1.0, 3.0)) == (pytest.approx(10 * math.log10(32)), 4.0)
 
 
 # The gate.
@@ -353,7 +355,7 @@ def test_a_coarse_logvar_counts_where_there_is_no_elbo(tmp_path):
     done = export(Uneven(), tmp_path / "bundle", example=x, posterior="logvar", variants=ALL, formats=("onnx",))
     quality = open_bundle(done.path).manifest.encoder["int8"].quality
     found, wanted = (vae_runtime.load(done.path, variant=name).encode(x[1::2]) for name in ("int8", "fp32"))
-    psnr = min(_psnr(getattr(wanted, part), getattr(found, part), None)[0] for part in ("mean", "logvar"))
+    psnr = min(psnr_of(getattr(wanted, part), getattr(found, part), None)[0] for part in ("mean", "logvar"))
     assert psnr >= 35
     assert quality.psnr == pytest.approx(psnr, abs=2)
     assert quality.method != "dynamic int8 per tensor"

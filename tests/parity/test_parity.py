@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 import vae_export.exporting
 from vae_export import ParityError, check_parity, export
 from vae_export.cli import main
-from vae_export.graphs.graph import EXECUTORS, FORMATS, make_graphs, quiet
+from vae_export.graphs.formats import make_graphs
+from vae_export.graphs.graph import EXECUTORS, FORMATS, quiet
 from vae_export.parity.bundle import golden_runner
 from vae_export.parity.comparison import BATCHES, LATENT_REACH, compare, tolerance
 from vae_export.training import checkpoint

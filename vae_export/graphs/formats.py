@@ -1,0 +1,72 @@
+"""Both components → graph files in each format."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from ..errors import ExportError
+from ..understand.adapted import Adapted
+from ..understand.state import release
+from .graph import FORMATS, Graph, graph_of, quiet, reason_of
+from .onnx_export import export_onnx
+from .torch_formats import export_pt2, export_torchscript
+
+
+def make_graphs(
+    adapted: Adapted,
+    formats: Sequence[str],
+    folder: Path,
+    *,
+    require: Callable[[Graph], None] = lambda graph: None,
+    progress: bool = False,
+) -> list[Graph]:
+    """Export both components in each format, encoder first, ONNX first.
+
+    Args:
+        adapted: the VAE's pure functions.
+        formats: names out of `FORMATS`.
+        folder: where the files are kept until the bundle is written.
+        require: raises where a graph is not what it should be. Of ONNX the older exporter then has its turn.
+        progress: say on stderr what is being made.
+
+    Raises:
+        ExportError: an unknown format, PyTorch could not export a component, or a graph breaks the contract (a random
+            operator, a fixed batch, an input that was dropped) or what is required of it.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise ExportError(f"formats: {', '.join(FORMATS)} are expected, got {unknown[0]!r}")
+    graphs = []
+    for component in adapted.modules:
+        for name, form in FORMATS.items():
+            if name != "onnx" and name not in formats:
+                continue
+            if progress:
+                print(f"exporting the {component} as {name}", file=sys.stderr, flush=True)
+            path = folder / component / form.variant / form.file
+            path.parent.mkdir(parents=True)
+            with quiet(), torch.no_grad():
+                if name == "onnx":
+                    graphs.append(export_onnx(adapted, component, path, require))
+                    if progress:
+                        print("".join(f"  {line}\n" for line in graphs[-1].rewrites), end="", file=sys.stderr)
+                    continue
+                try:
+                    exporter = (export_torchscript if name == "torchscript" else export_pt2)(adapted, component, path)
+                except Exception as error:
+                    raise ExportError(
+                        f"{component}: PyTorch could not export it as {name}: {reason_of(error)}; leave this format "
+                        "out with formats="
+                    ) from error
+            graph = graph_of(adapted, component, name, path, exporter)
+            release(adapted.modules.values())
+            try:
+                require(graph)
+            except ExportError as error:
+                raise type(error)(f"{error}\n  leave this format out with formats=") from error
+            graphs.append(graph)
+    return graphs

@@ -20,11 +20,11 @@ from .understand.declaration import SECOND
 
 __all__ = ["build_parser", "main"]
 
-# Of the data's configuration, what has another name on the command line.
+# Fields of DataConfig that have another name on the command line.
 _DATA_FLAGS = {"source": "data", "seed": "split-seed"}
 POSTERIORS = (*SECOND, "codes", "none")
 LIKELIHOODS = ("bernoulli", "gaussian", "laplace")
-# What `export` takes of a model under the same name.
+# Arguments of `export` that have the same name as an option.
 _MODEL_ARGUMENTS = (
     *("posterior", "likelihood", "scale", "prior", "axes", "latent_axes", "dynamic", "range", "encode", "decode"),
     *("latent_scale", "latent_shift", "codebook"),
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_pytorch_verb(
     verbs: Verbs, name: str, function: Callable[[argparse.Namespace], int | None], text: str
 ) -> argparse.ArgumentParser:
-    """Add a verb; where PyTorch finds no memory, for which it has no class of its own, it raises MemoryError."""
+    """Add a verb that raises MemoryError where PyTorch, which has no such class, runs out of memory."""
 
     def call(options: argparse.Namespace) -> int | None:
         try:
@@ -66,9 +66,9 @@ def _add_pytorch_verb(
 
 
 def _add_train(verbs: Verbs) -> None:
-    verb = _add_pytorch_verb(verbs, "train", _train, "train a VAE; the same command goes on after an interruption")
+    verb = _add_pytorch_verb(verbs, "train", _train, "train a VAE; run the same command again to resume it")
     verb.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
-    verb.add_argument("--recipe", choices=sorted(RECIPES), help="start from the configuration of a model that ships")
+    verb.add_argument("--recipe", choices=sorted(RECIPES), help="start from the configuration of a shipped model")
     for title, config in (("data", DataConfig), ("model", ModelConfig), ("training", TrainConfig)):
         group = verb.add_argument_group(title)
         for field in dataclasses.fields(config):
@@ -76,7 +76,7 @@ def _add_train(verbs: Verbs) -> None:
 
 
 def _add_field(group: Any, config: type, field: dataclasses.Field[Any]) -> None:
-    """An option for a field of a configuration; None, its default, leaves the recipe's or the field's own."""
+    """Add an option for a field of a configuration; None, its default, keeps the recipe's or the field's value."""
     flag = "--" + (_DATA_FLAGS.get(field.name, field.name) if config is DataConfig else field.name).replace("_", "-")
     shared = {"dest": f"{config.__name__}.{field.name}", "default": None}
     words, _ = field.metadata["rule"]
@@ -95,24 +95,24 @@ def _add_field(group: Any, config: type, field: dataclasses.Field[Any]) -> None:
 
 def _shown(default: Any) -> str:
     if isinstance(default, tuple):
-        return " ".join(map(str, default)) or "that of the data"
+        return " ".join(map(str, default)) or "the shape of the data"
     return {True: "yes", False: "no"}.get(default, str(default)) if isinstance(default, bool) else str(default)
 
 
 def _configured(options: argparse.Namespace) -> tuple[Any, ...]:
-    """The three configurations: the recipe's or the defaults, changed by what was given; a bad value is misuse."""
+    """Return the three configurations: the recipe or the defaults, changed by the options; a bad value is misuse."""
     recipe = RECIPES.get(options.recipe)
     bases = (recipe.model, recipe.train, recipe.data) if recipe else (ModelConfig(), TrainConfig(), DataConfig())
     try:
         configs = []
         for base in bases:
             prefix = type(base).__name__ + "."
-            given = {
+            changes = {
                 name.removeprefix(prefix): value
                 for name, value in vars(options).items()
                 if name.startswith(prefix) and value is not None
             }
-            configs.append(dataclasses.replace(base, **given))
+            configs.append(dataclasses.replace(base, **changes))
     except InputError as error:
         options.misuse(str(error))
     return tuple(configs)
@@ -124,9 +124,9 @@ def _train(options: argparse.Namespace) -> None:
 
     outcome = train(options.out, *configs)
     result = outcome.info.result
-    state = "finished before" if outcome.already_finished else "finished"
+    state = "already finished" if outcome.already_finished else "finished"
     if outcome.resumed_epoch and not outcome.already_finished:
-        state += f", having gone on from epoch {outcome.resumed_epoch}"
+        state += f", resumed from epoch {outcome.resumed_epoch}"
     print(f"{options.out}: {state}")
     if result:
         stopped = ", stopped early" if result.stopped_early else ""
@@ -144,8 +144,10 @@ def _add_evaluate(verbs: Verbs) -> None:
     text = "measure a run on its test data: ELBO, importance-weighted bound, active units"
     verb = _add_pytorch_verb(verbs, "evaluate", _evaluate, text)
     verb.add_argument("run", type=Path, help="the run's folder")
-    verb.add_argument("--importance-samples", type=int, default=1000, metavar="K", help="samples of the bound (1000)")
-    verb.add_argument("--limit", type=int, metavar="N", help="only the first N test observations")
+    verb.add_argument(
+        "--importance-samples", type=int, default=1000, metavar="K", help="samples of the bound (default 1000)"
+    )
+    verb.add_argument("--limit", type=int, metavar="N", help="use only the first N test observations")
     verb.add_argument("--data", help="where the run's data are now")
 
 
@@ -153,7 +155,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     for name in ("importance_samples", "limit"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            options.misuse(f"--{name.replace('_', '-')}: an integer of at least 1 is expected, got {value}")
+            options.misuse(f"--{name.replace('_', '-')}: expected an integer of at least 1, got {value}")
     from .training.evaluation import evaluate
 
     evaluation = evaluate(
@@ -165,64 +167,70 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _add_export(verbs: Verbs) -> None:
-    text = "write a bundle of a run or a model, once its graphs are proven equal to PyTorch"
+    text = "export a run or a model as a bundle, after its graphs are proven equal to PyTorch"
     verb = _add_pytorch_verb(verbs, "export", _export, text)
-    verb.add_argument("run", type=Path, nargs="?", help="the run's folder; or say --model")
+    verb.add_argument("run", type=Path, nargs="?", help="the run's folder; or use --model")
     verb.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="the bundle's folder")
     verb.add_argument(
         "--formats",
         type=_names,
         default=("onnx", "torchscript"),
-        help="of onnx,torchscript,pt2 (default onnx,torchscript)",
+        help="any of onnx,torchscript,pt2 (default onnx,torchscript)",
     )
     verb.add_argument(
         "--variants",
         type=_names,
         default=("fp32",),
-        help="of fp32,fp16,int8 (default fp32, which is always made): docs/variants.md",
+        help="any of fp32,fp16,int8 (default fp32, which is always written): docs/variants.md",
     )
     verb.add_argument(
-        "--min-psnr", type=float, default=35.0, metavar="DB", help="leave out variants of a lower PSNR (default 35)"
+        "--min-psnr", type=float, default=35.0, metavar="DB", help="leave out variants with a lower PSNR (default 35)"
     )
     verb.add_argument(
-        "--max-elbo-loss", type=float, default=0.5, metavar="NATS", help="or of a larger loss of ELBO (default 0.5)"
+        "--max-elbo-loss",
+        type=float,
+        default=0.5,
+        metavar="NATS",
+        help="leave out variants with a larger loss of ELBO (default 0.5)",
     )
     verb.add_argument("--data", help="where the run's data are now")
-    verb.add_argument("--name", help="the bundle's name (default: the data's, or the model's class)")
-    verb.add_argument("--description", help="what the model is and was trained on, for the model card")
-    verb.add_argument("--license", help="of the weights, for the model card")
-    verb.add_argument("--force", action="store_true", help="replace a bundle that is there")
+    verb.add_argument("--name", help="the bundle's name (default: that of the data or of the model's class)")
+    verb.add_argument("--description", help="for the model card: what the model is and what it was trained on")
+    verb.add_argument("--license", help="for the model card: the license of the weights")
+    verb.add_argument("--force", action="store_true", help="replace an existing bundle")
     _add_model(verb)
 
 
 def _add_model(verb: argparse.ArgumentParser) -> None:
-    """Add the options of a model that was not trained here."""
-    group = verb.add_argument_group("a model of yours (docs/bring-your-own.md)")
+    """Add the options for a model of the user."""
+    group = verb.add_argument_group("your own model (docs/bring-your-own.md)")
     group.add_argument(
-        "--model", metavar="MODULE:NAME", help="a class or function that makes the VAE; importing it runs its code"
+        "--model", metavar="MODULE:NAME", help="a class or function that returns the VAE; importing it runs its code"
     )
-    group.add_argument("--weights", type=Path, help="its state: .safetensors, or what torch.save wrote of state_dict()")
+    group.add_argument(
+        "--weights", type=Path, help="its state_dict(): a .safetensors file, or one that torch.save wrote"
+    )
     group.add_argument("--example", type=Path, metavar="X.npy", help="observations [n, ...]")
     group.add_argument(
-        "--observations", type=Path, metavar="X.npy", help="real data, to fit a prior to and measure variants on"
+        "--observations", type=Path, metavar="X.npy", help="real data, to fit a prior to and to measure variants on"
     )
     group.add_argument(
         "--condition", action="append", default=[], metavar="NAME=C.npy", help="values [n, ...] of a condition"
     )
     group.add_argument("--class-names", metavar="A,B,C", help="names of the classes of the integer condition")
-    group.add_argument("--posterior", choices=POSTERIORS, help="what the encoder's second tensor is")
-    group.add_argument("--likelihood", choices=LIKELIHOODS, help="without it there are samples and no scores")
-    group.add_argument("--scale", type=float, help="of a gaussian or laplace likelihood (default 1)")
-    group.add_argument("--prior", help="normal, none, sphere; or to fit: diagonal, gaussian, mixture:K")
+    group.add_argument("--posterior", choices=POSTERIORS, help="meaning of the encoder's second tensor")
+    group.add_argument("--likelihood", choices=LIKELIHOODS, help="without it, the bundle samples but does not score")
+    group.add_argument("--scale", type=float, help="scale of a gaussian or laplace likelihood (default 1)")
+    group.add_argument("--prior", help="normal, none, sphere; or a prior to fit: diagonal, gaussian, mixture:K")
     group.add_argument("--axes", type=_names, metavar="A,B,C", help="names of an observation's axes")
     group.add_argument("--latent-axes", type=_names, metavar="A,B,C", help="names of the latent's axes")
-    group.add_argument("--dynamic", type=_names, metavar="A,B,C", help="the names of those that may have other sizes")
-    group.add_argument("--range", type=float, nargs=2, metavar=("MIN", "MAX"), help="values of an observation")
+    group.add_argument("--dynamic", type=_names, metavar="A,B,C", help="names of the axes whose sizes may change")
+    group.add_argument("--range", type=float, nargs=2, metavar=("MIN", "MAX"), help="range of an observation's values")
     for name in ("encode", "decode"):
-        group.add_argument(f"--{name}", metavar="METHOD", help=f"the name of the method (default {name})")
-    group.add_argument("--latent-scale", type=float, help="what other models take is (z - shift) * scale")
+        group.add_argument(f"--{name}", metavar="METHOD", help=f"name of the method (default {name})")
+    group.add_argument("--latent-scale", type=float, help="other models take (z - shift) * scale")
     group.add_argument("--latent-shift", type=float, help="see --latent-scale")
-    group.add_argument("--codebook", type=int, help="how many codes there are")
+    group.add_argument("--codebook", type=int, help="number of codes")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -269,25 +277,25 @@ def _check_export(options: argparse.Namespace) -> None:
     for flag, names, known in (("--formats", options.formats, FORMATS), ("--variants", options.variants, VARIANTS)):
         unknown = [name for name in names if name not in known]
         if unknown:
-            options.misuse(f"{flag}: {', '.join(known)} are expected, got {unknown[0]!r}")
+            options.misuse(f"{flag}: expected one of {', '.join(known)}, got {unknown[0]!r}")
     try:
         Gate(options.min_psnr, options.max_elbo_loss)
     except InputError as error:
         options.misuse(str(error))
     if (options.run is None) == (options.model is None):
-        options.misuse("either a run's folder or --model is expected")
+        options.misuse("expected either a run's folder or --model")
     if options.run is not None:
         for name in (*_MODEL_ARGUMENTS, "weights", "example", "observations", "condition"):
             if getattr(options, name) not in (None, []):
-                options.misuse(f"--{name.replace('_', '-')}: only with --model, a run says it itself")
+                options.misuse(f"--{name.replace('_', '-')}: allowed only with --model, because a run states it itself")
     elif options.data is not None:
-        options.misuse("--data: only with a run; give --example")
+        options.misuse("--data: allowed only with a run; give --example")
     elif options.example is None:
-        options.misuse("--model: --example is expected too")
+        options.misuse("--model: --example is missing")
 
 
 def _model_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of `export` that a model has and a run has not."""
+    """Return the arguments of `export` for a model of the user."""
     from vae_runtime.arrays import read_npy
 
     arguments = {name: getattr(options, name) for name in _MODEL_ARGUMENTS if getattr(options, name) is not None}
@@ -298,7 +306,7 @@ def _model_arguments(options: argparse.Namespace) -> dict[str, Any]:
     for text in options.condition:
         name, sign, path = text.partition("=")
         if not sign or not name or name in arguments["conditions"]:
-            options.misuse(f"--condition: NAME=C.npy, each name once, is expected, got {text!r}")
+            options.misuse(f"--condition: expected NAME=C.npy with each name once, got {text!r}")
         arguments["conditions"][name] = read_npy(path)
     if options.class_names is not None:
         arguments["class_names"] = options.class_names.split(",")
@@ -310,8 +318,8 @@ def _add_parity(verbs: Verbs) -> None:
         verbs,
         "parity",
         _parity,
-        "hold every graph of a bundle against the run's PyTorch model and golden vectors; loading TorchScript and .pt2 "
-        "runs code from them, so give it only bundles that you trust",
+        "compare every graph of a bundle with the run's PyTorch model and golden vectors; loading TorchScript and .pt2 "
+        "files runs their code, so use only bundles that you trust",
     )
     verb.add_argument("run", type=Path, help="the run's folder")
     verb.add_argument("bundle", type=Path, help="the bundle's folder")
@@ -332,9 +340,9 @@ def _parity(options: argparse.Namespace) -> int:
 
 
 def _add_demo(verbs: Verbs) -> None:
-    text = "train on real digits, export, prove, verify and sample: the whole way, in a minute"
+    text = "train on real digits, export, prove parity, verify and sample, in about a minute"
     verb = _add_pytorch_verb(verbs, "demo", _demo, text)
-    verb.add_argument("--out", type=Path, default=Path("out/demo"), help="where to (default out/demo)")
+    verb.add_argument("--out", type=Path, default=Path("out/demo"), help="the folder to write (default out/demo)")
 
 
 def _demo(options: argparse.Namespace) -> None:

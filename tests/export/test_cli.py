@@ -52,7 +52,7 @@ def test_train_again_finds_it_finished(trained, capsys):
     before = (trained.run / "model.safetensors").read_bytes()
     options = ["--recipe", "digits", "--epochs", "1", "--threads", "1", "--latent", "3", "--hidden", "16", "8"]
     assert main(["train", "--out", str(trained.run), *options]) == 0
-    assert capsys.readouterr().out.startswith(f"{trained.run}: finished before\nbest epoch 1 of 1")
+    assert capsys.readouterr().out.startswith(f"{trained.run}: already finished\nbest epoch 1 of 1")
     assert (trained.run / "model.safetensors").read_bytes() == before
 
 
@@ -151,8 +151,8 @@ MISUSE = [
     ("train --out run --wings 2", "unrecognized arguments: --wings 2"),
     ("train --out run --latent 0 --epochs 0", "model.latent: an integer from 1 to 16777216 is expected, got 0"),
     ("evaluate", "the following arguments are required: run"),
-    ("evaluate run --importance-samples 0", "--importance-samples: an integer of at least 1 is expected, got 0"),
-    ("evaluate run --limit 0", "--limit: an integer of at least 1 is expected, got 0"),
+    ("evaluate run --importance-samples 0", "--importance-samples: expected an integer of at least 1, got 0"),
+    ("evaluate run --limit 0", "--limit: expected an integer of at least 1, got 0"),
     ("export run", "the following arguments are required: --out"),
     ("parity run", "the following arguments are required: bundle"),
 ]
@@ -178,7 +178,7 @@ def test_an_unknown_format_is_misuse(tmp_path, capsys, formats, got):
         main(["export", "run", "--out", str(tmp_path / "bundle"), "--formats", formats])
     assert caught.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert f"error: --formats: onnx, torchscript, pt2 are expected, got {got}" in error
+    assert f"error: --formats: expected one of onnx, torchscript, pt2, got {got}" in error
     assert not list(tmp_path.iterdir())
 
 
@@ -243,7 +243,7 @@ def test_what_no_memory_can_hold_is_an_error(command, tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     (error,) = re.findall("^error: .*", done.stderr, re.MULTILINE)
-    assert re.search(r"^error: out of memory: PyTorch asked for [\d,]+\.\d GiB at once; take fewer", error)
+    assert re.search(r"^error: out of memory: PyTorch asked for [\d,]+\.\d GiB at once; compute fewer", error)
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 

@@ -207,7 +207,7 @@ def test_the_command(folder, digits, capsys):
     answer = json.loads(said.out)
     assert answer["passed"] is False
     assert answer["checks"][0]["what"] == "shard-00000003.npy"
-    assert "verification failed; remove the files named, and run the same `generate` again" in said.err
+    assert "verification failed; remove the named files and run the same `generate` command again" in said.err
 
 
 @pytest.mark.parametrize(

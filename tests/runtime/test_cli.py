@@ -283,12 +283,12 @@ def test_a_link_to_the_bundle_and_auto_work(command, folder, digits):
         (["info", "b", "--seed", "1"], "unrecognized arguments"),
         (
             ["info", "b", "--digest", "abc"],
-            "argument --digest: digest: .* 64 hexadecimal digits are expected, got 'abc'",
+            "argument --digest: digest: expected .* 64 hexadecimal digits, got 'abc'",
         ),
         (["sample", "b"], "required: --out"),
         (
             ["sample", "b", "--out", "x.jpg"],
-            r"argument --out: x\.jpg: a file name ending in \.png or \.npy is expected",
+            r"argument --out: x\.jpg: expected a file name ending in \.png or \.npy",
         ),
         (["sample", "b", "--out", ".npy"], r"a file name ending in"),
         (["sample", "b", "--out", "x.npz"], r"a file name ending in"),
@@ -313,23 +313,26 @@ def test_a_link_to_the_bundle_and_auto_work(command, folder, digits):
         (["sample", "b", "--out", "x.npy", "--latents", "z.txt"], "argument --latents: "),
         (
             ["sample", "b", "--out", "x.npy", "--latents", "./x.npy"],
-            "argument --latents: another file than that of --out",
+            "argument --latents: expected a file other than that of --out",
         ),
         (["verify", "b", "--device", "gpu"], "argument --device: "),
-        (["encode", "b", "x.txt", "--out", "z.npy"], r"argument x: x\.txt: a file name ending in \.npy"),
-        (["sample", "b", "--out", "x.npy", "--start", "1"], "argument --start: only with --seed, whose samples"),
-        (["encode", "b", "x.npy", "--out", "z.npz", "--start", "1"], "argument --start: only with --seed"),
-        (["reconstruct", "b", "x.npy", "--out", "r.npy", "--start", "0"], "argument --start: only with --seed"),
-        (["score", "b", "x.npy", "--start", "1"], "argument --start: only with --seed"),
-        (["sample", "b", "--out", "x.npy", "--columns", "3"], r"argument --columns: only with --out \*\.png"),
-        (["decode", "b", "z.npy", "--out", "x.npy", "--columns", "3"], r"argument --columns: only with --out \*\.png"),
-        (["reconstruct", "b", "x.npy", "--out", "r.npy", "--columns", "3"], "argument --columns: only with"),
+        (["encode", "b", "x.txt", "--out", "z.npy"], r"argument x: x\.txt: expected a file name ending in \.npy"),
+        (["sample", "b", "--out", "x.npy", "--start", "1"], "argument --start: allowed only with --seed, because"),
+        (["encode", "b", "x.npy", "--out", "z.npz", "--start", "1"], "argument --start: allowed only with --seed"),
+        (["reconstruct", "b", "x.npy", "--out", "r.npy", "--start", "0"], "argument --start: allowed only with --seed"),
+        (["score", "b", "x.npy", "--start", "1"], "argument --start: allowed only with --seed"),
+        (["sample", "b", "--out", "x.npy", "--columns", "3"], r"argument --columns: allowed only with --out \*\.png"),
+        (
+            ["decode", "b", "z.npy", "--out", "x.npy", "--columns", "3"],
+            r"argument --columns: allowed only with --out \*\.png",
+        ),
+        (["reconstruct", "b", "x.npy", "--out", "r.npy", "--columns", "3"], "argument --columns: allowed only with"),
         (["sample", "b", "--out", "x.npy", "--truncation", "0"], "argument --truncation: .* a number from 0.01"),
         (["sample", "b", "--out", "x.npy", "--latent-shape", "4,x"], "argument --latent-shape: .* got 'x'"),
         (["sample", "b", "--out", "x.npy", "--latent-shape", "4,0"], "argument --latent-shape: .* got 0"),
-        (["sample", "b", "--out", "x.npy", "--condition", "a"], "argument --condition: condition: NAME=VALUE is"),
+        (["sample", "b", "--out", "x.npy", "--condition", "a"], "argument --condition: condition: expected NAME=VALUE"),
         (["score", "b", "x.npy", "-k", "0"], "argument -k: k: expected 1 … 1000000, got 0"),
-        (["score", "b", "x.npy", "--out", "s.npy"], r"a file name ending in \.npz or \.csv is expected"),
+        (["score", "b", "x.npy", "--out", "s.npy"], r"expected a file name ending in \.npz or \.csv"),
         (["traverse", "b", "--out", "t.npy"], "one of the arguments --seed --inputs is required"),
         (["traverse", "b", "--out", "t.npy", "--seed", "1", "--dimensions", "a"], "argument --dimensions: "),
         (["traverse", "b", "--out", "t.npy", "--seed", "1", "--reach", "nan"], "argument --reach: "),
@@ -355,7 +358,7 @@ def test_misuse(capsys, arguments, match):
 def test_misuse_ends_with_2(refuses):
     refuses(status=2, match="required: COMMAND")
     refuses("sample", "b", "--out", "x.npy", "-n", 0, status=2, match="argument -n: n: expected 1 … 281474976710656")
-    refuses("sample", "b", "--out", "x.npy", "--columns", 1, status=2, match="argument --columns: only with")
+    refuses("sample", "b", "--out", "x.npy", "--columns", 1, status=2, match="argument --columns: allowed only with")
 
 
 # Failures.
@@ -449,7 +452,7 @@ def test_wrong_observations(refuses, folder, digits, pictures):
         refuses("encode", digits, f"{name}.npy", "--out", "z.npz", match=match)
     refuses("reconstruct", digits, "nan.npy", "--out", "r.npy", match=wrong["nan"][1])
     np.save(folder / "one.npy", pictures[:1])
-    refuses("interpolate", digits, "--inputs", "one.npy", "--out", "r.npy", match="two observations are expected, got")
+    refuses("interpolate", digits, "--inputs", "one.npy", "--out", "r.npy", match="expected two observations, got")
     refuses("decode", digits, "x.npy", "--out", "r.npy", match=r"z: float32 \[n, 8\] is expected, got \[5, 1, 8, 8\]")
 
 

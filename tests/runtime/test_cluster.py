@@ -273,7 +273,7 @@ def test_the_command_goes_on_after_it_was_killed(mnist, nodes, tmp_path, undistu
         stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
     assert stdout == ""
-    assert stderr.endswith("samples are whole; run the same command again to go on\ninterrupted\n")
+    assert stderr.endswith("samples are complete; run the same command again to go on\ninterrupted\n")
     assert not hidden(folder)
     there = len(list(folder.glob("shard-*.json")))
     assert there < 12
@@ -303,7 +303,7 @@ def test_a_local_cluster_ends_with_the_command(mnist, tmp_path, undisturbed):
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stdout == ""
-    assert "samples are whole; run the same command again to go on\ninterrupted\n" in stderr
+    assert "samples are complete; run the same command again to go on\ninterrupted\n" in stderr
     assert len(stderr.splitlines()) == 2
     assert not hidden(folder)
     assert not members(process.pid)

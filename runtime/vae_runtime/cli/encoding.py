@@ -50,15 +50,15 @@ def _add_encode(verbs: Verbs) -> None:
         verbs,
         "encode",
         _encode,
-        "give the posterior of observations: .npz holds mean, std and logvar, .npy latents; of several latents .npz "
-        "holds these as LATENT/mean, …, and the latents by their names",
+        "encode observations: .npz holds the posterior's mean, std and logvar, .npy holds latents; with several "
+        "latents, .npz holds LATENT/mean, … and the latents by name",
     )
     add_bundle(verb)
     verb.add_argument("x", type=file_name(".npy"), help="observations [n, ...]")
     verb.add_argument(
         "--seed",
         type=SEED,
-        help="give a posterior sample instead of the mean; .npz then holds it by the latent's name",
+        help="return a posterior sample instead of the mean; .npz holds it under the latent's name",
     )
     for add in (add_start, add_condition, add_device, add_threads, add_variant, add_batch_size):
         add(verb)
@@ -73,7 +73,7 @@ def _encode(options: argparse.Namespace) -> None:
     vae = load_vae(options)
     several = len(vae.latents) > 1
     if several and options.out.suffix != ".npz":
-        raise InputError(f"{options.out}: a file name ending in .npz is expected, since there are several latents")
+        raise InputError(f"{options.out}: expected a file name ending in .npz, because the bundle has several latents")
     q = vae.encode(
         read_npy(options.x),
         conditions=conditions_of(options, vae),
@@ -106,7 +106,7 @@ def _add_reconstruct(verbs: Verbs) -> None:
     verb = add_verb(verbs, "reconstruct", _reconstruct, text)
     add_bundle(verb)
     verb.add_argument("x", type=file_name(".npy"), help="observations [n, ...]")
-    verb.add_argument("--seed", type=SEED, help="go through a posterior sample instead of the mean")
+    verb.add_argument("--seed", type=SEED, help="decode a posterior sample instead of the mean")
     for add in (add_start, add_condition, add_device, add_threads, add_variant, add_batch_size, add_columns):
         add(verb)
     add_out(verb, ".png", ".npy")
@@ -136,18 +136,18 @@ def _reconstruct(options: argparse.Namespace) -> None:
 
 
 def _add_score(verbs: Verbs) -> None:
-    text = "say how well the VAE explains observations: ELBO, log-likelihood, errors; in nats"
+    text = "score observations: ELBO and log-likelihood in nats, and errors"
     verb = add_verb(verbs, "score", _score, text)
     add_bundle(verb)
     verb.add_argument("x", type=file_name(".npy"), help="observations [n, ...]")
     verb.add_argument(
-        "-k", type=integer("k", 1, 10**6), help="importance samples of the log-likelihood (default: leave it out)"
+        "-k", type=integer("k", 1, 10**6), help="importance samples of the log-likelihood (default: no log-likelihood)"
     )
-    verb.add_argument("--seed", type=SEED, help="default: a fresh one, printed")
+    verb.add_argument("--seed", type=SEED, help="default: a new seed, which is printed")
     for add in (add_start, add_condition, add_device, add_threads, add_variant, add_batch_size):
         add(verb)
     verb.add_argument(
-        "--out", type=file_name(".npz", ".csv"), help="also write the scores of each observation: .npz, .csv"
+        "--out", type=file_name(".npz", ".csv"), help="also write the scores of each observation: .npz or .csv"
     )
 
 
@@ -188,6 +188,6 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _score_columns(scores: Scores) -> dict[str, NDArray[np.float64]]:
-    """Every score that is one number for each observation."""
+    """Return the scores that are one number per observation."""
     names = ("elbo", "reconstruction", "kl", "log_likelihood", "mse", "mae")
     return {name: getattr(scores, name) for name in names if getattr(scores, name) is not None}

@@ -31,59 +31,71 @@ __all__ = ["add_generating"]
 
 def add_generating(verbs: Verbs) -> None:
     """Add the verb of this module."""
-    text = "write many samples to a folder; the same command goes on after any interruption"
+    text = "write many samples to a folder; run the same command again to resume it"
     verb = add_verb(verbs, "generate", _generate, text)
     add_bundle(verb)
     _add_samples(verb)
     later = verb.add_mutually_exclusive_group()
     later.add_argument("--finish", action="store_true", help="write the index of a folder whose parts are all done")
-    later.add_argument("--verify", action="store_true", help="hash a finished folder, and make some files again")
+    later.add_argument("--verify", action="store_true", help="hash a finished folder and regenerate some of its files")
     verb.add_argument(
-        "--replay", type=integer("replay", 0, 2**48), metavar="FILES", help="how many --verify makes again (3)"
+        "--replay",
+        type=integer("replay", 0, 2**48),
+        metavar="FILES",
+        help="number of files that --verify regenerates (default 3)",
     )
     _add_work(verb)
     verb.add_argument(
-        "--json", action="store_true", help="say what is done as JSON, a line a minute and one at the end"
+        "--json", action="store_true", help="report progress as JSON, one line a minute and one at the end"
     )
     verb.add_argument("--out", required=True, help="the folder to write, or a URL such as s3://bucket/prefix")
 
 
 def _add_samples(verb: argparse.ArgumentParser) -> None:
-    """Add the options that say what the samples are."""
+    """Add the options that determine the samples."""
     verb.add_argument(
-        "-n", type=integer("n", 1, 2**48), help="how many; may grow in a later call (default: of a file all)"
+        "-n",
+        type=integer("n", 1, 2**48),
+        help="number of samples; a later call may raise it (default: all observations of the file)",
     )
-    verb.add_argument("--seed", type=SEED, help="sample i of the seed is the same in every call")
+    verb.add_argument("--seed", type=SEED, help="sample i of a seed is the same in every call")
     source = verb.add_mutually_exclusive_group()
     source.add_argument("--reconstruct", metavar="IN.npy", help="write reconstructions of these observations instead")
     source.add_argument("--encode", metavar="IN.npy", help="write the latents of these observations instead")
     verb.add_argument(
-        "--format", choices=("npy", "parquet", "safetensors"), default="npy", help="of the files (default npy)"
+        "--format", choices=("npy", "parquet", "safetensors"), default="npy", help="format of the files (default npy)"
     )
     verb.add_argument(
-        "--dtype", choices=("float32", "uint8"), default="float32", help="of the samples (default float32)"
+        "--dtype", choices=("float32", "uint8"), default="float32", help="dtype of the samples (default float32)"
     )
     add_temperature(verb)
     add_truncation(verb)
-    verb.add_argument("--observe", action="store_true", help="draw from the likelihood instead of giving its mean")
+    verb.add_argument("--observe", action="store_true", help="draw from the likelihood instead of returning its mean")
     add_condition(verb)
-    verb.add_argument("--balanced", metavar="NAME", help="the classes of a condition in turn")
-    verb.add_argument("--batch-size", type=integer("batch-size", 1, 2**20), help="how many to decode at once (64)")
-    verb.add_argument("--shard-size", type=integer("shard-size", 1, 2**40), help="samples of a file (some 64 MB)")
+    verb.add_argument("--balanced", metavar="NAME", help="take the classes of this condition in turn")
+    verb.add_argument(
+        "--batch-size", type=integer("batch-size", 1, 2**20), help="samples to decode at once (default 64)"
+    )
+    verb.add_argument(
+        "--shard-size", type=integer("shard-size", 1, 2**40), help="samples per file (default: about 64 MB)"
+    )
 
 
 def _add_work(verb: argparse.ArgumentParser) -> None:
-    """Add the options that say who computes the samples."""
-    verb.add_argument("--part", type=argument(_part), metavar="K/M", help="the K-th of M calls that share the work")
-    verb.add_argument("--workers", type=integer("workers", 1, 4096), help="processes (default: the cores it may use)")
+    """Add the options that divide the work."""
+    verb.add_argument("--part", type=argument(_part), metavar="K/M", help="compute the K-th of M parts")
+    verb.add_argument(
+        "--workers", type=integer("workers", 1, 4096), help="number of processes (default: all available cores)"
+    )
     verb.add_argument(
         "--executor",
         choices=("local", "ray"),
         default="local",
-        help="processes of this machine (default), or a cluster",
+        help="processes on this machine (default), or a Ray cluster",
     )
     verb.add_argument(
-        "--address", help="of a Ray cluster: auto, HOST:PORT, ray://HOST:PORT (default: RAY_ADDRESS, or a local one)"
+        "--address",
+        help="address of a Ray cluster: auto, HOST:PORT, ray://HOST:PORT (default: RAY_ADDRESS, or a new local one)",
     )
     add_device(verb)
     add_variant(verb)
@@ -96,15 +108,15 @@ def _part(text: str) -> tuple[int, int]:
     except ValueError:
         part = (0, 0)
     if not slash or not 1 <= part[0] <= part[1]:
-        raise InputError(f"part: K/M with K from 1 to M is expected, got {text!r}")
+        raise InputError(f"part: expected K/M with K from 1 to M, got {text!r}")
     return part
 
 
 def _generate(options: argparse.Namespace) -> int | None:
     if options.out.startswith("memory:"):
-        options.misuse("argument --out: a place that outlives this command is expected, got one in its own memory")
+        options.misuse("argument --out: expected a place that outlives this command, got one in its memory")
     if options.replay is not None and not options.verify:
-        options.misuse("argument --replay: only with --verify")
+        options.misuse("argument --replay: allowed only with --verify")
     if options.finish or options.verify:
         _refuse_job_options(options)
         if options.verify:
@@ -135,7 +147,7 @@ def _refuse_job_options(options: argparse.Namespace) -> None:
         ignored.append("condition")
     if ignored:
         flag = "-n" if ignored[0] == "n" else f"--{ignored[0].replace('_', '-')}"
-        options.misuse(f"argument {flag}: not with --finish and --verify: the folder says it")
+        options.misuse(f"argument {flag}: not allowed with --finish or --verify, which read it from the folder")
 
 
 def _generate_samples(options: argparse.Namespace) -> None:
@@ -169,7 +181,7 @@ def _generate_samples(options: argparse.Namespace) -> None:
             )
     except KeyboardInterrupt:
         done, n = progress.last
-        kept = f"{done} of {n} samples are whole" if n else "what is whole stays"
+        kept = f"{done} of {n} samples are complete" if n else "finished files stay"
         print(f"{place}: {kept}; run the same command again to go on", file=sys.stderr)
         raise
     finished, done = samples is not None, progress.last[0]
@@ -177,7 +189,7 @@ def _generate_samples(options: argparse.Namespace) -> None:
         answer = {"out": place, "finished": finished, "samples": done, "seconds": round(time.monotonic() - began, 3)}
         print(json.dumps({**answer, "timings": {phase: round(spent, 3) for phase, spent in timings.items()}}))
     else:
-        rest = "" if finished else "; other parts are not done, the last to end writes the index"
+        rest = "" if finished else "; other parts are unfinished, and the last one to finish writes the index"
         print(f"{place}: {done} samples{rest}")
 
 
@@ -209,7 +221,7 @@ def _verify_samples(options: argparse.Namespace) -> int:
             files[bundle.manifest.observation.name] = path
             made_by = read_job(store).verb
             if made_by != verb:
-                raise InputError(f"{place}: its samples were made by `{made_by}`, not by `{verb}`: leave out --{verb}")
+                raise InputError(f"{place}: its samples were made by `{made_by}`, not by `{verb}`; leave out --{verb}")
     shards = 3 if options.replay is None else options.replay
     report = verify_samples(
         options.out, options.bundle, shards=shards, device=options.device, files=files, progress=_Progress(options.json)
@@ -222,14 +234,14 @@ def _verify_samples(options: argparse.Namespace) -> int:
     if report.passed:
         return 0
     print(
-        f"error: {place}: verification failed; remove the files named, and run the same `generate` again",
+        f"error: {place}: verification failed; remove the named files and run the same `generate` command again",
         file=sys.stderr,
     )
     return 1
 
 
 class _Progress:
-    """Says how far it is: on a terminal in a line that is written over, elsewhere in one each minute."""
+    """Prints the progress: one line that is overwritten on a terminal, one line a minute elsewhere."""
 
     def __init__(self, as_json: bool) -> None:
         self._now = time.monotonic
@@ -258,7 +270,7 @@ class _Progress:
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """End at SIGTERM, which schedulers send first, as at Ctrl-C."""
+    """Treat SIGTERM, which schedulers send first, like Ctrl-C."""
     import signal
     import threading
 

@@ -24,7 +24,7 @@ def add_inspecting(verbs: Verbs) -> None:
 
 
 def _add_info(verbs: Verbs) -> None:
-    add_bundle(add_verb(verbs, "info", _info, "say what a bundle is: shapes, variants, sizes, quality, digest"))
+    add_bundle(add_verb(verbs, "info", _info, "describe a bundle: shapes, variants, sizes, quality, digest"))
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -70,7 +70,7 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _print_graphs(manifest: Manifest, sizes: Mapping[str, float]) -> None:
-    """Print a line for each graph, then one for each variant that was measured or left out."""
+    """Print a line for each graph, and one for each variant that was measured or left out."""
     print()
     print(f"{'graph':28}{'KiB':>8}  {'precision':10} largest difference from PyTorch")
     for variant in manifest.variants:
@@ -80,14 +80,14 @@ def _print_graphs(manifest: Manifest, sizes: Mapping[str, float]) -> None:
         )
     measured = [(variant, variant.quality) for variant in manifest.variants if variant.quality]
     if measured:
-        print(f"\n{'variant, beside fp32':28}{'KiB':>8}  {'PSNR':>10}  {'ELBO':>12}  how it was made")
+        print(f"\n{'variant, against fp32':28}{'KiB':>8}  {'PSNR':>10}  {'ELBO':>12}  how it was made")
     for variant, quality in measured:
         psnr = "same" if quality.psnr is None else f"{quality.psnr:.1f} dB"
         elbo = "-" if quality.elbo_change is None else f"{quality.elbo_change:+.3f} nats"
-        said = ", ".join([quality.method, f"on {quality.measured}", *([quality.reason] if quality.reason else [])])
+        making = ", ".join([quality.method, f"on {quality.measured}", *([quality.reason] if quality.reason else [])])
         print(
             f"{variant.component + '/' + variant.name:28}{sizes[variant.path]:8,.0f}  {psnr:>10}  {elbo:>12}  "
-            f"{one_line(said)}"
+            f"{one_line(making)}"
         )
     for refusal in manifest.refused:
         print(f"{refusal.component + '/' + refusal.variant:28}left out: {one_line(refusal.reason)}")
@@ -153,7 +153,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _add_pack(verbs: Verbs) -> None:
-    text = "write the least that a device needs: some graphs, as a folder or one .zip file"
+    text = "write a smaller bundle with some of the graphs, as a folder or a .zip file"
     verb = add_verb(verbs, "pack", _pack, text)
     add_bundle(verb)
     verb.add_argument(
@@ -162,16 +162,16 @@ def _add_pack(verbs: Verbs) -> None:
         action="append",
         default=[],
         metavar="GRAPHS",
-        help="encoder, decoder or one variant such as decoder/int8; several joined by commas or with more --only "
-        "(default: all that ONNX Runtime runs)",
+        help="encoder, decoder or one variant such as decoder/int8; join several by commas or repeat --only "
+        "(default: every graph that ONNX Runtime runs)",
     )
     verb.add_argument(
         "--operators",
         action="store_true",
-        help="also write required_operators.config, for a build of ONNX Runtime with no other operators",
+        help="also write required_operators.config, for a build of ONNX Runtime with only these operators",
     )
-    verb.add_argument("--force", action="store_true", help="replace a bundle that is there")
-    verb.add_argument("--out", type=Path, required=True, help="the folder to write, or the file where it ends in .zip")
+    verb.add_argument("--force", action="store_true", help="replace an existing bundle")
+    verb.add_argument("--out", type=Path, required=True, help="the folder to write, or a file if the name ends in .zip")
 
 
 def _only(text: str) -> str:
@@ -200,7 +200,7 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _add_bench(verbs: Verbs) -> None:
-    text = "time each variant beside a plain ONNX Runtime session of the bundle's first one"
+    text = "time each variant against a plain ONNX Runtime session of the bundle's first variant"
     verb = add_verb(verbs, "bench", _bench, text)
     add_bundle(verb)
     add_device(verb)
@@ -210,23 +210,23 @@ def _add_bench(verbs: Verbs) -> None:
         type=integers("batch", 1, 2**31),
         default=[1, 8, 64],
         metavar="NUMBERS",
-        help="how many at once (default 1,8,64)",
+        help="batch sizes (default 1,8,64)",
     )
     verb.add_argument(
         "--threads",
         type=integers("threads", 1, 1024),
         default=[1],
         metavar="NUMBERS",
-        help="threads of one call (default 1)",
+        help="threads per call (default 1)",
     )
-    verb.add_argument("--rounds", type=integer("rounds", 1, 10**6), default=9, help="how many (default 9)")
+    verb.add_argument("--rounds", type=integer("rounds", 1, 10**6), default=9, help="number of rounds (default 9)")
     verb.add_argument("--json", action="store_true", help="print the figures of every round as JSON")
 
 
 def _bench(options: argparse.Namespace) -> None:
     from ..bench import bench
 
-    found = bench(
+    result = bench(
         options.bundle,
         variants=None if options.variant == "all" else [options.variant],
         batches=options.batch,
@@ -238,6 +238,6 @@ def _bench(options: argparse.Namespace) -> None:
     if options.json:
         import json
 
-        print(json.dumps(found.to_json(), indent=1))
+        print(json.dumps(result.to_json(), indent=1))
     else:
-        print(found)
+        print(result)

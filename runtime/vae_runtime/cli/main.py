@@ -25,27 +25,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None) -> int:
-    """Parse, call the chosen verb, and turn what goes wrong into one `error:` line and an exit status."""
+    """Parse, call the chosen verb, and turn an error into one `error:` line and an exit status."""
     try:
         _open_closed()
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
         if isinstance(sys.stdout, io.TextIOWrapper):
-            # A bundle's words and a file's name may be more than the terminal's encoding holds.
+            # Text of a bundle and names of files may lie outside the terminal's encoding.
             sys.stdout.reconfigure(errors="backslashreplace")
         options = build_parser().parse_args(argv)
         status: int = options.command(options) or 0
-        # Unlike sys.stdout.flush(), content with a stdout that is closed.
+        # Unlike sys.stdout.flush(), this accepts a closed stdout.
         print(end="", flush=True)
         return status
     except VaeError as error:
-        # Some errors list several problems, a line each.
+        # Some errors list several problems, one per line.
         print("error: " + "\n".join(map(one_line, str(error).splitlines())), file=sys.stderr)
         return 1
     except MemoryError as error:
-        print(f"error: out of memory: {error}; take fewer at a time", file=sys.stderr)
+        print(f"error: out of memory: {error}; compute fewer at a time", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # The reader of the output is gone; keep Python from complaining when it flushes at exit.
+        # The reader of the output has ended; keep Python from complaining when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -58,9 +58,9 @@ def run(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[str]
 
 
 def _open_closed() -> None:
-    """Have standard input, output and error lead nowhere where the caller has closed them.
+    """Open the null device as standard input, output or error where the caller has closed one.
 
-    The next file to be opened would take the number, and what ONNX Runtime says on standard error would go into it.
+    Otherwise the next file to be opened takes the number, and messages of ONNX Runtime go into that file.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         # For worker processes, too.

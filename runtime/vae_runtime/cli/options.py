@@ -1,4 +1,4 @@
-"""Options that several verbs share, each defined once, and the values that they stand for."""
+"""Options that several verbs share, and the values they stand for."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def number(name: str, low: float, high: float) -> Callable[[str], Any]:
         try:
             value = float(text)
         except ValueError:
-            raise InputError(f"{name}: a number is expected, got {text!r}") from None
+            raise InputError(f"{name}: expected a number, got {text!r}") from None
         return require_number(name, value, low, high)
 
     return argument(read)
@@ -110,7 +110,7 @@ def file_name(*suffixes: str) -> Callable[[str], Any]:
     def read(text: str) -> Path:
         path = Path(text)
         if path.suffix not in suffixes:
-            raise InputError(f"{text}: a file name ending in {' or '.join(suffixes)} is expected")
+            raise InputError(f"{text}: expected a file name ending in {' or '.join(suffixes)}")
         return path
 
     return argument(read)
@@ -125,7 +125,7 @@ SEED = integer("seed", -(2**63), 2**64 - 1)
 def add_bundle(verb: argparse.ArgumentParser) -> None:
     """Add the bundle and --digest."""
     verb.add_argument("bundle", help="the bundle's folder or .zip file")
-    verb.add_argument("--digest", type=argument(_digest), help="refuse any bundle but the one of this digest, sha256:…")
+    verb.add_argument("--digest", type=argument(_digest), help="refuse the bundle unless it has this digest, sha256:…")
 
 
 def _digest(text: str) -> str:
@@ -148,7 +148,7 @@ def _device(text: str) -> str:
 
 def add_threads(verb: argparse.ArgumentParser) -> None:
     """Add --threads."""
-    verb.add_argument("--threads", type=integer("threads", 1, 1024), default=1, help="threads of one call (default 1)")
+    verb.add_argument("--threads", type=integer("threads", 1, 1024), default=1, help="threads per call (default 1)")
 
 
 def add_variant(verb: argparse.ArgumentParser) -> None:
@@ -158,49 +158,49 @@ def add_variant(verb: argparse.ArgumentParser) -> None:
 
 def add_start(verb: argparse.ArgumentParser) -> None:
     """Add --start, which `require_seed` reads."""
-    text = "index of the first, for the seed (default 0)"
+    text = "index of the first sample of the seed (default 0)"
     verb.add_argument("--start", type=integer("start", 0, 2**64 - 1), help=text)
 
 
 def require_seed(options: argparse.Namespace) -> int:
-    """Return --start, 0 by default; misuse where there is no seed for it to count from."""
+    """Return --start, 0 by default; without --seed, it is misuse."""
     if options.start is not None and options.seed is None:
-        options.misuse("argument --start: only with --seed, whose samples it counts")
+        options.misuse("argument --start: allowed only with --seed, because it counts the samples of that seed")
     return options.start or 0
 
 
 def add_temperature(verb: argparse.ArgumentParser) -> None:
     """Add --temperature."""
-    text = "scales the noise (default 1)"
+    text = "factor on the noise (default 1)"
     verb.add_argument("--temperature", type=number("temperature", 0, 1e6), default=1.0, help=text)
 
 
 def add_truncation(verb: argparse.ArgumentParser) -> None:
     """Add --truncation."""
-    verb.add_argument("--truncation", type=number("truncation", 0.01, 1e6), help="draw no noise beyond ± this")
+    verb.add_argument("--truncation", type=number("truncation", 0.01, 1e6), help="draw noise only within ± this value")
 
 
 def add_batch_size(verb: argparse.ArgumentParser) -> None:
     """Add --batch-size."""
-    verb.add_argument("--batch-size", type=integer("batch-size", 1, 2**31), help="how many to compute at once")
+    verb.add_argument("--batch-size", type=integer("batch-size", 1, 2**31), help="rows to compute at once")
 
 
 def add_out(verb: argparse.ArgumentParser, *suffixes: str) -> None:
     """Add --out, a file that ends in one of the suffixes."""
     verb.add_argument(
-        "--out", type=file_name(*suffixes), required=True, help=f"the file to write: {', '.join(suffixes)}"
+        "--out", type=file_name(*suffixes), required=True, help=f"the file to write: {' or '.join(suffixes)}"
     )
 
 
 def add_columns(verb: argparse.ArgumentParser) -> None:
     """Add --columns, which `require_png` checks."""
-    verb.add_argument("--columns", type=integer("columns", 1, 10**4), help="pictures in a row of the PNG")
+    verb.add_argument("--columns", type=integer("columns", 1, 10**4), help="pictures per row of the PNG")
 
 
 def require_png(options: argparse.Namespace) -> None:
-    """Refuse --columns as misuse where --out is no PNG."""
+    """Refuse --columns as misuse unless --out is a PNG."""
     if options.columns is not None and options.out.suffix != ".png":
-        options.misuse("argument --columns: only with --out *.png")
+        options.misuse("argument --columns: allowed only with --out *.png")
 
 
 def add_condition(verb: argparse.ArgumentParser) -> None:
@@ -211,14 +211,14 @@ def add_condition(verb: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a class, a number, numbers joined by commas, or an .npy file; once for each condition",
+        help="a class, a number, numbers joined by commas, or an .npy file; repeat it for each condition",
     )
 
 
 def _condition(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals or not value:
-        raise InputError(f"condition: NAME=VALUE is expected, got {text!r}")
+        raise InputError(f"condition: expected NAME=VALUE, got {text!r}")
     return name, value
 
 
@@ -228,7 +228,7 @@ def conditions_of(options: argparse.Namespace, vae: VAE, *, files: bool = False)
     values: dict[str, Any] = {}
     for name, text in options.condition:
         if name in values:
-            options.misuse(f"argument --condition: {name} once is expected, got it twice")
+            options.misuse(f"argument --condition: expected {name} once, got it twice")
         # The VAE refuses an unknown name.
         as_text = name not in known or (files and text.endswith(".npy"))
         values[name] = text if as_text else _condition_value(known[name], text)
@@ -254,13 +254,13 @@ def _condition_value(condition: Condition, text: str) -> Any:
         classes = f"a class ({', '.join(condition.classes)}), " if condition.classes else ""
         kind = "integers" if condition.dtype == "int64" else "numbers"
         raise InputError(
-            f"--condition {condition.name}: {classes}{kind} joined by commas or an .npy file is expected, got {text!r}"
+            f"--condition {condition.name}: expected {classes}{kind} joined by commas or an .npy file, got {text!r}"
         ) from None
     return values.reshape(condition.shape) if values.size == math.prod(condition.shape) else values
 
 
 def load_vae(options: argparse.Namespace) -> VAE:
-    """Load the bundle as the options say; refuse a PNG first where Pillow is missing."""
+    """Load the bundle with the given options; without Pillow, refuse a PNG before that."""
     from ..vae import load
 
     if getattr(options, "out", None) is not None and options.out.suffix == ".png":

@@ -26,7 +26,7 @@ __all__ = [
 
 
 def require_picture(vae: VAE) -> None:
-    """Refuse a PNG of what is no picture before anything is computed."""
+    """Refuse a PNG before anything is computed, if observations are not pictures."""
     import numpy as np
 
     from ..image import grid
@@ -35,7 +35,7 @@ def require_picture(vae: VAE) -> None:
 
 
 def write_observations(path: Path, x: Array, vae: VAE, columns: int | None) -> None:
-    """Write observations as an .npy array or a PNG sheet, as the ending of the name says."""
+    """Write observations as an .npy array or a PNG sheet, depending on the suffix."""
     if path.suffix == ".npy":
         write_npy(path, x)
         return
@@ -46,7 +46,7 @@ def write_observations(path: Path, x: Array, vae: VAE, columns: int | None) -> N
 
 
 def write_npy(path: Path, array: Array) -> None:
-    """Write one array; a file that is there is replaced as a whole."""
+    """Write one array as .npy, atomically."""
     import numpy as np
 
     from ..files import write_atomic
@@ -58,16 +58,16 @@ def write_npy(path: Path, array: Array) -> None:
 
 
 def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays by name; a file that is there is replaced as a whole."""
+    """Write named arrays as .npz, atomically."""
     import zipfile
 
     import numpy as np
 
     from ..files import write_atomic
 
-    # In memory first: of a file that fails, zipfile complains once more when it is collected.
+    # In memory first: after a failed write, zipfile complains once more when it is collected.
     content = io.BytesIO()
-    # Not numpy.savez, which keeps some names for its own arguments.
+    # numpy.savez reserves some names for its own arguments.
     with zipfile.ZipFile(content, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:

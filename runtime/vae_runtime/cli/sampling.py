@@ -49,21 +49,21 @@ def add_sampling(verbs: Verbs) -> None:
 def _add_sample(verbs: Verbs) -> None:
     verb = add_verb(verbs, "sample", _sample, "draw from the prior and decode, to a PNG sheet or an .npy array")
     add_bundle(verb)
-    verb.add_argument("-n", type=integer("n", 1, 2**48), default=64, help="how many (default 64)")
-    verb.add_argument("--seed", type=SEED, help="default: a fresh one, printed")
+    verb.add_argument("-n", type=integer("n", 1, 2**48), default=64, help="number of samples (default 64)")
+    verb.add_argument("--seed", type=SEED, help="default: a new seed, which is printed")
     for add in (add_start, add_temperature, add_truncation):
         add(verb)
     verb.add_argument(
         "--latent-shape",
         type=integers("latent-shape", 1, 2**31),
         metavar="SIZES",
-        help="another shape of one latent where axes are dynamic, such as 4,16,16",
+        help="another shape for a latent with dynamic axes, such as 4,16,16",
     )
-    verb.add_argument("--observe", action="store_true", help="draw from the likelihood instead of giving its mean")
+    verb.add_argument("--observe", action="store_true", help="draw from the likelihood instead of returning its mean")
     verb.add_argument(
         "--latents",
         type=file_name(".npy", ".npz"),
-        help="also write the latents: .npy, or .npz where there are several",
+        help="also write the latents: .npy, or .npz for several latents",
     )
     for add in (add_condition, add_device, add_threads, add_variant, add_batch_size, add_columns):
         add(verb)
@@ -74,7 +74,7 @@ def _sample(options: argparse.Namespace) -> None:
     from ..noise import new_seed
 
     if options.latents and os.path.realpath(options.latents) == os.path.realpath(options.out):
-        options.misuse("argument --latents: another file than that of --out is expected")
+        options.misuse("argument --latents: expected a file other than that of --out")
     start = require_seed(options)
     require_png(options)
     vae = load_vae(options)
@@ -103,7 +103,7 @@ def _require_latents(path: Path, vae: VAE) -> None:
     suffix = ".npz" if len(vae.latents) > 1 else ".npy"
     if path.suffix != suffix:
         count = "several latents" if suffix == ".npz" else "one latent"
-        raise InputError(f"{path}: a file name ending in {suffix} is expected, since there is {count}")
+        raise InputError(f"{path}: expected a file name ending in {suffix}, because the bundle has {count}")
 
 
 def _write_latents(path: Path, z: Any) -> None:
@@ -115,9 +115,11 @@ def _write_latents(path: Path, z: Any) -> None:
 
 
 def _add_decode(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "decode", _decode, "give the observations of latents, to a PNG sheet or an .npy array")
+    verb = add_verb(verbs, "decode", _decode, "decode latents, to a PNG sheet or an .npy array")
     add_bundle(verb)
-    verb.add_argument("z", type=file_name(".npy", ".npz"), help="latents [n, ...]; several by name, in an .npz file")
+    verb.add_argument(
+        "z", type=file_name(".npy", ".npz"), help="latents [n, ...]; several latents by name in an .npz file"
+    )
     for add in (add_condition, add_device, add_threads, add_variant, add_batch_size, add_columns):
         add(verb)
     add_out(verb, ".png", ".npy")
@@ -133,7 +135,7 @@ def _decode(options: argparse.Namespace) -> None:
 
 
 def _read_latents(path: Path, vae: VAE) -> Any:
-    """Read latents as `decode` takes them: one array, or those of an .npz file that are named like latents."""
+    """Read latents for `decode`: one array, or the arrays of an .npz file that are named like latents."""
     from ..arrays import read_npy, read_npz
 
     _require_latents(path, vae)
@@ -141,15 +143,20 @@ def _read_latents(path: Path, vae: VAE) -> Any:
 
 
 def _add_interpolate(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "interpolate", _interpolate, "walk between the latents of two seeds or two observations")
+    verb = add_verb(
+        verbs, "interpolate", _interpolate, "interpolate between the latents of two seeds or of two observations"
+    )
     add_bundle(verb)
     ends = verb.add_mutually_exclusive_group(required=True)
-    ends.add_argument("--seeds", type=SEED, nargs=2, metavar=("A", "B"), help="between sample 0 of two seeds")
+    ends.add_argument("--seeds", type=SEED, nargs=2, metavar=("A", "B"), help="between sample 0 of each seed")
     ends.add_argument("--inputs", type=file_name(".npy"), help="between the first two observations of a file")
     verb.add_argument(
-        "--steps", type=integer("steps", 2, 10**6), default=10, help="pictures, both ends included (default 10)"
+        "--steps",
+        type=integer("steps", 2, 10**6),
+        default=10,
+        help="number of pictures, both ends included (default 10)",
     )
-    verb.add_argument("--linear", action="store_true", help="go straight instead of along the sphere")
+    verb.add_argument("--linear", action="store_true", help="interpolate on a straight line instead of on the sphere")
     for add in (add_condition, add_device, add_threads, add_variant):
         add(verb)
     add_out(verb, ".png", ".npy")
@@ -166,40 +173,40 @@ def _interpolate(options: argparse.Namespace) -> None:
     else:
         x = read_npy(options.inputs)
         if len(x) < 2:
-            raise InputError(f"{options.inputs}: two observations are expected, got an array {list(x.shape)}")
+            raise InputError(f"{options.inputs}: expected two observations, got an array {list(x.shape)}")
         z = vae.encode(x[:2], conditions=conditions).mode()
         a, b = _first(z), _first(z, 1)
     spherical = not options.linear
-    way = {name: interpolate(a[name], b[name], options.steps, spherical=spherical) for name in a}
-    frames = vae.decode(way if len(vae.latents) > 1 else way[""], conditions=conditions)
+    paths = {name: interpolate(a[name], b[name], options.steps, spherical=spherical) for name in a}
+    frames = vae.decode(paths if len(vae.latents) > 1 else paths[""], conditions=conditions)
     write_observations(options.out, frames, vae, options.steps)
     print(f"{options.out}: {options.steps} steps")
 
 
 def _first(z: Any, row: int = 0) -> dict[str, Any]:
-    """One row of latents, by name; the only latent's name is left empty."""
+    """Return one row of latents by name; a single latent has the name ""."""
     return {name: each[row] for name, each in (z if isinstance(z, dict) else {"": z}).items()}
 
 
 def _add_traverse(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "traverse", _traverse, "change one number of a latent at a time; a PNG has a row for each")
+    verb = add_verb(verbs, "traverse", _traverse, "change one number of a latent at a time; a PNG has a row per number")
     add_bundle(verb)
     base = verb.add_mutually_exclusive_group(required=True)
-    base.add_argument("--seed", type=SEED, help="from sample 0 of a seed")
+    base.add_argument("--seed", type=SEED, help="start from sample 0 of this seed")
     base.add_argument(
-        "--inputs", type=file_name(".npy"), help="from the posterior mean of the first observation of a file"
+        "--inputs", type=file_name(".npy"), help="start from the posterior mean of the first observation of a file"
     )
-    verb.add_argument("--latent", help="which, where there are several (default: the first)")
+    verb.add_argument("--latent", help="the latent to change (default: the first)")
     verb.add_argument(
         "--dimensions",
         type=integers("dimensions", 0, 2**31),
         metavar="NUMBERS",
-        help="which numbers of the latent, such as 0,1,2 (default: all, of more than 16 the first 16)",
+        help="the numbers to change, such as 0,1,2 (default: the first 16, or all if there are fewer)",
     )
     verb.add_argument(
-        "--reach", type=number("reach", 0, 1e6), default=3.0, help="each goes from -reach to reach (default 3)"
+        "--reach", type=number("reach", 0, 1e6), default=3.0, help="change each number from -REACH to REACH (default 3)"
     )
-    verb.add_argument("--steps", type=integer("steps", 2, 10**4), default=9, help="in so many steps (default 9)")
+    verb.add_argument("--steps", type=integer("steps", 2, 10**4), default=9, help="number of steps (default 9)")
     for add in (add_condition, add_device, add_threads, add_variant):
         add(verb)
     add_out(verb, ".png", ".npy")
@@ -214,19 +221,21 @@ def _traverse(options: argparse.Namespace) -> None:
     vae = load_vae(options)
     names = [latent.name for latent in vae.latents]
     if options.latent is not None and options.latent not in names:
-        raise InputError(f"--latent: one of {', '.join(names)} is expected, got {options.latent!r}")
+        raise InputError(f"--latent: expected one of {', '.join(names)}, got {options.latent!r}")
     conditions = conditions_of(options, vae)
     if options.inputs is None:
         base = _first(vae.prior(1, seed=options.seed))
     else:
         x = read_npy(options.inputs)
         if x.ndim < 1 or not len(x):
-            raise InputError(f"{options.inputs}: an observation is expected, got an array {list(x.shape)}")
+            raise InputError(f"{options.inputs}: expected an observation, got an array {list(x.shape)}")
         base = _first(vae.encode(x[:1], conditions=conditions).mode())
     several = len(names) > 1
     changed = (options.latent or names[0]) if several else ""
     if changed not in base:
-        raise InputError(f"--latent: a latent that observations have is expected, {changed} is noise; choose another")
+        raise InputError(
+            f"--latent: expected a latent that the encoder returns, got {changed}, which is noise; choose another"
+        )
     dimensions = options.dimensions or range(min(16, base[changed].size))
     values = np.linspace(-options.reach, options.reach, options.steps, dtype=np.float32)
     z = {name: np.repeat(each[None], len(dimensions) * options.steps, axis=0) for name, each in base.items()}

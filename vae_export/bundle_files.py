@@ -8,7 +8,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,57 +19,121 @@ from torch import Tensor
 
 import vae_runtime
 from vae_runtime import noise
-from vae_runtime.bundle import format_sums
+from vae_runtime.bundle import MANIFEST, SUMS, format_sums
+from vae_runtime.document import dump, parse
 from vae_runtime.errors import InputError
 from vae_runtime.image import grid, png
-from vae_runtime.manifest import Golden, Manifest, Variant
+from vae_runtime.manifest import Manifest, Refusal
 from vae_runtime.prior import Mixture
 
+from .card import model_card
 from .graphs.graph import IR_VERSION, OPSET, Graph, open_graph
 from .graphs.variants import Gate
 from .parity.comparison import rows
+from .parity.golden import GoldenVectors
 from .sources import Source
 from .understand.adapted import Adapted
 
-__all__ = ["describe_bundle", "producer", "sample_sheet", "sums_of"]
+__all__ = ["Labels", "bundle_files", "describe_bundle", "file_sizes"]
 
 Array = NDArray[Any]
 
 _PICTURES = 64
 
 
+@dataclass(frozen=True)
+class Labels:
+    """How the maker of a bundle names and describes it; None takes the source's own."""
+
+    name: str | None = None
+    description: str | None = None
+    license: str | None = None
+
+    def __post_init__(self) -> None:
+        for field, text in asdict(self).items():
+            if text is not None and not text.isprintable():
+                raise InputError(f"{field}: printable text is expected, got {text!r}")
+
+
 def describe_bundle(
     source: Source,
     adapted: Adapted,
-    golden: Golden,
-    variants: Mapping[str, Mapping[str, Variant]],
-    name: str | None,
-    description: str | None,
-    license: str | None,
+    golden: GoldenVectors,
+    labels: Labels,
+    *,
+    graphs: Sequence[Graph],
+    refused: Sequence[Refusal] = (),
+    gate: Gate | None = None,
 ) -> Manifest:
-    """The bundle's manifest."""
+    """Assemble the bundle's manifest.
+
+    Args:
+        source: the model and its origin.
+        adapted: the model's pure functions.
+        golden: the golden vectors and the variants.
+        labels: name, description and license.
+        graphs: all graphs of the bundle.
+        refused: the variants that were left out.
+        gate: the limits that the variants had to meet, if any were asked for.
+    """
     signature = adapted.signature
-    name = name or source.name
+    name = labels.name or source.name
     return Manifest(
         package_name=re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "vae",
         name=name,
-        description=description or source.description,
-        license=license,
+        description=labels.description or source.description,
+        license=labels.license,
         reader="vae-runtime>=0.1",
         observation=signature.observation,
         conditions=signature.conditions,
         latents=signature.latents,
         likelihood=signature.likelihood,
-        golden=golden,
-        encoder=variants["encoder"],
-        decoder=variants["decoder"],
+        golden=golden.record,
+        encoder=golden.variants["encoder"],
+        decoder=golden.variants["decoder"],
         training=source.training,
         metrics=source.metrics,
-        producer=producer(adapted, [], None),
+        refused=tuple(refused),
+        producer=_producer(adapted, graphs, gate),
     )
 
 
-def producer(adapted: Adapted, graphs: Sequence[Graph], gate: Gate | None) -> dict[str, Any]:
+def bundle_files(
+    source: Source, adapted: Adapted, manifest: Manifest, golden: GoldenVectors, graphs: Sequence[Graph],
+    prior: Mapping[str, bytes],
+) -> dict[str, bytes | Path]:  # fmt: skip
+    """All files of a bundle by their path in it, in memory or on disk."""
+    document = dump(manifest)
+    # A manifest that its reader would refuse is not written.
+    parse(document)
+    files: dict[str, bytes | Path] = {MANIFEST: document.encode(), golden.record.file: golden.content, **prior}
+    for graph in graphs:
+        folder = f"{graph.component}/{graph.variant}"
+        files[f"{folder}/{graph.file}"] = graph.source
+        files |= {f"{folder}/{name}": content for name, content in graph.data.items()}
+    picture = _sample_sheet(adapted, graphs, next(iter(prior.values()), None))
+    if picture is not None:
+        files["samples.png"] = picture
+    sizes = file_sizes(files)
+    has_picture = picture is not None
+    card = (
+        source.card(manifest, sizes, has_picture)
+        if source.card
+        else model_card(manifest, sizes, has_picture, recognised=adapted.recognised)
+    )
+    files["README.md"] = card.encode()
+    files[SUMS] = _sums(files)
+    return files
+
+
+def file_sizes(files: Mapping[str, bytes | Path]) -> dict[str, int]:
+    """The bytes of each file by its path."""
+    return {
+        path: len(content) if isinstance(content, bytes) else content.stat().st_size for path, content in files.items()
+    }
+
+
+def _producer(adapted: Adapted, graphs: Sequence[Graph], gate: Gate | None) -> dict[str, Any]:
     """What made the bundle, and how."""
     packages = ("torch", "onnx", "onnxscript")
     rewrites = {graph.component: list(graph.rewrites) for graph in graphs if graph.variant == "fp32" and graph.rewrites}
@@ -84,7 +148,7 @@ def producer(adapted: Adapted, graphs: Sequence[Graph], gate: Gate | None) -> di
     }
 
 
-def sample_sheet(adapted: Adapted, graphs: Sequence[Graph], fitted: bytes | None) -> bytes | None:
+def _sample_sheet(adapted: Adapted, graphs: Sequence[Graph], fitted: bytes | None) -> bytes | None:
     """A sheet of samples as the exported decoder gives them, a row for each class; None where there can be none."""
     signature = adapted.signature
     prior = signature.latent.prior
@@ -119,7 +183,7 @@ def sample_sheet(adapted: Adapted, graphs: Sequence[Graph], fitted: bytes | None
     return None
 
 
-def sums_of(files: Mapping[str, bytes | Path]) -> bytes:
+def _sums(files: Mapping[str, bytes | Path]) -> bytes:
     """SHA256SUMS of files of which one at a time is in memory."""
     return b"".join(
         format_sums([(path, content if isinstance(content, bytes) else content.read_bytes())])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +12,12 @@ from typing import Any
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from vae_runtime.bundle import MANIFEST, SUMS, open_bundle, require_replaceable
-from vae_runtime.document import dump, parse
+from vae_runtime.bundle import open_bundle, require_replaceable
 from vae_runtime.errors import InputError
 from vae_runtime.files import write_folder
 from vae_runtime.manifest import Refusal
 
-from .bundle_files import describe_bundle, producer, sample_sheet, sums_of
-from .card import model_card
+from .bundle_files import Labels, bundle_files, describe_bundle, file_sizes
 from .errors import ExportError
 from .graphs.formats import make_graphs
 from .graphs.graph import Graph
@@ -28,7 +25,7 @@ from .graphs.variants import VARIANTS, Gate, Made, make_variants
 from .parity.comparison import Comparison
 from .parity.golden import golden_vectors
 from .parity.report import ParityReport
-from .sources import check_declaration, model_source, run_source
+from .sources import Examples, Source, check_declaration, model_source, require_no_model_arguments, run_source
 from .understand.declaration import Declaration
 from .understand.state import release, unchanged
 from .understood import understand_source
@@ -51,6 +48,23 @@ class Exported:
     """Bytes of each graph file by its path in the bundle."""
     refused: tuple[Refusal, ...] = ()
     """The variants that were asked for and left out, each with the reason."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `export` makes and where it may write, whatever the model is."""
+
+    formats: Sequence[str]
+    variants: Sequence[str]
+    gate: Gate
+    force: bool
+    progress: bool
+
+    def __post_init__(self) -> None:
+        several = isinstance(self.variants, (list, tuple, set, frozenset))
+        unknown = [repr(name) for name in self.variants if name not in VARIANTS] if several else [repr(self.variants)]
+        if unknown:
+            raise InputError(f"variants: some of {', '.join(VARIANTS)} are expected, got {unknown[0]}")
 
 
 def export(
@@ -126,83 +140,59 @@ def export(
         VaeError: the bundle cannot be written there.
     """
     out = Path(out)
-    for what, text in (("name", name), ("description", description), ("license", license)):
-        if text is not None and not text.isprintable():
-            raise InputError(f"{what}: printable text is expected, got {text!r}")
-    several = isinstance(variants, (list, tuple, set, frozenset))
-    unknown = [repr(name) for name in variants if name not in VARIANTS] if several else []
-    if unknown or not several:
-        raise InputError(
-            f"variants: some of {', '.join(VARIANTS)} are expected, got {(unknown or [repr(variants)])[0]}"
-        )
-    gate = Gate(min_psnr, max_elbo_loss)
+    labels = Labels(name, description, license)
+    options = Options(formats, variants, Gate(min_psnr, max_elbo_loss), force, progress)
     require_replaceable(out, force, refusal=ExportError)
-    said = Declaration(
+    declaration = Declaration(
         encode=encode, decode=decode, posterior=posterior, likelihood=likelihood, scale=scale, prior=prior, axes=axes,
         latent_axes=latent_axes, dynamic=dynamic, range=range, latent_scale=latent_scale, latent_shift=latent_shift,
         codebook=codebook,
     )  # fmt: skip
-    check_declaration(said)
+    check_declaration(declaration)
+    examples = Examples(example, conditions, class_names, observations)
     if isinstance(model, (str, Path)):
-        foreign = [field.name for field in dataclasses.fields(said) if getattr(said, field.name) is not None]
-        foreign += [n for n, v in (("example", example), ("conditions", conditions), ("observations", observations))
-                    if v is not None]  # fmt: skip
-        if foreign:
-            raise InputError(f"{foreign[0]}: only for a model, a run says it itself; leave it out")
+        require_no_model_arguments(declaration, examples)
         source = run_source(Path(model), data, name)
     else:
-        source = model_source(model, said, example, conditions, class_names, observations, name)
+        source = model_source(model, declaration, examples, name)
     with unchanged(source.model), tempfile.TemporaryDirectory(prefix="vae-export-") as folder:
-        adapted, fitted = understand_source(source)
-        if progress:
-            print("\n".join(adapted.recognised), file=sys.stderr, flush=True)
-        comparison = Comparison(adapted)
-        graphs = make_graphs(adapted, formats, Path(folder), require=comparison.require, progress=progress)
-        report = comparison.report(graphs)
-        report.require()
-        release(adapted.modules.values())
-        golden, content, declared_variants = golden_vectors(adapted, graphs, [])
-        manifest = describe_bundle(source, adapted, golden, declared_variants, name, description, license)
-        drawn_from = {str(manifest.latent.prior.file): fitted} if fitted else {}
-        made, refused = make_variants(
-            graphs, manifest, variants, gate, measured=source.measured, calibration=source.calibration,
-            files=drawn_from, folder=Path(folder, "variants"), progress=progress,
-        )  # fmt: skip
-        if made:
-            graphs = in_order(graphs, made)
-            golden, content, declared_variants = golden_vectors(adapted, graphs, made)
-        manifest = dataclasses.replace(
-            manifest,
-            encoder=declared_variants["encoder"],
-            decoder=declared_variants["decoder"],
-            refused=tuple(refused),
-            producer=producer(adapted, graphs, gate if set(variants) - {"fp32"} else None),
-        )
-        parse(dump(manifest))
-        files: dict[str, bytes | Path] = {MANIFEST: dump(manifest).encode(), golden.file: content, **drawn_from}
-        for graph in graphs:
-            place = f"{graph.component}/{graph.variant}"
-            files[f"{place}/{graph.file}"] = graph.source
-            files |= {f"{place}/{data_name}": content for data_name, content in graph.data.items()}
-        picture = sample_sheet(adapted, graphs, fitted)
-        if picture is not None:
-            files["samples.png"] = picture
-        sizes = {
-            path: len(content) if isinstance(content, bytes) else content.stat().st_size
-            for path, content in files.items()
-        }
-        card = source.card or (lambda *arguments: model_card(*arguments, recognised=adapted.recognised))
-        files["README.md"] = card(manifest, sizes, picture is not None).encode()
-        files[SUMS] = sums_of(files)
-        # Again, for what may have come there while the graphs were made.
-        require_replaceable(out, force, refusal=ExportError)
-        write_folder(out, files, replace=force)
-    written = open_bundle(out)
+        return _export_source(source, out, labels, options, Path(folder))
+
+
+def _export_source(source: Source, out: Path, labels: Labels, options: Options, folder: Path) -> Exported:
+    """Understand the model, make its graphs, hold them against PyTorch, make variants, and write the bundle."""
+    adapted, fitted_prior = understand_source(source)
+    if options.progress:
+        print("\n".join(adapted.recognised), file=sys.stderr, flush=True)
+    comparison = Comparison(adapted)
+    graphs = make_graphs(adapted, options.formats, folder, require=comparison.require, progress=options.progress)
+    report = comparison.report(graphs)
+    report.require()
+    release(adapted.modules.values())
+
+    golden = golden_vectors(adapted, graphs)
+    manifest = describe_bundle(source, adapted, golden, labels, graphs=graphs)
+    prior_file = {str(manifest.latent.prior.file): fitted_prior} if fitted_prior else {}
+    made, refused = make_variants(
+        graphs, manifest, options.variants, options.gate, measured=source.measured, calibration=source.calibration,
+        files=prior_file, folder=folder / "variants", progress=options.progress,
+    )  # fmt: skip
+    if made:
+        graphs = _in_order(graphs, made)
+        golden = golden_vectors(adapted, graphs, made)
+
+    gate = options.gate if set(options.variants) - {"fp32"} else None
+    manifest = describe_bundle(source, adapted, golden, labels, graphs=graphs, refused=refused, gate=gate)
+    files = bundle_files(source, adapted, manifest, golden, graphs, prior_file)
+    # Again: something may have come there while the graphs were made.
+    require_replaceable(out, options.force, refusal=ExportError)
+    write_folder(out, files, replace=options.force)
+    sizes = file_sizes(files)
     graph_sizes = {variant.path: sizes[variant.path] for variant in manifest.variants}
-    return Exported(out, written.digest, report, adapted.recognised, graph_sizes, tuple(refused))
+    return Exported(out, open_bundle(out).digest, report, adapted.recognised, graph_sizes, tuple(refused))
 
 
-def in_order(graphs: Sequence[Graph], made: Sequence[Made]) -> list[Graph]:
+def _in_order(graphs: Sequence[Graph], made: Sequence[Made]) -> list[Graph]:
     """The graphs in the order of declaration: fp32, its variants, other formats."""
     ordered = []
     for graph in graphs:

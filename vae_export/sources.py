@@ -27,7 +27,15 @@ from .training.data import Dataset
 from .training.evaluation import binarise, read_evaluation
 from .understand.declaration import Declaration
 
-__all__ = ["EXAMPLES", "Source", "check_declaration", "model_source", "run_source"]
+__all__ = [
+    "EXAMPLES",
+    "Examples",
+    "Source",
+    "check_declaration",
+    "model_source",
+    "require_no_model_arguments",
+    "run_source",
+]
 
 Array = NDArray[Any]
 
@@ -41,7 +49,7 @@ class Source:
 
     model: nn.Module
     example: Tensor
-    said: Declaration
+    declaration: Declaration
     conditions: Mapping[str, Tensor]
     classes: Mapping[str, Sequence[str]]
     observations: Tensor
@@ -55,26 +63,55 @@ class Source:
     card: Callable[[Manifest, Mapping[str, int], bool], str] | None = None
 
 
-def check_declaration(said: Declaration) -> None:
+@dataclass(frozen=True)
+class Examples:
+    """The data that the caller of `export` gives with a model."""
+
+    example: ArrayLike | Tensor | None = None
+    conditions: Mapping[str, ArrayLike | Tensor] | None = None
+    class_names: Sequence[str] | Mapping[str, Sequence[str]] | None = None
+    observations: ArrayLike | Tensor | None = None
+
+
+def require_no_model_arguments(declaration: Declaration, examples: Examples) -> None:
+    """Refuse what only a model takes, where a run is exported.
+
+    Raises:
+        InputError: the first such argument that was given.
+    """
+    values = {name: value for record in (declaration, examples) for name, value in vars(record).items()}
+    for name, value in values.items():
+        if value is not None and name != "class_names":
+            raise InputError(f"{name}: only for a model, a run says it itself; leave it out")
+
+
+def check_declaration(declaration: Declaration) -> None:
     """Refuse numbers and names that can be none, by the argument that they came in."""
-    if said.scale is not None and not (math.isfinite(said.scale) and said.scale > 0):
-        raise InputError(f"scale: a positive number is expected, got {said.scale}")
-    for name, value, zero in (("latent_scale", said.latent_scale, False), ("latent_shift", said.latent_shift, True)):
+    if declaration.scale is not None and not (math.isfinite(declaration.scale) and declaration.scale > 0):
+        raise InputError(f"scale: a positive number is expected, got {declaration.scale}")
+    for name, value, zero in (
+        ("latent_scale", declaration.latent_scale, False),
+        ("latent_shift", declaration.latent_shift, True),
+    ):
         if value is not None:
             numbers = np.asarray(value, np.float64).reshape(-1)
             if not np.isfinite(numbers).all() or (not zero and not numbers.all()):
                 kind = "finite numbers" if zero else "finite numbers other than 0"
                 raise InputError(f"{name}: {kind} are expected, got {value}")
-    if said.range is not None:
-        ends = np.asarray(said.range, np.float64)
+    if declaration.range is not None:
+        ends = np.asarray(declaration.range, np.float64)
         if ends.shape != (2,) or not np.isfinite(ends).all() or not ends[0] < ends[1]:
-            raise InputError(f"range: two finite numbers, the least first, are expected, got {said.range}")
-    if said.codebook is not None and said.codebook < 1:
-        raise InputError(f"codebook: at least 1 is expected, got {said.codebook}")
-    for name, names in (("axes", said.axes), ("latent_axes", said.latent_axes), ("dynamic", said.dynamic)):
+            raise InputError(f"range: two finite numbers, the least first, are expected, got {declaration.range}")
+    if declaration.codebook is not None and declaration.codebook < 1:
+        raise InputError(f"codebook: at least 1 is expected, got {declaration.codebook}")
+    for name, names in (
+        ("axes", declaration.axes),
+        ("latent_axes", declaration.latent_axes),
+        ("dynamic", declaration.dynamic),
+    ):
         if names is not None and (isinstance(names, str) or not all(isinstance(n, str) and n for n in names)):
             raise InputError(f"{name}: a sequence of names is expected, got {names!r}")
-    for name, what in (("encode", said.encode), ("decode", said.decode)):
+    for name, what in (("encode", declaration.encode), ("decode", declaration.decode)):
         if what is not None and not (callable(what) or (isinstance(what, str) and what)):
             raise InputError(f"{name}: the name of a method or a function is expected, got {what!r}")
 
@@ -94,14 +131,14 @@ def run_source(run: Path, data: str | None, name: str | None) -> Source:
     shape = info.model.observation_shape
     axes = {1: ("feature",), 2: ("height", "width"), 3: ("channel", "height", "width")}
     bounded = dataset.divisor or info.model.likelihood == "bernoulli"
-    said = Declaration(
+    declaration = Declaration(
         axes=axes.get(len(shape), tuple(f"axis_{number}" for number in range(1, len(shape) + 1))),
         range=(0.0, 1.0) if bounded else None,
     )
     return Source(
         model=vae,
         example=_at_least_two(observations[:EXAMPLES]),
-        said=said,
+        declaration=declaration,
         conditions={},
         classes={},
         observations=observations,
@@ -120,20 +157,47 @@ def run_source(run: Path, data: str | None, name: str | None) -> Source:
     )
 
 
-def model_source(
-    model: Any,
-    said: Declaration,
-    example: ArrayLike | Tensor | None,
-    conditions: Mapping[str, ArrayLike | Tensor] | None,
-    class_names: Sequence[str] | Mapping[str, Sequence[str]] | None,
-    observations: ArrayLike | Tensor | None,
-    name: str | None,
-) -> Source:
-    """The source of a model of anybody's.
+def model_source(model: Any, declaration: Declaration, examples: Examples, name: str | None) -> Source:
+    """Return the source of a model.
 
     Raises:
         InputError: an argument is not of the right form.
     """
+    module = _module_of(model)
+    if examples.example is None:
+        raise InputError("example: observations [n, …] are expected, got nothing; pass some with example=")
+    x = _tensor("example", examples.example)
+    conditions = _conditions(examples.conditions, len(x))
+    real = x if examples.observations is None else _tensor("observations", examples.observations)
+    if real.shape[1:] != x.shape[1:] or real.dtype != x.dtype:
+        raise InputError(
+            f"observations: {_kind(x)}, as the example, are expected, got {_kind(real)}; pass rows of the same shape"
+        )
+    if examples.observations is not None and conditions:
+        raise InputError("observations: only without conditions; pass all rows as the example and the conditions")
+    classes = _class_names(examples.class_names, conditions)
+    calibration, measured = _halves(real, conditions)
+    compared = x if examples.observations is None else torch.cat([x, real])
+    return Source(
+        model=module,
+        example=_at_least_two(compared[:EXAMPLES]),
+        declaration=declaration,
+        conditions={key: _at_least_two(tensor[:EXAMPLES]) for key, tensor in conditions.items()},
+        classes=classes,
+        observations=real,
+        measured=measured,
+        calibration=calibration,
+        name=name or type(module).__name__,
+        description=f"{type(module).__name__}, exported from PyTorch",
+        training={
+            "parameters": sum(parameter.numel() for parameter in module.parameters()),
+            "torch": torch.__version__,
+        },
+    )
+
+
+def _module_of(model: Any) -> nn.Module:
+    """The module that a user's object is or wraps, once its weights are there."""
     # scvi-tools wraps its modules in an object of its own.
     module = model if isinstance(model, nn.Module) else getattr(model, "module", None)
     # torch.compile and DataParallel wrap the module that is meant.
@@ -150,44 +214,21 @@ def model_source(
             raise InputError(
                 f"model: {key} has no values yet; run the model once, or load its weights, before the export"
             )
-    if example is None:
-        raise InputError("example: observations [n, …] are expected, got nothing; pass some with example=")
-    x = _tensor("example", example)
+    return module
+
+
+def _conditions(conditions: Mapping[str, ArrayLike | Tensor] | None, n: int) -> dict[str, Tensor]:
     if conditions is not None and not isinstance(conditions, Mapping):
         raise InputError(
             f'conditions: arrays by name are expected, such as {{"label": y}}, got {type(conditions).__name__}'
         )
-    given = {key: _tensor(f"conditions[{key!r}]", value) for key, value in (conditions or {}).items()}
-    for key, tensor in given.items():
+    tensors = {key: _tensor(f"conditions[{key!r}]", value) for key, value in (conditions or {}).items()}
+    for key, tensor in tensors.items():
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", key):
             raise InputError(f"conditions: names of letters, digits and '_' are expected, got {key!r}")
-        if len(tensor) != len(x):
-            raise InputError(f"conditions[{key!r}]: {len(x)} rows, as the example has, are expected, got {len(tensor)}")
-    real = x if observations is None else _tensor("observations", observations)
-    if real.shape[1:] != x.shape[1:] or real.dtype != x.dtype:
-        raise InputError(
-            f"observations: {_kind(x)}, as the example, are expected, got {_kind(real)}; pass rows of the same shape"
-        )
-    if observations is not None and given:
-        raise InputError("observations: only without conditions; pass all rows as the example and the conditions")
-    classes = _class_names(class_names, given)
-    calibration, measured = _halves(real, given)
-    return Source(
-        model=module,
-        example=_at_least_two(x[:EXAMPLES] if observations is None else torch.cat([x, real])[:EXAMPLES]),
-        said=said,
-        conditions={key: _at_least_two(tensor[:EXAMPLES]) for key, tensor in given.items()},
-        classes=classes,
-        observations=real,
-        measured=measured,
-        calibration=calibration,
-        name=name or type(module).__name__,
-        description=f"{type(module).__name__}, exported from PyTorch",
-        training={
-            "parameters": sum(parameter.numel() for parameter in module.parameters()),
-            "torch": torch.__version__,
-        },
-    )
+        if len(tensor) != n:
+            raise InputError(f"conditions[{key!r}]: {n} rows, as the example has, are expected, got {len(tensor)}")
+    return tensors
 
 
 def _halves(x: Tensor, conditions: Mapping[str, Tensor]) -> tuple[Observations, Observations]:

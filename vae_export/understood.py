@@ -27,14 +27,16 @@ Array = NDArray[Any]
 def understand_source(source: Source) -> tuple[Adapted, bytes | None]:
     """The model's pure functions, checked in eager PyTorch, and the file of a prior that was fitted."""
     by, known = declared(source.model)
-    said = source.said.over(known)
-    fitted = said.prior if is_fitted(said.prior) else None
-    if said.prior not in (None, "normal", "none", "sphere") and not fitted:
-        raise InputError(f"prior: normal, none, sphere, {FITTED} is expected, got {said.prior!r}")
+    declaration = source.declaration.over(known)
+    fitted = declaration.prior if is_fitted(declaration.prior) else None
+    if declaration.prior not in (None, "normal", "none", "sphere") and not fitted:
+        raise InputError(f"prior: normal, none, sphere, {FITTED} is expected, got {declaration.prior!r}")
     if fitted:
-        said = dataclasses.replace(said, prior=None)
-    adapted = adapt(source.model, source.example, said, source=by, conditions=source.conditions, classes=source.classes)
-    adapted = probe(adapted, tuple(said.dynamic or ()))
+        declaration = dataclasses.replace(declaration, prior=None)
+    adapted = adapt(
+        source.model, source.example, declaration, source=by, conditions=source.conditions, classes=source.classes
+    )
+    adapted = probe(adapted, tuple(declaration.dynamic or ()))
     adapted = _normalised(adapted, source)
     adapted = dataclasses.replace(adapted, recognised=(*adapted.recognised, *_left_out(source.model, adapted)))
     if not fitted:

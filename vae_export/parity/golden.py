@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vae_runtime import noise
 from vae_runtime.manifest import Golden, Signature, Variant
 
 from ..graphs.graph import Graph, Run, open_graph
 from ..graphs.variants import PRECISION, Made
-from ..parity.comparison import rows, tolerance
 from ..understand.adapted import Adapted, run_module
 from ..understand.state import release
+from .comparison import rows, tolerance
 
-__all__ = ["golden_vectors"]
+__all__ = ["GoldenVectors", "golden_vectors"]
 
 Array = NDArray[Any]
 
@@ -35,72 +37,97 @@ _DEVICE_FACTOR = 2.0
 _JITTERS, _JITTER_DRAWS, _JITTER_MARGIN = (1e-3, 4e-3, 1.6e-2), 8, 1.25
 
 
-def golden_vectors(
-    adapted: Adapted, graphs: Sequence[Graph], made: Sequence[Made]
-) -> tuple[Golden, bytes, dict[str, dict[str, Variant]]]:
-    """The golden vectors' file, and each component's variants with their tolerances and errors."""
-    measured = {(each.graph.component, each.graph.variant): each for each in made}
-    signature = adapted.signature
-    n = _golden_rows(signature)
-    golden = Golden(file=_GOLDEN_FILE, seed=0, n=n)
-    given = rows(adapted, n)
-    arrays: dict[str, Array] = {}
-    for number, latent in enumerate(signature.latents):
-        if latent.prior.kind == "normal" and latent.dtype == "float32":
-            drawn = noise.normal(golden.seed, 0, n, latent.shape, noise.stream_of(noise.PRIOR, number))
-            given[latent.name] = torch.from_numpy(drawn)
-        else:
-            arrays[latent.name] = given[latent.name].numpy()
-    observation = signature.observation
-    if signature.likelihood.shape is None and observation.dtype == "float32":
-        # The decoder's own: lifelike, and free of the data's license. Its means can leave the range.
-        x = run_module(adapted.modules["decoder"], adapted.given("decoder", given))[0]
-        given[observation.name] = x.clamp(*observation.range) if observation.range else x
-    stored = {tensor.name for component in adapted.modules for tensor in signature.inputs(component)}
-    stored -= {latent.name for latent in signature.latents}
-    arrays |= {name: given[name].numpy() for name in stored}
-    variants: dict[str, dict[str, Variant]] = {"encoder": {}, "decoder": {}}
-    pytorch = {}
+@dataclass(frozen=True)
+class GoldenVectors:
+    """The golden vectors of a bundle: their record in the manifest, their file, and each component's variants."""
+
+    record: Golden
+    content: bytes
+    variants: Mapping[str, Mapping[str, Variant]]
+    """By component and name, each with the tolerance and the error of every output."""
+
+
+def golden_vectors(adapted: Adapted, graphs: Sequence[Graph], made: Sequence[Made] = ()) -> GoldenVectors:
+    """Run PyTorch and every graph on the golden inputs.
+
+    Args:
+        adapted: the VAE's pure functions.
+        graphs: all graphs of the bundle; of each component fp32 before the variants made of it.
+        made: those of the graphs that were made with fewer bits, with their quality.
+    """
+    with_fewer_bits = {(each.graph.component, each.graph.variant): each for each in made}
+    record = Golden(file=_GOLDEN_FILE, seed=0, n=_golden_rows(adapted.signature))
+    inputs, arrays = _golden_inputs(adapted, record)
+    pytorch: dict[str, dict[str, Array]] = {}
     for component, module in adapted.modules.items():
-        outputs = run_module(module, adapted.given(component, given))
+        outputs = run_module(module, adapted.given(component, inputs))
         pytorch[component] = dict(zip(adapted.outputs(component), (o.numpy() for o in outputs), strict=True))
         arrays |= {f"{component}/pytorch/{output}": array for output, array in pytorch[component].items()}
+    variants: dict[str, dict[str, Variant]] = {"encoder": {}, "decoder": {}}
     for graph in graphs:
         component = graph.component
-        inputs = [tensor.numpy() for tensor in adapted.given(component, given)]
+        graph_inputs = [tensor.numpy() for tensor in adapted.given(component, inputs)]
         run = open_graph(graph)
-        answers = run(inputs)
+        outputs_of_graph = run(graph_inputs)
         release(adapted.modules.values())
-        own = dict(zip(graph.outputs, answers, strict=True))
-        arrays |= {f"{component}/{graph.variant}/{output}": array for output, array in own.items()}
-        error = {output: _distance(array, pytorch[component][output]) for output, array in own.items()}
-        # Of a deep model, whose own roundings are larger, as many times those.
-        allowed = {output: _DEVICE_FACTOR * max(tolerance(array), 2 * error[output]) for output, array in own.items()}
-        one = measured.get((component, graph.variant))
-        if one is not None:
-            fp32 = variants[component]["fp32"].tolerance
-            allowed = dict(fp32)
-            if one.integer:
-                moved = _moved(run, inputs, answers)
-                allowed = {output: max(fp32[output], each) for output, each in zip(graph.outputs, moved, strict=True)}
-        variants[component][graph.variant] = Variant(
-            component=component,
-            name=graph.variant,
-            folder=f"{component}/{graph.variant}",
-            file=graph.file,
-            executor=graph.executor,
-            precision=PRECISION.get(graph.variant, "float32"),
-            tolerance=allowed,
-            error=error,
-            ep="CPUExecutionProvider" if graph.executor == "ort" else None,
-            device="cpu" if graph.executor == "ort" else None,
-            exporter=graph.exporter,
-            data=next(iter(graph.data), None),
-            quality=one.quality if one is not None else None,
-        )
+        answers = dict(zip(graph.outputs, outputs_of_graph, strict=True))
+        arrays |= {f"{component}/{graph.variant}/{output}": array for output, array in answers.items()}
+        error = {output: _distance(array, pytorch[component][output]) for output, array in answers.items()}
+        variant = with_fewer_bits.get((component, graph.variant))
+        if variant is None:
+            # A deep model rounds more itself: its tolerance is a multiple of its own error.
+            tolerances = {
+                output: _DEVICE_FACTOR * max(tolerance(array), 2 * error[output]) for output, array in answers.items()
+            }
+        else:
+            tolerances = dict(variants[component]["fp32"].tolerance)
+            if variant.integer:
+                moved = zip(graph.outputs, _moved(run, graph_inputs, outputs_of_graph), strict=True)
+                tolerances = {output: max(tolerances[output], distance) for output, distance in moved}
+        variants[component][graph.variant] = _variant(graph, tolerances, error, variant)
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **dict(sorted(arrays.items())))
-    return golden, file.getvalue(), variants
+    return GoldenVectors(record, file.getvalue(), variants)
+
+
+def _golden_inputs(adapted: Adapted, record: Golden) -> tuple[dict[str, Tensor], dict[str, Array]]:
+    """Every golden input by name, and the arrays of those that a reader cannot draw again."""
+    signature = adapted.signature
+    inputs = rows(adapted, record.n)
+    stored: dict[str, Array] = {}
+    for number, latent in enumerate(signature.latents):
+        if latent.prior.kind == "normal" and latent.dtype == "float32":
+            drawn = noise.normal(record.seed, 0, record.n, latent.shape, noise.stream_of(noise.PRIOR, number))
+            inputs[latent.name] = torch.from_numpy(drawn)
+        else:
+            stored[latent.name] = inputs[latent.name].numpy()
+    observation = signature.observation
+    if signature.likelihood.shape is None and observation.dtype == "float32":
+        # The decoder's own means are lifelike, and free of the license of the data. They can leave the range.
+        x = run_module(adapted.modules["decoder"], adapted.given("decoder", inputs))[0]
+        inputs[observation.name] = x.clamp(*observation.range) if observation.range else x
+    names = {tensor.name for component in adapted.modules for tensor in signature.inputs(component)}
+    names -= {latent.name for latent in signature.latents}
+    return inputs, stored | {name: inputs[name].numpy() for name in names}
+
+
+def _variant(graph: Graph, tolerances: dict[str, float], error: dict[str, float], made: Made | None) -> Variant:
+    in_onnx_runtime = graph.executor == "ort"
+    return Variant(
+        component=graph.component,
+        name=graph.variant,
+        folder=f"{graph.component}/{graph.variant}",
+        file=graph.file,
+        executor=graph.executor,
+        precision=PRECISION.get(graph.variant, "float32"),
+        tolerance=tolerances,
+        error=error,
+        ep="CPUExecutionProvider" if in_onnx_runtime else None,
+        device="cpu" if in_onnx_runtime else None,
+        exporter=graph.exporter,
+        data=next(iter(graph.data), None),
+        quality=made.quality if made else None,
+    )
 
 
 def _moved(run: Run, inputs: Sequence[Array], answers: Sequence[Array]) -> list[float]:

@@ -14,6 +14,7 @@ from vae_runtime._version import __version__
 from vae_runtime.cli.main import run
 from vae_runtime.cli.options import Verbs, add_verb
 from vae_runtime.errors import InputError
+from vae_runtime.likelihood import KINDS
 
 from .training.config import RECIPES, DataConfig, ModelConfig, TrainConfig
 from .understand.declaration import SECOND
@@ -23,7 +24,7 @@ __all__ = ["build_parser", "main"]
 # Fields of DataConfig that have another name on the command line.
 _DATA_FLAGS = {"source": "data", "seed": "split-seed"}
 POSTERIORS = (*SECOND, "codes", "none")
-LIKELIHOODS = ("bernoulli", "gaussian", "laplace")
+LIKELIHOODS = tuple(KINDS)
 # Arguments of `export` that have the same name as an option.
 _MODEL_ARGUMENTS = (
     *("posterior", "likelihood", "scale", "prior", "axes", "latent_axes", "dynamic", "range", "encode", "decode"),

@@ -26,6 +26,7 @@ from .training.checkpoint import RunInfo
 from .training.data import Dataset
 from .training.evaluation import binarise, read_evaluation
 from .understand.declaration import Declaration
+from .understand.likelihood import observation_range
 
 __all__ = [
     "EXAMPLES",
@@ -130,10 +131,9 @@ def run_source(run: Path, data: str | None, name: str | None) -> Source:
     unseen = "test" if len(dataset.test) else "validation"
     shape = info.model.observation_shape
     axes = {1: ("feature",), 2: ("height", "width"), 3: ("channel", "height", "width")}
-    bounded = dataset.divisor or info.model.likelihood == "bernoulli"
     declaration = Declaration(
         axes=axes.get(len(shape), tuple(f"axis_{number}" for number in range(1, len(shape) + 1))),
-        range=(0.0, 1.0) if bounded else None,
+        range=(0.0, 1.0) if dataset.divisor else observation_range(info.model.likelihood),
     )
     return Source(
         model=vae,

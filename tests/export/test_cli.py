@@ -257,7 +257,7 @@ def test_bad_data_are_named(failing, tmp_path):
     assert "torn.npy: a whole .npy file without pickled objects is expected" in words
     make_npy(tmp_path / "high.npy", np.full((30, 4), 7.0))
     words = failing("train", "--out", "run", "--data", tmp_path / "high.npy")
-    assert "values in [0, 1] are expected for a bernoulli likelihood or binarisation, got 7" in words
+    assert "expected values in [0, 1] for a bernoulli likelihood, got 7" in words
 
 
 def test_a_run_of_another_configuration_is_left_alone(failing, trained):

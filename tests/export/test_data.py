@@ -214,7 +214,8 @@ def test_a_split_that_leaves_nothing_to_train_on_is_refused(tmp_path):
 
 def test_a_value_outside_the_unit_range_is_named():
     x = np.array([[0.5, 1.0], [0.0, 1.5]], np.float32)
-    data.require_unit_range(x[:1], "x.npy")
-    data.require_unit_range(x[:0], "x.npy")
-    with pytest.raises(InputError, match=r"x\.npy: values in \[0, 1\] are expected .* got 1\.5 at \[1, 1\]"):
-        data.require_unit_range(x, "x.npy")
+    data.require_range(x[:1], (0.0, 1.0), "x.npy", "binarisation")
+    data.require_range(x[:0], (0.0, 1.0), "x.npy", "binarisation")
+    message = r"x\.npy: expected values in \[0, 1\] for binarisation, got 1\.5 at \[1, 1\]; .* gaussian or laplace"
+    with pytest.raises(InputError, match=message):
+        data.require_range(x, (0.0, 1.0), "x.npy", "binarisation")

@@ -20,6 +20,7 @@ from vae_runtime.files import write_atomic
 from . import data
 from .config import DataConfig, ModelConfig, TrainConfig
 from .data import Dataset, Provenance
+from .likelihood import kind_named
 from .model import VAE
 
 __all__ = [
@@ -75,7 +76,7 @@ class RunInfo:
     def surrogate(self) -> bool:
         """Whether figures are of a surrogate: grey values under a bernoulli likelihood, which is defined on {0, 1}."""
         grey = self.train.binarise == "none" and not self.provenance.binary
-        return grey and self.model.likelihood == "bernoulli"
+        return grey and kind_named(self.model.likelihood).binary
 
 
 def write_info(folder: Path, info: RunInfo) -> None:

@@ -146,8 +146,8 @@ class ModelConfig(_Config):
 
     def _conflicts(self) -> list[str]:
         problems = []
-        if self.learn_scale and self.likelihood == "bernoulli":
-            problems.append("model.learn_scale: a bernoulli likelihood has no scale; leave it out")
+        if self.learn_scale and not KINDS[self.likelihood].scale:
+            problems.append(f"model.learn_scale: a {self.likelihood} likelihood has no scale; leave it out")
         if self.architecture == "conv":
             if len(self.channels) != 2:
                 problems.append(f"model.channels: two numbers are expected, got {list(self.channels)}")

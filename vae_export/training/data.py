@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_runtime.errors import InputError
+from vae_runtime.likelihood import KINDS
 
 from .config import DataConfig
 
-__all__ = ["Dataset", "Provenance", "load", "require_unit_range"]
+__all__ = ["Dataset", "Provenance", "load", "require_range"]
 
 Observations = NDArray[np.float32]
 
@@ -131,18 +132,26 @@ def load(config: DataConfig) -> Dataset:
     )  # fmt: skip
 
 
-def require_unit_range(observations: Observations, place: str) -> None:
-    """Refuse values outside [0, 1], which a bernoulli likelihood and binarisation need.
+def require_range(observations: Observations, support: tuple[float, float], place: str, purpose: str) -> None:
+    """Refuse values outside a range.
+
+    Args:
+        observations: of any shape.
+        support: the least and the greatest value allowed.
+        place: where the observations come from.
+        purpose: the part of the configuration that needs the range.
 
     Raises:
-        InputError: naming the first such value and its index.
+        InputError: there is one; the message states the first such value and its index.
     """
-    outside = (observations < 0) | (observations > 1)
+    low, high = support
+    outside = (observations < low) | (observations > high)
     if outside.any():
         index = _first(outside)
+        free = " or ".join(name for name, kind in KINDS.items() if kind.support is None)
         raise InputError(
-            f"{place}: values in [0, 1] are expected for a bernoulli likelihood or binarisation, got "
-            f"{observations[index]:g} at {list(index)}; scale the data, or choose gaussian or laplace"
+            f"{place}: expected values in [{low:g}, {high:g}] for {purpose}, got {observations[index]:g} at "
+            f"{list(index)}; scale the data, or choose {free} without binarisation"
         )
 
 

@@ -31,6 +31,7 @@ from vae_runtime import noise
 from vae_runtime.errors import InputError
 from vae_runtime.files import locked, write_atomic
 from vae_runtime.image import grid, png
+from vae_runtime.likelihood import KINDS
 
 from ..errors import TrainingError
 from . import checkpoint, data, objective
@@ -123,9 +124,12 @@ def _describe(model: ModelConfig, training: TrainConfig, source: DataConfig, dat
             f"{source.source}: at least one observation for validation is expected, got none; "
             "raise data.validation_fraction"
         )
-    if model.likelihood == "bernoulli" or training.binarise != "none":
+    support = KINDS[model.likelihood].support
+    ranges = [(support, f"a {model.likelihood} likelihood")] if support else []
+    ranges += [((0.0, 1.0), "binarisation")] if training.binarise != "none" else []
+    for allowed, purpose in ranges:
         for part in (dataset.train, dataset.validation, dataset.test):
-            data.require_unit_range(part, source.source)
+            data.require_range(part, allowed, source.source, purpose)
     return RunInfo(model, training, source, dataset.provenance, torch.__version__)
 
 

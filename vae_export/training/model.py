@@ -8,11 +8,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli
 
 from vae_runtime.errors import InputError
+from vae_runtime.likelihood import KINDS
 
 from .config import ModelConfig
+from .likelihood import kind_named
 
 __all__ = ["VAE", "reparameterize"]
 
@@ -76,19 +77,19 @@ class VAE(nn.Module):
 
     def __vae_export__(self) -> dict[str, Any]:
         """What `export` cannot see by itself; docs/bring-your-own.md describes this protocol."""
-        bernoulli = self.likelihood == "bernoulli"
+        wrap = kind_named(self.likelihood).distribution
         # A scale that was not learned is said as it was given: exp(log(scale)) may differ in the last digit.
         scale = float(self.scale) if self.config.learn_scale else self.config.scale
         return {
-            "decode": (lambda z: Bernoulli(logits=self.decode(z))) if bernoulli else self.decode,
+            "decode": (lambda z: wrap(self.decode(z))) if wrap else self.decode,
             "posterior": "logvar",
             "likelihood": self.likelihood,
-            "scale": None if bernoulli else scale,
+            "scale": scale if KINDS[self.likelihood].scale else None,
         }
 
     def mean(self, parameters: Tensor) -> Tensor:
-        """Mean of p(x|z) in data space from what `decode` gives; same shape."""
-        return parameters.sigmoid() if self.likelihood == "bernoulli" else parameters
+        """Return the mean of p(x|z) in data space for an answer of `decode`; same shape."""
+        return kind_named(self.likelihood).mean(parameters)
 
     def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode, reparameterize with `eps` (float32 [n, latent]) and decode: parameters, mu, logvar."""
@@ -109,7 +110,7 @@ class VAE(nn.Module):
         """
         last = [layer for layer in self.decoder.modules() if isinstance(layer, nn.Linear | nn.ConvTranspose2d)][-1]
         mean = mean.flatten() if isinstance(last, nn.Linear) else mean.mean((1, 2))
-        last.get_parameter("bias").copy_(mean.clamp(1e-3, 1 - 1e-3).logit() if self.likelihood == "bernoulli" else mean)
+        last.get_parameter("bias").copy_(kind_named(self.likelihood).parameters(mean))
 
 
 class _Residual(nn.Module):

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from .likelihood import kind_named
 
 __all__ = [
     "Elbo",
@@ -42,23 +43,17 @@ def log_likelihood(x: Tensor, parameters: Tensor, likelihood: str, scale: Tensor
     Args:
         x: observations, float [n, *shape]; in [0, 1] under bernoulli, where only 0 and 1 make it a likelihood and
             grey values give a surrogate.
-        parameters: what the decoder gives, float [..., n, *shape]: logits (bernoulli) or the mean (gaussian, laplace).
-        likelihood: bernoulli, gaussian or laplace.
+        parameters: the decoder's answer, float [..., n, *shape]: logits (bernoulli) or the mean (gaussian, laplace).
+        likelihood: name of the kind.
         scale: standard deviation (gaussian) or b (laplace); bernoulli has none.
 
     Returns:
         float [..., n], nats per observation.
+
+    Raises:
+        InputError: no kind has this name.
     """
-    if likelihood == "bernoulli":
-        # log σ(l) = l − softplus(l), log(1 − σ(l)) = −softplus(l): no sigmoid that could saturate
-        terms = x * parameters - functional.softplus(parameters)
-    else:
-        scale = torch.as_tensor(scale, dtype=parameters.dtype)
-        distance = (x - parameters) / scale
-        if likelihood == "gaussian":
-            terms = -0.5 * distance.square() - scale.log() - 0.5 * _LOG_2PI
-        else:
-            terms = -distance.abs() - (2 * scale).log()
+    terms = kind_named(likelihood).log_prob(x, parameters, torch.as_tensor(scale, dtype=parameters.dtype))
     return terms.flatten(parameters.dim() - x.dim() + 1).sum(-1)
 
 

@@ -1,0 +1,81 @@
+"""The table of likelihoods that can be trained: it answers for every kind of the runtime, and refuses all others.
+
+What each kind computes is held against torch.distributions in test_objective.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vae_export.training import objective
+from vae_export.training.config import DataConfig, ModelConfig, TrainConfig
+from vae_export.training.likelihood import KINDS, kind_named
+from vae_export.training.loop import train
+from vae_export.training.model import VAE
+from vae_runtime import likelihood as runtime
+from vae_runtime.errors import InputError
+
+
+def test_every_kind_of_the_runtime_can_be_trained():
+    assert list(KINDS) == list(runtime.KINDS)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_computes_what_the_runtime_does(name):
+    kind, other = kind_named(name), runtime.kind_named(name)
+    assert kind.name == name
+    mean = torch.tensor([[0.25, 0.5, 0.75]], dtype=torch.float64)
+    parameters = kind.parameters(mean)
+    torch.testing.assert_close(kind.mean(parameters), mean)
+    x, scale = torch.tensor([[0.0, 1.0, 1.0]], dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+    expected = other.log_prob(x.numpy(), runtime.Parameters(mean.numpy(), scale=0.5 if other.scale else None))
+    np.testing.assert_allclose(kind.log_prob(x, parameters, scale).numpy(), expected)
+    assert not np.allclose(kind.log_prob(x, parameters + 0.1, scale).numpy(), expected)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_export_is_told_the_mean_and_the_scale(name):
+    vae = VAE(ModelConfig(observation_shape=(3,), latent=2, hidden=(4,), likelihood=name, scale=0.5))
+    said, z = vae.__vae_export__(), torch.zeros(2, 2)
+    answer = said["decode"](z)
+    mean = answer if isinstance(answer, torch.Tensor) else answer.mean
+    torch.testing.assert_close(mean, vae.mean(vae.decode(z)))
+    assert said["likelihood"] == name
+    assert said["scale"] == (0.5 if runtime.KINDS[name].scale else None)
+
+
+@pytest.mark.parametrize("name", ["cauchy", "none", "Laplace", ""])
+def test_an_unknown_kind_is_refused(name):
+    with pytest.raises(InputError, match=r"^likelihood: expected one of bernoulli, gaussian, laplace.*, got "):
+        kind_named(name)
+
+
+def test_an_unknown_kind_is_not_trained_as_another():
+    x = torch.zeros(2, 3)
+    assert torch.isfinite(objective.log_likelihood(x, x, "laplace")).all()
+    with pytest.raises(InputError, match=r"^likelihood: expected one of .*, got 'cauchy'"):
+        objective.log_likelihood(x, x, "cauchy")
+    vae = VAE(ModelConfig(observation_shape=(3,)))
+    vae.config = replace(vae.config)
+    object.__setattr__(vae.config, "likelihood", "cauchy")
+    for use in (lambda: vae.mean(x), lambda: vae.start_from_mean(x[0])):
+        with pytest.raises(InputError, match=r"^likelihood: expected one of .*, got 'cauchy'"):
+            use()
+
+
+@pytest.mark.parametrize(("name", "binarise", "purpose"), [
+    ("bernoulli", "none", "a bernoulli likelihood"),
+    ("bernoulli", "threshold", "a bernoulli likelihood"),
+    ("gaussian", "stochastic", "binarisation"),
+])  # fmt: skip
+def test_data_outside_the_range_are_refused_for_what_needs_it(tmp_path, name, binarise, purpose):
+    np.save(tmp_path / "x.npy", np.full((30, 4), 7.0, np.float32))
+    model = ModelConfig(latent=2, hidden=(4,), likelihood=name)
+    source = DataConfig(str(tmp_path / "x.npy"))
+    with pytest.raises(InputError, match=rf"expected values in \[0, 1\] for {purpose}, got 7 at \[0, 0\]"):
+        train(tmp_path / "run", model, TrainConfig(epochs=1, binarise=binarise), source, progress=False)
+    assert not (tmp_path / "run").exists()

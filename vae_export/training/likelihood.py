@@ -1,0 +1,113 @@
+"""The kinds of likelihood p(x|z) in PyTorch. Only this module of the training names a kind.
+
+A new kind is one class here, in the table `KINDS`, beside its class in `vae_runtime.likelihood`, which states its
+support and whether it has a scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, distributions
+from torch.nn import functional
+
+from vae_runtime.errors import InputError
+
+__all__ = ["KINDS", "Kind", "kind_named"]
+
+_LOG_2PI = math.log(2 * math.pi)
+# How far a mean stays from 0 and 1, where its logit is infinite.
+_MARGIN = 1e-3
+
+
+def _of_logits(logits: Tensor) -> distributions.Distribution:
+    return distributions.Bernoulli(logits=logits)
+
+
+class Kind:
+    """One kind of likelihood. By itself, a decoder gives the mean."""
+
+    name: str
+    """The kind in a configuration and in a manifest."""
+    binary: bool = False
+    """Whether it covers 0 and 1 alone, so that figures of other values are of a surrogate."""
+    distribution: Callable[[Tensor], distributions.Distribution] | None = None
+    """Wraps the decoder's answer for `export`, which then knows its meaning; None where the answer is the mean."""
+
+    def log_prob(self, x: Tensor, parameters: Tensor, scale: Tensor) -> Tensor:
+        """Return log p of each value of x, in nats, with all constants.
+
+        Args:
+            x: observations, float [n, *shape].
+            parameters: the decoder's answer, float [..., n, *shape].
+            scale: a scalar, which a kind without a scale ignores.
+
+        Returns:
+            float [..., n, *shape].
+        """
+        raise NotImplementedError
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """Return the mean of p(x|z) that the decoder's answer stands for; same shape."""
+        return parameters
+
+    def parameters(self, mean: Tensor) -> Tensor:
+        """Return the decoder's answer that stands for a mean, as near to it as is finite; same shape."""
+        return mean
+
+
+class Bernoulli(Kind):
+    """Each value is 0 or 1; the decoder gives logits."""
+
+    name = "bernoulli"
+    binary = True
+    distribution = staticmethod(_of_logits)
+
+    def log_prob(self, x: Tensor, parameters: Tensor, scale: Tensor) -> Tensor:
+        """x · l − softplus(l)."""
+        # log σ(l) = l − softplus(l), log(1 − σ(l)) = −softplus(l): no sigmoid that could saturate
+        return x * parameters - functional.softplus(parameters)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """σ(l)."""
+        return parameters.sigmoid()
+
+    def parameters(self, mean: Tensor) -> Tensor:
+        """log(mean / (1 − mean)), of a mean kept away from 0 and 1."""
+        return mean.clamp(_MARGIN, 1 - _MARGIN).logit()
+
+
+class Gaussian(Kind):
+    """Each value is normal about the mean; the scale is its standard deviation."""
+
+    name = "gaussian"
+
+    def log_prob(self, x: Tensor, parameters: Tensor, scale: Tensor) -> Tensor:
+        """−½ ((x − mean) / scale)² − log scale − ½ log 2π."""
+        return -0.5 * ((x - parameters) / scale).square() - scale.log() - 0.5 * _LOG_2PI
+
+
+class Laplace(Kind):
+    """Each value has a Laplace distribution about the mean; the scale is its b."""
+
+    name = "laplace"
+
+    def log_prob(self, x: Tensor, parameters: Tensor, scale: Tensor) -> Tensor:
+        """−|x − mean| / scale − log(2 scale)."""
+        return -((x - parameters) / scale).abs() - (2 * scale).log()
+
+
+KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (Bernoulli(), Gaussian(), Laplace())}
+"""Every kind that can be trained, by its name."""
+
+
+def kind_named(name: str) -> Kind:
+    """Return the kind of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in KINDS:
+        raise InputError(f"likelihood: expected one of {', '.join(KINDS)}, got {name!r}; choose one of these")
+    return KINDS[name]

@@ -226,14 +226,14 @@ def test_a_manifest_cannot_name_a_path_outside(bundle_copy, edit_manifest, outsi
         document["components"]["decoder"]["variants"]["fp32"]["variant_directory"] = outside
 
     edit_manifest(bundle_copy, lead_outside)
-    with pytest.raises(BundleError, match="variant_directory: a relative path inside the bundle"):
+    with pytest.raises(BundleError, match="variant_directory: expected a relative path inside the bundle"):
         vae_runtime.load(bundle_copy)
 
 
 @pytest.mark.parametrize("file", ["../golden.npz", "/etc/passwd", "none.npz"])
 def test_a_manifest_names_only_listed_golden_vectors(bundle_copy, edit_manifest, file):
     edit_manifest(bundle_copy, lambda document: document["additional_metadata"]["vae"]["golden"].update(file=file))
-    with pytest.raises(BundleError, match=r"golden\.file: a file name|not listed"):
+    with pytest.raises(BundleError, match=r"golden\.file: expected a file name|not listed"):
         open_bundle(bundle_copy)
 
 

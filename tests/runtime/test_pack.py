@@ -345,7 +345,7 @@ def test_only_a_packed_bundle_may_lack_a_component(whole, tmp_path, edit_manifes
 def test_what_it_was_packed_from_is_a_digest(whole, tmp_path, edit_manifest, wrong):
     pack(whole, tmp_path / "small", only="decoder")
     edit_manifest(tmp_path / "small", lambda document: document["additional_metadata"]["vae"].update(packed_from=wrong))
-    with pytest.raises(BundleError, match=r"packed_from: a digest, .* is expected"):
+    with pytest.raises(BundleError, match=r"packed_from: expected a digest, "):
         open_bundle(tmp_path / "small")
 
 

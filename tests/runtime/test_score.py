@@ -164,6 +164,22 @@ def test_more_samples_tighten_the_bound(vae):
     assert vae.score(x, seed=0).elbo.mean() < means[1]
 
 
+def test_results_print_their_shapes(vae, codes_bundle, levels_bundle):
+    x = vae.sample(3, seed=0)
+    assert repr(vae.encode(x)) == "<Posterior: mean, std and logvar float32 [3, 8]>"
+    assert repr(vae.score(x, k=2, seed=0)) == (
+        "<Scores: elbo [3], reconstruction [3], kl [3], kl_per_dimension [3, 8], log_likelihood [3], mse [3], mae [3]>"
+    )
+    codes = vae_runtime.load(codes_bundle())
+    x = np.full((2, 3), 1.5, np.float32)
+    assert repr(codes.encode(x, conditions={"label": 0})) == (
+        "<Encoding: value int64 [2, 3]; no distribution: the encoder gives codes>"
+    )
+    assert repr(codes.score(x, conditions={"label": 0})) == "<Scores: mse [2], mae [2]; no elbo: not stated>"
+    levels = vae_runtime.load(levels_bundle())
+    assert "kl_per_dimension {z_1: [2, 3], z_2: [2, 3]}, mse [2]" in repr(levels.score(x, seed=0))
+
+
 def test_progress_is_told(vae):
     told = []
     vae.score(vae.sample(5, seed=0), batch_size=2, progress=lambda done, n: told.append((done, n)))

@@ -289,11 +289,11 @@ def other_shape(latent: Latent, shape: Sequence[int]) -> tuple[int, ...]:
     try:
         sizes = tuple(require_integer(f"{place}[{axis}]", size, 1, 2**31) for axis, size in enumerate(shape))
     except TypeError:
-        raise InputError(f"{place}: a sequence of sizes is expected, got {shape!r}") from None
+        raise InputError(f"{place}: expected a sequence of sizes, got {shape!r}") from None
     problem = _misfit(sizes, latent.shape, latent.axes, latent.dynamic)
     if problem:
         wanted = _wanted("", latent.shape, latent.axes, latent.dynamic)
-        raise InputError(f"{place}: {wanted} is expected, got {list(sizes)}{problem}")
+        raise InputError(f"{place}: expected {wanted}, got {list(sizes)}{problem}")
     return sizes
 
 
@@ -320,7 +320,7 @@ def condition_rows(condition: Condition, value: Any, n: int) -> NDArray[Any]:
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"{name}: {wanted} is expected, got no array: {error}") from error
+        raise InputError(f"{name}: expected {wanted}, got no array: {error}") from error
     if classes and array.dtype.kind == "U":
         array = _numbers_of(name, array, classes)
     of_python = not isinstance(value, (np.ndarray, np.generic)) and array.dtype.kind in "iu"
@@ -328,7 +328,7 @@ def condition_rows(condition: Condition, value: Any, n: int) -> NDArray[Any]:
         array = array.astype(np.float32)
     array = _typed(name, array, condition.dtype, wanted)
     if array.shape not in (shape, (n, *shape)):
-        raise InputError(f"{name}: {wanted} is expected, got {list(array.shape)}")
+        raise InputError(f"{name}: expected {wanted}, got {list(array.shape)}")
     _require_within(name, array, (0, len(classes) - 1) if classes else condition.range, "choose another value")
     return np.broadcast_to(array, (n, *shape)) if array.shape == shape else array
 
@@ -382,7 +382,7 @@ def _numbers_of(name: str, names: NDArray[Any], classes: tuple[str, ...]) -> NDA
     numbers = {each: number for number, each in enumerate(classes)}
     for each in names.ravel().tolist():
         if each not in numbers:
-            raise InputError(f"{name}: one of the classes {_listed(classes)} is expected, got {each!r}")
+            raise InputError(f"{name}: expected one of the classes {_listed(classes)}, got {each!r}")
     return np.array([numbers[each] for each in names.ravel().tolist()], np.int64).reshape(names.shape)
 
 
@@ -399,19 +399,19 @@ def _rows(
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
         wanted = _wanted(dtype, shape, axes, dynamic)
-        raise InputError(f"{name}: {wanted} is expected, got no array: {error}") from error
+        raise InputError(f"{name}: expected {wanted}, got no array: {error}") from error
     # What is as usual needs no words for what it should be.
     if array.dtype != np.dtype(dtype) or array.shape[1:] != shape or not array.ndim:
         wanted = _wanted(dtype, shape, axes, dynamic)
         array = _typed(name, array, dtype, wanted, bounds)
         if not _misfit(array.shape, shape, axes, dynamic):
             got = list(array.shape)
-            raise InputError(f"{name}: {wanted} is expected, got {got}; add the batch axis: {name}[None]")
+            raise InputError(f"{name}: expected {wanted}, got {got}; add the batch axis: {name}[None]")
         problem = _misfit(array.shape[1:], shape, axes, dynamic) if array.ndim else "; give rows of it"
         if problem:
-            raise InputError(f"{name}: {wanted} is expected, got {list(array.shape)}{problem}")
+            raise InputError(f"{name}: expected {wanted}, got {list(array.shape)}{problem}")
     if len(array) == 0:
-        raise InputError(f"{name}: at least one row is expected, got {list(array.shape)}")
+        raise InputError(f"{name}: expected at least one row, got {list(array.shape)}")
     _require_within(name, array, bounds, "scale or clean the data")
     return np.ascontiguousarray(array)
 
@@ -422,11 +422,11 @@ def _typed(name: str, array: NDArray[Any], dtype: str, wanted: str, bounds: Boun
     if dtype == "int64":
         if array.dtype.kind in "iu" and (array.dtype != np.uint64 or not array.size or array.max() < 2**63):
             return array.astype(np.int64)
-        raise InputError(f"{name}: {wanted} is expected, got dtype {array.dtype}; give integers")
+        raise InputError(f"{name}: expected {wanted}, got dtype {array.dtype}; give integers")
     if array.dtype.kind == "f":
         return _as_float32(name, array)
     scaling = f" (scaled to {bounds[0]:g} … {bounds[1]:g})" if bounds and array.dtype.kind in "ui" else ""
-    raise InputError(f"{name}: {wanted} is expected, got dtype {array.dtype}; convert with .astype('float32'){scaling}")
+    raise InputError(f"{name}: expected {wanted}, got dtype {array.dtype}; convert with .astype('float32'){scaling}")
 
 
 def _as_float32(name: str, array: NDArray[Any]) -> NDArray[np.float32]:
@@ -452,13 +452,13 @@ def _require_within(name: str, array: NDArray[Any], bounds: Bounds, advice: str)
     low, high = bounds if bounds else (-np.inf, np.inf)
     if not array.size:
         return
-    least, greatest = array.min(), array.max()
-    if not (least >= low and greatest <= high and np.isfinite(least) and np.isfinite(greatest)):
+    lowest, highest = array.min(), array.max()
+    if not (lowest >= low and highest <= high and np.isfinite(lowest) and np.isfinite(highest)):
         wrong = ~(np.isfinite(array) & (array >= low) & (array <= high))
         index = tuple(int(i) for i in np.argwhere(wrong)[0])
         within = f"values from {_number(low)} to {_number(high)}" if bounds else "finite values"
         place = f"{name}{list(index)}" if index else name
-        raise InputError(f"{place}: {within} are expected, got {_number(array[index])}; {advice}")
+        raise InputError(f"{place}: expected {within}, got {_number(array[index])}; {advice}")
 
 
 def _number(value: Any) -> str:
@@ -486,7 +486,7 @@ def _wanted(
     dtype: str, shape: tuple[int, ...], axes: tuple[str, ...] = (), dynamic: Mapping[str, Sizes] | None = None,
     n: str = "n",
 ) -> str:  # fmt: skip
-    """What is expected, in words: "float32 [n, 1, height, 8]"; without a dtype a shape alone, without rows."""
+    """Describe an expected array: "float32 [n, 1, height, 8]"; without a dtype a shape alone, without rows."""
     dynamic = dynamic or {}
     sizes = [axes[i] if axes and axes[i] in dynamic else str(size) for i, size in enumerate(shape)]
     proven = "; ".join(f"{axis} {dynamic[axis]}" for axis in axes if axis in dynamic)

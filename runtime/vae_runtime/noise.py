@@ -142,13 +142,13 @@ def _draw(
     try:
         sizes = tuple(require_integer(f"shape[{axis}]", size, 0, 2**34) for axis, size in enumerate(shape))
     except TypeError:
-        raise InputError(f"shape: a sequence of sizes is expected, got {shape!r}") from None
+        raise InputError(f"shape: expected a sequence of sizes, got {shape!r}") from None
     if len(sizes) > 32:
-        raise InputError(f"shape: at most 32 axes are expected, got {len(sizes)}")
+        raise InputError(f"shape: expected at most 32 axes, got {len(sizes)}")
     elements = math.prod(sizes)
     # Axes of no element beside huge ones count too: numpy has no array of such a shape.
     if (largest := math.prod(filter(None, sizes))) > 2**34:
-        raise InputError(f"shape: at most 2**34 elements in one sample, got {largest}")
+        raise InputError(f"shape: expected at most 2**34 elements in one sample, got {largest}")
     blocks = -(-elements // 4)
     try:
         out = np.empty((n, elements), dtype)

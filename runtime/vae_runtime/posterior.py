@@ -125,8 +125,8 @@ class Posterior:
         given = (drawn.seed, drawn.start) if seed is None and start in (0, drawn.start) else (seed, start)
         if given != (drawn.seed, drawn.start) or temperature != 1:
             raise InputError(
-                f"sample: seed {drawn.seed}, start {drawn.start} and temperature 1 are expected, with which encode() "
-                "drew the samples that other latents depend on; call sample() without arguments, or encode again"
+                f"sample: expected seed {drawn.seed}, start {drawn.start} and temperature 1, with which encode() drew "
+                "the samples that other latents depend on; call sample() without arguments, or encode again"
             )
         return drawn.seed, drawn.start
 
@@ -165,7 +165,7 @@ class Encoding:
         raise self._refusal("log_prob")
 
     def _refusal(self, what: str) -> InputError:
-        return InputError(f"{what}: a posterior distribution is expected, there is none: {self.reason}; take mode()")
+        return InputError(f"{what}: there is no posterior distribution: {self.reason}; take mode()")
 
 
 class Posteriors(Mapping[str, "Posterior | Encoding"]):

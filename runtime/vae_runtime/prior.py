@@ -260,7 +260,7 @@ def read_mixture(bundle: Bundle, latent: Latent) -> Mixture:
     """
     prior, elements = latent.prior, math.prod(latent.shape)
     if prior.file is None or prior.components is None:
-        raise InputError(f"{latent.name}: a prior with a file and components is expected, got {prior}")
+        raise InputError(f"{latent.name}: expected a prior with a file and components, got {prior}")
     count, place = prior.components, bundle.place(prior.file)
     factors = (count, elements) if prior.covariance == "diagonal" else (count, elements, elements)
     shapes = {"weights": (count,), "means": (count, elements), "factors": factors}
@@ -271,11 +271,13 @@ def read_mixture(bundle: Bundle, latent: Latent) -> Mixture:
     arrays = {name: stored[f"{latent.name}/{name}"] for name in shapes}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise BundleError(f"{place}: {latent.name}/{name}: finite numbers are expected; export the bundle again")
+            raise BundleError(
+                f"{place}: {latent.name}/{name}: expected finite numbers, got NaN or infinity; export the bundle again"
+            )
     weights = arrays["weights"]
     if weights.min() < 0 or abs(weights.sum() - 1) > _ROUNDING:
         raise BundleError(
-            f"{place}: {latent.name}/weights: numbers of at least 0 that add up to 1 are expected, got the least "
+            f"{place}: {latent.name}/weights: expected numbers of at least 0 that add up to 1, got the min "
             f"{weights.min():g} and the sum {weights.sum():g}; export the bundle again"
         )
     return Mixture(weights, arrays["means"], arrays["factors"])

@@ -439,7 +439,7 @@ def test_too_many_samples_for_the_memory(refuses, digits):
 
 def test_wrong_observations(refuses, folder, digits, pictures):
     wrong = {
-        "whole": (pictures.astype(np.int64), r"x: float32 \[n, 1, 8, 8\] is expected, got dtype int64"),
+        "whole": (pictures.astype(np.int64), r"x: expected float32 \[n, 1, 8, 8\], got dtype int64"),
         "flat": (pictures.reshape(5, 64), r"got \[5, 64\]"),
         "none": (pictures[:0], "at least one row"),
         "nan": (
@@ -453,7 +453,7 @@ def test_wrong_observations(refuses, folder, digits, pictures):
     refuses("reconstruct", digits, "nan.npy", "--out", "r.npy", match=wrong["nan"][1])
     np.save(folder / "one.npy", pictures[:1])
     refuses("interpolate", digits, "--inputs", "one.npy", "--out", "r.npy", match="expected two observations, got")
-    refuses("decode", digits, "x.npy", "--out", "r.npy", match=r"z: float32 \[n, 8\] is expected, got \[5, 1, 8, 8\]")
+    refuses("decode", digits, "x.npy", "--out", "r.npy", match=r"z: expected float32 \[n, 8\], got \[5, 1, 8, 8\]")
 
 
 def header(text):

@@ -208,7 +208,7 @@ def test_wrong_arguments_are_refused(vae, arguments, match):
 
 
 def test_wrong_observations_are_refused(vae):
-    with pytest.raises(InputError, match=r"x: float32 \[n, 1, 8, 8\] is expected, got dtype uint8"):
+    with pytest.raises(InputError, match=r"x: expected float32 \[n, 1, 8, 8\], got dtype uint8"):
         vae.score(np.zeros((2, 1, 8, 8), np.uint8))
 
 

@@ -178,7 +178,7 @@ def test_a_wrong_row_is_named_with_its_file(digits, tmp_path, x, workers, capsys
                "--shard-size", "128", "--workers", str(workers), "--out", str(tmp_path / "s")]  # fmt: skip
     assert main(command) == 1
     said = capsys.readouterr().err
-    assert f"error: {tmp_path / 'x.npy'}: row 200: x[0, 0, 3, 4]: values from 0 to 1 are expected, got 7" in said
+    assert f"error: {tmp_path / 'x.npy'}: row 200: x[0, 0, 3, 4]: expected values from 0 to 1, got 7" in said
     assert "Traceback" not in said
     assert "shard-00000001.npy" not in content(tmp_path / "s")
     # Rows beyond n are not looked at.
@@ -188,7 +188,7 @@ def test_a_wrong_row_is_named_with_its_file(digits, tmp_path, x, workers, capsys
 @pytest.mark.parametrize(
     ("rows", "arguments", "words"),
     [
-        (np.zeros((5, 1, 8, 8), np.int64), {}, r"row 0: x: float32 .* is expected, got dtype int64"),
+        (np.zeros((5, 1, 8, 8), np.int64), {}, r"row 0: x: expected float32 .*, got dtype int64"),
         (np.zeros((5, 1, 9, 8), np.float32), {}, r"row 0: x: .* is expected"),
         (np.zeros((0, 1, 8, 8), np.float32), {}, "expected an .npy file of rows: it has no rows"),
         (np.float32(1), {}, "expected an .npy file of rows: it has no rows"),

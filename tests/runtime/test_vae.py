@@ -147,7 +147,7 @@ def test_a_wrong_temperature_is_refused(vae, wrong):
         lambda: vae.sample(1, temperature=wrong),
         lambda: posterior.sample(temperature=wrong),
     ):
-        with pytest.raises(InputError, match="temperature: a number from 0 to"):
+        with pytest.raises(InputError, match="temperature: expected a number from 0 to"):
             draw()
 
 
@@ -419,7 +419,7 @@ def test_floats_beyond_float32_are_refused_with_the_place(vae, small, number):
     with pytest.raises(InputError, match=r"x\[0, 1\]: expected numbers within float32's range"):
         small.encode([[0.0, number, 0.0]])
     z[1, 2] = np.inf
-    with pytest.raises(InputError, match=r"z\[1, 2\]: finite values are expected, got inf"):
+    with pytest.raises(InputError, match=r"z\[1, 2\]: expected finite values, got inf"):
         vae.decode(z)
     z[1, 2] = 3.4e38
     vae.decode(z)
@@ -428,7 +428,7 @@ def test_floats_beyond_float32_are_refused_with_the_place(vae, small, number):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (GOOD.astype(np.int64), r"x: float32 \[n, 1, 8, 8\] is expected, got dtype int64; convert with .astype"),
+        (GOOD.astype(np.int64), r"x: expected float32 \[n, 1, 8, 8\], got dtype int64; convert with .astype"),
         (GOOD.astype(np.uint8), r"got dtype uint8; convert with .astype\('float32'\) \(scaled to 0 … 1\)"),
         (GOOD.astype(complex), "got dtype complex128"),
         (GOOD.astype(object), "got dtype object"),
@@ -441,10 +441,10 @@ def test_floats_beyond_float32_are_refused_with_the_place(vae, small, number):
         (GOOD.reshape(2, 64), r"got \[2, 64\]"),
         (GOOD[:, :, :7], r"got \[2, 1, 7, 8\]"),
         (GOOD[None], r"got \[1, 2, 1, 8, 8\]"),
-        (GOOD[:0], r"x: at least one row is expected, got \[0, 1, 8, 8\]"),
+        (GOOD[:0], r"x: expected at least one row, got \[0, 1, 8, 8\]"),
         (np.float32(1), r"got \[\]"),
-        (spoiled((1, 0, 3, 4), np.nan), r"x\[1, 0, 3, 4\]: values from 0 to 1 are expected, got nan"),
-        (spoiled((0, 0, 0, 7), np.inf), r"x\[0, 0, 0, 7\]: values from 0 to 1 are expected, got inf"),
+        (spoiled((1, 0, 3, 4), np.nan), r"x\[1, 0, 3, 4\]: expected values from 0 to 1, got nan"),
+        (spoiled((0, 0, 0, 7), np.inf), r"x\[0, 0, 0, 7\]: expected values from 0 to 1, got inf"),
         (spoiled((0, 0, 7, 0), -np.inf), r"x\[0, 0, 7, 0\]: .* got -inf"),
         (spoiled((1, 0, 7, 7), 1.01), r"x\[1, 0, 7, 7\]: .* got 1.01; scale or clean the data"),
         (spoiled((0, 0, 0, 0), -0.01), r"x\[0, 0, 0, 0\]: .* got -0.01"),
@@ -461,13 +461,13 @@ def test_wrong_observations_are_refused_with_the_place(vae, x, message):
     [
         (
             np.zeros((2, 8), np.int64),
-            r"z: float32 \[n, 8\] is expected, got dtype int64; convert with .astype\('float32'\)$",
+            r"z: expected float32 \[n, 8\], got dtype int64; convert with .astype\('float32'\)$",
         ),
         (np.zeros(8, np.float32), r"got \[8\]; add the batch axis: z\[None\]"),
         (np.zeros((2, 7), np.float32), r"got \[2, 7\]"),
-        (np.zeros((0, 8), np.float32), r"z: at least one row is expected"),
-        (np.float32([[0] * 8, [0, 0, np.nan, 0, 0, 0, 0, 0]]), r"z\[1, 2\]: finite values are expected, got nan"),
-        (np.float32([[np.inf] + [0] * 7]), r"z\[0, 0\]: finite values are expected, got inf"),
+        (np.zeros((0, 8), np.float32), r"z: expected at least one row"),
+        (np.float32([[0] * 8, [0, 0, np.nan, 0, 0, 0, 0, 0]]), r"z\[1, 2\]: expected finite values, got nan"),
+        (np.float32([[np.inf] + [0] * 7]), r"z\[0, 0\]: expected finite values, got inf"),
     ],
 )
 def test_wrong_latents_are_refused_with_the_place(vae, z, message):

@@ -21,8 +21,8 @@ from .models import COMPARED, MODELS
 from .runs import ROOT, Run, say
 
 MODELS_OF_GENERATION = ("mlp", "mnist", "tiny")
-# Each takes a minute.
-MOST_OF_GENERATION = 5
+# A round takes a minute.
+MAX_ROUNDS_OF_GENERATION = 5
 PARTS = ("comparison", "generation")
 
 
@@ -42,7 +42,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _generate(run: Run) -> None:
-    """Samples to files, by processes of this machine and by Ray."""
+    """Time the generation of samples to files, by processes of this machine and by Ray."""
     models = [name for name in run.options.models if name in MODELS_OF_GENERATION]
     if not models:
         return
@@ -53,7 +53,7 @@ def _generate(run: Run) -> None:
         except (VaeError, OSError) as error:
             run.skip("ray", str(error), work="samples to files")
     bundles = {name: run.data / name / "bundle" for name in models}
-    rounds = 1 if run.options.quick else min(run.options.rounds, MOST_OF_GENERATION)
+    rounds = 1 if run.options.quick else min(run.options.rounds, MAX_ROUNDS_OF_GENERATION)
     python = environments.python_of("runtime", here=run.options.quick)
     run.found["generation"] = generation.measure(
         bundles, rounds, python, ray, run.environment(1), say, quick=run.options.quick
@@ -65,7 +65,7 @@ def _names(what: str, known: Sequence[str]) -> Any:
         names = text.split(",")
         for name in names:
             if name not in known:
-                raise InputError(f"{what}: of {', '.join(known)} is expected, got {name!r}")
+                raise InputError(f"{what}: expected some of {', '.join(known)}, got {name!r}")
         return names
 
     return argument(read)
@@ -74,16 +74,16 @@ def _names(what: str, known: Sequence[str]) -> Any:
 def _threads(text: str) -> list[int]:
     counts = [int(part) for part in text.split(",") if part.isdigit()]
     if not counts or any(count not in (1, 2) for count in counts):
-        raise InputError(f"threads: 1, 2 or 1,2 is expected, got {text!r}")
+        raise InputError(f"threads: expected 1, 2 or 1,2, got {text!r}")
     return counts
 
 
-def _least(name: str, low: float, kind: type) -> Any:
+def _at_least(name: str, low: float, kind: type) -> Any:
     def read(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
-            raise InputError(f"{name}: a number is expected, got {text!r}") from None
+            raise InputError(f"{name}: expected a number, got {text!r}") from None
         return require_number(name, value, low, 1e6) if kind is float else require_integer(name, value, int(low), 10**6)
 
     return argument(read)
@@ -108,10 +108,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--threads", type=argument(_threads), default=[1, 2], help="1, 2 or 1,2 (default)")
     options.add_argument("--mnist", help="the folder with MNIST's IDX files; without it scikit-learn's digits stand in")
     options.add_argument(
-        "--minutes", type=_least("minutes", 0, float), default=7.0, help="go on with rounds for so long (default 7)"
+        "--minutes", type=_at_least("minutes", 0, float), default=7.0, help="go on with rounds for so long (default 7)"
     )
     options.add_argument(
-        "--rounds", type=_least("rounds", 1, int), default=5, help="rounds of everything, at least (default 5)"
+        "--rounds", type=_at_least("rounds", 1, int), default=5, help="rounds of everything, at least (default 5)"
     )
     options.add_argument("--quick", action="store_true", help="three short rounds, to try the program")
     options.add_argument("--data", default=ROOT / "out" / "bench", help="where models are kept (default out/bench)")
@@ -130,21 +130,21 @@ def _run(options: argparse.Namespace) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise VaeError(f"{out}: cannot be made: {error_line(error)}; choose another place") from error
-    found = measure(options)
+    results = measure(options)
     if len(options.parts) < len(PARTS) and figures.is_file():
         before = json.loads(figures.read_text(encoding="utf-8"))
-        found = (
-            {**before, "generation": found["generation"]}
+        results = (
+            {**before, "generation": results["generation"]}
             if "generation" in options.parts
-            else {**found, "generation": before.get("generation", [])}
+            else {**results, "generation": before.get("generation", [])}
         )
-    write_atomic(figures, report.dumped(found).encode())
-    report.write(found, out)
+    write_atomic(figures, report.dumped(results).encode())
+    report.write(results, out)
     say(f"{out / report.PAGE}: written")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status."""
+    """Run the command line, and return the exit status."""
     return run(parser, argv)
 
 

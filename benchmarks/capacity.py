@@ -1,4 +1,4 @@
-"""What a machine gives beside the comparison: cold starts, two workers at once, and the limits of its hardware."""
+"""Measure cold starts, two workers at once, and the limits of the hardware."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vae_runtime.errors import VaeError
 from .machine import rounded
 from .models import MODELS, write_limits
 from .runs import ROOT, Run
-from .worker import LEAST_PSNR
+from .worker import MIN_PSNR
 
 __all__ = ["BUSY_LOOPS", "cold", "limits", "not_comparable", "workers"]
 
@@ -28,7 +28,7 @@ BUSY_LOOPS = 4
 
 
 def cold(run: Run) -> None:
-    """From process start to the first sample, each contender in turn."""
+    """Time each contender in turn from process start to the first sample."""
     model = next((name for name in run.found["models"] if name in ("mlp", "tiny")), None)
     if model is None:
         return
@@ -64,10 +64,10 @@ def _first(run: Run, name: str, folder: str, latent: tuple[int, ...]) -> dict[st
             wall = time.monotonic() - begin
             if not answered:
                 raise subprocess.TimeoutExpired(name, 120)
-            said = process.communicate(timeout=120)[1].decode(errors="replace").strip().splitlines()
+            lines = process.communicate(timeout=120)[1].decode(errors="replace").strip().splitlines()
             if not mark or process.returncode:
                 raise VaeError(
-                    re.sub(r"^[\w.]+: ", "", said[-1])[:300] if said else f"exit status {process.returncode}"
+                    re.sub(r"^[\w.]+: ", "", lines[-1])[:300] if lines else f"exit status {process.returncode}"
                 )
             return {"wall": rounded(wall), **json.loads(os.read(ready, 4096))}
         except subprocess.TimeoutExpired:
@@ -78,7 +78,7 @@ def _first(run: Run, name: str, folder: str, latent: tuple[int, ...]) -> dict[st
 
 
 def workers(run: Run) -> None:
-    """Two workers of one thread, one of two and one of one, with idle and with busy processors."""
+    """Time two workers of one thread, one of two threads and one of one, on idle and on busy processors."""
     pair = "ours-fp32"
     if (pair, 1) not in run.processes or (pair, 2) not in run.processes:
         run.skip(pair, "it takes a process with one thread and one with two", work="two workers")
@@ -121,7 +121,7 @@ def workers(run: Run) -> None:
 
 
 def limits(run: Run) -> None:
-    """What the machine could do: matrix products and reading memory, the best of several measurements."""
+    """Measure matrix products and reading memory, the best of several measurements: what the machine can do."""
     if "naive" not in run.pythons:
         return
     folder = run.data / "limits"
@@ -146,7 +146,7 @@ def limits(run: Run) -> None:
 
 @contextlib.contextmanager
 def _busy(loops: int) -> Iterator[None]:
-    """Keep the processors busy with so many endless loops."""
+    """Keep the processors busy with a number of endless loops."""
     running = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(loops)]
     try:
         if running:
@@ -162,4 +162,4 @@ def not_comparable(parity: Mapping[str, Any], exact: bool) -> str:
     """Return why a contender whose answers were compared cannot be timed."""
     if exact:
         return f"not comparable: its numbers differ from PyTorch's by {parity['difference']:.2g}"
-    return f"not comparable: PSNR {parity['psnr'] or 0:.1f} dB against PyTorch, {LEAST_PSNR:g} dB are expected"
+    return f"not comparable: expected a PSNR of {MIN_PSNR:g} dB against PyTorch, got {parity['psnr'] or 0:.1f} dB"

@@ -1,4 +1,4 @@
-"""Every contender on every model: held against PyTorch, then timed in turns."""
+"""Compare every contender on every model: check its answers against PyTorch's, then time it in turns."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["Cell", "compare", "prepare", "rounds"]
 
 # Latents drawn at once where the rate of noise is measured: 4 million numbers.
 NOISE_ROWS = 2**18
-# Work that takes all contenders together longer than so many seconds is measured in so many rounds, the rest in all.
+# Work that takes all contenders together longer than LONG seconds is measured in fewer rounds.
 LONG, ROUNDS_OF_LONG = 2.0, 3
 # Share of the machine's memory that is left to others: work that would take it is left out.
 KEPT_FREE = 0.2
 
 
 class Cell(NamedTuple):
-    """Work that all contenders do in turn."""
+    """One piece of work that all contenders do in turn."""
 
     model: str
     threads: int
@@ -36,10 +36,10 @@ class Cell(NamedTuple):
 
 
 def compare(run: Run) -> None:
-    """Every contender on every model."""
+    """Compare every contender on every model, after cold starts and limits, and before several workers."""
     run.make_environments()
     try:
-        # Before the others are there: nothing else of ours is in the machine's memory.
+        # First, while no other process of ours takes memory.
         cold(run)
         limits(run)
         for threads in run.options.threads:
@@ -63,7 +63,7 @@ def compare(run: Run) -> None:
 
 
 def all_cells(run: Run) -> list[Cell]:
-    """All that is to be measured, whoever can."""
+    """Return everything to measure, whichever contenders can."""
     listed = []
     for name in run.found["models"]:
         model = MODELS[name]
@@ -77,7 +77,7 @@ def all_cells(run: Run) -> list[Cell]:
 
 
 def prepare(run: Run, cells: Sequence[Cell]) -> dict[Cell, list[str]]:
-    """Hold every contender against PyTorch; those that pass, by the work that they may be measured on.
+    """Check every contender against PyTorch, and return those that pass, by the work that they are timed on.
 
     The cells are of one model and number of threads.
     """
@@ -108,7 +108,7 @@ def _passes(run: Run, name: str, cell: Cell) -> bool:
     where = {"model": cell.model, "work": cell.work, "batch": cell.batch, "threads": cell.threads}
     free = available_memory()
     if free < KEPT_FREE:
-        text = f"{free:.0%} of the machine's memory are free, {KEPT_FREE:.0%} are left to others"
+        text = f"{free:.0%} of the machine's memory is free, {KEPT_FREE:.0%} is left to others"
         run.skip(name, text, **where)
         return False
     process, folder = run.processes[name, cell.threads], str(run.data / cell.model)
@@ -126,7 +126,7 @@ def _passes(run: Run, name: str, cell: Cell) -> bool:
 
 
 def close(run: Run, model: str, threads: int) -> None:
-    """Let all contenders give back what they hold of a model."""
+    """Let all contenders free the memory of a model."""
     for (name, count), process in list(run.processes.items()):
         if count == threads:
             try:
@@ -136,7 +136,7 @@ def close(run: Run, model: str, threads: int) -> None:
 
 
 def rounds(run: Run, fit: Mapping[Cell, list[str]], minutes: float = 0) -> None:
-    """Measure all cells so many times, the long ones less often, the others again while there is time."""
+    """Measure all cells for the rounds asked for, long ones less often, and go on while there is time."""
     end = time.monotonic() + 60 * minutes
     costs: dict[Cell, float] = {}
     number = 0

@@ -1,4 +1,4 @@
-"""What a contender is: one way to run a VAE, which opens graphs; the work on them is the same for all."""
+"""A contender: one way to run a VAE. It opens graphs; the work on them is the same for all contenders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIRST_SEED = 10**15 + 1
 
 
 class Unavailable(Exception):
-    """A contender cannot do what it is asked for here; the message is the reason that the report prints."""
+    """A contender cannot do the work here; the report prints the message as the reason."""
 
 
 class Contender:
@@ -33,18 +33,18 @@ class Contender:
     name = ""
     title = ""
     environment = "dev"
-    """Where it runs, and where its graphs are converted, of environments.REQUIREMENTS."""
+    """The environment that it runs in, one of environments.REQUIREMENTS."""
     converter = ""
     exact = True
-    """Whether its numbers are to be PyTorch's within the tolerance of float32; otherwise their PSNR counts."""
+    """Whether its numbers must be PyTorch's within the tolerance of float32; otherwise their PSNR counts."""
     packages: tuple[str, ...] = ()
-    """What has to be installed to run it."""
+    """The packages that it needs to run."""
     given = ""
     fixed = False
-    """Whether a graph takes one batch size only."""
+    """Whether a graph takes only one batch size."""
     precision = "f32"
     decodes_only = False
-    """Whether all it is given is a decoder."""
+    """Whether it is given a decoder only."""
 
     def __init__(self, folder: str, threads: int, latent: tuple[int, ...]) -> None:
         """Prepare nothing yet.
@@ -67,7 +67,7 @@ class Contender:
         """Settings of the process, before any graph is opened."""
 
     def check(self) -> None:
-        """Raise Unavailable if there is nothing for this contender in the model's folder."""
+        """Raise Unavailable if the model's folder has no graphs for this contender."""
 
     def open(self, component: str, batch: int) -> Run:
         """A function from the component's input to its outputs: encoder → (mu, logvar), decoder → (mean,)."""
@@ -78,7 +78,7 @@ class Contender:
         return os.path.join(self.folder, file)
 
     def function(self, component: str, batch: int) -> Run:
-        """What `open` gives, kept."""
+        """Return the function of `open`, opened once."""
         key = (component, batch if self.fixed else 0)
         if key not in self._opened:
             self._opened[key] = self.open(component, batch)

@@ -1,4 +1,4 @@
-"""The ways to run a VAE that are compared. Each takes numpy arrays and returns numpy arrays.
+"""The contenders: ways to run a VAE. Each takes numpy arrays and returns numpy arrays.
 
 This file runs in every contender's own environment, so it imports nothing but numpy before a contender is asked for;
 and in the measurement of cold starts, where each further import would count against all of them.
@@ -245,7 +245,7 @@ class OpenVino(Contender):
         )
         got = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if got != self.precision:
-            raise Unavailable(f"OpenVINO runs in {got} here, {self.precision} was asked for")
+            raise Unavailable(f"OpenVINO runs in {got} here, expected {self.precision}")
         request = compiled.create_infer_request()
         entry = request.get_input_tensor().data
         outputs = [request.get_output_tensor(index).data for index in range(len(compiled.outputs))]
@@ -319,14 +319,14 @@ class OpenVinoInt8Rewritten(OpenVinoInt8):
 
 
 def _is_rewritten(folder: str) -> bool:
-    """Whether the exporter rewrites a model's decoder: what it rewrites are nearest-neighbour resizes."""
+    """Return whether the exporter rewrites a model's decoder: it rewrites nearest-neighbor resizes."""
     with open(os.path.join(folder, "decoder.onnx"), "rb") as file:
         return b"Resize" in file.read()
 
 
 def _require_rewritten(contender: Contender) -> None:
     if not _is_rewritten(contender.folder):
-        raise Unavailable("the exporter rewrites nothing of this decoder")
+        raise Unavailable("the exporter does not rewrite this decoder")
 
 
 def _quantize(folder: str, component: str, source: str, target: str) -> None:
@@ -413,7 +413,7 @@ class ExecuTorch(Contender):
         portable_lib._unsafe_reset_threadpool(self.threads)
         got = portable_lib._threadpool_get_thread_count()
         if got != self.threads:
-            raise Unavailable(f"ExecuTorch uses {got} threads, {self.threads} were asked for")
+            raise Unavailable(f"ExecuTorch uses {got} threads, expected {self.threads}")
 
     def open(self, component: str, batch: int) -> Run:
         import torch
@@ -466,7 +466,7 @@ def first(name: str, folder: str, latent: tuple[int, ...], ready: int) -> None:
     contender.setup()
     sample = contender.work("sample", 1, None, None)()
     if sample.shape[0] != 1:
-        raise Unavailable(f"one sample is expected, got an array {list(sample.shape)}")
+        raise Unavailable(f"expected one sample, got an array {list(sample.shape)}")
     os.write(ready, b"1")
     import json
     import resource

@@ -4,8 +4,8 @@
 
 needs PyTorch with CUDA and onnxruntime-gpu in one environment, and the models that `make bench` has made. It prints a
 table in Markdown and writes the figures beside it as JSON; without a GPU it says so and measures nothing. Each way
-samples on the device and leaves the result there; every answer is held against float32 PyTorch on the CPU before it is
-timed.
+samples on the device and leaves the result there; every answer is compared with float32 PyTorch's on the CPU before it
+is timed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Way = Callable[[int], Any]
 
 
 class Torch:
-    """PyTorch on a device, eager or compiled; noise from its own generator there."""
+    """PyTorch on a device, eager or compiled, with noise from its own generator there."""
 
     def __init__(self, folder: Path, device: str, precision: str, latent: tuple[int, ...]) -> None:
         import torch
@@ -69,7 +69,7 @@ class Torch:
         return {"torch.compile" if compiled else "PyTorch eager": sample}
 
     def decode(self, z: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """The mean for latents, through the device."""
+        """Return the mean for latents, computed on the device."""
         with self._torch.inference_mode():
             given = self._torch.from_numpy(z).to(self._device, self._dtype)
             found: np.ndarray[Any, Any] = self._pure.decode(given).float().cpu().numpy()
@@ -77,10 +77,10 @@ class Torch:
 
 
 def measure(data: Path, names: Sequence[str], device: str, batches: Sequence[int], rounds: int) -> dict[str, Any]:
-    """All ways on all models, in turn, in random order.
+    """Time all ways on all models, in turns of random order.
 
     Raises:
-        DeviceError: there is no such device, for PyTorch or for ONNX Runtime.
+        DeviceError: the device is unavailable, to PyTorch or to ONNX Runtime.
         VaeError: an answer is not PyTorch's.
     """
     import torch
@@ -141,7 +141,7 @@ def _time(way: Way, batch: int, device: str) -> float:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures as Markdown: samples a second of this runtime, and the others beside it."""
+    """Return the figures as Markdown: samples a second of this runtime, and how the others compare."""
     lines = [
         f"{found['device']}, PyTorch {found['torch']}",
         "",
@@ -181,7 +181,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status."""
+    """Run the command line, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda", description=__doc__.splitlines()[0])
     parser.set_defaults(command=_run)
     parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=[m for m in COMPARED if m != "kl"])

@@ -34,14 +34,14 @@ class EnvironmentFailure(VaeError):
 
 
 def python_of(name: str, *, here: bool = False) -> Path:
-    """The interpreter of an environment, which is made if it is not there.
+    """Return the interpreter of an environment, and make the environment if it does not exist.
 
     Args:
         name: of REQUIREMENTS; "dev" is the environment that runs the benchmark.
         here: take the running interpreter for "runtime" too.
 
     Raises:
-        EnvironmentFailure: pip failed, with the last of what it said.
+        EnvironmentFailure: pip failed; the message has its last line.
     """
     if name == "dev" or (here and name == "runtime"):
         return Path(sys.executable)
@@ -76,24 +76,24 @@ def _constraints(name: str) -> str:
 
 
 def site_packages(python: Path) -> Path:
-    """Where an interpreter's packages are."""
+    """Return the folder of an interpreter's packages."""
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     return Path(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip())
 
 
 def installed(site: Path, roots: Sequence[str]) -> dict[str, tuple[str, int]]:
-    """What some distributions need to be installed: version and bytes on the disk by the name of each distribution.
+    """Return the version and the bytes on the disk of distributions and all that they require, by name.
 
     Their requirements are followed, optional extras are not; distributions that are missing are left out.
     """
-    there = {_plain(each.name): each for each in metadata.distributions(path=[str(site)])}
+    available = {_plain(each.name): each for each in metadata.distributions(path=[str(site)])}
     found: dict[str, tuple[str, int]] = {}
     waiting = [_plain(root) for root in roots]
     while waiting:
         name = waiting.pop()
-        if name in found or name not in there:
+        if name in found or name not in available:
             continue
-        distribution = there[name]
+        distribution = available[name]
         files = [Path(str(file.locate())) for file in distribution.files or []]
         found[name] = (distribution.version, sum(file.stat().st_size for file in files if file.is_file()))
         for text in distribution.requires or []:

@@ -24,7 +24,7 @@ def shown(figure: Quartiles | None) -> str:
 
 
 class Results:
-    """The rounds of one run, by what was done."""
+    """The rounds of one run, by model, threads, work and batch size."""
 
     def __init__(self, found: Found) -> None:
         self._seconds: dict[tuple[str, int, str, int], list[Mapping[str, float]]] = {}
@@ -33,26 +33,26 @@ class Results:
             self._seconds.setdefault(key, []).append(entry["seconds"])
 
     def rounds(self) -> Iterable[Sequence[Mapping[str, float]]]:
-        """The measurements of each piece of work."""
+        """Return the measurements of each piece of work."""
         return self._seconds.values()
 
     def batches(self, model: str, threads: int, work: str) -> list[int]:
-        """The batch sizes that a work was measured at."""
+        """Return the batch sizes of a measured piece of work."""
         return sorted(batch for m, t, w, batch in self._seconds if (m, t, w) == (model, threads, work))
 
     def seconds(self, model: str, threads: int, work: str, batch: int, name: str) -> Quartiles | None:
-        """One call's time."""
+        """Return the time of one call."""
         rounds = self._seconds.get((model, threads, work, batch), [])
         return quartiles(each[name] for each in rounds if name in each)
 
     def ratio(self, model: str, threads: int, work: str, batch: int, name: str, to: str = NAIVE) -> Quartiles | None:
-        """How many times as fast as another contender, within each round."""
+        """Return how many times as fast as another contender one is, within each round."""
         rounds = self._seconds.get((model, threads, work, batch), [])
         return quartiles(each[to] / each[name] for each in rounds if name in each and to in each)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], nothing: str = NOTHING) -> str:
-    """A Markdown table, or a sentence where there is nothing to show."""
+    """Return a Markdown table, or a sentence where there are no rows."""
     body = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
     return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *body]) if body else nothing
 

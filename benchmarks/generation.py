@@ -34,7 +34,7 @@ def measure(
     models: Mapping[str, Path], rounds: int, python: Path, ray: Path | None, environment: Mapping[str, str],
     say: Callable[[str], object], *, quick: bool = False,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Take turns on each model's bundle; what each found.
+    """Take turns on each model's bundle, and return their figures.
 
     Args:
         models: the folder of each bundle.
@@ -42,11 +42,11 @@ def measure(
         python: with vae-runtime and ONNX Runtime.
         ray: with Ray beside them; None leaves it out.
         environment: variables of the processes.
-        say: told what goes on.
+        say: called with each step.
         quick: a few samples only.
 
     Raises:
-        VaeError: a turn failed; the last it said.
+        VaeError: a turn failed; the message has its last line.
     """
     chance, found = random.Random(1), []
     with tempfile.TemporaryDirectory(prefix="generation-") as scratch:
@@ -87,7 +87,7 @@ def _turn(python: Path, order: Mapping[str, Any], environment: Mapping[str, str]
 
 
 def decode(order: Mapping[str, Any]) -> dict[str, Any]:
-    """So many workers that decode the same latents over and over, and throw away what comes of it."""
+    """Time workers that decode the same latents again and again, and drop the results."""
     context = multiprocessing.get_context("spawn")
     ready, go = context.Barrier(order["workers"] + 1), context.Barrier(order["workers"] + 1)
     each = order["n"] // order["workers"] // BATCH
@@ -153,12 +153,12 @@ def files(order: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def ray(order: Mapping[str, Any]) -> dict[str, Any]:
-    """The same, shards being made by Ray on a cluster of this machine alone, started for it."""
+    """Time the same with Ray, on a cluster of this machine alone, started for it."""
     return files(order, executor="ray")
 
 
 def start(order: Mapping[str, Any]) -> dict[str, Any]:
-    """The command from its start to its end, for a batch of samples by each of two workers."""
+    """Time the whole command, for a batch of samples by each of two workers."""
     command = [sys.executable, "-m", "vae_runtime", "generate", order["bundle"], "-n", str(2 * BATCH), "--seed", "7",
                "--workers", "2", "--dtype", "uint8", "--shard-size", str(BATCH), "--out", order["out"]]  # fmt: skip
     began = time.perf_counter()
@@ -167,7 +167,7 @@ def start(order: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def disk(order: Mapping[str, Any]) -> dict[str, Any]:
-    """What the disk takes: bytes a second, written and synced in one piece."""
+    """Time the disk: bytes a second, written and synced in one piece."""
     content = random.Random(0).randbytes(2**20)
     path = order["out"] + ".bin"
     began = time.perf_counter()

@@ -12,7 +12,7 @@ __all__ = ["available_memory", "machine", "rounded", "share", "stolen"]
 
 
 def machine() -> dict[str, Any]:
-    """What the measurements were taken on."""
+    """Return what the measurements are taken on."""
     about: dict[str, Any] = {
         "system": platform.system(), "architecture": platform.machine(), "python": platform.python_version(),
         "processors": os.cpu_count(), "processor": platform.processor(), "flags": [],
@@ -30,7 +30,7 @@ def machine() -> dict[str, Any]:
 
 
 def available_memory() -> float:
-    """The share of the machine's memory that is free for new work; 1 where the system does not say."""
+    """Return the share of the machine's memory that is free for new work; 1 where the system does not say."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             fields = {line.split(":")[0]: int(line.split()[1]) for line in file}
@@ -40,7 +40,7 @@ def available_memory() -> float:
 
 
 def stolen() -> tuple[int, int]:
-    """Ticks that a hypervisor gave to others, and all ticks; zeros where the system does not say."""
+    """Return the ticks that a hypervisor gave to others, and all ticks; zeros where the system does not say."""
     try:
         with open("/proc/stat", encoding="ascii") as file:
             ticks = [int(each) for each in file.readline().split()[1:9]]
@@ -54,5 +54,5 @@ def share(before: tuple[int, int], after: tuple[int, int]) -> float:
 
 
 def rounded(value: float) -> float:
-    """Four digits: more would be noise, and the file is kept."""
+    """Return a value with four digits: more would be noise in the file of figures."""
     return float(f"{value:.4g}")

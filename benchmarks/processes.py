@@ -16,11 +16,11 @@ from vae_runtime.errors import VaeError, one_line
 
 
 class Died(VaeError):
-    """A process ended, gave up or did not answer in time; the message says which, and its last words."""
+    """A process ended, gave up or did not answer in time; the message says which, with its last line."""
 
 
 class Process:
-    """One worker. What it prints on stderr is kept for the reason why it ended."""
+    """One worker. Its stderr is kept, for the reason why it ended."""
 
     def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str], patience: float = 60):
         """Start it and wait until it is ready.
@@ -28,10 +28,10 @@ class Process:
         Raises:
             Died: it is not.
         """
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(
             command, cwd=folder, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._said, bufsize=0,
+            stderr=self._stderr, bufsize=0,
         )  # fmt: skip
         self._rest = b""
         try:
@@ -55,7 +55,7 @@ class Process:
             raise Died(self._last_words()) from None
 
     def answer(self, patience: float) -> dict[str, Any]:
-        """The answer to the order that was sent, within so many seconds.
+        """Return the answer to the order that was sent, within some seconds.
 
         Raises:
             Died: there is none.
@@ -76,7 +76,7 @@ class Process:
             answer: dict[str, Any] = json.loads(line)
         except ValueError:
             self._process.kill()
-            raise Died(f"a line of JSON is expected, got {one_line(line[:80].decode(errors='replace'))}") from None
+            raise Died(f"expected a line of JSON, got {one_line(line[:80].decode(errors='replace'))}") from None
         return answer
 
     def ask(self, patience: float = 600, **order: Any) -> dict[str, Any]:
@@ -99,12 +99,12 @@ class Process:
                 stream.close()
         self._process.kill()
         self._process.wait()
-        self._said.close()
+        self._stderr.close()
 
     def _last_words(self) -> str:
         status = self._process.wait()
-        self._said.seek(0, os.SEEK_END)
-        self._said.seek(max(0, self._said.tell() - 4000))
-        lines = self._said.read().decode(errors="replace").strip().splitlines() or ["nothing on stderr"]
+        self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, self._stderr.tell() - 4000))
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines() or ["nothing on stderr"]
         how = f"signal {-status}" if status < 0 else f"exit status {status}"
         return f"the process ended ({how}): {one_line(lines[-1])[:200]}"

@@ -1,4 +1,4 @@
-"""What was measured → the tables of docs/benchmarks.md and its pictures."""
+"""Write the tables and pictures of docs/benchmarks.md from the figures of a run."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from .targets import targets
 PAGE, FIGURES = "benchmarks.md", "results.json"
 ROOT = Path(__file__).parents[1]
 FRAME = ROOT / "docs" / PAGE
-# Below, a median and its quartiles say nothing.
-LEAST_ROUNDS = 3
+# With fewer, a median and its quartiles mean nothing.
+MIN_ROUNDS = 3
 
 
 def places(out: Path | None) -> tuple[Path, Path]:
@@ -51,7 +51,7 @@ def places(out: Path | None) -> tuple[Path, Path]:
 def write(found: Found, out: Path) -> None:
     """Write the page and its pictures.
 
-    The page that is there keeps all but what stands between the marks; where none is, this repository's is taken.
+    Only the parts of an existing page between the marks change; without a page, this repository's is the frame.
 
     Raises:
         InputError: the page lacks a mark.
@@ -69,20 +69,20 @@ def write(found: Found, out: Path) -> None:
 
 
 def filled(text: str, name: str, content: str) -> str:
-    """A page with the part between two marks replaced.
+    """Return a page with the part between two marks replaced.
 
     Raises:
-        InputError: it has no such marks.
+        InputError: the page lacks the marks.
     """
     begin, end = f"<!-- measured: {name} -->", f"<!-- end of measured: {name} -->"
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise InputError(f"{PAGE}: {begin} and then {end} are expected once each; put them back")
+        raise InputError(f"{PAGE}: expected {begin} and then {end}, once each; put them back")
     before, rest = text.split(begin)
     return f"{before}{begin}\n{content.strip()}\n{end}{rest.split(end)[1]}"
 
 
 def dumped(found: Found) -> str:
-    """The raw figures as JSON, one measurement a line: a difference between two runs can be read."""
+    """Return the raw figures as JSON, one measurement a line, so that two runs can be compared."""
     parts = []
     for key, value in found.items():
         if isinstance(value, list) and value:
@@ -97,7 +97,7 @@ def dumped(found: Found) -> str:
 
 
 def targets_section(found: Found) -> str:
-    """The table of what was to be reached."""
+    """Return the table of targets."""
     words = {True: "met", False: "**not met**", None: "–"}
     rows = []
     for line in targets(found):
@@ -114,7 +114,7 @@ def targets_section(found: Found) -> str:
 
 
 def run_section(found: Found) -> str:
-    """The machine, and how busy it was."""
+    """Return a table of the machine, and how busy it was."""
     about = found["machine"]
     loads = [entry["loadavg"][0] for entry in found["load"]]
     stolen = [entry["stolen"] for entry in found["load"]]
@@ -132,19 +132,19 @@ def run_section(found: Found) -> str:
     trial = ""
     if found["quick"]:
         trial = "**A quick run, to try the program: its figures mean nothing.**\n\n"
-    elif min((len(rounds) for rounds in Results(found).rounds()), default=0) < LEAST_ROUNDS:
-        trial = f"**A trial of less than {LEAST_ROUNDS} rounds: its figures are not to be relied on.**\n\n"
+    elif min((len(rounds) for rounds in Results(found).rounds()), default=0) < MIN_ROUNDS:
+        trial = f"**A trial of fewer than {MIN_ROUNDS} rounds: its figures are unreliable.**\n\n"
     return trial + table(("", ""), rows)
 
 
 def _rounds(found: Found) -> str:
-    """How often each piece of work was measured, least and most."""
+    """Return how often each piece of work was measured, at least and at most."""
     counts = [len(rounds) for rounds in Results(found).rounds()]
     return f"{min(counts)} – {max(counts)} of each piece of work" if counts else "none"
 
 
 def models_section(found: Found) -> str:
-    """What was compared."""
+    """Return tables of the models and their variants."""
     rows = []
     for about in found["models"].values():
         elbo = "–" if about["elbo"] is None else f"{about['elbo']:.1f} nats ({about['of']})"
@@ -179,7 +179,7 @@ def _figure(about: Mapping[str, Any], name: str, unit: str) -> str:
 
 
 def contenders_section(found: Found) -> str:
-    """Who took part, and what each was given."""
+    """Return a table of the contenders, and what each was given."""
     rows = []
     for about in found["contenders"].values():
         wanted = [name for name in about["packages"] if name in SHOWN]
@@ -195,7 +195,7 @@ SHOWN = ("torch", "onnxruntime", "openvino", "ai-edge-litert", "executorch", "nu
 
 
 def work_section(found: Found) -> str:
-    """For each model and work a table: contenders by number of threads and batch size."""
+    """Return a table for each model and work: contenders by number of threads and batch size."""
     results, parts = Results(found), []
     for model in found["models"]:
         for work in ("decode", "encode", "reconstruct", "sample"):
@@ -219,7 +219,7 @@ def work_section(found: Found) -> str:
 
 
 def sampling_section(found: Found) -> str:
-    """Where noise comes from, and what it costs."""
+    """Return tables of sampling and of noise alone."""
     results, rows = Results(found), []
     words = {"sample": "a fresh seed", "next": "consecutive", "stream": "one generator"}
     for model in found["models"]:
@@ -243,7 +243,7 @@ def sampling_section(found: Found) -> str:
 
 
 def start_section(found: Found) -> str:
-    """Cold start, memory and size of each contender."""
+    """Return a table of the cold start, memory and size of each contender."""
     rows = []
     for name, about in found["contenders"].items():
         taken = [entry["contenders"][name] for entry in found["cold"] if name in entry["contenders"]]
@@ -260,7 +260,7 @@ def start_section(found: Found) -> str:
 
 
 def workers_section(found: Found) -> str:
-    """One worker, two workers, one with two threads; idle and busy."""
+    """Return a table of one worker, two workers, and one with two threads; idle and busy."""
     rows = []
     for model, batch, loops in sorted({(e["model"], e["batch"], e["loops"]) for e in found["workers"]}):
         entries = [
@@ -281,7 +281,7 @@ def workers_section(found: Found) -> str:
 
 
 def generation_section(found: Found) -> str:
-    """Samples to files beside a loop that only decodes; where the time goes; what the disk takes."""
+    """Return tables of samples to files beside a loop that only decodes, of phases, and of starts."""
     rates, parts, starts = [], [], []
     for model in dict.fromkeys(turn["model"] for turn in found.get("generation", [])):
         title = title_of(found, model)
@@ -334,7 +334,7 @@ PHASES = ("noise", "decode", "convert", "write")
 
 
 def limits_section(found: Found) -> str:
-    """What the machine could do at best, and what share of it each decoder reaches."""
+    """Return tables of the machine's limits, and the share of them that each decoder reaches."""
     rates = {(e["threads"], e["work"], e["amount"]): e["per_second"] for e in found["limits"]}
     rows = [
         (f"{work}, {amount}×{amount}" if work != "read" else f"read {megabytes(4 * amount)}", str(threads),
@@ -348,7 +348,7 @@ def limits_section(found: Found) -> str:
         return text
     results, shares = Results(found), []
     for model, about in found["models"].items():
-        # Weights that a cache holds are read from there at every call but the first.
+        # Weights that fit into a cache are read from it at every call but the first.
         nearest = min(reads, key=lambda size: abs(np.log(size / about["decoder_bytes"])))
         for batch in results.batches(model, 1, "decode"):
             operations = batch * about["decode_flops"] / max(products)
@@ -365,7 +365,7 @@ def limits_section(found: Found) -> str:
 
 
 def skipped_section(found: Found) -> str:
-    """Who was left out of what, and why; reasons that differ in their figures alone are said once."""
+    """Return a table of who was left out of what, and why; reasons that differ only in figures appear once."""
     alike: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for entry in found["skipped"]:
         alike.setdefault((entry["contender"], re.sub(r"[0-9.]+", "0", entry["reason"])), []).append(entry)
@@ -374,7 +374,7 @@ def skipped_section(found: Found) -> str:
         reason, several = entries[0]["reason"], len({entry["reason"] for entry in entries}) > 1
         where = ", ".join(dict.fromkeys(map(_where, entries)))
         rows.append((name_of(found, name), where, f"{reason}; the others alike" if several else reason))
-    return table(("contender", "left out of", "reason"), rows, "Nobody was left out of anything.")
+    return table(("contender", "left out of", "reason"), rows, "No contender was left out.")
 
 
 def _where(entry: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from .contenders import CONTENDERS
 from .machine import machine
 from .models import build
 from .processes import Died, Process
-from .worker import LEAST_PSNR, TOLERANCE
+from .worker import MIN_PSNR, TOLERANCE
 
 __all__ = ["ROOT", "Run", "say"]
 
@@ -44,7 +44,7 @@ class Run:
             "quick": options.quick,
             "machine": machine(),
             "tolerance": TOLERANCE,
-            "min_psnr": LEAST_PSNR,
+            "min_psnr": MIN_PSNR,
             "slot": self.slot,
             "models": {},
             "contenders": {},
@@ -67,20 +67,20 @@ class Run:
             say(f"{contender} {place}: skipped: {entry['reason']}".replace(" :", ":"))
 
     def plain(self, text: str) -> str:
-        """Without the place of this checkout, which is nothing to the reader."""
+        """Return the text without the path of this checkout, which means nothing to the reader."""
         for folder in (str(self.data), str(ROOT), str(Path.home())):
             text = text.replace(folder + os.sep, "").replace(folder, "")
         return text
 
     def make_models(self) -> None:
-        """Train and export what is not there yet."""
+        """Train and export the models that are missing."""
         for name in self.options.models:
             try:
                 self.found["models"][name] = build(name, self.data / name, self.options.mnist)
             except VaeError as error:
                 raise VaeError(f"{name}: {error}") from error
         if not self.found["models"]:
-            raise InputError("models: at least one is expected, got none")
+            raise InputError("models: expected at least one, got none")
 
     def make_environments(self) -> None:
         """Install contenders, and let them convert the models."""
@@ -169,15 +169,15 @@ class Run:
 
     @staticmethod
     def _packages(python: Path, roots: Sequence[str]) -> dict[str, list[Any]]:
-        found = environments.installed(environments.site_packages(python), roots)
-        if "vae-runtime" in found:
+        packages = environments.installed(environments.site_packages(python), roots)
+        if "vae-runtime" in packages:
             # Installed in place, where its own list has no files.
             files = [path for path in (ROOT / "runtime" / "vae_runtime").glob("*") if path.is_file()]
-            found["vae-runtime"] = found["vae-runtime"][0], sum(path.stat().st_size for path in files)
-        return {name: list(about) for name, about in sorted(found.items())}
+            packages["vae-runtime"] = packages["vae-runtime"][0], sum(path.stat().st_size for path in files)
+        return {name: list(about) for name, about in sorted(packages.items())}
 
     def skipped(self, name: str, model: str) -> bool:
-        """Whether a contender has nothing to do with a model."""
+        """Return whether a contender was left out of a model."""
         return any(
             entry["contender"] == name and entry.get("model", model) == model and "work" not in entry
             for entry in self.found["skipped"]
@@ -192,7 +192,7 @@ class Run:
             self.drop(name, threads, str(error))
 
     def drop(self, name: str, threads: int, reason: str) -> None:
-        """Go on without a process that died."""
+        """Continue without a process that died."""
         process = self.processes.pop((name, threads), None)
         if process is not None:
             process.close()
@@ -200,5 +200,5 @@ class Run:
 
 
 def say(text: str) -> None:
-    """Tell how far the run is."""
+    """Print the progress of the run."""
     print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What was to be reached, and what a run measured of it."""
+"""The targets, and what a run measured of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Target", "targets"]
 
 
 class Target(NamedTuple):
-    """One line: a figure, and what it should at least be, or at most."""
+    """One target: a figure, and its lower or upper bound."""
 
     work: str
     figure: Quartiles | None
@@ -37,14 +37,14 @@ class Target(NamedTuple):
 
     @property
     def met(self) -> bool | None:
-        """Whether the median reaches the bound; None where there is no figure or no bound."""
+        """Whether the median reaches the bound; None without a figure or a bound."""
         if self.figure is None or self.bound is None:
             return None
         return self.figure.median <= self.bound if self.at_most else self.figure.median >= self.bound
 
 
 def targets(found: Found) -> list[Target]:
-    """Every line of what was to be reached, with what this run measured."""
+    """Return every target with the figure that this run measured."""
     results = Results(found)
     models = [name for name in found["models"] if results.batches(name, 1, "decode")]
 

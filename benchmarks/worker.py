@@ -1,4 +1,4 @@
-"""One contender in a process of its own: waits for a line of JSON on stdin, does what it says, answers with one.
+"""One contender in a process of its own: it answers each line of JSON on stdin with one.
 
     python -m benchmarks.worker CONTENDER THREADS
 
@@ -25,13 +25,13 @@ from .contenders import CONTENDERS
 # Largest difference from PyTorch's answer, relative to its largest value where that is above 1: float32 kernels add in
 # different orders, and a network of ten layers amplifies the last digit some hundred times.
 TOLERANCE = 1e-4
-# For forms of fewer bits: least peak signal-to-noise ratio, in dB, the peak being the range of PyTorch's answer.
-LEAST_PSNR = 30.0
+# For forms of fewer bits: the minimum peak signal-to-noise ratio in dB; the peak is the range of PyTorch's answer.
+MIN_PSNR = 30.0
 PSNR_ROWS = 64
 
 
 class Limits(Contender):
-    """The machine alone: how fast it multiplies matrices and reads memory."""
+    """The machine alone: it multiplies matrices and reads memory."""
 
     name = "limits"
     title = "the machine's limits"
@@ -114,12 +114,12 @@ class Worker:
             # held against PyTorch's.
             z = contender.draw(batch, FIRST_SEED)
             if z.shape != (batch, *contender.latent):
-                raise Unavailable(f"latents {[batch, *contender.latent]} are expected, got {list(z.shape)}")
+                raise Unavailable(f"expected latents {[batch, *contender.latent]}, got {list(z.shape)}")
             pairs = [(answers, contender.work("decode", batch, z, None)())]
         else:
             expected = arrays["z"].shape[1:] if work == "noise" else arrays["x"].shape[1:]
             if answers.shape != (batch, *expected) or not np.isfinite(answers).all():
-                raise Unavailable(f"finite numbers {[batch, *expected]} are expected, got {list(answers.shape)}")
+                raise Unavailable(f"expected finite numbers {[batch, *expected]}, got {list(answers.shape)}")
             return {"passed": True}
         return compared(pairs, contender.exact or work == "sample")
 
@@ -145,7 +145,7 @@ class Worker:
 
 
 def _pairs(work: str, answers: Any, arrays: dict[str, Any], row: int, batch: int) -> list[tuple[Any, Any]]:
-    """What was answered and what PyTorch answers, for each output."""
+    """Return the answer and PyTorch's answer, for each output."""
     names = {"decode": ("decoded",), "encode": ("mu", "logvar"), "reconstruct": ("back",)}[work]
     got = answers if work == "encode" else (answers,)
     return [(answer, arrays[name][row : row + batch]) for answer, name in zip(got, names, strict=True)]
@@ -156,13 +156,13 @@ def _by_output(chunks: list[list[tuple[Any, Any]]]) -> list[tuple[list[Any], lis
 
 
 def compared(pairs: list[tuple[Any, Any]], exact: bool) -> dict[str, Any]:
-    """How far answers are from those expected, and whether that is near enough."""
+    """Return how far answers are from those expected, and whether they pass."""
     worst = {"error": 0.0, "psnr": float("inf")}
     passed = True
     for got, expected in pairs:
         got = np.asarray(got)
         if got.shape != expected.shape or got.dtype != expected.dtype:
-            raise Unavailable(f"{expected.dtype} {list(expected.shape)} is expected, got {got.dtype} {list(got.shape)}")
+            raise Unavailable(f"expected {expected.dtype} {list(expected.shape)}, got {got.dtype} {list(got.shape)}")
         difference = np.abs(got.astype(np.float64) - expected)
         error = float(difference.max())
         mse = float((difference**2).mean())
@@ -171,7 +171,7 @@ def compared(pairs: list[tuple[Any, Any]], exact: bool) -> dict[str, Any]:
         if exact:
             passed &= error <= TOLERANCE * max(1.0, float(np.abs(expected).max()))
         else:
-            passed &= bool(psnr >= LEAST_PSNR)
+            passed &= bool(psnr >= MIN_PSNR)
         worst = {"error": max(worst["error"], error), "psnr": min(worst["psnr"], float(psnr))}
     # JSON has no infinity.
     psnr_or_none = worst["psnr"] if np.isfinite(worst["psnr"]) else None

@@ -236,7 +236,7 @@ def test_work_that_would_take_the_last_memory_is_left_out(bench, monkeypatch):
     monkeypatch.setattr(comparison, "available_memory", lambda: 0.1)
     assert comparison.prepare(bench, [cell]) == {}
     (entry,) = bench.found["skipped"]
-    assert entry["reason"] == "10% of the machine's memory are free, 20% are left to others"
+    assert entry["reason"] == "10% of the machine's memory is free, 20% is left to others"
     monkeypatch.setattr(comparison, "available_memory", lambda: 0.3)
     assert comparison.prepare(bench, [cell]) == {cell: ["naive"]}
 
@@ -256,7 +256,7 @@ def test_a_model_that_is_closed_is_held_no_longer(data):
     ("code", "reason"),
     [
         ("raise SystemExit('no such thing')", "exit status 1.*no such thing"),
-        ("print('hello', flush=True); input()", "a line of JSON is expected, got hello"),
+        ("print('hello', flush=True); input()", "expected a line of JSON, got hello"),
         ("input()", "no answer within 2 seconds"),
         ("""print('{"error": "no graph"}', flush=True); input()""", "no graph"),
     ],
@@ -283,7 +283,7 @@ def test_answers_are_compared_by_difference_or_by_noise():
     assert not compared([(np.full_like(expected, np.nan), expected)], exact=True)["passed"]
     assert not compared([(np.full_like(expected, np.nan), expected)], exact=False)["passed"]
     for wrong in (expected[:5], expected.astype(np.float64)):
-        with pytest.raises(Unavailable, match=r"float32 \[100\] is expected"):
+        with pytest.raises(Unavailable, match=r"expected float32 \[100\]"):
             compared([(wrong, expected)], exact=True)
 
 
@@ -340,7 +340,7 @@ def test_a_run_of_few_rounds_is_called_a_trial(found):
     found["quick"] = False
     assert "A trial" not in report.run_section(found)
     found["rounds"] = [entry for entry in found["rounds"] if entry["round"] == 0]
-    assert "A trial of less than 3 rounds" in report.run_section(found)
+    assert "A trial of fewer than 3 rounds" in report.run_section(found)
 
 
 def test_a_page_without_its_marks_is_refused():

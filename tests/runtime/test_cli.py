@@ -465,15 +465,21 @@ def header(text):
     ("content", "match"),
     [
         (None, "no such file"),
-        (b"", "is expected"),
-        (b"garbage", "is expected"),
-        (b"PK\x03\x04 half a zip", "is expected"),
-        (b"\x93NUMPY\x01\x00\xff\xff", "is expected"),
-        (header("{'descr': (("), "is expected"),
-        (header("{'descr': '<f4', 'fortran_order': False, 'shape': (100, 8)}\n"), "is expected"),
-        (header("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000000, 8)}\n"), "is expected"),
-        (header("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999, 8)}\n"), "is expected"),
-        (header("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n") + b"\x80\x04N.", "is expected"),
+        (b"", "expected an .npy"),
+        (b"garbage", "expected an .npy"),
+        (b"PK\x03\x04 half a zip", "expected an .npy"),
+        (b"\x93NUMPY\x01\x00\xff\xff", "expected an .npy"),
+        (header("{'descr': (("), "expected an .npy"),
+        (header("{'descr': '<f4', 'fortran_order': False, 'shape': (100, 8)}\n"), "expected an .npy"),
+        (
+            header("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000000, 8)}\n"),
+            "expected an .npy",
+        ),
+        (
+            header("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999, 8)}\n"),
+            "expected an .npy",
+        ),
+        (header("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n") + b"\x80\x04N.", "expected an .npy"),
     ],
     ids=["missing", "empty", "garbage", "zip", "half a header", "no header", "cut", "huge", "endless", "pickle"],
 )
@@ -537,8 +543,8 @@ def test_a_png_without_pillow_is_refused_before_any_work(refuses, succeeds, digi
 def test_a_png_of_what_is_no_picture_is_refused_and_npy_works(refuses, succeeds, small_bundle):
     pytest.importorskip("PIL")
     bundle = small_bundle()
-    refuses("sample", bundle, "--out", "x.png", match=r"observations of shape \[3\] are no pictures .* as \.npy")
-    refuses("interpolate", bundle, "--seeds", 1, 2, "--out", "x.png", match="are no pictures")
+    refuses("sample", bundle, "--out", "x.png", match=r"observations of shape \[3\] are not pictures .* as \.npy")
+    refuses("interpolate", bundle, "--seeds", 1, 2, "--out", "x.png", match="are not pictures")
     succeeds("sample", bundle, "--out", "x.npy")
 
 

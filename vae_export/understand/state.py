@@ -28,49 +28,53 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     buffers with their values, dtype and device, the state of every random generator, PyTorch's default dtype, and
     whether its distributions check their arguments.
     """
-    distribution = torch.distributions.Distribution
-    validate = distribution._validate_args
-    default_dtype = torch.get_default_dtype()
-    states = (random.getstate(), np.random.get_state())
-    modules = list(model.modules())
-    attributes = [dict(vars(module)) for module in modules]
-    modes = [module.training for module in modules]
-    # Containers are put back as the very objects: a hook's handle removes it from the dictionary that it was put in.
-    containers: dict[int, tuple[Any, Any]] = {}
-    loose: list[Tensor] = []
-    for saved in attributes:
-        _collect(list(saved.values()), containers, loose)
-    tensors = list({id(t): t for t in (*model.parameters(), *model.buffers())}.values())
-    tensors = [tensor for tensor in tensors if tensor.layout == torch.strided]
-    data = [tensor.data for tensor in tensors]
-    # Of large models' weights no copy is kept: it would be as large.
-    small = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()) < LARGE
-    kept = {id(t): t for t in (*model.buffers(), *((*model.parameters(), *loose) if small else ()))}.values()
-    values = [(each, each.detach().clone()) for each in kept]
-    cuda = [torch.device(tensor.device) for tensor in tensors if tensor.device.type == "cuda"]
+    state, surroundings = _ModelState(model), _Surroundings()
+    cuda = {tensor.device.index or 0 for tensor in state.tensors if tensor.device.type == "cuda"}
     try:
-        with (
-            torch.random.fork_rng(devices={device.index or 0 for device in cuda}),
-            torch.no_grad(),
-            torch.autocast("cpu", enabled=False),
-        ):
+        with torch.random.fork_rng(devices=cuda), torch.no_grad(), torch.autocast("cpu", enabled=False):
             torch.set_default_dtype(torch.float32)
-            distribution.set_default_validate_args(False)
+            torch.distributions.Distribution.set_default_validate_args(False)
             model.eval()
             _to_float32_on_cpu(model)
-            for module in modules:
+            for module in state.modules:
                 # There are no gradients for them to see, and TorchScript takes no module that has any.
                 module._backward_hooks.clear()
                 module._backward_pre_hooks.clear()
             yield
     finally:
-        for tensor, original in zip(tensors, data, strict=True):
+        state.restore()
+        surroundings.restore()
+
+
+class _ModelState:
+    """The attributes, containers and tensors of a model's modules."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = list(model.modules())
+        self._attributes = [dict(vars(module)) for module in self.modules]
+        self._modes = [module.training for module in self.modules]
+        # The very container objects are refilled: a hook's handle removes it from the dictionary that it was put in.
+        self._containers: dict[int, tuple[Any, Any]] = {}
+        loose: list[Tensor] = []
+        for saved in self._attributes:
+            _collect(list(saved.values()), self._containers, loose)
+        tensors = list({id(t): t for t in (*model.parameters(), *model.buffers())}.values())
+        self.tensors = [tensor for tensor in tensors if tensor.layout == torch.strided]
+        self._data = [tensor.data for tensor in self.tensors]
+        # Large models' weights are not copied: the copy would be as large.
+        small = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()) < LARGE
+        copied = {id(t): t for t in (*model.buffers(), *((*model.parameters(), *loose) if small else ()))}.values()
+        self._values = [(tensor, tensor.detach().clone()) for tensor in copied]
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for tensor, original in zip(self.tensors, self._data, strict=True):
             if tensor.data_ptr() != original.data_ptr() or tensor.shape != original.shape:
                 tensor.data = original
-        for module, saved in zip(modules, attributes, strict=True):
+        for module, saved in zip(self.modules, self._attributes, strict=True):
             vars(module).clear()
             vars(module).update(saved)
-        for container, content in containers.values():
+        for container, content in self._containers.values():
             if isinstance(container, np.ndarray):
                 container[...] = content
                 continue
@@ -79,18 +83,30 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                 container.extend(content)
             else:
                 container.update(content)
-        for module, mode in zip(modules, modes, strict=True):
-            # A scripted module keeps it elsewhere.
+        for module, mode in zip(self.modules, self._modes, strict=True):
+            # A scripted module keeps its mode elsewhere.
             if module.training != mode:
                 module.training = mode
-        for tensor, before in values:
+        for tensor, before in self._values:
             # NaN is not equal to itself; putting it back does no harm.
             if tensor.layout != torch.strided or not torch.equal(tensor.detach(), before):
                 tensor.data.copy_(before)
-        distribution.set_default_validate_args(validate)
-        torch.set_default_dtype(default_dtype)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+
+
+class _Surroundings:
+    """What is global: PyTorch's default dtype, the checks of its distributions, Python's and NumPy's generators."""
+
+    def __init__(self) -> None:
+        self._validate = torch.distributions.Distribution._validate_args
+        self._default_dtype = torch.get_default_dtype()
+        self._random, self._numpy = random.getstate(), np.random.get_state()
+
+    def restore(self) -> None:
+        """Put everything back."""
+        torch.distributions.Distribution.set_default_validate_args(self._validate)
+        torch.set_default_dtype(self._default_dtype)
+        random.setstate(self._random)
+        np.random.set_state(self._numpy)
 
 
 _CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, set, deque, np.ndarray)

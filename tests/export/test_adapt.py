@@ -156,7 +156,7 @@ def test_integers_are_codes_and_one_tensor_is_no_posterior():
 
     with pytest.raises(ExportError, match="codebook="):
         understood(Codes())
-    with pytest.raises(ExportError, match="more than 1 codes are expected"):
+    with pytest.raises(ExportError, match="expected more than 1 codes"):
         understood(Codes(), Declaration(codebook=1))
     signature = understood(Codes(), Declaration(codebook=2))[0].signature
     assert (signature.latent.posterior.kind, signature.latent.posterior.codebook) == ("codes", 2)
@@ -186,7 +186,7 @@ def test_a_declaration_of_unknown_things_is_refused(said):
         def __vae_export__(self):
             return said
 
-    with pytest.raises(ExportError, match=r"Declared.__vae_export__: a mapping with some of .*posterior"):
+    with pytest.raises(ExportError, match=r"Declared.__vae_export__: expected a mapping with some of .*posterior"):
         declared(Declared())
 
 
@@ -203,7 +203,7 @@ def test_functions_and_names_settle_where_to_look(tmp_path):
     model = Odd()
     with pytest.raises(ExportError, match="encode="):
         understood(model)
-    with pytest.raises(ExportError, match="fields such as mu and logvar are expected, dict has first, second"):
+    with pytest.raises(ExportError, match="expected fields such as mu and logvar, dict has first, second"):
         understood(model, Declaration(encode="into", decode="out_of"))
     said = Declaration(
         encode=lambda x: tuple(model.into(x).values()), decode=lambda z: model.out_of(z)["picture"], posterior="logvar"
@@ -227,7 +227,7 @@ def test_likelihoods_are_read_from_distributions_and_from_what_is_said():
     assert float(decoder["logits"].min()) < 0
     adapted, outputs = understood(Base(FORMS["mean and logvar"]), Declaration(likelihood="bernoulli"))
     assert 0 <= float(outputs["decoder"]["x"].min()) < float(outputs["decoder"]["x"].max()) <= 1
-    assert any("decode gives logits" in line for line in adapted.recognised)
+    assert any("decode returns logits" in line for line in adapted.recognised)
     adapted, _ = understood(Base(FORMS["mean and logvar"]))
     assert adapted.signature.likelihood.kind == "none"
     assert "likelihood=" in adapted.signature.likelihood.reason
@@ -238,7 +238,7 @@ def test_a_probe_that_tells_nothing_names_the_argument():
     model.logvar.weight.data.zero_()
     model.logvar.bias.data.zero_()
     # Of logvar 0 the std is 1, and so is exp(0): both meanings give the same.
-    with pytest.raises(ExportError, match=r"does not show in forward.*pass posterior=, one of logvar, std"):
+    with pytest.raises(ExportError, match=r"forward does not show what.*pass posterior=, one of logvar, std"):
         understood(model)
 
 
@@ -247,7 +247,10 @@ def test_a_probe_that_tells_nothing_names_the_argument():
 
 def test_the_mean_comes_first():
     """The other order is no meaning that fits, and is not exported as one."""
-    with pytest.raises(ExportError, match=r"gives the logvar first and the mean second, as forward shows"):
+    with pytest.raises(
+        ExportError,
+        match=r"expected the mean first; forward shows that it returns the logvar first and the mean second",
+    ):
         understood(Base(lambda mu, logvar, z: (logvar, mu)))
 
 
@@ -512,28 +515,36 @@ PLAIN = FORMS["mean and logvar"]
 @pytest.mark.parametrize(
     ("model", "said", "words"),
     [
-        (Bare, {}, "Bare: a method encode or a submodule encoder is expected.*pass encode="),
-        (Base, {"encode": "look"}, "Base: a method look is expected from encode='look'"),
-        (Base, {"decode": "draw"}, "Base: a method draw is expected from decode='draw'"),
-        (Base, {"posterior": "precision"}, "posterior: one of logvar, std, .*got 'precision'"),
-        (Base, {"posterior": "codes"}, "posterior: one of logvar, std, .*got 'codes'"),
+        (Bare, {}, "Bare: expected a method encode or a submodule encoder.*pass encode="),
+        (Base, {"encode": "look"}, "Base: expected a method look from encode='look'"),
+        (Base, {"decode": "draw"}, "Base: expected a method draw from decode='draw'"),
+        (Base, {"posterior": "precision"}, "posterior: expected one of logvar, std, .*got 'precision'"),
+        (Base, {"posterior": "codes"}, "posterior: expected one of logvar, std, .*got 'codes'"),
         (NoForward, {}, "there is no forward; pass posterior="),
         (NoDraw, {}, "forward draws no normal noise; pass posterior="),
-        (OtherShape, {}, "forward gives nothing of the shape of decode's answer; pass posterior="),
+        (OtherShape, {}, "forward returns nothing of the shape of decode's answer; pass posterior="),
         (BrokenForward, {}, "forward fails on the example.*labels.*; pass posterior="),
-        (Uniform, {}, "a normal posterior is expected, got Uniform; pass encode="),
-        (HalfHidden, {}, 'encode: gives one tensor, while forward draws normal noise.*pass posterior="none"'),
-        (Base, {"encode": lambda x: None}, "encode: tensors are expected, got NoneType; pass encode="),
-        (Base, {"encode": lambda x: ()}, "encode: tensors are expected, got tuple; pass encode="),
+        (Uniform, {}, "expected a normal posterior, got Uniform; pass encode="),
+        (HalfHidden, {}, 'encode: returns one tensor, while forward draws normal noise.*pass posterior="none"'),
+        (Base, {"encode": lambda x: None}, "encode: expected tensors, got NoneType; pass encode="),
+        (Base, {"encode": lambda x: ()}, "encode: expected tensors, got tuple; pass encode="),
         (Base, {"encode": lambda x: x.numpy()}, "ndarray has none; pass encode="),
-        (Base, {"encode": lambda x: x.sum(0), "posterior": "none"}, r"a latent \[4, …\] is expected.*pass encode="),
+        (Base, {"encode": lambda x: x.sum(0), "posterior": "none"}, r"expected a latent \[4, …\].*pass encode="),
         (Base, {"encode": lambda x: 1 / 0}, r"encode: fails on the example, \[4, 10\]: division by zero"),
-        (Base, {"decode": lambda z: None, "posterior": "std"}, "decode: a tensor, .*got NoneType; pass decode="),
+        (
+            Base,
+            {"decode": lambda z: None, "posterior": "std"},
+            "decode: expected a tensor, .*got NoneType; pass decode=",
+        ),
         (Base, {"decode": lambda z: z @ z, "posterior": "std"}, r"decode: fails on latents \[4, 3\].*; pass decode="),
-        (Base, {"likelihood": "poisson"}, "likelihood: bernoulli, gaussian, laplace or none is expected"),
-        (Base, {"decode": lambda z: Bernoulli(z), "likelihood": "gaussian", "posterior": "std"}, "likelihood: bern"),
-        (Base, {"axes": ("height", "width")}, r"axes: 1 names for an observation \[10\] are expected"),
-        (Base, {"latent_axes": ("a", "b")}, r"latent_axes: 1 names for the latent \[3\] are expected"),
+        (Base, {"likelihood": "poisson"}, "likelihood: expected bernoulli, gaussian, laplace.* or none"),
+        (
+            Base,
+            {"decode": lambda z: Bernoulli(z), "likelihood": "gaussian", "posterior": "std"},
+            "likelihood: expected bern",
+        ),
+        (Base, {"axes": ("height", "width")}, r"axes: expected 1 names for an observation \[10\]"),
+        (Base, {"latent_axes": ("a", "b")}, r"latent_axes: expected 1 names for the latent \[3\]"),
     ],
 )
 def test_what_stays_unknown_is_an_error_that_names_the_argument(model, said, words):
@@ -546,10 +557,10 @@ def test_what_stays_unknown_is_an_error_that_names_the_argument(model, said, wor
 @pytest.mark.parametrize(
     ("model", "conditions", "words"),
     [
-        (Base, {"mu": torch.zeros(4)}, "condition 'mu': another name is expected, this one is taken"),
-        (Conditional, {}, "encode: takes shift too; pass conditions={'shift': …}"),
-        (Conditional, {"move": torch.zeros(4)}, "encode: takes shift too; the conditions have move; give each"),
-        (Conditional, {"shift": torch.zeros(4)}, "decode: takes label too; pass conditions={'label': …}"),
+        (Base, {"mu": torch.zeros(4)}, "condition 'mu': expected another name, this one is taken"),
+        (Conditional, {}, "encode: also takes shift; pass conditions={'shift': …}"),
+        (Conditional, {"move": torch.zeros(4)}, "encode: also takes shift; the conditions have move; give each"),
+        (Conditional, {"shift": torch.zeros(4)}, "decode: also takes label; pass conditions={'label': …}"),
     ],
 )
 def test_conditions_that_do_not_fit_are_named(model, conditions, words):

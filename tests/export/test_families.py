@@ -348,7 +348,7 @@ def test_scvi_is_its_inference_and_generative(options):
     for name, attribute in expected.items():
         truth = getattr(px, attribute).expand(6, 12)
         torch.testing.assert_close(answer[name], truth, rtol=1e-6, atol=1e-6)
-    with pytest.raises(ExportError, match=r"scvi-tools VAE: the condition (library|size_factor) is expected"):
+    with pytest.raises(ExportError, match=r"scvi-tools VAE: expected the condition (library|size_factor)"):
         known.decode(mean, batch_index=batch, y=y)
 
 

@@ -1,6 +1,6 @@
 """Any VAE → two pure functions, encode and decode, and what their tensors mean.
 
-What is not declared is found out by running the model; docs/bring-your-own.md is the description.
+Facts that are not declared are found by running the model: see docs/bring-your-own.md.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ __all__ = ["adapt", "declared"]
 
 
 def declared(model: nn.Module) -> tuple[str | None, Declaration]:
-    """What the model says of itself in `__vae_export__`, else what its family says; and who said so.
+    """Return who declares a model, and the declaration: its own `__vae_export__`, or else its family's.
 
     Raises:
-        ExportError: the model's declaration is no mapping of arguments of `export`.
+        ExportError: the model's own declaration is no mapping of arguments of `export`.
     """
     own = getattr(model, "__vae_export__", None)
     if callable(own):
@@ -38,8 +38,8 @@ def declared(model: nn.Module) -> tuple[str | None, Declaration]:
         if not isinstance(arguments, Mapping) or not set(arguments) <= known:
             got = sorted(set(arguments) - known) if isinstance(arguments, Mapping) else type(arguments).__name__
             raise ExportError(
-                f"{type(model).__name__}.__vae_export__: a mapping with some of {', '.join(sorted(known))} is "
-                f"expected, got {got}"
+                f"{type(model).__name__}.__vae_export__: expected a mapping with some of "
+                f"{', '.join(sorted(known))}, got {got}"
             )
         return f"{type(model).__name__}.__vae_export__", Declaration(**arguments)
     return family_of(model) or (None, Declaration())
@@ -59,14 +59,14 @@ def adapt(
     Args:
         model: in evaluation mode, float32, on the CPU (see `state.unchanged`).
         example: observations [n, …], float32 or int64, n at least 2.
-        declaration: what is known already.
-        source: who said it, for the record.
+        declaration: the known facts; the model is run to find the others.
+        source: who declared them, for the record.
         conditions: values [n, …] by name, float32 or int64.
         classes: names of the values 0, 1, … of integer conditions.
 
     Raises:
-        ExportError: something is unknown, and the error names the argument that settles it; or the model does
-            something that no pure function does, such as drawing noise in its encoder.
+        ExportError: a fact stays unknown, and the error names the argument that settles it; or the model is no pair of
+            pure functions, since it draws noise in its encoder, for example.
     """
     conditions = dict(conditions or {})
     functions = find_functions(model, example, conditions, declaration)

@@ -19,7 +19,7 @@ __all__ = ["Adapted", "resized", "run_module", "values_read"]
 class Adapted:
     """A VAE as two modules without randomness, with what their tensors mean.
 
-    `modules` has "encoder" and "decoder": each takes the tensors of `signature.inputs` and gives a tuple of those of
+    `modules` has "encoder" and "decoder": each takes the tensors of `signature.inputs` and returns a tuple of those of
     `signature.outputs`, in order. They share the model's weights. `examples` holds a value [n, …] for every input.
     """
 

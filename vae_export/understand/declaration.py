@@ -1,4 +1,4 @@
-"""What is said of a model: by its author, by its family or by the arguments of `export`, in one vocabulary."""
+"""The known facts about a model, declared by its author, its family or the arguments of `export`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["RESERVED", "SECOND", "Declaration"]
 
-# What an encoder's second tensor can be, beside the mean.
+# The meanings that an encoder's second tensor, beside the mean, may have.
 SECOND = ("logvar", "std", "var", "log_std", "softplus")
 
 # Names that a bundle's own tensors have: conditions and further outputs take others.
@@ -17,10 +17,10 @@ RESERVED = {"x", "z", "codes", "mu", "logvar", "std", "logits", "scale"}
 
 @dataclass(frozen=True)
 class Declaration:
-    """Some of what `export` takes; None is left to be found out. docs/bring-your-own.md describes the fields.
+    """Arguments of `export`; None is left to be found out. docs/bring-your-own.md describes the fields.
 
-    `encode` is called with x and the conditions it takes by keyword, `decode` with the latents in order and likewise.
-    What they may return stands in the same document.
+    `encode` is called with x, and with the conditions that it takes by keyword; `decode` with the latents in order, and
+    with its conditions likewise. The same document says what they may return.
     """
 
     encode: Callable[..., Any] | str | None = None
@@ -40,7 +40,7 @@ class Declaration:
     codebook: int | None = None
 
     def over(self, other: Declaration) -> Declaration:
-        """This, and where it says nothing, the other."""
+        """Return this declaration, with the other's values for the fields that are None here."""
         return Declaration(
             **{
                 field.name: getattr(other if getattr(self, field.name) is None else self, field.name)

@@ -1,4 +1,4 @@
-"""What a decoder gives for latents, and the module that is exported for it."""
+"""Understand a decoder: its likelihood, the noise that it adds, and the module that is exported for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class UnderstoodDecoder:
     """A decoder as a module without randomness."""
 
     module: nn.Module
-    """Takes the latents, the noise and the conditions; gives the mean, logits or scale, and the further outputs."""
+    """Takes the latents, the noise and the conditions; returns the mean, logits or scale, and the further outputs."""
     likelihood: Likelihood
     noises: tuple[Latent, ...]
     """A latent for each draw that the decoder's answer depends on."""
@@ -38,9 +38,9 @@ def understand_decoder(functions: Functions, latents: Sequence[Tensor], declarat
     """Find a decoder's likelihood and the noise that it adds.
 
     Args:
-        functions: the model's.
-        latents: of the example, [n, …].
-        declaration: what is declared.
+        functions: encode and decode.
+        latents: those of the example, [n, …].
+        declaration: the known facts.
 
     Raises:
         ExportError: decode fails, something in it is unknown or random, or its answer contradicts the declaration.
@@ -83,7 +83,7 @@ def _noises(functions: Functions, latents: Sequence[Tensor], mean: Tensor, quiet
             continue
         if shape[0] != len(latents[0]):
             raise ExportError(
-                f"decode: draw {index + 1} has shape {list(shape)}, a row for each latent is expected; draw it with "
+                f"decode: draw {index + 1}: expected a row for each latent, got shape {list(shape)}; draw it with "
                 "randn_like"
             )
         posterior = LatentPosterior("none", reason="noise that the decoder adds")

@@ -15,9 +15,9 @@ from ..errors import ExportError
 
 __all__ = ["Draws"]
 
-# What draws a standard normal number for each element of its result, or scales one.
+# Functions that draw a standard normal number for each element of their result, or scale one.
 _NORMAL = {torch.randn, torch.randn_like, torch.normal, Tensor.normal_}
-# What draws in any other way. A dropout draws where it is training.
+# Functions that draw in any other way. A dropout draws in training mode only.
 _OTHER = {
     torch.rand,
     torch.rand_like,
@@ -44,7 +44,7 @@ _DROPOUT = {
     torch.dropout,
     torch.native_dropout,
 }
-# What turns a tensor's values into Python's: what a branch on them, and nothing that can be exported, needs.
+# Functions that turn a tensor's values into Python's, as a branch on them does. None of them can be exported.
 _VALUES = {
     Tensor.__bool__,
     Tensor.__int__,
@@ -58,10 +58,10 @@ _SIGMOID = {torch.sigmoid, Tensor.sigmoid, functional.sigmoid, torch.special.exp
 
 
 class Draws(TorchFunctionMode):
-    """While active, gives each normal draw in turn from `give`, and notes what else matters.
+    """While active, take each normal draw from `give`, and record the model's other draws.
 
-    `give` is called with the number of the draw and its shape; it returns the standard normal numbers. `normal` notes
-    the shapes of the normal draws, `other` the names of other random functions, `values` the places where values of
+    `give` is called with the number of the draw and its shape, and returns standard normal numbers. `normal` records
+    the shapes of the normal draws, `other` the names of other random functions, `values` the lines where values of
     tensors became Python's, `sigmoid` the last sigmoid's input and output.
     """
 
@@ -75,12 +75,12 @@ class Draws(TorchFunctionMode):
 
     @classmethod
     def constant(cls, value: float, only: int | None = None) -> Draws:
-        """Every normal draw, or only the one of that number, is this value; the others are 0."""
+        """Set every normal draw, or only the one with this number, to this value, and the others to 0."""
         return cls(lambda index, shape: torch.full(shape, value if only in (None, index) else 0.0))
 
     @classmethod
     def inputs(cls, tensors: Mapping[int, Tensor]) -> Draws:
-        """The draws of these numbers are these tensors, the others 0."""
+        """Set the draws with these numbers to these tensors, and the others to 0."""
 
         def give(index: int, shape: tuple[int, ...]) -> Tensor:
             tensor = tensors.get(index)
@@ -89,10 +89,13 @@ class Draws(TorchFunctionMode):
         return cls(give)
 
     def require_normal_alone(self, function: str) -> None:
-        """Refuse a function of this name that drew otherwise than from a normal distribution.
+        """Refuse a function with draws that are not normal.
+
+        Args:
+            function: its name, for the error.
 
         Raises:
-            ExportError: it did, in evaluation mode.
+            ExportError: it drew so, in evaluation mode.
         """
         if self.other:
             advice = (
@@ -100,7 +103,7 @@ class Draws(TorchFunctionMode):
                 if "training mode" in self.other[0]
                 else "take the numbers as a condition, or draw them outside"
             )
-            raise ExportError(f"{function}: calls {self.other[0]}, which is random in evaluation mode too; {advice}")
+            raise ExportError(f"{function}: calls {self.other[0]}, which is random even in evaluation mode; {advice}")
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -116,7 +119,7 @@ class Draws(TorchFunctionMode):
             self.values.append(_place())
         result = func(*args, **kwargs)
         if func in _SIGMOID:
-            # A copy: what is changed in place afterwards is no sigmoid any more.
+            # A copy, since the model may change the result in place.
             self.sigmoid = (args[0] if args else kwargs["input"], result.clone())
         return result
 
@@ -124,12 +127,12 @@ class Draws(TorchFunctionMode):
         if func is torch.normal or func is Tensor.normal_:
             tensor: Any = args[0] if args else kwargs.get("mean")
             names = ("mean", "std")
-            given = args[1:] if func is Tensor.normal_ else args
+            arguments = args[1:] if func is Tensor.normal_ else args
             mean, std = (
-                given[index] if index < len(given) else kwargs.get(name, float(index))
+                arguments[index] if index < len(arguments) else kwargs.get(name, float(index))
                 for index, name in enumerate(names)
             )
-            size = kwargs.get("size", given[2] if len(given) > 2 else None)
+            size = kwargs.get("size", arguments[2] if len(arguments) > 2 else None)
             if func is Tensor.normal_:
                 shape = tuple(tensor.shape)
             elif size is not None:
@@ -150,13 +153,13 @@ class Draws(TorchFunctionMode):
     def _next(self, shape: tuple[int, ...]) -> Tensor:
         index = len(self.normal)
         self.normal.append(shape)
-        given = self.give(index, shape)
-        if given.dim() != len(shape):
+        noise = self.give(index, shape)
+        if noise.dim() != len(shape):
             raise ExportError(
-                f"draw {index + 1} of the model: noise of shape {list(given.shape)} is expected, got {list(shape)}; "
+                f"draw {index + 1} of the model: expected noise of shape {list(noise.shape)}, got {list(shape)}; "
                 "draw it with randn_like"
             )
-        return given
+        return noise
 
 
 def _drops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

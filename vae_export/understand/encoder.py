@@ -1,4 +1,4 @@
-"""The latents that an encoder gives, and the module that is exported for it."""
+"""Understand an encoder: its latents, the noise that it draws, and the module that is exported for it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class UnderstoodEncoder:
     """An encoder as a module without randomness."""
 
     module: nn.Module
-    """Takes x, the conditions and the noise; gives mu, logvar and std, codes or a value of each latent in turn."""
+    """Takes x, the conditions and the noise; returns mu, logvar and std, codes or a value for each latent."""
     latents: tuple[Latent, ...]
     values: tuple[Tensor, ...]
     """The latents of the example: each mean, code or value, [n, …]."""
@@ -41,7 +41,7 @@ def understand_encoder(functions: Functions, declaration: Declaration) -> Unders
     Raises:
         ExportError: something is unknown, contradicts itself or is random.
     """
-    # Random draws first: everything else needs an encoder that gives the same answer twice.
+    # Random draws first: everything else needs an encoder that returns the same answer twice.
     quiet = Draws.constant(0.0)
     output = _answer(functions, declaration, quiet)
     quiet.require_normal_alone("encode")
@@ -55,13 +55,13 @@ def understand_encoder(functions: Functions, declaration: Declaration) -> Unders
         axis = _halved_axis(parts[0].value, functions)
         if axis is not None:
             reading = replace(reading, doubled=axis)
-            lines = (f"posterior: the encoder's tensor is mean and second tensor along axis {axis}",)
+            lines = (f"posterior: the encoder's tensor holds the mean and the second tensor along axis {axis}",)
     require_parameters("decode", functions.decode, len(parts), functions.conditions)
     parts = _as_declared(reading.read(output), declaration)
     noises = _noises(functions, quiet, reading, parts)
     if [part.kind for part in parts] == ["none"] and declaration.posterior is None:
         refuse_hidden_posterior(functions)
-    # Where a posterior depends on a draw, forward's is that of a draw of 1.
+    # A posterior that depends on draws is compared with forward, whose draws are 1.
     ones = reading.read(functions.encoded(Draws.constant(1.0))) if noises else parts
     meanings, found = second_tensors(functions, ones, declaration, halved=reading.doubled is not None)
     reading = replace(reading, meanings=meanings)
@@ -72,7 +72,7 @@ def understand_encoder(functions: Functions, declaration: Declaration) -> Unders
 
 
 def _answer(functions: Functions, declaration: Declaration, draws: Draws) -> Any:
-    """What encode gives for the example; where it fails, the error says what to do."""
+    """Encode the example; if that fails, the error says what to do."""
     try:
         return functions.encoded(draws)
     except ExportError:
@@ -81,17 +81,17 @@ def _answer(functions: Functions, declaration: Declaration, draws: Draws) -> Any
         example = functions.example
         advice = shape_advice(functions, declaration)
         if not advice and not example.is_floating_point():
-            advice = "; integers are taken as integers: scale pixels to floats first"
+            advice = "; integers are passed as integers; scale pixels to floats first"
         raise ExportError(
             f"encode: fails on the example, {list(example.shape)}: {error_line(error)}{advice}"
         ) from error
 
 
 def _kept(quiet: Sequence[Tensor], loud: Sequence[Tensor]) -> tuple[int, ...] | None:
-    """Which tensors of a flat tuple are neither samples, which move with the draws, nor numbers for the whole batch.
+    """The tensors of a flat tuple, by number, that are no samples, which move with draws, and no numbers for the batch.
 
-    Where an odd number is left, a tensor that is the same as one before is a sample too: many models give the mean for
-    it in evaluation mode. None where nothing goes, or too little stays.
+    If an odd number is left, a tensor that equals an earlier one is a sample too: many models return the mean as their
+    sample in evaluation mode. None if all are kept, or fewer than two.
     """
     keep = [j for j, (a, b) in enumerate(zip(quiet, loud, strict=True)) if a.dim() and torch.equal(a, b)]
     if len(keep) % 2:
@@ -122,24 +122,24 @@ def _decodes(functions: Functions, value: Tensor) -> bool:
 
 
 def _as_declared(parts: list[Part], declaration: Declaration) -> list[Part]:
-    """The parts, with a single tensor as what it is declared to be."""
+    """The parts; a single tensor becomes codes if it is declared so."""
     if len(parts) != 1 or parts[0].kind != "none":
         return parts
     value = parts[0].value
     if declaration.posterior in SECOND:
         raise ExportError(
-            f"posterior: {declaration.posterior} is what a second tensor can be, encode gives one; let it give (mu, "
-            f"{declaration.posterior}), or pass encode=, a function that does"
+            f"posterior: {declaration.posterior} is the meaning of a second tensor, encode returns only one; return "
+            f"(mu, {declaration.posterior}), or pass encode=, a function that does"
         )
     if declaration.posterior == "codes":
         if not torch.equal(value, value.round()):
-            raise ExportError("posterior: codes are whole numbers, encode gives others; let it give the indices")
+            raise ExportError("posterior: expected whole numbers as codes, got others from encode; return the indices")
         return [Part("codes", value.long())]
     return parts
 
 
 def _noises(functions: Functions, quiet: Draws, reading: EncoderReading, parts: Sequence[Part]) -> dict[int, int]:
-    """By the number of a draw that the encoder's answer depends on, the latent whose noise it is."""
+    """The number of the latent whose noise each draw is, for the draws that the encoder's answer depends on."""
     noises: dict[int, int] = {}
     for index, shape in enumerate(quiet.normal):
         moved = reading.read(functions.encoded(Draws.constant(1.0, only=index)))
@@ -148,7 +148,7 @@ def _noises(functions: Functions, quiet: Draws, reading: EncoderReading, parts: 
             continue
         if len(parts) == 1 or any(part.kind != "normal" for part in parts):
             raise ExportError(
-                "encode: samples inside, its result depends on noise that it draws itself; return the posterior's "
+                "encode: samples inside: its result depends on noise that it draws itself; return the posterior's "
                 "parameters, (mu, logvar), or pass encode=, a function that does"
             )
         # A latent's own posterior does not move with its noise; those below it do.
@@ -159,7 +159,7 @@ def _noises(functions: Functions, quiet: Draws, reading: EncoderReading, parts: 
         ]
         if len(fitting) != 1:
             raise ExportError(
-                f"encode: draw {index + 1}, of shape {list(shape)}, is expected to be the noise of one latent, it fits "
+                f"encode: draw {index + 1}, of shape {list(shape)}: expected the noise of one latent, it fits "
                 f"{len(fitting)}; draw each latent's noise with randn_like(mu), the one that others depend on first"
             )
         noises[index] = fitting[0]
@@ -183,8 +183,8 @@ def _latents(
         shape = tuple(part.value.shape[1:])
         if len(part.value) != n or not shape:
             raise ExportError(
-                f"encode: a latent [{n}, …] is expected for {n} observations, got {list(part.value.shape)}; pass "
-                "encode=, a function that gives one row for each observation"
+                f"encode: expected a latent [{n}, …] for {n} observations, got {list(part.value.shape)}; pass "
+                "encode=, a function that returns one row for each observation"
             )
         posterior = _posterior(kind, name, "" if single else f"_{name}", part, functions.model, declaration)
         if j in noisy:
@@ -192,7 +192,7 @@ def _latents(
         axes = tuple(declaration.latent_axes) if declaration.latent_axes else axis_names(shape, latent=True)
         if len(axes) != len(shape):
             raise ExportError(
-                f"latent_axes: {len(shape)} names for the latent {list(shape)} are expected, got {list(axes)}"
+                f"latent_axes: expected {len(shape)} names for the latent {list(shape)}, got {list(axes)}"
             )
         latents.append(
             Latent(
@@ -208,7 +208,9 @@ def _latents(
         )
     if declaration.codebook is not None and not any(latent.posterior.kind == "codes" for latent in latents):
         kind = latents[0].posterior.kind
-        raise ExportError(f"codebook: only with codes, got {declaration.codebook} for a posterior {kind}; leave it out")
+        raise ExportError(
+            f"codebook: expected with codes only, got {declaration.codebook} for a posterior {kind}; leave it out"
+        )
     return tuple(latents)
 
 
@@ -220,30 +222,30 @@ def _posterior(
     if kind == "codes":
         codebook = _codebook(model, part.value, declaration)
         if declaration.prior not in (None, "none"):
-            raise ExportError(f"prior: none is expected of codes, got {declaration.prior!r}; leave it out")
+            raise ExportError(f"prior: expected none for codes, got {declaration.prior!r}; leave it out")
         return LatentPosterior("codes", value=name, codebook=codebook)
-    reason = declaration.posterior_reason or "the encoder is deterministic, it gives one latent and no distribution"
+    reason = declaration.posterior_reason or "the encoder is deterministic: it returns one latent and no distribution"
     return LatentPosterior("none", value=name, reason=reason)
 
 
 def _codebook(model: nn.Module, codes: Tensor, declaration: Declaration) -> int:
-    """How many codes there are: as declared, or as the model's only table of embeddings has rows."""
+    """The number of codes: declared, or the rows of the model's only table of embeddings."""
     largest = int(codes.max())
     if declaration.codebook is not None:
         if declaration.codebook <= largest:
             raise ExportError(
-                f"codebook: more than {largest} codes are expected from the example, got {declaration.codebook}"
+                f"codebook: expected more than {largest} codes, as the example has, got {declaration.codebook}"
             )
         return int(declaration.codebook)
     tables = {table.num_embeddings for table in model.modules() if isinstance(table, nn.Embedding)}
     if len(tables) == 1 and max(tables) > largest:
         return max(tables)
-    raise ExportError("codebook: how many codes there are does not show; pass codebook=")
+    raise ExportError("codebook: the number of codes is unknown; pass codebook=")
 
 
 def _prior(kind: str, declaration: Declaration) -> LatentPrior:
     if kind == "codes":
-        reason = declaration.prior_reason or "a vector-quantised model has no prior over its codes"
+        reason = declaration.prior_reason or "a vector-quantized model has no prior over its codes"
         return LatentPrior("none", reason=reason)
     prior = declaration.prior or ("normal" if kind == "normal" else "none")
     if prior != "none":

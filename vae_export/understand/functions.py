@@ -34,20 +34,21 @@ class Functions:
     recognised: tuple[str, ...]
 
     def encoded(self, draws: Draws) -> Any:
-        """What encode gives for the example, with these draws."""
+        """Encode the example with these draws."""
         with draws:
             # A copy: some models change their input in place.
             return self.encode(self.example.clone(), **self.encode_conditions)
 
     def decoded(self, latents: Sequence[Tensor], draws: Draws) -> Any:
-        """What decode gives for the latents, with these draws."""
+        """Decode the latents with these draws."""
         with draws:
             return self.decode(*latents, **self.decode_conditions)
 
     def forward(self) -> tuple[list[Tensor], bool]:
-        """The tensors that `forward` gives with every normal draw set to 1, and whether it drew.
+        """Return the tensors that `forward` returns with every normal draw set to 1, and whether it drew any.
 
-        Some models sample in training mode only: then the mode of the module itself, not of its layers, is set to that.
+        A model that does not draw is tried in training mode too: the model itself and submodules that may sample, but
+        not its layers.
         """
         model = self.model
         taken = _taken(model, self.conditions)
@@ -80,7 +81,7 @@ def find_functions(
     require_parameters("encode", encode, 1, conditions)
     reserved = sorted(set(conditions) & RESERVED)
     if reserved:
-        raise ExportError(f"condition {reserved[0]!r}: another name is expected, this one is taken; rename it")
+        raise ExportError(f"condition {reserved[0]!r}: expected another name, this one is taken; rename it")
     return Functions(
         model=model,
         encode=encode,
@@ -94,7 +95,13 @@ def find_functions(
 
 
 def require_parameters(name: str, function: Callable[..., Any], first: int, conditions: Mapping[str, Tensor]) -> None:
-    """Refuse a function that needs more than its first arguments and the conditions of its parameters' names.
+    """Refuse a function that needs other arguments than its first ones and the conditions.
+
+    Args:
+        name: of the function, for the error.
+        function: encode or decode.
+        first: the number of its arguments that are no conditions.
+        conditions: their values by name.
 
     Raises:
         ExportError: it does.
@@ -109,22 +116,22 @@ def require_parameters(name: str, function: Callable[..., Any], first: int, cond
             if other
             else f"pass conditions={{{missing[0]!r}: …}}"
         )
-        raise ExportError(f"{name}: takes {', '.join(missing)} too; {advice}")
+        raise ExportError(f"{name}: also takes {', '.join(missing)}; {advice}")
 
 
 def shape_advice(functions: Functions, declaration: Declaration) -> str:
-    """Say what to do about an example that encode fails on, if the model means another shape of it; else nothing."""
+    """Return advice on an example that encode fails on, if another shape of it works; else an empty text."""
     model, example = functions.model, functions.example
     name = declaration.encode if isinstance(declaration.encode, str) else "encode"
     if not callable(declaration.encode) and name not in model._modules:
         shape = _shape_from_forward(functions, name)
         if shape not in (None, example.shape):
-            return f"; forward hands {list(shape)} to {name}: give the example in that shape"
-    # Of an example with one row a second one was made.
+            return f"; forward passes {list(shape)} to {name}; give the example in that shape"
+    # The second row of an example with one row is a copy of the first.
     for one in (example[None], example[:1][None]):
         with contextlib.suppress(Exception), Draws.constant(0.0):
             functions.encode(one.clone(), **functions.encode_conditions)
-            return "; it takes the same with one axis more: give observations [n, …], as example[None] is for one"
+            return "; it takes the same with one more axis; give observations [n, …], such as example[None] for one"
     return ""
 
 
@@ -153,7 +160,7 @@ def _shape_from_forward(functions: Functions, name: str) -> Sequence[int] | None
 def _function(
     model: nn.Module, name: str, declared: Callable[..., Any] | str | None
 ) -> tuple[Callable[..., Any], tuple[str, ...]]:
-    """A function, and from what it was recognised where it was not declared."""
+    """A function, and a line that says where it was found unless it was declared."""
     if callable(declared):
         return declared, ()
     owner = type(model).__name__
@@ -162,10 +169,10 @@ def _function(
         if callable(function):
             return function, (f"{name}: {owner}.{candidate}",)
     raise ExportError(
-        f"{owner}: a method {name} or a submodule {name}r is expected, got neither; pass {name}=, the name of a method "
+        f"{owner}: expected a method {name} or a submodule {name}r, got neither; pass {name}=, the name of a method "
         f"or a function of {'x' if name == 'encode' else 'z'}"
         if declared is None
-        else f"{owner}: a method {declared} is expected from {name}={declared!r}, got none"
+        else f"{owner}: expected a method {declared} from {name}={declared!r}, got none"
     )
 
 
@@ -187,13 +194,13 @@ def _taken(function: Callable[..., Any], conditions: Mapping[str, Tensor]) -> di
 
 
 def _may_sample(module: nn.Module) -> bool:
-    """Whether a submodule may be one that samples, and looks at its own mode: it holds nothing, and drops nothing."""
+    """Whether a submodule may sample by its own mode: it has no parameters, buffers or submodules, and no dropout."""
     holds = [*module._parameters.values(), *module._buffers.values(), *module._modules.values()]
     return not holds and not isinstance(module, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._NormBase)
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """Every tensor in an answer; of a distribution its mean."""
+    """Every tensor in an answer, and the mean of every distribution."""
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, Distribution):

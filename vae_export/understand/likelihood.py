@@ -1,4 +1,4 @@
-"""Which likelihood a decoder has: found in its answer, or declared. Only this module of the exporter names a kind.
+"""Find a decoder's likelihood, in its answer or by declaration. Only this module of the exporter names a kind.
 
 A new kind is one entry of `_DISTRIBUTIONS`, beside its class in `vae_runtime.likelihood`.
 """
@@ -24,9 +24,9 @@ from .reading import DecoderReading, base_of, mean_of
 
 __all__ = ["Decoded", "LikelihoodFound", "find_likelihood", "mean_range", "observation_range"]
 
-# The kind that each distribution of a decoder is.
+# The class of PyTorch for each kind.
 _DISTRIBUTIONS: Mapping[str, type[Distribution]] = {"bernoulli": Bernoulli, "gaussian": Normal, "laplace": Laplace}
-_NOT_STATED = "no likelihood was stated at export; export again with likelihood="
+_NOT_DECLARED = "no likelihood was declared at export; export again with likelihood="
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Decoded:
 
     output: Any
     draws: Draws
-    """Active while the decoder gave `output`."""
+    """Active while the decoder returned `output`."""
     far: Any
     latents: Sequence[Tensor]
 
 
 @dataclass(frozen=True)
 class LikelihoodFound:
-    """A decoder's likelihood, how to read its parameters, and from what they were recognised."""
+    """A decoder's likelihood, how to read its parameters, and lines that say how they were recognised."""
 
     likelihood: Likelihood
     reading: DecoderReading
@@ -55,7 +55,7 @@ class _Parameters:
 
     kind: str
     line: str
-    """From what the kind was recognised."""
+    """Says how the kind was recognised."""
     logits: str | None = None
     """As in `DecoderReading`."""
     scale: float | None = None
@@ -92,15 +92,17 @@ def find_likelihood(decoded: Decoded, example: Tensor, declaration: Declaration)
     _require_kind_fits(base, kind, declaration.likelihood)
     lines = []
     if isinstance(decoded.output, (tuple, list)) and len(decoded.output) > 1:
-        lines.append(f"decode: gives {len(decoded.output)} things, the first is taken (decode=)")
+        lines.append(f"decode: returns {len(decoded.output)} things, of which the first is taken (decode=)")
     if kind:
         parameters = _of_distribution(kind, base, base_of(decoded.far), declaration)
     elif declaration.likelihood and declaration.likelihood in KINDS:
         parameters = _of_tensor(declaration.likelihood, decoded, mean, example, declaration)
     else:
         if isinstance(base, Distribution):
-            lines.append(f"likelihood: decode gives a {type(base).__name__}, of which the mean alone is exported")
-        parameters = _Parameters("none", "likelihood: not stated; there are samples and no scores (likelihood=)")
+            lines.append(f"likelihood: decode returns a {type(base).__name__}, of which only the mean is exported")
+        parameters = _Parameters(
+            "none", "likelihood: not declared; the bundle gives samples and no scores (likelihood=)"
+        )
     # The mean's shape is stated only where it is not the observation's.
     shape = None if mean.shape[1:] == example.shape[1:] else tuple(mean.shape[1:])
     likelihood = Likelihood(
@@ -111,7 +113,7 @@ def find_likelihood(decoded: Decoded, example: Tensor, declaration: Declaration)
         shape=shape,
         axes=tuple(f"axis_{number}" for number in range(1, len(shape or ()) + 1)),
         outputs=tuple(Output(name, tuple(tensor.shape[1:])) for name, tensor in further.items()),
-        reason=None if parameters.kind in KINDS else _NOT_STATED,
+        reason=None if parameters.kind in KINDS else _NOT_DECLARED,
     )
     reading = DecoderReading(parameters.logits, parameters.scale_output, tuple(further))
     return LikelihoodFound(likelihood, reading, (*lines, parameters.line))
@@ -121,22 +123,23 @@ def _require_scale_fits(base: Any, declaration: Declaration) -> None:
     scaled = [name for name, kind in KINDS.items() if kind.scale]
     if declaration.scale is not None and declaration.likelihood not in scaled and isinstance(base, Tensor):
         raise ExportError(
-            f"scale: only with likelihood {' or '.join(scaled)}, got {declaration.scale:g}; pass likelihood= too"
+            f"scale: expected with likelihood {' or '.join(scaled)} only, got {declaration.scale:g}; pass "
+            "likelihood= too"
         )
 
 
 def _require_kind_fits(base: Any, kind: str | None, declared: str | None) -> None:
-    """Refuse a declared kind that is unknown, or not that of the distribution that the decoder gives."""
+    """Refuse a declared kind that is unknown, or not that of the distribution that the decoder returns."""
     if declared not in (None, "none", *KINDS):
-        raise ExportError(f"likelihood: {', '.join(KINDS)} or none is expected, got {declared!r}")
+        raise ExportError(f"likelihood: expected {', '.join(KINDS)} or none, got {declared!r}")
     if kind and declared not in (None, kind):
         raise ExportError(
-            f"likelihood: {kind} is expected, since decode gives a {type(base).__name__}; got {declared!r}"
+            f"likelihood: expected {kind}, since decode returns a {type(base).__name__}; got {declared!r}"
         )
     if isinstance(base, Distribution) and not kind and declared not in (None, "none"):
         raise ExportError(
-            f"likelihood: decode gives a {type(base).__name__}, which is no {declared}; leave likelihood= "
-            "out (samples are its means then), or pass decode="
+            f"likelihood: decode returns a {type(base).__name__}, which is not {declared}; leave likelihood= out "
+            "(samples are then its means), or pass decode="
         )
 
 
@@ -152,7 +155,7 @@ def _further_outputs(decoded: Decoded, mean: Tensor) -> dict[str, Tensor]:
     clash = sorted(set(further) & RESERVED)
     if clash:
         raise ExportError(
-            f"decode: gives {clash[0]!r} beside the mean, a name that is taken; pass decode=, a function that gives "
+            f"decode: returns {clash[0]!r} with the mean, a name that is taken; pass decode=, a function that returns "
             "the mean or a torch.distributions.Bernoulli(logits=…)"
         )
     return further
@@ -160,7 +163,7 @@ def _further_outputs(decoded: Decoded, mean: Tensor) -> dict[str, Tensor]:
 
 def _of_distribution(kind: str, base: Any, far: Any, declaration: Declaration) -> _Parameters:
     name = type(base).__name__
-    found = _Parameters(kind, f"likelihood: decode gives a {name}")
+    found = _Parameters(kind, f"likelihood: decode returns a {name}")
     if KINDS[kind].logits:
         return replace(found, logits="answer")
     if not KINDS[kind].scale:
@@ -170,7 +173,9 @@ def _of_distribution(kind: str, base: Any, far: Any, declaration: Declaration) -
     declared = declaration.scale
     if declared is not None and not (constant and math.isclose(declared, own, rel_tol=1e-6)):
         described = f"{own:g}" if constant else "one for each value"
-        raise ExportError(f"scale: decode gives a {name} with its own scale, {described}; leave scale={declared:g} out")
+        raise ExportError(
+            f"scale: decode returns a {name} with its own scale, {described}; leave scale={declared:g} out"
+        )
     return replace(found, scale=own) if constant else replace(found, scale_output=True)
 
 
@@ -178,24 +183,24 @@ def _of_tensor(kind: str, decoded: Decoded, mean: Tensor, example: Tensor, decla
     support = KINDS[kind].support
     if support and not _within(example, support):
         raise ExportError(
-            f"likelihood: under a {kind}, observations from {support[0]:g} to {support[1]:g} are expected, the example "
-            f"has {float(example.min()):g} … {float(example.max()):g}; scale it, or pass another likelihood="
+            f"likelihood: {kind}: expected observations from {support[0]:g} to {support[1]:g}, the example has "
+            f"{float(example.min()):g} … {float(example.max()):g}; scale it, or pass another likelihood="
         )
     if KINDS[kind].scale:
         scale = 1.0 if declaration.scale is None else float(declaration.scale)
         return _Parameters(
-            kind, f"likelihood: {kind}, scale {scale:g}" + ("" if declaration.scale else " (not stated)"), scale=scale
+            kind, f"likelihood: {kind}, scale {scale:g}" + ("" if declaration.scale else " (the default)"), scale=scale
         )
     if not KINDS[kind].logits or support is None:
-        return _Parameters(kind, f"likelihood: {kind}; decode gives the mean")
+        return _Parameters(kind, f"likelihood: {kind}; decode returns the mean")
     if not all(_within(answer, support) for answer in (mean, mean_of(decoded.far))):
-        line = f"likelihood: {kind}; decode gives logits, since values lie outside {support[0]:g} … {support[1]:g}"
+        line = f"likelihood: {kind}; decode returns logits, since values lie outside {support[0]:g} … {support[1]:g}"
         return _Parameters(kind, line, logits="answer")
     sigmoid = decoded.draws.sigmoid
     if sigmoid is not None and sigmoid[1].numel() == mean.numel() and torch.equal(sigmoid[1].reshape(mean.shape), mean):
-        line = f"likelihood: {kind}; decode ends in a sigmoid, whose argument is exported as logits"
+        line = f"likelihood: {kind}; decode ends in a sigmoid, and its argument is exported as logits"
         return _Parameters(kind, line, logits="sigmoid")
-    return _Parameters(kind, f"likelihood: {kind}; decode gives probabilities, without logits")
+    return _Parameters(kind, f"likelihood: {kind}; decode returns probabilities, without logits")
 
 
 def _within(tensor: Tensor, bounds: tuple[float, float]) -> bool:

@@ -1,4 +1,4 @@
-"""What the signature says of observations and conditions, and the names that axes have by default."""
+"""Describe observations and conditions, and name the axes that have no name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 def axis_names(shape: Sequence[int], *, latent: bool = False) -> tuple[str, ...]:
-    """Return the names of the axes of an observation, or a latent, whose author gave none."""
+    """Return the names of the axes of an observation, or a latent, that are not declared."""
     if len(shape) == 1:
         return ("latent",) if latent else ("feature",)
     if len(shape) == 3:
@@ -39,7 +39,7 @@ def observation_of(model: nn.Module, example: Tensor, declaration: Declaration, 
     if not declaration.axes and any(isinstance(module, _RECURRENT) for module in model.modules()) and len(shape) < 3:
         axes = ("time", "feature")[: len(shape)]
     if len(axes) != len(shape):
-        raise ExportError(f"axes: {len(shape)} names for an observation {list(shape)} are expected, got {list(axes)}")
+        raise ExportError(f"axes: expected {len(shape)} names for an observation {list(shape)}, got {list(axes)}")
     dtype = "float32" if example.is_floating_point() else "int64"
     bounds = (declaration.range[0], declaration.range[1]) if declaration.range else observation_range(likelihood)
     return Observation("x", shape, axes, bounds, dtype=dtype)

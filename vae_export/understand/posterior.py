@@ -1,4 +1,4 @@
-"""What an encoder's second tensor is: declared, named, or found by comparing `forward` with decode(mean + std)."""
+"""Find the meaning of an encoder's second tensor: declared, named, or found by comparing `forward` with decode."""
 
 from __future__ import annotations
 
@@ -25,28 +25,30 @@ _SAME = 1e-4
 def second_tensors(
     functions: Functions, parts: Sequence[Part], declaration: Declaration, *, halved: bool
 ) -> tuple[tuple[str | None, ...], tuple[str, ...]]:
-    """Find what each latent's second tensor is.
+    """Find the meaning of each latent's second tensor.
 
     Args:
-        functions: the model's.
-        parts: the latents, as encode gives them with every draw set to 1.
-        declaration: what is declared.
-        halved: whether mean and second tensor are the halves of one tensor, cut on a guess.
+        functions: encode and decode.
+        parts: the latents that encode returns with every draw set to 1.
+        declaration: the known facts.
+        halved: whether mean and second tensor are guessed to be the halves of one tensor.
 
     Returns:
-        For each latent one of `SECOND`, or None where there is no second tensor; and the lines that say from what.
+        For each latent one of `SECOND`, or None where there is no second tensor; and lines that say how it was
+        recognised.
 
     Raises:
-        ExportError: it does not show, or `forward` shows another one than is declared or named.
+        ExportError: the meaning is unknown, or `forward` shows another one than is declared or named.
     """
     meanings = [part.meaning for part in parts]
     distributions = any(part.distribution for part in parts)
     if declaration.posterior in SECOND:
         if distributions and declaration.posterior != "std":
             raise ExportError(
-                f"posterior: encode gives a Normal, which says it; leave posterior={declaration.posterior!r} out"
+                f"posterior: encode returns a Normal, which already says it; leave "
+                f"posterior={declaration.posterior!r} out"
             )
-        # Before the names that an encoder gives its tensors: they may mislead.
+        # A declaration overrides the names of an encoder's tensors, which may mislead.
         meanings = [declaration.posterior if part.kind == "normal" else None for part in parts]
     if any(meanings) and not distributions:
         _refuse_contradiction(functions, parts, next(meaning for meaning in meanings if meaning), halved)
@@ -55,7 +57,7 @@ def second_tensors(
         return tuple(meanings), ()
     if declaration.posterior is not None:
         raise ExportError(
-            f"posterior: one of {', '.join(SECOND)} is expected, since encode gives a second tensor; got "
+            f"posterior: expected one of {', '.join(SECOND)}, since encode returns a second tensor; got "
             f"{declaration.posterior!r}"
         )
     meaning, line = _found(functions, parts, unknown)
@@ -63,10 +65,10 @@ def second_tensors(
 
 
 def refuse_hidden_posterior(functions: Functions) -> None:
-    """Refuse an encoder that gives one tensor where `forward` samples: its posterior would be lost without a word.
+    """Refuse an encoder that returns one tensor where `forward` samples: its posterior would be lost silently.
 
     Raises:
-        ExportError: it is one.
+        ExportError: the encoder hides a posterior.
     """
     try:
         _, drawn = functions.forward()
@@ -75,7 +77,7 @@ def refuse_hidden_posterior(functions: Functions) -> None:
         return
     if drawn:
         raise ExportError(
-            "encode: gives one tensor, while forward draws normal noise; let it return the posterior's parameters too, "
+            "encode: returns one tensor, while forward draws normal noise; return the posterior's parameters too, "
             'such as (mu, logvar), or pass posterior="none" if there is no posterior'
         )
 
@@ -90,7 +92,7 @@ def _found(functions: Functions, parts: Sequence[Part], unknown: Sequence[int]) 
     if errors[best] > _SAME or errors[next_best] < 10 * max(errors[best], _SAME):
         shown = ", ".join(f"{meaning} {errors[meaning]:.1e}" for meaning in ranked[:3])
         raise ExportError(
-            "posterior: what encode's second tensor is does not show in forward (difference from forward with every "
+            "posterior: forward does not show what encode's second tensor is (difference from forward with every "
             f"draw set to 1: {shown}); {settle}"
         )
     return best, (
@@ -100,7 +102,7 @@ def _found(functions: Functions, parts: Sequence[Part], unknown: Sequence[int]) 
 
 
 def _refuse_swapped(functions: Functions, parts: Sequence[Part]) -> None:
-    """Refuse pairs whose mean stands second, as `forward` shows."""
+    """Refuse pairs where `forward` shows that the mean is second."""
     swapped = []
     for part in parts:
         if part.second is None or part.second.shape != part.value.shape:
@@ -113,13 +115,13 @@ def _refuse_swapped(functions: Functions, parts: Sequence[Part]) -> None:
     best = min(errors, key=lambda meaning: errors[meaning])
     if errors[best] <= _SAME:
         raise ExportError(
-            f"encode: gives the {best} first and the mean second, as forward shows; the mean is expected first: pass "
-            "encode=, a function that gives (mu, second)"
+            f"encode: expected the mean first; forward shows that it returns the {best} first and the mean second; "
+            "pass encode=, a function that returns (mu, second)"
         )
 
 
 def _refuse_contradiction(functions: Functions, parts: Sequence[Part], meaning: str, halved: bool) -> None:
-    """Refuse a meaning that is declared or named where `forward` shows another; or none, for halves cut on a guess."""
+    """Refuse a declared or named meaning where `forward` shows another, and guessed halves where it shows none."""
     try:
         errors = _errors(functions, parts, [j for j, part in enumerate(parts) if part.kind == "normal"], "")
     except ExportError:
@@ -130,29 +132,30 @@ def _refuse_contradiction(functions: Functions, parts: Sequence[Part], meaning: 
         return
     if errors[best] <= _SAME:
         raise ExportError(
-            f"posterior: {meaning} is said or named, and forward with every normal draw set to 1 gives "
+            f"posterior: declared or named {meaning}, but forward with every normal draw set to 1 gives "
             f"decode(mu + std) for {best} (difference {errors[best]:.0e}; {meaning}: {errors[meaning]:.0e}); pass "
             f"posterior={best!r}"
         )
     _refuse_swapped(functions, parts)
     if halved:
         raise ExportError(
-            "encode: the encoder's tensor, halved, is not the posterior that forward samples from; pass encode=, a "
-            "function that gives (mu, logvar), such as lambda x: (m.fc_mu(m.encoder(x)), m.fc_logvar(m.encoder(x)))"
+            "encode: the two halves of the encoder's tensor are not the posterior that forward samples from; pass "
+            "encode=, a function that returns (mu, logvar), such as "
+            "lambda x: (m.fc_mu(m.encoder(x)), m.fc_logvar(m.encoder(x)))"
         )
 
 
 def _errors(functions: Functions, parts: Sequence[Part], unknown: Sequence[int], settle: str) -> dict[str, float]:
-    """How far `forward`, every draw being 1, is from decode(mean + std) for each meaning of the unknown tensors."""
+    """The distance of `forward`, with every draw set to 1, from decode(mean + std) for each possible meaning."""
     if type(functions.model).forward is torch.nn.Module.forward:
-        raise ExportError(f"posterior: what encode's second tensor is cannot be found, there is no forward; {settle}")
+        raise ExportError(f"posterior: cannot find out what encode's second tensor is, there is no forward; {settle}")
     try:
         answer, drawn = functions.forward()
     except Exception as error:
         raise ExportError(f"posterior: forward fails on the example: {error_line(error)}; {settle}") from error
     if not drawn:
         raise ExportError(
-            f"posterior: what encode's second tensor is cannot be found, forward draws no normal noise; {settle}"
+            f"posterior: cannot find out what encode's second tensor is, forward draws no normal noise; {settle}"
         )
     errors = {}
     for meaning in SECOND:
@@ -168,7 +171,7 @@ def _errors(functions: Functions, parts: Sequence[Part], unknown: Sequence[int],
             raise ExportError(f"decode: fails on a latent of shape {shape}: {error_line(error)}") from error
         comparable = [tensor for tensor in answer if tensor.shape == expected.shape]
         if not comparable:
-            raise ExportError(f"posterior: forward gives nothing of the shape of decode's answer; {settle}")
+            raise ExportError(f"posterior: forward returns nothing of the shape of decode's answer; {settle}")
         errors[meaning] = min(_distance(tensor, expected) for tensor in comparable)
     return errors
 

@@ -20,7 +20,7 @@ FITTED = "diagonal, gaussian or mixture:K"
 _MIXTURE = re.compile(r"mixture:([1-9][0-9]{0,3})")
 # Added to every variance, as a share of the mean variance, so that a constant dimension has a distribution too.
 _RIDGE = 1e-6
-# A full covariance has this many dimensions at most: its factor has the square of it.
+# The most dimensions of a full covariance, whose factor has the square of it in numbers.
 _FULL = 2048
 
 
@@ -35,10 +35,10 @@ def fit_prior(kind: str, latent: str, z: NDArray[np.float32]) -> tuple[LatentPri
     Args:
         kind: "diagonal", "gaussian" (full covariance) or "mixture:K" (K components of full covariance).
         latent: the latent's name.
-        z: its posterior means for real data, float32 [n, ...].
+        z: the posterior means of real data, float32 [n, ...].
 
     Returns:
-        What the manifest says of it, and the content of its file (docs/bundle-format.md, Priors).
+        The prior for the manifest, and the content of its file (docs/bundle-format.md, Priors).
 
     Raises:
         InputError: the kind is none of these.
@@ -46,7 +46,7 @@ def fit_prior(kind: str, latent: str, z: NDArray[np.float32]) -> tuple[LatentPri
     """
     match = _MIXTURE.fullmatch(kind)
     if not is_fitted(kind):
-        raise InputError(f"prior: normal, none, {FITTED} is expected, got {kind!r}")
+        raise InputError(f"prior: expected normal, none, {FITTED}, got {kind!r}")
     flat = z.reshape(len(z), -1).astype(np.float64)
     n, dimensions = flat.shape
     components = int(match[1]) if match else 1
@@ -59,7 +59,7 @@ def fit_prior(kind: str, latent: str, z: NDArray[np.float32]) -> tuple[LatentPri
         )
     if full and dimensions > _FULL:
         raise ExportError(
-            f'prior: {kind}: at most {_FULL} dimensions are expected, got {dimensions}; pass prior="diagonal"'
+            f'prior: {kind}: expected at most {_FULL} dimensions, got {dimensions}; pass prior="diagonal"'
         )
     ridge = _RIDGE * max(float(flat.var(axis=0).mean()), 1e-12)
     if match and components > 1:

@@ -1,4 +1,4 @@
-"""What a model must do in PyTorch before it is worth exporting; the errors are the refusals of bring-your-own.md."""
+"""Check what a model must do in PyTorch before its export; docs/bring-your-own.md lists the refusals."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def probe(adapted: Adapted, dynamic: Sequence[str] = ()) -> Adapted:
     left = [condition.name for condition in adapted.signature.conditions if not condition.components]
     if left:
         raise ExportError(
-            f"condition {left[0]!r}: nothing that encode or decode gives depends on it; leave it out, or check that "
+            f"condition {left[0]!r}: encode and decode do not depend on it; leave it out, or check that "
             "the model uses it"
         )
     return _dynamic(adapted, dynamic) if dynamic else adapted
@@ -63,13 +63,13 @@ def _batch_norm(component: str, module: nn.Module) -> None:
             where = f"{component}: {name.removeprefix('model.')}"
             if layer.training:
                 raise ExportError(
-                    f"{where}: batch normalisation stays in training mode, so that rows of a batch influence each "
+                    f"{where}: batch normalization stays in training mode, so that rows of a batch influence each "
                     "other; let eval() reach it"
                 )
             if layer.running_mean is None:
                 raise ExportError(
-                    f"{where}: batch normalisation without running statistics normalises by the batch at hand, so that "
-                    "rows of a batch influence each other; build it with track_running_stats=True"
+                    f"{where}: batch normalization without running statistics normalizes by the batch at hand, so "
+                    "that rows of a batch influence each other; build it with track_running_stats=True"
                 )
 
 
@@ -77,7 +77,7 @@ def _finite(component: str, names: Sequence[str], outputs: Sequence[Tensor]) -> 
     for name, output in zip(names, outputs, strict=True):
         if name.startswith("std") and bool((output < 0).any()):
             raise ExportError(
-                f"{component}: {name}{_first(output < 0)}: a standard deviation of at least 0 is expected, got "
+                f"{component}: {name}{_first(output < 0)}: expected a standard deviation of at least 0, got "
                 f"{float(output.min()):g}; pass another posterior="
             )
     for name, output in zip(names, outputs, strict=True):
@@ -85,7 +85,7 @@ def _finite(component: str, names: Sequence[str], outputs: Sequence[Tensor]) -> 
         if wrong.any():
             advice = "; another posterior= may help" if name.startswith(("logvar", "std")) else ""
             raise ExportError(
-                f"{component}: {name}{_first(wrong)}: finite numbers are expected, got {float(output[wrong][0])}; "
+                f"{component}: {name}{_first(wrong)}: expected finite numbers, got {float(output[wrong][0])}; "
                 f"check the weights and the example{advice}"
             )
 
@@ -101,7 +101,7 @@ def _in_range(adapted: Adapted, component: str, names: Sequence[str], outputs: S
         x = adapted.examples[adapted.signature.observation.name]
         if bounds and not bool(((x >= bounds[0]) & (x <= bounds[1])).all()):
             raise ExportError(
-                f"example: values from {bounds[0]:g} to {bounds[1]:g} are expected from range=, got {float(x.min()):g} "
+                f"example: expected values from {bounds[0]:g} to {bounds[1]:g}, as range= says, got {float(x.min()):g} "
                 f"… {float(x.max()):g}; scale the example as in training, or pass another range="
             )
         return
@@ -109,7 +109,7 @@ def _in_range(adapted: Adapted, component: str, names: Sequence[str], outputs: S
     mean = outputs[0]
     if bounds and (float(mean.min()) < bounds[0] or float(mean.max()) > bounds[1]):
         raise ExportError(
-            f"decoder: {names[0]}: values from {bounds[0]:g} to {bounds[1]:g} are expected, got "
+            f"decoder: {names[0]}: expected values from {bounds[0]:g} to {bounds[1]:g}, got "
             f'{float(mean.min()):g} … {float(mean.max()):g}; if these are logits, pass likelihood="bernoulli", '
             "else another range="
         )
@@ -119,8 +119,8 @@ def _stable(component: str, names: Sequence[str], first: Sequence[Tensor], secon
     for name, a, b in zip(names, first, second, strict=True):
         if not torch.equal(a, b) and _far(a, b):
             raise ExportError(
-                f"{component}: {name}: two runs on the same input differ by {_gap(a, b):.1e}; something random, such "
-                "as a dropout that is always on or numpy's generator, is inside; take it out"
+                f"{component}: {name}: two runs on the same input differ by {_gap(a, b):.1e}; remove what is "
+                "random, such as a dropout that is always on or numpy's generator"
             )
 
 
@@ -129,7 +129,7 @@ def _rows(adapted: Adapted, component: str, given: Sequence[Tensor], outputs: Se
     n = len(given[0])
     for output, name in zip(outputs, names, strict=True):
         if len(output) != n:
-            raise ExportError(f"{component}: {name}: a row for each of {n} is expected, got {list(output.shape)}")
+            raise ExportError(f"{component}: {name}: expected a row for each of {n}, got {list(output.shape)}")
     for row in range(min(n, _ROWS)):
         try:
             alone = run_module(module, [tensor[row : row + 1] for tensor in given])
@@ -141,13 +141,13 @@ def _rows(adapted: Adapted, component: str, given: Sequence[Tensor], outputs: Se
         for name, whole, single in zip(names, outputs, alone, strict=True):
             if single.shape[1:] != whole.shape[1:] or len(single) != 1:
                 raise ExportError(
-                    f"{component}: {name}: shape {[1, *whole.shape[1:]]} is expected for a batch of 1, got "
+                    f"{component}: {name}: expected shape {[1, *whole.shape[1:]]} for a batch of 1, got "
                     f"{list(single.shape)}; the batch size is baked in, write -1 or x.shape[0] where it stands"
                 )
             if _far(whole[row : row + 1], single):
                 raise ExportError(
                     f"{component}: {name}: row {row} differs by {_gap(whole[row : row + 1], single):.1e} when run "
-                    "alone: rows of a batch influence each other (normalisation by the batch, a mean over axis 0); "
+                    "alone: rows of a batch influence each other (normalization by the batch, a mean over axis 0); "
                     "make each row's result its own"
                 )
 
@@ -167,7 +167,7 @@ def _inputs(adapted: Adapted, component: str, outputs: Sequence[Tensor]) -> Adap
         condition = next((c for c in signature.conditions if c.name == tensor.name), None)
         if condition is None:
             raise ExportError(
-                f"{component}: nothing that it gives depends on {tensor.name}; check that the model is trained, and "
+                f"{component}: no output depends on {tensor.name}; check that the model is trained, and "
                 f"that {'encode' if component == 'encoder' else 'decode'}= is the right function"
             )
         left = tuple(c for c in condition.components if c != component)
@@ -226,11 +226,11 @@ def _dynamic(adapted: Adapted, names: Sequence[str]) -> Adapted:
     for name in names:
         if name not in observation.axes:
             raise ExportError(
-                f"dynamic: one of the axes {list(observation.axes)} is expected, got {name!r}; name the axes with axes="
+                f"dynamic: expected one of the axes {list(observation.axes)}, got {name!r}; name the axes with axes="
             )
     sizes: dict[str, Sizes] = {}
     latents = {latent.name: latent for latent in signature.latents}
-    # Of the decoder's outputs whose shape is their own, the names of the axes.
+    # The names of the axes of every output of the decoder.
     outputs = {number: list(_output_axes(signature, number)) for number in range(len(signature.outputs("decoder")))}
     for name in names:
         found = _sizes_of(adapted, name)
@@ -311,7 +311,7 @@ def _sizes_of(adapted: Adapted, name: str) -> _Found:
             reason = error_line(error)
             return False
         if same and outputs[0][axis] != wanted:
-            reason = f"of {wanted} in, {outputs[0][axis]} come out"
+            reason = f"{wanted} in, {outputs[0][axis]} out"
             return False
         shapes[wanted], decoded[wanted] = latents, outputs
         return True
@@ -319,8 +319,8 @@ def _sizes_of(adapted: Adapted, name: str) -> _Found:
     step = next((step for step in _steps(size, shapes[size]) if works(size + step)), None)
     if step is None:
         raise ExportError(
-            f"dynamic: {name}: other sizes than {size} are expected to work, the model fails: {reason}; leave it out "
-            "of dynamic="
+            f"dynamic: {name}: expected the model to work at other sizes than {size}, it fails: {reason}; leave {name} "
+            "out of dynamic="
         )
     least = next((smaller for smaller in _powers(step, size) if works(smaller)), size)
     most = 2 * size if works(2 * size) else size + step

@@ -1,4 +1,4 @@
-"""Read what the encoders and decoders that people write give: tuples, mappings, objects, distributions."""
+"""Read the answers of encoders and decoders: tuples, mappings, objects, distributions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DECODED = ("x", "x_hat", "x_recon", "recon_x", "recon", "reconstruction", "samp
 
 @dataclass(frozen=True)
 class Part:
-    """One latent as an encoder gave it: its mean and what its second tensor is, integer codes, or a value alone."""
+    """One latent in an encoder's answer: a mean with a second tensor and its meaning, integer codes, or a value."""
 
     kind: str
     value: Tensor
@@ -44,13 +44,13 @@ class Part:
 
 @dataclass(frozen=True)
 class EncoderReading:
-    """How to read an encoder's output: fixed once, then the same at every run, traced ones included."""
+    """How to read an encoder's output: decided once, then the same at every run, traced ones included."""
 
     declaration: Declaration
     doubled: int | None = None
-    """The axis along which one tensor is mean and second tensor."""
+    """The axis along which one tensor holds the mean and the second tensor."""
     keep: tuple[int, ...] | None = None
-    """Of a flat tuple that holds samples too, which tensors are none."""
+    """The tensors of a flat tuple that are no samples, by number."""
     meanings: tuple[str | None, ...] = ()
 
     def read(self, output: Any) -> list[Part]:
@@ -65,7 +65,7 @@ class EncoderReading:
 
 
 def fields_of(output: Any) -> dict[str, Any] | None:
-    """An object's tensors by name, where it has names for them."""
+    """Return an object's tensors by name; None if it has no names for them."""
     if isinstance(output, Mapping):
         return dict(output)
     if hasattr(output, "_asdict"):
@@ -75,10 +75,10 @@ def fields_of(output: Any) -> dict[str, Any] | None:
     if isinstance(output, (Tensor, tuple, list, Distribution)) or output is None:
         return None
     names = [*_MEANS, *(n for group in _SECONDS.values() for n in group), *_VALUES, *_CODES, "latent_dist", *_DECODED]
-    found = {name: getattr(output, name, None) for name in names}
+    values = {name: getattr(output, name, None) for name in names}
     return {
         name: value
-        for name, value in found.items()
+        for name, value in values.items()
         if isinstance(value, (Tensor, Distribution)) or (name == "latent_dist" and value is not None)
     }
 
@@ -90,11 +90,11 @@ def parts_of(output: Any, declaration: Declaration) -> list[Part]:
         return [Part("normal", output.loc, output.scale, "std", distribution=True)]
     if isinstance(output, Distribution):
         raise ExportError(
-            f"encode: a normal posterior is expected, got {type(output).__name__}; pass encode=, a function that gives "
+            f"encode: expected a normal posterior, got {type(output).__name__}; pass encode=, a function that returns "
             "the tensors that matter, and posterior="
         )
     if isinstance(output, Tensor) and output.dim() == 0:
-        raise ExportError("encode: a row for each observation is expected, got one number; pass encode=")
+        raise ExportError("encode: expected a row for each observation, got one number; pass encode=")
     if isinstance(output, Tensor):
         whole = not output.is_floating_point()
         return [Part("codes" if whole else "none", output)]
@@ -104,19 +104,19 @@ def parts_of(output: Any, declaration: Declaration) -> list[Part]:
     items = [item for item in output if item is not None] if isinstance(output, (tuple, list)) else []
     if not items:
         raise ExportError(
-            f"encode: tensors are expected, got {type(output).__name__}; pass encode=, a function that gives them"
+            f"encode: expected tensors, got {type(output).__name__}; pass encode=, a function that returns them"
         )
     if not all(isinstance(item, Tensor) for item in items):
         nested = [item for item in items if not isinstance(item, Tensor)]
         if len(nested) == len(items) or all(isinstance(item, (Distribution, tuple, list)) for item in nested):
             return [part for item in nested for part in parts_of(item, declaration)]
-    # A number for the whole batch is a loss.
+    # A number for the whole batch is taken for a loss.
     tensors = [item for item in items if isinstance(item, Tensor) and item.dim() > 0]
     whole_numbers = [tensor for tensor in tensors if not tensor.is_floating_point() and tensor.dim() > 1]
     if whole_numbers:
         return [Part("codes", whole_numbers[0])]
     if not tensors:
-        raise ExportError("encode: tensors with a row for each observation are expected, got none; pass encode=")
+        raise ExportError("encode: expected tensors with a row for each observation, got none; pass encode=")
     if declaration.posterior == "none":
         return [Part("none", tensors[0])]
     if len(tensors) % 2 == 0 and all(a.shape == b.shape for a, b in zip(tensors[::2], tensors[1::2], strict=True)):
@@ -145,13 +145,13 @@ def _named_parts(output: Any, fields: Mapping[str, Any], declaration: Declaratio
         parts = {name: parts_of(value, declaration) for name, value in fields.items()}
         return [dataclasses.replace(part, name=name) for name, own in parts.items() for part in own]
     raise ExportError(
-        f"encode: fields such as mu and logvar are expected, {type(output).__name__} has "
-        f"{', '.join(map(str, fields)) or 'none'}; pass encode=, a function that gives (mu, logvar)"
+        f"encode: expected fields such as mu and logvar, {type(output).__name__} has "
+        f"{', '.join(map(str, fields)) or 'none'}; pass encode=, a function that returns (mu, logvar)"
     )
 
 
 def second_to(meaning: str, second: Tensor) -> tuple[Tensor, Tensor]:
-    """logvar and std of an encoder's second tensor."""
+    """Return logvar and std for an encoder's second tensor of this meaning."""
     if meaning == "logvar":
         # In the graph, because the exp of host libraries differs from build to build.
         return second, torch.exp(0.5 * second)
@@ -173,13 +173,13 @@ class DecoderReading:
     further: tuple[str, ...] = ()
 
     def read(self, output: Any, draws: Draws) -> tuple[Tensor, ...]:
-        """The tensors of one answer: the mean, the logits or the scale, and what else there is."""
+        """The tensors of one answer: the mean, the logits or the scale, and the further outputs."""
         fields = fields_of(output) if self.further else None
         further = tuple(fields[name] for name in self.further) if fields else ()
         if self.logits == "answer":
             base = base_of(output)
             logits: Tensor = base if isinstance(base, Tensor) else base.logits
-            # Both: in float32 the sigmoid is 1 from a logit of 16.7 on, and a likelihood cannot be had from it.
+            # Both: in float32 the sigmoid is 1 from a logit of 16.7 on, too coarse for a likelihood.
             return (torch.sigmoid(logits), logits, *further)
         mean = mean_of(output)
         if self.logits == "sigmoid":
@@ -191,7 +191,7 @@ class DecoderReading:
 
 
 def base_of(output: Any) -> Any:
-    """What counts of a decoder's answer: a tensor or a distribution."""
+    """Return the tensor or the distribution in a decoder's answer."""
     fields = None if isinstance(output, (Tensor, Distribution, tuple, list)) else fields_of(output)
     if fields is not None:
         name = next((name for name in _DECODED if isinstance(fields.get(name), (Tensor, Distribution))), None)
@@ -204,10 +204,10 @@ def base_of(output: Any) -> Any:
 
 
 def mean_of(output: Any) -> Tensor:
-    """The mean of a decoder's answer.
+    """Return the mean of a decoder's answer.
 
     Raises:
-        ExportError: there is none.
+        ExportError: the answer holds no tensor and no distribution.
     """
     base = base_of(output)
     if isinstance(base, Distribution):
@@ -215,6 +215,6 @@ def mean_of(output: Any) -> Tensor:
     if isinstance(base, Tensor):
         return base
     raise ExportError(
-        f"decode: a tensor, a Bernoulli or a Normal is expected, got {type(output).__name__}; pass decode=, a function "
-        "that gives it"
+        f"decode: expected a tensor, a Bernoulli or a Normal, got {type(output).__name__}; pass decode=, a function "
+        "that returns it"
     )

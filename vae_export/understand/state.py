@@ -1,4 +1,4 @@
-"""Leave a model, and PyTorch, as they came."""
+"""Change a model and PyTorch for an export, and restore them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["LARGE", "in_float64", "release", "unchanged", "used_tensors"]
 
 @contextlib.contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, float32, on the CPU and without gradients; at the end all is as it came.
+    """Put a model in evaluation mode, float32, on the CPU and without gradients; restore everything at the end.
 
-    What is put back, also after an error: each submodule's attributes (mode, hooks, what it caches), parameters and
+    Restored, also after an error: each submodule's attributes (mode, hooks, what it caches), parameters and
     buffers with their values, dtype and device, the state of every random generator, PyTorch's default dtype, and
     whether its distributions check their arguments.
     """
@@ -115,7 +115,7 @@ _CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, set, deque, np.nda
 def _collect(parts: list[Any], containers: dict[int, tuple[Any, Any]], loose: list[Tensor]) -> None:
     """Copies of plain containers, nested ones too, and the tensors that are in them."""
     for part in parts:
-        # Of other kinds of containers nothing is known, and some refuse to be changed.
+        # Other kinds of containers may refuse to be changed.
         if type(part) in _CONTAINERS and id(part) not in containers:
             containers[id(part)] = (part, part.copy())
             if not isinstance(part, np.ndarray):
@@ -124,12 +124,12 @@ def _collect(parts: list[Any], containers: dict[int, tuple[Any, Any]], loose: li
             loose.append(part)
 
 
-# Bytes of weights from which on memory is a matter.
+# Bytes of weights from which on a model is large, and memory is saved.
 LARGE = 2**26
 
 
 def release(modules: Iterable[nn.Module]) -> None:
-    """Give memory that is free back to the system, where the C library keeps it (glibc); of large models alone."""
+    """Give free memory that the C library (glibc) keeps back to the system; only for large models."""
     tensors = {id(tensor): tensor for module in modules for tensor in module.parameters()}.values()
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors) < LARGE:
         return
@@ -156,7 +156,7 @@ def _to_float32_on_cpu(model: nn.Module) -> None:
 
 
 def used_tensors(call: Any, tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Those of the tensors whose storage a call reads."""
+    """Return the tensors whose storage a call reads."""
     storages: set[int] = set()
 
     class Watch(TorchDispatchMode):
@@ -176,7 +176,7 @@ def used_tensors(call: Any, tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 class _Widened(TorchFunctionMode):
-    """Makes new tensors float64 where a model asks for float32 by name."""
+    """Make new tensors float64 where a model asks for float32 by name."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

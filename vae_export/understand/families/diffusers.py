@@ -66,7 +66,7 @@ def _number(config: Any, name: str, default: float) -> float:
 
 
 def _deterministic_image(model: Any) -> Declaration:
-    """AutoencoderTiny and AutoencoderDC. Their encoder gives the latent itself."""
+    """AutoencoderTiny and AutoencoderDC. Their encoder returns the latent itself."""
     scale, shift = _scaling(model.config)
     return Declaration(
         encode=lambda x: model.encoder(x),
@@ -86,8 +86,8 @@ def _vq_model(model: Any) -> Declaration:
     quantize = model.quantize
     if getattr(quantize, "remap", None) is not None:
         raise ExportError(
-            "diffusers VQModel: a quantizer without remap= is expected, since unknown codes are drawn at random; "
-            "export a model without it"
+            "diffusers VQModel: expected a quantizer without remap=, which draws unknown codes at random; export a "
+            "model without it"
         )
 
     def encode(x: Tensor) -> Tensor:

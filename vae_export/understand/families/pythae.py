@@ -16,7 +16,7 @@ from .family import CODING, Family
 __all__ = ["MODELS"]
 
 _METHODS = (*CODING, "loss_function", "_sample_gauss")
-_FLOW = "the posterior is a normalising flow's; the latent is where the flow takes the mean of its base"
+_FLOW = "the posterior is a normalizing flow's; the latent is where the flow takes the mean of its base"
 _BEFORE_STEPS = "the encoder's normal is q(z0|x), before the Hamiltonian steps, which need the decoder's gradients"
 
 
@@ -38,7 +38,7 @@ def _pythae_decode(model: Any) -> Callable[[Tensor], Tensor]:
 
 
 def _reconstruction(model: Any) -> dict[str, Any]:
-    """The likelihood whose negative logarithm is the loss, up to a constant: ½ · squared error is that of scale 1."""
+    """The likelihood whose negative logarithm is the loss, up to a constant; scale 1 gives ½ · squared error."""
     return {"likelihood": "bernoulli"} if _is_cross_entropy(model) else {"likelihood": "gaussian", "scale": 1.0}
 
 
@@ -81,7 +81,7 @@ def _rhvae(model: Any) -> Declaration:
 
 
 def _point(model: Any, encode: Callable[[Tensor], Tensor] | None = None, **further: Any) -> Declaration:
-    """A model whose encoder gives one latent and no normal."""
+    """A model whose encoder returns one latent and no normal."""
     return Declaration(
         encode=encode or (lambda x: model.encoder(x).embedding),
         decode=_pythae_decode(model),
@@ -131,7 +131,7 @@ def _ae(model: Any) -> Declaration:
 
 
 def _rae(model: Any) -> Declaration:
-    reason = "a regularised autoencoder has no prior until one is fitted to its latents; fit one with prior="
+    reason = "a regularized autoencoder has no prior until one is fitted to its latents; fit one with prior="
     return _point(model, prior="none", prior_reason=reason, **_squared())
 
 
@@ -152,7 +152,7 @@ def _vqvae(model: Any) -> Declaration:
     def encode(x: Tensor) -> Tensor:
         embedding = model.encoder(x).embedding
         if embedding.dim() == 2:
-            # The library quantises each number of a flat embedding alone: its codebook holds numbers.
+            # The library quantizes each number of a flat embedding alone: its codebook holds numbers.
             return nearest(embedding.reshape(-1, 1)).reshape(embedding.shape)
         batch, channels, height, width = embedding.shape
         rows = embedding.permute(0, 2, 3, 1).reshape(batch * height * width, channels)

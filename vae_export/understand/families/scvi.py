@@ -127,7 +127,7 @@ def _vae(module: Any) -> Declaration | None:
 
 
 def _missing(name: str, meaning: str) -> ExportError:
-    return ExportError(f"scvi-tools VAE: the condition {name} is expected, {meaning}; pass conditions={{{name!r}: …}}")
+    return ExportError(f"scvi-tools VAE: expected the condition {name}, {meaning}; pass conditions={{{name!r}: …}}")
 
 
 MODELS = {"VAE": Family(_vae, ("inference", "_regular_inference", "generative"))}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_runtime.errors import error_line
-from vae_runtime.manifest import Signature, Sizes
+from vae_runtime.manifest import Sizes
 
 from ..errors import ExportError
 from .adapted import Adapted, resized, run_module
@@ -230,25 +230,25 @@ def _dynamic(adapted: Adapted, names: Sequence[str]) -> Adapted:
             )
     sizes: dict[str, Sizes] = {}
     latents = {latent.name: latent for latent in signature.latents}
-    # The names of the axes of every output of the decoder.
-    outputs = {number: list(_output_axes(signature, number)) for number in range(len(signature.outputs("decoder")))}
+    # The names of the dynamic axes of the decoder's outputs, by the output's number and the axis.
+    named: dict[int, dict[int, str]] = {}
     for name in names:
-        found = _sizes_of(adapted, name)
-        sizes[name] = found.sizes
-        for latent, axes in found.latents.items():
+        axis_sizes = _sizes_of(adapted, name)
+        sizes[name] = axis_sizes.sizes
+        for latent, axes in axis_sizes.latents.items():
             old = latents[latent]
             spelled = tuple(name if index in axes else axis for index, axis in enumerate(old.axes))
             dynamic = {**old.dynamic, **({name: next(iter(axes.values()))} if axes else {})}
             latents[latent] = dataclasses.replace(old, axes=spelled, dynamic=dynamic)
-        for number, axis in found.outputs:
-            outputs[number][axis] = name
+        for number, axis in axis_sizes.outputs:
+            named.setdefault(number, {})[axis] = name
     likelihood = signature.likelihood
     own = [name for name in (likelihood.mean, likelihood.logits, likelihood.scale_output) if name]
     further = tuple(
-        dataclasses.replace(output, axes=tuple(outputs[number]))
+        dataclasses.replace(output, axes=_axes(output.shape, named.get(number, {})))
         for number, output in enumerate(likelihood.outputs, len(own))
     )
-    mean_axes = () if likelihood.shape is None else tuple(outputs[0])
+    mean_axes = () if likelihood.shape is None else _axes(likelihood.shape, named.get(0, {}))
     return dataclasses.replace(
         adapted,
         signature=dataclasses.replace(
@@ -260,14 +260,13 @@ def _dynamic(adapted: Adapted, names: Sequence[str]) -> Adapted:
     )
 
 
-def _output_axes(signature: Signature, number: int) -> Sequence[str]:
-    shape = signature.outputs("decoder")[number].shape
-    return [f"axis_{index}" for index in range(1, len(shape) + 1)]
+def _axes(shape: Sequence[int], named: Mapping[int, str]) -> tuple[str, ...]:
+    return tuple(named.get(index, f"axis_{index + 1}") for index in range(len(shape)))
 
 
 @dataclass(frozen=True)
-class _Found:
-    """The sizes of one dynamic axis; of each latent the axes that move with it; which axes of which outputs do."""
+class _AxisSizes:
+    """The sizes of a dynamic axis, those of the axes of each latent that depend on it, and which axes of outputs do."""
 
     sizes: Sizes
     latents: Mapping[str, Mapping[int, Sizes]]
@@ -293,7 +292,7 @@ def _round_trip(adapted: Adapted, sizes: Mapping[str, int]) -> tuple[dict[str, t
     return shapes, [tuple(output.shape[1:]) for output in decoded]
 
 
-def _sizes_of(adapted: Adapted, name: str) -> _Found:
+def _sizes_of(adapted: Adapted, name: str) -> _AxisSizes:
     observation = adapted.signature.observation
     axis = observation.axes.index(name)
     size = observation.shape[axis]
@@ -303,17 +302,17 @@ def _sizes_of(adapted: Adapted, name: str) -> _Found:
     decoded: dict[int, list[tuple[int, ...]]] = {}
     shapes[size], decoded[size] = _round_trip(adapted, {})
 
-    def works(wanted: int) -> bool:
+    def works(other: int) -> bool:
         nonlocal reason
         try:
-            latents, outputs = _round_trip(adapted, {name: wanted})
+            latents, outputs = _round_trip(adapted, {name: other})
         except Exception as error:
             reason = error_line(error)
             return False
-        if same and outputs[0][axis] != wanted:
-            reason = f"{wanted} in, {outputs[0][axis]} out"
+        if same and outputs[0][axis] != other:
+            reason = f"{other} in, {outputs[0][axis]} out"
             return False
-        shapes[wanted], decoded[wanted] = latents, outputs
+        shapes[other], decoded[other] = latents, outputs
         return True
 
     step = next((step for step in _steps(size, shapes[size]) if works(size + step)), None)
@@ -322,23 +321,23 @@ def _sizes_of(adapted: Adapted, name: str) -> _Found:
             f"dynamic: {name}: expected the model to work at other sizes than {size}, it fails: {reason}; leave {name} "
             "out of dynamic="
         )
-    least = next((smaller for smaller in _powers(step, size) if works(smaller)), size)
-    most = 2 * size if works(2 * size) else size + step
+    smallest = next((smaller for smaller in _powers(step, size) if works(smaller)), size)
+    largest = 2 * size if works(2 * size) else size + step
     latents: dict[str, dict[int, Sizes]] = {}
     for latent in shapes[size]:
         for index, length in enumerate(shapes[size][latent]):
-            at = {wanted: found[latent][index] for wanted, found in shapes.items()}
+            at = {other: by_latent[latent][index] for other, by_latent in shapes.items()}
             moved = at[size + step] - length
             if moved:
                 multiple = moved if all(value % moved == 0 for value in at.values()) else 1
-                latents.setdefault(latent, {})[index] = Sizes(at[least], at[most], multiple)
+                latents.setdefault(latent, {})[index] = Sizes(at[smallest], at[largest], multiple)
     outputs = [
         (number, index)
         for number, shape in enumerate(decoded[size])
         for index, length in enumerate(shape)
         if decoded[size + step][number][index] != length
     ]
-    return _Found(Sizes(least, most, step), latents, outputs)
+    return _AxisSizes(Sizes(smallest, largest, step), latents, outputs)
 
 
 def _steps(size: int, usual: Mapping[str, tuple[int, ...]]) -> list[int]:
@@ -351,13 +350,13 @@ def _steps(size: int, usual: Mapping[str, tuple[int, ...]]) -> list[int]:
 
 def _powers(step: int, size: int) -> list[int]:
     """Sizes below the usual one, the smallest first."""
-    found, candidate = [], step
+    sizes, candidate = [], step
     while candidate < size:
         # A size of 1 is special to compilers: it is not told from a size that is spread.
         if candidate > 1:
-            found.append(candidate)
+            sizes.append(candidate)
         candidate *= 2
-    return found
+    return sizes
 
 
 def _far(a: Tensor, b: Tensor) -> bool:

@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from vae_runtime.bundle import open_bundle, require_replaceable
-from vae_runtime.errors import InputError
 from vae_runtime.files import write_folder
 from vae_runtime.manifest import Refusal
 
@@ -21,7 +20,7 @@ from .bundle_files import Labels, bundle_files, describe_bundle, file_sizes
 from .errors import ExportError
 from .graphs.formats import make_graphs
 from .graphs.graph import Graph
-from .graphs.variants import VARIANTS, Gate, Made, make_variants
+from .graphs.variants import Gate, Made, make_variants, require_variants
 from .parity.comparison import Comparison
 from .parity.golden import golden_vectors
 from .parity.report import ParityReport
@@ -61,10 +60,7 @@ class Options:
     progress: bool
 
     def __post_init__(self) -> None:
-        several = isinstance(self.variants, (list, tuple, set, frozenset))
-        unknown = [repr(name) for name in self.variants if name not in VARIANTS] if several else [repr(self.variants)]
-        if unknown:
-            raise InputError(f"variants: some of {', '.join(VARIANTS)} are expected, got {unknown[0]}")
+        require_variants(self.variants)
 
 
 def export(

@@ -21,7 +21,7 @@ from vae_export.graphs import onnx_export as graphs
 from vae_export.graphs.graph import require_same
 from vae_export.graphs.measurement import psnr_of
 from vae_export.graphs.quantize import _ends
-from vae_export.graphs.variants import Gate
+from vae_export.graphs.variants import Gate, require_variants
 from vae_runtime.bundle import open_bundle
 from vae_runtime.errors import BundleError, InputError
 from vae_runtime.golden import golden_inputs, read_golden
@@ -249,6 +249,17 @@ def test_the_gate_says_by_how_much_a_variant_fails():
 def test_arguments_that_cannot_be_are_refused(arguments, tmp_path):
     with pytest.raises(InputError, match=next(iter(arguments))):
         export("run", tmp_path / "out", **arguments)
+
+
+@pytest.mark.parametrize("names", [["fp32", "fp8"], ["int4"], [8], "int8", None])
+def test_an_unknown_variant_is_never_made_as_another(names):
+    with pytest.raises(InputError, match="variants: expected some of fp32, fp16, int8, got"):
+        require_variants(names)
+
+
+@pytest.mark.parametrize("names", [list(ALL), ("fp32",), {"int8"}, []])
+def test_known_variants_are_taken(names):
+    require_variants(names)
 
 
 def test_a_variant_below_the_gate_is_left_out_and_the_export_goes_on(dense, digits_run, tmp_path, capsys):

@@ -153,30 +153,13 @@ def static_settings(
 ) -> Iterator[list[Setting]]:
     """Convolutions: the ranges of what goes between them are those of calibration data."""
     from onnxruntime.quantization import (
-        CalibrationDataReader,
         CalibrationMethod,
         QuantFormat,
         QuantType,
         quantize_static,
     )
 
-    n = len(next(iter(feeds.values())))
-    size = max(math.prod(rows.shape[1:]) for rows in feeds.values())
-    step = max(1, min(_ROWS, _AT_ONCE // size))
-    parts = [{name: rows[i : i + step] for name, rows in feeds.items()} for i in range(0, n, step)]
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.set_range(0, len(parts))
-
-        def __len__(self) -> int:
-            return len(parts)
-
-        def set_range(self, start_index: int, end_index: int) -> None:
-            self.rest = iter(parts[start_index:end_index])
-
-        def get_next(self) -> dict[str, Array] | None:
-            return next(self.rest, None)
+    new_reader = _reader_of(feeds)
 
     def quantize(operators: Sequence[str], kept: Collection[str], clipped: bool) -> onnx.ModelProto:
         source, target = _marked(_with_phases(plain, model, kept, feeds), folder)
@@ -184,7 +167,7 @@ def static_settings(
             quantize_static(
                 source,
                 target,
-                Reader(),
+                new_reader(),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(operators),
                 per_channel=True,
@@ -215,6 +198,31 @@ def static_settings(
             )
             for clipped in (True, False)
         ]
+
+
+def _reader_of(feeds: Mapping[str, Array]) -> Callable[[], Any]:
+    """A class of readers that give calibration data to a quantizer, a few rows at a time."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    n = len(next(iter(feeds.values())))
+    size = max(math.prod(rows.shape[1:]) for rows in feeds.values())
+    step = max(1, min(_ROWS, _AT_ONCE // size))
+    parts = [{name: rows[i : i + step] for name, rows in feeds.items()} for i in range(0, n, step)]
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.set_range(0, len(parts))
+
+        def __len__(self) -> int:
+            return len(parts)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self.rest = iter(parts[start_index:end_index])
+
+        def get_next(self) -> dict[str, Array] | None:
+            return next(self.rest, None)
+
+    return Reader
 
 
 def _with_phases(

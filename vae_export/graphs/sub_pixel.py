@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -43,44 +43,29 @@ def sub_pixel(model: onnx.ModelProto, kept: Collection[str] = ()) -> tuple[onnx.
 
 
 def _split(graph: NodeIndex, kept: Collection[str]) -> bool:
-    """Make one transposed convolution a convolution, a DepthToSpace and a Slice."""
+    """Replace one transposed convolution by a convolution, a DepthToSpace and a Slice."""
     for node in graph.nodes:
-        attributes = attributes_of(node)
         weight = graph.constant(node.input[1]) if node.op_type == "ConvTranspose" else None
-        if node.name in kept or weight is None or weight.ndim != 4 or "output_shape" in attributes:
+        if node.name in kept or weight is None or weight.ndim != 4:
             continue
-        if attributes.get("auto_pad", b"NOTSET") != b"NOTSET" or attributes.get("dilations", [1, 1]) != [1, 1]:
-            continue
-        strides, kernel = attributes.get("strides", [1, 1]), weight.shape[2:]
-        pads, more = attributes.get("pads", [0] * 4), attributes.get("output_padding", [0, 0])
-        stride = strides[0]
-        # DepthToSpace has one block size; of a stride of 1 there is nothing to interleave.
-        if stride < 2 or strides[1] != stride:
-            continue
-        taps = [-(-k // stride) for k in kernel]
-        # What the padding at the end leaves of the phases that are computed.
-        ends = [p - m + stride * t - k for k, t, p, m in zip(kernel, taps, pads[2:], more, strict=True)]
-        if min(ends) < 0:
-            continue
+        form = _form_of(attributes_of(node), weight.shape[2:])
         bias = graph.constant(node.input[2]) if any(node.input[2:]) else np.zeros(0)
-        if bias is None:
+        if form is None or bias is None:
             continue
-        groups = attributes.get("group", 1)
-        inputs = [node.input[0], graph.add(f"{node.input[1]}.phases", _phases(weight, stride, taps, groups))]
+        inputs = [node.input[0], graph.add(f"{node.input[1]}.phases", _phases(weight, form))]
         if bias.size:
-            inputs.append(graph.add(f"{node.input[2]}.phases", np.repeat(bias, stride**2)))
-        base, name = node.output[0], node.name
-        convolved = f"{base}.phases"
+            inputs.append(graph.add(f"{node.input[2]}.phases", np.repeat(bias, form.stride**2)))
+        base, convolved = node.output[0], f"{node.output[0]}.phases"
         new = [
             onnx.helper.make_node(
                 "Conv",
                 inputs,
                 [convolved],
-                name=f"{name}.phases",
-                kernel_shape=taps,
-                pads=[tap - 1 for tap in taps] * 2,
+                name=f"{node.name}.phases",
+                kernel_shape=form.taps,
+                pads=[tap - 1 for tap in form.taps] * 2,
                 strides=[1, 1],
-                group=groups,
+                group=form.groups,
             )
         ]
         old = [node]
@@ -92,30 +77,60 @@ def _split(graph: NodeIndex, kept: Collection[str]) -> bool:
             base, active.output[0] = after.output[0], convolved
             new.append(active)
             old.append(after)
-        cropped = any(pads[:2]) or any(ends)
-        whole = f"{base}.whole" if cropped else base
-        new.append(
-            onnx.helper.make_node(
-                "DepthToSpace", [convolved], [whole], name=f"{name}.whole", blocksize=stride, mode="CRD"
-            )
-        )
-        if cropped:
-            most = np.iinfo(np.int64).max
-            starts = np.asarray(pads[:2], np.int64)
-            stops = np.asarray([-end if end else most for end in ends], np.int64)
-            names = [
-                graph.add(f"{base}.{what}", value)
-                for what, value in (("starts", starts), ("ends", stops), ("axes", np.asarray([2, 3], np.int64)))
-            ]
-            new.append(onnx.helper.make_node("Slice", [whole, *names], [base], name=f"{name}.crop"))
-        graph.replace(old, new)
+        graph.replace(old, [*new, *_interleaved(graph, form, node.name, convolved, base)])
         return True
     return False
 
 
-def _phases(weight: Array, stride: int, taps: Iterable[int], groups: int) -> Array:
+class _Form(NamedTuple):
+    """The sizes of a transposed convolution: stride, taps of a phase, crops before and after, groups."""
+
+    stride: int
+    taps: list[int]
+    starts: list[int]
+    ends: list[int]
+    groups: int
+
+
+def _form_of(attributes: Mapping[str, Any], kernel: Sequence[int]) -> _Form | None:
+    """The sizes of a transposed convolution; None where it cannot be divided into phases."""
+    strides, pads = attributes.get("strides", [1, 1]), attributes.get("pads", [0] * 4)
+    stride = strides[0]
+    plain = attributes.get("auto_pad", b"NOTSET") == b"NOTSET" and attributes.get("dilations", [1, 1]) == [1, 1]
+    # DepthToSpace has one block size; a stride of 1 leaves nothing to interleave.
+    if not plain or "output_shape" in attributes or stride < 2 or strides[1] != stride:
+        return None
+    taps = [-(-k // stride) for k in kernel]
+    # What the padding at the end leaves of the phases that are computed.
+    more = attributes.get("output_padding", [0, 0])
+    ends = [p - m + stride * t - k for k, t, p, m in zip(kernel, taps, pads[2:], more, strict=True)]
+    return None if min(ends) < 0 else _Form(stride, taps, list(pads[:2]), ends, attributes.get("group", 1))
+
+
+def _interleaved(graph: NodeIndex, form: _Form, name: str, source: str, target: str) -> list[onnx.NodeProto]:
+    """The nodes that put the phases in `source` side by side, and crop the padding, into `target`."""
+    cropped = any(form.starts) or any(form.ends)
+    whole = f"{target}.whole" if cropped else target
+    nodes = [
+        onnx.helper.make_node(
+            "DepthToSpace", [source], [whole], name=f"{name}.whole", blocksize=form.stride, mode="CRD"
+        )
+    ]
+    if cropped:
+        last = np.iinfo(np.int64).max
+        bounds = (
+            ("starts", form.starts),
+            ("ends", [-end if end else last for end in form.ends]),
+            ("axes", [2, 3]),
+        )
+        names = [graph.add(f"{target}.{what}", np.asarray(values, np.int64)) for what, values in bounds]
+        nodes.append(onnx.helper.make_node("Slice", [whole, *names], [target], name=f"{name}.crop"))
+    return nodes
+
+
+def _phases(weight: Array, form: _Form) -> Array:
     """The convolution's weight, [outputs · s², inputs of a group, taps, taps]; tap j of phase r is w[s·j + r]."""
-    high, wide = taps
+    stride, groups, (high, wide) = form.stride, form.groups, form.taps
     inputs, outputs = weight.shape[:2]
     padded = np.zeros((inputs, outputs, stride * high, stride * wide), weight.dtype)
     padded[:, :, : weight.shape[2], : weight.shape[3]] = weight

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
 
-from vae_runtime.errors import VaeError, require_number
+from vae_runtime.errors import InputError, VaeError, require_number
 from vae_runtime.manifest import Manifest, Quality, Refusal
 
 from .graph import Graph
@@ -26,9 +26,6 @@ from .quantize import (
     with_int8_weights,
 )
 
-# What `--variants` takes, in the order of declaration in the manifest; fp32 is always there.
-VARIANTS = ("fp32", "fp16", "int8")
-PRECISION = {"fp16": "float16", "int8": "int8"}
 # Observations that are measured on, and that ranges are taken from, at most; of the latter as many prior draws again.
 MEASURED, CALIBRATED = 2048, 256
 # A variant's file is at most so much of fp32's: one that is not has too few weights that could be converted.
@@ -69,6 +66,15 @@ class Made:
     integer: bool
 
 
+def require_variants(names: object) -> None:
+    """Raise InputError unless these are names out of `VARIANTS`."""
+    if not isinstance(names, (list, tuple, set, frozenset)):
+        raise InputError(f"variants: expected some of {', '.join(VARIANTS)}, got {names!r}")
+    for name in names:
+        if name not in VARIANTS:
+            raise InputError(f"variants: expected some of {', '.join(VARIANTS)}, got {name!r}")
+
+
 def make_variants(
     graphs: Sequence[Graph],
     manifest: Manifest,
@@ -96,18 +102,22 @@ def make_variants(
 
     Returns:
         the variants that passed, and why the others did not.
+
+    Raises:
+        InputError: a name is not one of `VARIANTS`.
     """
+    require_variants(wanted)
     made: list[Made] = []
     refused: list[Refusal] = []
     if not set(wanted) - {"fp32"}:
         return made, refused
-    trial = Measurement(graphs, manifest, files, folder / "trial", measured.first(MEASURED))
+    measurement = Measurement(graphs, manifest, files, folder / "trial", measured.first(MEASURED))
     for component in manifest.components:
         plain = next(g for g in graphs if g.component == component and g.variant == "fp32")
-        for name in (name for name in VARIANTS[1:] if name in wanted):
+        for name in (name for name in REDUCTIONS if name in wanted):
             place = folder / component / name
             place.mkdir(parents=True)
-            found = _first_good(trial, plain, name, gate, calibration.first(CALIBRATED), place)
+            found = _first_good(measurement, plain, name, gate, calibration.first(CALIBRATED), place)
             if isinstance(found, Made):
                 made.append(found)
                 if progress:
@@ -119,7 +129,7 @@ def make_variants(
 
 
 def _first_good(
-    trial: Measurement, plain: Graph, name: str, gate: Gate, calibration: Observations, folder: Path
+    measurement: Measurement, plain: Graph, name: str, gate: Gate, calibration: Observations, folder: Path
 ) -> Made | Refusal:
     """The fastest of a variant's settings that passes the gate; of several of one speed the best."""
 
@@ -128,10 +138,10 @@ def _first_good(
 
     if plain.data:
         return refusal("the graph's weights are beside it, and those of one file alone are converted")
-    if plain.component == "encoder" and any(latent.dtype == "int64" for latent in trial.manifest.latents):
+    if plain.component == "encoder" and any(latent.dtype == "int64" for latent in measurement.manifest.latents):
         return refusal("the encoder gives codes, of which one is as far from the next as from any other")
     failed = ["there are no weights of layers that could be made smaller"]
-    for level, settings in enumerate(_settings(trial, plain, name, calibration, folder)):
+    for level, settings in enumerate(REDUCTIONS[name].settings(measurement, plain, calibration, folder)):
         passed: list[Made] = []
         for index, setting in enumerate(settings):
             try:
@@ -153,7 +163,7 @@ def _first_good(
             path.write_bytes(content)
             graph = replace(plain, variant=name, source=path, exporter=f"{plain.exporter}; {setting.method}")
             try:
-                quality = trial.measure(graph, setting.method, setting.calibration)
+                quality = measurement.measure(graph, setting.method, setting.calibration)
             except VaeError as error:
                 failed.append(f"{setting.method}: {error}")
                 continue
@@ -168,16 +178,14 @@ def _first_good(
     return refusal(failed[-1])
 
 
-def _settings(
-    trial: Measurement, plain: Graph, name: str, calibration: Observations, folder: Path
-) -> Iterator[list[Setting]]:
-    """The ways to make a variant, those of one speed together, from the fastest to the most careful."""
+def _half(measurement: Measurement, plain: Graph, calibration: Observations, folder: Path) -> Iterator[list[Setting]]:
+    halved = with_half_weights(onnx.load_model_from_string(plain.content))
+    if halved is not None:
+        yield [Setting("float16 weights, computed in float32", lambda: halved, integer=False)]
+
+
+def _int8(measurement: Measurement, plain: Graph, calibration: Observations, folder: Path) -> Iterator[list[Setting]]:
     model = onnx.load_model_from_string(plain.content)
-    if name == "fp16":
-        halved = with_half_weights(model)
-        if halved is not None:
-            yield [Setting("float16 weights, computed in float32", lambda: halved, integer=False)]
-        return
     for index, node in enumerate(model.graph.node):
         # Layers are chosen by name.
         node.name = node.name or f"node_{index}"
@@ -188,11 +196,28 @@ def _settings(
     # Along one axis or three ONNX Runtime's convolutions are slower in integers, up to twelve times.
     slow = any(weights.get(node.input[1], 4) != 4 for node in convolutions)
     if convolutions and not slow:
-        feeds = trial.feeds(plain.component, calibration)
-        said = str(calibration) + (" and as many draws from the prior" if trial.draws(plain.component) else "")
-        yield from static_settings(plain, model, feeds, said, folder)
+        feeds = measurement.feeds(plain.component, calibration)
+        draws = " and as many draws from the prior" if measurement.draws(plain.component) else ""
+        yield from static_settings(plain, model, feeds, f"{calibration}{draws}", folder)
     elif not convolutions:
         yield from dynamic_settings(model, folder)
     bytes_alone = with_int8_weights(model)
     if bytes_alone is not None:
         yield [Setting("int8 weights per channel, computed in float32", lambda: bytes_alone, integer=False)]
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A variant in fewer bits: the precision of its weights in the manifest, and the ways to make it.
+
+    `settings` gives the ways from the fastest to the most careful, those of one speed together.
+    """
+
+    precision: str
+    settings: Callable[[Measurement, Graph, Observations, Path], Iterator[list[Setting]]]
+
+
+# The variants beside fp32, in the order of declaration in the manifest. A new variant is one entry.
+REDUCTIONS = {"fp16": Reduction("float16", _half), "int8": Reduction("int8", _int8)}
+# What `--variants` takes; fp32 is always there.
+VARIANTS = ("fp32", *REDUCTIONS)

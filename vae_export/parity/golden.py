@@ -17,7 +17,7 @@ from vae_runtime import noise
 from vae_runtime.manifest import Golden, Signature, Variant
 
 from ..graphs.graph import Graph, Run, open_graph
-from ..graphs.variants import PRECISION, Made
+from ..graphs.variants import REDUCTIONS, Made
 from ..understand.adapted import Adapted, run_module
 from ..understand.state import release
 from .comparison import rows, tolerance
@@ -119,7 +119,7 @@ def _variant(graph: Graph, tolerances: dict[str, float], error: dict[str, float]
         folder=f"{graph.component}/{graph.variant}",
         file=graph.file,
         executor=graph.executor,
-        precision=PRECISION.get(graph.variant, "float32"),
+        precision=REDUCTIONS[graph.variant].precision if graph.variant in REDUCTIONS else "float32",
         tolerance=tolerances,
         error=error,
         ep="CPUExecutionProvider" if in_onnx_runtime else None,

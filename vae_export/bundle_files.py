@@ -1,4 +1,4 @@
-"""The files of a bundle beside its graphs: manifest, picture, card and sums."""
+"""Assemble the files of a bundle: manifest, graphs, picture, card and sums."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 import vae_runtime
@@ -36,7 +35,6 @@ from .understand.adapted import Adapted
 
 __all__ = ["Labels", "bundle_files", "describe_bundle", "file_sizes"]
 
-Array = NDArray[Any]
 
 _PICTURES = 64
 
@@ -52,7 +50,7 @@ class Labels:
     def __post_init__(self) -> None:
         for field, text in asdict(self).items():
             if text is not None and not text.isprintable():
-                raise InputError(f"{field}: printable text is expected, got {text!r}")
+                raise InputError(f"{field}: expected printable text, got {text!r}")
 
 
 def describe_bundle(
@@ -104,7 +102,7 @@ def bundle_files(
 ) -> dict[str, bytes | Path]:  # fmt: skip
     """All files of a bundle by their path in it, in memory or on disk."""
     document = dump(manifest)
-    # A manifest that its reader would refuse is not written.
+    # Parsed before it is written: a reader must accept it.
     parse(document)
     files: dict[str, bytes | Path] = {MANIFEST: document.encode(), golden.record.file: golden.content, **prior}
     for graph in graphs:
@@ -134,7 +132,7 @@ def file_sizes(files: Mapping[str, bytes | Path]) -> dict[str, int]:
 
 
 def _producer(adapted: Adapted, graphs: Sequence[Graph], gate: Gate | None) -> dict[str, Any]:
-    """What made the bundle, and how."""
+    """Return the versions that made the bundle, the facts found out about the model, rewrites and limits."""
     packages = ("torch", "onnx", "onnxscript")
     rewrites = {graph.component: list(graph.rewrites) for graph in graphs if graph.variant == "fp32" and graph.rewrites}
     return {
@@ -149,7 +147,7 @@ def _producer(adapted: Adapted, graphs: Sequence[Graph], gate: Gate | None) -> d
 
 
 def _sample_sheet(adapted: Adapted, graphs: Sequence[Graph], fitted: bytes | None) -> bytes | None:
-    """A sheet of samples as the exported decoder gives them, a row for each class; None where there can be none."""
+    """Draw samples with the exported decoder, one row for each class; None if the bundle cannot show any."""
     signature = adapted.signature
     prior = signature.latent.prior
     pictures = len(signature.observation.shape) in (2, 3) and signature.observation.dtype == "float32"
@@ -184,7 +182,7 @@ def _sample_sheet(adapted: Adapted, graphs: Sequence[Graph], fitted: bytes | Non
 
 
 def _sums(files: Mapping[str, bytes | Path]) -> bytes:
-    """SHA256SUMS of files of which one at a time is in memory."""
+    """Return SHA256SUMS, with one file at a time in memory."""
     return b"".join(
         format_sums([(path, content if isinstance(content, bytes) else content.read_bytes())])
         for path, content in sorted(files.items())

@@ -1,4 +1,4 @@
-"""The model card: what a bundle is, for people."""
+"""Write the model card, README.md in a bundle."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["model_card", "run_card"]
 
 
 def model_card(manifest: Manifest, sizes: Mapping[str, int], picture: bool, *, recognised: Sequence[str] = ()) -> str:
-    """The text of README.md for a model of anybody's.
+    """Return the model card of a PyTorch model.
 
     Args:
         manifest: the bundle's manifest.
         sizes: bytes of the other files of the bundle by path.
-        picture: whether there is a sheet of samples.
-        recognised: what was understood of the model, a line each.
+        picture: whether the bundle has samples.png.
+        recognised: the facts found out about the model, one line each.
     """
     lines = [
         f"# {manifest.name}",
@@ -46,14 +46,14 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int], picture: bool, *, r
 def run_card(
     manifest: Manifest, info: RunInfo, evaluation: Evaluation | None, sizes: Mapping[str, int], picture: bool
 ) -> str:
-    """The text of README.md for a run.
+    """Return the model card of a run.
 
     Args:
         manifest: the bundle's manifest.
         info: the run it came from.
-        evaluation: what was measured on its test data, if anything.
+        evaluation: the figures on its test data, if it was evaluated.
         sizes: bytes of the other files of the bundle by path.
-        picture: whether there is a sheet of samples.
+        picture: whether the bundle has samples.png.
     """
     data, train = info.provenance, info.train
     described = f"{data.name}, {data.description}" if data.description else data.name
@@ -101,13 +101,13 @@ def _shapes(manifest: Manifest) -> str:
     )
     likelihood = manifest.likelihood
     scale = f", scale {likelihood.scale:.4g}" if likelihood.scale else ""
-    said = "no likelihood stated" if likelihood.kind == "none" else f"{likelihood.kind} likelihood{scale}"
+    decodes_to = "no likelihood stated" if likelihood.kind == "none" else f"{likelihood.kind} likelihood{scale}"
     conditions = "".join(
         f", given {condition.name}"
         + (f" ({len(condition.classes)} classes: {', '.join(condition.classes)})" if condition.classes else "")
         for condition in manifest.conditions
     )
-    return f"Observations of shape {shape}, {latents}, {said}{conditions}."
+    return f"Observations of shape {shape}, {latents}, {decodes_to}{conditions}."
 
 
 def _picture(manifest: Manifest, picture: bool) -> list[str]:
@@ -146,7 +146,7 @@ def _graphs(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
 
 
 def _variants(manifest: Manifest) -> list[str]:
-    """What the variants cost that are meant to differ from fp32, and what was left out."""
+    """Return a table of what smaller variants cost, and the variants that were left out."""
     measured = [variant for variant in manifest.variants if variant.quality]
     lines = []
     if measured:

@@ -1,4 +1,4 @@
-"""The whole way on real data: train, export, prove, verify, sample."""
+"""Run every step on real data: train, export, check parity, verify, sample."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _CALLS = 200
 
 
 def demo(out: Path) -> None:
-    """Train on scikit-learn's digits, export, prove, verify and sample, and print a table of what was measured.
+    """Train on scikit-learn's digits, export, check parity, verify and sample, and print a table of the measurements.
 
-    What an earlier call finished is kept, so that a second one is quick; both draw the same samples.
+    Steps that an earlier call finished are kept, so a second call is quick. Both draw the same samples.
 
     Args:
         out: folder for the run, the bundle and the pictures.

@@ -1,4 +1,4 @@
-"""A model or a run → a bundle: graphs, parity, golden vectors, manifest and card, written whole or not at all."""
+"""Export a model or a run as a bundle, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from vae_runtime.bundle import open_bundle, require_replaceable
@@ -31,27 +31,25 @@ from .understood import understand_source
 
 __all__ = ["Exported", "export"]
 
-Array = NDArray[Any]
-
 
 @dataclass(frozen=True)
 class Exported:
-    """A bundle that was written."""
+    """The result of `export`: the bundle that was written."""
 
     path: Path
     digest: str
     parity: ParityReport
     recognised: tuple[str, ...]
-    """What was understood of the model, and from what, a line each."""
+    """The facts found out about the model, each with its source, one line each."""
     sizes: Mapping[str, int]
     """Bytes of each graph file by its path in the bundle."""
     refused: tuple[Refusal, ...] = ()
-    """The variants that were asked for and left out, each with the reason."""
+    """The requested variants that were left out, each with the reason."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `export` makes and where it may write, whatever the model is."""
+    """The choices of `export` that do not depend on the model."""
 
     formats: Sequence[str]
     variants: Sequence[str]
@@ -95,44 +93,44 @@ def export(
     force: bool = False,
     progress: bool = False,
 ) -> Exported:
-    """Export a VAE as a bundle, after its graphs were proven equal to PyTorch.
+    """Export a VAE as a bundle, once its graphs are shown to compute what PyTorch computes.
 
     Args:
-        model: a VAE, whose state is left as it is, or the folder of a run that `train` made.
+        model: a VAE, whose state is left unchanged, or the folder of a run that `train` made.
         out: the bundle's folder; must not exist unless `force`.
-        example: of a model: observations, float32 or integer [n, ...]. Several different ones prove more.
+        example: observations for a model, float32 or integer [n, ...]. Several different ones make a stronger test.
         conditions: values [n, ...] by name, float32 or integer; given to encode and decode by these names.
-        class_names: names of the classes 0, 1, ... of the only integer condition, or by condition.
+        class_names: names of the classes 0, 1, ... of the only integer condition, or names by condition.
         encode, decode: the name of a method, or a function of x or of the latents, and the conditions.
-        posterior: what the encoder's second tensor is: "logvar", "std", "var", "log_std" or "softplus"; or "codes" or
-            "none".
-        likelihood: "bernoulli", "gaussian" or "laplace"; without it the bundle gives samples and no scores.
-        scale: of a gaussian or laplace likelihood, in units of x; 1 unless said.
+        posterior: the meaning of the encoder's second tensor: "logvar", "std", "var", "log_std" or "softplus"; or
+            "codes" or "none".
+        likelihood: "bernoulli", "gaussian" or "laplace"; without it the bundle draws samples and gives no scores.
+        scale: the scale of a gaussian or laplace likelihood, in units of x; 1 by default.
         prior: "normal", "none" or "sphere"; or one to fit to the observations: "diagonal", "gaussian" or "mixture:K".
         observations: real data [n, ...], without conditions, to fit a prior to, to compare on, and to calibrate and
             measure variants on; the example by default.
         axes, latent_axes: names of the axes of one observation and of one latent.
-        dynamic: the names of those that may have other sizes.
-        range: least and greatest value of an observation.
-        latent_scale, latent_shift: what other models take is (z - shift) * scale; a number, or one for each channel.
-        codebook: how many codes there are.
+        dynamic: names of the axes whose size may vary.
+        range: min and max value of an observation.
+        latent_scale, latent_shift: other models take (z - shift) * scale; a number, or one for each channel.
+        codebook: number of codes.
         formats: "onnx" (always made), "torchscript", "pt2".
-        variants: "fp32" (always made), "fp16", "int8": see docs/variants.md. One that costs too much is left out, and
-            the result's `refused` says so.
-        min_psnr: what a variant's PSNR against fp32 must be at least, in dB.
-        max_elbo_loss: what a variant may lose of the ELBO at most, in nats per observation.
-        data: where a run's data are now, if not where they were.
+        variants: "fp32" (always made), "fp16", "int8": see docs/variants.md. A variant that costs too much is left out
+            and listed in the result's `refused`.
+        min_psnr: smallest PSNR against fp32 that a variant may have, in dB.
+        max_elbo_loss: largest loss of ELBO that a variant may have, in nats per observation.
+        data: where a run's data are now, if they were moved.
         name: the bundle's name; by default that of the run's data, or the model's class.
-        description: what the model is and was trained on, for the manifest and the model card.
-        license: of the weights, likewise.
-        force: replace a bundle that is there.
-        progress: say on stderr what is being done.
+        description: the model and its training data in words, for the manifest and the model card.
+        license: the license of the weights, for the manifest and the model card.
+        force: replace an existing bundle.
+        progress: report each step on stderr.
 
     Raises:
-        InputError: an argument or a run is not of the right form.
-        ParityError: a graph's numbers are not PyTorch's; nothing is written.
-        ExportError: the model cannot be understood or exported, and the error says what settles it; or `out` holds
-            something else than a bundle.
+        InputError: an argument or a run is invalid.
+        ParityError: a graph does not compute what PyTorch computes; nothing is written.
+        ExportError: the model cannot be understood or exported, and the error says what to do; or `out` holds
+            something other than a bundle.
         VaeError: the bundle cannot be written there.
     """
     out = Path(out)
@@ -180,7 +178,7 @@ def _export_source(source: Source, out: Path, labels: Labels, options: Options, 
     gate = options.gate if set(options.variants) - {"fp32"} else None
     manifest = describe_bundle(source, adapted, golden, labels, graphs=graphs, refused=refused, gate=gate)
     files = bundle_files(source, adapted, manifest, golden, graphs, prior_file)
-    # Again: something may have come there while the graphs were made.
+    # Checked again: another process may have written there while the graphs were made.
     require_replaceable(out, options.force, refusal=ExportError)
     write_folder(out, files, replace=options.force)
     sizes = file_sizes(files)
@@ -189,7 +187,7 @@ def _export_source(source: Source, out: Path, labels: Labels, options: Options, 
 
 
 def _in_order(graphs: Sequence[Graph], made: Sequence[Made]) -> list[Graph]:
-    """The graphs in the order of declaration: fp32, its variants, other formats."""
+    """Put the graphs in the order of the manifest: fp32, its variants, other formats."""
     ordered = []
     for graph in graphs:
         ordered.append(graph)

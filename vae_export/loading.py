@@ -1,4 +1,4 @@
-"""Load a model of the user's from its module, its weights and its example from files."""
+"""Load a user's model from its module, and its weights from a file."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from vae_runtime.errors import InputError, one_line
 
-__all__ = ["load_model", "read_array"]
+__all__ = ["load_model"]
 
 
 def load_model(spec: str, weights: Path | None) -> nn.Module:
@@ -36,7 +34,7 @@ def load_model(spec: str, weights: Path | None) -> nn.Module:
     """
     package, sign, name = spec.partition(":")
     if not sign or not package or not name:
-        raise InputError(f"model: package.module:name is expected, got {spec!r}")
+        raise InputError(f"model: expected package.module:name, got {spec!r}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -49,7 +47,7 @@ def load_model(spec: str, weights: Path | None) -> nn.Module:
         raise InputError(f"model: {package} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(found, nn.Module):
         if not callable(found):
-            raise InputError(f"model: {spec}: a class or a function is expected, got {type(found).__name__}")
+            raise InputError(f"model: {spec}: expected a class or a function, got {type(found).__name__}")
         try:
             found = found()
         except (Exception, SystemExit) as error:
@@ -58,7 +56,7 @@ def load_model(spec: str, weights: Path | None) -> nn.Module:
                 "that makes the model"
             ) from error
     if not isinstance(getattr(found, "module", found), nn.Module) and not isinstance(found, nn.Module):
-        raise InputError(f"model: {spec}: a torch.nn.Module is expected, got {type(found).__name__}")
+        raise InputError(f"model: {spec}: expected a torch.nn.Module, got {type(found).__name__}")
     if weights is not None:
         _load_weights(found, weights)
     return found  # type: ignore[no-any-return]
@@ -78,21 +76,21 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     except pickle.UnpicklingError as error:
         # PyTorch's own message is a page on how to run what the file holds.
         raise InputError(
-            f"{path}: .safetensors or torch.save(model.state_dict(), …) is expected, got other objects, which are not "
-            "unpickled"
+            f"{path}: expected .safetensors or torch.save(model.state_dict(), …), got other objects, which are "
+            "not unpickled"
         ) from error
     except Exception as error:  # the readers let through what their parts raise
         raise InputError(
-            f"{path}: .safetensors or torch.save(model.state_dict(), …) is expected: {one_line(error)[:300]}"
+            f"{path}: expected .safetensors or torch.save(model.state_dict(), …): {one_line(error)[:300]}"
         ) from error
-    # Lightning and many training scripts keep it under such a name, beside their own state.
+    # Lightning and many training scripts keep the weights under one of these names.
     for key in ("state_dict", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
     if not named or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{path}: tensors by name are expected, as model.state_dict() gives; save that")
-    # As DataParallel and torch.compile name what they wrap.
+        raise InputError(f"{path}: expected tensors by name, as model.state_dict() gives them; save that")
+    # DataParallel and torch.compile add these prefixes.
     for prefix in ("module.", "_orig_mod."):
         if state and all(name.startswith(prefix) for name in state) and not hasattr(model, prefix[:-1]):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -100,21 +98,3 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         model.load_state_dict(state)
     except Exception as error:  # a model may load its state in its own way
         raise InputError(f"{path}: these weights are not the model's: {one_line(error)[:500]}") from error
-
-
-def read_array(path: Path) -> NDArray[Any]:
-    """The array of a .npy file.
-
-    Raises:
-        InputError: there is none, or it holds no numbers.
-    """
-    try:
-        with path.open("rb") as file:
-            array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give an .npy file") from None
-    except Exception as error:  # numpy's parser lets through what others raise
-        raise InputError(f"{path}: an .npy file of numbers is expected: {error}; write it with numpy.save") from None
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"{path}: numbers are expected, got dtype {array.dtype}")
-    return array

@@ -1,4 +1,4 @@
-"""What is exported, whoever made it: the folder of a run, or a model with its examples."""
+"""Read the source of an export: the folder of a run, or a model with its examples."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ __all__ = [
 
 Array = NDArray[Any]
 
-# What graphs are compared on; more observations serve to fit a prior alone.
+# Graphs are compared on so many observations. Further ones only serve to fit a prior.
 EXAMPLES = 64
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is to be exported, whoever made it."""
+    """A model to export, from a run or from a caller, with its data and its texts."""
 
     model: nn.Module
     example: Tensor
@@ -83,13 +83,13 @@ def require_no_model_arguments(declaration: Declaration, examples: Examples) -> 
     values = {name: value for record in (declaration, examples) for name, value in vars(record).items()}
     for name, value in values.items():
         if value is not None and name != "class_names":
-            raise InputError(f"{name}: only for a model, a run says it itself; leave it out")
+            raise InputError(f"{name}: expected nothing for a run, which states it itself; leave it out")
 
 
 def check_declaration(declaration: Declaration) -> None:
-    """Refuse numbers and names that can be none, by the argument that they came in."""
+    """Refuse invalid numbers and names, and name the argument."""
     if declaration.scale is not None and not (math.isfinite(declaration.scale) and declaration.scale > 0):
-        raise InputError(f"scale: a positive number is expected, got {declaration.scale}")
+        raise InputError(f"scale: expected a positive number, got {declaration.scale}")
     for name, value, zero in (
         ("latent_scale", declaration.latent_scale, False),
         ("latent_shift", declaration.latent_shift, True),
@@ -98,27 +98,27 @@ def check_declaration(declaration: Declaration) -> None:
             numbers = np.asarray(value, np.float64).reshape(-1)
             if not np.isfinite(numbers).all() or (not zero and not numbers.all()):
                 kind = "finite numbers" if zero else "finite numbers other than 0"
-                raise InputError(f"{name}: {kind} are expected, got {value}")
+                raise InputError(f"{name}: expected {kind}, got {value}")
     if declaration.range is not None:
         ends = np.asarray(declaration.range, np.float64)
         if ends.shape != (2,) or not np.isfinite(ends).all() or not ends[0] < ends[1]:
-            raise InputError(f"range: two finite numbers, the least first, are expected, got {declaration.range}")
+            raise InputError(f"range: expected two finite numbers, min and max, got {declaration.range}")
     if declaration.codebook is not None and declaration.codebook < 1:
-        raise InputError(f"codebook: at least 1 is expected, got {declaration.codebook}")
+        raise InputError(f"codebook: expected at least 1, got {declaration.codebook}")
     for name, names in (
         ("axes", declaration.axes),
         ("latent_axes", declaration.latent_axes),
         ("dynamic", declaration.dynamic),
     ):
         if names is not None and (isinstance(names, str) or not all(isinstance(n, str) and n for n in names)):
-            raise InputError(f"{name}: a sequence of names is expected, got {names!r}")
+            raise InputError(f"{name}: expected a sequence of names, got {names!r}")
     for name, what in (("encode", declaration.encode), ("decode", declaration.decode)):
         if what is not None and not (callable(what) or (isinstance(what, str) and what)):
-            raise InputError(f"{name}: the name of a method or a function is expected, got {what!r}")
+            raise InputError(f"{name}: expected the name of a method or a function, got {what!r}")
 
 
 def run_source(run: Path, data: str | None, name: str | None) -> Source:
-    """The source of a run's folder.
+    """Return the source of a run's folder.
 
     Raises:
         InputError: the run or its data are missing or damaged.
@@ -161,17 +161,17 @@ def model_source(model: Any, declaration: Declaration, examples: Examples, name:
     """Return the source of a model.
 
     Raises:
-        InputError: an argument is not of the right form.
+        InputError: an argument is invalid.
     """
     module = _module_of(model)
     if examples.example is None:
-        raise InputError("example: observations [n, …] are expected, got nothing; pass some with example=")
+        raise InputError("example: expected observations [n, …], got nothing; pass some with example=")
     x = _tensor("example", examples.example)
     conditions = _conditions(examples.conditions, len(x))
     real = x if examples.observations is None else _tensor("observations", examples.observations)
     if real.shape[1:] != x.shape[1:] or real.dtype != x.dtype:
         raise InputError(
-            f"observations: {_kind(x)}, as the example, are expected, got {_kind(real)}; pass rows of the same shape"
+            f"observations: expected {_kind(x)}, as the example has, got {_kind(real)}; pass rows of the same shape"
         )
     if examples.observations is not None and conditions:
         raise InputError("observations: only without conditions; pass all rows as the example and the conditions")
@@ -197,7 +197,7 @@ def model_source(model: Any, declaration: Declaration, examples: Examples, name:
 
 
 def _module_of(model: Any) -> nn.Module:
-    """The module that a user's object is or wraps, once its weights are there."""
+    """Return the module that a user's object is or wraps, and require values for its weights."""
     # scvi-tools wraps its modules in an object of its own.
     module = model if isinstance(model, nn.Module) else getattr(model, "module", None)
     # torch.compile and DataParallel wrap the module that is meant.
@@ -205,10 +205,10 @@ def _module_of(model: Any) -> nn.Module:
     module = module.module if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else module
     if isinstance(module, torch.jit.ScriptModule):
         raise InputError(
-            "model: a torch.nn.Module is expected, got a ScriptModule; pass the one before torch.jit.script"
+            "model: expected a torch.nn.Module, got a ScriptModule; pass the module from before torch.jit.script"
         )
     if not isinstance(module, nn.Module):
-        raise InputError(f"model: a torch.nn.Module or the folder of a run is expected, got {type(model).__name__}")
+        raise InputError(f"model: expected a torch.nn.Module or the folder of a run, got {type(model).__name__}")
     for key, tensor in (*module.named_parameters(), *module.named_buffers()):
         if nn.parameter.is_lazy(tensor) or tensor.is_meta:
             raise InputError(
@@ -220,19 +220,19 @@ def _module_of(model: Any) -> nn.Module:
 def _conditions(conditions: Mapping[str, ArrayLike | Tensor] | None, n: int) -> dict[str, Tensor]:
     if conditions is not None and not isinstance(conditions, Mapping):
         raise InputError(
-            f'conditions: arrays by name are expected, such as {{"label": y}}, got {type(conditions).__name__}'
+            f'conditions: expected arrays by name, such as {{"label": y}}, got {type(conditions).__name__}'
         )
     tensors = {key: _tensor(f"conditions[{key!r}]", value) for key, value in (conditions or {}).items()}
     for key, tensor in tensors.items():
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", key):
-            raise InputError(f"conditions: names of letters, digits and '_' are expected, got {key!r}")
+            raise InputError(f"conditions: expected names of letters, digits and '_', got {key!r}")
         if len(tensor) != n:
-            raise InputError(f"conditions[{key!r}]: {n} rows, as the example has, are expected, got {len(tensor)}")
+            raise InputError(f"conditions[{key!r}]: expected {n} rows, as the example has, got {len(tensor)}")
     return tensors
 
 
 def _halves(x: Tensor, conditions: Mapping[str, Tensor]) -> tuple[Observations, Observations]:
-    """What to take ranges from and what to measure on: every other observation each, or of fewer than 4 all."""
+    """Divide observations for calibration and measurement: every other one each, or all for both below 4."""
     # Every other: the first half may be of other classes.
     first, second = (slice(0, None, 2), slice(1, None, 2)) if len(x) >= 4 else (slice(None), slice(None))
 
@@ -243,18 +243,18 @@ def _halves(x: Tensor, conditions: Mapping[str, Tensor]) -> tuple[Observations, 
 
 
 def _tensor(what: str, value: ArrayLike | Tensor) -> Tensor:
-    """float32 or int64 [n, ...], on the CPU."""
+    """Return a copy as float32 or int64 [n, ...] on the CPU."""
     try:
         tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{what}: a tensor or an array of numbers is expected: {error}") from error
+        raise InputError(f"{what}: expected a tensor or an array of numbers: {error}") from error
     if tensor.is_complex():
-        raise InputError(f"{what}: real numbers are expected, got {tensor.dtype}")
+        raise InputError(f"{what}: expected real numbers, got {tensor.dtype}")
     tensor = tensor.to(torch.float32 if tensor.is_floating_point() else torch.int64)
     if tensor.dim() == 0 or not tensor.numel():
-        raise InputError(f"{what}: at least one row [n, …] is expected, got {list(tensor.shape)}")
+        raise InputError(f"{what}: expected at least one row [n, …], got {list(tensor.shape)}")
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        raise InputError(f"{what}: finite numbers are expected, got NaN or infinity; clean it")
+        raise InputError(f"{what}: expected finite numbers, got NaN or infinity; clean it")
     # A copy: the model may change it.
     return tensor.clone(memory_format=torch.contiguous_format)
 
@@ -264,7 +264,7 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _at_least_two(tensor: Tensor) -> Tensor:
-    # A batch of 1 hides what goes wrong between rows.
+    # A batch of 1 hides interactions between rows.
     return tensor if len(tensor) > 1 else torch.cat([tensor, tensor.roll(1, -1) if tensor.dim() > 1 else tensor])
 
 
@@ -277,24 +277,22 @@ def _class_names(
     if not isinstance(class_names, Mapping):
         if len(whole) != 1:
             raise InputError(
-                f"class_names: exactly one integer condition of shape [n] is expected, got {whole or 'none'}; pass a "
+                f"class_names: expected exactly one integer condition of shape [n], got {whole or 'none'}; pass a "
                 "mapping from condition to names"
             )
         class_names = {whole[0]: class_names}
     found: dict[str, Sequence[str]] = {}
     for name, names in class_names.items():
         if name not in whole:
-            raise InputError(
-                f"class_names: {name}: an integer condition of shape [n] is expected, got {whole or 'none'}"
-            )
+            raise InputError(f"class_names: {name}: expected an integer condition of shape [n], got {whole or 'none'}")
         if isinstance(names, str) or not all(isinstance(n, str) and n.isprintable() and n for n in names):
-            raise InputError(f"class_names: {name}: a list of printable names is expected, got {names!r}")
+            raise InputError(f"class_names: {name}: expected a list of printable names, got {names!r}")
         if len(set(names)) < len(names):
-            raise InputError(f"class_names: {name}: different names are expected, got {list(names)}")
+            raise InputError(f"class_names: {name}: expected different names, got {list(names)}")
         values = conditions[name]
         if int(values.min()) < 0 or int(values.max()) >= len(names):
             raise InputError(
-                f"class_names: {name}: a name for each of the classes 0 … {int(values.max())} is expected, got "
+                f"class_names: {name}: expected a name for each of the classes 0 … {int(values.max())}, got "
                 f"{len(names)}"
             )
         found[name] = tuple(names)
@@ -302,12 +300,12 @@ def _class_names(
 
 
 def _unseen(dataset: Dataset) -> Array:
-    """Real observations that were not trained on; where none were kept for the test, those for validation."""
+    """Return the test data, or the validation data if there are no test data."""
     return dataset.test if len(dataset.test) else dataset.validation
 
 
 def _training(info: RunInfo, parameters: int) -> dict[str, Any]:
-    """What the manifest says about training: everything but paths of this machine."""
+    """Return the manifest's record of training, without paths of this machine."""
     model, train = info.model.to_json(), info.train.to_json()
     return {
         "data": info.provenance.to_json(),

@@ -1,12 +1,10 @@
-"""A source → its pure functions, checked in eager PyTorch, with a prior fitted where one is asked for."""
+"""Find the pure functions of a source, check them in eager PyTorch, and fit a prior if one is requested."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from vae_runtime.errors import InputError
@@ -21,16 +19,14 @@ from .understand.state import used_tensors
 
 __all__ = ["understand_source"]
 
-Array = NDArray[Any]
-
 
 def understand_source(source: Source) -> tuple[Adapted, bytes | None]:
-    """The model's pure functions, checked in eager PyTorch, and the file of a prior that was fitted."""
+    """Return the model's pure functions, checked in eager PyTorch, and the file of the fitted prior, if any."""
     by, known = declared(source.model)
     declaration = source.declaration.over(known)
     fitted = declaration.prior if is_fitted(declaration.prior) else None
     if declaration.prior not in (None, "normal", "none", "sphere") and not fitted:
-        raise InputError(f"prior: normal, none, sphere, {FITTED} is expected, got {declaration.prior!r}")
+        raise InputError(f"prior: expected normal, none, sphere, {FITTED}, got {declaration.prior!r}")
     if fitted:
         declaration = dataclasses.replace(declaration, prior=None)
     adapted = adapt(
@@ -45,7 +41,7 @@ def understand_source(source: Source) -> tuple[Adapted, bytes | None]:
 
 
 def _left_out(model: nn.Module, adapted: Adapted) -> list[str]:
-    """A line that names the parameters which neither function reads: what they are for is lost."""
+    """Return a line that names the parameters that neither function reads, since the bundle loses them."""
 
     def run() -> None:
         for component, module in adapted.modules.items():

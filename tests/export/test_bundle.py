@@ -788,8 +788,10 @@ def test_no_file_holds_the_example_or_says_where_the_code_lay(of_model, root):
 
 def test_a_run_takes_no_arguments_of_a_model(tiny_run, tmp_path, prepared):
     for arguments in ({"likelihood": "gaussian"}, {"example": np.zeros((2, 1, 8, 8))}, {"observations": np.zeros(3)}):
-        with pytest.raises(InputError, match=f"{next(iter(arguments))}: only for a model, a run says it itself"):
+        with pytest.raises(
+            InputError, match=f"{next(iter(arguments))}: expected nothing for a run, which states it itself"
+        ):
             export(tiny_run, tmp_path / "bundle", **arguments)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(InputError, match=r"a torch.nn.Module or the folder of a run is expected, got int"):
+    with pytest.raises(InputError, match=r"expected a torch.nn.Module or the folder of a run, got int"):
         export(3, tmp_path / "bundle")

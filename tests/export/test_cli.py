@@ -297,7 +297,7 @@ def test_a_name_that_is_no_text_is_an_error(failing, tiny_run):
     for option, what in (("--name", "name"), ("--license", "license")):
         for text in ("caf\udce9", "a\nb", "\x1b[2J"):
             words = failing("export", tiny_run, "--out", "bundle", option, text)
-            assert words == f"{what}: printable text is expected, got {text!r}"
+            assert words == f"{what}: expected printable text, got {text!r}"
 
 
 # The documentation.

@@ -8,7 +8,8 @@ import safetensors.torch
 import torch
 
 import vae_runtime
-from vae_export.loading import load_model, read_array
+from vae_export.loading import load_model
+from vae_runtime.arrays import read_npy
 from vae_runtime.errors import InputError
 
 MINE = """
@@ -119,10 +120,10 @@ def run_here(capsys):
 @pytest.mark.parametrize(
     ("changed", "status", "words"),
     [
-        ({"model": "mine_of_test"}, 1, "package.module:name is expected"),
+        ({"model": "mine_of_test"}, 1, "expected package.module:name"),
         ({"model": "no_such_module:Mine"}, 1, "no_such_module cannot be imported"),
         ({"model": "mine_of_test:Yours"}, 1, "mine_of_test has no Yours"),
-        ({"model": "mine_of_test:number"}, 1, "a class or a function is expected, got int"),
+        ({"model": "mine_of_test:number"}, 1, "expected a class or a function, got int"),
         ({"model": "mine_of_test:needs"}, 1, "a function without arguments"),
         ({"model": "mine_of_test:broken"}, 1, "RuntimeError: no such file here"),
         ({"model": "mine_of_test:plain"}, 1, "these weights are not the model's"),
@@ -130,7 +131,7 @@ def run_here(capsys):
         ({"weights": "no.safetensors"}, 1, "no.safetensors: no such file"),
         ({"weights": "x.npy"}, 1, "x.npy: .safetensors or torch.save"),
         ({"weights": "evil.pt"}, 1, "evil.pt: .safetensors or torch.save"),
-        ({"weights": "list.pt"}, 1, "tensors by name are expected"),
+        ({"weights": "list.pt"}, 1, "expected tensors by name"),
         ({"weights": "short.safetensors"}, 1, "short.safetensors: "),
         ({"example": None}, 2, "--example is missing"),
         ({"example": "no.npy"}, 1, "no.npy: no such file"),
@@ -141,11 +142,11 @@ def run_here(capsys):
         ({"condition": "label"}, 2, "NAME=C.npy"),
         ({"condition": "label=x.npy"}, 1, "class_names"),
         ({"condition": "digit=label.npy"}, 1, "decode: also takes label; the conditions have digit"),
-        ({"condition": "label=three.npy"}, 1, "4 rows, as the example has, are expected, got 3"),
+        ({"condition": "label=three.npy"}, 1, "expected 4 rows, as the example has, got 3"),
         ({"class_names": "left"}, 1, "a name for each of the classes 0 … 1"),
         ({"posterior": "logarithm"}, 2, "invalid choice"),
-        ({"prior": "mixture:0"}, 1, "prior: normal, none, sphere, diagonal, gaussian or mixture:K is expected"),
-        ({"name": "two\nlines"}, 1, "printable text is expected"),
+        ({"prior": "mixture:0"}, 1, "prior: expected normal, none, sphere, diagonal, gaussian or mixture:K"),
+        ({"name": "two\nlines"}, 1, "expected printable text"),
         ({"formats": "onnx,coreml"}, 2, "onnx, torchscript, pt2"),
         ({"out": "x.npy"}, 1, "already exists"),
         ({"data": "digits"}, 2, "--data: allowed only with a run"),
@@ -238,20 +239,20 @@ def odd(place, tmp_path):
     [
         ({"model": "odd_of_test:tells"}, 1, r"odd_of_test:tells() fails: RuntimeError: two\nlines \x1b[31m;"),
         ({"model": "odd_of_test:recurses"}, 1, "fails: RecursionError"),
-        ({"model": "odd_of_test:nothing"}, 1, "a torch.nn.Module is expected, got NoneType"),
+        ({"model": "odd_of_test:nothing"}, 1, "expected a torch.nn.Module, got NoneType"),
         ({"model": "odd_of_test:Mine.encode"}, 1, "missing 2 required positional arguments"),
         ({"model": "faulty_of_test:Mine"}, 1, "faulty_of_test cannot be imported: SyntaxError"),
         ({"model": "raising_of_test:Mine"}, 1, "raising_of_test cannot be imported: ValueError: at import"),
         ({"model": "../mine_of_test:Mine"}, 1, "cannot be imported"),
-        ({"model": "mine_of_test.Mine"}, 1, "package.module:name is expected"),
-        ({"model": ":Mine"}, 1, "package.module:name is expected"),
-        ({"model": "mine_of_test:"}, 1, "package.module:name is expected"),
+        ({"model": "mine_of_test.Mine"}, 1, "expected package.module:name"),
+        ({"model": ":Mine"}, 1, "expected package.module:name"),
+        ({"model": "mine_of_test:"}, 1, "expected package.module:name"),
         ({"model": "torch.nn:Identity"}, 1, "mine.safetensors: these weights are not the model's"),
         ({"weights": "whole.pt"}, 1, "got other objects, which are not unpickled"),
-        ({"weights": "training.pt"}, 1, "training.pt: tensors by name are expected"),
+        ({"weights": "training.pt"}, 1, "training.pt: expected tensors by name"),
         ({"weights": "part.pt"}, 1, "part.pt: these weights are not the model's"),
         ({"weights": "shape.pt"}, 1, "shape.pt: these weights are not the model's"),
-        ({"weights": "tensor.pt"}, 1, "tensor.pt: tensors by name are expected"),
+        ({"weights": "tensor.pt"}, 1, "tensor.pt: expected tensors by name"),
         ({"weights": "nan.pt"}, 1, "finite numbers are expected, got nan; check the weights"),
         ({"weights": "cut.pt"}, 1, "cut.pt: .safetensors or torch.save"),
         ({"weights": "page.pt"}, 1, "page.pt: .safetensors or torch.save"),
@@ -262,7 +263,7 @@ def odd(place, tmp_path):
         ({"example": "x.npz"}, 1, "x.npz: expected an .npy file of numbers"),
         ({"example": "object.npy"}, 1, "object.npy: expected an .npy file of numbers"),
         ({"example": "complex.npy"}, 1, "complex.npy: expected numbers, got dtype complex128"),
-        ({"example": "nan.npy"}, 1, "example: finite numbers are expected"),
+        ({"example": "nan.npy"}, 1, "example: expected finite numbers"),
         ({"example": "whole.npy"}, 1, "encode: fails on the example, [4, 8]"),
         ({"example": "number.npy"}, 1, "example: at least one row"),
         ({"example": "cut.npy"}, 1, "cut.npy: expected an .npy file of numbers"),
@@ -270,13 +271,13 @@ def odd(place, tmp_path):
         ({"example": "huge.npy"}, 1, "huge.npy: expected an .npy file of numbers"),
         ({"example": "folder.npy"}, 1, "folder.npy: expected an .npy file of numbers"),
         ({"observations": "no.npy"}, 1, "no.npy: no such file"),
-        ({"observations": "whole.npy"}, 1, "observations: float32 [n, 8], as the example, are expected, got int64"),
+        ({"observations": "whole.npy"}, 1, "observations: expected float32 [n, 8], as the example has, got int64"),
         ({"condition": "=label.npy"}, 2, "NAME=C.npy"),
-        ({"condition": "a b=label.npy"}, 1, "conditions: names of letters, digits and '_' are expected"),
+        ({"condition": "a b=label.npy"}, 1, "conditions: expected names of letters, digits and '_'"),
         ({"condition": "label=no.npy"}, 1, "no.npy: no such file"),
         ({"condition": None, "class_names": None}, 1, "decode: also takes label; pass conditions={'label': …}"),
-        ({"condition": None}, 1, "class_names: exactly one integer condition"),
-        ({"class_names": "left,left"}, 1, "different names are expected"),
+        ({"condition": None}, 1, "class_names: expected exactly one integer condition"),
+        ({"class_names": "left,left"}, 1, "expected different names"),
         ({"encode": "look"}, 1, "a method look is expected from encode='look'"),
         ({"axes": "height,width"}, 1, "axes: 1 names for an observation [8] are expected"),
         ({"latent_axes": "a,b"}, 1, "latent_axes: 1 names for the latent [3] are expected"),
@@ -285,7 +286,7 @@ def odd(place, tmp_path):
         ({"scale": "much"}, 2, "invalid float value"),
         ({"scale": "0.1"}, 1, "scale: "),
         ({"prior": "mixture:3"}, 1, "needs at least 12 observations, got 4; pass more with observations="),
-        ({"license": "\x1b[31m"}, 1, "printable text is expected"),
+        ({"license": "\x1b[31m"}, 1, "expected printable text"),
     ],
 )
 @pytest.mark.usefixtures("odd")
@@ -328,7 +329,7 @@ def test_arrays_are_read_as_they_are(dtype, tmp_path):
     array = np.arange(12).reshape(3, 4).astype(dtype)
     for order in ("C", "F"):
         np.save(tmp_path / "x.npy", np.asarray(array, order=order))
-        found = read_array(tmp_path / "x.npy")
+        found = read_npy(tmp_path / "x.npy")
         assert found.dtype == array.dtype
         assert np.array_equal(found, array)
 

@@ -290,7 +290,7 @@ REFUSED = {
     "posterior against a Normal": (Normally, {"posterior": "logvar"}, "encode returns a Normal", "leave posterior="),
     "halves of a hidden layer": (Hidden, GAUSSIAN, "are not the posterior that forward samples from", "m.fc_mu"),
     "codebook without codes": (Plain, {**GAUSSIAN, "codebook": 8}, "with codes only, got 8", "leave it out"),
-    "conditions without names": (Plain, {**GAUSSIAN, "conditions": Y}, "arrays by name are expected", "label"),
+    "conditions without names": (Plain, {**GAUSSIAN, "conditions": Y}, "expected arrays by name", "label"),
     "range the other way": (Plain, {**GAUSSIAN, "range": (1.0, 0.0)}, "the least first", "range"),
     "second tensor of one": (Indices, GAUSSIAN, "pass codebook=", "codebook"),
     "too few codes": (Indices, {"codebook": 2}, "more than", "got 2"),
@@ -363,7 +363,7 @@ REFUSED = {
         "a name for each of the classes 0 … 3",
         "got 2",
     ),
-    "example with NaN": (Plain, {**GAUSSIAN, "example": X * float("nan")}, "finite numbers are expected", "clean it"),
+    "example with NaN": (Plain, {**GAUSSIAN, "example": X * float("nan")}, "expected finite numbers", "clean it"),
     "unknown format": (Plain, {**GAUSSIAN, "formats": ("onnx", "coreml")}, "onnx, torchscript, pt2", "coreml"),
 }
 

@@ -341,7 +341,7 @@ def test_an_archive_without_one_of_its_outputs_is_no_parity(tiny_graphs, tiny_ad
     with quiet():
         torch.jit.save(torch.jit.trace(FirstOf(tiny_adapted.modules["decoder"]), tiny_adapted.given("decoder")), file)
     graph = dataclasses.replace(tiny_graphs["decoder/torchscript"], source=file.getvalue())
-    with pytest.raises(ParityError, match="decoder/torchscript: the outputs x, logits are expected, got 1"):
+    with pytest.raises(ParityError, match="decoder/torchscript: expected the outputs x, logits, got 1"):
         compare(tiny_adapted, [graph])
 
 
@@ -482,7 +482,7 @@ def test_the_command_parity_tells_its_own_bundle_from_another(tiny_run, other_ru
 
 def test_a_bundle_of_another_shape_is_named_so(digits_bundle_of_8, tiny_run):
     with pytest.raises(
-        ParityError, match=r"latents: \[\(4,\)\] is expected from .*, got \[\(8,\)\]; export the run again"
+        ParityError, match=r"latents: expected \[\(4,\)\] from .*, got \[\(8,\)\]; export the run again"
     ):
         check_parity(tiny_run, digits_bundle_of_8)
 

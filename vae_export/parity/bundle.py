@@ -1,4 +1,4 @@
-"""Hold a bundle against the run it came from."""
+"""Compare a bundle with the run it came from."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from vae_runtime.verification import Report, verify
 
 from ..errors import ParityError
 from ..graphs.graph import EXECUTORS, Graph, open_graph
-from ..parity.comparison import ParityReport, compare
 from ..sources import run_source
 from ..understand.state import unchanged
 from ..understood import understand_source
+from .comparison import compare
+from .report import ParityReport
 
 __all__ = ["check_parity", "golden_runner", "read_graph"]
 
@@ -26,23 +27,23 @@ Array = NDArray[Any]
 
 
 def check_parity(run: str | Path, bundle: str | Path, *, data: str | None = None) -> tuple[Report, ParityReport]:
-    """Hold a bundle against the run it came from.
+    """Compare a bundle with the run it came from.
 
-    Loading TorchScript and .pt2 files runs code from them: prove only bundles whose maker you trust.
+    Loading TorchScript and .pt2 files runs code from them: check only bundles whose maker you trust.
 
     Args:
         run: the run's folder.
         bundle: the bundle's folder.
-        data: where the run's data are now, if not where they were.
+        data: where the run's data are now, if they were moved.
 
     Returns:
         The verification of its files and golden vectors, TorchScript and .pt2 included, and the comparison of each
         graph with eager PyTorch on real data.
 
     Raises:
-        BundleError: there is no bundle, or a graph's file is damaged.
+        BundleError: the bundle is missing, or the file of a graph is damaged.
         InputError: the run or its data are missing or damaged.
-        ParityError: the bundle is of another model.
+        ParityError: the bundle was made from another model.
     """
     source = run_source(Path(run), data, None)
     opened = open_bundle(bundle)
@@ -58,18 +59,18 @@ def check_parity(run: str | Path, bundle: str | Path, *, data: str | None = None
         ):
             if found != expected:
                 raise ParityError(
-                    f"{bundle}: {what}: {expected} is expected from {run}, got {found}; export the run again"
+                    f"{bundle}: {what}: expected {expected} from {run}, got {found}; export the run again"
                 )
         scales = (manifest.likelihood.scale or 0.0, own.likelihood.scale or 0.0)
         # The exp of another build of PyTorch may differ in the last digit.
         if not math.isclose(*scales, rel_tol=1e-6):
-            raise ParityError(f"{bundle}: likelihood scale: {scales[1]} is expected from {run}, got {scales[0]}")
+            raise ParityError(f"{bundle}: likelihood scale: expected {scales[1]} from {run}, got {scales[0]}")
         verification = verify(bundle, runners=dict.fromkeys(EXECUTORS, golden_runner))
         return verification, compare(adapted, [read_graph(opened, variant) for variant in manifest.variants])
 
 
 def read_graph(bundle: Bundle, variant: Variant) -> Graph:
-    """A graph of a bundle, with its file in memory."""
+    """Read a graph of a bundle into memory."""
     signature = bundle.manifest
     return Graph(
         variant.component,

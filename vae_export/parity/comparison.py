@@ -1,4 +1,4 @@
-"""Hold graphs against eager PyTorch, in float32 and float64, at batch sizes, sizes and latents that were not traced."""
+"""Compare graphs with eager PyTorch, in float32 and float64, at batch sizes, sizes and latents that were not traced."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ __all__ = ["BATCHES", "LATENT_REACH", "Comparison", "compare", "rows", "toleranc
 Array = NDArray[np.floating]
 
 BATCHES = (1, 2, 7, 64)
-# For models whose one answer takes seconds: still none that was traced but 2.
+# For models that take seconds for one answer. Only batch 2 was traced.
 _FEW = (1, 2, 3)
 # Seconds that eager PyTorch may spend on the largest batch.
 _PATIENCE = 4.0
-# Latents go up to this magnitude: a prior draw exceeds it once in two million numbers.
+# Latents reach this magnitude, which a prior draw exceeds once in two million numbers.
 LATENT_REACH = 5.0
 # Allowed difference, as a share of the largest magnitude in the tensor and never below that of 1: some eighty
 # roundings of float32, where sound graphs of VAEs differ by one to thirty.
@@ -41,14 +41,14 @@ _RELATIVE = 1e-5
 _OWN_ERRORS = 4.0
 # but no farther than this share.
 _MOST = 1e-3
-# Of integer codes, the share that may differ: where two codes are equally near, roundings decide.
+# The share of integer codes that may differ: rounding decides between two codes that are equally near.
 _CODES = 1e-3
 
 
 def tolerance(reference: Array) -> float:
-    """The largest difference allowed from a reference tensor: 1e-5 of its largest finite magnitude, or of 1.
+    """Return the largest difference allowed from a reference tensor: 1e-5 of its largest finite magnitude, or of 1.
 
-    Of integer codes, the share that may differ: 0.001.
+    For integer codes, the share that may differ: 0.001.
     """
     if reference.dtype.kind in "iu":
         return _CODES
@@ -70,11 +70,11 @@ class _Case:
 
 
 class Comparison:
-    """Eager PyTorch's answers, in float32 and float64, to hold graphs against.
+    """The answers of eager PyTorch, in float32 and float64, to compare graphs with.
 
-    The inputs are the examples, repeated and shifted where 64 are not there; prior latents are of vnoise-1, every
-    second one stretched to `LATENT_REACH`. They come at each batch size of `BATCHES`, and at other sizes of the dynamic
-    axes.
+    The inputs are the examples, repeated and shifted if there are fewer than 64. Prior latents come from vnoise-1,
+    every second one stretched to `LATENT_REACH`. The graphs run at each batch size of `BATCHES`, and at other sizes of
+    the dynamic axes.
     """
 
     def __init__(self, adapted: Adapted) -> None:
@@ -82,11 +82,11 @@ class Comparison:
         self._judged: dict[Graph, tuple[TensorParity, ...]] = {}
 
     def judge(self, graph: Graph) -> tuple[TensorParity, ...]:
-        """What each output of a graph has to do with PyTorch's.
+        """Compare each output of a graph with PyTorch's.
 
         Raises:
-            ParityError: the graph does not run at one of the batch sizes or sizes, or gives other outputs. Numbers that
-                differ are in the answer.
+            ParityError: the graph does not run at one of the batch sizes or sizes, or gives other outputs. Differences
+                in the numbers are returned.
         """
         if graph not in self._judged:
             cases = self._cases[graph.component]
@@ -109,7 +109,7 @@ class Comparison:
         ParityReport(self.judge(graph)).require()
 
     def report(self, graphs: Iterable[Graph]) -> ParityReport:
-        """What `judge` says of several graphs."""
+        """Compare several graphs."""
         return ParityReport(tuple(tensor for graph in graphs for tensor in self.judge(graph)))
 
 
@@ -118,7 +118,7 @@ def compare(adapted: Adapted, graphs: Iterable[Graph]) -> ParityReport:
 
     Args:
         adapted: the VAE's pure functions, in float32.
-        graphs: the graphs to hold against it.
+        graphs: the graphs to compare with it.
 
     Raises:
         ParityError: as in `Comparison.judge`.
@@ -127,7 +127,7 @@ def compare(adapted: Adapted, graphs: Iterable[Graph]) -> ParityReport:
 
 
 def rows(adapted: Adapted, n: int) -> dict[str, Tensor]:
-    """`n` different rows for every input: of the examples, of the prior, of every class."""
+    """Return `n` different rows for every input, taken from the examples, the prior and every class."""
     signature = adapted.signature
     found: dict[str, Tensor] = {}
     latents = {latent.name: (number, latent) for number, latent in enumerate(signature.latents)}
@@ -162,14 +162,14 @@ def _latent_rows(number: int, latent: Latent, example: Tensor, n: int) -> Tensor
         axes = tuple(range(1, drawn.ndim))
         drawn[1::2] *= LATENT_REACH / np.abs(drawn[1::2]).max(axis=axes, keepdims=True)
         return torch.from_numpy(drawn)
-    # No standard normal: what the encoder gives, and something around it.
+    # For any other prior: the latents of the encoder, and noise around them.
     encoded = _repeated(example, n)
     encoded[1::2] += 0.5 * float(encoded.std()) * torch.from_numpy(drawn[1::2])
     return encoded
 
 
 def _reference(adapted: Adapted, component: str) -> list[_Case]:
-    """What to compare on, with PyTorch's answers in float32 and, where the model can be run so, in float64."""
+    """Return the inputs to compare on, with PyTorch's answers in float32 and, if the model runs in it, in float64."""
     module = adapted.modules[component]
     began = time.perf_counter()
     run_module(module, [tensor[:2] for tensor in adapted.given(component)])
@@ -193,7 +193,7 @@ def _reference(adapted: Adapted, component: str) -> list[_Case]:
             "classes than there are, or the example's columns may depend on each other"
         ) from error
     used = used_tensors(lambda: run_module(module, cases[0].given), [*module.parameters(), *module.buffers()])
-    # Float64 takes twice as much again as the weights: of large models it is for two cases alone.
+    # Float64 needs twice the memory of the weights, so large models use it for two cases only.
     large = sum(tensor.numel() * tensor.element_size() for tensor in used) > LARGE
     in64 = _in_float64(module, used, cases[:2] if large else cases)
     release([module])
@@ -201,7 +201,7 @@ def _reference(adapted: Adapted, component: str) -> list[_Case]:
 
 
 def _in_float64(module: torch.nn.Module, used: Sequence[Tensor], cases: Sequence[_Case]) -> list[tuple[Array, ...]]:
-    """PyTorch's answers in float64; none of a model that insists on float32 somewhere."""
+    """Return PyTorch's answers in float64, or none for a model that insists on float32 somewhere."""
     results = []
     with in_float64(used):
         for case in cases:
@@ -217,7 +217,7 @@ def _in_float64(module: torch.nn.Module, used: Sequence[Tensor], cases: Sequence
 
 
 def _sizes(inputs: Sequence[TensorSpec], adapted: Adapted, component: str) -> list[tuple[str, list[dict[int, int]]]]:
-    """Choices of other sizes: the least, the most, one step on, and each axis in turn at its least beside the most."""
+    """Choose other sizes: all min, all max, all one step up, and each axis in turn at min with the others at max."""
     signature = adapted.signature
     by_input: list[dict[int, tuple[str, Sizes]]] = []
     for tensor in inputs:
@@ -234,23 +234,23 @@ def _sizes(inputs: Sequence[TensorSpec], adapted: Adapted, component: str) -> li
     names = list(dict.fromkeys(name for axes in by_input for name, _ in axes.values()))
     if not names:
         return []
-    choices = [dict.fromkeys(names, how) for how in ("least", "most", "step")]
-    choices += [{**dict.fromkeys(names, "most"), name: "least"} for name in names if len(names) > 1]
+    choices = [dict.fromkeys(names, how) for how in ("min", "max", "step")]
+    choices += [{**dict.fromkeys(names, "max"), name: "min"} for name in names if len(names) > 1]
     found = []
     for choice in choices:
         sizes = []
-        said: dict[str, int] = {}
+        size_by_name: dict[str, int] = {}
         for tensor, axes in zip(inputs, by_input, strict=True):
             own = {}
             for index, (name, allowed) in axes.items():
                 size = {
-                    "least": allowed.min,
-                    "most": allowed.max,
+                    "min": allowed.min,
+                    "max": allowed.max,
                     "step": tensor.shape[index] + allowed.multiple,
                 }[choice[name]]
-                own[index] = said[name] = size
+                own[index] = size_by_name[name] = size
             sizes.append(own)
-        found.append((", ".join(f"{name} {size}" for name, size in said.items()), sizes))
+        found.append((", ".join(f"{name} {size}" for name, size in size_by_name.items()), sizes))
     return found
 
 
@@ -262,7 +262,7 @@ def _answer(graph: Graph, run: Run, case: _Case) -> list[Array]:
         sizes = f", {case.sizes}" if case.sizes else ""
         raise ParityError(f"{place}: batch {case.batch}{sizes}: {error}") from error
     if len(answer) != len(graph.outputs):
-        raise ParityError(f"{place}: the outputs {', '.join(graph.outputs)} are expected, got {len(answer)}")
+        raise ParityError(f"{place}: expected the outputs {', '.join(graph.outputs)}, got {len(answer)}")
     return answer
 
 
@@ -280,7 +280,7 @@ def _judge(
         if got.shape != in64.shape:
             what = f"the sizes {case.sizes} are" if case.sizes else "the batch axis is"
             raise ParityError(
-                f"{graph.component}/{graph.variant} {output}: shape {list(in64.shape)} is expected at batch "
+                f"{graph.component}/{graph.variant} {output}: expected shape {list(in64.shape)} at batch "
                 f"{case.batch}, got {list(got.shape)}; {what} not dynamic in this graph"
             )
         if in64.dtype.kind in "iu":
@@ -307,7 +307,7 @@ def _judge(
 
 
 def _own_share(cases: Sequence[_Case], index: int) -> float:
-    """The difference allowed, as a share of the tensor's magnitude: more where PyTorch's own float32 errs more."""
+    """Return the allowed share of the tensor's magnitude: larger where PyTorch's own float32 errs more."""
     own = [
         float(_difference(case.in32[index], case.in64[index]).max()) / (tolerance(case.in64[index]) / _RELATIVE)
         for case in cases
@@ -320,7 +320,7 @@ def _own_share(cases: Sequence[_Case], index: int) -> float:
 
 
 def _difference(one: Array, other: Array) -> Array:
-    """|one − other|; NaN or infinity on both sides is no agreement."""
+    """|one − other|; NaN or infinity on both sides counts as a difference."""
     with np.errstate(invalid="ignore"):
         difference: Array = np.nan_to_num(np.abs(one - other), nan=np.inf, posinf=np.inf)
     return difference

@@ -1,4 +1,4 @@
-"""Golden vectors: fixed inputs with the answers of PyTorch and of every graph, and the tolerances of the replay."""
+"""Make the golden vectors: fixed inputs, the answers of PyTorch and of every graph, and tolerances for a replay."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ Array = NDArray[Any]
 
 _GOLDEN_FILE = "golden.npz"
 _GOLDEN_ROWS = 4
-# Of large models fewer rows: the file holds every variant's answers.
+# Large models store fewer rows, because the file holds the answers of every variant.
 _GOLDEN_BYTES = 2**22
-# A device may differ from the exporting machine by this much more than a graph may from PyTorch: its kernels round
-# otherwise. A weight matrix that is off by 1 % is some hundred times farther out.
+# A device may differ from the exporting machine by this many times the tolerance of a graph against PyTorch, because
+# its kernels round differently. A weight matrix that is off by 1 % differs some hundred times more.
 _DEVICE_FACTOR = 2.0
-# By which shares, and how often, golden inputs are moved to see how far integers carry it; and the margin.
+# Golden inputs are moved by these shares, this often, to see how far integer arithmetic carries the change. The last
+# number is the margin.
 _JITTERS, _JITTER_DRAWS, _JITTER_MARGIN = (1e-3, 4e-3, 1.6e-2), 8, 1.25
 
 
@@ -131,11 +132,11 @@ def _variant(graph: Graph, tolerances: dict[str, float], error: dict[str, float]
 
 
 def _moved(run: Run, inputs: Sequence[Array], answers: Sequence[Array]) -> list[float]:
-    """How far each answer of a graph that computes in integers may be off on a device that rounds otherwise.
+    """Return how far each answer of an integer graph may differ on a device that rounds differently.
 
-    Another rounding moves a number between two layers to the next integer where it lies near the middle. Inputs that
-    are off by a thousandth, or by as much more as it takes to move any answer, move more of them than any device does;
-    the margin is for what few draws do not meet.
+    Different rounding moves a number between two layers to the next integer where it lies near the middle. Inputs that
+    are off by a thousandth, or by more until every answer moves, move more of them than any device does. The margin
+    covers cases that so few draws miss.
     """
     most = [0.0] * len(answers)
     for share in _JITTERS:

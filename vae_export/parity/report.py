@@ -1,4 +1,4 @@
-"""How far graphs are from PyTorch, tensor by tensor."""
+"""The differences between graphs and PyTorch, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["ParityReport", "TensorParity"]
 
 @dataclass(frozen=True)
 class TensorParity:
-    """One output of one graph against PyTorch, the worst over all batches and sizes.
+    """The largest difference of one output of one graph from PyTorch, over all batches and sizes.
 
     `max_abs` is the largest difference from float64 (float32 where the model cannot be run in float64), `worst` its
-    index in a batch of `batch`, whose dynamic axes had the `sizes`. `max_rel` is the largest difference relative to the
-    value it is of, values below a thousandth of the tensor's largest counted as that. Of integer codes both are the
-    share that differs.
+    index in a batch of `batch`, whose dynamic axes had the `sizes`. `max_rel` is the largest difference relative to its
+    value, where values below a thousandth of the largest magnitude count as that thousandth. For integer codes, both
+    are the share that differs.
     """
 
     component: str
@@ -49,7 +49,7 @@ class TensorParity:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What `compare` found. `str()` of it is a table."""
+    """The result of `compare`. Its `str()` is a table."""
 
     tensors: tuple[TensorParity, ...]
 
@@ -60,16 +60,16 @@ class ParityReport:
 
     @property
     def max_abs(self) -> float:
-        """The largest difference from float64 PyTorch of all tensors."""
+        """The largest difference of any tensor from float64 PyTorch."""
         return max(tensor.max_abs for tensor in self.tensors)
 
     @property
     def max_rel(self) -> float:
-        """The largest relative difference of all tensors."""
+        """The largest relative difference of any tensor."""
         return max(tensor.max_rel for tensor in self.tensors)
 
     def require(self) -> None:
-        """Raise unless everything passed.
+        """Raise unless every tensor passed.
 
         Raises:
             ParityError: a line for each tensor beyond its tolerance.

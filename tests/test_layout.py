@@ -1,9 +1,14 @@
-"""How the modules of both packages lie: who may import whom, held against the code."""
+"""The layout of both packages, held against the code: who imports whom, who does what, and how large it may be."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
+
+import vae_export
+import vae_runtime
+from vae_runtime.likelihood import KINDS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"vae_runtime": ROOT / "runtime" / "vae_runtime", "vae_export": ROOT / "vae_export"}
@@ -81,3 +86,219 @@ def test_a_circle_is_found():
 @pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("vae_runtime")])
 def test_the_runtime_never_imports_the_exporter(name):
     assert not [other for other in ARROWS[name] if other.startswith("vae_export")]
+
+
+def tree(source):
+    return ast.parse(source)
+
+
+def trees(*names):
+    return {
+        name: tree(path.read_text(encoding="utf-8"))
+        for name, path in SOURCES.items()
+        if not names or name.startswith(names)
+    }
+
+
+TREES = trees()
+
+
+def test_no_module_has_the_name_of_a_public_function():
+    public = {
+        name
+        for package in (vae_runtime, vae_export)
+        for name in package.__all__
+        if not isinstance(getattr(package, name), type)
+    }
+    assert {"generate", "verify", "export", "train"} <= public
+    parts = {part for name in SOURCES for part in name.split(".")[1:]}
+    assert public & parts == set()
+
+
+def test_a_package_below_the_top_is_a_docstring():
+    inits = [name for name, path in SOURCES.items() if path.name == "__init__.py" and name not in FACES]
+    assert inits
+    for name in inits:
+        assert [type(node) for node in TREES[name].body] == [ast.Expr], name
+
+
+def test_nothing_imports_a_packages_init():
+    inits = {name for name, path in SOURCES.items() if path.name == "__init__.py"}
+    assert {name: found & inits for name, found in ARROWS.items() if found & inits and name not in FACES} == {}
+
+
+def private_uses(source):
+    """The underscore names that a module takes from other modules."""
+    found, modules = [], set()
+    for node in ast.walk(tree(source)):
+        if isinstance(node, ast.ImportFrom):
+            found += [alias.name for alias in node.names if alias.name.startswith("_") and alias.name != "__version__"]
+            modules |= {alias.asname or alias.name for alias in node.names if node.module is None or not node.level}
+        elif isinstance(node, ast.Import):
+            modules |= {alias.asname or alias.name for alias in node.names if alias.name.split(".")[0] in PACKAGES}
+    own = {name.rpartition(".")[2] for name in SOURCES}
+    for node in ast.walk(tree(source)):
+        if (
+            isinstance(node, ast.Attribute)
+            and node.attr.startswith("_")
+            and not node.attr.startswith("__")
+            and isinstance(node.value, ast.Name)
+            and node.value.id in modules & own
+        ):
+            found.append(f"{node.value.id}.{node.attr}")
+    return found
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_no_private_name_crosses_modules(name):
+    assert private_uses(SOURCES[name].read_text(encoding="utf-8")) == []
+
+
+def test_a_private_name_is_found():
+    assert private_uses("from .session import _bind") == ["_bind"]
+    assert private_uses("from . import session\nsession._bind()") == ["session._bind"]
+    assert private_uses("from ._version import __version__") == []
+
+
+def kinds_compared(module):
+    """The kinds of likelihood that a module's code branches on: compared with, or keys of a table."""
+    found = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.Compare):
+            operands = [node.left, *node.comparators]
+            operands += [item for operand in operands for item in getattr(operand, "elts", [])]
+        elif isinstance(node, ast.Dict):
+            operands = [key for key in node.keys if key]
+        elif isinstance(node, ast.MatchValue):
+            operands = [node.value]
+        else:
+            continue
+        found |= {operand.value for operand in operands if isinstance(operand, ast.Constant)} & set(KINDS)
+    return found
+
+
+# A gaussian there is a kind of prior to fit, not a likelihood.
+OTHER_GAUSSIANS = {"vae_export.understand.prior"}
+
+
+def test_only_likelihood_names_a_kind():
+    naming = {name for name, module in TREES.items() if kinds_compared(module)} - OTHER_GAUSSIANS
+    assert {name for name in naming if name.rpartition(".")[2] != "likelihood"} == set()
+
+
+def test_a_named_kind_is_found():
+    assert kinds_compared(tree("if kind == 'laplace': pass")) == {"laplace"}
+    assert kinds_compared(tree("kind in ('gaussian', 'laplace')")) == {"gaussian", "laplace"}
+    assert kinds_compared(tree("table = {'bernoulli': 1}")) == {"bernoulli"}
+    assert kinds_compared(tree("export(likelihood='bernoulli')")) == set()
+
+
+def calls(module):
+    """The names that a module's code calls: `open` of `open(…)`, `read_bytes` of `path.read_bytes()`."""
+    functions = [node.func for node in ast.walk(module) if isinstance(node, ast.Call)]
+    return {getattr(function, "attr", getattr(function, "id", None)) for function in functions}
+
+
+def test_only_networks_runs_a_session():
+    users = {"vae_runtime.session.Session", "vae_runtime.session.Call"}
+    importers = {
+        name
+        for name, module in TREES.items()
+        for node in ast.walk(module)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").rpartition(".")[2] == "session"
+        for alias in node.names
+        if f"vae_runtime.session.{alias.name}" in users
+    }
+    # The exporter runs graphs before there is a bundle.
+    assert importers == {"vae_runtime.networks", "vae_export.graphs.graph"}
+
+
+# Each module of the runtime that opens files, and why it may.
+OPENERS = {
+    "vae_runtime.places": "the files of a bundle",
+    "vae_runtime.files": "files that are written whole",
+    "vae_runtime.arrays": "arrays of the user's",
+    "vae_runtime.noise": "the noise table of the package",
+    "vae_runtime.session": "a graph's file that ONNX Runtime has optimized, and one that it maps",
+    "vae_runtime.bench": "the processor's name",
+    "vae_runtime.cli.main": "standard streams that the caller has closed",
+    "vae_runtime.cli.results": "members of an .npz file that is written",
+    "vae_runtime.generation.store": "the files of a samples folder",
+}
+
+
+def test_only_places_opens_the_files_of_a_bundle():
+    reading = {"open", "read_bytes", "read_text", "memmap", "open_memmap"}
+    openers = {
+        name
+        for name, module in TREES.items()
+        if name.startswith("vae_runtime.") and reading & calls(module) and not name.startswith("vae_runtime.generation")
+    }
+    assert openers <= OPENERS.keys(), openers - OPENERS.keys()
+
+
+def test_only_the_folder_knows_names_of_files_of_samples():
+    names = {"job.json", "index.json"}
+    knowing = {
+        name
+        for name, module in TREES.items()
+        for node in ast.walk(module)
+        if isinstance(node, ast.Constant) and node.value in names
+    }
+    assert knowing == {"vae_runtime.generation.folder"}
+
+
+ROW = r"^\| `(vae_\w+(?:\.\w+)+)` \| (.+) \|$"
+
+
+def test_the_architecture_page_shows_the_modules():
+    """Each public module stands once, below those of its table that import it, with its docstring's first paragraph."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    shown = dict(re.findall(ROW, text, re.MULTILINE))
+    modules = {
+        name: " ".join(ast.get_docstring(TREES[name]).split("\n\n")[0].split()).replace("|", r"\|")
+        for name, path in SOURCES.items()
+        if path.name != "__init__.py" and not path.name.startswith("_")
+    }
+    assert shown == modules
+    for part in text.split("\n#"):
+        table = [name for name, _ in re.findall(ROW, part, re.MULTILINE)]
+        for index, name in enumerate(table):
+            assert not ARROWS[name] & set(table[:index]), name
+
+
+MAX_FILE, MAX_CLASS, MAX_FUNCTION = 500, 300, 60
+# Longer functions, each with its reason.
+LONG_FUNCTIONS: dict[str, str] = {}
+
+
+def lengths(source):
+    """Lines of classes, and lines of code of functions, which their docstrings do not count towards."""
+    classes, functions = {}, {}
+    for node in ast.walk(tree(source)):
+        if isinstance(node, ast.ClassDef):
+            classes[node.name] = node.end_lineno - node.lineno + 1
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            documented = ast.get_docstring(node) is not None
+            docstring = node.body[0].end_lineno - node.body[0].lineno + 1 if documented else 0
+            functions[node.name] = node.end_lineno - node.lineno + 1 - docstring
+    return classes, functions
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_nothing_is_too_long(name):
+    source = SOURCES[name].read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= MAX_FILE
+    classes, functions = lengths(source)
+    assert {each: n for each, n in classes.items() if n > MAX_CLASS} == {}
+    long = {f"{name}.{each}": n for each, n in functions.items() if n > MAX_FUNCTION}
+    assert long.keys() <= LONG_FUNCTIONS.keys(), long
+
+
+def test_few_functions_are_long():
+    assert len(LONG_FUNCTIONS) <= 5
+
+
+def test_lengths_are_counted():
+    source = 'def f():\n    """Doc.\n\n    More."""\n    return 1\n\n\nclass A:\n    x = 1\n'
+    assert lengths(source) == ({"A": 2}, {"f": 2})

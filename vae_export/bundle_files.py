@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import vae_runtime
 from vae_runtime import noise
+from vae_runtime._version import __version__
 from vae_runtime.bundle import MANIFEST, SUMS, format_sums
 from vae_runtime.document import dump, parse
 from vae_runtime.errors import InputError
@@ -136,7 +136,7 @@ def _producer(adapted: Adapted, graphs: Sequence[Graph], gate: Gate | None) -> d
     packages = ("torch", "onnx", "onnxscript")
     rewrites = {graph.component: list(graph.rewrites) for graph in graphs if graph.variant == "fp32" and graph.rewrites}
     return {
-        "vae_export": vae_runtime.__version__,
+        "vae_export": __version__,
         **{package: importlib.metadata.version(package) for package in packages},
         "opset": OPSET,
         "ir_version": IR_VERSION,

@@ -8,10 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-import vae_runtime
 from vae_runtime.errors import VaeError
 from vae_runtime.files import write_atomic
 from vae_runtime.image import pairs, png
+from vae_runtime.vae import VAE, load
 
 from .errors import TrainingError
 from .exporting import export
@@ -62,7 +62,7 @@ def demo(out: Path) -> None:
     _without_torch("sample", str(bundle), "-n", "64", "--seed", str(_SEED), "--out", str(out / "samples.png"))
 
     write_atomic(out / "curve.png", (run / "curve.png").read_bytes())
-    vae = vae_runtime.load(bundle)
+    vae = load(bundle)
     x = run_data(read_info(run)).test[:20]
     write_atomic(out / "reconstructions.png", png(pairs(x, vae.reconstruct(x), columns=10)))
 
@@ -100,7 +100,7 @@ def _without_torch(*arguments: str) -> None:
         raise VaeError(f"vae-runtime {arguments[0]} failed with status {finished.returncode}; see above")
 
 
-def _milliseconds(vae: vae_runtime.VAE) -> float:
+def _milliseconds(vae: VAE) -> float:
     times = []
     for index in range(_CALLS):
         begin = time.perf_counter()

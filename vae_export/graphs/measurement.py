@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import vae_runtime
 from vae_runtime import noise
 from vae_runtime.bundle import MANIFEST, SUMS
 from vae_runtime.document import dump
 from vae_runtime.manifest import Manifest, Quality
-from vae_runtime.vae import VAE
+from vae_runtime.posterior import Posterior
+from vae_runtime.vae import VAE, load
 
 from .graph import Graph
 
@@ -136,9 +136,7 @@ class Measurement:
                 encoded = vae.encode(observed.x, conditions=observed.conditions or None, seed=0)
                 parts = encoded if isinstance(encoded, Mapping) else {self.manifest.latent.name: encoded}
                 found |= {
-                    f"{name}'s logvar": part.logvar
-                    for name, part in parts.items()
-                    if isinstance(part, vae_runtime.Posterior)
+                    f"{name}'s logvar": part.logvar for name, part in parts.items() if isinstance(part, Posterior)
                 }
             return found
         z = self._latents(self._fp32, observed)
@@ -150,7 +148,7 @@ class Measurement:
         encoded = vae.encode(observed.x, conditions=observed.conditions or None, seed=0)
         parts = encoded if isinstance(encoded, Mapping) else {self.manifest.latent.name: encoded}
         found = {
-            name: part.sample(seed=0) if sample and isinstance(part, vae_runtime.Posterior) else part.mode()
+            name: part.sample(seed=0) if sample and isinstance(part, Posterior) else part.mode()
             for name, part in parts.items()
         }
         for number, latent in enumerate(self.manifest.latents):
@@ -178,7 +176,7 @@ class Measurement:
         sums[MANIFEST] = self._sums.pop(MANIFEST)
         lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(sums.items()))
         (self._folder / SUMS).write_text(lines, encoding="utf-8")
-        return vae_runtime.load(self._folder, variant=None if graph is None else graph.variant)
+        return load(self._folder, variant=None if graph is None else graph.variant)
 
     def _write(self, path: str, content: bytes) -> None:
         place = self._folder / path

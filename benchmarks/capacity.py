@@ -20,8 +20,6 @@ from .models import MODELS, write_limits
 from .runs import ROOT, Run
 from .worker import MIN_PSNR
 
-__all__ = ["BUSY_LOOPS", "cold", "limits", "not_comparable", "workers"]
-
 BATCHES_OF_WORKERS = (1, 64)
 MODELS_OF_WORKERS = ("mlp", "mnist", "transposed", "tiny")
 BUSY_LOOPS = 4

@@ -16,8 +16,6 @@ from .models import MODELS
 from .processes import Died
 from .runs import Run, say
 
-__all__ = ["Cell", "compare", "prepare", "rounds"]
-
 # Latents drawn at once where the rate of noise is measured: 4 million numbers.
 NOISE_ROWS = 2**18
 # Work that takes all contenders together longer than LONG seconds is measured in fewer rounds.

@@ -7,11 +7,6 @@ from typing import Any
 
 from vae_runtime.timing import Quartiles, quartiles
 
-__all__ = [
-    "INT8", "NAIVE", "NOTHING", "OURS", "Found", "Results", "digits", "duration", "figure_of", "generation_ratio",
-    "megabytes", "name_of", "shown", "start_ratio", "table", "title_of", "turns_of", "worker_ratio",
-]  # fmt: skip
-
 NAIVE, OURS, INT8 = "naive", "ours-fp32", "ours-int8"
 NOTHING = "Not measured in this run."
 

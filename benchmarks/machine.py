@@ -8,8 +8,6 @@ import platform
 from pathlib import Path
 from typing import Any
 
-__all__ = ["available_memory", "machine", "rounded", "share", "stolen"]
-
 
 def machine() -> dict[str, Any]:
     """Return what the measurements are taken on."""

@@ -24,8 +24,6 @@ from .models import build
 from .processes import Died, Process
 from .worker import MIN_PSNR, TOLERANCE
 
-__all__ = ["ROOT", "Run", "say"]
-
 ROOT = environments.ROOT
 
 

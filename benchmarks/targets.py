@@ -23,8 +23,6 @@ from .figures import (
     worker_ratio,
 )  # fmt: skip
 
-__all__ = ["Target", "targets"]
-
 
 class Target(NamedTuple):
     """One target: a figure, and its lower or upper bound."""

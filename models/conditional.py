@@ -13,8 +13,6 @@ from torch.nn import functional
 from vae_export import Exported, export
 from vae_export.graphs.variants import VARIANTS
 
-__all__ = ["CLASSES", "ConditionalVAE", "build", "train"]
-
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 EPOCHS, BATCH, LEARNING_RATE = 200, 64, 2e-3
 

@@ -39,25 +39,22 @@ __all__ = [
     "train",
 ]
 
-_ROOMS = (
-    "exporting",
-    "errors",
-    "parity.bundle",
-    "parity.report",
-    "training.config",
-    "training.evaluation",
-    "training.loop",
-    "training.model",
-)
+# The module of each name, imported when the name is first used: PyTorch takes seconds to import.
+_MODULES = {
+    **dict.fromkeys(("ExportError", "ParityError", "TrainingError"), "errors"),
+    **dict.fromkeys(("Exported", "export"), "exporting"),
+    "check_parity": "parity.bundle",
+    "ParityReport": "parity.report",
+    **dict.fromkeys(("DataConfig", "ModelConfig", "TrainConfig"), "training.config"),
+    **dict.fromkeys(("Evaluation", "evaluate"), "training.evaluation"),
+    "train": "training.loop",
+    **dict.fromkeys(("VAE", "reparameterize"), "training.model"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when first asked for: PyTorch takes seconds, which `vae-export --help` need not wait for.
-    if name in __all__:
-        import importlib
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        for room in _ROOMS:
-            module = importlib.import_module(f"{__name__}.{room}")
-            if name in module.__all__:
-                return getattr(module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

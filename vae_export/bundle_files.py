@@ -33,9 +33,6 @@ from .parity.golden import GoldenVectors
 from .sources import Source
 from .understand.adapted import Adapted
 
-__all__ = ["Labels", "bundle_files", "describe_bundle", "file_sizes"]
-
-
 _PICTURES = 64
 
 

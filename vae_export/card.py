@@ -10,8 +10,6 @@ from vae_runtime.manifest import Manifest
 from .training.checkpoint import RunInfo
 from .training.evaluation import Evaluation
 
-__all__ = ["model_card", "run_card"]
-
 
 def model_card(manifest: Manifest, sizes: Mapping[str, int], picture: bool, *, recognised: Sequence[str] = ()) -> str:
     """Return the model card of a PyTorch model.

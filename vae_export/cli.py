@@ -19,8 +19,6 @@ from vae_runtime.likelihood import KINDS
 from .training.config import RECIPES, DataConfig, ModelConfig, TrainConfig
 from .understand.declaration import SECOND
 
-__all__ = ["build_parser", "main"]
-
 # Fields of DataConfig that have another name on the command line.
 _DATA_FLAGS = {"source": "data", "seed": "split-seed"}
 POSTERIORS = (*SECOND, "codes", "none")

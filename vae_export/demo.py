@@ -21,8 +21,6 @@ from .training.config import RECIPES
 from .training.evaluation import evaluate
 from .training.loop import train
 
-__all__ = ["demo"]
-
 _SEED = 0
 _IMPORTANCE_SAMPLES = 100
 _CALLS = 200

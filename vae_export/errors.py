@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from vae_runtime.errors import VaeError
 
-__all__ = ["ExportError", "ParityError", "TrainingError"]
-
 
 class ExportError(VaeError):
     """The model cannot be turned into graphs, or the bundle cannot be written."""

@@ -29,8 +29,6 @@ from .understand.declaration import Declaration
 from .understand.state import release, unchanged
 from .understood import understand_source
 
-__all__ = ["Exported", "export"]
-
 
 @dataclass(frozen=True)
 class Exported:

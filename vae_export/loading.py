@@ -16,8 +16,6 @@ from torch import nn
 
 from vae_runtime.errors import InputError, one_line
 
-__all__ = ["load_model"]
-
 
 def load_model(spec: str, weights: Path | None) -> nn.Module:
     """Make a model and load its state.

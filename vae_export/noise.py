@@ -10,8 +10,6 @@ from torch import Tensor
 
 from vae_runtime import noise
 
-__all__ = ["normal"]
-
 _MASK32 = 0xFFFFFFFF
 
 

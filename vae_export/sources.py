@@ -28,16 +28,6 @@ from .training.evaluation import binarise, read_evaluation
 from .understand.declaration import Declaration
 from .understand.likelihood import observation_range
 
-__all__ = [
-    "EXAMPLES",
-    "Examples",
-    "Source",
-    "check_declaration",
-    "model_source",
-    "require_no_model_arguments",
-    "run_source",
-]
-
 Array = NDArray[Any]
 
 # Graphs are compared on so many observations. Further ones only serve to fit a prior.

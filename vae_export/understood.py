@@ -17,8 +17,6 @@ from .understand.prior import FITTED, fit_prior, is_fitted
 from .understand.probe import probe
 from .understand.state import used_tensors
 
-__all__ = ["understand_source"]
-
 
 def understand_source(source: Source) -> tuple[Adapted, bytes | None]:
     """Return the model's pure functions, checked in eager PyTorch, and the file of the fitted prior, if any."""

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from .errors import BundleError, InputError
 
-__all__ = ["read_npy", "read_npz", "unpack_npz"]
-
 Array = NDArray[Any]
 
 # More than any header of an .npy file.

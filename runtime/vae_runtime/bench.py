@@ -21,8 +21,6 @@ from .timing import in_turns, quartiles, take_turn
 from .vae import VAE, load
 from .verification import verify
 
-__all__ = ["WORK", "Benchmark", "Timing", "bench"]
-
 Array = NDArray[Any]
 Call = Callable[[], Any]
 

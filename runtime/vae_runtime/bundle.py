@@ -18,17 +18,6 @@ if TYPE_CHECKING:
     # Not imported to sample: 3 % of a cold start.
     from pathlib import Path
 
-__all__ = [
-    "MANIFEST",
-    "SUMS",
-    "Bundle",
-    "format_sums",
-    "open_bundle",
-    "parse_digest",
-    "read_sums",
-    "require_replaceable",
-]
-
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
 

@@ -15,18 +15,6 @@ from .records import Record, record
 if TYPE_CHECKING:
     import logging
 
-__all__ = [
-    "CPU",
-    "CUDA",
-    "Device",
-    "import_onnxruntime",
-    "onnxruntime_version",
-    "open_on",
-    "parse_device",
-    "resolve_device",
-    "session_options",
-]
-
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 

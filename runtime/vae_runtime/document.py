@@ -16,18 +16,6 @@ from .manifest import COMPONENTS, FILE, FORMAT_VERSION, NAME, PATH, READER, VARI
 from .records import Field, fields_of
 from .rules import contradictions
 
-__all__ = [
-    "DOCUMENT",
-    "EXECUTORS",
-    "KNOWN_FIELDS",
-    "VARIANT",
-    "ExecutorInfo",
-    "Variants",
-    "dump",
-    "parse",
-    "problems",
-]
-
 # The keys of `executor_info` whose payload names a graph: for ONNX Runtime, torch.jit.load and torch.export.load.
 EXECUTORS = ("ort", "torchscript", "torch_export")
 

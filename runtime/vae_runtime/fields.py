@@ -12,27 +12,6 @@ from typing import Any
 
 from .records import Field, Record, fields_of, record
 
-__all__ = [
-    "FREE",
-    "MAX_NUMBER",
-    "TEXT",
-    "Choice",
-    "Either",
-    "Integer",
-    "List",
-    "Map",
-    "Nullable",
-    "Number",
-    "Problem",
-    "Problems",
-    "Struct",
-    "Text",
-    "Type",
-    "is_number",
-    "join",
-    "shown",
-]
-
 MAX_NUMBER = 1e300
 
 

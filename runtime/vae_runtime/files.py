@@ -15,8 +15,6 @@ from typing import IO
 
 from .errors import VaeError, error_line
 
-__all__ = ["locked", "sync_folder", "write_atomic", "write_folder"]
-
 _PARTIAL, _ASIDE = ".partial", ".aside"
 
 

@@ -12,8 +12,6 @@ from .arrays import unpack_npz
 from .bundle import Bundle
 from .manifest import Manifest, TensorSpec
 
-__all__ = ["golden_inputs", "golden_tensors", "read_golden"]
-
 Array = NDArray[Any]
 
 

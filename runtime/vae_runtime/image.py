@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from .errors import InputError, VaeError
 
-__all__ = ["grid", "pairs", "png", "require_pillow"]
-
 
 def grid(
     x: NDArray[np.float32], *, columns: int | None = None, value_range: tuple[float, float] | None = None

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from .prior import Prior
 
-__all__ = ["Inputs", "condition_rows", "latent_rows", "observation_rows", "other_shape", "rows_of"]
-
 # One latent's array, or arrays by the latents' names.
 Latents: TypeAlias = "ArrayLike | Mapping[str, ArrayLike]"
 # Values by the conditions' names: one for all rows, an array [n, ...], or names of classes.

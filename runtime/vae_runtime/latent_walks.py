@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float32]
 
-__all__ = ["interpolate", "traverse"]
-
 
 def interpolate(a: ArrayLike, b: ArrayLike, steps: int, *, spherical: bool = True) -> Array:
     """Give latents on the way from one to another.

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     Array = NDArray[np.float32]
     Floats = NDArray[np.float64]
 
-__all__ = ["KINDS", "Kind", "Parameters", "kind_named"]
-
 _LOG_2PI = math.log(2 * math.pi)
 # The smallest logarithm of a probability where a decoder gives no logits, as in PyTorch's binary_cross_entropy.
 _MIN_LOG = -100.0

@@ -14,28 +14,6 @@ from .likelihood import KINDS
 from .noise import SPEC
 from .records import Record, field, record
 
-__all__ = [
-    "COMPONENTS",
-    "FORMAT_VERSION",
-    "Condition",
-    "Golden",
-    "Header",
-    "Latent",
-    "LatentPosterior",
-    "LatentPrior",
-    "Likelihood",
-    "Manifest",
-    "Normalisation",
-    "Observation",
-    "Output",
-    "Quality",
-    "Refusal",
-    "Signature",
-    "Sizes",
-    "TensorSpec",
-    "Variant",
-]
-
 FORMAT_VERSION = "2.0"
 COMPONENTS = ("encoder", "decoder")
 

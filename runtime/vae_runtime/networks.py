@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     # Turns the outputs of a batch that begins at this row into results.
     Finish = Callable[[int, list[NDArray[Any]]], list[NDArray[Any]]]
 
-__all__ = ["BATCH_SIZE", "Networks", "batches", "open_session"]
-
 # Enough for most of a CPU's throughput, little enough to stay in its caches.
 BATCH_SIZE = 64
 # Bytes of an input or output of a bound call at most: calls are kept with their arrays, and large ones gain nothing.

@@ -22,23 +22,6 @@ from .errors import BundleError, InputError, require_integer, require_number
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "CHOICE",
-    "IMPORTANCE",
-    "OBSERVATION",
-    "POSTERIOR",
-    "PRIOR",
-    "SPEC",
-    "TABLE_SHA256",
-    "advance",
-    "new_seed",
-    "normal",
-    "stream_of",
-    "table",
-    "uniform",
-    "words",
-]
-
 SPEC = "vnoise-1"
 TABLE_SHA256 = "43fd00c422474ae1034c4abb7591abbeca5d0a63f1b591f1ea5b8e25eb66bc3c"
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from .errors import BundleError
 
-__all__ = ["check_external_data", "operators_of"]
-
 # Where ONNX's messages hold tensors, by field number; onnx.proto is the specification.
 _HOLDS_TENSORS = {
     "model": {7: "graph", 20: "training", 25: "function"},

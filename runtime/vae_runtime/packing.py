@@ -21,8 +21,6 @@ from .onnx_file import operators_of
 from .places import archive_entry, is_zip, write_zip
 from .session import OPTIMIZATIONS, optimized
 
-__all__ = ["OPERATORS", "pack", "parse_only"]
-
 OPERATORS = "required_operators.config"
 
 _CARD = "README.md"

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     # Not imported to sample: 3 % of a cold start.
     from pathlib import Path
 
-__all__ = ["PATH", "Archive", "Folder", "Place", "archive_entry", "clash_of", "is_zip", "open_place", "write_zip"]
-
 # The pattern of a file's path in a bundle.
 PATH = "[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*"
 # A .zip file (APPNOTE.TXT of PKWARE): the header before each file's bytes, its entry in the directory, and the end.

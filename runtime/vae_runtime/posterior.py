@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from .manifest import Latent
     from .networks import Networks
 
-__all__ = ["Drawn", "Encoder", "Encoding", "Posterior", "Posteriors", "why_no_distribution"]
-
 Array = NDArray[np.float32]
 
 

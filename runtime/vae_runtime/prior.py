@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     Array = NDArray[np.float32]
     Shapes = tuple[tuple[int, ...], ...]
 
-__all__ = ["HOTTEST", "Mixture", "Prior", "draw_normal", "draw_sphere", "read_mixture"]
-
 # The highest temperature; far beyond it latents leave float32's range.
 HOTTEST = 1e6
 # Rows of noise drawn ahead for calls that take one index of a seed after the other, and the numbers in them at most.

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 
-__all__ = ["Field", "Record", "field", "fields_of", "record"]
-
 _Class = TypeVar("_Class", bound="type[Record]")
 _MISSING: Any = object()
 

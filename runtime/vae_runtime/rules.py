@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from .fields import Problem, join
 from .manifest import Condition, Latent, Likelihood, Manifest, Sizes
 
-__all__ = ["contradictions"]
-
 
 def contradictions(manifest: Manifest) -> list[Problem]:
     """List the problems of fields that are valid by themselves and contradict each other."""

@@ -10,8 +10,6 @@ from .fields import MAX_NUMBER, Choice, Either, Integer, List, Map, Nullable, Nu
 from .manifest import COMPONENTS, VARIANT_NAME
 from .records import Field
 
-__all__ = ["json_schema"]
-
 
 def json_schema() -> dict[str, Any]:
     """The schema, as JSON holds it; the rules between fields are beyond it."""

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from .inputs import Feeds, Inputs
     from .networks import Networks
 
-__all__ = ["Scorer", "Scores", "importance_weighted_bound", "log_likelihood", "log_standard_normal"]
-
 Floats = NDArray[np.float64]
 
 # What an encoder gives, by the latents' names.

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Quartiles", "Turn", "in_turns", "quartiles", "take_turn"]
-
 # Calls before each measurement that do not count: they refill the caches after another contender's turn.
 _WARM_UP = 2
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float32]
 
-__all__ = ["VAE", "load"]
-
 
 def load(
     path: str | os.PathLike[str],

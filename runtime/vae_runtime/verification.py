@@ -17,8 +17,6 @@ from .golden import golden_inputs, read_golden
 from .manifest import Variant
 from .networks import open_session
 
-__all__ = ["Check", "Report", "Runner", "verify"]
-
 Array = NDArray[Any]
 
 # Runs a graph of another executor: takes the bundle, the variant and the inputs by name, and returns the outputs, both

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Independent, Normal
 from torch.nn import functional
 
-__all__ = ["ENTRIES", "Entry"]
-
 _SEED = 20
 
 

@@ -21,8 +21,6 @@ from ..understood import understand_source
 from .comparison import compare
 from .report import ParityReport
 
-__all__ = ["check_parity", "golden_runner", "read_graph"]
-
 Array = NDArray[Any]
 
 

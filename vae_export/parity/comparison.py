@@ -23,8 +23,6 @@ from ..understand.adapted import Adapted, resized, run_module
 from ..understand.state import LARGE, in_float64, release, used_tensors
 from .report import ParityReport, TensorParity
 
-__all__ = ["BATCHES", "LATENT_REACH", "Comparison", "compare", "rows", "tolerance"]
-
 Array = NDArray[np.floating]
 
 BATCHES = (1, 2, 7, 64)

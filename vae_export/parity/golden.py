@@ -22,8 +22,6 @@ from ..understand.adapted import Adapted, run_module
 from ..understand.state import release
 from .comparison import rows, tolerance
 
-__all__ = ["GoldenVectors", "golden_vectors"]
-
 Array = NDArray[Any]
 
 _GOLDEN_FILE = "golden.npz"

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from ..errors import ParityError
 
-__all__ = ["ParityReport", "TensorParity"]
-
 
 @dataclass(frozen=True)
 class TensorParity:

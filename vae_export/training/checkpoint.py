@@ -23,18 +23,6 @@ from .data import Dataset, Provenance
 from .likelihood import kind_named
 from .model import VAE
 
-__all__ = [
-    "RunInfo",
-    "TrainResult",
-    "load",
-    "read_info",
-    "run_data",
-    "save_weights",
-    "typed",
-    "weights_digest",
-    "write_info",
-]
-
 _Record = TypeVar("_Record")
 
 _FORMAT_VERSION = 2

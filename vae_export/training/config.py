@@ -15,8 +15,6 @@ from typing import Any, ClassVar, NamedTuple, Self
 from vae_runtime.errors import InputError
 from vae_runtime.likelihood import KINDS
 
-__all__ = ["RECIPES", "DataConfig", "ModelConfig", "Recipe", "TrainConfig"]
-
 # A rule gives the value in its canonical type, or None where it is not allowed; with the words for what is.
 _Rule = tuple[str, Callable[[Any], Any]]
 

@@ -19,8 +19,6 @@ from vae_runtime.likelihood import KINDS
 
 from .config import DataConfig
 
-__all__ = ["Dataset", "Provenance", "load", "require_range"]
-
 Observations = NDArray[np.float32]
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}

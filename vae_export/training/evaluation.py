@@ -26,8 +26,6 @@ from vae_runtime.files import write_atomic
 from . import checkpoint, objective
 from .model import VAE, reparameterize
 
-__all__ = ["Evaluation", "binarise", "evaluate", "read_evaluation"]
-
 # Numbers in the decoder's answer to one chunk: its activations, some ten times as many, then stay near the caches.
 _CHUNK = 2**20
 # Smallest variance over the data of a posterior mean for its dimension to count as active (arXiv 1509.00519, 5.2).

@@ -14,8 +14,6 @@ from torch.nn import functional
 
 from vae_runtime.errors import InputError
 
-__all__ = ["KINDS", "Kind", "kind_named"]
-
 _LOG_2PI = math.log(2 * math.pi)
 # How far a mean stays from 0 and 1, where its logit is infinite.
 _MARGIN = 1e-3

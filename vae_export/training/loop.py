@@ -40,8 +40,6 @@ from .config import DataConfig, ModelConfig, TrainConfig
 from .model import VAE, reparameterize
 from .plots import curve
 
-__all__ = ["Outcome", "train"]
-
 _STATE = "state.safetensors"
 _RESULTS = ("config.json", "model.safetensors", "metrics.jsonl", "curve.png", "samples.png")
 # What Adam keeps of each weight, by its own names.

@@ -15,8 +15,6 @@ from vae_runtime.likelihood import KINDS
 from .config import ModelConfig
 from .likelihood import kind_named
 
-__all__ = ["VAE", "reparameterize"]
-
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
 

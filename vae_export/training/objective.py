@@ -15,17 +15,6 @@ from torch import Tensor
 
 from .likelihood import kind_named
 
-__all__ = [
-    "Elbo",
-    "elbo",
-    "importance_weighted_bound",
-    "kl_standard_normal",
-    "kl_weight",
-    "log_likelihood",
-    "log_normal",
-    "with_free_bits",
-]
-
 _LOG_2PI = math.log(2 * math.pi)
 
 

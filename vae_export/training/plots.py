@@ -6,8 +6,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["curve"]
-
 # The first epochs are far below the others; the axis shows the range where all but this share of the epochs lie.
 _HIDDEN = 0.1
 

@@ -22,8 +22,6 @@ from .families.registry import family_of
 from .functions import find_functions
 from .observation import conditions_of, observation_of
 
-__all__ = ["adapt", "declared"]
-
 
 def declared(model: nn.Module) -> tuple[str | None, Declaration]:
     """Return who declares a model, and the declaration: its own `__vae_export__`, or else its family's.

@@ -12,8 +12,6 @@ from vae_runtime.manifest import Signature
 
 from .draws import Draws
 
-__all__ = ["Adapted", "resized", "run_module", "values_read"]
-
 
 @dataclass(frozen=True)
 class Adapted:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-__all__ = ["RESERVED", "SECOND", "Declaration"]
-
 # The meanings that an encoder's second tensor, beside the mean, may have.
 SECOND = ("logvar", "std", "var", "log_std", "softplus")
 

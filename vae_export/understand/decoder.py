@@ -19,8 +19,6 @@ from .functions import Functions
 from .likelihood import Decoded, find_likelihood
 from .reading import DecoderReading, mean_of
 
-__all__ = ["UnderstoodDecoder", "understand_decoder"]
-
 
 @dataclass(frozen=True)
 class UnderstoodDecoder:

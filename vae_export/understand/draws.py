@@ -13,8 +13,6 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ExportError
 
-__all__ = ["Draws"]
-
 # Functions that draw a standard normal number for each element of their result, or scale one.
 _NORMAL = {torch.randn, torch.randn_like, torch.normal, Tensor.normal_}
 # Functions that draw in any other way. A dropout draws in training mode only.

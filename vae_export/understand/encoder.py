@@ -20,8 +20,6 @@ from .observation import axis_names
 from .posterior import refuse_hidden_posterior, second_tensors
 from .reading import EncoderReading, Part, second_to
 
-__all__ = ["UnderstoodEncoder", "understand_encoder"]
-
 
 @dataclass(frozen=True)
 class UnderstoodEncoder:

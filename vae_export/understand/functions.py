@@ -16,8 +16,6 @@ from .declaration import RESERVED, Declaration
 from .draws import Draws
 from .reading import fields_of
 
-__all__ = ["Functions", "find_functions", "require_parameters", "shape_advice"]
-
 
 @dataclass(frozen=True)
 class Functions:

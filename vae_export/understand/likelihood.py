@@ -22,8 +22,6 @@ from .declaration import RESERVED, Declaration
 from .draws import Draws
 from .reading import DecoderReading, base_of, mean_of
 
-__all__ = ["Decoded", "LikelihoodFound", "find_likelihood", "mean_range", "observation_range"]
-
 # The class of PyTorch for each kind.
 _DISTRIBUTIONS: Mapping[str, type[Distribution]] = {"bernoulli": Bernoulli, "gaussian": Normal, "laplace": Laplace}
 _NOT_DECLARED = "no likelihood was declared at export; export again with likelihood="

@@ -12,8 +12,6 @@ from ..errors import ExportError
 from .declaration import Declaration
 from .likelihood import observation_range
 
-__all__ = ["axis_names", "conditions_of", "observation_of"]
-
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 

@@ -16,8 +16,6 @@ from .draws import Draws
 from .functions import Functions
 from .reading import Part, mean_of, second_to
 
-__all__ = ["refuse_hidden_posterior", "second_tensors"]
-
 # How far two computations of the same numbers in float32 may be apart, as a share of the largest of them.
 _SAME = 1e-4
 

@@ -13,8 +13,6 @@ from vae_runtime.manifest import LatentPrior
 
 from ..errors import ExportError
 
-__all__ = ["FITTED", "PRIOR_FILE", "fit_prior", "is_fitted"]
-
 PRIOR_FILE = "prior.npz"
 FITTED = "diagonal, gaussian or mixture:K"
 _MIXTURE = re.compile(r"mixture:([1-9][0-9]{0,3})")

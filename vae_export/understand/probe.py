@@ -16,8 +16,6 @@ from ..errors import ExportError
 from .adapted import Adapted, resized, run_module
 from .likelihood import mean_range
 
-__all__ = ["probe"]
-
 # How far two computations of the same row may be apart, as a share of the largest magnitude: other batch sizes take
 # other kernels, whose roundings differ.
 _SAME = 1e-4

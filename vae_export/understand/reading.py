@@ -16,8 +16,6 @@ from ..errors import ExportError
 from .declaration import Declaration
 from .draws import Draws
 
-__all__ = ["DecoderReading", "EncoderReading", "Part", "base_of", "fields_of", "mean_of", "second_to"]
-
 _MEANS = ("mu", "mean", "loc", "z_mean", "z_mu", "embedding", "means")
 _SECONDS = {
     "logvar": ("logvar", "log_var", "log_covariance", "log_variance", "z_logvar", "z_log_var", "logsigma2"),
@@ -84,6 +82,7 @@ def fields_of(output: Any) -> dict[str, Any] | None:
 
 
 def parts_of(output: Any, declaration: Declaration) -> list[Part]:
+    """Read the latents out of an encoder's answer."""
     if isinstance(output, Independent):
         return parts_of(output.base_dist, declaration)
     if isinstance(output, Normal):

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["LARGE", "in_float64", "release", "unchanged", "used_tensors"]
-
 
 @contextlib.contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:

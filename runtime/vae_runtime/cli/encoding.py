@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
     from ..score import Scores
 
-__all__ = ["add_encoding"]
-
 
 def add_encoding(verbs: Verbs) -> None:
     """Add the verbs of this module."""

@@ -26,8 +26,6 @@ from .options import (
     integer,
 )
 
-__all__ = ["add_generating"]
-
 
 def add_generating(verbs: Verbs) -> None:
     """Add the verb of this module."""

@@ -14,8 +14,6 @@ from .options import Verbs, add_bundle, add_device, add_threads, add_verb, argum
 if TYPE_CHECKING:
     from ..manifest import Condition, Latent, Manifest, Sizes
 
-__all__ = ["add_inspecting"]
-
 
 def add_inspecting(verbs: Verbs) -> None:
     """Add the verbs of this module."""

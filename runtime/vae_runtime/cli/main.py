@@ -16,8 +16,6 @@ from .generating import add_generating
 from .inspecting import add_inspecting
 from .sampling import add_sampling
 
-__all__ = ["build_parser", "main", "run"]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0 success, 1 failed, 2 misuse, 130 interrupted."""

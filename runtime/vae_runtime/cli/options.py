@@ -14,32 +14,6 @@ if TYPE_CHECKING:
     from ..manifest import Condition
     from ..vae import VAE
 
-__all__ = [
-    "SEED",
-    "Verbs",
-    "add_batch_size",
-    "add_bundle",
-    "add_columns",
-    "add_condition",
-    "add_device",
-    "add_out",
-    "add_start",
-    "add_temperature",
-    "add_threads",
-    "add_truncation",
-    "add_variant",
-    "add_verb",
-    "argument",
-    "conditions_of",
-    "file_name",
-    "integer",
-    "integers",
-    "load_vae",
-    "number",
-    "require_png",
-    "require_seed",
-]
-
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 

@@ -16,14 +16,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float32]
 
-__all__ = [
-    "require_picture",
-    "write_npy",
-    "write_npz",
-    "write_observations",
-    "write_scores",
-]
-
 
 def require_picture(vae: VAE) -> None:
     """Refuse a PNG before anything is computed, if observations are not pictures."""

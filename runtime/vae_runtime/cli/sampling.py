@@ -37,8 +37,6 @@ from .results import require_picture, write_npy, write_npz, write_observations
 if TYPE_CHECKING:
     from ..vae import VAE
 
-__all__ = ["add_sampling"]
-
 
 def add_sampling(verbs: Verbs) -> None:
     """Add the verbs of this module."""

@@ -21,11 +21,6 @@ from .formats.table import FORMATS
 from .job import VERSION, Job
 from .store import Store
 
-__all__ = [
-    "INDEX", "JOB", "claim", "held", "marker", "missing_shards", "read_entries", "read_index", "read_job",
-    "read_job_document", "read_machine", "remove_unfinished", "shard_name", "write_index", "write_sidecar",
-]  # fmt: skip
-
 JOB, INDEX = "job.json", "index.json"
 # The names of all files, as a regular expression.
 _NAMES = r"shard-[0-9]+\.[a-z]+|job\.json|index\.json"

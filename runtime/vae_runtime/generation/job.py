@@ -16,8 +16,6 @@ from .. import noise
 from .formats.row_types import dtype_from_json
 from .formats.table import FORMATS
 
-__all__ = ["VERSION", "Job"]
-
 # The version of the JSON files in a samples folder; minor versions only add fields.
 VERSION = "1.0"
 # Fields that a later call may change: the number of samples may grow, the machine and the places of files may differ.

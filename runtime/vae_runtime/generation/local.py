@@ -18,8 +18,6 @@ from .job import Job
 from .shard import ShardResult, make_shard
 from .store import Store
 
-__all__ = ["make_shards", "usable_cores"]
-
 
 def usable_cores() -> int:
     """Return the number of cores that this process may use, by affinity and the quota of cgroup v2 or v1."""

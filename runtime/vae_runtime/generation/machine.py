@@ -9,8 +9,6 @@ from pathlib import Path
 
 from ..devices import onnxruntime_version
 
-__all__ = ["describe_machine"]
-
 # Instruction sets by which ONNX Runtime chooses its kernels.
 _FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "asimd", "asimddp",
              "i8mm", "sve", "bf16")  # fmt: skip

@@ -30,8 +30,6 @@ from .machine import describe_machine
 from .shard import ShardResult, make_shard
 from .store import Store
 
-__all__ = ["make_shards"]
-
 # How long an address may take to answer, and an actor to start where none is at work.
 _ANSWER_SECONDS, _START_SECONDS = 10, 120
 # A shard whose actors die as often is what kills them.

@@ -21,8 +21,6 @@ from .machine import describe_machine
 from .rows import encoded_fields
 from .sources import describe_file, map_file
 
-__all__ = ["EXECUTORS", "Callbacks", "Conditions", "Draw", "Execution", "Output", "Request", "Source", "describe_job"]
-
 EXECUTORS = ("local", "ray")
 _DTYPES = ("float32", "uint8")
 # Rows decoded at once: enough for most of a core's throughput, and little memory for activations.

@@ -20,8 +20,6 @@ from ..vae import VAE
 from .job import Job
 from .sources import map_file
 
-__all__ = ["encoded_fields", "make_rows"]
-
 # Rows for which noise is drawn, or files are read, at once: fewer would cost more. The graphs still take batches.
 _STRIP = 1024
 

@@ -30,8 +30,6 @@ from .request import Callbacks, Conditions, Draw, Execution, Output, Request, So
 from .samples import Samples, open_samples
 from .store import Store, open_store
 
-__all__ = ["finish_samples", "generate"]
-
 
 def generate(
     bundle: str | os.PathLike[str],

@@ -18,8 +18,6 @@ from .folder import INDEX, read_index
 from .formats import row_types, table
 from .store import Store, open_store
 
-__all__ = ["Samples", "open_samples"]
-
 # How many shards are kept open: mapped files below the usual limit of a process, fetched ones as memory allows.
 _MAPPED, _FETCHED = 64, 2
 # Approximate bytes of rows that iteration reads at once.

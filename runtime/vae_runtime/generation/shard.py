@@ -16,8 +16,6 @@ from .machine import describe_machine
 from .rows import make_rows
 from .store import Store
 
-__all__ = ["ShardResult", "make_shard"]
-
 
 class ShardResult(NamedTuple):
     """The number of rows of a shard, and the seconds that each phase took."""

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, VaeError
 
-__all__ = ["describe_file", "map_file"]
-
 
 def describe_file(
     path: str | os.PathLike[str], remembered: Mapping[str, Any] | None = None

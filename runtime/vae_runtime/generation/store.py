@@ -20,8 +20,6 @@ from typing import IO, Any, TypeVar
 from ..errors import InputError, VaeError, error_line
 from ..files import locked, write_atomic
 
-__all__ = ["LocalStore", "RemoteStore", "Store", "open_store"]
-
 T = TypeVar("T")
 
 # How often a failing request to a remote store is tried, and the first wait in seconds; each wait is twice the last.

@@ -23,8 +23,6 @@ from .samples import Samples, open_samples
 from .sources import describe_file
 from .store import Store, open_store
 
-__all__ = ["verify_samples"]
-
 # No number that vnoise-1 draws from a standard normal is larger.
 _MAX_NOISE = 8.0
 

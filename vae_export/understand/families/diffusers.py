@@ -17,8 +17,6 @@ from ...errors import ExportError
 from ..declaration import Declaration
 from .family import Family
 
-__all__ = ["MODELS"]
-
 _IMAGE = ("channel", "height", "width")
 _NOT_NORMAL = "the latents are not standard normal: another model, such as a diffusion model, supplies them"
 

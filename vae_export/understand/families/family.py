@@ -8,8 +8,6 @@ from typing import Any
 
 from ..declaration import Declaration
 
-__all__ = ["CODING", "Family"]
-
 # Methods that a derived class must not replace where a family calls the modules behind them.
 CODING = ("encode", "decode", "_encode", "_decode", "forward")
 

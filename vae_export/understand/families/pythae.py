@@ -13,8 +13,6 @@ from torch.nn import functional
 from ..declaration import Declaration
 from .family import CODING, Family
 
-__all__ = ["MODELS"]
-
 _METHODS = (*CODING, "loss_function", "_sample_gauss")
 _FLOW = "the posterior is a normalizing flow's; the latent is where the flow takes the mean of its base"
 _BEFORE_STEPS = "the encoder's normal is q(z0|x), before the Hamiltonian steps, which need the decoder's gradients"

@@ -14,8 +14,6 @@ from .family import Family
 from .pythae import MODELS as PYTHAE
 from .scvi import MODELS as SCVI
 
-__all__ = ["family_of"]
-
 # By the package that defines the class: the library's usual name, and its models.
 _LIBRARIES: Mapping[str, tuple[str, Mapping[str, Family]]] = {
     "diffusers": ("diffusers", DIFFUSERS),

@@ -11,8 +11,6 @@ from ...errors import ExportError
 from ..declaration import Declaration
 from .family import Family
 
-__all__ = ["MODELS"]
-
 # Values of `gene_likelihood` without a dispersion.
 _WITHOUT_DISPERSION = ("poisson",)
 

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from .row_types import Rows, expect, row_bytes
 
-__all__ = ["read", "require", "write"]
-
 
 def require() -> None:
     """Accept: numpy is always installed."""

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from ...errors import InputError, VaeError
 from .row_types import Rows, expect, group_size, regrouped, row_bytes, row_fields
 
-__all__ = ["read", "require", "write"]
-
 _METADATA = b"vae_runtime"
 
 

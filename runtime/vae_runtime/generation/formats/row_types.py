@@ -12,10 +12,6 @@ from numpy.typing import DTypeLike, NDArray
 
 from ...errors import InputError
 
-__all__ = [
-    "TYPES", "Rows", "dtype_from_json", "dtype_to_json", "expect", "group_size", "regrouped", "row_bytes", "row_fields",
-]  # fmt: skip
-
 # Reads rows of a shard, at least one: by a slice of step 1, or by numbers in ascending order. It may return a view.
 Rows = Callable[[slice | NDArray[np.int64]], NDArray[Any]]
 

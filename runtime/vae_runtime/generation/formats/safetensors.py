@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from ...errors import VaeError
 from .row_types import TYPES, Rows, expect, group_size, regrouped, row_bytes, row_fields
 
-__all__ = ["read", "require", "write"]
-
 
 def require() -> None:
     """Accept: the library is only needed for reading."""

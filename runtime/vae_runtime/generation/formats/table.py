@@ -17,8 +17,6 @@ from ...errors import InputError
 from . import npy, parquet, safetensors
 from .row_types import Rows
 
-__all__ = ["FORMATS", "Format", "read", "require", "write"]
-
 
 class Format(Protocol):
     """The interface of a format's module."""

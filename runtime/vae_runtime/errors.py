@@ -57,6 +57,8 @@ def require_integer(name: str, value: object, low: int, high: int) -> int:
     Raises:
         InputError: it is not an integer from low to high.
     """
+    if type(value) is int and low <= value <= high:
+        return value
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -26,7 +27,7 @@ LatentShape: TypeAlias = "Sequence[int] | Mapping[str, Sequence[int]] | None"
 Feeds: TypeAlias = "dict[str, NDArray[Any]]"
 Feed: TypeAlias = "Feeds | Callable[[int, int], Feeds]"
 Bounds = tuple[float, float] | None
-_FLOAT32 = np.dtype(np.float32)
+_FLOAT32, _UINT32 = np.dtype(np.float32), np.dtype(np.uint32)
 _FINITE = (-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max))
 
 
@@ -238,7 +239,7 @@ def rows_of(feeds: Feeds, n: int) -> Callable[[int, int], Feeds]:
 
 
 def observation_rows(observation: Observation, value: ArrayLike) -> NDArray[Any]:
-    """Check observations and give them C-contiguous, [n, *shape] of the manifest's dtype.
+    """Check observations and give them as an array [n, *shape] of the manifest's dtype.
 
     Any integers serve for int64, and any floats for float32.
 
@@ -254,12 +255,12 @@ def observation_rows(observation: Observation, value: ArrayLike) -> NDArray[Any]
         and value.shape[1:] == shape
         and _all_within(value, bounds)
     ):
-        return value if value.flags.c_contiguous else np.ascontiguousarray(value)
+        return value
     return _rows(observation.name, value, observation.dtype, shape, observation.axes, observation.dynamic, bounds)
 
 
 def latent_rows(latent: Latent, value: ArrayLike) -> NDArray[Any]:
-    """Check latents and give them C-contiguous, [n, *shape] of the manifest's dtype.
+    """Check latents and give them as an array [n, *shape] of the manifest's dtype.
 
     Any integers below the size of the codebook serve for codes, and any floats for float32.
 
@@ -267,11 +268,16 @@ def latent_rows(latent: Latent, value: ArrayLike) -> NDArray[Any]:
         InputError: another dtype, a shape that is not the manifest's or not proven, or a value out of range or beyond
             float32's.
     """
-    if type(value) is np.ndarray and value.dtype is _FLOAT32 and value.shape[1:] == latent.shape:
-        # The sum of squares of finite numbers is finite unless it overflows, which the way below then sees.
-        squares = float(np.vdot(value, value))
-        if squares - squares == 0 and len(value) and latent.dtype == "float32":
-            return value if value.flags.c_contiguous else np.ascontiguousarray(value)
+    # The sum of squares of finite numbers is finite unless it overflows; the general check takes that case.
+    if (
+        type(value) is np.ndarray
+        and value.dtype is _FLOAT32
+        and value.shape[1:] == latent.shape
+        and latent.dtype == "float32"
+        and len(value)
+        and isfinite(np.vdot(value, value))
+    ):
+        return value
     codebook = latent.posterior.codebook
     bounds = (0, codebook - 1) if codebook else None
     return _rows(latent.name, value, latent.dtype, latent.shape, latent.axes, latent.dynamic, bounds)
@@ -338,7 +344,7 @@ def _all_within(array: NDArray[np.float32], bounds: Bounds) -> bool:
     bounds = bounds or _FINITE
     highest = _bits(bounds)
     if highest is not None:
-        bits = array.view(np.uint32)
+        bits = array.view(_UINT32)
         # Faster than the maximum itself.
         return bits.item(bits.argmax()) <= highest
     # Both are NaN where any number is, and no comparison holds.
@@ -411,7 +417,7 @@ def _rows(
     if len(array) == 0:
         raise InputError(f"{name}: expected at least one row, got {list(array.shape)}")
     _require_within(name, array, bounds, "scale or clean the data")
-    return np.ascontiguousarray(array)
+    return array
 
 
 def _typed(name: str, array: NDArray[Any], dtype: str, wanted: str, bounds: Bounds = None) -> NDArray[Any]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import noise
+from .devices import CPU
 from .errors import BundleError, InputError, require_integer
-from .inputs import Feed, Feeds, rows_of
+from .inputs import Feed, Feeds, latent_rows, rows_of
 from .likelihood import Parameters, kind_named
 from .session import Call, Session
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from .bundle import Bundle
     from .devices import Device
-    from .manifest import Manifest, TensorSpec
+    from .manifest import Latent, Manifest, TensorSpec
 
     Array = NDArray[np.float32]
     RowsFeed = Callable[[int, int], Feeds]
@@ -39,8 +40,7 @@ _ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 class Networks:
     """The encoder and the decoder of a bundle on one device. May be shared by threads.
 
-    A graph is loaded when it is first needed. Where few rows go through a graph with one input, a call with arrays that
-    are bound once spares what is a third of the time otherwise: ONNX Runtime's own wrapper, and new arrays.
+    A graph is loaded when it is first needed.
     """
 
     def __init__(self, bundle: Bundle, device: Device, threads: int, variant: str | None) -> None:
@@ -51,21 +51,18 @@ class Networks:
             InputError: the variant is no name.
         """
         self.device = device.name
+        self.in_place = device.provider == CPU
+        """Whether graphs can read and write numpy's own arrays."""
         self.variants = _chosen_variants(bundle, variant)
         """The variant of each component."""
-        self.outputs = {
-            component: tuple(tensor.name for tensor in bundle.manifest.outputs(component))
-            for component in ("encoder", "decoder")
-        }
-        """The names of each component's outputs."""
-        self.mean = (bundle.manifest.likelihood.mean,)
-        """The name of the decoder's output in data space."""
         self._bundle = bundle
         self._device = device
         self._threads = threads
         self._sessions: dict[str, Session] = {}
-        self._pools: dict[tuple[str, tuple[str, ...]], _Pool | None] = {}
+        self._computations: dict[tuple[str, tuple[str, ...] | None], Computation] = {}
         self._lock = threading.Lock()
+        self.mean = self.computation("decoder", (bundle.manifest.likelihood.mean,))
+        """Computes the likelihood's mean."""
 
     def session(self, component: str) -> Session:
         """A component's graph.
@@ -83,6 +80,14 @@ class Networks:
                     session = open_session(self._bundle, component, variant, self._device, self._threads)
                     self._sessions[component] = session
         return session
+
+    def computation(self, component: str, outputs: tuple[str, ...] | None = None) -> Computation:
+        """The computation of these outputs of a component, or of all."""
+        key = component, outputs
+        computation = self._computations.get(key)
+        if computation is None:
+            computation = self._computations[key] = Computation(self, self._bundle.manifest, component, outputs)
+        return computation
 
     def observe(self, feed: Feed, n: int, seed: int, start: int, batch_size: int | None, out: Array | None) -> Array:
         """Decode `n` rows and draw an observation from the likelihood for each.
@@ -102,18 +107,48 @@ class Networks:
             parameters = Parameters(outputs[0], scale=outputs[1] if len(outputs) > 1 else likelihood.scale)
             return [kind.draw(parameters, seed, noise.advance(start, first))]
 
-        names = (*self.mean, likelihood.scale_output) if likelihood.scale_output else self.mean
-        return self.run("decoder", names, feed, n, batch_size, out, draw)[0]
+        names = (likelihood.mean, likelihood.scale_output) if likelihood.scale_output else (likelihood.mean,)
+        return self.computation("decoder", names).run(feed, n, batch_size, out, draw)[0]
+
+    def decode_on_device(self, feed: Feed, n: int) -> Any:
+        """The likelihood's mean for all rows at once, left on the device, as an `onnxruntime.OrtValue`.
+
+        Raises:
+            DeviceError: this ONNX Runtime is too old for it.
+        """
+        feeds = feed if isinstance(feed, dict) else feed(0, n)
+        return self.session("decoder").run_on_device(self.mean.outputs[0], _contiguous(feeds))
+
+
+class Computation:
+    """Computes some outputs of one component, in batches. May be shared by threads.
+
+    Where few rows go through a graph with one input, a call with arrays that are bound once spares a third of the
+    time: ONNX Runtime's own wrapper, and new arrays. Calls that no thread is using are kept by their number of rows.
+    """
+
+    def __init__(self, networks: Networks, manifest: Manifest, component: str, outputs: tuple[str, ...] | None) -> None:
+        tensors = {tensor.name: tensor for tensor in manifest.outputs(component)}
+        self.outputs = tuple(tensors) if outputs is None else outputs
+        """The names of the outputs."""
+        self._networks, self._component = networks, component
+        self._results = results = [tensors[name] for name in self.outputs]
+        self._feed, *others = inputs = manifest.inputs(component)
+        self._in_place = networks.in_place and not any(tensor.dynamic for tensor in results)
+        self._input = self._feed.name
+        self._free: dict[int, list[Call]] = _Pool()
+        self.max_rows = 0
+        """The largest number of rows of a bound call."""
+        if self._in_place and not others and not self._feed.dynamic:
+            row = max(math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize for tensor in (*inputs, *results))
+            self.max_rows = min(BATCH_SIZE, _MAX_BYTES // max(1, row))
 
     def run(
-        self, component: str, outputs: tuple[str, ...], feed: Feed, n: int, batch_size: int | None = None,
-        out: Array | None = None, finish: Finish | None = None,
-    ) -> list[NDArray[Any]]:  # fmt: skip
-        """Compute outputs for `n` rows.
+        self, feed: Feed, n: int, batch_size: int | None = None, out: Array | None = None, finish: Finish | None = None
+    ) -> list[NDArray[Any]]:
+        """Compute the outputs for `n` rows.
 
         Args:
-            component: "encoder" or "decoder".
-            outputs: names of outputs.
             feed: the graph's inputs in the manifest's dtypes, or a function that gives them for any range of rows.
             n: how many rows.
             batch_size: how many to compute at once; None lets this method choose.
@@ -128,63 +163,52 @@ class Networks:
             VaeError: ONNX Runtime failed.
         """
         if out is not None:
-            self._require_buffer(out, n)
-        if batch_size is None:
-            try:
-                pool = self._pools[component, outputs]
-            except KeyError:
-                pool = self._pools[component, outputs] = self._new_pool(component, outputs)
-            if pool is not None and n <= pool.max_rows:
-                results = pool.run(feed if isinstance(feed, dict) else feed(0, n), n)
-                if finish is not None:
-                    results = finish(0, results)
-                if out is not None:
-                    out[...] = results[0]
-                    return [out]
-                return results
-        if isinstance(feed, dict):
-            feed = rows_of(feed, n)
-        if finish is None and self.session(component).in_place:
-            tensors = [self._output(component, name) for name in outputs]
-            if not any(tensor.dynamic for tensor in tensors):
-                return self._run_in_place(component, tensors, feed, n, batch_size, out)
-        return self._run_batches(component, outputs, feed, n, batch_size, out, finish)
+            _require_buffer(out, n, self._results[0])
+        if batch_size is not None or n > self.max_rows:
+            rows = rows_of(feed, n) if isinstance(feed, dict) else feed
+            if self._in_place and finish is None:
+                return self._run_in_place(rows, n, batch_size, out)
+            return self._run_batches(rows, n, batch_size, out, finish)
+        free = self._free[n]
+        try:
+            call = free.pop()
+        except IndexError:
+            call = self.bound(n)
+        call.feed[...] = (feed if isinstance(feed, dict) else feed(0, n))[self._input]
+        results = call.compute()
+        free.append(call)
+        if finish is not None:
+            results = finish(0, results)
+        if out is not None:
+            out[...] = results[0]
+            return [out]
+        return results
 
-    def decode_on_device(self, feeds: Feeds) -> Any:
-        """The likelihood's mean for all rows at once, left on the device, as an `onnxruntime.OrtValue`.
+    def bound(self, n: int, feed: NDArray[Any] | None = None) -> Call:
+        """A call for `n` rows, at most `max_rows`, with new arrays but for the input's where it is given."""
+        arrays = [(tensor.name, np.empty((n, *tensor.shape), tensor.dtype)) for tensor in (self._feed, *self._results)]
+        if feed is not None:
+            arrays[0] = self._input, feed
+        return Call(self._networks.session(self._component), *arrays)
 
-        Raises:
-            DeviceError: this ONNX Runtime is too old for it.
-        """
-        return self.session("decoder").run_on_device(self.mean[0], _contiguous(feeds))
-
-    def _run_in_place(
-        self,
-        component: str,
-        tensors: list[TensorSpec],
-        feed: RowsFeed,
-        n: int,
-        batch_size: int | None,
-        out: Array | None,
-    ) -> list[NDArray[Any]]:
+    def _run_in_place(self, feed: RowsFeed, n: int, batch_size: int | None, out: Array | None) -> list[NDArray[Any]]:
         """Let the graph write outputs of known shapes into the results themselves."""
-        session = self.session(component)
-        results = [_empty(n, tensor.shape, tensor.dtype) for tensor in tensors] if out is None else [out]
+        session = self._networks.session(self._component)
+        results = [_empty(n, tensor.shape, tensor.dtype) for tensor in self._results] if out is None else [out]
         for first, last in batches(n, batch_size):
-            parts = {tensor.name: result[first:last] for tensor, result in zip(tensors, results, strict=True)}
+            parts = {name: result[first:last] for name, result in zip(self.outputs, results, strict=True)}
             session.run_into(_contiguous(feed(first, last)), parts)
         return results
 
     def _run_batches(
-        self, component: str, outputs: tuple[str, ...], feed: RowsFeed, n: int, batch_size: int | None,
-        out: Array | None, finish: Finish | None,
-    ) -> list[NDArray[Any]]:  # fmt: skip
+        self, feed: RowsFeed, n: int, batch_size: int | None, out: Array | None, finish: Finish | None
+    ) -> list[NDArray[Any]]:
         """Copy each batch into results, which are allocated once the first shows the shapes that the manifest leaves
         open."""
-        session = self.session(component)
+        session = self._networks.session(self._component)
         results: list[NDArray[Any]] = []
         for first, last in batches(n, batch_size):
-            parts = session.run(outputs, _contiguous(feed(first, last)))
+            parts = session.run(self.outputs, _contiguous(feed(first, last)))
             if finish is not None:
                 parts = finish(first, parts)
             for part in parts:
@@ -205,59 +229,57 @@ class Networks:
                 result[first:last] = part
         return results
 
-    def _new_pool(self, component: str, outputs: tuple[str, ...]) -> _Pool | None:
-        """A pool of calls; None where the graph does not compute in place, or has open shapes or several inputs."""
-        session = self.session(component)
-        inputs = self._bundle.manifest.inputs(component)
-        results = [self._output(component, name) for name in outputs]
-        if not session.in_place or len(inputs) > 1 or any(tensor.dynamic for tensor in (*inputs, *results)):
-            return None
-        return _Pool(session, inputs[0], results)
 
-    def _output(self, component: str, name: str) -> TensorSpec:
-        return next(tensor for tensor in self._bundle.manifest.outputs(component) if tensor.name == name)
+class Chain:
+    """Computes the decoder's mean from the encoder's mode, for few rows whose latents stay where both graphs find them.
 
-    def _require_buffer(self, out: Array, n: int) -> None:
-        """Check a caller's buffer against what is known before the decoder has run."""
-        mean = self._bundle.manifest.outputs("decoder")[0]
-        shape = (n, *mean.shape)
-        right = isinstance(out, np.ndarray) and out.dtype == np.float32 and (out.shape == shape or mean.dynamic)
-        if not (right and len(out) == n and out.flags.c_contiguous and out.flags.writeable):
-            got = f"{out.dtype} {list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
-            raise InputError(f"out: expected a writeable C-contiguous float32 array {list(shape)}, got {got}")
+    May be shared by threads. `max_rows` is 0 where the graphs are not such that it can be used.
+    """
 
-
-class _Pool:
-    """Calls of a graph with one input, each bound to arrays of its own, which one thread at a time takes."""
-
-    def __init__(self, session: Session, feed: TensorSpec, results: Sequence[TensorSpec]) -> None:
-        self._session, self._feed, self._results = session, feed, results
-        self._name = feed.name
-        row = max(math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize for tensor in (feed, *results))
-        self.max_rows = min(BATCH_SIZE, _MAX_BYTES // max(1, row))
+    def __init__(self, encoder: Computation, decoder: Computation, latent: Latent) -> None:
+        self._encoder, self._decoder, self._latent = encoder, decoder, latent
+        self._free: dict[int, list[tuple[Call, Call]]] = _Pool()
+        fits = len(encoder.outputs) == 1 and latent.dtype == "float32"
+        self.max_rows = min(encoder.max_rows, decoder.max_rows) if fits else 0
         """The largest number of rows that it takes."""
-        # Calls that no thread is using, by their number of rows.
-        self._free: dict[int, list[Call]] = {}
 
-    def run(self, feeds: Feeds, n: int) -> list[NDArray[Any]]:
-        """Compute the results for `n` rows, as arrays of the caller's own."""
+    def run(self, x: NDArray[Any]) -> Array:
+        """Encode and decode checked observations.
+
+        Raises:
+            InputError: the encoder's latents are not finite.
+            VaeError: ONNX Runtime failed.
+        """
+        free = self._free[len(x)]
         try:
-            free = self._free[n]
-        except KeyError:
-            if len(self._free) >= _MAX_COUNTS:
-                self._free.clear()
-            free = self._free.setdefault(n, [])
-        try:
-            call = free.pop()
+            encode, decode = calls = free.pop()
         except IndexError:
-            call = self._bound(n)
-        results = call.compute(feeds[self._name])
-        free.append(call)
-        return results
+            encode = self._encoder.bound(len(x))
+            encode, decode = calls = encode, self._decoder.bound(len(x), encode.results[0])
+        encode.feed[...] = x
+        encode.run()
+        latent_rows(self._latent, decode.feed)
+        result = decode.compute()[0]
+        free.append(calls)
+        return result
 
-    def _bound(self, n: int) -> Call:
-        arrays = [(tensor.name, np.empty((n, *tensor.shape), tensor.dtype)) for tensor in (self._feed, *self._results)]
-        return Call(self._session, *arrays)
+
+class _Pool(dict[int, list[Any]]):
+    """Bound calls that no thread is using, by their number of rows."""
+
+    def __missing__(self, n: int) -> list[Any]:
+        if len(self) >= _MAX_COUNTS:
+            self.clear()
+        return self.setdefault(n, [])
+
+
+def _require_buffer(out: Array, n: int, mean: TensorSpec) -> None:
+    """Check a caller's buffer against what is known before the decoder has run."""
+    shape = (n, *mean.shape)
+    right = isinstance(out, np.ndarray) and out.dtype == np.float32 and (out.shape == shape or mean.dynamic)
+    if not (right and len(out) == n and out.flags.c_contiguous and out.flags.writeable):
+        got = f"{out.dtype} {list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise InputError(f"out: expected a writeable C-contiguous float32 array {list(shape)}, got {got}")
 
 
 def open_session(bundle: Bundle, component: str, variant: str | None, device: Device, threads: int = 1) -> Session:

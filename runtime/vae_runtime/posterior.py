@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import noise
 from .errors import InputError
+from .networks import Chain
 from .prior import draw_normal
 
 if TYPE_CHECKING:
@@ -213,18 +214,22 @@ class Encoder:
     """Encodes checked observations: the graph's outputs, by latent. May be shared by threads."""
 
     def __init__(self, networks: Networks, inputs: Inputs, latents: Sequence[Latent]) -> None:
-        self._networks, self._inputs, self._latents = networks, inputs, latents
-        self._outputs = networks.outputs["encoder"]
+        self._inputs, self._latents = inputs, latents
+        self._parameters = networks.computation("encoder")
         encoded = [latent for latent in latents if latent.posterior.outputs]
         self._names = tuple(latent.name for latent in encoded)
-        self._modes = tuple(str(latent.posterior.mu or latent.posterior.value) for latent in encoded)
+        modes = tuple(str(latent.posterior.mu or latent.posterior.value) for latent in encoded)
+        self._modes = networks.computation("encoder", modes)
+        self.chain = Chain(self._modes, networks.mean, latents[0])
+        """The way from observations through the modes, for few rows."""
         # The latent's name and number; the places of mean, std and logvar, or of the value, among the outputs.
         self._plan: list[tuple[str, int, tuple[int, ...]]] = []
+        outputs = self._parameters.outputs
         for number, latent in enumerate(latents):
             q = latent.posterior
             names = (q.mu, q.std, q.logvar) if q.kind == "normal" else (q.value,) if q.value else ()
             if names:
-                self._plan.append((latent.name, number, tuple(self._outputs.index(str(name)) for name in names)))
+                self._plan.append((latent.name, number, tuple(outputs.index(str(name)) for name in names)))
 
     def encode(
         self, x: NDArray[Any], rows: Feeds, seed: int | None, start: int, batch_size: int | None
@@ -239,7 +244,7 @@ class Encoder:
             batch_size: how many to encode at once.
         """
         feed = self._inputs.encoder(x, rows, seed, start)
-        outputs = self._networks.run("encoder", self._outputs, feed, len(x), batch_size)
+        outputs = self._parameters.run(feed, len(x), batch_size)
         drawn = Drawn(seed, start) if self._inputs.encoder_noise else None
         parts: dict[str, Posterior | Encoding] = {}
         for name, number, places in self._plan:
@@ -260,7 +265,7 @@ class Encoder:
     def modes(self, x: NDArray[Any], rows: Feeds, batch_size: int | None) -> NDArray[Any] | Feeds:
         """Give the most probable latents alone; of several, by name. Arguments as of `encode`."""
         feed = self._inputs.encoder(x, rows, None, 0)
-        modes = self._networks.run("encoder", self._modes, feed, len(x), batch_size)
+        modes = self._modes.run(feed, len(x), batch_size)
         return dict(zip(self._names, modes, strict=True)) if self._inputs.has_several else modes[0]
 
 

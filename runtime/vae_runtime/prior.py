@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .bundle import Bundle
+    from .inputs import Feed, Feeds
     from .manifest import Latent
 
     Array = NDArray[np.float32]
@@ -72,7 +73,8 @@ class Prior:
         self.shapes: Shapes = tuple(latent.shape for latent in latents)
         """The usual shape of each latent."""
         self._mixtures: dict[str, Mixture] = {}
-        self._draws_ahead = len(latents) == 1 and latents[0].prior.kind == "normal"
+        draws_ahead = len(latents) == 1 and latents[0].prior.kind == "normal"
+        self._count_ahead = min(_AHEAD, _MAX_AHEAD // max(1, math.prod(latents[0].shape))) if draws_ahead else 0
         # Seed, index of the first, and the rows drawn ahead; seed and index that would follow on the last call's.
         self._ahead: tuple[int, int, Array] = (0, 0, np.empty((0, *latents[0].shape), np.float32))
         self._next: tuple[int, int] | None = None
@@ -102,25 +104,22 @@ class Prior:
         }
 
     def feed(
-        self, rows: Mapping[str, NDArray[Any]], seed: int, start: int, shapes: Shapes, temperature: float,
-        truncation: float | None,
-    ) -> Callable[[int, int], dict[str, NDArray[Any]]]:  # fmt: skip
-        """A function that draws the latents of rows `first` to `last` - 1, and adds these rows of other arrays.
+        self, rows: Feeds, seed: int, start: int, n: int, shapes: Shapes, temperature: float, truncation: float | None
+    ) -> Feed:
+        """Add the latents of `n` rows to other arrays [n, ...]: few rows are drawn now, many when they are needed.
 
-        Its arrays are to be read only: later calls may give the same memory. Other arguments are as of `draw`.
+        The arrays are to be read only: later calls may give the same memory. Other arguments are as of `draw`.
         """
-        plain = self._draws_ahead and truncation is None and type(temperature) in (int, float) and temperature == 1
-        ahead = plain and shapes is self.shapes and type(seed) is int and type(start) is int
+        if (
+            n < self._count_ahead and shapes is self.shapes and truncation is None
+            and type(temperature) is float and temperature == 1 and type(seed) is int and type(start) is int
+        ):  # fmt: skip
+            return {self._latents[0].name: self._rows_ahead(seed, start, n), **rows}
 
-        def draw(first: int, last: int) -> dict[str, NDArray[Any]]:
-            index, n = noise.advance(start, first) if first else start, last - first
-            if ahead:
-                feeds: dict[str, NDArray[Any]] = {self._latents[0].name: self._rows_ahead(seed, index, n)}
-            else:
-                feeds = dict(self.draw(seed, index, n, shapes, temperature, truncation))
-            for name, array in rows.items():
-                feeds[name] = array[first:last]
-            return feeds
+        def draw(first: int, last: int) -> Feeds:
+            index = noise.advance(start, first)
+            latents = self.draw(seed, index, last - first, shapes, temperature, truncation)
+            return {**latents, **{name: array[first:last] for name, array in rows.items()}}
 
         return draw
 
@@ -165,9 +164,8 @@ class Prior:
         shape = self.shapes[0]
         following = self._next == (seed, start) or (seed_ahead == seed and offset == len(rows) > 0)
         self._next = (seed, start + n)
-        count = min(_AHEAD, _MAX_AHEAD // max(1, math.prod(shape)))
-        if following and n < count:
-            rows = noise.normal(seed, start, count, shape, noise.PRIOR)
+        if following:
+            rows = noise.normal(seed, start, self._count_ahead, shape, noise.PRIOR)
             self._ahead = (seed, start, rows)
             return rows[:n]
         return noise.normal(seed, start, n, shape, noise.PRIOR)

@@ -199,7 +199,7 @@ class Scorer:
         self, z: Feeds, rows: Feeds, outputs: tuple[str, ...], size: int, *, seed: int | None = None, start: int = 0
     ) -> Feeds:
         feeds, n = self.inputs.decoder_of_checked(z, rows, seed, start)
-        return dict(zip(outputs, self.networks.run("decoder", outputs, feeds, n, size), strict=True))
+        return dict(zip(outputs, self.networks.computation("decoder", outputs).run(feeds, n, size), strict=True))
 
 
 def _why_no_elbo(manifest: Manifest) -> str | None:

@@ -57,8 +57,6 @@ class Session:
         options = session_options(place, threads, data)
         self.raw = open_on(device, content if isinstance(content, bytes) else str(content), options, place)
         self.place = place
-        # On other devices, inputs are copied when they are bound, and bound memory is not numpy's.
-        self.in_place = device.provider == CPU
         self._provider, self._index = device.provider, int(device.options.get("device_id", 0))
         self.inputs = {item.name: (item.type, tuple(item.shape)) for item in self.raw.get_inputs()}
         self.outputs = {item.name: (item.type, tuple(item.shape)) for item in self.raw.get_outputs()}
@@ -76,7 +74,7 @@ class Session:
         return results
 
     def run_into(self, feeds: Mapping[str, NDArray[Any]], results: Mapping[str, NDArray[Any]]) -> None:
-        """Compute the named outputs into arrays of their shapes; only where `in_place`.
+        """Compute the named outputs into arrays of their shapes; only on the CPU, since bound memory is numpy's.
 
         All arrays are C-contiguous and have the graph's dtypes.
 
@@ -135,18 +133,18 @@ _MAX_COPIED = 2**15
 
 
 class Call:
-    """A call of a graph whose arrays are bound once; for one thread at a time, and only where `in_place`."""
+    """A call of a graph on the CPU whose arrays are bound once; for one thread at a time."""
 
-    __slots__ = ("_bind", "_feed", "_is_large", "_names", "_results", "_run", "_session")
+    __slots__ = ("_bind", "_is_large", "_names", "_run", "_session", "feed", "results")
 
     def __init__(self, session: Session, feed: tuple[str, NDArray[Any]], *results: tuple[str, NDArray[Any]]) -> None:
         """Bind the names and arrays of an input and of outputs, C-contiguous and of the graph's dtypes."""
         binding = session.raw.io_binding()
         # Keep the arrays alive: ONNX Runtime binds their addresses.
-        self._feed = feed[1]
+        self.feed = feed[1]
         self._names = [name for name, _ in results]
-        self._results = [array for _, array in results]
-        self._is_large = any(array.nbytes > _MAX_COPIED for array in self._results)
+        self.results = [array for _, array in results]
+        self._is_large = any(array.nbytes > _MAX_COPIED for array in self.results)
         _bind(binding.bind_input, *feed)
         for result in results:
             _bind(binding.bind_output, *result)
@@ -158,22 +156,29 @@ class Call:
         except AttributeError:
             self._run = functools.partial(session.raw.run_with_iobinding, binding)
 
-    def compute(self, rows: NDArray[Any]) -> list[NDArray[Any]]:
-        """Compute the outputs for an input of the bound shape, as arrays of the caller's own.
+    def run(self) -> None:
+        """Compute the outputs for the input in `feed`, into the arrays that are bound.
 
         Raises:
             VaeError: ONNX Runtime failed.
         """
-        self._feed[...] = rows
-        results = self._results
-        if self._is_large:
-            results = self._results = [np.empty(array.shape, array.dtype) for array in results]
-            for name, array in zip(self._names, results, strict=True):
-                _bind(self._bind, name, array)
         try:
             self._run()
         except Exception as error:
             raise self._session._failure(error) from error
+
+    def compute(self) -> list[NDArray[Any]]:
+        """Compute the outputs for the input in `feed`, as arrays of the caller's own.
+
+        Raises:
+            VaeError: ONNX Runtime failed.
+        """
+        if self._is_large:
+            self.results = [np.empty(array.shape, array.dtype) for array in self.results]
+            for name, array in zip(self._names, self.results, strict=True):
+                _bind(self._bind, name, array)
+        self.run()
+        results = self.results
         if self._is_large:
             return results
         return [results[0].copy()] if len(results) == 1 else [array.copy() for array in results]

@@ -181,15 +181,16 @@ class VAE:
         count = require_integer("n", n, 1, 2**48)
         fixed = noise.new_seed() if seed is None else seed
         rows = self._inputs.conditions("decoder", conditions, count)
-        feed = self._prior.feed(rows, fixed, start, self._inputs.shapes(latent_shape), temperature, truncation)
+        shapes = self._inputs.shapes(latent_shape)
+        feed = self._prior.feed(rows, fixed, start, count, shapes, temperature, truncation)
         if on_device:
             for name, value in (("observe", observe or None), ("batch_size", batch_size), ("out", out)):
                 if value is not None:
                     raise InputError(f"{name}: on_device decodes all at once and does not take it; leave it out")
-            return self._networks.decode_on_device(feed(0, count))
+            return self._networks.decode_on_device(feed, count)
         if observe:
             return self._networks.observe(feed, count, fixed, start, batch_size, out)
-        return self._networks.run("decoder", self._networks.mean, feed, count, batch_size, out)[0]
+        return self._networks.mean.run(feed, count, batch_size, out)[0]
 
     def stream(
         self, n: int, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
@@ -249,7 +250,7 @@ class VAE:
             feeds = {name: rows.copy() if np.may_share_memory(rows, out) else rows for name, rows in feeds.items()}
         if observe and seed is not None:
             return self._networks.observe(feeds, n, seed, start, batch_size, out)
-        return self._networks.run("decoder", self._networks.mean, feeds, n, batch_size, out)[0]
+        return self._networks.mean.run(feeds, n, batch_size, out)[0]
 
     def decoder_outputs(
         self, z: Latents, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
@@ -261,8 +262,8 @@ class VAE:
             float32 [n, ...] each: the mean, its logits or scale, and what else the manifest names.
         """
         feeds, n = self._inputs.decoder(z, conditions, seed, start)
-        names = self._networks.outputs["decoder"]
-        return dict(zip(names, self._networks.run("decoder", names, feeds, n, batch_size), strict=True))
+        decoder = self._networks.computation("decoder")
+        return dict(zip(decoder.outputs, decoder.run(feeds, n, batch_size), strict=True))
 
     def encode(
         self, x: ArrayLike, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
@@ -299,11 +300,15 @@ class VAE:
         if seed is None:
             x = observation_rows(self.manifest.observation, x)
             rows = self._inputs.conditions("encoder", conditions, len(x))
+            chain = self._encoder.chain
+            if batch_size is None and len(x) <= chain.max_rows:
+                return chain.run(x)
             z = self._encoder.modes(x, rows, batch_size)
         else:
             q = self.encode(x, conditions=conditions, seed=seed, start=start, batch_size=batch_size)
             z = q.sample(seed=seed, start=start)
-        return self.decode(z, conditions=conditions, seed=seed, start=start, batch_size=batch_size)
+        feeds, n = self._inputs.decoder(z, conditions, seed, start)
+        return self._networks.mean.run(feeds, n, batch_size)[0]
 
     @overload
     def scaled(self, z: Mapping[str, ArrayLike]) -> dict[str, Array]: ...

@@ -193,8 +193,8 @@ def test_what_is_decoded_may_lie_where_the_result_goes(small_bundle, n):
 def bound_calls(monkeypatch):
     """The sizes of batches that ran as bound calls, and those that ran in the general way."""
     bound, general = [], []
-    compute, run_into = Call.compute, Session.run_into
-    monkeypatch.setattr(Call, "compute", lambda call, rows: (bound.append(len(rows)), compute(call, rows))[1])
+    compute, run_into = Call.run, Session.run_into
+    monkeypatch.setattr(Call, "run", lambda call: (bound.append(len(call.feed)), compute(call))[1])
 
     def into(session, feeds, results):
         general.append(len(next(iter(feeds.values()))))
@@ -260,7 +260,7 @@ def test_a_failure_is_told(quick_vae):
     z = np.zeros((2, *quick_vae.latent_shape), np.float32)
     call = Call(session, ("z", z), ("x", np.empty((1, *quick_vae.observation_shape), np.float32)))
     with pytest.raises(VaeError, match="ONNX Runtime failed"):
-        call.compute(z)
+        call.compute()
 
 
 def test_graphs_of_several_inputs_take_the_general_way(codes_bundle, levels_bundle, root, bound_calls):

@@ -8,8 +8,9 @@ RUN = $(VENV)/bin/python
 demo: $(VENV)/installed
 	$(VENV)/bin/vae-export demo --out out/demo
 
+# A file's tests run in one process, and share what it has trained.
 test: $(VENV)/installed-dev
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/installed-dev
 	$(RUN) -m pytest -m slow

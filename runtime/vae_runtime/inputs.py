@@ -28,6 +28,8 @@ Feeds: TypeAlias = "dict[str, NDArray[Any]]"
 Feed: TypeAlias = "Feeds | Callable[[int, int], Feeds]"
 Bounds = tuple[float, float] | None
 _FLOAT32, _UINT32 = np.dtype(np.float32), np.dtype(np.uint32)
+# Up to this many numbers, Python adds them in less time than a call of BLAS takes.
+_FEW = 16
 _FINITE = (-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max))
 
 
@@ -268,14 +270,14 @@ def latent_rows(latent: Latent, value: ArrayLike) -> NDArray[Any]:
         InputError: another dtype, a shape that is not the manifest's or not proven, or a value out of range or beyond
             float32's.
     """
-    # The sum of squares of finite numbers is finite unless it overflows; the general check takes that case.
+    # A sum is finite only if all numbers are. The general check takes numbers whose squares overflow.
     if (
         type(value) is np.ndarray
         and value.dtype is _FLOAT32
         and value.shape[1:] == latent.shape
         and latent.dtype == "float32"
-        and len(value)
-        and isfinite(np.vdot(value, value))
+        and value.size
+        and isfinite(sum(value.ravel().tolist()) if value.size <= _FEW else np.vdot(value, value))
     ):
         return value
     codebook = latent.posterior.codebook

@@ -6,6 +6,7 @@ and fused multiply-adds differ between machines.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -114,14 +115,20 @@ class Prior:
             n < self._count_ahead and shapes is self.shapes and truncation is None
             and type(temperature) is float and temperature == 1 and type(seed) is int and type(start) is int
         ):  # fmt: skip
-            return {self._latents[0].name: self._rows_ahead(seed, start, n), **rows}
+            feeds: Feeds = {self._latents[0].name: self._rows_ahead(seed, start, n)}
+            if rows:
+                feeds.update(rows)
+            return feeds
 
-        def draw(first: int, last: int) -> Feeds:
-            index = noise.advance(start, first)
-            latents = self.draw(seed, index, last - first, shapes, temperature, truncation)
-            return {**latents, **{name: array[first:last] for name, array in rows.items()}}
+        # No closure: its variables would slow down the way above.
+        return functools.partial(self._feed_part, rows, seed, start, shapes, temperature, truncation)
 
-        return draw
+    def _feed_part(
+        self, rows: Feeds, seed: int, start: int, shapes: Shapes, temperature: float, truncation: float | None,
+        first: int, last: int,
+    ) -> Feeds:  # fmt: skip
+        latents = self.draw(seed, noise.advance(start, first), last - first, shapes, temperature, truncation)
+        return {**latents, **{name: array[first:last] for name, array in rows.items()}}
 
     def draw_one(
         self, number: int, seed: int, start: int, n: int, shape: tuple[int, ...], temperature: float = 1.0,

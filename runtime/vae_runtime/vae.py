@@ -181,7 +181,7 @@ class VAE:
         count = require_integer("n", n, 1, 2**48)
         fixed = noise.new_seed() if seed is None else seed
         rows = self._inputs.conditions("decoder", conditions, count)
-        shapes = self._inputs.shapes(latent_shape)
+        shapes = self._prior.shapes if latent_shape is None else self._inputs.shapes(latent_shape)
         feed = self._prior.feed(rows, fixed, start, count, shapes, temperature, truncation)
         if on_device:
             for name, value in (("observe", observe or None), ("batch_size", batch_size), ("out", out)):

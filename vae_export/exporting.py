@@ -20,7 +20,7 @@ from .bundle_files import Labels, bundle_files, describe_bundle, file_sizes
 from .errors import ExportError
 from .graphs.formats import make_graphs
 from .graphs.graph import Graph
-from .graphs.variants import Gate, Made, make_variants, require_variants
+from .graphs.variants import Gate, PassedVariant, make_variants, require_variants
 from .parity.comparison import Comparison
 from .parity.golden import golden_vectors
 from .parity.report import ParityReport
@@ -165,13 +165,13 @@ def _export_source(source: Source, out: Path, labels: Labels, options: Options, 
     golden = golden_vectors(adapted, graphs)
     manifest = describe_bundle(source, adapted, golden, labels, graphs=graphs)
     prior_file = {str(manifest.latent.prior.file): fitted_prior} if fitted_prior else {}
-    made, refused = make_variants(
+    passed, refused = make_variants(
         graphs, manifest, options.variants, options.gate, measured=source.measured, calibration=source.calibration,
         files=prior_file, folder=folder / "variants", progress=options.progress,
     )  # fmt: skip
-    if made:
-        graphs = _in_order(graphs, made)
-        golden = golden_vectors(adapted, graphs, made)
+    if passed:
+        graphs = _in_order(graphs, passed)
+        golden = golden_vectors(adapted, graphs, passed)
 
     gate = options.gate if set(options.variants) - {"fp32"} else None
     manifest = describe_bundle(source, adapted, golden, labels, graphs=graphs, refused=refused, gate=gate)
@@ -184,11 +184,11 @@ def _export_source(source: Source, out: Path, labels: Labels, options: Options, 
     return Exported(out, open_bundle(out).digest, report, adapted.recognised, graph_sizes, tuple(refused))
 
 
-def _in_order(graphs: Sequence[Graph], made: Sequence[Made]) -> list[Graph]:
+def _in_order(graphs: Sequence[Graph], passed: Sequence[PassedVariant]) -> list[Graph]:
     """Put the graphs in the order of the manifest: fp32, its variants, other formats."""
     ordered = []
     for graph in graphs:
         ordered.append(graph)
         if graph.variant == "fp32":
-            ordered += [each.graph for each in made if each.graph.component == graph.component]
+            ordered += [each.graph for each in passed if each.graph.component == graph.component]
     return ordered

@@ -288,7 +288,7 @@ def test_export_keeps_what_is_there(failing, tiny_run, bundle_copy):
 def test_parity_with_what_is_no_bundle(failing, tiny_run, bundle_copy, root, tmp_path):
     assert "nowhere: does not exist" in failing("parity", tiny_run, tmp_path / "nowhere")
     assert "not a bundle: it holds neither manifest.json nor SHA256SUMS" in failing("parity", tiny_run, tiny_run)
-    assert "latents: [(4,)] is expected" in failing("parity", tiny_run, root / "models" / "digits")
+    assert "latents: expected [(4,)] from" in failing("parity", tiny_run, root / "models" / "digits")
     (bundle_copy / "decoder/pt2/model.pt2").unlink()
     assert "decoder/pt2/model.pt2: missing; copy the bundle again" in failing("parity", tiny_run, bundle_copy)
 

@@ -324,13 +324,13 @@ def encoder_of(adapted, folder):
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        (Drawing, "no random operator is allowed in a graph, got RandomNormalLike; draw noise outside"),
-        (Dropping, "no random operator is allowed in a graph, got Dropout; draw noise outside"),
-        (DrawingInABranch, "no random operator is allowed in a graph, got RandomNormalLike; draw noise outside"),
+        (Drawing, "expected no random operator in a graph, got RandomNormalLike; draw noise outside"),
+        (Dropping, "expected no random operator in a graph, got Dropout; draw noise outside"),
+        (DrawingInABranch, "expected no random operator in a graph, got RandomNormalLike; draw noise outside"),
         # The older exporter freezes it without a word; that is for the comparison to find, see below.
         (OfTwo, "^encoder: PyTorch could not export it as pt2: Constraints violated"),
-        (OfThreeAlways, "encoder: mu: a dynamic batch axis is expected, got a fixed one"),
-        (Failing, "^encoder: neither of PyTorch's exporters takes it; dynamo: the layer is broken; legacy: the layer"),
+        (OfThreeAlways, "encoder: mu: expected a dynamic batch axis, got a fixed one"),
+        (Failing, "^encoder: both of PyTorch's exporters failed; dynamo: the layer is broken; legacy: the layer"),
     ],
 )
 def test_a_module_that_breaks_the_contract_is_refused_in_one_line(module, words, tmp_path):
@@ -352,7 +352,7 @@ def test_what_the_older_exporter_freezes_the_comparison_finds(tmp_path):
             if answer.shape != tuple(expected.shape):
                 raise ParityError(f"shape {list(answer.shape)}")
 
-    with pytest.raises(ExportError, match=r"^encoder: neither of PyTorch's exporters takes it; .*static shape of 2"):
+    with pytest.raises(ExportError, match=r"^encoder: both of PyTorch's exporters failed; .*static shape of 2"):
         make_graphs(adapted, ["onnx"], tmp_path / "proven", require=require)
     make_graphs(encoding(Encode()), ["onnx"], tmp_path / "sound", require=require)
 
@@ -374,5 +374,5 @@ def test_an_unknown_format_is_refused_before_any_work(tmp_path):
         def forward(self, x):
             pytest.fail("work was done")
 
-    with pytest.raises(ExportError, match="formats: onnx, torchscript, pt2 are expected, got 'tflite'"):
+    with pytest.raises(ExportError, match="formats: expected some of onnx, torchscript, pt2, got 'tflite'"):
         make_graphs(encoding(Untouched()), ["onnx", "tflite"], tmp_path)

@@ -272,7 +272,7 @@ def test_batch_normalisation_is_folded_into_the_layer_before_it(layer, weight, c
     plain = normalised(layer, numbers(*weight), channels, shape, **attributes)
     changed, lines = rewritten(plain)
     assert operators(changed) == [layer]
-    assert lines == ("1 × batch normalisation folded into the layer before it",)
+    assert lines == ("1 × batch normalization folded into the layer before it",)
     assert_same(plain, changed, numbers(3, *shape, seed=2))
 
 

@@ -152,7 +152,7 @@ def test_upsampling_and_normalisation_are_rewritten_in_every_variant(convolution
             assert ("ConvTranspose" in operators(model)) == (component == "decoder" and name != "int8")
     rewrites = open_bundle(convolutional.path).manifest.producer["rewrites"]
     assert "1 × nearest upsampling and convolution made one transposed convolution" in rewrites["decoder"]
-    assert "1 × batch normalisation folded into the layer before it" in rewrites["decoder"]
+    assert "1 × batch normalization folded into the layer before it" in rewrites["decoder"]
 
 
 def test_two_exports_give_the_same_bytes(convolutional, digits, tmp_path):
@@ -235,8 +235,8 @@ def test_the_gate_says_by_how_much_a_variant_fails():
     gate = Gate(35.0, 0.5)
     assert gate.refusal(35.0, -0.5) is None
     assert gate.refusal(None, None) is None
-    assert gate.refusal(31.2, 0.1) == "PSNR 31.2 dB, 3.8 dB below the 35 dB asked for"
-    assert gate.refusal(40.0, -0.75) == "0.75 nats of ELBO lost, 0.25 more than the 0.5 allowed"
+    assert gate.refusal(31.2, 0.1) == "PSNR 31.2 dB, 3.8 dB below the minimum of 35 dB"
+    assert gate.refusal(40.0, -0.75) == "0.75 nats of ELBO lost, 0.25 above the maximum of 0.5"
     assert gate.refusal(math.nan, math.nan) is not None
     assert gate.refusal(40.0, math.nan) is not None
 
@@ -272,7 +272,7 @@ def test_a_variant_below_the_gate_is_left_out_and_the_export_goes_on(dense, digi
     manifest = open_bundle(out).manifest
     assert [(each.component, each.variant) for each in manifest.refused] == [("encoder", "int8"), ("decoder", "int8")]
     for each in manifest.refused:
-        assert f"dB below the {least} dB asked for" in each.reason
+        assert f"dB below the minimum of {least} dB" in each.reason
         assert said.count(f"left out: {each.component}/int8: {each.reason}\n") == 1
         assert f"{each.component}/int8: {each.reason}" in (out / "README.md").read_text(encoding="utf-8")
     assert list(manifest.decoder) == ["fp32", "fp16"]
@@ -294,7 +294,7 @@ def test_what_cannot_be_converted_is_refused_with_the_reason(digits, tmp_path, m
         Convolutional(), tmp_path / "out", example=digits[:8], posterior="logvar", variants=ALL, formats=("onnx",)
     )
     assert len(exported.refused) == 4
-    assert all("beside it" in each.reason for each in exported.refused)
+    assert all("in a separate file" in each.reason for each in exported.refused)
 
 
 # Where it runs.
@@ -381,7 +381,7 @@ def test_a_variant_that_is_hardly_smaller_is_left_out(tmp_path):
     x = np.random.default_rng(0).random((64, 1, 16), np.float32)
     done = export(Waves(), tmp_path / "bundle", example=x, posterior="logvar", variants=ALL, formats=("onnx",))
     (reason,) = [each.reason for each in done.refused if (each.component, each.variant) == ("decoder", "int8")]
-    assert "a file of at most 90 % of fp32's is expected, got " in reason
+    assert "expected a file of at most 90 % of fp32's size, got " in reason
 
 
 def test_a_component_without_the_variant_runs_in_fp32(dense, tmp_path, resign, capsys):
@@ -389,7 +389,7 @@ def test_a_component_without_the_variant_runs_in_fp32(dense, tmp_path, resign, c
     document = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     del document["components"]["decoder"]["variants"]["int8"]
     document["additional_metadata"]["vae"]["refused"] = [
-        {"component": "decoder", "variant": "int8", "reason": "PSNR 20.0 dB, 15.0 dB below the 35 dB asked for"}
+        {"component": "decoder", "variant": "int8", "reason": "PSNR 20.0 dB, 15.0 dB below the minimum of 35 dB"}
     ]
     (folder / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
     shutil.rmtree(folder / "decoder" / "int8")
@@ -407,7 +407,7 @@ def test_a_component_without_the_variant_runs_in_fp32(dense, tmp_path, resign, c
 
     assert runtime(["info", str(folder)]) == 0
     said = capsys.readouterr().out
-    assert "decoder/int8                left out: PSNR 20.0 dB, 15.0 dB below the 35 dB asked for" in said
+    assert "decoder/int8                left out: PSNR 20.0 dB, 15.0 dB below the minimum of 35 dB" in said
     assert f"{vae.manifest.encoder['int8'].quality.psnr:.1f} dB" in said
 
 
@@ -452,7 +452,7 @@ def test_a_rewrite_that_is_wrong_is_left_out_and_said(digits, tmp_path, monkeypa
     out = export(Convolutional(), tmp_path / "out", example=digits[:8], posterior="logvar", formats=("onnx",)).path
     said = open_bundle(out).manifest.producer["rewrites"]
     for component in ("encoder", "decoder"):
-        assert said[component][0].startswith("left as exported, since the rewritten graph fails: ")
+        assert said[component][0].startswith("left as exported, because the rewritten graph fails: ")
     assert vae_runtime.verify(out).passed
 
 

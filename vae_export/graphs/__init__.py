@@ -1,1 +1,1 @@
-"""Pure functions → graph files: ONNX, TorchScript, and variants in fewer bits."""
+"""Turn pure functions into graph files: ONNX, TorchScript, .pt2, and variants in fewer bits."""

@@ -1,4 +1,4 @@
-"""Both components → graph files in each format."""
+"""Export both components in each format."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def make_graphs(
         adapted: the VAE's pure functions.
         formats: names out of `FORMATS`.
         folder: where the files are kept until the bundle is written.
-        require: raises where a graph is not what it should be. Of ONNX the older exporter then has its turn.
-        progress: say on stderr what is being made.
+        require: raises if a graph is wrong. For ONNX the older exporter is then tried.
+        progress: print each step to stderr.
 
     Raises:
-        ExportError: an unknown format, PyTorch could not export a component, or a graph breaks the contract (a random
-            operator, a fixed batch, an input that was dropped) or what is required of it.
+        ExportError: a format is unknown, PyTorch cannot export a component, or a graph breaks the contract (a random
+            operator, a fixed batch, a dropped input) or fails `require`.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
-        raise ExportError(f"formats: {', '.join(FORMATS)} are expected, got {unknown[0]!r}")
+        raise ExportError(f"formats: expected some of {', '.join(FORMATS)}, got {unknown[0]!r}")
     graphs = []
     for component in adapted.modules:
         for name, form in FORMATS.items():
@@ -60,13 +60,13 @@ def make_graphs(
                 except Exception as error:
                     raise ExportError(
                         f"{component}: PyTorch could not export it as {name}: {reason_of(error)}; leave this format "
-                        "out with formats="
+                        "out of formats="
                     ) from error
             graph = graph_of(adapted, component, name, path, exporter)
             release(adapted.modules.values())
             try:
                 require(graph)
             except ExportError as error:
-                raise type(error)(f"{error}\n  leave this format out with formats=") from error
+                raise type(error)(f"{error}\n  leave this format out of formats=") from error
             graphs.append(graph)
     return graphs

@@ -1,4 +1,4 @@
-"""One graph file, whatever its format: what it is, how it is loaded and run, and when two agree."""
+"""One graph file in any format: its record, how to load and run it, and a comparison of two graphs' answers."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ from ..errors import ExportError, ParityError
 from ..understand.adapted import Adapted
 
 Array = NDArray[Any]
-# A loaded graph: arrays in the order of its inputs to arrays in the order of its outputs.
+# Runs a loaded graph: takes arrays in the order of its inputs, returns arrays in the order of its outputs.
 Run = Callable[[Sequence[Array]], list[Array]]
 OPSET = 18
-# The first version of ONNX's file format with opset 18, so that the widest range of ONNX Runtimes reads it.
+# The first version of ONNX's file format with opset 18: the widest range of ONNX Runtime releases reads it.
 IR_VERSION = 8
-_SAME = 1e-5
+# The largest difference between two graphs' answers, as a share of the magnitude.
+_MAX_DIFFERENCE = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """One network file in the making: which component, in which format, and its content, in memory or on disk.
+    """The graph file of one component in one format, before the bundle is written.
 
-    `inputs` and `outputs` are the component's, in order; `data` holds files beside it, with its weights, by name;
-    `rewrites` says in lines how the graph differs from what PyTorch's exporter gave.
+    `source` is the file's content or its path. `inputs` and `outputs` are the component's, in order. `data` maps the
+    names of separate weight files to their content or paths. `rewrites` lists how the graph differs from the one that
+    PyTorch's exporter wrote.
     """
 
     component: str
@@ -57,20 +59,20 @@ class Graph:
 
 
 def bytes_of(source: bytes | Path) -> bytes:
-    """The bytes of a file that is in memory or on disk."""
+    """Return the bytes of a file that is in memory or on disk."""
     return source if isinstance(source, bytes) else source.read_bytes()
 
 
 @dataclass(frozen=True)
 class Format:
-    """The variant that a format is in a bundle, the program that runs it, and the name of its file."""
+    """A format's variant name in a bundle, the program that runs it, and its file name."""
 
     variant: str
     executor: str
     file: str
 
 
-# What `--formats` takes. ONNX is always made; the order is that of declaration in the manifest.
+# The values of `--formats`, in the order of the manifest. ONNX is always exported.
 FORMATS = {
     "onnx": Format("fp32", "ort", "model.onnx"),
     "torchscript": Format("torchscript", "torchscript", "model.pt"),
@@ -81,7 +83,7 @@ FORMATS = {
 def graph_of(
     adapted: Adapted, component: str, name: str, path: Path, exporter: str, data: Mapping[str, Path] | None = None
 ) -> Graph:
-    """The graph of a component that was written to a path in a format."""
+    """Return the graph of a component that was written to `path` in the format `name`."""
     form = FORMATS[name]
     inputs = tuple(tensor.name for tensor in adapted.signature.inputs(component))
     outputs = adapted.outputs(component)
@@ -89,12 +91,12 @@ def graph_of(
 
 
 def traced_inputs(adapted: Adapted, component: str) -> tuple[Tensor, ...]:
-    """The inputs to trace with: two rows, since a size of 1 is special to compilers."""
+    """Return the inputs to trace with: two rows, because compilers treat a size of 1 specially."""
     return tuple(tensor[:2].contiguous() for tensor in adapted.given(component))
 
 
 def axis_names(adapted: Adapted, component: str) -> list[dict[int, str]]:
-    """Of each input, the names of its dynamic axes, the batch included."""
+    """Return each input's dynamic axes, the batch included, as a mapping from index to name."""
     latents = {latent.name: latent.axes for latent in adapted.signature.latents}
     latents |= {latent.posterior.noise: latent.axes for latent in adapted.signature.latents if latent.posterior.noise}
     axes = {adapted.signature.observation.name: adapted.signature.observation.axes, **latents}
@@ -104,98 +106,104 @@ def axis_names(adapted: Adapted, component: str) -> list[dict[int, str]]:
     ]
 
 
-def require_same(names: Sequence[str], expected: Sequence[Array], found: Sequence[Array]) -> None:
-    """Raise unless two graphs' answers agree: to 1e-5 of the larger of 1 and the largest magnitude.
+def require_same(names: Sequence[str], expected: Sequence[Array], answers: Sequence[Array]) -> None:
+    """Raise unless a changed graph's answers agree with the original's.
+
+    Each output may differ by 1e-5 of its largest magnitude, or by 1e-5 where that is below 1.
 
     Raises:
-        ParityError: they do not.
+        ParityError: a shape or a value differs.
     """
-    for name, one, other in zip(names, expected, found, strict=True):
-        allowed = _SAME * float(np.max(np.abs(one), where=np.isfinite(one), initial=1.0))
-        same = one.shape == other.shape and bool(np.allclose(one, other, rtol=0, atol=allowed, equal_nan=True))
-        if not same:
-            got = float(np.max(np.abs(one - other))) if one.shape == other.shape else list(other.shape)
-            wanted = f"differences of at most {allowed:.1e}" if one.shape == other.shape else list(one.shape)
-            raise ParityError(f"{name}: {wanted} from the graph before are expected, got {got}")
+    for name, one, other in zip(names, expected, answers, strict=True):
+        if one.shape != other.shape:
+            raise ParityError(
+                f"{name}: expected shape {list(one.shape)} of the original graph, got {list(other.shape)}"
+            )
+        allowed = _MAX_DIFFERENCE * float(np.max(np.abs(one), where=np.isfinite(one), initial=1.0))
+        if not np.allclose(one, other, rtol=0, atol=allowed, equal_nan=True):
+            difference = float(np.max(np.abs(one - other)))
+            raise ParityError(
+                f"{name}: expected differences of at most {allowed:.1e} from the original graph, got {difference}"
+            )
 
 
 def open_graph(graph: Graph) -> Run:
-    """Load a graph with the program it is for.
+    """Load a graph with its program, and return a function that runs it.
 
     Raises:
-        VaeError: it cannot be loaded; calling what is returned raises VaeError where it cannot be run.
+        VaeError: the graph cannot be loaded. The returned function raises VaeError if the graph cannot be run.
     """
     place = f"{graph.component}/{graph.variant}"
     if graph.executor == "ort":
         data = {name: bytes_of(source) for name, source in graph.data.items()}
         session = Session(graph.source, place, resolve_device("cpu"), data=data)
-        return lambda given: session.run(list(graph.outputs), dict(zip(graph.inputs, given, strict=True)))
+        return lambda arrays: session.run(list(graph.outputs), dict(zip(graph.inputs, arrays, strict=True)))
     return _EXECUTORS[graph.executor](graph.source)
 
 
-def _loud(load: Callable[[Any], Any]) -> Callable[[bytes | Path], Run]:
-    """A program's loader, with whatever goes wrong as an ExportError."""
+def _opener(load: Callable[[Any], Any]) -> Callable[[bytes | Path], Run]:
+    """Wrap one of PyTorch's loaders so that every failure, to load or to run, is an ExportError."""
 
-    def open_loud(source: bytes | Path) -> Run:
+    def open_module(source: bytes | Path) -> Run:
         try:
             with quiet(), torch.no_grad():
                 module = load(io.BytesIO(source) if isinstance(source, bytes) else source)
         except Exception as error:
             raise ExportError(f"the graph cannot be loaded: {reason_of(error)}") from error
 
-        def run(given: Sequence[Array]) -> list[Array]:
+        def run(arrays: Sequence[Array]) -> list[Array]:
             try:
                 with quiet(), torch.no_grad():
-                    outputs = module(*(torch.from_numpy(np.ascontiguousarray(array)) for array in given))
+                    outputs = module(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
             except Exception as error:
                 raise ExportError(f"the graph cannot be run: {reason_of(error)}") from error
             return [output.numpy() for output in ([outputs] if isinstance(outputs, Tensor) else outputs)]
 
         return run
 
-    return open_loud
+    return open_module
 
 
 _EXECUTORS = {
-    "torchscript": _loud(torch.jit.load),
-    "torch_export": _loud(lambda file: torch.export.load(file).module()),
+    "torchscript": _opener(torch.jit.load),
+    "torch_export": _opener(lambda file: torch.export.load(file).module()),
 }
-# The programs, beside ONNX Runtime, that this package runs graphs with.
+# The programs other than ONNX Runtime that run graphs here.
 EXECUTORS = tuple(_EXECUTORS)
 
 
 def chain_of(error: BaseException | None) -> str:
-    """What an error and all its causes say."""
-    said = []
+    """Return the messages of an error and of all its causes, one a line."""
+    messages = []
     while error is not None:
-        said.append(f"{type(error).__name__}: {error}")
+        messages.append(f"{type(error).__name__}: {error}")
         error = error.__cause__ or error.__context__
-    return "\n".join(said)
+    return "\n".join(messages)
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong, in a line: the cause that PyTorch found, rather than its advice about it."""
+    """Return an error's reason in one line: the underlying cause rather than PyTorch's advice about it."""
     text = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-    # TorchScript tells where first, then what.
+    # TorchScript's messages begin with the place and end with the reason.
     return text if len(text) <= 300 else f"{text[:100]} … {text[-200:]}"
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without PyTorch's notes on its own internals, deprecations and absent packages: the user cannot act on them."""
+    """Silence PyTorch's notes on internals, deprecations and missing packages, which users cannot act on."""
     logs = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx.experimental.symbolic_shapes")]
     levels = [log.level for log in logs]
     for log in logs:
         log.setLevel(logging.ERROR)
-    # The tracer prints the whole graph where it fails; what is wrong with it stands in the error.
-    aside = io.StringIO()
+    # When the tracer fails it prints the whole graph; the error itself has the reason.
+    discarded = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(aside), contextlib.redirect_stderr(aside):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(discarded), contextlib.redirect_stderr(discarded):
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", category=FutureWarning)
-            # Of names of axes, and of what a model keeps of its last call, which is put back afterwards.
+            # These concern axis names, and attributes that a model sets in a call and that are restored afterwards.
             warnings.filterwarnings("ignore", category=UserWarning)
-            # Of sizes, mostly; that a graph works at sizes that were not traced is proven afterwards.
+            # Most of these concern sizes; the comparison with PyTorch proves a graph at sizes that were not traced.
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
             yield
     finally:

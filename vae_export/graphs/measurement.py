@@ -1,4 +1,4 @@
-"""What a variant costs: its answers and its ELBO beside those of fp32, by the runtime that ships."""
+"""Measure what a variant costs against fp32, in answers and ELBO, with the runtime that ships."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Observations:
-    """Real observations [n, …] with their conditions by name, and what they are."""
+    """Real observations `x` [n, …], their conditions by name, and a description of them."""
 
     x: Array
     conditions: Mapping[str, Array]
-    what: str
+    description: str
 
     def first(self, n: int) -> Observations:
-        """The first so many."""
+        """Return the first `n` observations."""
         return replace(self, x=self.x[:n], conditions={name: rows[:n] for name, rows in self.conditions.items()})
 
     def __str__(self) -> str:
-        return f"{len(self.x):,} observations of {self.what}"
+        return f"{len(self.x):,} observations of {self.description}"
 
 
 class Measurement:
-    """A bundle of the fp32 graphs, to which one variant at a time is added to be measured by the runtime."""
+    """Measures variants, one at a time, in a temporary bundle beside the fp32 graphs."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Measurement:
     ) -> None:
         self.manifest, self.measured, self._folder = manifest, measured, folder
         self._sums: dict[str, str] = {}
-        self._plain = {v.component: v for v in manifest.variants if v.name == "fp32"}
+        self._fp32_variants = {v.component: v for v in manifest.variants if v.name == "fp32"}
         for name, content in (*files.items(), (manifest.golden.file, b"")):
             self._write(name, content)
         for graph in graphs:
@@ -68,36 +68,40 @@ class Measurement:
         self._reason: str | None = None
 
     def feeds(self, component: str, observed: Observations) -> dict[str, Array]:
-        """A component's inputs for calibration: observations; or samples of their latents and as many prior draws."""
+        """Return a component's inputs for calibration by name.
+
+        The encoder gets the observations. The decoder gets samples of their latents and, where `draws_prior`, as many
+        draws from the prior.
+        """
         vae, manifest, n = self._fp32, self.manifest, len(observed.x)
         conditions = dict(observed.conditions)
-        given: dict[str, Array] = {manifest.observation.name: observed.x}
+        inputs: dict[str, Array] = {manifest.observation.name: observed.x}
         repeated = 1
         if component == "encoder":
             for number, latent in enumerate(manifest.latents):
                 if latent.posterior.noise:
                     stream = noise.stream_of(noise.POSTERIOR, number)
-                    given[latent.posterior.noise] = noise.normal(1, 0, n, latent.shape, stream)
+                    inputs[latent.posterior.noise] = noise.normal(1, 0, n, latent.shape, stream)
         else:
-            given = self._latents(vae, observed, sample=True)
-            if self.draws(component):
+            inputs = self._latents(vae, observed, sample=True)
+            if self.draws_prior(component):
                 repeated = 2
                 drawn = vae.prior(n, seed=1)
                 drawn = drawn if isinstance(drawn, Mapping) else {manifest.latent.name: drawn}
-                given = {name: np.concatenate([rows, drawn[name]]) for name, rows in given.items()}
-        given |= {
+                inputs = {name: np.concatenate([rows, drawn[name]]) for name, rows in inputs.items()}
+        inputs |= {
             condition.name: np.concatenate([np.asarray(conditions[condition.name])] * repeated)
             for condition in manifest.conditions
             if component in condition.components
         }
-        return {tensor.name: given[tensor.name] for tensor in manifest.inputs(component)}
+        return {tensor.name: inputs[tensor.name] for tensor in manifest.inputs(component)}
 
-    def draws(self, component: str) -> bool:
-        """Whether `feeds` has draws from the prior beside what observations give."""
+    def draws_prior(self, component: str) -> bool:
+        """Return whether `feeds` adds draws from the prior."""
         return component == "decoder" and all(latent.prior.kind != "none" for latent in self.manifest.latents)
 
     def measure(self, graph: Graph, method: str, calibration: str | None) -> Quality:
-        """What a graph of one component costs beside the other component's fp32."""
+        """Return the quality of a graph, with the other component in fp32."""
         content = graph.content
         vae = self._load(graph)
         component = graph.component
@@ -105,9 +109,9 @@ class Measurement:
             self._elbo, self._reason = self._score(self._fp32)
         if component not in self._expected:
             self._expected[component] = self._answers(self._fp32, component)
-        expected, found = self._expected[component], self._answers(vae, component)
+        expected, answers = self._expected[component], self._answers(vae, component)
         bounds = self.manifest.observation.range if component == "decoder" else None
-        figures = [psnr_of(expected[name], found[name], bounds) for name in expected]
+        figures = [psnr_of(expected[name], answers[name], bounds) for name in expected]
         psnr, peak = min(figures, key=lambda figure: math.inf if figure[0] is None else figure[0])
         change = None
         if self._elbo is not None:
@@ -125,49 +129,51 @@ class Measurement:
         )
 
     def _answers(self, vae: VAE, component: str) -> dict[str, Array]:
-        """The encoder's mu or value of each latent, or the decoder's mean for fp32's latents of the observations.
+        """Return a component's answers for the measured observations.
 
-        Where no ELBO tells what a wrong logvar costs, the encoder's logvar counts by itself.
+        They are the encoder's mu or value of each latent, or the decoder's mean for the latents of the fp32 encoder.
+        Without an ELBO, which would show the cost of a wrong logvar, they include the encoder's logvar.
         """
         observed = self.measured
         if component == "encoder":
-            found = self._latents(vae, observed)
+            answers = self._latents(vae, observed)
             if self._elbo is None:
                 encoded = vae.encode(observed.x, conditions=observed.conditions or None, seed=0)
                 parts = encoded if isinstance(encoded, Mapping) else {self.manifest.latent.name: encoded}
-                found |= {
+                answers |= {
                     f"{name}'s logvar": part.logvar for name, part in parts.items() if isinstance(part, Posterior)
                 }
-            return found
-        z = self._latents(self._fp32, observed)
-        given = z if len(self.manifest.latents) > 1 else z[self.manifest.latent.name]
-        return {"mean": vae.decode(given, conditions=observed.conditions or None, seed=0)}
+            return answers
+        latents = self._latents(self._fp32, observed)
+        z = latents if len(self.manifest.latents) > 1 else latents[self.manifest.latent.name]
+        return {"mean": vae.decode(z, conditions=observed.conditions or None, seed=0)}
 
     def _latents(self, vae: VAE, observed: Observations, sample: bool = False) -> dict[str, Array]:
-        """The latents of observations by name; drawn ones where asked for and there is a distribution to draw from."""
+        """Return the latents of observations by name: the modes, or samples where there is a posterior to draw from."""
         encoded = vae.encode(observed.x, conditions=observed.conditions or None, seed=0)
         parts = encoded if isinstance(encoded, Mapping) else {self.manifest.latent.name: encoded}
-        found = {
+        latents = {
             name: part.sample(seed=0) if sample and isinstance(part, Posterior) else part.mode()
             for name, part in parts.items()
         }
         for number, latent in enumerate(self.manifest.latents):
-            if sample and latent.name not in found:
-                # Noise that the decoder takes and nothing infers.
+            if sample and latent.name not in latents:
+                # The decoder takes this latent as noise, and the encoder does not infer it.
                 stream = noise.stream_of(noise.PRIOR, number)
-                found[latent.name] = noise.normal(2, 0, len(observed.x), latent.shape, stream)
-        return found
+                latents[latent.name] = noise.normal(2, 0, len(observed.x), latent.shape, stream)
+        return latents
 
     def _score(self, vae: VAE) -> tuple[Array | None, str | None]:
         scores = vae.score(self.measured.x, conditions=self.measured.conditions or None, seed=0)
         return scores.elbo, scores.reason
 
     def _load(self, graph: Graph | None) -> VAE:
-        variants = {component: {"fp32": plain} for component, plain in self._plain.items()}
+        """Load the bundle with the fp32 graphs and, if given, one more graph."""
+        variants = {component: {"fp32": variant} for component, variant in self._fp32_variants.items()}
         sums = dict(self._sums)
         if graph is not None:
             folder = f"{graph.component}/{graph.variant}"
-            own = replace(self._plain[graph.component], name=graph.variant, folder=folder, data=None)
+            own = replace(self._fp32_variants[graph.component], name=graph.variant, folder=folder, data=None)
             variants[graph.component][graph.variant] = own
             self._write(own.path, graph.content)
             sums[own.path] = self._sums.pop(own.path)
@@ -185,13 +191,16 @@ class Measurement:
         self._sums[path] = hashlib.sha256(content).hexdigest()
 
 
-def psnr_of(expected: Array, found: Array, bounds: tuple[float, float] | None) -> tuple[float | None, float]:
-    """Peak signal-to-noise ratio in dB, None where nothing differs, and the peak."""
+def psnr_of(expected: Array, answer: Array, bounds: tuple[float, float] | None) -> tuple[float | None, float]:
+    """Return the peak signal-to-noise ratio in dB, None for equal answers, and the peak.
+
+    The peak is high − low of `bounds`, or of the expected answer, and 1 where that is 0.
+    """
     wide = expected.astype(np.float64)
     low, high = bounds or (float(wide.min()), float(wide.max()))
     peak = high - low if high > low else 1.0
-    error = float(np.mean((found - wide) ** 2))
+    error = float(np.mean((answer - wide) ** 2))
     if error == 0:
         return None, peak
-    # Of answers that are not finite there is none, and no gate lets it pass.
+    # Answers that are not finite get NaN, which no gate passes.
     return (10 * math.log10(peak**2 / error) if math.isfinite(error) else math.nan), peak

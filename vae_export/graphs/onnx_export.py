@@ -1,4 +1,4 @@
-"""A component → an ONNX graph, by PyTorch's exporter or its predecessor, checked and rewritten."""
+"""Export a component as ONNX with PyTorch's exporter or the older one, then check and rewrite the graph."""
 
 from __future__ import annotations
 
@@ -32,35 +32,39 @@ from .graph import (
 )
 from .rewrites import rewritten
 
-# What one protobuf message, and so one ONNX file, can hold is 2 GiB; the graph itself takes some of it.
+# A protobuf message, and so an ONNX file, holds at most 2 GiB, some of which the graph itself needs.
 _INLINE = 2**31 - 2**24
-# Rows that a rewritten graph is held against the plain one on, and by how much of the magnitude it may differ.
+# How many rows a rewritten graph is compared with the original on.
 _ROWS = 4
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 _FROZEN = (
-    "; a size that should be dynamic is frozen: use x.shape as it is, not int() of it, and -1 or x.shape[0] for the "
-    "batch; or leave the axis out of dynamic="
+    "; the model fixes a size that must stay dynamic: use x.shape without int(), and -1 or x.shape[0] for the batch, "
+    "or leave the axis out of dynamic="
 )
-# What PyTorch's exporter says where it cannot follow a branch on the values of a tensor.
+# Words of PyTorch's exporter when it cannot follow a branch on the values of a tensor.
 _DATA_DEPENDENT = ("data-dependent", "DataDependent", "Could not extract specialized integer", "unbacked")
 
 
 def export_onnx(adapted: Adapted, component: str, path: Path, require: Callable[[Graph], None]) -> Graph:
-    """By PyTorch's exporter; by its predecessor where that fails for another reason than the model's own doing."""
+    """Export a component as ONNX, by the older exporter where PyTorch's current one fails.
+
+    Raises:
+        ExportError: both exporters fail, or the model branches on the values of a tensor.
+        ParityError: the graphs of both exporters fail `require`.
+    """
     failures: list[Exception] = []
     for exporter, make in _EXPORTERS.items():
         try:
             model = make(adapted, component)
             _check_contract(model, component, adapted.signature.inputs(component))
             _declare_shapes(model, adapted.signature.outputs(component))
-            said = f"torch.onnx.export({exporter})"
             changed, rewrites = rewritten(model) if _weight_bytes(model) < _INLINE else (model, ())
             data = _write(model, path)
-            graph = graph_of(adapted, component, "onnx", path, said, data)
+            graph = graph_of(adapted, component, "onnx", path, f"torch.onnx.export({exporter})", data)
             del model
             release(adapted.modules.values())
             if rewrites:
-                graph = _faster(adapted, graph, changed, rewrites, require)
+                graph = _choose_rewritten(adapted, graph, changed, rewrites, require)
             del changed
             if graph.source == path:
                 require(graph)
@@ -74,45 +78,45 @@ def export_onnx(adapted: Adapted, component: str, path: Path, require: Callable[
     if all(isinstance(failure, ParityError) for failure in failures):
         raise first
     raise ExportError(
-        f"{component}: neither of PyTorch's exporters takes it; dynamo: {reason_of(first)}; legacy: {reason_of(last)}"
+        f"{component}: both of PyTorch's exporters failed; dynamo: {reason_of(first)}; legacy: {reason_of(last)}"
         + (_FROZEN if "static shape" in chain_of(first) or "specialized" in chain_of(first) else "")
     ) from last
 
 
-def _faster(
+def _choose_rewritten(
     adapted: Adapted,
-    plain: Graph,
+    original: Graph,
     changed: onnx.ModelProto,
     rewrites: tuple[str, ...],
     require: Callable[[Graph], None],
 ) -> Graph:
-    """The rewritten graph, held against the plain one and against what is required; the plain one where it fails."""
-    assert isinstance(plain.source, Path)
-    path = plain.source.with_name("rewritten.onnx")
+    """Return the rewritten graph if it agrees with the original and passes `require`, else the original."""
+    assert isinstance(original.source, Path)
+    path = original.source.with_name("rewritten.onnx")
     try:
         _write(changed, path)
-        graph = replace(plain, source=path, rewrites=rewrites)
-        given = [tensor[:_ROWS].numpy() for tensor in adapted.given(plain.component)]
-        require_same(plain.outputs, open_graph(plain)(given), open_graph(graph)(given))
+        graph = replace(original, source=path, rewrites=rewrites)
+        inputs = [tensor[:_ROWS].numpy() for tensor in adapted.given(original.component)]
+        require_same(original.outputs, open_graph(original)(inputs), open_graph(graph)(inputs))
         require(graph)
     except Exception as error:
-        return replace(plain, rewrites=(f"left as exported, since the rewritten graph fails: {reason_of(error)}",))
+        return replace(original, rewrites=(f"left as exported, because the rewritten graph fails: {reason_of(error)}",))
     return graph
 
 
 def _refuse_branches(adapted: Adapted, component: str, error: Exception) -> None:
-    """Raise where an export failed on a model that branches on values: the older exporter would freeze one side."""
-    said = chain_of(error)
+    """Raise if an export failed because the model branches on values: the older exporter would freeze one branch."""
+    messages = chain_of(error)
     try:
         values = values_read(adapted, component)
     except Exception:
-        # What fails in PyTorch itself is told by the error at hand.
+        # A model that fails in PyTorch itself failed the export for the same reason.
         values = []
-    if values or any(sign in said for sign in _DATA_DEPENDENT):
+    if values or any(sign in messages for sign in _DATA_DEPENDENT):
         where = f" at {values[0]}" if values else ""
         raise ExportError(
-            f"{component}: a Python branch or loop depends on the values of a tensor{where}, which no graph follows; "
-            "compute both sides and choose with torch.where"
+            f"{component}: a Python branch or loop depends on the values of a tensor{where}, which a graph cannot "
+            "follow; compute both sides and choose with torch.where"
         ) from error
 
 
@@ -121,11 +125,11 @@ def _weight_bytes(model: onnx.ModelProto) -> int:
 
 
 def _write(model: onnx.ModelProto, path: Path) -> dict[str, Path]:
-    """Write the file; weights that are too large for it go to another one beside it."""
+    """Write a graph, and return the names and paths of separate weight files, used where one file is too small."""
     if _weight_bytes(model) < _INLINE:
         path.write_bytes(model.SerializeToString(deterministic=True))
         model.Clear()
-        # By its path: a model in memory would be written once more to be checked.
+        # Checked by its path, because the checker would serialize a model in memory once more.
         onnx.checker.check_model(path, full_check=True)
         return {}
     name = f"{path.name}.data"
@@ -139,20 +143,20 @@ def _dynamo(adapted: Adapted, component: str) -> onnx.ModelProto:
         adapted.modules[component],
         traced_inputs(adapted, component),
         dynamo=True,
-        # Strings, not torch.export.Dim: of a model that works at one batch size only, a Dim makes a fixed graph
-        # without a word, the string raises.
+        # Strings instead of torch.export.Dim: for a model that works at one batch size only, a Dim silently makes a
+        # fixed graph, and a string raises.
         dynamic_shapes={"tensors": tuple(axis_names(adapted, component))},
         input_names=[tensor.name for tensor in adapted.signature.inputs(component)],
         output_names=list(adapted.outputs(component)),
         opset_version=OPSET,
         external_data=False,
-        # Its optimiser takes an addition of 1e-10 for one of 0: log(x + 1e-10) is then infinite at 0, and a comparison
-        # would have to come upon it. Constants are folded below, which changes no number.
+        # The optimizer treats an added 1e-10 as 0, so log(x + 1e-10) becomes infinite at x = 0, and the comparison
+        # might not try that x. Constants are folded below, which changes no number.
         optimize=False,
         verbose=False,
     )
     if program is None:
-        raise ExportError(f"{component}: PyTorch gave no ONNX program")
+        raise ExportError(f"{component}: expected an ONNX program from PyTorch, got nothing")
     onnxscript.optimizer.fold_constants(program.model)
     onnxscript.optimizer.remove_unused_nodes(program.model)
     model = program.model_proto
@@ -196,7 +200,7 @@ _EXPORTERS: dict[str, Callable[[Adapted, str], onnx.ModelProto]] = {
 
 
 def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    """The main graph, the functions, and what is nested in both: branches and bodies of loops."""
+    """Yield the main graph, the functions, and the branches and loop bodies nested in them."""
     waiting = [model.graph, *model.functions]
     while waiting:
         graph = waiting.pop()
@@ -206,49 +210,48 @@ def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionP
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Remove what the exporter notes about the source: stack traces, with this machine's paths, and class names."""
-    noted: list[Any] = [model]
+    """Remove the exporter's notes about the source: class names, and stack traces with this machine's paths."""
+    parts: list[Any] = [model]
     for graph in _graphs(model):
-        noted += [graph, *graph.node, *graph.value_info]
+        parts += [graph, *graph.node, *graph.value_info]
         if isinstance(graph, onnx.GraphProto):
-            noted += [*graph.input, *graph.output, *graph.initializer]
-    for part in noted:
+            parts += [*graph.input, *graph.output, *graph.initializer]
+    for part in parts:
         del part.metadata_props[:]
         part.doc_string = ""
 
 
 def _check_contract(model: onnx.ModelProto, component: str, inputs: Sequence[TensorSpec]) -> None:
+    """Raise ExportError unless a graph is free of random operators and has every input, with its dynamic axes."""
     for node in (node for graph in _graphs(model) for node in graph.node):
-        # A Dropout with its third input, the training mode, drops; without it, it does nothing.
+        # A Dropout is active only with its third input, the training mode.
         if node.op_type in _RANDOM or (node.op_type == "Dropout" and any(node.input[2:])):
             raise ExportError(
-                f"{component}: node {node.name}: no random operator is allowed in a graph, got {node.op_type}; draw "
+                f"{component}: node {node.name}: expected no random operator in a graph, got {node.op_type}; draw "
                 "noise outside and pass it in"
             )
         if node.domain not in ("", "ai.onnx") and not any(f.domain == node.domain for f in model.functions):
-            raise ExportError(f"{component}: node {node.name}: operators of ONNX are expected, got {node.domain}")
-    found = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
+            raise ExportError(f"{component}: node {node.name}: expected operators of ONNX, got {node.domain}")
+    dims = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
     for tensor in inputs:
-        if tensor.name not in found:
-            raise ExportError(
-                f"{component}: {tensor.name}: this input is expected in the graph, the exporter dropped it"
-            )
+        if tensor.name not in dims:
+            raise ExportError(f"{component}: {tensor.name}: expected this input in the graph, the exporter dropped it")
         for axis in (0, *(index + 1 for index in sorted(tensor.dynamic))):
-            if not found[tensor.name][axis].dim_param:
+            if not dims[tensor.name][axis].dim_param:
                 what = "batch axis" if axis == 0 else f"axis {axis}"
-                raise ExportError(f"{component}: {tensor.name}: a dynamic {what} is expected, got a fixed one")
+                raise ExportError(f"{component}: {tensor.name}: expected a dynamic {what}, got a fixed one")
     for value in model.graph.output:
         if not value.type.tensor_type.shape.dim[0].dim_param:
-            raise ExportError(f"{component}: {value.name}: a dynamic batch axis is expected, got a fixed one")
+            raise ExportError(f"{component}: {value.name}: expected a dynamic batch axis, got a fixed one")
 
 
 def _declare_shapes(model: onnx.ModelProto, outputs: Sequence[TensorSpec]) -> None:
-    """Say which axes of the outputs are dynamic: exporters cannot always derive it; that it is so is proven."""
-    # What they noted of the tensors between may hold sizes of the example.
+    """Declare the outputs' shapes with their dynamic axes, which exporters cannot always derive."""
+    # The exporter's notes on intermediate tensors may hold sizes of the example.
     del model.graph.value_info[:]
-    found = {value.name: value for value in model.graph.output}
+    values = {value.name: value for value in model.graph.output}
     for tensor in outputs:
-        shape = found[tensor.name].type.tensor_type.shape
+        shape = values[tensor.name].type.tensor_type.shape
         del shape.dim[:]
         shape.dim.add().dim_param = "batch"
         for index, size in enumerate(tensor.shape):

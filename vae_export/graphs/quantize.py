@@ -1,8 +1,8 @@
-"""An fp32 graph → fp16 and int8 graphs, each measured with the runtime that ships, and refused where it costs too much.
+"""Turn fp32 graphs into graphs with float16 or int8 weights.
 
-ONNX Runtime's quantizers do the quantizing; what is chosen here is which numbers they may touch. int8 weights have 7
-bits: on processors without VNNI two products of unsigned by signed 8-bit numbers are added in 16 bits, which 8-bit
-weights can overflow and 7-bit weights cannot (2 · 255 · 64 < 2¹⁵).
+ONNX Runtime's quantizers compute the int8 graphs; this module chooses the nodes that they quantize. int8 weights use
+7 bits: processors without VNNI add two products of unsigned by signed 8-bit numbers in 16 bits, which 8-bit weights can
+overflow and 7-bit weights cannot (2 · 255 · 64 < 2¹⁵).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from .nodes import prune
 from .sub_pixel import sub_pixel
 
 Array = NDArray[Any]
-# Tensors of fewer numbers stay in float32: they are biases and norms, which cost no size.
-_SMALL = 256
-# Rows in one calibration step at most, fewer of large ones: numbers of an input in one step.
-_ROWS, _AT_ONCE = 32, 2**15
-# The share of the numbers between two layers that 8 bits cover; those beyond are cut off, and the others finer.
+# Smaller tensors stay in float32: they are biases and norms, which take little space.
+_MIN_SIZE = 256
+# A calibration step has at most this many rows, and at most this many numbers of one input.
+_MAX_ROWS, _MAX_NUMBERS = 32, 2**15
+# The share of the values between two layers that 8 bits cover: the rest is cut off, so that the steps are finer.
 _PERCENTILE = 99.9
-# Layers with weights, and what may stand between them in 8 bits. A fixed order: the quantizer follows it.
+# Layers with weights, and the operators between them that can run in 8 bits. The quantizer follows this order.
 LAYERS = ("Conv", "Gemm", "MatMul")
 _BETWEEN = (
     *("Add", "Clip", "DepthToSpace", "Flatten", "LeakyRelu", "MaxPool", "Mul", "Relu", "Reshape", "Sigmoid", "Slice"),
@@ -45,7 +45,11 @@ _BETWEEN = (
 
 @dataclass(frozen=True)
 class Setting:
-    """A way to make a variant: what is done, what makes the graph, and the calibration's data, if there were any."""
+    """A way to make a variant.
+
+    `method` describes it, `make` returns the graph, and `calibration` describes the calibration data, if any. `integer`
+    says whether the graph computes in integers.
+    """
 
     method: str
     make: Callable[[], onnx.ModelProto]
@@ -54,7 +58,7 @@ class Setting:
 
 
 def with_half_weights(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """A graph with its large weights in float16, and a Cast of each to float32."""
+    """Return a graph with its large weights in float16, each with a Cast to float32; None if there are none."""
 
     def narrow(tensor: onnx.TensorProto, value: Array) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto]] | None:
         with np.errstate(over="ignore"):
@@ -68,7 +72,7 @@ def with_half_weights(model: onnx.ModelProto) -> onnx.ModelProto | None:
 
 
 def with_int8_weights(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """A graph with its large weights in int8, and a product with their channels' scales."""
+    """Return a graph with its large weights in int8, each multiplied by a scale per channel; None if there are none."""
     axes = {}
     for node in model.graph.node:
         if node.op_type in (*LAYERS, "ConvTranspose") and len(node.input) > 1:
@@ -80,8 +84,8 @@ def with_int8_weights(model: onnx.ModelProto) -> onnx.ModelProto | None:
         axis = axes.get(tensor.name)
         if axis is None or value.ndim < 2 or not np.isfinite(value).all():
             return None
-        greatest = np.abs(value).max(axis=tuple(i for i in range(value.ndim) if i != axis), keepdims=True)
-        scale = (np.where(greatest > 0, greatest, 1) / 127).astype(np.float32)
+        peak = np.abs(value).max(axis=tuple(i for i in range(value.ndim) if i != axis), keepdims=True)
+        scale = (np.where(peak > 0, peak, 1) / 127).astype(np.float32)
         numbers = np.rint(value / scale).astype(np.int8)
         stored = numpy_helper.from_array(numbers, f"{tensor.name}.int8")
         factors = numpy_helper.from_array(scale, f"{tensor.name}.scale")
@@ -98,17 +102,20 @@ def _narrowed(
     model: onnx.ModelProto,
     narrow: Callable[[onnx.TensorProto, Array], tuple[list[onnx.TensorProto], list[onnx.NodeProto]] | None],
 ) -> onnx.ModelProto | None:
-    """A graph with float32 weights stored otherwise and widened by nodes before all others; None if there are none."""
+    """Return a graph whose float32 weights are stored as `narrow` says; None if no weight changes.
+
+    `narrow` returns the tensors to store instead of a weight and the nodes that restore it, or None to keep the weight.
+    """
     tensors: list[onnx.TensorProto] = []
     nodes: list[onnx.NodeProto] = []
     changed = 0
     for tensor in model.graph.initializer:
-        found = None
-        if tensor.data_type == onnx.TensorProto.FLOAT and math.prod(tensor.dims) >= _SMALL:
-            found = narrow(tensor, numpy_helper.to_array(tensor))
-        tensors += found[0] if found else [tensor]
-        nodes += found[1] if found else []
-        changed += found is not None
+        replacement = None
+        if tensor.data_type == onnx.TensorProto.FLOAT and math.prod(tensor.dims) >= _MIN_SIZE:
+            replacement = narrow(tensor, numpy_helper.to_array(tensor))
+        tensors += replacement[0] if replacement else [tensor]
+        nodes += replacement[1] if replacement else []
+        changed += replacement is not None
     if not changed:
         return None
     small = onnx.ModelProto()
@@ -120,12 +127,12 @@ def _narrowed(
 
 
 def dynamic_settings(model: onnx.ModelProto, folder: Path) -> Iterator[list[Setting]]:
-    """Dense layers: the ranges of what goes between them are found as they run."""
+    """Yield the settings for dense layers: each call finds the ranges of the values between the layers."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     def quantize(per_channel: bool, kept: Collection[str] = ()) -> onnx.ModelProto:
         source, target = _marked(model, folder)
-        with _quietly():
+        with _quiet():
             quantize_dynamic(
                 source,
                 target,
@@ -133,10 +140,10 @@ def dynamic_settings(model: onnx.ModelProto, folder: Path) -> Iterator[list[Sett
                 per_channel=per_channel,
                 reduce_range=True,
                 weight_type=QuantType.QInt8,
-                # A Gemm is quantized as the MatMul of this name.
+                # The quantizer turns a Gemm into a MatMul of this second name.
                 nodes_to_exclude=[name for node in kept for name in (node, f"{node}_MatMul")],
             )
-        return _one_zero(onnx.load_model(target))
+        return _with_scalar_zeros(onnx.load_model(target))
 
     first, last = _ends(model)
     for per_channel, kept, method in (
@@ -149,9 +156,9 @@ def dynamic_settings(model: onnx.ModelProto, folder: Path) -> Iterator[list[Sett
 
 
 def static_settings(
-    plain: Graph, model: onnx.ModelProto, feeds: Mapping[str, Array], said: str, folder: Path
+    plain: Graph, model: onnx.ModelProto, feeds: Mapping[str, Array], calibration: str, folder: Path
 ) -> Iterator[list[Setting]]:
-    """Convolutions: the ranges of what goes between them are those of calibration data."""
+    """Yield the settings for convolutions: calibration data fix the ranges of the values between the layers."""
     from onnxruntime.quantization import (
         CalibrationMethod,
         QuantFormat,
@@ -163,7 +170,7 @@ def static_settings(
 
     def quantize(operators: Sequence[str], kept: Collection[str], clipped: bool) -> onnx.ModelProto:
         source, target = _marked(_with_phases(plain, model, kept, feeds), folder)
-        with _quietly():
+        with _quiet():
             quantize_static(
                 source,
                 target,
@@ -176,7 +183,8 @@ def static_settings(
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=sorted(kept),
                 calibrate_method=CalibrationMethod.Percentile if clipped else CalibrationMethod.MinMax,
-                # Under this name, steps of any method: by itself it keeps the numbers between all layers of all rows.
+                # Despite its name, CalibStridedMinMax sets the step of every method. Without it the quantizer keeps
+                # the values between all layers for all rows.
                 extra_options={"CalibPercentile": _PERCENTILE, "CalibStridedMinMax": 1} if clipped else {},
             )
         return onnx.load_model(target)
@@ -185,7 +193,7 @@ def static_settings(
     layers = [*LAYERS, "DepthToSpace", "Relu", "Reshape", "Slice"]
     for operators, kept, where in (
         ([*LAYERS, *_BETWEEN], set(), ""),
-        # 8 bits of logits, which reach far, are coarser than what comes of 8 bits before them.
+        # Logits have a wide range, so 8 bits of them are coarser than 8 bits of earlier values.
         ([*LAYERS, *_BETWEEN], last, ", last layers in float32"),
         (layers, last, ", float32 between the layers and in the last ones"),
         (layers, first | last, ", float32 between the layers and in the first and last ones"),
@@ -194,19 +202,19 @@ def static_settings(
             Setting(
                 f"static int8 per channel{where}, {f'{_PERCENTILE:g} % of the' if clipped else 'whole'} ranges",
                 functools.partial(quantize, operators, kept, clipped),
-                said,
+                calibration,
             )
             for clipped in (True, False)
         ]
 
 
 def _reader_of(feeds: Mapping[str, Array]) -> Callable[[], Any]:
-    """A class of readers that give calibration data to a quantizer, a few rows at a time."""
+    """Return a class whose objects pass calibration data to a quantizer, a few rows at a time."""
     from onnxruntime.quantization import CalibrationDataReader
 
     n = len(next(iter(feeds.values())))
     size = max(math.prod(rows.shape[1:]) for rows in feeds.values())
-    step = max(1, min(_ROWS, _AT_ONCE // size))
+    step = max(1, min(_MAX_ROWS, _MAX_NUMBERS // size))
     parts = [{name: rows[i : i + step] for name, rows in feeds.items()} for i in range(0, n, step)]
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -217,10 +225,10 @@ def _reader_of(feeds: Mapping[str, Array]) -> Callable[[], Any]:
             return len(parts)
 
         def set_range(self, start_index: int, end_index: int) -> None:
-            self.rest = iter(parts[start_index:end_index])
+            self.remaining = iter(parts[start_index:end_index])
 
         def get_next(self) -> dict[str, Array] | None:
-            return next(self.rest, None)
+            return next(self.remaining, None)
 
     return Reader
 
@@ -228,47 +236,48 @@ def _reader_of(feeds: Mapping[str, Array]) -> Callable[[], Any]:
 def _with_phases(
     plain: Graph, model: onnx.ModelProto, kept: Collection[str], feeds: Mapping[str, Array]
 ) -> onnx.ModelProto:
-    """The graph with sub-pixel convolutions, held against the one given, which is taken where they differ."""
+    """Return the graph with sub-pixel convolutions, or the given one if their answers differ."""
     changed, count = sub_pixel(model, kept)
     if count:
-        given = [feeds[name][:_ROWS] for name in plain.inputs]
+        inputs = [feeds[name][:_MAX_ROWS] for name in plain.inputs]
         graph = replace(plain, source=changed.SerializeToString())
         try:
-            require_same(plain.outputs, open_graph(plain)(given), open_graph(graph)(given))
+            require_same(plain.outputs, open_graph(plain)(inputs), open_graph(graph)(inputs))
         except VaeError:
             return model
     return changed
 
 
 def _ends(model: onnx.ModelProto) -> tuple[set[str], set[str]]:
-    """The names of the layers with weights that no other one leads to, and of those that lead to no other one."""
+    """Return the names of the first and of the last layers with weights: those without another before or after."""
     layers = {node.name for node in model.graph.node if node.op_type in (*LAYERS, "ConvTranspose")}
-    behind: dict[str, set[str]] = {}
+    # The layers that each tensor depends on, by the tensor's name.
+    upstream: dict[str, set[str]] = {}
     first: set[str] = set()
-    leading: set[str] = set()
+    not_last: set[str] = set()
     for node in model.graph.node:
-        before = set().union(*(behind.get(name, set()) for name in node.input))
+        before = set().union(*(upstream.get(name, set()) for name in node.input))
         if node.name in layers:
-            leading |= before
+            not_last |= before
             first |= set() if before else {node.name}
         for name in node.output:
-            behind[name] = before | ({node.name} & layers)
-    return first, layers - leading
+            upstream[name] = before | ({node.name} & layers)
+    return first, layers - not_last
 
 
 def _marked(model: onnx.ModelProto, folder: Path) -> tuple[str, str]:
-    """Write a graph for a quantizer; the paths of it and of what the quantizer shall write."""
-    named = onnx.ModelProto()
-    named.CopyFrom(model)
-    # Says that its shapes are inferred and its layers fused, which else the quantizer asks for on the root logger.
-    named.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
+    """Write a graph for a quantizer; return its path and the path for the quantizer's result."""
+    marked = onnx.ModelProto()
+    marked.CopyFrom(model)
+    # Without this mark the quantizer logs advice to infer shapes and fuse layers first.
+    marked.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     source, target = folder / "source.onnx", folder / "quantized.onnx"
-    source.write_bytes(named.SerializeToString(deterministic=True))
+    source.write_bytes(marked.SerializeToString(deterministic=True))
     return str(source), str(target)
 
 
-def _one_zero(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Zero points of weights, which are all 0, as one number: kernels then leave out a sum for each channel."""
+def _with_scalar_zeros(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Replace arrays of zero points that are all 0 by one scalar 0, which spares the kernels a sum per channel."""
     values = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "MatMulInteger" and len(node.input) > 3 and node.input[3] in values:
@@ -282,7 +291,7 @@ def _one_zero(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def restore_contract(model: onnx.ModelProto) -> None:
-    """Make a graph again what the format asks for: its opset and version, and no notes."""
+    """Restore what the bundle format requires of a graph: the opset, the IR version, and no metadata."""
     del model.metadata_props[:], model.graph.value_info[:], model.opset_import[1:]
     model.opset_import[0].CopyFrom(onnx.helper.make_opsetid("", OPSET))
     model.ir_version = IR_VERSION
@@ -291,12 +300,12 @@ def restore_contract(model: onnx.ModelProto) -> None:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the quantizers' notes, which are on the root logger and on stdout."""
-    before = logging.root.manager.disable
+def _quiet() -> Iterator[None]:
+    """Silence the quantizers' notes on the root logger and on stdout."""
+    level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logging.disable(before)
+        logging.disable(level)

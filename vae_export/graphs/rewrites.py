@@ -1,6 +1,6 @@
 """Exact rewrites of ONNX graphs: the same function of the same weights, in fewer operations.
 
-Weights are combined in float64 and rounded once. What is not known to be exact is left as it is.
+Weights are combined in float64 and rounded once. A part of a graph is rewritten only where the result is exact.
 """
 
 from __future__ import annotations
@@ -23,27 +23,29 @@ Array = NDArray[Any]
 _FUSED = "{} × nearest upsampling and convolution made one transposed convolution"
 _SWAPPED = "{} × 1×1 convolution moved before the nearest upsampling"
 _FIXED = "{} × shape of a Reshape made a constant"
-_FOLDED = "{} × batch normalisation folded into the layer before it"
-# Operators whose weights a batch normalisation can be folded into, with the axis of their outputs' channels.
+_FOLDED = "{} × batch normalization folded into the layer before it"
+# Operators that a batch normalization can be folded into.
 _LAYERS = ("Conv", "ConvTranspose", "Gemm")
 
 
 def rewritten(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """A graph that computes the same in fewer operations.
+    """Return a graph that computes the same in fewer operations.
 
-    Batch normalisations of constant statistics are folded into the convolution or dense layer before them. Nearest
-    upsampling by an integer s and then a convolution of kernel k and stride 1 are one transposed convolution of kernel
-    s + k − 1 and stride s, whose weights are sums of the convolution's: an upsampled row is
-    u[j] = Σ_i x[i]·[0 ≤ j − s·i < s], so y[o] = Σ_t w[t]·u[o + t − p] = Σ_i x[i]·v[o + (k − 1 − p) − s·i] with
-    v[q] = Σ_t w[t]·[0 ≤ q + t − (k − 1) < s], at the borders too, where u and x are 0 alike. A 1×1 convolution is moved
-    before the upsampling. All that only where nothing else takes what lies between. The shape of a Reshape that is
-    computed in each run, though but one of its sizes can vary, is made a constant.
+    Four rewrites are made, the first three only where nothing else reads the value between the two operators:
+
+    - A batch normalization with constant statistics is folded into the convolution or dense layer before it.
+    - A nearest upsampling by an integer s and the convolution of kernel k and stride 1 after it become one transposed
+      convolution of kernel s + k − 1 and stride s. Its weights are sums of the convolution's: an upsampled row is
+      u[j] = Σ_i x[i]·[0 ≤ j − s·i < s], so y[o] = Σ_t w[t]·u[o + t − p] = Σ_i x[i]·v[o + (k − 1 − p) − s·i] with
+      v[q] = Σ_t w[t]·[0 ≤ q + t − (k − 1) < s]. This holds at the borders too, where both u and x are 0.
+    - A 1×1 convolution after a nearest upsampling is moved before it.
+    - The shape of a Reshape that is computed in each run becomes a constant if at most one of its sizes can vary.
 
     Args:
-        model: a graph with its weights inside; left as it is.
+        model: a graph with inline weights; not modified.
 
     Returns:
-        the new graph and what was done, a line for each kind; the graph given and no lines where nothing was.
+        The new graph, and a line for each kind of rewrite that was made. Without any, the given graph and no lines.
     """
     if not any(node.op_type in ("Resize", "BatchNormalization", "Reshape") for node in model.graph.node):
         return model, ()
@@ -63,12 +65,12 @@ def rewritten(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]
 
 
 def _fold(graph: NodeIndex) -> bool:
-    """Fold one batch normalisation into the layer before it."""
+    """Fold one batch normalization into the layer before it; return whether there was one."""
     for node in graph.nodes:
         attributes = attributes_of(node)
         if node.op_type != "BatchNormalization" or attributes.get("training_mode", 0) or len(node.output) != 1:
             continue
-        layer = graph.before(node)
+        layer = graph.unshared_producer(node)
         statistics = [graph.float_constant(name) for name in node.input[1:]]
         if layer is None or layer.op_type not in _LAYERS or any(value is None for value in statistics):
             continue
@@ -78,7 +80,7 @@ def _fold(graph: NodeIndex) -> bool:
         if weight is None or bias is None or bias.shape != gamma.shape:
             continue
         factor = gamma / np.sqrt(variance + attributes.get("epsilon", 1e-5))
-        scaled = _scaled(layer, weight, factor)
+        scaled = _scale_channels(layer, weight, factor)
         if scaled is None:
             continue
         names = [
@@ -94,32 +96,32 @@ def _fold(graph: NodeIndex) -> bool:
     return False
 
 
-def _scaled(layer: onnx.NodeProto, weight: Array, factor: Array) -> Array | None:
-    """A layer's weight, each output channel of it multiplied."""
+def _scale_channels(layer: onnx.NodeProto, weight: Array, factor: Array) -> Array | None:
+    """Return a layer's weight with each output channel multiplied by its factor; None if the layer scales it itself."""
     attributes = attributes_of(layer)
     if layer.op_type == "Conv":
         return weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
     if layer.op_type == "ConvTranspose":
         groups = attributes.get("group", 1)
-        # [inputs, outputs of a group, …]: the inputs of one group after those of another
+        # The weight is [inputs, outputs of a group, …], with the inputs of the groups one after another.
         parts = weight.reshape(groups, -1, *weight.shape[1:])
-        each: Array = parts * factor.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
-        return each.reshape(weight.shape)
+        scaled: Array = parts * factor.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
+        return scaled.reshape(weight.shape)
     if attributes.get("alpha", 1.0) != 1 or attributes.get("beta", 1.0) != 1:
         return None
     return weight * (factor[:, None] if attributes.get("transB", 0) else factor)
 
 
 def _fuse(graph: NodeIndex) -> bool:
-    """Make one nearest upsampling and the convolution after it a transposed convolution."""
-    for node, resize, scales in _upsampled(graph):
+    """Fuse one nearest upsampling and the convolution after it; return whether there was one."""
+    for node, resize, scales in _upsampled_convolutions(graph):
         attributes, weight = attributes_of(node), graph.float_constant(node.input[1])
-        if weight is None or not _plain(attributes, weight.ndim - 2) or attributes.get("group", 1) != 1:
+        if weight is None or not _has_unit_steps(attributes, weight.ndim - 2) or attributes.get("group", 1) != 1:
             continue
         kernel = weight.shape[2:]
         pads = attributes.get("pads", [0] * 2 * len(kernel))
         before, after = pads[: len(kernel)], pads[len(kernel) :]
-        # The transposed convolution's own crop, which is what is left of the kernel beyond the convolution's padding.
+        # The transposed convolution crops the part of the kernel that goes beyond the convolution's padding.
         crops = [k - 1 - p for k, p in zip([*kernel, *kernel], [*before, *after], strict=True)]
         if max(kernel) == 1 or min(crops) < 0:
             continue
@@ -142,7 +144,7 @@ def _fuse(graph: NodeIndex) -> bool:
 
 
 def _sums(weight: Array, axis: int, scale: int) -> Array:
-    """v[q] = Σ_t w[t]·[0 ≤ q + t − (k − 1) < s] along one axis, for q from 0 to s + k − 2."""
+    """Return v[q] = Σ_t w[t]·[0 ≤ q + t − (k − 1) < s] along one axis, for q from 0 to s + k − 2."""
     size = weight.shape[axis]
     rows = []
     for q in range(scale + size - 1):
@@ -152,12 +154,12 @@ def _sums(weight: Array, axis: int, scale: int) -> Array:
 
 
 def _swap(graph: NodeIndex) -> bool:
-    """Move one 1×1 convolution before the nearest upsampling that feeds it."""
-    for node, resize, scales in _upsampled(graph):
+    """Move one 1×1 convolution before the nearest upsampling that feeds it; return whether there was one."""
+    for node, resize, scales in _upsampled_convolutions(graph):
         attributes, weight = attributes_of(node), graph.constant(node.input[1])
         if weight is None or max(weight.shape[2:]) > 1 or any(attributes.get("pads", [])):
             continue
-        if not _plain(attributes, weight.ndim - 2):
+        if not _has_unit_steps(attributes, weight.ndim - 2):
             continue
         small = f"{node.output[0]}.small"
         convolution = copy_of(node)
@@ -177,29 +179,29 @@ def _swap(graph: NodeIndex) -> bool:
     return False
 
 
-def _plain(attributes: Mapping[str, Any], axes: int) -> bool:
-    """Whether a convolution's stride and dilation are 1 and its padding is given in numbers."""
+def _has_unit_steps(attributes: Mapping[str, Any], axes: int) -> bool:
+    """Return whether a convolution's strides and dilations are 1 and its padding is given in numbers."""
     ones = all(attributes.get(name, [1] * axes) == [1] * axes for name in ("strides", "dilations"))
     return ones and attributes.get("auto_pad", b"NOTSET") == b"NOTSET"
 
 
-def _upsampled(graph: NodeIndex) -> Iterator[tuple[onnx.NodeProto, onnx.NodeProto, list[int]]]:
-    """Convolutions of what was upsampled for them alone, the upsampling, and by how much along each axis."""
+def _upsampled_convolutions(graph: NodeIndex) -> Iterator[tuple[onnx.NodeProto, onnx.NodeProto, list[int]]]:
+    """Yield each convolution that alone reads a nearest upsampling, the upsampling, and its scale along each axis."""
     for node in graph.nodes:
         if node.op_type == "Conv":
-            resize = graph.before(node)
+            resize = graph.unshared_producer(node)
             scales = None if resize is None or resize.op_type != "Resize" else _scales(graph, resize)
             if resize is not None and scales is not None:
                 yield node, resize, scales
 
 
 def _scales(graph: NodeIndex, resize: onnx.NodeProto) -> list[int] | None:
-    """The integers by which a Resize repeats each value along the spatial axes; None where it does not do just that."""
+    """Return the integers by which a Resize repeats values along the spatial axes; None for any other Resize."""
     attributes = attributes_of(resize)
     inputs = [*resize.input, "", "", ""][:4]
-    given = graph.constant(inputs[2]) if inputs[2] else None
-    if given is not None and given.size:
-        factors: list[Fraction | None] = [Fraction(float(factor)) for factor in given]
+    scales = graph.constant(inputs[2]) if inputs[2] else None
+    if scales is not None and scales.size:
+        factors: list[Fraction | None] = [Fraction(float(scale)) for scale in scales]
     elif inputs[3]:
         factors = _ratios(graph.model, resize.input[0], resize.output[0])
     else:
@@ -208,24 +210,24 @@ def _scales(graph: NodeIndex, resize: onnx.NodeProto) -> list[int] | None:
         return None
     if attributes.get("keep_aspect_ratio_policy", b"stretch") != b"stretch":
         return None
-    whole = [int(factor) for factor in factors if factor is not None and factor.denominator == 1]
-    if len(whole) < len(factors) or whole[:2] != [1, 1] or min(whole) < 1 or max(whole) == 1:
+    integers = [int(factor) for factor in factors if factor is not None and factor.denominator == 1]
+    if len(integers) < len(factors) or integers[:2] != [1, 1] or min(integers) < 1 or max(integers) == 1:
         return None
-    where = attributes.get("coordinate_transformation_mode", b"half_pixel")
-    how = attributes.get("nearest_mode", b"round_prefer_floor")
-    return whole[2:] if all(_repeats(scale, where, how) for scale in whole[2:]) else None
+    coordinates = attributes.get("coordinate_transformation_mode", b"half_pixel")
+    rounding = attributes.get("nearest_mode", b"round_prefer_floor")
+    return integers[2:] if all(_repeats(scale, coordinates, rounding) for scale in integers[2:]) else None
 
 
-def _repeats(scale: int, where: bytes, how: bytes) -> bool:
-    """Whether output number o of a nearest Resize by an integer is input number ⌊o / scale⌋, for each o.
+def _repeats(scale: int, coordinates: bytes, rounding: bytes) -> bool:
+    """Return whether output o of a nearest Resize by an integer is input ⌊o / scale⌋, for each o.
 
-    One period tells it: the next one is the same, an input farther.
+    It is enough to check the first `scale` outputs: the pattern repeats with the next input.
     """
     for output in range(scale):
         position = Fraction(output, scale)
-        if where == b"half_pixel":
+        if coordinates == b"half_pixel":
             position = Fraction(2 * output + 1, 2 * scale) - Fraction(1, 2)
-        elif where != b"asymmetric":
+        elif coordinates != b"asymmetric":
             return False
         half = Fraction(1, 2)
         nearest = {
@@ -233,39 +235,39 @@ def _repeats(scale: int, where: bytes, how: bytes) -> bool:
             b"ceil": math.ceil(position),
             b"round_prefer_floor": math.ceil(position - half),
             b"round_prefer_ceil": math.floor(position + half),
-        }[how]
-        # ONNX Runtime computes the position in float32, where a tie of a scale that is no power of 2 may fall anyhow.
+        }[rounding]
+        # ONNX Runtime computes positions in float32, where a tie can round either way unless the scale is a power of 2.
         tie = (position - half).denominator == 1 and scale & (scale - 1)
-        if nearest != 0 or (tie and how != b"floor"):
+        if nearest != 0 or (tie and rounding != b"floor"):
             return False
     return True
 
 
-def _ratios(model: onnx.ModelProto, before: str, after: str) -> list[Fraction | None]:
-    """The quotient of two tensors' sizes along each axis, where it is the same number for all sizes."""
+def _ratios(model: onnx.ModelProto, source: str, target: str) -> list[Fraction | None]:
+    """Return the ratio of two tensors' sizes along each axis, None where it varies with the dynamic sizes."""
     shapes = infer_sizes(model)
-    if before not in shapes or after not in shapes or len(shapes[before]) != len(shapes[after]):
+    if source not in shapes or target not in shapes or len(shapes[source]) != len(shapes[target]):
         return []
-    quotients = [sympy.cancel(b / a) for a, b in zip(shapes[before], shapes[after], strict=True)]
+    quotients = [sympy.cancel(b / a) for a, b in zip(shapes[source], shapes[target], strict=True)]
     return [Fraction(int(q.p), int(q.q)) if q.is_Rational else None for q in quotients]
 
 
 def _fix_shapes(model: onnx.ModelProto) -> int:
-    """Make the shapes that Reshapes are given constants; how many."""
+    """Make the shape inputs of Reshapes constants; return how many were changed."""
     graph = NodeIndex(model)
     waiting = [n for n in graph.nodes if n.op_type == "Reshape" and graph.constant(n.input[1]) is None]
     shapes = infer_sizes(model) if waiting else {}
     count = 0
     for node in waiting:
         before, after = shapes.get(node.input[0], []), shapes.get(node.output[0], [])
-        # 0 copies the size of the same axis, -1 is whatever is left.
+        # In a Reshape, 0 copies the size of the same axis, and -1 stands for the remaining size.
         sizes = [
             int(size) if size.is_Integer else 0 if axis < len(before) and before[axis] == size else -1
             for axis, size in enumerate(after)
         ]
         if not after or sizes.count(-1) > 1 or any(size.is_Integer and size < 1 for size in after):
             continue
-        # By default 0 copies; exporters may have said otherwise.
+        # Exporters may set allowzero=1; 0 copies only without it.
         del node.attribute[:]
         node.input[1] = graph.add(f"{node.output[0]}.shape", np.asarray(sizes, np.int64))
         count += 1

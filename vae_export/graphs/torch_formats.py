@@ -1,4 +1,4 @@
-"""A component → TorchScript, and torch.export's .pt2."""
+"""Export a component as TorchScript or as torch.export's .pt2."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from .graph import axis_names, traced_inputs
 
 
 def export_torchscript(adapted: Adapted, component: str, path: Path) -> str:
-    """Trace, freeze and write a component; returns the name of the exporter."""
+    """Trace, freeze and write a component; return the exporter's name."""
     traced = torch.jit.trace(adapted.modules[component], traced_inputs(adapted, component), check_trace=False)
-    # Frozen, a graph holds the weights that it uses and no others.
+    # Freezing leaves out the weights that the graph does not use.
     frozen = torch.jit.freeze(traced.eval())
-    noted = path.with_name(f"{path.name}.noted")
-    torch.jit.save(frozen, noted)
+    archive = path.with_name(f"{path.name}.debug")
+    torch.jit.save(frozen, archive)
     del traced, frozen
-    _without_source_map(noted, path)
-    noted.unlink()
+    _copy_without_debug(archive, path)
+    archive.unlink()
     return "torch.jit.trace"
 
 
-def _without_source_map(noted: Path, path: Path) -> None:
-    """Copy a TorchScript archive without its debug records, which hold paths and lines of this machine's files."""
-    reader = torch._C.PyTorchFileReader(str(noted))
+def _copy_without_debug(archive: Path, path: Path) -> None:
+    """Copy a TorchScript archive without its debug records, which hold paths and source lines of this machine."""
+    reader = torch._C.PyTorchFileReader(str(archive))
     writer = torch._C.PyTorchFileWriter(str(path))
     for name in reader.get_all_records():
-        # The writer makes the version and its own id itself.
+        # The writer adds the version and an id of its own.
         if not name.endswith(".debug_pkl") and name not in ("version", ".data/serialization_id", "byteorder"):
             record = reader.get_record(name)
             writer.write_record(name, record, len(record))
@@ -37,13 +37,13 @@ def _without_source_map(noted: Path, path: Path) -> None:
 
 
 def export_pt2(adapted: Adapted, component: str, path: Path) -> str:
-    """Export and write a component as .pt2; returns the name of the exporter."""
+    """Export and write a component as .pt2; return the exporter's name."""
     dims: dict[str, Any] = {}
     shapes = tuple(
         {axis: dims.setdefault(name, torch.export.Dim.DYNAMIC) for axis, name in axes.items()}
         for axes in axis_names(adapted, component)
     )
-    # Distributions compute what they were not given with gradients on, and a change of that mode cannot be saved.
+    # torch.distributions turns gradients on for derived parameters, and a switch of that mode cannot be saved.
     with torch.enable_grad():
         program = torch.export.export(
             adapted.modules[component], traced_inputs(adapted, component), dynamic_shapes={"tensors": shapes}
@@ -53,16 +53,16 @@ def export_pt2(adapted: Adapted, component: str, path: Path) -> str:
             for node in module.graph.nodes:
                 for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn"):
                     node.meta.pop(key, None)
-    _without_unused(program)
-    # It would be saved with the program: the user's data are theirs.
+    _drop_unused(program)
+    # Example inputs are saved with the program, and the user's data must not be.
     zeros = tuple(torch.zeros_like(tensor) for tensor in traced_inputs(adapted, component))
     program.example_inputs = (zeros, {})
     torch.export.save(program, path)
     return "torch.export.export"
 
 
-def _without_unused(program: torch.export.ExportedProgram) -> None:
-    """Take out the parameters that a component does not use: the other component's."""
+def _drop_unused(program: torch.export.ExportedProgram) -> None:
+    """Remove the parameters that the component does not use: those of the other component."""
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     kinds = (torch.export.graph_signature.InputKind.PARAMETER, torch.export.graph_signature.InputKind.BUFFER)
     for node in list(program.graph.nodes):

@@ -1,4 +1,4 @@
-"""The variants in fewer bits: their names, how each is made, and the gate that it must pass."""
+"""The variants in fewer bits: their names, how to make each, and the gate that each must pass."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from .quantize import (
     with_int8_weights,
 )
 
-# Observations that are measured on, and that ranges are taken from, at most; of the latter as many prior draws again.
+# How many observations measure a variant, and how many calibrate it, at most.
 MEASURED, CALIBRATED = 2048, 256
-# A variant's file is at most so much of fp32's: one that is not has too few weights that could be converted.
-_MOST_OF_SIZE = 0.9
+# The largest size of a variant's file relative to fp32's. A larger one has too few weights that can be converted.
+_MAX_SIZE = 0.9
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What a variant may cost: its PSNR in dB is at least, its loss of ELBO in nats per observation at most this."""
+    """The limits for a variant: its lowest PSNR in dB, and its largest loss of ELBO in nats per observation."""
 
     min_psnr: float = 35.0
     max_elbo_loss: float = 0.5
@@ -44,22 +44,24 @@ class Gate:
         require_number("max_elbo_loss", self.max_elbo_loss, 0, 1e30)
 
     def refusal(self, psnr: float | None, elbo_change: float | None) -> str | None:
-        """By how much a variant fails; None where it passes. A PSNR of None is that of equal answers."""
-        said = []
-        # Written so that NaN fails.
+        """Return by how much a variant fails, or None if it passes. A PSNR of None means equal answers."""
+        failures = []
+        # The comparisons are written so that NaN fails.
         if psnr is not None and not psnr >= self.min_psnr:
-            said.append(f"PSNR {psnr:.1f} dB, {self.min_psnr - psnr:.1f} dB below the {self.min_psnr:g} dB asked for")
+            failures.append(
+                f"PSNR {psnr:.1f} dB, {self.min_psnr - psnr:.1f} dB below the minimum of {self.min_psnr:g} dB"
+            )
         if elbo_change is not None and not -elbo_change <= self.max_elbo_loss:
             over = -elbo_change - self.max_elbo_loss
-            said.append(
-                f"{-elbo_change:.2f} nats of ELBO lost, {over:.2f} more than the {self.max_elbo_loss:g} allowed"
+            failures.append(
+                f"{-elbo_change:.2f} nats of ELBO lost, {over:.2f} above the maximum of {self.max_elbo_loss:g}"
             )
-        return "; ".join(said) or None
+        return "; ".join(failures) or None
 
 
 @dataclass(frozen=True)
-class Made:
-    """A variant that passed the gate; `integer` if it computes in integers, whose rounding differs between devices."""
+class PassedVariant:
+    """A variant that passed the gate. `integer`: it computes in integers, so devices may round differently."""
 
     graph: Graph
     quality: Quality
@@ -67,7 +69,7 @@ class Made:
 
 
 def require_variants(names: object) -> None:
-    """Raise InputError unless these are names out of `VARIANTS`."""
+    """Raise InputError unless `names` is a collection of names from `VARIANTS`."""
     if not isinstance(names, (list, tuple, set, frozenset)):
         raise InputError(f"variants: expected some of {', '.join(VARIANTS)}, got {names!r}")
     for name in names:
@@ -78,7 +80,7 @@ def require_variants(names: object) -> None:
 def make_variants(
     graphs: Sequence[Graph],
     manifest: Manifest,
-    wanted: Sequence[str],
+    names: Sequence[str],
     gate: Gate,
     *,
     measured: Observations,
@@ -86,77 +88,77 @@ def make_variants(
     files: Mapping[str, bytes],
     folder: Path,
     progress: bool = False,
-) -> tuple[list[Made], list[Refusal]]:
-    """Make the variants of both components, and measure each beside the other component's fp32.
+) -> tuple[list[PassedVariant], list[Refusal]]:
+    """Make the variants of both components, and measure each with the other component in fp32.
 
     Args:
-        graphs: of both components; their fp32 graphs are made variants of.
-        manifest: what the bundle says with fp32 alone.
-        wanted: names out of `VARIANTS`.
-        gate: what a variant may cost.
-        measured: what is measured on.
-        calibration: what ranges are taken from.
+        graphs: the graphs of both components; the variants are made from their fp32 graphs.
+        manifest: the manifest of the bundle with fp32 only.
+        names: names from `VARIANTS`.
+        gate: the limits that a variant must meet.
+        measured: the observations that measure a variant.
+        calibration: the observations that calibrate a variant.
         files: the bundle's other files that sampling needs, by name.
-        folder: an empty folder for the work.
-        progress: say on stderr what was made.
+        folder: an empty folder for temporary files.
+        progress: print each variant to stderr.
 
     Returns:
-        the variants that passed, and why the others did not.
+        The variants that passed, and the reasons why the others did not.
 
     Raises:
         InputError: a name is not one of `VARIANTS`.
     """
-    require_variants(wanted)
-    made: list[Made] = []
+    require_variants(names)
+    passed: list[PassedVariant] = []
     refused: list[Refusal] = []
-    if not set(wanted) - {"fp32"}:
-        return made, refused
+    if not set(names) - {"fp32"}:
+        return passed, refused
     measurement = Measurement(graphs, manifest, files, folder / "trial", measured.first(MEASURED))
     for component in manifest.components:
         plain = next(g for g in graphs if g.component == component and g.variant == "fp32")
-        for name in (name for name in REDUCTIONS if name in wanted):
-            place = folder / component / name
-            place.mkdir(parents=True)
-            found = _first_good(measurement, plain, name, gate, calibration.first(CALIBRATED), place)
-            if isinstance(found, Made):
-                made.append(found)
+        for name in (name for name in REDUCTIONS if name in names):
+            subfolder = folder / component / name
+            subfolder.mkdir(parents=True)
+            result = _first_passing(measurement, plain, name, gate, calibration.first(CALIBRATED), subfolder)
+            if isinstance(result, PassedVariant):
+                passed.append(result)
                 if progress:
-                    print(f"{component}/{name}: {found.quality.method}", file=sys.stderr, flush=True)
+                    print(f"{component}/{name}: {result.quality.method}", file=sys.stderr, flush=True)
             else:
-                refused.append(found)
-                print(f"left out: {component}/{name}: {found.reason}", file=sys.stderr, flush=True)
-    return made, refused
+                refused.append(result)
+                print(f"left out: {component}/{name}: {result.reason}", file=sys.stderr, flush=True)
+    return passed, refused
 
 
-def _first_good(
+def _first_passing(
     measurement: Measurement, plain: Graph, name: str, gate: Gate, calibration: Observations, folder: Path
-) -> Made | Refusal:
-    """The fastest of a variant's settings that passes the gate; of several of one speed the best."""
+) -> PassedVariant | Refusal:
+    """Return the fastest setting of a variant that passes the gate, the best one of several with the same speed."""
 
     def refusal(reason: str) -> Refusal:
         return Refusal(plain.component, name, reason)
 
     if plain.data:
-        return refusal("the graph's weights are beside it, and those of one file alone are converted")
+        return refusal("the graph's weights are in a separate file, and only inline weights are converted")
     if plain.component == "encoder" and any(latent.dtype == "int64" for latent in measurement.manifest.latents):
-        return refusal("the encoder gives codes, of which one is as far from the next as from any other")
-    failed = ["there are no weights of layers that could be made smaller"]
+        return refusal("the encoder returns integer codes, for which no error can be measured")
+    failed = ["no layer has weights that can be reduced"]
     for level, settings in enumerate(REDUCTIONS[name].settings(measurement, plain, calibration, folder)):
-        passed: list[Made] = []
+        passed: list[PassedVariant] = []
         for index, setting in enumerate(settings):
             try:
                 model = setting.make()
                 restore_contract(model)
-            except Exception as error:  # of the quantizer, which has errors of every kind
-                said = (str(error).splitlines() or [type(error).__name__])[0]
-                failed.append(f"{setting.method}: ONNX Runtime's quantizer failed: {said}")
-                print(f"{plain.component}/{name}: {failed[-1]}; going on without", file=sys.stderr, flush=True)
+            except Exception as error:  # The quantizer raises errors of every kind.
+                message = (str(error).splitlines() or [type(error).__name__])[0]
+                failed.append(f"{setting.method}: ONNX Runtime's quantizer failed: {message}")
+                print(f"{plain.component}/{name}: {failed[-1]}; trying other settings", file=sys.stderr, flush=True)
                 continue
             path = folder / f"{level}-{index}.onnx"
             content = model.SerializeToString(deterministic=True)
-            if len(content) > _MOST_OF_SIZE * len(plain.content):
+            if len(content) > _MAX_SIZE * len(plain.content):
                 failed.append(
-                    f"{setting.method}: a file of at most {100 * _MOST_OF_SIZE:.0f} % of fp32's is expected, got "
+                    f"{setting.method}: expected a file of at most {100 * _MAX_SIZE:.0f} % of fp32's size, got "
                     f"{100 * len(content) / len(plain.content):.0f} %"
                 )
                 continue
@@ -169,12 +171,12 @@ def _first_good(
                 continue
             reason = gate.refusal(quality.psnr, quality.elbo_change)
             if reason is None:
-                passed.append(Made(graph, quality, setting.integer))
+                passed.append(PassedVariant(graph, quality, setting.integer))
             else:
                 failed.append(f"{setting.method}: {reason}")
         if passed:
-            return max(passed, key=lambda made: math.inf if made.quality.psnr is None else made.quality.psnr)
-    # The last one was the most careful.
+            return max(passed, key=lambda each: math.inf if each.quality.psnr is None else each.quality.psnr)
+    # The last setting is the most precise one.
     return refusal(failed[-1])
 
 
@@ -187,37 +189,37 @@ def _half(measurement: Measurement, plain: Graph, calibration: Observations, fol
 def _int8(measurement: Measurement, plain: Graph, calibration: Observations, folder: Path) -> Iterator[list[Setting]]:
     model = onnx.load_model_from_string(plain.content)
     for index, node in enumerate(model.graph.node):
-        # Layers are chosen by name.
+        # The settings choose layers by name.
         node.name = node.name or f"node_{index}"
     if not any(node.op_type in (*LAYERS, "ConvTranspose") for node in model.graph.node):
         return
     weights = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
     convolutions = [node for node in nodes_of(model) if node.op_type in ("Conv", "ConvTranspose")]
-    # Along one axis or three ONNX Runtime's convolutions are slower in integers, up to twelve times.
+    # ONNX Runtime's integer convolutions over one or three axes are up to twelve times slower than float32.
     slow = any(weights.get(node.input[1], 4) != 4 for node in convolutions)
     if convolutions and not slow:
         feeds = measurement.feeds(plain.component, calibration)
-        draws = " and as many draws from the prior" if measurement.draws(plain.component) else ""
+        draws = " and as many draws from the prior" if measurement.draws_prior(plain.component) else ""
         yield from static_settings(plain, model, feeds, f"{calibration}{draws}", folder)
     elif not convolutions:
         yield from dynamic_settings(model, folder)
-    bytes_alone = with_int8_weights(model)
-    if bytes_alone is not None:
-        yield [Setting("int8 weights per channel, computed in float32", lambda: bytes_alone, integer=False)]
+    stored_in_int8 = with_int8_weights(model)
+    if stored_in_int8 is not None:
+        yield [Setting("int8 weights per channel, computed in float32", lambda: stored_in_int8, integer=False)]
 
 
 @dataclass(frozen=True)
 class Reduction:
-    """A variant in fewer bits: the precision of its weights in the manifest, and the ways to make it.
+    """A variant in fewer bits: the precision that the manifest declares, and the settings to make it.
 
-    `settings` gives the ways from the fastest to the most careful, those of one speed together.
+    `settings` yields lists of settings, from the fastest to the most precise. The settings in a list have one speed.
     """
 
     precision: str
     settings: Callable[[Measurement, Graph, Observations, Path], Iterator[list[Setting]]]
 
 
-# The variants beside fp32, in the order of declaration in the manifest. A new variant is one entry.
+# The variants other than fp32, in the order of the manifest. A new variant is one entry.
 REDUCTIONS = {"fp16": Reduction("float16", _half), "int8": Reduction("int8", _int8)}
-# What `--variants` takes; fp32 is always there.
+# The values of `--variants`. fp32 is always made.
 VARIANTS = ("fp32", *REDUCTIONS)

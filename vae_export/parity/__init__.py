@@ -1,1 +1,1 @@
-"""Graphs held against PyTorch."""
+"""Compare graphs with PyTorch."""

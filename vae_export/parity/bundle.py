@@ -1,4 +1,4 @@
-"""Compare a bundle with the run it came from."""
+"""Compare a bundle with the run that it was exported from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Array = NDArray[Any]
 
 
 def check_parity(run: str | Path, bundle: str | Path, *, data: str | None = None) -> tuple[Report, ParityReport]:
-    """Compare a bundle with the run it came from.
+    """Compare a bundle with the run that it was exported from.
 
     Loading TorchScript and .pt2 files runs code from them: check only bundles whose maker you trust.
 
@@ -35,8 +35,8 @@ def check_parity(run: str | Path, bundle: str | Path, *, data: str | None = None
         data: where the run's data are now, if they were moved.
 
     Returns:
-        The verification of its files and golden vectors, TorchScript and .pt2 included, and the comparison of each
-        graph with eager PyTorch on real data.
+        The verification of the bundle's files and golden vectors, TorchScript and .pt2 included, and the comparison of
+        each graph with eager PyTorch on real data.
 
     Raises:
         BundleError: the bundle is missing, or the file of a graph is damaged.
@@ -49,20 +49,22 @@ def check_parity(run: str | Path, bundle: str | Path, *, data: str | None = None
     with unchanged(source.model):
         adapted, _ = understand_source(source)
         own = adapted.signature
-        for what, found, expected in (
+        for field, declared, expected in (
             ("observation shape", manifest.observation.shape, own.observation.shape),
             ("latents", [latent.shape for latent in manifest.latents], [latent.shape for latent in own.latents]),
             ("conditions", [c.name for c in manifest.conditions], [c.name for c in own.conditions]),
             ("likelihood", manifest.likelihood.kind, own.likelihood.kind),
         ):
-            if found != expected:
+            if declared != expected:
                 raise ParityError(
-                    f"{bundle}: {what}: expected {expected} from {run}, got {found}; export the run again"
+                    f"{bundle}: {field}: expected {expected} from {run}, got {declared}; export the run again"
                 )
         scales = (manifest.likelihood.scale or 0.0, own.likelihood.scale or 0.0)
-        # The exp of another build of PyTorch may differ in the last digit.
+        # Another build of PyTorch may compute exp differently in the last digit.
         if not math.isclose(*scales, rel_tol=1e-6):
-            raise ParityError(f"{bundle}: likelihood scale: expected {scales[1]} from {run}, got {scales[0]}")
+            raise ParityError(
+                f"{bundle}: likelihood scale: expected {scales[1]} from {run}, got {scales[0]}; export the run again"
+            )
         verification = verify(bundle, runners=dict.fromkeys(EXECUTORS, golden_runner))
         return verification, compare(adapted, [read_graph(opened, variant) for variant in manifest.variants])
 
@@ -84,5 +86,5 @@ def read_graph(bundle: Bundle, variant: Variant) -> Graph:
 
 
 def golden_runner(bundle: Bundle, variant: Variant, inputs: Mapping[str, Array]) -> Sequence[Array]:
-    """Run a graph on its golden inputs, for `vae_runtime.verify`."""
+    """Run a graph on golden inputs: a runner for `vae_runtime.verify`."""
     return open_graph(read_graph(bundle, variant))(list(inputs.values()))

@@ -1,4 +1,4 @@
-"""Compare graphs with eager PyTorch, in float32 and float64, at batch sizes, sizes and latents that were not traced."""
+"""Compare graphs with eager PyTorch in float32 and float64, at sizes and on latents that were not traced."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vae_runtime import noise
 from vae_runtime.errors import VaeError
-from vae_runtime.manifest import Latent, Sizes, TensorSpec
+from vae_runtime.manifest import Latent, Signature, Sizes, TensorSpec
 
 from ..errors import ParityError
 from ..graphs.graph import Graph, Run, open_graph
@@ -26,27 +26,27 @@ from .report import ParityReport, TensorParity
 Array = NDArray[np.floating]
 
 BATCHES = (1, 2, 7, 64)
-# For models that take seconds for one answer. Only batch 2 was traced.
-_FEW = (1, 2, 3)
-# Seconds that eager PyTorch may spend on the largest batch.
-_PATIENCE = 4.0
-# Latents reach this magnitude, which a prior draw exceeds once in two million numbers.
+# For models that take seconds for one row. Only 2 is a traced size here too.
+_FEW_BATCHES = (1, 2, 3)
+# How many seconds eager PyTorch may spend on the largest batch.
+_MAX_SECONDS = 4.0
+# Latents go up to this magnitude: a prior draw exceeds it once in two million numbers.
 LATENT_REACH = 5.0
-# Allowed difference, as a share of the largest magnitude in the tensor and never below that of 1: some eighty
-# roundings of float32, where sound graphs of VAEs differ by one to thirty.
+# The allowed difference, as a share of the larger of 1 and the tensor's largest magnitude: about eighty roundings of
+# float32. Sound graphs of VAEs differ by one to thirty.
 _RELATIVE = 1e-5
 # Deep models round more: a graph may be this many times as far from float64 as PyTorch's own float32 is,
 _OWN_ERRORS = 4.0
 # but no farther than this share.
-_MOST = 1e-3
-# The share of integer codes that may differ: rounding decides between two codes that are equally near.
+_MAX_RELATIVE = 1e-3
+# The share of integer codes that may differ: where two codes are equally near, rounding decides.
 _CODES = 1e-3
 
 
 def tolerance(reference: Array) -> float:
-    """Return the largest difference allowed from a reference tensor: 1e-5 of its largest finite magnitude, or of 1.
+    """Return the largest allowed difference from a reference tensor: 1e-5 of its largest finite magnitude, or of 1.
 
-    For integer codes, the share that may differ: 0.001.
+    For integer codes, return the share that may differ: 0.001.
     """
     if reference.dtype.kind in "iu":
         return _CODES
@@ -55,79 +55,86 @@ def tolerance(reference: Array) -> float:
 
 @dataclass(frozen=True)
 class _Case:
-    """Inputs of one component at one batch size and one choice of sizes, with PyTorch's answers."""
+    """Inputs of one component at one batch size and one choice of sizes, with PyTorch's answers.
 
-    given: tuple[Tensor, ...]
+    `in64` is None where the model is not run in float64.
+    """
+
+    inputs: tuple[Tensor, ...]
     sizes: str = ""
     in32: tuple[Array, ...] = ()
     in64: tuple[Array, ...] | None = None
 
     @property
     def batch(self) -> int:
-        return len(self.given[0])
+        return len(self.inputs[0])
 
 
 class Comparison:
-    """The answers of eager PyTorch, in float32 and float64, to compare graphs with.
+    """Compares graphs with eager PyTorch's answers in float32 and float64.
 
-    The inputs are the examples, repeated and shifted if there are fewer than 64. Prior latents come from vnoise-1,
-    every second one stretched to `LATENT_REACH`. The graphs run at each batch size of `BATCHES`, and at other sizes of
-    the dynamic axes.
+    The inputs are the examples, repeated and shifted if there are fewer than 64. Prior latents are drawn with vnoise-1,
+    and every second one is stretched to `LATENT_REACH`. Each graph runs at each batch size of `BATCHES` (fewer for slow
+    models) and at other sizes of the dynamic axes.
     """
 
     def __init__(self, adapted: Adapted) -> None:
         self._cases = {component: _reference(adapted, component) for component in adapted.modules}
-        self._judged: dict[Graph, tuple[TensorParity, ...]] = {}
+        self._results: dict[Graph, tuple[TensorParity, ...]] = {}
 
-    def judge(self, graph: Graph) -> tuple[TensorParity, ...]:
-        """Compare each output of a graph with PyTorch's.
+    def compare(self, graph: Graph) -> tuple[TensorParity, ...]:
+        """Compare each output of a graph with PyTorch's. The result is kept for the next call.
 
         Raises:
-            ParityError: the graph does not run at one of the batch sizes or sizes, or gives other outputs. Differences
-                in the numbers are returned.
+            ParityError: the graph does not run at one of the sizes, or returns outputs of another number or shape.
+                Numbers that differ do not raise: they are in the result.
         """
-        if graph not in self._judged:
+        if graph not in self._results:
             cases = self._cases[graph.component]
             try:
                 run = open_graph(graph)
             except VaeError as error:
                 raise ParityError(f"{graph.component}/{graph.variant}: {error}") from error
             answers = [_answer(graph, run, case) for case in cases]
-            self._judged[graph] = tuple(
-                _judge(graph, output, index, cases, answers) for index, output in enumerate(graph.outputs)
+            self._results[graph] = tuple(
+                _compare_output(graph, output, index, cases, answers) for index, output in enumerate(graph.outputs)
             )
-        return self._judged[graph]
+        return self._results[graph]
 
     def require(self, graph: Graph) -> None:
-        """Raise unless a graph computes what PyTorch does.
+        """Raise unless a graph agrees with PyTorch.
 
         Raises:
-            ParityError: it does not.
+            ParityError: a tensor is beyond its tolerance, or `compare` raises.
         """
-        ParityReport(self.judge(graph)).require()
+        ParityReport(self.compare(graph)).require()
 
     def report(self, graphs: Iterable[Graph]) -> ParityReport:
-        """Compare several graphs."""
-        return ParityReport(tuple(tensor for graph in graphs for tensor in self.judge(graph)))
+        """Compare several graphs.
+
+        Raises:
+            ParityError: as in `compare`.
+        """
+        return ParityReport(tuple(tensor for graph in graphs for tensor in self.compare(graph)))
 
 
 def compare(adapted: Adapted, graphs: Iterable[Graph]) -> ParityReport:
-    """Run every graph and eager PyTorch on the same inputs: see `Comparison`.
+    """Run graphs and eager PyTorch on the same inputs: see `Comparison`.
 
     Args:
         adapted: the VAE's pure functions, in float32.
-        graphs: the graphs to compare with it.
+        graphs: the graphs to compare with them.
 
     Raises:
-        ParityError: as in `Comparison.judge`.
+        ParityError: as in `Comparison.compare`.
     """
     return Comparison(adapted).report(graphs)
 
 
 def rows(adapted: Adapted, n: int) -> dict[str, Tensor]:
-    """Return `n` different rows for every input, taken from the examples, the prior and every class."""
+    """Return `n` rows for every input by name: rows of the examples, draws from the prior, every class in turn."""
     signature = adapted.signature
-    found: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     latents = {latent.name: (number, latent) for number, latent in enumerate(signature.latents)}
     noises = {latent.posterior.noise: (number, latent) for number, latent in enumerate(signature.latents)}
     classes = {condition.name: condition.classes for condition in signature.conditions if condition.classes}
@@ -135,75 +142,73 @@ def rows(adapted: Adapted, n: int) -> dict[str, Tensor]:
         if name in noises:
             number, latent = noises[name]
             drawn = noise.normal(0, 0, n, latent.shape, noise.stream_of(noise.POSTERIOR, number))
-            found[name] = torch.from_numpy(drawn)
+            inputs[name] = torch.from_numpy(drawn)
         elif name in classes:
-            found[name] = torch.arange(n) % len(classes[name])
+            inputs[name] = torch.arange(n) % len(classes[name])
         elif name in latents and latents[name][1].dtype == "float32":
-            found[name] = _latent_rows(*latents[name], example, n)
+            inputs[name] = _latent_rows(*latents[name], example, n)
         else:
-            found[name] = _repeated(example, n)
-    return found
+            inputs[name] = _repeated(example, n)
+    return inputs
 
 
 def _repeated(example: Tensor, n: int) -> Tensor:
-    """The examples over and over, each time moved on along the last axis, so that no two rows need be alike."""
-    times = range(-(-n // len(example)))
-    # Integers stay where they are: each column may have its own categories.
-    movable = example.dim() > 1 and example.is_floating_point()
-    parts = [example.roll(shift, -1) if movable else example for shift in times]
+    """Return `n` rows: the examples repeatedly, rolled one further along the last axis each time."""
+    shifts = range(-(-n // len(example)))
+    # Integers are not rolled: each column may have its own categories.
+    rolls = example.dim() > 1 and example.is_floating_point()
+    parts = [example.roll(shift, -1) if rolls else example for shift in shifts]
     return torch.cat(parts)[:n].contiguous()
 
 
 def _latent_rows(number: int, latent: Latent, example: Tensor, n: int) -> Tensor:
+    """Return `n` latents: draws from a standard normal prior, else the encoder's latents and points around them."""
     drawn = noise.normal(0, 0, n, latent.shape, noise.stream_of(noise.PRIOR, number))
     if latent.prior.kind == "normal":
         axes = tuple(range(1, drawn.ndim))
         drawn[1::2] *= LATENT_REACH / np.abs(drawn[1::2]).max(axis=axes, keepdims=True)
         return torch.from_numpy(drawn)
-    # For any other prior: the latents of the encoder, and noise around them.
     encoded = _repeated(example, n)
     encoded[1::2] += 0.5 * float(encoded.std()) * torch.from_numpy(drawn[1::2])
     return encoded
 
 
 def _reference(adapted: Adapted, component: str) -> list[_Case]:
-    """Return the inputs to compare on, with PyTorch's answers in float32 and, if the model runs in it, in float64."""
+    """Return a component's cases, with PyTorch's answers in float32 and, where possible, in float64."""
     module = adapted.modules[component]
-    began = time.perf_counter()
+    start = time.perf_counter()
     run_module(module, [tensor[:2] for tensor in adapted.given(component)])
-    seconds = (time.perf_counter() - began) / 2
-    batches = BATCHES if seconds * max(BATCHES) < _PATIENCE else _FEW
-    pool = rows(adapted, max(batches))
-    given = adapted.given(component, pool)
-    inputs = [tuple(tensor[:batch] for tensor in given) for batch in batches]
-    cases = [_Case(each) for each in inputs]
-    for label, sizes in _sizes(adapted.signature.inputs(component), adapted, component):
-        few = tuple(
-            resized(tensor[:2], {axis + 1: size for axis, size in own.items()})
-            for tensor, own in zip(given, sizes, strict=True)
+    seconds = (time.perf_counter() - start) / 2
+    batches = BATCHES if seconds * max(BATCHES) < _MAX_SECONDS else _FEW_BATCHES
+    inputs = adapted.given(component, rows(adapted, max(batches)))
+    cases = [_Case(tuple(tensor[:batch] for tensor in inputs)) for batch in batches]
+    for label, sizes in _size_choices(adapted.signature.inputs(component), adapted.signature):
+        other_sizes = tuple(
+            resized(tensor[:2], {axis + 1: size for axis, size in axes.items()})
+            for tensor, axes in zip(inputs, sizes, strict=True)
         )
-        cases.append(_Case(few, label))
+        cases.append(_Case(other_sizes, label))
     try:
-        in32 = [tuple(output.numpy() for output in run_module(module, case.given)) for case in cases]
+        in32 = [tuple(output.numpy() for output in run_module(module, case.inputs)) for case in cases]
     except Exception as error:
         raise ParityError(
-            f"{component}: PyTorch itself fails on more rows than the example's: {error}; class_names= may name more "
-            "classes than there are, or the example's columns may depend on each other"
+            f"{component}: PyTorch itself fails on more rows than the example has: {error}; class_names= may name too "
+            "many classes, or the example's columns may depend on each other"
         ) from error
-    used = used_tensors(lambda: run_module(module, cases[0].given), [*module.parameters(), *module.buffers()])
-    # Float64 needs twice the memory of the weights, so large models use it for two cases only.
+    used = used_tensors(lambda: run_module(module, cases[0].inputs), [*module.parameters(), *module.buffers()])
+    # Float64 copies of the weights take twice their memory: large models run only two cases in float64.
     large = sum(tensor.numel() * tensor.element_size() for tensor in used) > LARGE
     in64 = _in_float64(module, used, cases[:2] if large else cases)
     release([module])
-    return [_Case(case.given, case.sizes, a, b) for case, a, b in zip_longest(cases, in32, in64)]
+    return [_Case(case.inputs, case.sizes, a, b) for case, a, b in zip_longest(cases, in32, in64)]
 
 
 def _in_float64(module: torch.nn.Module, used: Sequence[Tensor], cases: Sequence[_Case]) -> list[tuple[Array, ...]]:
-    """Return PyTorch's answers in float64, or none for a model that insists on float32 somewhere."""
+    """Return PyTorch's answers in float64; an empty list for a model that insists on float32 somewhere."""
     results = []
     with in_float64(used):
         for case in cases:
-            wide = [tensor.double() if tensor.is_floating_point() else tensor for tensor in case.given]
+            wide = [tensor.double() if tensor.is_floating_point() else tensor for tensor in case.inputs]
             try:
                 outputs = run_module(module, wide)
             except RuntimeError:
@@ -214,9 +219,12 @@ def _in_float64(module: torch.nn.Module, used: Sequence[Tensor], cases: Sequence
     return results
 
 
-def _sizes(inputs: Sequence[TensorSpec], adapted: Adapted, component: str) -> list[tuple[str, list[dict[int, int]]]]:
-    """Choose other sizes: all min, all max, all one step up, and each axis in turn at min with the others at max."""
-    signature = adapted.signature
+def _size_choices(inputs: Sequence[TensorSpec], signature: Signature) -> list[tuple[str, list[dict[int, int]]]]:
+    """Return choices of other sizes, each as a label and the sizes of every input's dynamic axes by index.
+
+    The choices are: all axes at their minimum, all at their maximum, all one step above the example, and each axis in
+    turn at its minimum with the others at their maximum.
+    """
     by_input: list[dict[int, tuple[str, Sizes]]] = []
     for tensor in inputs:
         axes: dict[int, tuple[str, Sizes]] = {}
@@ -232,30 +240,31 @@ def _sizes(inputs: Sequence[TensorSpec], adapted: Adapted, component: str) -> li
     names = list(dict.fromkeys(name for axes in by_input for name, _ in axes.values()))
     if not names:
         return []
-    choices = [dict.fromkeys(names, how) for how in ("min", "max", "step")]
+    choices = [dict.fromkeys(names, choice) for choice in ("min", "max", "step")]
     choices += [{**dict.fromkeys(names, "max"), name: "min"} for name in names if len(names) > 1]
-    found = []
+    labeled = []
     for choice in choices:
         sizes = []
-        size_by_name: dict[str, int] = {}
+        by_name: dict[str, int] = {}
         for tensor, axes in zip(inputs, by_input, strict=True):
-            own = {}
+            by_index = {}
             for index, (name, allowed) in axes.items():
                 size = {
                     "min": allowed.min,
                     "max": allowed.max,
                     "step": tensor.shape[index] + allowed.multiple,
                 }[choice[name]]
-                own[index] = size_by_name[name] = size
-            sizes.append(own)
-        found.append((", ".join(f"{name} {size}" for name, size in size_by_name.items()), sizes))
-    return found
+                by_index[index] = by_name[name] = size
+            sizes.append(by_index)
+        labeled.append((", ".join(f"{name} {size}" for name, size in by_name.items()), sizes))
+    return labeled
 
 
 def _answer(graph: Graph, run: Run, case: _Case) -> list[Array]:
+    """Run a graph on a case."""
     place = f"{graph.component}/{graph.variant}"
     try:
-        answer = run([tensor.numpy() for tensor in case.given])
+        answer = run([tensor.numpy() for tensor in case.inputs])
     except VaeError as error:
         sizes = f", {case.sizes}" if case.sizes else ""
         raise ParityError(f"{place}: batch {case.batch}{sizes}: {error}") from error
@@ -264,22 +273,23 @@ def _answer(graph: Graph, run: Run, case: _Case) -> list[Array]:
     return answer
 
 
-def _judge(
+def _compare_output(
     graph: Graph, output: str, index: int, cases: Sequence[_Case], answers: Sequence[Sequence[Array]]
 ) -> TensorParity:
+    """Compare one output of a graph with PyTorch's in every case."""
     max_abs, max_rel, from_float32, allowed = -1.0, 0.0, 0.0, 0.0
     worst: tuple[int, ...] = ()
     sizes = ""
     at_batch = disagreeing = compared = 0
-    share = _own_share(cases, index)
+    share = _allowed_share(cases, index)
     for case, answer in zip(cases, answers, strict=True):
         got, in32 = answer[index], case.in32[index]
         in64 = in32 if case.in64 is None else case.in64[index]
         if got.shape != in64.shape:
             what = f"the sizes {case.sizes} are" if case.sizes else "the batch axis is"
             raise ParityError(
-                f"{graph.component}/{graph.variant} {output}: expected shape {list(in64.shape)} at batch "
-                f"{case.batch}, got {list(got.shape)}; {what} not dynamic in this graph"
+                f"{graph.component}/{graph.variant} {output}: expected shape {list(in64.shape)} at batch {case.batch}, "
+                f"got {list(got.shape)}; {what} not dynamic in this graph"
             )
         if in64.dtype.kind in "iu":
             difference = np.full(in64.shape, float(np.mean(got != in64)))
@@ -304,21 +314,22 @@ def _judge(
     )  # fmt: skip
 
 
-def _own_share(cases: Sequence[_Case], index: int) -> float:
-    """Return the allowed share of the tensor's magnitude: larger where PyTorch's own float32 errs more."""
-    own = [
+def _allowed_share(cases: Sequence[_Case], index: int) -> float:
+    """Return the allowed difference as a share of the tensor's magnitude, larger if PyTorch's float32 is less exact.
+
+    Without answers in float64 the share is 4e-5, because PyTorch's error is then unknown.
+    """
+    pytorch = [
         float(_difference(case.in32[index], case.in64[index]).max()) / (tolerance(case.in64[index]) / _RELATIVE)
         for case in cases
         if case.in64 is not None and case.in64[index].dtype.kind == "f"
     ]
-    finite = [each for each in own if math.isfinite(each)]
-    # Without float64 nothing tells PyTorch's own error from the graph's.
-    most = max(finite) if finite else _RELATIVE
-    return min(max(_RELATIVE, _OWN_ERRORS * most), _MOST)
+    error = max((each for each in pytorch if math.isfinite(each)), default=_RELATIVE)
+    return min(max(_RELATIVE, _OWN_ERRORS * error), _MAX_RELATIVE)
 
 
 def _difference(one: Array, other: Array) -> Array:
-    """|one − other|; NaN or infinity on both sides counts as a difference."""
+    """Return |one − other|, infinite wherever it is not a number: NaN or infinity on both sides does not agree."""
     with np.errstate(invalid="ignore"):
         difference: Array = np.nan_to_num(np.abs(one - other), nan=np.inf, posinf=np.inf)
     return difference

@@ -1,4 +1,4 @@
-"""Make the golden vectors: fixed inputs, the answers of PyTorch and of every graph, and tolerances for a replay."""
+"""Make golden vectors: fixed inputs, the answers of PyTorch and of every graph, and the tolerances for the replay."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vae_runtime import noise
 from vae_runtime.manifest import Golden, Signature, Variant
 
 from ..graphs.graph import Graph, Run, open_graph
-from ..graphs.variants import REDUCTIONS, Made
+from ..graphs.variants import REDUCTIONS, PassedVariant
 from ..understand.adapted import Adapted, run_module
 from ..understand.state import release
 from .comparison import rows, tolerance
@@ -26,35 +26,35 @@ Array = NDArray[Any]
 
 _GOLDEN_FILE = "golden.npz"
 _GOLDEN_ROWS = 4
-# Large models store fewer rows, because the file holds the answers of every variant.
+# Large models get fewer rows, because the file holds the answers of every variant.
 _GOLDEN_BYTES = 2**22
-# A device may differ from the exporting machine by this many times the tolerance of a graph against PyTorch, because
-# its kernels round differently. A weight matrix that is off by 1 % differs some hundred times more.
+# A device's kernels round differently: it may differ from the exporting machine by this factor more than a graph may
+# from PyTorch. A weight matrix that is off by 1 % causes differences some hundred times larger.
 _DEVICE_FACTOR = 2.0
-# Golden inputs are moved by these shares, this often, to see how far integer arithmetic carries the change. The last
-# number is the margin.
+# The shares by which golden inputs are shifted to measure what rounding to integers makes of small differences, the
+# number of draws for each, and the margin.
 _JITTERS, _JITTER_DRAWS, _JITTER_MARGIN = (1e-3, 4e-3, 1.6e-2), 8, 1.25
 
 
 @dataclass(frozen=True)
 class GoldenVectors:
-    """The golden vectors of a bundle: their record in the manifest, their file, and each component's variants."""
+    """The golden vectors of a bundle: their entry in the manifest, their file's content, and the variants."""
 
     record: Golden
     content: bytes
     variants: Mapping[str, Mapping[str, Variant]]
-    """By component and name, each with the tolerance and the error of every output."""
+    """Every variant by component and name, with the tolerance and the error of each output."""
 
 
-def golden_vectors(adapted: Adapted, graphs: Sequence[Graph], made: Sequence[Made] = ()) -> GoldenVectors:
+def golden_vectors(adapted: Adapted, graphs: Sequence[Graph], passed: Sequence[PassedVariant] = ()) -> GoldenVectors:
     """Run PyTorch and every graph on the golden inputs.
 
     Args:
         adapted: the VAE's pure functions.
-        graphs: all graphs of the bundle; of each component fp32 before the variants made of it.
-        made: those of the graphs that were made with fewer bits, with their quality.
+        graphs: all graphs of the bundle; each component's fp32 comes before the variants made from it.
+        passed: the graphs in fewer bits among them, with their quality.
     """
-    with_fewer_bits = {(each.graph.component, each.graph.variant): each for each in made}
+    in_fewer_bits = {(each.graph.component, each.graph.variant): each for each in passed}
     record = Golden(file=_GOLDEN_FILE, seed=0, n=_golden_rows(adapted.signature))
     inputs, arrays = _golden_inputs(adapted, record)
     pytorch: dict[str, dict[str, Array]] = {}
@@ -67,22 +67,25 @@ def golden_vectors(adapted: Adapted, graphs: Sequence[Graph], made: Sequence[Mad
         component = graph.component
         graph_inputs = [tensor.numpy() for tensor in adapted.given(component, inputs)]
         run = open_graph(graph)
-        outputs_of_graph = run(graph_inputs)
+        graph_outputs = run(graph_inputs)
         release(adapted.modules.values())
-        answers = dict(zip(graph.outputs, outputs_of_graph, strict=True))
+        answers = dict(zip(graph.outputs, graph_outputs, strict=True))
         arrays |= {f"{component}/{graph.variant}/{output}": array for output, array in answers.items()}
         error = {output: _distance(array, pytorch[component][output]) for output, array in answers.items()}
-        variant = with_fewer_bits.get((component, graph.variant))
+        variant = in_fewer_bits.get((component, graph.variant))
         if variant is None:
-            # A deep model rounds more itself: its tolerance is a multiple of its own error.
+            # A deep model rounds more: its tolerance is at least a multiple of its own error.
             tolerances = {
                 output: _DEVICE_FACTOR * max(tolerance(array), 2 * error[output]) for output, array in answers.items()
             }
         else:
             tolerances = dict(variants[component]["fp32"].tolerance)
             if variant.integer:
-                moved = zip(graph.outputs, _moved(run, graph_inputs, outputs_of_graph), strict=True)
-                tolerances = {output: max(tolerances[output], distance) for output, distance in moved}
+                distances = _rounding_distances(run, graph_inputs, graph_outputs)
+                tolerances = {
+                    output: max(tolerances[output], distance)
+                    for output, distance in zip(graph.outputs, distances, strict=True)
+                }
         variants[component][graph.variant] = _variant(graph, tolerances, error, variant)
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **dict(sorted(arrays.items())))
@@ -90,7 +93,7 @@ def golden_vectors(adapted: Adapted, graphs: Sequence[Graph], made: Sequence[Mad
 
 
 def _golden_inputs(adapted: Adapted, record: Golden) -> tuple[dict[str, Tensor], dict[str, Array]]:
-    """Every golden input by name, and the arrays of those that a reader cannot draw again."""
+    """Return every golden input by name, and the arrays to store of those that a reader cannot draw again."""
     signature = adapted.signature
     inputs = rows(adapted, record.n)
     stored: dict[str, Array] = {}
@@ -102,7 +105,7 @@ def _golden_inputs(adapted: Adapted, record: Golden) -> tuple[dict[str, Tensor],
             stored[latent.name] = inputs[latent.name].numpy()
     observation = signature.observation
     if signature.likelihood.shape is None and observation.dtype == "float32":
-        # The decoder's own means are lifelike, and free of the license of the data. They can leave the range.
+        # The decoder's means look like the data without carrying their license. They may leave the range.
         x = run_module(adapted.modules["decoder"], adapted.given("decoder", inputs))[0]
         inputs[observation.name] = x.clamp(*observation.range) if observation.range else x
     names = {tensor.name for component in adapted.modules for tensor in signature.inputs(component)}
@@ -110,7 +113,9 @@ def _golden_inputs(adapted: Adapted, record: Golden) -> tuple[dict[str, Tensor],
     return inputs, stored | {name: inputs[name].numpy() for name in names}
 
 
-def _variant(graph: Graph, tolerances: dict[str, float], error: dict[str, float], made: Made | None) -> Variant:
+def _variant(
+    graph: Graph, tolerances: dict[str, float], error: dict[str, float], passed: PassedVariant | None
+) -> Variant:
     in_onnx_runtime = graph.executor == "ort"
     return Variant(
         component=graph.component,
@@ -125,39 +130,43 @@ def _variant(graph: Graph, tolerances: dict[str, float], error: dict[str, float]
         device="cpu" if in_onnx_runtime else None,
         exporter=graph.exporter,
         data=next(iter(graph.data), None),
-        quality=made.quality if made else None,
+        quality=passed.quality if passed else None,
     )
 
 
-def _moved(run: Run, inputs: Sequence[Array], answers: Sequence[Array]) -> list[float]:
-    """Return how far each answer of an integer graph may differ on a device that rounds differently.
+def _rounding_distances(run: Run, inputs: Sequence[Array], answers: Sequence[Array]) -> list[float]:
+    """Return how far each answer of an integer graph may be off on a device that rounds differently.
 
-    Different rounding moves a number between two layers to the next integer where it lies near the middle. Inputs that
-    are off by a thousandth, or by more until every answer moves, move more of them than any device does. The margin
-    covers cases that so few draws miss.
+    Different rounding moves a number between two layers to the next integer if it lies near the middle of two. Inputs
+    that are off by a thousandth, or by the larger shares of `_JITTERS` until every answer changes, move more numbers
+    than any device does. The margin covers what these few draws miss.
     """
-    most = [0.0] * len(answers)
+    distances = [0.0] * len(answers)
     for share in _JITTERS:
         for seed in range(_JITTER_DRAWS):
-            off = [
+            shifted = [
                 (x * (1 + share * (2 * noise.uniform(seed, 0, len(x), x.shape[1:]) - 1))).astype(x.dtype)
                 if x.dtype.kind == "f"
                 else x
                 for x in inputs
             ]
-            most = [max(m, _distance(a, b)) for m, a, b in zip(most, answers, run(off), strict=True)]
-        if all(m > tolerance(answer) for m, answer in zip(most, answers, strict=True)):
+            distances = [
+                max(distance, _distance(a, b)) for distance, a, b in zip(distances, answers, run(shifted), strict=True)
+            ]
+        if all(distance > tolerance(answer) for distance, answer in zip(distances, answers, strict=True)):
             break
-    return [_JITTER_MARGIN * m for m in most]
+    return [_JITTER_MARGIN * distance for distance in distances]
 
 
 def _golden_rows(signature: Signature) -> int:
+    """Return how many golden rows fit into the file's size limit, at least one."""
     tensors = [t for c in ("encoder", "decoder") for t in (*signature.inputs(c), *signature.outputs(c))]
     row = 4 * sum(math.prod(tensor.shape) for tensor in tensors)
     return max(1, min(_GOLDEN_ROWS, _GOLDEN_BYTES // row))
 
 
 def _distance(one: Array, other: Array) -> float:
+    """Return the largest difference of two answers; for integer codes, the share that differs."""
     if one.dtype.kind in "iu":
         return float(np.mean(one != other))
     return float(np.max(np.abs(one.astype(np.float64) - other)))

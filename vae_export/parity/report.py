@@ -1,4 +1,4 @@
-"""The differences between graphs and PyTorch, tensor by tensor."""
+"""The result of comparing graphs with PyTorch, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ..errors import ParityError
 
 @dataclass(frozen=True)
 class TensorParity:
-    """The largest difference of one output of one graph from PyTorch, over all batches and sizes.
+    """How one output of one graph differs from PyTorch's, at worst over all batches and sizes.
 
-    `max_abs` is the largest difference from float64 (float32 where the model cannot be run in float64), `worst` its
-    index in a batch of `batch`, whose dynamic axes had the `sizes`. `max_rel` is the largest difference relative to its
-    value, where values below a thousandth of the largest magnitude count as that thousandth. For integer codes, both
-    are the share that differs.
+    `max_abs` is the largest difference from float64 PyTorch (from float32 if the model cannot run in float64). `worst`
+    is its index, in a batch of `batch` rows whose dynamic axes had the `sizes`. `max_rel` is the largest difference
+    relative to the value, which counts as at least a thousandth of the tensor's largest magnitude. For integer codes
+    both are the share that differs.
     """
 
     component: str
@@ -32,7 +32,7 @@ class TensorParity:
 
     @property
     def passed(self) -> bool:
-        """Whether every value lies within the tolerance."""
+        """Whether every value is within the tolerance."""
         return self.disagreeing == 0
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class TensorParity:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The result of `compare`. Its `str()` is a table."""
+    """The result of a comparison of graphs with PyTorch. `str()` returns it as a table."""
 
     tensors: tuple[TensorParity, ...]
 
@@ -58,19 +58,19 @@ class ParityReport:
 
     @property
     def max_abs(self) -> float:
-        """The largest difference of any tensor from float64 PyTorch."""
+        """The largest difference from float64 PyTorch of all tensors."""
         return max(tensor.max_abs for tensor in self.tensors)
 
     @property
     def max_rel(self) -> float:
-        """The largest relative difference of any tensor."""
+        """The largest relative difference of all tensors."""
         return max(tensor.max_rel for tensor in self.tensors)
 
     def require(self) -> None:
         """Raise unless every tensor passed.
 
         Raises:
-            ParityError: a line for each tensor beyond its tolerance.
+            ParityError: with a line for each tensor beyond its tolerance.
         """
         failed = [str(tensor) for tensor in self.tensors if not tensor.passed]
         if failed:

@@ -93,7 +93,7 @@ def dumped(found: Found) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-# What was to be reached.
+# The targets.
 
 
 def targets_section(found: Found) -> str:
@@ -107,10 +107,10 @@ def targets_section(found: Found) -> str:
         rows.append((line.work, bound, measured, met, line.note))
     judged = [line.met for line in targets(found) if line.bound is not None]
     summary = f"{judged.count(True)} of {len(judged)} met, {judged.count(None)} not measured."
-    return summary + "\n\n" + table(("work", "target", "measured (quartiles)", "", "beside it"), rows)
+    return summary + "\n\n" + table(("work", "target", "measured (quartiles)", "", "note"), rows)
 
 
-# What it was measured on, and with.
+# The machine, the models and the contenders.
 
 
 def run_section(found: Found) -> str:
@@ -126,8 +126,8 @@ def run_section(found: Found) -> str:
         ("system", f"{about['system']} {about['architecture']}, Python {about['python']}"),
         ("rounds", f"{_rounds(found)}, {1000 * found['slot']:g} ms for each contender in each"),
         ("load average", f"{min(loads):.1f} – {max(loads):.1f}, this program included" if loads else "unknown"),
-        ("memory that was free", f"at least {100 * min(free):.0f} %" if free else "unknown"),
-        ("time that the hypervisor gave to others", f"at most {100 * max(stolen):.1f} %" if stolen else "unknown"),
+        ("free memory", f"at least {100 * min(free):.0f} %" if free else "unknown"),
+        ("time the hypervisor gave to others", f"at most {100 * max(stolen):.1f} %" if stolen else "unknown"),
     ]  # fmt: skip
     trial = ""
     if found["quick"]:
@@ -179,19 +179,19 @@ def _figure(about: Mapping[str, Any], name: str, unit: str) -> str:
 
 
 def contenders_section(found: Found) -> str:
-    """Return a table of the contenders, and what each was given."""
+    """Return a table of the contenders: their versions, and the form of the model that each runs."""
     rows = []
     for about in found["contenders"].values():
-        wanted = [name for name in about["packages"] if name in SHOWN]
-        versions = ", ".join(f"{name} {about['packages'][name][0]}" for name in wanted)
+        packages = [name for name in about["packages"] if name in SHOWN]
+        versions = ", ".join(f"{name} {about['packages'][name][0]}" for name in packages)
         rows.append((about["title"], versions, about["given"]))
-    return table(("contender", "versions", "was given"), rows)
+    return table(("contender", "versions", "what it runs"), rows)
 
 
 SHOWN = ("torch", "onnxruntime", "openvino", "ai-edge-litert", "executorch", "numpy")
 
 
-# Work.
+# The measurements.
 
 
 def work_section(found: Found) -> str:
@@ -291,8 +291,8 @@ def generation_section(found: Found) -> str:
                 rate = np.median([turn["rate"] for turn in turns_of(found, model, kind, workers)])
                 rates.append((title, words, f"{rate:,.0f}", shown(value)))
         spent = [turn["seconds"] for turn in turns_of(found, model, "files", 1)]
-        whole = sum(sum(seconds.values()) for seconds in spent)
-        shares = [sum(seconds.get(phase, 0.0) for seconds in spent) / max(whole, 1e-9) for phase in PHASES]
+        total = sum(sum(seconds.values()) for seconds in spent)
+        shares = [sum(seconds.get(phase, 0.0) for seconds in spent) / max(total, 1e-9) for phase in PHASES]
         parts.append((title, *(f"{100 * share:.0f} %" for share in shares)))
         command = _median_of(turns_of(found, model, "start", 1), "seconds")
         first = _median_of(turns_of(found, model, "ray", 2), "first")
@@ -310,10 +310,10 @@ def generation_section(found: Found) -> str:
     if not rates:
         return "Not measured in this run."
     head = ("model", "two batches, from the start of the command to its end", "Ray: first file after",
-            "memory of a worker", "the disk: written and synced")  # fmt: skip
+            "memory of a worker", "disk: write and sync")  # fmt: skip
     tables = (
         table(("model", "what", "samples a second", "× decoding alone, same workers"), rates),
-        "Where the time of one worker goes:",
+        "How one worker spends its time:",
         table(("model", *PHASES), parts),
         table(head, starts),
     )
@@ -324,7 +324,7 @@ def _median_of(turns: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return float(np.median([turn[key] for turn in turns])) if turns else None
 
 
-# What is counted: its kind, its workers, its words; and the parts of a worker's time.
+# Each kind of generation with its number of workers and its label; then the phases of a worker's time.
 GENERATED = (
     ("decode", 1, "decoding alone, 1 worker"), ("files", 1, "to files, 1 worker"),
     ("decode", 2, "decoding alone, 2 workers"), ("files", 2, "to files, 2 workers"),
@@ -360,7 +360,7 @@ def limits_section(found: Found) -> str:
                 cells.append(f"{100 * limit / value.median:.0f} %" if value else "–")
             bound = "operations" if operations > reading else "reading weights"
             shares.append((about["title"], str(batch), duration(limit), bound, *cells))
-    head = ("decode, one thread", "batch", "least time", "bound by", "naive", "vae-runtime fp32", "vae-runtime int8")
+    head = ("decode, one thread", "batch", "minimum time", "bound by", "naive", "vae-runtime fp32", "vae-runtime int8")
     return text + "\n\n" + table(head, shares)
 
 
@@ -373,7 +373,7 @@ def skipped_section(found: Found) -> str:
     for (name, _), entries in alike.items():
         reason, several = entries[0]["reason"], len({entry["reason"] for entry in entries}) > 1
         where = ", ".join(dict.fromkeys(map(_where, entries)))
-        rows.append((name_of(found, name), where, f"{reason}; the others alike" if several else reason))
+        rows.append((name_of(found, name), where, f"{reason}; similar for the others" if several else reason))
     return table(("contender", "left out of", "reason"), rows, "No contender was left out.")
 
 

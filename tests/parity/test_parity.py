@@ -454,7 +454,7 @@ def test_a_graph_of_other_outputs_fails_although_the_hashes_are_right(tiny_bundl
     failed = {c.what: c.detail for c in verify(bundle_copy, runners=TORCH_RUNNERS).checks if c.passed is False}
     assert list(failed) == ["encoder/torchscript", "decoder/torchscript"]
     assert "the graph cannot be run: " in failed["encoder/torchscript"]
-    assert failed["decoder/torchscript"] == "2 outputs are expected, got 1"
+    assert failed["decoder/torchscript"] == "expected 2 outputs, got 1"
 
 
 def test_a_damaged_graph_is_not_run(tiny_run, bundle_copy):

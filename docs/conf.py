@@ -27,6 +27,7 @@ python_maximum_signature_line_length = 88
 # Attributes documented beside their annotations, as in the dataclasses.
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Arguments of the methods", "params_style")]
 
 
 def to_rst(app, what, name, obj, options, lines):

@@ -77,8 +77,7 @@ class VAE:
     says int64. Other floats, such as NumPy's float64, are converted to float32; integers are not, and int64 takes
     integers alone. Where the manifest has several latents, methods take and give latents in mappings by their names.
 
-    These arguments mean the same in every method:
-
+    Arguments of the methods:
         conditions: maps the name of each condition that a graph takes to an array [n, *shape], or to one value for
             every row; where the classes of a condition have names, also to a name or a list of names. Other conditions
             of the manifest may be in it.

@@ -193,8 +193,10 @@ def test_what_is_decoded_may_lie_where_the_result_goes(small_bundle, n):
 def bound_calls(monkeypatch):
     """The sizes of batches that ran as bound calls, and those that ran in the general way."""
     bound, general = [], []
-    compute, run_into = Call.run, Session.run_into
-    monkeypatch.setattr(Call, "run", lambda call: (bound.append(len(call.feed)), compute(call))[1])
+    run_into = Session.run_into
+    for name in ("run", "compute"):
+        method = getattr(Call, name)
+        monkeypatch.setattr(Call, name, lambda call, method=method: (bound.append(len(call.feed)), method(call))[1])
 
     def into(session, feeds, results):
         general.append(len(next(iter(feeds.values()))))

@@ -272,13 +272,10 @@ def latent_rows(latent: Latent, value: ArrayLike) -> NDArray[Any]:
     """
     # A sum is finite only if all numbers are. The general check takes numbers whose squares overflow.
     if (
-        type(value) is np.ndarray
-        and value.dtype is _FLOAT32
-        and value.shape[1:] == latent.shape
-        and latent.dtype == "float32"
-        and value.size
+        type(value) is np.ndarray and value.dtype is _FLOAT32 and latent.dtype == "float32"
+        and value.shape[1:] == latent.shape and value.size
         and isfinite(sum(value.ravel().tolist()) if value.size <= _FEW else np.vdot(value, value))
-    ):
+    ):  # fmt: skip
         return value
     codebook = latent.posterior.codebook
     bounds = (0, codebook - 1) if codebook else None

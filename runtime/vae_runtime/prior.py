@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .bundle import Bundle
-    from .inputs import Feed, Feeds
     from .manifest import Latent
 
     Array = NDArray[np.float32]
     Shapes = tuple[tuple[int, ...], ...]
+    # As in `inputs`, which needs this module.
+    Feeds = dict[str, NDArray[Any]]
+    Feed = Feeds | Callable[[int, int], Feeds]
 
 # The highest temperature; far beyond it latents leave float32's range.
 HOTTEST = 1e6

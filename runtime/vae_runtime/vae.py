@@ -214,10 +214,9 @@ class VAE:
                 missing = first + size - count
                 if missing > 0:
                     rows = {name: np.concatenate([row, row[-1:].repeat(missing, 0)]) for name, row in rows.items()}
-                index = noise.advance(start, first)
                 x = self.sample(
-                    size, conditions=rows or None, seed=fixed, start=index, temperature=temperature,
-                    truncation=truncation, observe=observe, batch_size=size,
+                    size, conditions=rows or None, seed=fixed, start=noise.advance(start, first),
+                    temperature=temperature, truncation=truncation, observe=observe, batch_size=size,
                 )  # fmt: skip
                 yield x[: count - first]
 
@@ -241,8 +240,7 @@ class VAE:
         Raises:
             InputError: with `observe`, there is no likelihood to draw from.
         """
-        if observe and seed is None:
-            seed = noise.new_seed()
+        seed = noise.new_seed() if observe and seed is None else seed
         feeds, n = self._inputs.decoder(z, conditions, seed, start)
         if out is not None:
             # One batch must not write into an array that a later one reads.
@@ -295,19 +293,17 @@ class VAE:
         Raises:
             InputError: a seed is given where there is no distribution to draw from.
         """
-        z: Latents
         if seed is None:
             x = observation_rows(self.manifest.observation, x)
             rows = self._inputs.conditions("encoder", conditions, len(x))
             chain = self._encoder.chain
             if batch_size is None and len(x) <= chain.max_rows:
                 return chain.run(x)
-            z = self._encoder.modes(x, rows, batch_size)
+            z: Latents = self._encoder.modes(x, rows, batch_size)
         else:
             q = self.encode(x, conditions=conditions, seed=seed, start=start, batch_size=batch_size)
             z = q.sample(seed=seed, start=start)
-        feeds, n = self._inputs.decoder(z, conditions, seed, start)
-        return self._networks.mean.run(feeds, n, batch_size)[0]
+        return self.decode(z, conditions=conditions, seed=seed, start=start, batch_size=batch_size)
 
     @overload
     def scaled(self, z: Mapping[str, ArrayLike]) -> dict[str, Array]: ...

@@ -92,6 +92,10 @@ class Scorer:
     ) -> Scores:  # fmt: skip
         """Score in batches; `rows` holds the conditions of both components, the rest is as in `VAE.score`."""
         n, reason = len(x), _why_no_elbo(self.manifest)
+        if reason is None:
+            misfit = kind_named(self.manifest.likelihood.kind).misfit(x)
+            if misfit:
+                raise InputError(f"{self.manifest.observation.name}: {misfit}; give observations as in training")
         if k is not None:
             k = require_integer("k", k, 1, 2**31)
             if self.inputs.encoder_noise or any(not latent.posterior.outputs for latent in self.manifest.latents):
@@ -222,7 +226,8 @@ def log_likelihood(x: NDArray[Any], answers: Mapping[str, NDArray[Any]], likelih
     """log p(x|z), summed over the observation, with all constants.
 
     Args:
-        x: observations [n, *shape]; under a bernoulli in [0, 1], where only 0 and 1 make it a likelihood.
+        x: observations [n, *shape]; under a bernoulli in [0, 1], where only 0 and 1 make it a likelihood; under a
+            poisson counts.
         answers: the decoder's outputs by name, [n, *shape]: of a bernoulli the logits or the mean, else the mean and,
             if an output holds it, the scale.
         likelihood: of a kind in `likelihood.KINDS`.

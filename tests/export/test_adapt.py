@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Bernoulli, Independent, Laplace, Normal, Poisson
+from torch.distributions import Bernoulli, Exponential, Independent, Laplace, Normal, Poisson
 
 import vae_export
 from vae_export import ExportError
@@ -14,6 +14,7 @@ from vae_export.understand.adapt import adapt, declared
 from vae_export.understand.adapted import run_module
 from vae_export.understand.declaration import Declaration
 from vae_export.understand.state import unchanged
+from vae_runtime.manifest import Likelihood
 
 X = torch.rand(4, 10, generator=torch.Generator().manual_seed(0))
 
@@ -332,7 +333,7 @@ DECODED = {
     "object": (Sample, "none", ["x"]),
     "mapping": (lambda y: {"x_hat": y}, "none", ["x"]),
     # Of another distribution than these the mean is left, and nothing is said of a likelihood.
-    "Poisson": (lambda y: Poisson(y.exp()), "none", ["x"]),
+    "Exponential": (lambda y: Exponential((-y).exp()), "none", ["x"]),
     "mapping with more": (lambda y: {"mean": y, "extra": y[:, :2] + 1}, "none", ["x", "extra"]),
     "Normal in an object": (lambda y: Sample(Normal(y, 0.5)), "gaussian", ["x"]),
     "Normal": (lambda y: Normal(y, torch.full_like(y, 0.5)), "gaussian", ["x"]),
@@ -358,7 +359,7 @@ def test_every_form_of_what_a_decoder_gives(form):
     with torch.no_grad():
         y = model.head(adapted.examples["z"])
     expected = {
-        "x": torch.sigmoid(y) if kind == "bernoulli" else y.exp() if form == "Poisson" else y,
+        "x": torch.sigmoid(y) if kind == "bernoulli" else y.exp() if form == "Exponential" else y,
         "logits": y,
         "scale": 0.1 + y.abs(),
         "extra": y[:, :2] + 1,
@@ -537,7 +538,7 @@ PLAIN = FORMS["mean and logvar"]
             "decode: expected a tensor, .*got NoneType; pass decode=",
         ),
         (Base, {"decode": lambda z: z @ z, "posterior": "std"}, r"decode: fails on latents \[4, 3\].*; pass decode="),
-        (Base, {"likelihood": "poisson"}, "likelihood: expected bernoulli, gaussian, laplace.* or none"),
+        (Base, {"likelihood": "cauchy"}, "likelihood: expected bernoulli, gaussian, laplace.* or none"),
         (
             Base,
             {"decode": lambda z: Bernoulli(z), "likelihood": "gaussian", "posterior": "std"},
@@ -596,6 +597,46 @@ def test_a_laplace_says_its_scale():
 
     adapted, _ = understood(Sharp(FORMS["Normal"]), Declaration(likelihood="laplace"))
     assert adapted.signature.likelihood.scale == pytest.approx(0.3)
+
+
+COUNTS = torch.poisson(torch.full((4, 10), 3.0), generator=torch.Generator().manual_seed(0))
+
+
+class Counting(Base):
+    def decode(self, z):
+        return Poisson(self.head(z).exp())
+
+
+def test_a_poisson_is_recognized_by_its_distribution():
+    model = Counting(FORMS["Normal"])
+    adapted, outputs = understood(model, x=COUNTS)
+    assert adapted.signature.likelihood == Likelihood("poisson", "x")
+    assert adapted.signature.observation.range is None
+    with torch.no_grad():
+        torch.testing.assert_close(outputs["decoder"]["x"], model.head(adapted.examples["z"]).exp())
+
+
+class Rates(Base):
+    def decode(self, z):
+        return self.head(z).exp()
+
+
+def test_a_poisson_is_declared_for_a_tensor_of_rates():
+    adapted, _ = understood(Rates(FORMS["Normal"]), Declaration(likelihood="poisson"), x=COUNTS)
+    assert adapted.signature.likelihood == Likelihood("poisson", "x")
+
+
+@pytest.mark.parametrize(("model", "declaration", "x", "words"), [
+    (Counting, None, COUNTS + 0.5, r"^example: expected counts .* got [0-9]+\.5 at \[0, 0\]; .* decode="),
+    (Counting, None, COUNTS - 9, r"^example: expected counts .* got -[0-9]+ at \[0, 0\]"),
+    (Counting, Declaration(likelihood="gaussian"), COUNTS, "expected poisson, since decode returns a Poisson"),
+    (Base, Declaration(likelihood="poisson"), COUNTS, "^decode: expected a mean from 0 to inf .*Poisson"),
+    (Rates, Declaration(likelihood="poisson"), X, r"^example: expected counts .* another likelihood="),
+    (Base, Declaration(likelihood="poisson", scale=2.0), COUNTS, "scale: expected with likelihood gaussian or laplace"),
+])  # fmt: skip
+def test_what_is_no_poisson_is_refused(model, declaration, x, words):
+    with pytest.raises(ExportError, match=words):
+        understood(model(FORMS["Normal"]), declaration, x=x)
 
 
 def test_a_scale_that_contradicts_the_decoders_is_refused():

@@ -130,7 +130,7 @@ MISUSE = [
     ("train --out run --latent 0", "model.latent: an integer from 1 to 16777216 is expected, got 0"),
     ("train --out run --latent four", "argument --latent: invalid int value: 'four'"),
     ("train --out run --hidden 8 -8", "model.hidden: a list of integers from 1 to 16777216 is expected, got [8, -8]"),
-    ("train --out run --likelihood poisson", "model.likelihood: one of bernoulli, gaussian, laplace is expected"),
+    ("train --out run --likelihood cauchy", "model.likelihood: one of bernoulli, gaussian, laplace, poisson is"),
     ("train --out run --likelihood gaussian --scale 0", "model.scale: a number above 0 is expected, got 0.0"),
     ("train --out run --scale nan", "model.scale: a number above 0 is expected, got nan"),
     ("train --out run --learn-scale", "model.learn_scale: a bernoulli likelihood has no scale; leave it out"),

@@ -17,7 +17,7 @@ models = st.builds(
     latent=positive,
     hidden=st.lists(positive, max_size=4),
     activation=st.sampled_from(["relu", "elu", "silu"]),
-    likelihood=st.sampled_from(["bernoulli", "gaussian", "laplace"]),
+    likelihood=st.sampled_from(["bernoulli", "gaussian", "laplace", "poisson"]),
     scale=st.floats(1e-6, 1e6),
 )
 trainings = st.builds(

@@ -79,3 +79,23 @@ def test_data_outside_the_range_are_refused_for_what_needs_it(tmp_path, name, bi
     with pytest.raises(InputError, match=rf"expected values in \[0, 1\] for {purpose}, got 7 at \[0, 0\]"):
         train(tmp_path / "run", model, TrainConfig(epochs=1, binarise=binarise), source, progress=False)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("dtype", "value", "words"), [
+    (np.float32, 2.5, r"expected counts \(0, 1, 2, …\) .* poisson likelihood, got 2\.5 at \[[0-9]+, 1\]; save"),
+    (np.float32, -1, r"expected counts .* got -1 at \[[0-9]+, 1\]"),
+    (np.float32, np.nan, r"expected finite float32 values|finite float32 values are expected"),
+    (np.uint8, 1, r"expected counts .* got 0\.00784314 at \[0, 0\]; save counts as floats \(uint8 become \[0, 1\]\)"),
+])  # fmt: skip
+def test_data_that_are_no_counts_are_refused_under_a_poisson(tmp_path, dtype, value, words):
+    x = np.full((30, 4), 2, dtype)
+    model, training = ModelConfig(latent=2, hidden=(4,), likelihood="poisson"), TrainConfig(epochs=1)
+    source = DataConfig(str(tmp_path / "x.npy"), validation_fraction=0.1, test_fraction=0)
+    if dtype is np.float32:
+        np.save(tmp_path / "x.npy", x)
+        train(tmp_path / "counts", model, training, source, progress=False)
+    x[2, 1] = value
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(InputError, match=words):
+        train(tmp_path / "run", model, training, source, progress=False)
+    assert not (tmp_path / "run").exists()

@@ -282,7 +282,7 @@ def odd(place, tmp_path):
         ({"axes": "height,width"}, 1, "axes: expected 1 names for an observation [8]"),
         ({"latent_axes": "a,b"}, 1, "latent_axes: expected 1 names for the latent [3]"),
         ({"dynamic": "width"}, 1, "dynamic: expected one of the axes ['feature'], got 'width'"),
-        ({"likelihood": "poisson"}, 2, "invalid choice"),
+        ({"likelihood": "cauchy"}, 2, "invalid choice"),
         ({"scale": "much"}, 2, "invalid float value"),
         ({"scale": "0.1"}, 1, "scale: "),
         ({"prior": "mixture:3"}, 1, "needs at least 12 observations, got 4; pass more with observations="),

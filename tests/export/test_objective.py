@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import distributions
+from torch.nn import functional
 
 from vae_export.training import objective
 
@@ -14,6 +15,7 @@ LIKELIHOODS = {
     "bernoulli": lambda parameters, _: distributions.Bernoulli(logits=parameters),
     "gaussian": lambda parameters, scale: distributions.Normal(parameters, scale),
     "laplace": lambda parameters, scale: distributions.Laplace(parameters, scale),
+    "poisson": lambda parameters, _: distributions.Poisson(functional.softplus(parameters)),
 }
 
 
@@ -22,7 +24,8 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def observations(likelihood: str, *shape: int) -> torch.Tensor:
-    return (draw(*shape) > 0).double() if likelihood == "bernoulli" else draw(*shape)
+    counts = {"bernoulli": (draw(*shape) > 0).double(), "poisson": (4 * draw(*shape)).abs().round()}
+    return counts.get(likelihood, draw(*shape))
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -42,6 +45,14 @@ def test_log_likelihood_is_that_of_torch_distributions(likelihood, scale, shape,
 def test_a_bernoulli_likelihood_does_not_saturate():
     x, logits = torch.tensor([[1.0], [0.0]]), torch.tensor([[-80.0], [80.0]])
     assert objective.log_likelihood(x, logits, "bernoulli").tolist() == [-80.0, -80.0]
+
+
+def test_a_poisson_likelihood_keeps_its_gradient_where_the_rate_is_0():
+    x, parameters = torch.tensor([[3.0, 0.0, 3.0]]), torch.tensor([[-150.0, -150.0, 200.0]], requires_grad=True)
+    found = objective.log_likelihood(x, parameters, "poisson")
+    assert found.item() == pytest.approx(3 * -150 + 3 * math.log(200) - 200 - 2 * math.log(6))
+    (gradient,) = torch.autograd.grad(found.sum(), parameters)
+    assert gradient.tolist() == [[3.0, 0.0, pytest.approx(3 / 200 - 1)]]
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "laplace"])

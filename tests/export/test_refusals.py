@@ -303,7 +303,7 @@ REFUSED = {
     "bernoulli beyond 1": (
         Plain,
         {**GAUSSIAN, "likelihood": "bernoulli", "example": X * 255},
-        "expected observations from 0 to 1",
+        "expected values in [0, 1] for a bernoulli likelihood",
         "scale it",
     ),
     "noisy encoder": (NoisyEncoder, GAUSSIAN, "samples inside", "encode="),
@@ -346,7 +346,7 @@ REFUSED = {
         "another range=",
     ),
     "unknown posterior": (Unsettled, {}, "forward draws no normal noise", "pass posterior="),
-    "unknown likelihood": (Plain, {**GAUSSIAN, "likelihood": "poisson"}, "bernoulli, gaussian, laplace", "poisson"),
+    "unknown likelihood": (Plain, {**GAUSSIAN, "likelihood": "cauchy"}, "bernoulli, gaussian, laplace", "cauchy"),
     "no encode": (nn.Linear(12, 12), {}, "expected a method encode or a submodule encoder", "pass encode="),
     "no such method": (Plain, {"encode": "encod"}, "expected a method encod from", "got none"),
     "fixed height": (

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 
 import vae_runtime
@@ -29,3 +30,58 @@ def test_scores_are_those_of_the_evaluation(evaluated, tiny_bundle):
     assert -scores.log_likelihood.mean() == pytest.approx(evaluation.nll, rel=1e-5, abs=1e-4)
     other = vae_runtime.load(tiny_bundle).score(x, k=20, seed=4)
     assert other.elbo.mean() != pytest.approx(evaluation.elbo, rel=1e-5, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory):
+    """A run on counts, finished after two epochs, and its bundle."""
+    from vae_export import DataConfig, ModelConfig, TrainConfig, export, train
+
+    folder = tmp_path_factory.mktemp("counts")
+    generator = np.random.default_rng(0)
+    rates = np.exp(1 + generator.normal(size=(600, 2)) @ (0.5 * generator.normal(size=(2, 12))))
+    np.save(folder / "x.npy", generator.poisson(rates).astype(np.float32))
+    model = ModelConfig(latent=2, hidden=(16,), likelihood="poisson")
+    training = TrainConfig(epochs=2, learning_rate=0.01, threads=1)
+    train(folder / "run", model, training, DataConfig(str(folder / "x.npy")), progress=False)
+    export(folder / "run", folder / "bundle", formats=("onnx",))
+    return folder
+
+
+def test_counts_are_trained_exported_scored_and_drawn(counts):
+    from vae_export import evaluate
+    from vae_export.training import checkpoint
+
+    evaluation = evaluate(counts / "run", importance_samples=20, seed=3, progress=False)
+    test = checkpoint.run_data(checkpoint.load(counts / "run")[1]).test
+    assert vae_runtime.verify(counts / "bundle").passed
+    vae = vae_runtime.load(counts / "bundle")
+    assert vae.manifest.likelihood.kind == "poisson"
+    assert vae.manifest.observation.range is None
+    scores = vae.score(test, k=20, seed=3)
+    for name in ("elbo", "reconstruction", "kl", "mse", "mae"):
+        assert getattr(scores, name).mean() == pytest.approx(getattr(evaluation, name), rel=1e-5, abs=1e-4)
+    assert -scores.log_likelihood.mean() == pytest.approx(evaluation.nll, rel=1e-5, abs=1e-4)
+
+    rates, drawn = vae.sample(500, seed=5), vae.sample(500, seed=5, observe=True)
+    assert drawn.dtype == np.float32
+    np.testing.assert_array_equal(drawn, np.floor(drawn))
+    assert 0 == drawn.min() < drawn.max()
+    assert rates.min() > 0
+    assert np.abs((drawn - rates).sum()) < 5 * np.sqrt(rates.sum())
+    part = vae.sample(100, seed=5, start=400, observe=True, batch_size=7)
+    np.testing.assert_array_equal(part, drawn[400:])
+    assert "poisson likelihood" in (counts / "bundle" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda x: x - 100, r"^x: expected counts \(0, 1, 2, …\) for a poisson likelihood, got -"),
+    (lambda x: x + 0.5, r"^x: expected counts .*\.5 at \[0, 0\]; give observations as in training"),
+    (lambda x: x * np.float32(np.nan), r"^x\[0, 0\]: expected finite values, got nan"),
+])  # fmt: skip
+def test_what_is_no_count_is_not_scored(counts, change, words):
+    vae = vae_runtime.load(counts / "bundle")
+    x = vae.sample(4, seed=0, observe=True)
+    assert np.isfinite(vae.score(x).elbo).all()
+    with pytest.raises(vae_runtime.InputError, match=words):
+        vae.score(change(x))

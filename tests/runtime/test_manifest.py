@@ -798,13 +798,13 @@ def latents_called(draw: st.DrawFn, name: str) -> Latent:
 
 @st.composite
 def likelihoods(draw: st.DrawFn) -> Likelihood:
-    kind = draw(st.sampled_from(["bernoulli", "gaussian", "laplace", "none"]))
+    kind = draw(st.sampled_from(["bernoulli", "gaussian", "laplace", "poisson", "none"]))
     own: dict[str, Any] = {}
     if kind == "bernoulli":
         own["logits"] = draw(st.sampled_from([None, "logits"]))
     elif kind == "none":
         own["reason"] = draw(st.none() | TEXTS)
-    else:
+    elif kind != "poisson":
         own = draw(st.just({"scale_output": "sigma"}) | POSITIVE.map(lambda scale: {"scale": scale}))
     if draw(st.booleans()):
         own["shape"] = draw(SHAPES)

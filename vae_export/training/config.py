@@ -136,9 +136,9 @@ class ModelConfig(_Config):
     activation: str = _choice("relu", "relu", "elu", "silu")
     """The nonlinearity after each hidden layer."""
     likelihood: str = _choice("bernoulli", *KINDS)
-    """p(x|z); its negative logarithm is the reconstruction loss: BCE, MSE or MAE, with constants."""
+    """p(x|z); its negative logarithm is the reconstruction loss: BCE, MSE, MAE or the Poisson loss, with constants."""
     scale: float = _number(1.0, low=0, open_low=True)
-    """gaussian: the standard deviation; laplace: the scale b; bernoulli has none and ignores it."""
+    """gaussian: the standard deviation; laplace: the scale b; other kinds have none and ignore it."""
     learn_scale: bool = _flag(False)
     """Fit the scale (one number) with the weights, starting from `scale`."""
 

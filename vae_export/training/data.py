@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_runtime.errors import InputError
-from vae_runtime.likelihood import KINDS
+from vae_runtime.likelihood import KINDS, Kind
 
 from .config import DataConfig
 
 Observations = NDArray[np.float32]
 
+_KINDS_OF_ANY_NUMBER = " or ".join(name for name, kind in KINDS.items() if kind.support is None)
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 _IDX_IMAGES = 0x00000803  # unsigned bytes, three dimensions
 
@@ -130,6 +131,23 @@ def load(config: DataConfig) -> Dataset:
     )  # fmt: skip
 
 
+def require_kind(observations: Observations, kind: Kind, place: str) -> None:
+    """Refuse values that a likelihood is not defined for.
+
+    Args:
+        observations: of any shape.
+        kind: the kind of likelihood.
+        place: where the observations come from.
+
+    Raises:
+        InputError: there is one; the message states the first such value and its index.
+    """
+    misfit = kind.misfit(observations)
+    if misfit:
+        mend = "save counts as floats (uint8 become [0, 1])" if kind.counts else "scale the data"
+        raise InputError(f"{place}: {misfit}; {mend}, or choose {_KINDS_OF_ANY_NUMBER}")
+
+
 def require_range(observations: Observations, support: tuple[float, float], place: str, purpose: str) -> None:
     """Refuse values outside a range.
 
@@ -146,10 +164,9 @@ def require_range(observations: Observations, support: tuple[float, float], plac
     outside = (observations < low) | (observations > high)
     if outside.any():
         index = _first(outside)
-        free = " or ".join(name for name, kind in KINDS.items() if kind.support is None)
         raise InputError(
             f"{place}: expected values in [{low:g}, {high:g}] for {purpose}, got {observations[index]:g} at "
-            f"{list(index)}; scale the data, or choose {free} without binarisation"
+            f"{list(index)}; scale the data, or choose {_KINDS_OF_ANY_NUMBER} without binarisation"
         )
 
 

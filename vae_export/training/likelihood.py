@@ -9,18 +9,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, distributions
 from torch.nn import functional
 
 from vae_runtime.errors import InputError
 
 _LOG_2PI = math.log(2 * math.pi)
-# How far a mean stays from 0 and 1, where its logit is infinite.
+# How far a mean stays from the ends of its range, where the decoder's answer would be infinite.
 _MARGIN = 1e-3
+# Below this, log(softplus(a)) is a to the precision of float32.
+_LOW = -20.0
 
 
 def _of_logits(logits: Tensor) -> distributions.Distribution:
     return distributions.Bernoulli(logits=logits)
+
+
+def _of_rates(answer: Tensor) -> distributions.Distribution:
+    return distributions.Poisson(functional.softplus(answer))
 
 
 class Kind:
@@ -96,7 +103,33 @@ class Laplace(Kind):
         return -((x - parameters) / scale).abs() - (2 * scale).log()
 
 
-KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (Bernoulli(), Gaussian(), Laplace())}
+class Poisson(Kind):
+    """Each value is a count, 0, 1, 2, …; the decoder gives a, and the rate is softplus(a) = log(1 + exp(a)).
+
+    The rate grows with a as the mean of other kinds does, so that a step too far cannot overflow it as exp(a) would.
+    """
+
+    name = "poisson"
+    distribution = staticmethod(_of_rates)
+
+    def log_prob(self, x: Tensor, parameters: Tensor, scale: Tensor) -> Tensor:
+        """x · log rate − rate − log x!."""
+        rate = functional.softplus(parameters)
+        # Far below 0 the rate is exp(a), and would round to 0.
+        log_rate = torch.where(parameters < _LOW, parameters, functional.softplus(parameters.clamp(min=_LOW)).log())
+        return x * log_rate - rate - torch.lgamma(x + 1)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """softplus(a)."""
+        return functional.softplus(parameters)
+
+    def parameters(self, mean: Tensor) -> Tensor:
+        """log(exp(mean) − 1), of a mean kept away from 0."""
+        mean = mean.clamp(min=_MARGIN)
+        return mean + (-torch.expm1(-mean)).log()
+
+
+KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (Bernoulli(), Gaussian(), Laplace(), Poisson())}
 """Every kind that can be trained, by its name."""
 
 

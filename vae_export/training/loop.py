@@ -122,12 +122,10 @@ def _describe(model: ModelConfig, training: TrainConfig, source: DataConfig, dat
             f"{source.source}: at least one observation for validation is expected, got none; "
             "raise data.validation_fraction"
         )
-    support = KINDS[model.likelihood].support
-    ranges = [(support, f"a {model.likelihood} likelihood")] if support else []
-    ranges += [((0.0, 1.0), "binarisation")] if training.binarise != "none" else []
-    for allowed, purpose in ranges:
-        for part in (dataset.train, dataset.validation, dataset.test):
-            data.require_range(part, allowed, source.source, purpose)
+    for part in (dataset.train, dataset.validation, dataset.test):
+        data.require_kind(part, KINDS[model.likelihood], source.source)
+        if training.binarise != "none":
+            data.require_range(part, (0.0, 1.0), source.source, "binarisation")
     return RunInfo(model, training, source, dataset.provenance, torch.__version__)
 
 

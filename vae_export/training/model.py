@@ -52,12 +52,12 @@ class VAE(nn.Module):
 
     @property
     def likelihood(self) -> str:
-        """Name of p(x|z): bernoulli, gaussian or laplace."""
+        """Name of the kind of p(x|z)."""
         return self.config.likelihood
 
     @property
     def scale(self) -> Tensor:
-        """Scale of p(x|z), a scalar: standard deviation (gaussian) or b (laplace); meaningless for bernoulli."""
+        """Scale of p(x|z), a scalar: standard deviation (gaussian) or b (laplace); other kinds ignore it."""
         return self.log_scale.exp()
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +68,7 @@ class VAE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Parameters of p(x|z) for latents z, float32 [n, latent] → float32 [n, *observation_shape].
 
-        They are logits for a bernoulli likelihood, else the mean.
+        The kind of likelihood decides what they are: see `training.likelihood`.
         """
         parameters: Tensor = self.decoder(z)
         return parameters

@@ -1,8 +1,8 @@
 """The objectives, in nats per observation, as pure functions.
 
-`log_likelihood` and `log_normal` are log densities (log masses under bernoulli) with all constants. The ELBO is from
-Kingma & Welling, arXiv 1312.6114; the importance-weighted bound from Burda et al., arXiv 1509.00519; free bits from
-Kingma et al., arXiv 1606.04934.
+`log_likelihood` and `log_normal` are log densities with all constants, or log probabilities of discrete observations.
+The ELBO is from Kingma & Welling, arXiv 1312.6114; the importance-weighted bound from Burda et al., arXiv 1509.00519;
+free bits from Kingma et al., arXiv 1606.04934.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ def log_likelihood(x: Tensor, parameters: Tensor, likelihood: str, scale: Tensor
 
     Args:
         x: observations, float [n, *shape]; in [0, 1] under bernoulli, where only 0 and 1 make it a likelihood and
-            grey values give a surrogate.
-        parameters: the decoder's answer, float [..., n, *shape]: logits (bernoulli) or the mean (gaussian, laplace).
+            grey values give a surrogate; counts under poisson.
+        parameters: the decoder's answer, float [..., n, *shape]: logits (bernoulli), the mean (gaussian, laplace), or a
+            for the rate softplus(a) (poisson).
         likelihood: name of the kind.
-        scale: standard deviation (gaussian) or b (laplace); bernoulli has none.
+        scale: standard deviation (gaussian) or b (laplace); other kinds ignore it.
 
     Returns:
         float [..., n], nats per observation.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Laplace, Normal
+from torch.distributions import Bernoulli, Distribution, Laplace, Normal, Poisson
 
 from vae_runtime.likelihood import KINDS
 from vae_runtime.manifest import Likelihood, Output
@@ -23,7 +23,12 @@ from .draws import Draws
 from .reading import DecoderReading, base_of, mean_of
 
 # The class of PyTorch for each kind.
-_DISTRIBUTIONS: Mapping[str, type[Distribution]] = {"bernoulli": Bernoulli, "gaussian": Normal, "laplace": Laplace}
+_DISTRIBUTIONS: Mapping[str, type[Distribution]] = {
+    "bernoulli": Bernoulli,
+    "gaussian": Normal,
+    "laplace": Laplace,
+    "poisson": Poisson,
+}
 _NOT_DECLARED = "no likelihood was declared at export; export again with likelihood="
 
 
@@ -94,13 +99,18 @@ def find_likelihood(decoded: Decoded, example: Tensor, declaration: Declaration)
     if kind:
         parameters = _of_distribution(kind, base, base_of(decoded.far), declaration)
     elif declaration.likelihood and declaration.likelihood in KINDS:
-        parameters = _of_tensor(declaration.likelihood, decoded, mean, example, declaration)
+        parameters = _of_tensor(declaration.likelihood, decoded, mean, declaration)
     else:
         if isinstance(base, Distribution):
             lines.append(f"likelihood: decode returns a {type(base).__name__}, of which only the mean is exported")
         parameters = _Parameters(
             "none", "likelihood: not declared; the bundle gives samples and no scores (likelihood=)"
         )
+    if parameters.kind in KINDS and KINDS[parameters.kind].support:
+        misfit = KINDS[parameters.kind].misfit(example.numpy(force=True))
+        if misfit:
+            other = "decode=, a function that returns only the mean" if kind else "another likelihood="
+            raise ExportError(f"example: {misfit}; scale it as in training, or pass {other}")
     # The mean's shape is stated only where it is not the observation's.
     shape = None if mean.shape[1:] == example.shape[1:] else tuple(mean.shape[1:])
     likelihood = Likelihood(
@@ -177,18 +187,21 @@ def _of_distribution(kind: str, base: Any, far: Any, declaration: Declaration) -
     return replace(found, scale=own) if constant else replace(found, scale_output=True)
 
 
-def _of_tensor(kind: str, decoded: Decoded, mean: Tensor, example: Tensor, declaration: Declaration) -> _Parameters:
+def _of_tensor(kind: str, decoded: Decoded, mean: Tensor, declaration: Declaration) -> _Parameters:
     support = KINDS[kind].support
-    if support and not _within(example, support):
-        raise ExportError(
-            f"likelihood: {kind}: expected observations from {support[0]:g} to {support[1]:g}, the example has "
-            f"{float(example.min()):g} … {float(example.max()):g}; scale it, or pass another likelihood="
-        )
     if KINDS[kind].scale:
         scale = 1.0 if declaration.scale is None else float(declaration.scale)
         return _Parameters(
             kind, f"likelihood: {kind}, scale {scale:g}" + ("" if declaration.scale else " (the default)"), scale=scale
         )
+    if support and not KINDS[kind].logits:
+        for answer in (mean, mean_of(decoded.far)):
+            if not _within(answer, support):
+                raise ExportError(
+                    f"decode: expected a mean from {support[0]:g} to {support[1]:g} for a {kind} likelihood, got "
+                    f"{float(answer.min()):g} … {float(answer.max()):g}; pass decode=, a function that applies the "
+                    f"decoder's last activation and returns a torch.distributions.{_DISTRIBUTIONS[kind].__name__}"
+                )
     if not KINDS[kind].logits or support is None:
         return _Parameters(kind, f"likelihood: {kind}; decode returns the mean")
     if not all(_within(answer, support) for answer in (mean, mean_of(decoded.far))):

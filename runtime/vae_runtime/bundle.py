@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .document import parse
 from .errors import BundleError, InputError, VaeError
-from .manifest import Manifest, Variant
+from .manifest import Manifest, TensorSpec, Variant
 from .places import PATH, Place, open_place
 from .records import Record, record
 
@@ -25,6 +25,21 @@ SUMS = "SHA256SUMS"
 _MAX_BYTES = 2**24
 
 _LINE = re.compile(f"([0-9a-f]{{64}})  ({PATH})")
+
+
+@record(frozen=True)
+class StoredGraph(Record):
+    """A graph as a bundle stores it.
+
+    `place` is its path, for errors; `data` holds the files of its weights by name; `inputs` and `outputs` are those
+    that the manifest describes.
+    """
+
+    place: str
+    content: bytes
+    data: Mapping[str, bytes]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
 
 
 @record(frozen=True)
@@ -94,6 +109,36 @@ class Bundle(Record):
                 f"Runtime; choose one of: {names}"
             )
         return variants[name]
+
+    def choose(self, name: str | None) -> dict[str, str]:
+        """Choose the variant of each component: the one of this name, or the first where a component has none of it.
+
+        Raises:
+            BundleError: no component has such a variant.
+            InputError: it is no name.
+        """
+        components = self.manifest.components
+        if name is not None and not isinstance(name, str):
+            raise InputError(f"variant: expected a name, got {name!r}")
+        named = [component for component, variants in components.items() if name in variants]
+        if name is not None and not named:
+            known = dict.fromkeys(v.name for v in self.manifest.variants if v.executor == "ort")
+            raise BundleError(f"{self.root}: there is no variant {name!r}; choose one of: {', '.join(known)}")
+        return {
+            component: self.variant(component, name if component in named else None).name for component in components
+        }
+
+    def graph(self, component: str, name: str | None = None) -> StoredGraph:
+        """Read the named variant of a component, or the first that ONNX Runtime runs.
+
+        Raises:
+            BundleError: as `variant` and `read`.
+        """
+        chosen, manifest = self.variant(component, name), self.manifest
+        return StoredGraph(
+            self.place(chosen.path), self.read(chosen.path), self.data(chosen), manifest.inputs(component),
+            manifest.outputs(component),
+        )  # fmt: skip
 
     def unlisted(self) -> list[Path]:
         """Return the files in the bundle that SHA256SUMS does not list."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +34,6 @@ BATCH_SIZE = 64
 _MAX_BYTES = 2**18
 # Numbers of rows for which bound calls are kept.
 _MAX_COUNTS = 16
-_ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
 class Networks:
@@ -53,7 +52,7 @@ class Networks:
         self.device = device.name
         self.in_place = device.provider == CPU
         """Whether graphs can read and write numpy's own arrays."""
-        self.variants = _chosen_variants(bundle, variant)
+        self.variants = bundle.choose(variant)
         """The variant of each component."""
         self._bundle = bundle
         self._device = device
@@ -289,52 +288,9 @@ def open_session(bundle: Bundle, component: str, variant: str | None, device: De
         BundleError: the file is damaged, or the graph is not the one that the manifest describes.
         DeviceError: the device is unavailable.
     """
-    manifest = bundle.manifest
-    chosen = bundle.variant(component, variant)
-    place = bundle.place(chosen.path)
-    session = Session(bundle.read(chosen.path), place, device, threads, data=bundle.data(chosen))
-    _require_described(manifest, component, session)
-    return session
-
-
-def _require_described(manifest: Manifest, component: str, session: Session) -> None:
-    """Raise BundleError unless the graph has the inputs and outputs that the manifest names."""
-    for kind, tensors, actual in (
-        ("input", manifest.inputs(component), session.inputs),
-        ("output", manifest.outputs(component), session.outputs),
-    ):
-        names = {tensor.name for tensor in tensors}
-        if names != actual.keys():
-            raise BundleError(
-                f"{session.place}: expected the {kind}s {sorted(names)} of the manifest, the graph has "
-                f"{sorted(actual)}; export the bundle again"
-            )
-        for tensor in tensors:
-            dtype, sizes = actual[tensor.name]
-            if dtype != _ORT_TYPES[tensor.dtype] or not _fits(tensor, sizes):
-                shown = ["batch", *("dynamic" if i in tensor.dynamic else str(s) for i, s in enumerate(tensor.shape))]
-                raise BundleError(
-                    f"{session.place}: {kind} {tensor.name}: expected {tensor.dtype} [{', '.join(shown)}] as in the "
-                    f"manifest, the graph has {dtype} {list(sizes)}; export the bundle again"
-                )
-
-
-def _fits(tensor: TensorSpec, sizes: Sequence[Any]) -> bool:
-    """Whether a graph's sizes are a dynamic batch and the tensor's; of a dynamic axis a graph has no number."""
-    expected = [None, *(None if i in tensor.dynamic else size for i, size in enumerate(tensor.shape))]
-    return [size if isinstance(size, int) else None for size in sizes] == expected
-
-
-def _chosen_variants(bundle: Bundle, name: str | None) -> dict[str, str]:
-    """The variant of each component: the one of this name, or the first where a component has none of it."""
-    components = bundle.manifest.components
-    if name is not None and not isinstance(name, str):
-        raise InputError(f"variant: expected a name, got {name!r}")
-    named = [component for component, variants in components.items() if name in variants]
-    if name is not None and not named:
-        known = dict.fromkeys(v.name for v in bundle.manifest.variants if v.executor == "ort")
-        raise BundleError(f"{bundle.root}: there is no variant {name!r}; choose one of: {', '.join(known)}")
-    return {component: bundle.variant(component, name if component in named else None).name for component in components}
+    graph = bundle.graph(component, variant)
+    expected = {"input": graph.inputs, "output": graph.outputs}
+    return Session(graph.content, graph.place, device, threads, data=graph.data, expected=expected)
 
 
 def _contiguous(feeds: Feeds) -> Feeds:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from .manifest import TensorSpec
+
+    Tensors = Mapping[str, tuple[str, tuple[int | str | None, ...]]]
+
+_ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 # The names of ONNX Runtime's levels of optimization, each with those before it.
 OPTIMIZATIONS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
 
@@ -32,6 +37,7 @@ class Session:
         device: Device,
         threads: int = 1,
         data: Mapping[str, bytes] | None = None,
+        expected: Mapping[str, Sequence[TensorSpec]] | None = None,
     ) -> None:
         """Load a graph.
 
@@ -41,9 +47,11 @@ class Session:
             device: where it runs.
             threads: intra-op threads.
             data: the bytes of each file of weights that the graph may refer to, by name; other weights are inline.
+            expected: the tensors that a manifest names under "input" and "output"; None checks nothing.
 
         Raises:
-            BundleError: ONNX Runtime does not load the graph, or the graph refers to a file that is not in `data`.
+            BundleError: ONNX Runtime does not load the graph, the graph refers to a file that is not in `data`, or its
+                inputs or outputs are not as expected.
             DeviceError: ONNX Runtime opened the session on another device.
         """
         data = data or {}
@@ -60,6 +68,8 @@ class Session:
         self._provider, self._index = device.provider, int(device.options.get("device_id", 0))
         self.inputs = {item.name: (item.type, tuple(item.shape)) for item in self.raw.get_inputs()}
         self.outputs = {item.name: (item.type, tuple(item.shape)) for item in self.raw.get_outputs()}
+        if expected is not None:
+            _require_described(place, expected, {"input": self.inputs, "output": self.outputs})
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Compute the named outputs from the named inputs.
@@ -126,6 +136,32 @@ class Session:
         in_range = "give integers from the range that the model was trained on"
         advice = in_range if out_of_range else "try a smaller batch size"
         return VaeError(f"{self.place}: ONNX Runtime failed: {message}; {advice}")
+
+
+def _require_described(place: str, expected: Mapping[str, Sequence[TensorSpec]], graph: Mapping[str, Tensors]) -> None:
+    """Raise BundleError unless a graph has the expected inputs and outputs."""
+    for kind, tensors in expected.items():
+        actual = graph[kind]
+        names = {tensor.name for tensor in tensors}
+        if names != actual.keys():
+            raise BundleError(
+                f"{place}: expected the {kind}s {sorted(names)} of the manifest, the graph has "
+                f"{sorted(actual)}; export the bundle again"
+            )
+        for tensor in tensors:
+            dtype, sizes = actual[tensor.name]
+            if dtype != _ORT_TYPES[tensor.dtype] or not _fits(tensor, sizes):
+                shown = ["batch", *("dynamic" if i in tensor.dynamic else str(s) for i, s in enumerate(tensor.shape))]
+                raise BundleError(
+                    f"{place}: {kind} {tensor.name}: expected {tensor.dtype} [{', '.join(shown)}] as in the "
+                    f"manifest, the graph has {dtype} {list(sizes)}; export the bundle again"
+                )
+
+
+def _fits(tensor: TensorSpec, sizes: Sequence[Any]) -> bool:
+    """Whether a graph's sizes are a dynamic batch and the tensor's; of a dynamic axis a graph has no number."""
+    expected = [None, *(None if i in tensor.dynamic else size for i, size in enumerate(tensor.shape))]
+    return [size if isinstance(size, int) else None for size in sizes] == expected
 
 
 # Bytes of a result up to which copying it is cheaper than binding a new array.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,17 +42,12 @@ class Networks:
     A graph is loaded when it is first needed.
     """
 
-    def __init__(self, bundle: Bundle, device: Device, threads: int, variant: str | None) -> None:
-        """Choose the variants.
-
-        Raises:
-            BundleError: no component has a variant of this name.
-            InputError: the variant is no name.
-        """
+    def __init__(self, bundle: Bundle, device: Device, threads: int, variants: Mapping[str, str]) -> None:
+        """Take the variant of each component, as `Bundle.choose` gives them."""
         self.device = device.name
         self.in_place = device.provider == CPU
         """Whether graphs can read and write numpy's own arrays."""
-        self.variants = bundle.choose(variant)
+        self.variants = variants
         """The variant of each component."""
         self._bundle = bundle
         self._device = device

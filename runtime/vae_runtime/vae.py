@@ -61,7 +61,8 @@ def load(
     """
     count = require_integer("threads", threads, 1, 1024)
     bundle = open_bundle(path, digest)
-    networks = Networks(bundle, resolve_device(device, provider_options), count, variant)
+    variants = bundle.choose(variant)
+    networks = Networks(bundle, resolve_device(device, provider_options), count, variants)
     networks.session(_main_component(bundle.manifest))
     return VAE(bundle, networks)
 

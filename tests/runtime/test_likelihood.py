@@ -158,7 +158,7 @@ def test_an_unknown_kind_is_not_drawn_as_another(small_bundle):
     bundle = vae_runtime.load(small_bundle("laplace", 0.5)).bundle
     cauchy = dataclasses.replace(bundle.manifest, likelihood=Likelihood("cauchy", "x", scale=0.5))
     bundle = dataclasses.replace(bundle, manifest=cauchy)
-    vae = VAE(bundle, Networks(bundle, resolve_device("cpu"), 1, None))
+    vae = VAE(bundle, Networks(bundle, resolve_device("cpu"), 1, bundle.choose(None)))
     assert vae.sample(2, seed=0).shape == (2, 3)
     for refuse in (
         lambda: vae.sample(2, seed=0, observe=True),

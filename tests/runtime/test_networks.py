@@ -296,7 +296,7 @@ def test_the_range_is_the_manifests(quick_vae, bounds):
     bundle = quick_vae.bundle
     observation = dataclasses.replace(bundle.manifest.observation, range=bounds)
     bundle = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, observation=observation))
-    vae = VAE(bundle, Networks(bundle, resolve_device("cpu"), 1, None))
+    vae = VAE(bundle, Networks(bundle, resolve_device("cpu"), 1, bundle.choose(None)))
     low, high = bounds or (-np.finfo(np.float32).max, np.finfo(np.float32).max)
     low32, high32 = np.float32(low), np.float32(high)
     inside = [low32, high32, np.float32((low + high) / 2)] if bounds != (0.0, 0.1) else [low32, np.float32(0.05)]

@@ -35,6 +35,10 @@ _LOG_2PI = math.log(2 * math.pi)
 _SCORED = 2**20
 
 
+# Scores that are means over the values of an observation; all others are in nats.
+PER_VALUE = ("mse", "mae")
+
+
 @dataclass(frozen=True, eq=False)
 class Scores:
     """How well a VAE explains observations: float64 [n] each, in nats per observation where not said otherwise.

@@ -192,7 +192,11 @@ def test_a_wrong_row_is_named_with_its_file(digits, tmp_path, x, workers, capsys
         (np.zeros((5, 1, 9, 8), np.float32), {}, r"row 0: x: expected float32 \[n, 1, 8, 8\], got"),
         (np.zeros((0, 1, 8, 8), np.float32), {}, "expected an .npy file of rows: it has no rows"),
         (np.float32(1), {}, "expected an .npy file of rows: it has no rows"),
-        (np.full((5, 1, 8, 8), np.nan, np.float32), {}, r"row 0: x\[0, 0, 0, 0\]: expected values from 0 to 1, got nan"),
+        (
+            np.full((5, 1, 8, 8), np.nan, np.float32),
+            {},
+            r"row 0: x\[0, 0, 0, 0\]: expected values from 0 to 1, got nan",
+        ),
         (np.zeros((5, 1, 8, 8), np.float32), {"n": 6}, "n: expected at most 5, the rows of"),
         (
             np.zeros((5, 1, 8, 8), np.float32),

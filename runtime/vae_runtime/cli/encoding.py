@@ -171,6 +171,8 @@ def _score(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         progress=progress if terminal else None,
     )
+    from ..score import PER_VALUE  # loaded by now
+
     columns = _score_columns(scores)
     count = len(x)
     if options.out is not None:
@@ -179,7 +181,7 @@ def _score(options: argparse.Namespace) -> None:
     print(f"{options.x}: {count} observations, seed {seed}, start {start}{samples}")
     for name, column in columns.items():
         error = column.std(ddof=min(1, count - 1)) / math.sqrt(count)
-        unit = "per value" if name in ("mse", "mae") else "nats"
+        unit = "per value" if name in PER_VALUE else "nats"
         print(f"  {name.replace('_', ' '):16}{column.mean():12.6g} ± {error:<10.2g}{unit}")
     if scores.reason:
         print(f"  no ELBO: {one_line(scores.reason)}")
@@ -187,5 +189,4 @@ def _score(options: argparse.Namespace) -> None:
 
 def _score_columns(scores: Scores) -> dict[str, NDArray[np.float64]]:
     """Return the scores that are one number per observation."""
-    names = ("elbo", "reconstruction", "kl", "log_likelihood", "mse", "mae")
-    return {name: getattr(scores, name) for name in names if getattr(scores, name) is not None}
+    return {name: value for name, value in vars(scores).items() if getattr(value, "ndim", 0) == 1}

@@ -61,7 +61,10 @@ def _add_samples(verb: argparse.ArgumentParser) -> None:
     source.add_argument("--reconstruct", metavar="IN.npy", help="write reconstructions of these observations instead")
     source.add_argument("--encode", metavar="IN.npy", help="write the latents of these observations instead")
     verb.add_argument(
-        "--format", choices=("npy", "parquet", "safetensors"), default="npy", help="format of the files (default npy)"
+        "--format",
+        type=argument(_format),
+        default="npy",
+        help="format of the files: npy, parquet or safetensors (default npy)",
     )
     verb.add_argument(
         "--dtype", choices=("float32", "uint8"), default="float32", help="dtype of the samples (default float32)"
@@ -77,6 +80,13 @@ def _add_samples(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--shard-size", type=integer("shard-size", 1, 2**40), help="samples per file (default: about 64 MB)"
     )
+
+
+def _format(text: str) -> str:
+    from ..generation.formats.table import require_known  # numpy is not needed to show help
+
+    require_known(text)
+    return text
 
 
 def _add_work(verb: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from .folder import (
     shard_name,
     write_index,
 )  # fmt: skip
+from .formats.table import is_compressed
 from .job import Job
 from .local import usable_cores
 from .request import Callbacks, Conditions, Draw, Execution, Output, Request, Source, describe_job
@@ -191,8 +192,7 @@ def _require_space(
     smaller = ", or take uint8" if job.dtype == "float32" and job.range is not None else ""
     advice = f"free some space, choose another disk{smaller}"
     message = f"{store}: expected {_size(whole)} of free space{parts}, got {_size(free)}; {advice}"
-    # The size of a compressed Parquet file is not known beforehand.
-    if own > free and job.format != "parquet":
+    if own > free and not is_compressed(job.format):
         raise VaeError(message)
     if warn is not None:
         warn(message)

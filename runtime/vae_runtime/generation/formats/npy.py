@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from .row_types import Rows, expect, row_bytes
 
+COMPRESSED = False
+
 
 def require() -> None:
     """Accept: numpy is always installed."""

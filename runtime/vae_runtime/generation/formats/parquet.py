@@ -18,6 +18,8 @@ from .row_types import Rows, expect, group_size, regrouped, row_bytes, row_field
 
 _METADATA = b"vae_runtime"
 
+COMPRESSED = True
+
 
 def require() -> None:
     """See that pyarrow is installed.

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from ...errors import VaeError
 from .row_types import TYPES, Rows, expect, group_size, regrouped, row_bytes, row_fields
 
+COMPRESSED = False
+
 
 def require() -> None:
     """Accept: the library is only needed for reading."""

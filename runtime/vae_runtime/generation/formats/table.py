@@ -21,6 +21,9 @@ from .row_types import Rows
 class Format(Protocol):
     """The interface of a format's module."""
 
+    COMPRESSED: bool
+    """Whether the size of a shard depends on its numbers."""
+
     def require(self) -> None:
         """Raise VaeError if the library that writes the format is not installed."""
 
@@ -45,9 +48,23 @@ def require(name: str) -> None:
         InputError: the format is unknown.
         VaeError: the library of the format is not installed; the message names the extra.
     """
+    require_known(name)
+    _TABLE[name].require()
+
+
+def require_known(name: str) -> None:
+    """Check that a format is known.
+
+    Raises:
+        InputError: it is unknown.
+    """
     if name not in FORMATS:
         raise InputError(f"format: expected {', '.join(FORMATS)}, got {name!r}")
-    _TABLE[name].require()
+
+
+def is_compressed(name: str) -> bool:
+    """Return whether the size of a shard in this format depends on its numbers."""
+    return _TABLE[name].COMPRESSED
 
 
 def write(

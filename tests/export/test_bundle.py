@@ -611,21 +611,21 @@ def evaluation_with_a_mistyped_field(run):
         (no_run, r"run/config\.json: No such file or directory; give the folder of a run"),
         (no_config, r"run/config\.json: No such file or directory; give the folder of a run"),
         (no_weights, r"run/model\.safetensors: No such file or directory; restore it or train again"),
-        (truncated_config, r"run/config\.json: JSON is expected"),
-        (truncated_weights, r"run/model\.safetensors: a whole safetensors file is expected"),
-        (empty_weights, r"run/model\.safetensors: a whole safetensors file is expected"),
+        (truncated_config, r"run/config\.json: expected JSON"),
+        (truncated_weights, r"run/model\.safetensors: expected a whole safetensors file"),
+        (empty_weights, r"run/model\.safetensors: expected a whole safetensors file"),
         (
             weights_of_another_shape,
-            r"tensor decoder\.4\.weight: float32 \[64, 32\] is expected, got float32 \[64, 31\]",
+            r"tensor decoder\.4\.weight: expected float32 \[64, 32\], got float32 \[64, 31\]",
         ),
-        (weights_of_another_type, r"tensor decoder\.4\.weight: float32 \[64, 32\] is expected, got float64 \[64, 32\]"),
-        (a_weight_missing, r"tensor encoder\.1\.bias: float32 \[32\] is expected, got none"),
-        (a_weight_too_many, r"tensor spare: none of this name is expected"),
-        (config_of_a_newer_version, r"run/config\.json: format_version 2 is expected, got 3"),
+        (weights_of_another_type, r"tensor decoder\.4\.weight: expected float32 \[64, 32\], got float64 \[64, 32\]"),
+        (a_weight_missing, r"tensor encoder\.1\.bias: expected float32 \[32\], got none"),
+        (a_weight_too_many, r"tensor spare: expected none of this name"),
+        (config_of_a_newer_version, r"run/config\.json: expected format_version 2, got 3"),
         (config_without_a_field, r"run/config\.json: .*provenance"),
         (
             config_with_a_mistyped_field,
-            r"run/config\.json: model\.latent: an integer from 1 to 16777216 is expected, got '4'",
+            r"run/config\.json: model\.latent: expected an integer from 1 to 16777216, got '4'",
         ),
         (config_with_a_mistyped_count, r"run/config\.json: .*provenance.*many"),
         (config_with_a_mistyped_result, r"run/config\.json: .*result.*long"),
@@ -677,7 +677,7 @@ def test_data_that_changed_are_no_longer_the_runs(run_on_npy, tmp_path):
     for other in (altered, data[:-1], data[::-1], (data * 255).astype(np.uint8)):
         np.save(tmp_path / "other.npy", other)
         with pytest.raises(
-            InputError, match=r"other\.npy: the run's data \(data, sha256:\w+\) are expected, got sha256:.*--data"
+            InputError, match=r"other\.npy: expected the run's data \(data, sha256:\w+\), got sha256:.*--data"
         ):
             export(folder / "run", tmp_path / "bundle", data=str(tmp_path / "other.npy"))
     assert os.listdir(tmp_path) == ["other.npy"]

@@ -127,29 +127,29 @@ MISUSE = [
     ("", "the following arguments are required: COMMAND"),
     ("fly", "invalid choice: 'fly'"),
     ("train", "the following arguments are required: --out"),
-    ("train --out run --latent 0", "model.latent: an integer from 1 to 16777216 is expected, got 0"),
+    ("train --out run --latent 0", "model.latent: expected an integer from 1 to 16777216, got 0"),
     ("train --out run --latent four", "argument --latent: invalid int value: 'four'"),
-    ("train --out run --hidden 8 -8", "model.hidden: a list of integers from 1 to 16777216 is expected, got [8, -8]"),
-    ("train --out run --likelihood cauchy", "model.likelihood: one of bernoulli, gaussian, laplace, poisson is"),
-    ("train --out run --likelihood gaussian --scale 0", "model.scale: a number above 0 is expected, got 0.0"),
-    ("train --out run --scale nan", "model.scale: a number above 0 is expected, got nan"),
+    ("train --out run --hidden 8 -8", "model.hidden: expected a list of integers from 1 to 16777216, got [8, -8]"),
+    ("train --out run --likelihood cauchy", "model.likelihood: expected one of bernoulli, gaussian, laplace, poisson"),
+    ("train --out run --likelihood gaussian --scale 0", "model.scale: expected a number above 0, got 0.0"),
+    ("train --out run --scale nan", "model.scale: expected a number above 0, got nan"),
     ("train --out run --learn-scale", "model.learn_scale: a bernoulli likelihood has no scale; leave it out"),
     ("train --out run --architecture conv --observation-shape 1 9 8", "model.observation_shape: conv takes [C, H, W]"),
-    ("train --out run --epochs 0", "train.epochs: an integer from 1 to 16777216 is expected, got 0"),
-    ("train --out run --learning-rate inf", "train.learning_rate: a number above 0 is expected, got inf"),
-    ("train --out run --binarise often", "train.binarise: one of none, stochastic, threshold is expected, got 'often'"),
+    ("train --out run --epochs 0", "train.epochs: expected an integer from 1 to 16777216, got 0"),
+    ("train --out run --learning-rate inf", "train.learning_rate: expected a number above 0, got inf"),
+    ("train --out run --binarise often", "train.binarise: expected one of none, stochastic, threshold, got 'often'"),
     ("train --out run --seed 9223372036854775808", "train.seed: "),
-    ("train --out run --test-fraction 1", "data.test_fraction: a number of at least 0 and at most 0.9 is expected"),
-    ("train --out run --latent 99999999999999", "model.latent: an integer from 1 to 16777216 is expected"),
+    ("train --out run --test-fraction 1", "data.test_fraction: expected a number of at least 0 and at most 0.9"),
+    ("train --out run --latent 99999999999999", "model.latent: expected an integer from 1 to 16777216"),
     (
         "train --out run --batch-size 99999999999999999999",
-        "train.batch_size: an integer from 1 to 16777216 is expected",
+        "train.batch_size: expected an integer from 1 to 16777216",
     ),
-    ("train --out run --threads 100000", "train.threads: an integer from 0 to 1024 is expected, got 100000"),
-    ("train --out run --data caf\udce9.npy", "data.source: a name in UTF-8 is expected, got 'caf\\udce9.npy'"),
+    ("train --out run --threads 100000", "train.threads: expected an integer from 0 to 1024, got 100000"),
+    ("train --out run --data caf\udce9.npy", "data.source: expected a name in UTF-8, got 'caf\\udce9.npy'"),
     ("train --out run --recipe cats", "argument --recipe: invalid choice: 'cats'"),
     ("train --out run --wings 2", "unrecognized arguments: --wings 2"),
-    ("train --out run --latent 0 --epochs 0", "model.latent: an integer from 1 to 16777216 is expected, got 0"),
+    ("train --out run --latent 0 --epochs 0", "model.latent: expected an integer from 1 to 16777216, got 0"),
     ("evaluate", "the following arguments are required: run"),
     ("evaluate run --importance-samples 0", "--importance-samples: expected an integer of at least 1, got 0"),
     ("evaluate run --limit 0", "--limit: expected an integer of at least 1, got 0"),
@@ -221,7 +221,7 @@ def make_npy(path, content):
         ("parity run bundle", "run/config.json: No such file or directory; give the folder of a run"),
         ("train --out /proc/nowhere/run --epochs 1", "/proc/nowhere/run: "),
         ("train --out run --observation-shape 1 4 16 --epochs 1", "observations of shape [1, 4, 16]"),
-        ("train --out run --validation-fraction 0 --epochs 1", "at least one observation for validation is expected"),
+        ("train --out run --validation-fraction 0 --epochs 1", "expected at least one observation for validation"),
     ],
 )
 def test_a_failure_is_one_error_line_and_status_1(failing, arguments, words):
@@ -249,12 +249,10 @@ def test_what_no_memory_can_hold_is_an_error(command, tmp_path):
 
 def test_bad_data_are_named(failing, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "IDX files or images are expected, got neither" in failing(
-        "train", "--out", "run", "--data", tmp_path / "empty"
-    )
+    assert "expected IDX files or images, got neither" in failing("train", "--out", "run", "--data", tmp_path / "empty")
     (tmp_path / "torn.npy").write_bytes(make_npy(tmp_path / "whole.npy", np.ones((9, 4))).read_bytes()[:-7])
     words = failing("train", "--out", "run", "--data", tmp_path / "torn.npy")
-    assert "torn.npy: a whole .npy file without pickled objects is expected" in words
+    assert "torn.npy: expected a whole .npy file without pickled objects" in words
     make_npy(tmp_path / "high.npy", np.full((30, 4), 7.0))
     words = failing("train", "--out", "run", "--data", tmp_path / "high.npy")
     assert "expected values in [0, 1] for a bernoulli likelihood, got 7" in words

@@ -83,17 +83,17 @@ def test_the_digest_is_of_the_values_and_not_of_the_files(idx_folder):
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("train-images-idx3-ubyte.gz", lambda b: b[:-20], "a whole gzip file is expected"),
-        ("train-images-idx3-ubyte.gz", lambda b: b"no gzip", "a whole gzip file is expected"),
-        ("t10k-images-idx3-ubyte", lambda b: b[:-1], "10 images of 8×8, 656 bytes, are expected, got 655"),
-        ("t10k-images-idx3-ubyte", lambda b: b + b"!", "656 bytes, are expected, got 657"),
-        ("t10k-images-idx3-ubyte", lambda b: b[:9], "an IDX header of 16 bytes is expected, got 9"),
+        ("train-images-idx3-ubyte.gz", lambda b: b[:-20], "expected a whole gzip file"),
+        ("train-images-idx3-ubyte.gz", lambda b: b"no gzip", "expected a whole gzip file"),
+        ("t10k-images-idx3-ubyte", lambda b: b[:-1], "expected 10 images of 8×8, 656 bytes, got 655"),
+        ("t10k-images-idx3-ubyte", lambda b: b + b"!", "656 bytes, got 657"),
+        ("t10k-images-idx3-ubyte", lambda b: b[:9], "expected an IDX header of 16 bytes, got 9"),
         (
             "t10k-images-idx3-ubyte",
             lambda b: b"\0\0\x08\x01" + b[4:],
-            "0x00000803 (images) is expected, got 0x00000801",
+            "expected magic number 0x00000803 (images), got 0x00000801",
         ),
-        ("t10k-images-idx3-ubyte", lambda b: struct.pack(">4I", 0x803, 0, 8, 8), "at least one image is expected"),
+        ("t10k-images-idx3-ubyte", lambda b: struct.pack(">4I", 0x803, 0, 8, 8), "expected at least one image"),
         ("t10k-images-idx3-ubyte", lambda b: struct.pack(">4I", 0x803, 1, 2, 2) + b"1234", "images of one size"),
     ],
 )
@@ -127,7 +127,7 @@ def test_a_truncated_npy_is_refused(tmp_path, digits_npy, cut):
 def test_a_folder_without_its_test_images_names_the_file(idx_folder):
     folder = idx_folder()
     (folder / "t10k-images-idx3-ubyte.gz").unlink()
-    assert "t10k-images-idx3-ubyte or the same with .gz is expected, got none" in refused(folder)
+    assert "expected t10k-images-idx3-ubyte or the same with .gz, got neither" in refused(folder)
 
 
 def test_npy_floats_stay_as_they_are(tmp_path):
@@ -151,12 +151,12 @@ def test_data_of_two_values_are_known_as_binary(tmp_path, top):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.array([[1.0, np.nan], [0, 0]]), "finite float32 values are expected, got nan at [0, 1]"),
-        (np.array([[0.0, 1], [-np.inf, 0]]), "finite float32 values are expected, got -inf at [1, 0]"),
-        (np.full((2, 2), 1e300), "finite float32 values are expected, got 1e+300 at [0, 0]"),
-        (np.arange(6).reshape(3, 2), "uint8 or floating-point values are expected, got int64"),
-        (np.zeros(5, np.uint8), "an array [n, *shape] with at least one value is expected, got [5]"),
-        (np.zeros((0, 3), np.uint8), "at least one value is expected, got [0, 3]"),
+        (np.array([[1.0, np.nan], [0, 0]]), "expected finite float32 values, got nan at [0, 1]"),
+        (np.array([[0.0, 1], [-np.inf, 0]]), "expected finite float32 values, got -inf at [1, 0]"),
+        (np.full((2, 2), 1e300), "expected finite float32 values, got 1e+300 at [0, 0]"),
+        (np.arange(6).reshape(3, 2), "expected uint8 or floating-point values, got int64"),
+        (np.zeros(5, np.uint8), "expected an array [n, *shape] with at least one value, got [5]"),
+        (np.zeros((0, 3), np.uint8), "at least one value, got [0, 3]"),
         (np.array([[object()]]), "without pickled objects"),
     ],
 )
@@ -186,7 +186,7 @@ def test_images_become_channels_in_the_order_of_their_names(tmp_path, mode, chan
 def test_images_of_mixed_sizes_are_refused(tmp_path):
     Image.new("L", (6, 4)).save(tmp_path / "a.png")
     Image.new("L", (6, 5)).save(tmp_path / "b.png")
-    assert "b.png: 4×6 with 1 channel(s) as a.png is expected, got 5×6 with 1 channel(s)" in refused(tmp_path)
+    assert "b.png: expected 4×6 with 1 channel(s) as a.png has, got 5×6 with 1 channel(s)" in refused(tmp_path)
     Image.new("RGB", (6, 4)).save(tmp_path / "b.png")
     assert "got 4×6 with 3 channel(s)" in refused(tmp_path)
 
@@ -194,22 +194,22 @@ def test_images_of_mixed_sizes_are_refused(tmp_path):
 def test_an_image_that_is_none_is_refused(tmp_path):
     Image.new("L", (6, 4)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
-    assert "b.png: an image is expected" in refused(tmp_path)
+    assert "b.png: expected an image" in refused(tmp_path)
     Image.new("I;16", (6, 4)).save(tmp_path / "b.png")
-    assert "8 bits per channel are expected, got mode I" in refused(tmp_path)
+    assert "expected 8 bits per channel, got mode I" in refused(tmp_path)
 
 
 def test_a_source_that_is_not_there_or_empty_is_refused(tmp_path):
     assert "no such file or folder; give `digits`" in refused(tmp_path / "nowhere")
-    assert "IDX files or images are expected, got neither" in refused(tmp_path)
+    assert "expected IDX files or images, got neither" in refused(tmp_path)
     (tmp_path / "x.csv").write_text("1,2")
-    assert "a .npy file or a folder is expected" in refused(tmp_path / "x.csv")
+    assert "expected a .npy file or a folder" in refused(tmp_path / "x.csv")
 
 
 def test_a_split_that_leaves_nothing_to_train_on_is_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((2, 3)))
     message = refused(tmp_path / "x.npy", test_fraction=0.5, validation_fraction=0.9)
-    assert "at least one observation to train on is expected, got 2 in all, 1 of them for test and 1 for" in message
+    assert "expected at least one observation to train on, got 2 in all, 1 of them for test and 1 for" in message
 
 
 def test_a_value_outside_the_unit_range_is_named():

@@ -152,15 +152,15 @@ def test_binarisation():
 
 def test_bad_arguments_are_refused(digits_run, digits_npy, tmp_path):
     for arguments in ({"importance_samples": 0}, {"limit": 0}):
-        with pytest.raises(InputError, match=": at least 1 is expected, got 0"):
+        with pytest.raises(InputError, match=": expected at least 1, got 0"):
             measured(digits_run.folder, **arguments)
-    with pytest.raises(InputError, match="are expected, got sha256"):
+    with pytest.raises(InputError, match=r"expected the run's data .*, got sha256"):
         measured(digits_run.folder, data=str(digits_npy))
     with pytest.raises(InputError, match=r"config\.json: No such file"):
         measured(tmp_path)
     checkpoint.write_info(tmp_path, replace(digits_run.info, data=replace(digits_run.info.data, test_fraction=0)))
     checkpoint.save_weights(tmp_path, checkpoint.load(digits_run.folder)[0].state_dict())
-    with pytest.raises(InputError, match="at least one test observation is expected, got none"):
+    with pytest.raises(InputError, match="expected at least one test observation, got none"):
         measured(tmp_path)
 
 
@@ -172,5 +172,5 @@ def test_figures_of_other_weights_are_refused(digits_run, tmp_path):
     weights = safetensors.numpy.load_file(run / "model.safetensors")
     name = next(iter(weights))
     safetensors.numpy.save_file({**weights, name: weights[name] * 2}, run / "model.safetensors")
-    with pytest.raises(InputError, match=r"evaluation\.json: figures of these weights .* evaluate again"):
+    with pytest.raises(InputError, match=r"evaluation\.json: expected figures of these weights .* evaluate again"):
         read_evaluation(run)

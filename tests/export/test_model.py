@@ -113,7 +113,7 @@ def test_encode_and_decode_export_with_a_dynamic_batch(config):
 
 
 def test_a_model_without_a_shape_is_refused():
-    with pytest.raises(InputError, match=r"model\.observation_shape: a shape such as \[1, 28, 28\] is expected"):
+    with pytest.raises(InputError, match=r"model\.observation_shape: expected a shape such as \[1, 28, 28\]"):
         VAE(ModelConfig())
 
 

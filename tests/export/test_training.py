@@ -225,7 +225,7 @@ def test_a_state_that_fits_no_more_is_refused(digits_npy, tmp_path, monkeypatch)
     state = tmp_path / "state.safetensors"
     content = state.read_bytes()
     state.write_bytes(content[:-1])
-    with pytest.raises(TrainingError, match=r"state\.safetensors: a whole resume state is expected"):
+    with pytest.raises(TrainingError, match=r"state\.safetensors: expected a complete resume state"):
         run(tmp_path, source=digits_npy)
     state.write_bytes(content)
     (tmp_path / "config.json").unlink()
@@ -240,7 +240,7 @@ def test_a_loss_that_is_no_number_stops_and_the_last_checkpoint_stays(digits_npy
     with pytest.raises(TrainingError) as caught:
         run(tmp_path, source=digits_npy)
     message = str(caught.value)
-    assert "epoch 3, step 4: a finite loss is expected, got nan; the checkpoint of epoch" in message
+    assert "epoch 3, step 4: expected a finite loss, got nan; the checkpoint of epoch" in message
     assert "lower train.learning_rate (0.003)" in message
     vae, info = checkpoint.load(tmp_path)
     assert info.result is None
@@ -288,9 +288,9 @@ def test_observations_that_are_no_images_have_no_samples_picture(tmp_path):
 
 
 def test_data_that_do_not_fit_are_refused(digits_npy, tmp_path):
-    with pytest.raises(InputError, match=r"observations of shape \[1, 28, 28\] .* are expected, got \[1, 8, 8\]"):
+    with pytest.raises(InputError, match=r"expected observations of shape \[1, 28, 28\] .*, got \[1, 8, 8\]"):
         run(tmp_path / "run", dataclasses.replace(MODEL, observation_shape=(1, 28, 28)))
-    with pytest.raises(InputError, match="at least one observation for validation is expected"):
+    with pytest.raises(InputError, match="expected at least one observation for validation"):
         run(tmp_path / "run", source=digits_npy, validation_fraction=0)
     np.save(tmp_path / "x.npy", np.full((30, 4), 1.5))
     with pytest.raises(InputError, match=r"expected values in \[0, 1\] for binarisation, got 1\.5"):

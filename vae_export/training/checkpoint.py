@@ -26,7 +26,7 @@ from .model import VAE
 _Record = TypeVar("_Record")
 
 _FORMAT_VERSION = 2
-_FOREIGN = "it does not belong to the config.json beside it: restore the right one, or train again"
+_FOREIGN = "it does not belong to the config.json in its folder: restore the right one, or train again"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What `config.json` says about a run."""
+    """The content of a run's `config.json`."""
 
     model: ModelConfig
     train: TrainConfig
@@ -93,10 +93,10 @@ def read_info(folder: Path) -> RunInfo:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give the folder of a run that `vae-export train` made") from error
     except ValueError as error:
-        raise InputError(f"{path}: JSON is expected: {error}; restore it or train again") from error
+        raise InputError(f"{path}: expected JSON: {error}; restore it or train again") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != _FORMAT_VERSION:
-        raise InputError(f"{path}: format_version {_FORMAT_VERSION} is expected, got {version!r}; train again")
+        raise InputError(f"{path}: expected format_version {_FORMAT_VERSION}, got {version!r}; train again")
     try:
         result = content["result"]
         return RunInfo(
@@ -110,23 +110,23 @@ def read_info(folder: Path) -> RunInfo:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except KeyError as error:
-        raise InputError(f"{path}: the field {error} is expected, got none; restore it or train again") from error
+        raise InputError(f"{path}: the field {error} is missing; restore it or train again") from error
     except TypeError as error:
         raise InputError(f"{path}: {error}; restore it or train again") from error
 
 
 def typed(record: _Record, place: str) -> _Record:
-    """The same dataclass of text, numbers and flags, once each has the type it is declared with.
+    """Return a dataclass of text, numbers and flags after a check of each field's type.
 
     Raises:
-        TypeError: one has another.
+        TypeError: a field does not have its declared type.
     """
     for item in dataclasses.fields(cast(Any, record)):
         value = getattr(record, item.name)
         # JSON has one kind of number: 3 is a float too.
         kinds = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}[str(item.type)]
         if type(value) not in kinds:
-            raise TypeError(f"{place}.{item.name}: {item.type} is expected, got {value!r}")
+            raise TypeError(f"{place}.{item.name}: expected {item.type}, got {value!r}")
     return record
 
 
@@ -137,7 +137,7 @@ def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
 
 
 def weights_digest(folder: Path) -> str:
-    """`sha256:` and the hash of `model.safetensors`.
+    """Return `sha256:` and the hash of `model.safetensors`.
 
     Raises:
         InputError: the file cannot be read.
@@ -159,22 +159,22 @@ def load(folder: str | Path) -> tuple[VAE, RunInfo]:
     info = read_info(folder)
     path = folder / "model.safetensors"
     try:
-        found = safetensors.torch.load(path.read_bytes())
+        tensors = safetensors.torch.load(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; restore it or train again") from error
     except SafetensorError as error:
-        raise InputError(f"{path}: a whole safetensors file is expected: {error}; restore it or train again") from error
+        raise InputError(f"{path}: expected a whole safetensors file: {error}; restore it or train again") from error
     with torch.device("meta"):  # weights that are about to be read are not drawn first
         vae = VAE(info.model)
     expected = vae.state_dict()
     for name, tensor in expected.items():
-        got = _kind(found[name]) if name in found else "none"
+        got = _kind(tensors[name]) if name in tensors else "none"
         if got != _kind(tensor):
-            raise InputError(f"{path}: tensor {name}: {_kind(tensor)} is expected, got {got}; {_FOREIGN}")
-    for name, tensor in found.items():
+            raise InputError(f"{path}: tensor {name}: expected {_kind(tensor)}, got {got}; {_FOREIGN}")
+    for name, tensor in tensors.items():
         if name not in expected:
-            raise InputError(f"{path}: tensor {name}: none of this name is expected, got {_kind(tensor)}; {_FOREIGN}")
-    vae.to_empty(device="cpu").load_state_dict(found)
+            raise InputError(f"{path}: tensor {name}: expected none of this name, got {_kind(tensor)}; {_FOREIGN}")
+    vae.to_empty(device="cpu").load_state_dict(tensors)
     return vae.eval().requires_grad_(False), info
 
 
@@ -199,7 +199,7 @@ def run_data(info: RunInfo, source: str | None = None) -> Dataset:
         raise InputError(f"{error}; say with --data where the run's data are now") from error
     if dataset.provenance.digest != info.provenance.digest:
         raise InputError(
-            f"{config.source}: the run's data ({info.provenance.name}, {info.provenance.digest}) are expected, got "
+            f"{config.source}: expected the run's data ({info.provenance.name}, {info.provenance.digest}), got "
             f"{dataset.provenance.digest}; say with --data where they are now"
         )
     return dataset

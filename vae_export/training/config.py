@@ -1,4 +1,4 @@
-"""What to build, how to train it and on which data, as frozen dataclasses that are valid once they exist.
+"""The configurations of a model, its training and its data: frozen dataclasses that are valid once they exist.
 
 Each field carries its rule. A value that breaks one is refused when the configuration is made, all problems in one
 message, each with its field.
@@ -80,7 +80,7 @@ class _Config:
             value = getattr(self, item.name)
             canonical = of(value)
             if canonical is None:
-                problems.append(f"{self._place}.{item.name}: {expected} is expected, got {value!r}")
+                problems.append(f"{self._place}.{item.name}: expected {expected}, got {value!r}")
             else:
                 object.__setattr__(self, item.name, canonical)
         problems = problems or self._conflicts()
@@ -88,24 +88,24 @@ class _Config:
             raise InputError("; ".join(problems))
 
     def _conflicts(self) -> list[str]:
-        """What is wrong between fields that are each right alone."""
+        """Return the problems between fields that are each valid alone."""
         return []
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values; `from_json` gives back an equal configuration."""
+        """Return the fields as JSON values, of which `from_json` makes an equal configuration."""
         return {
             name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
         }
 
     @classmethod
     def from_json(cls, fields: object) -> Self:
-        """Make a configuration of a JSON object; a field that is left out takes its default.
+        """Return the configuration of a JSON object; a field that is left out takes its default.
 
         Raises:
             InputError: not an object, an unknown field, or a value of the wrong type or out of range.
         """
         if not isinstance(fields, Mapping):
-            raise InputError(f"{cls._place}: an object is expected, got {fields!r}")
+            raise InputError(f"{cls._place}: expected an object, got {fields!r}")
         known = [item.name for item in dataclasses.fields(cls)]
         unknown = [name for name in fields if name not in known]
         if unknown:
@@ -148,7 +148,7 @@ class ModelConfig(_Config):
             problems.append(f"model.learn_scale: a {self.likelihood} likelihood has no scale; leave it out")
         if self.architecture == "conv":
             if len(self.channels) != 2:
-                problems.append(f"model.channels: two numbers are expected, got {list(self.channels)}")
+                problems.append(f"model.channels: expected two numbers, got {list(self.channels)}")
             shape = self.observation_shape
             if shape and not (len(shape) == 3 and shape[0] <= 4 and shape[1] % 4 == shape[2] % 4 == 0):
                 problems.append(
@@ -219,7 +219,7 @@ class DataConfig(_Config):
         try:
             self.source.encode()
         except UnicodeEncodeError:  # bytes of a file name that are no UTF-8, which config.json could not hold
-            return [f"data.source: a name in UTF-8 is expected, got {self.source!r}; rename the file or folder"]
+            return [f"data.source: expected a name in UTF-8, got {self.source!r}; rename the file or folder"]
         return []
 
 

@@ -42,7 +42,7 @@ _KNOWN = {
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a model was trained on."""
+    """The origin and the size of the data that a model was trained on."""
 
     name: str
     """`digits` or `mnist` where the digest is theirs, else the name of the file or folder."""
@@ -73,7 +73,7 @@ class Dataset:
     test: Observations
     provenance: Provenance
     divisor: int
-    """What integers were divided by to lie in [0, 1]; 0 where the source held floats, kept as they are."""
+    """The divisor that brought integers into [0, 1]; 0 where the source held floats, kept as they are."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -114,7 +114,7 @@ def load(config: DataConfig) -> Dataset:
     n_train = n - n_test - n_validation
     if n_train < 1:
         raise InputError(
-            f"{config.source}: at least one observation to train on is expected, got {n} in all, {n_test} of them for "
+            f"{config.source}: expected at least one observation to train on, got {n} in all, {n_test} of them for "
             f"test and {n_validation} for validation; give more data or lower the fractions"
         )
     validation, test, train = np.split(order, [n_validation, n_validation + n_test])
@@ -153,7 +153,7 @@ def require_range(observations: Observations, support: tuple[float, float], plac
 
     Args:
         observations: of any shape.
-        support: the least and the greatest value allowed.
+        support: the min and the max allowed.
         place: where the observations come from.
         purpose: the part of the configuration that needs the range.
 
@@ -189,7 +189,7 @@ def _read(source: str) -> _Source:
     path = Path(source)
     if path.is_file():
         if path.suffix != ".npy":
-            raise InputError(f"{path}: a .npy file or a folder is expected; convert it with numpy.save")
+            raise InputError(f"{path}: expected a .npy file or a folder; convert it with numpy.save")
         return _npy(path)
     if not path.is_dir():
         raise InputError(
@@ -212,21 +212,21 @@ def _npy(path: Path) -> _Source:
         with path.open("rb") as file:
             values = np.load(file, allow_pickle=False)
     except (ValueError, EOFError, OSError, SyntaxError, MemoryError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: a whole .npy file without pickled objects is expected: {_line(error)}") from error
+        raise InputError(f"{path}: expected a whole .npy file without pickled objects: {_line(error)}") from error
     if not isinstance(values, np.ndarray) or values.ndim < 2 or not values.size:
         shape = list(values.shape) if isinstance(values, np.ndarray) else "an archive"
-        raise InputError(f"{path}: an array [n, *shape] with at least one value is expected, got {shape}")
+        raise InputError(f"{path}: expected an array [n, *shape] with at least one value, got {shape}")
     if values.dtype == np.uint8:
         return _Source(values, 255, path.stem)
     if values.dtype.kind != "f":
-        raise InputError(f"{path}: uint8 or floating-point values are expected, got {values.dtype}; convert them")
+        raise InputError(f"{path}: expected uint8 or floating-point values, got {values.dtype}; convert them")
     with np.errstate(over="ignore"):
         observations = values.astype(np.float32)
     finite = np.isfinite(observations)
     if not finite.all():
         index = _first(~finite)
         raise InputError(
-            f"{path}: finite float32 values are expected, got {values[index]} at {list(index)}; drop or mend it"
+            f"{path}: expected finite float32 values, got {values[index]} at {list(index)}; drop or correct it"
         )
     return _Source(observations, 0, path.stem)
 
@@ -235,7 +235,7 @@ def _mnist(folder: Path) -> _Source:
     train, test = (_idx(_idx_path(folder, part)) for part in ("train", "t10k"))
     if train.shape[1:] != test.shape[1:]:
         raise InputError(
-            f"{folder}: training and test images of one size are expected, got {list(train.shape[1:])} and "
+            f"{folder}: expected training and test images of one size, got {list(train.shape[1:])} and "
             f"{list(test.shape[1:])}; take both from one data set"
         )
     return _Source(train, 255, folder.name, test=test)
@@ -247,7 +247,7 @@ def _idx_path(folder: Path, part: str) -> Path:
             path = folder / f"{part}-images{separator}idx3-ubyte{suffix}"
             if path.is_file():
                 return path
-    raise InputError(f"{folder}: {part}-images-idx3-ubyte or the same with .gz is expected, got none; add the file")
+    raise InputError(f"{folder}: expected {part}-images-idx3-ubyte or the same with .gz, got neither; add the file")
 
 
 def _idx(path: Path) -> NDArray[np.uint8]:
@@ -255,19 +255,19 @@ def _idx(path: Path) -> NDArray[np.uint8]:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: a whole gzip file is expected: {_line(error)}; fetch it again") from error
+        raise InputError(f"{path}: expected a whole gzip file: {_line(error)}; fetch it again") from error
     if len(content) < 16:
-        raise InputError(f"{path}: an IDX header of 16 bytes is expected, got {len(content)}; fetch it again")
+        raise InputError(f"{path}: expected an IDX header of 16 bytes, got {len(content)}; fetch it again")
     magic, n, height, width = struct.unpack(">4I", content[:16])
     if magic != _IDX_IMAGES:
         raise InputError(
-            f"{path}: magic number {_IDX_IMAGES:#010x} (images) is expected, got {magic:#010x}; take the images file"
+            f"{path}: expected magic number {_IDX_IMAGES:#010x} (images), got {magic:#010x}; take the images file"
         )
     if not n * height * width:
-        raise InputError(f"{path}: at least one image is expected, got {n} of {height}×{width}; take another file")
+        raise InputError(f"{path}: expected at least one image, got {n} of {height}×{width}; take another file")
     if len(content) != 16 + n * height * width:
         raise InputError(
-            f"{path}: {n} images of {height}×{width}, {16 + n * height * width} bytes, are expected, "
+            f"{path}: expected {n} images of {height}×{width}, {16 + n * height * width} bytes, "
             f"got {len(content)}; fetch it again"
         )
     return np.frombuffer(content, np.uint8, offset=16).reshape(n, 1, height, width)
@@ -278,17 +278,17 @@ def _images(folder: Path) -> _Source:
 
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES)
     if not paths:
-        raise InputError(f"{folder}: IDX files or images are expected, got neither; add some, or give another folder")
+        raise InputError(f"{folder}: expected IDX files or images, got neither; add some, or give another folder")
     images: list[NDArray[np.uint8]] = []
     for path in paths:
         try:
             with Image.open(path) as image:
                 images.append(np.asarray(image.convert(_mode(image)), np.uint8))
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path}: an image is expected: {_line(error)}; replace or remove it") from error
+            raise InputError(f"{path}: expected an image: {_line(error)}; replace or remove it") from error
         if images[-1].shape != images[0].shape:
             raise InputError(
-                f"{path}: {_size(images[0])} as {paths[0].name} is expected, got {_size(images[-1])}; "
+                f"{path}: expected {_size(images[0])} as {paths[0].name} has, got {_size(images[-1])}; "
                 "bring all images to one size and one number of channels"
             )
     stack = np.stack(images)
@@ -298,7 +298,7 @@ def _images(folder: Path) -> _Source:
 def _mode(image: Any) -> str:
     """The mode without palette that keeps all an image has: grey (L), colour (RGB) or with transparency (RGBA)."""
     if image.mode[0] in "IF":
-        raise ValueError(f"8 bits per channel are expected, got mode {image.mode}")
+        raise ValueError(f"expected 8 bits per channel, got mode {image.mode}")
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         return "RGBA"
     return "L" if image.mode in ("1", "L") else "RGB"

@@ -1,4 +1,4 @@
-"""Measure a trained VAE on its test data, with figures that anybody can draw again.
+"""Measure a trained VAE on its test data, with figures that anybody can reproduce.
 
 All noise is vnoise-1, addressed by the seed and the index of the test observation, so a figure does not depend on
 batch sizes, and a runtime without PyTorch draws the same.
@@ -55,8 +55,8 @@ class Evaluation:
     kl: float
     importance_samples: int
     nll: float
-    """Negative log-likelihood: minus the importance-weighted bound of log p(x) (arXiv 1509.00519), never too small
-    in expectation."""
+    """Negative log-likelihood: minus the importance-weighted bound of log p(x) (arXiv 1509.00519); its
+    expectation is never too small."""
     standard_error: float
     """Of `nll`, over observations."""
     mse: float
@@ -69,10 +69,10 @@ class Evaluation:
     """Number of latent dimensions."""
 
     def protocol(self) -> str:
-        """One line that belongs beside every figure: data, binarisation and number of importance samples."""
+        """Return the line that belongs to every figure: data, binarisation and number of importance samples."""
         samples = f"{self.importance_samples} importance sample{'s' if self.importance_samples > 1 else ''}"
-        what = f"{self.observations} test observations of {self.data}, binarisation {self.binarisation}, {samples}"
-        return what + (", surrogate: grey values under a bernoulli likelihood" if self.surrogate else "")
+        line = f"{self.observations} test observations of {self.data}, binarisation {self.binarisation}, {samples}"
+        return line + (", surrogate: grey values under a bernoulli likelihood" if self.surrogate else "")
 
 
 def evaluate(
@@ -101,11 +101,11 @@ def evaluate(
     folder = Path(run_folder)
     for name, number in (("importance_samples", importance_samples), ("limit", 1 if limit is None else limit)):
         if number < 1:
-            raise InputError(f"{name}: at least 1 is expected, got {number}")
+            raise InputError(f"{name}: expected at least 1, got {number}")
     vae, info = checkpoint.load(folder)
     dataset = checkpoint.run_data(info, data)
     if not len(dataset.test):
-        raise InputError(f"{info.data.source}: at least one test observation is expected, got none; split some off")
+        raise InputError(f"{info.data.source}: expected at least one test observation, got none; split some off")
     x = torch.from_numpy(binarise(dataset.test[:limit], info.train.binarise, seed))
     with torch.inference_mode():
         figures = _figures(vae.for_cpu(), x, importance_samples, seed, progress)
@@ -126,7 +126,7 @@ def evaluate(
 
 
 def read_evaluation(run_folder: str | Path) -> Evaluation | None:
-    """What `evaluate` last wrote in a run's folder; None if it has not yet.
+    """Return the last output of `evaluate` in a run's folder, or None if there is none.
 
     Raises:
         InputError: the file is damaged, or its figures are of other weights.
@@ -140,18 +140,18 @@ def read_evaluation(run_folder: str | Path) -> Evaluation | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: what `vae-export evaluate` writes is expected: {error}; evaluate again") from error
-    found = checkpoint.weights_digest(Path(run_folder))
-    if evaluation.weights_digest != found:
+        raise InputError(f"{path}: expected the output of `vae-export evaluate`: {error}; evaluate again") from error
+    digest = checkpoint.weights_digest(Path(run_folder))
+    if evaluation.weights_digest != digest:
         raise InputError(
-            f"{path}: figures of these weights ({found}) are expected, they are of others "
+            f"{path}: expected figures of these weights ({digest}), got those of others "
             f"({evaluation.weights_digest}); evaluate again"
         )
     return evaluation
 
 
 def binarise(x: NDArray[np.float32], how: str, seed: int) -> NDArray[np.float32]:
-    """Observations as a model that was trained with this binarisation is to see them.
+    """Return observations as a model sees them that was trained with this binarisation.
 
     Args:
         x: float32 [n, *shape] in [0, 1].
@@ -165,7 +165,7 @@ def binarise(x: NDArray[np.float32], how: str, seed: int) -> NDArray[np.float32]
 
 
 def _figures(vae: VAE, x: Tensor, k: int, seed: int, progress: bool) -> dict[str, Any]:
-    """The measured fields of `Evaluation`, of observations [n, *shape]."""
+    """Return the measured fields of `Evaluation`, of observations [n, *shape]."""
     n, latent = len(x), vae.config.latent
     rows = max(1, _CHUNK // math.prod(vae.config.observation_shape))
     # few samples: many observations at a time; many samples: one observation, its samples in chunks
@@ -209,7 +209,7 @@ def _normal(seed: int, start: int, n: int, shape: tuple[int, ...], stream: int) 
 def _log_likelihoods(
     vae: VAE, x: Tensor, mu: Tensor, logvar: Tensor, eps: Tensor, chunk: int, bar: tqdm[Any]
 ) -> Tensor:
-    """The importance-weighted bound of each observation [n, *shape] with noise [k, n, latent]: float64 [n].
+    """Return the importance-weighted bound of each observation [n, *shape] with noise [k, n, latent]: float64 [n].
 
     The decoder works on `chunk` of the k samples at a time.
     """

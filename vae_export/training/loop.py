@@ -3,7 +3,7 @@
 A run folder holds `config.json` and `model.safetensors` (the checkpoint, see `checkpoint`), `metrics.jsonl`,
 `curve.png` and `samples.png`, and `state.safetensors` until training has finished.
 
-`state.safetensors` alone decides where an interrupted run goes on: it is replaced atomically after every epoch and
+`state.safetensors` alone decides where an interrupted run resumes: it is replaced atomically after every epoch and
 everything else is written from it. All randomness of an epoch comes from a generator seeded by (seed, epoch), so an
 epoch that is repeated after an interruption repeats bit for bit.
 """
@@ -51,11 +51,11 @@ _PICTURE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call of `train` came to."""
+    """The result of a call of `train`."""
 
     folder: Path
     info: RunInfo
-    """With `result`, since training has finished."""
+    """Its `result` is set, since training has finished."""
     resumed_epoch: int
     """Epochs that were already done when this call began; 0 for a fresh run."""
     already_finished: bool
@@ -65,7 +65,7 @@ class Outcome:
 def train(
     run_folder: str | Path, model: ModelConfig, training: TrainConfig, source: DataConfig, *, progress: bool = True
 ) -> Outcome:
-    """Train, or go on with an interrupted training, until the last epoch or until validation no longer improves.
+    """Train, or resume an interrupted training, until the last epoch or until validation no longer improves.
 
     The checkpoint is the epoch with the best validation bound. The same arguments give the same weights on the same
     machine, however often the process was killed and started again.
@@ -114,12 +114,12 @@ def _describe(model: ModelConfig, training: TrainConfig, source: DataConfig, dat
     model = model if model.observation_shape else replace(model, observation_shape=dataset.shape)
     if model.observation_shape != dataset.shape:
         raise InputError(
-            f"{source.source}: observations of shape {list(model.observation_shape)} (model.observation_shape) are "
-            f"expected, got {list(dataset.shape)}; change one of them"
+            f"{source.source}: expected observations of shape {list(model.observation_shape)} "
+            f"(model.observation_shape), got {list(dataset.shape)}; change one of them"
         )
     if not len(dataset.validation):
         raise InputError(
-            f"{source.source}: at least one observation for validation is expected, got none; "
+            f"{source.source}: expected at least one observation for validation, got none; "
             "raise data.validation_fraction"
         )
     for part in (dataset.train, dataset.validation, dataset.test):
@@ -130,7 +130,7 @@ def _describe(model: ModelConfig, training: TrainConfig, source: DataConfig, dat
 
 
 def _identity(info: RunInfo) -> dict[str, Any]:
-    """What must be equal for a run to go on; data may have moved, so their digest counts and not their place."""
+    """Return the fields that must be equal to resume a run. Data may have moved, so only their digest counts."""
     split = info.data.to_json()
     del split["source"]
     return {
@@ -152,7 +152,7 @@ def _require_same(folder: Path, found: dict[str, Any], asked: dict[str, Any]) ->
 
 
 def _clean(folder: Path) -> None:
-    """Remove what a finished run no longer needs: its resume state, and files that a kill left half-written."""
+    """Remove the resume state of a finished run, and files that a kill left incomplete."""
     (folder / _STATE).unlink(missing_ok=True)
     for name in (_STATE, *_RESULTS):
         for leftover in folder.glob(f".{name}.*.tmp"):
@@ -161,7 +161,7 @@ def _clean(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _reproducible(threads: int) -> Iterator[None]:
-    """PyTorch with this many threads and deterministic algorithms, put back afterwards."""
+    """Run PyTorch with this many threads and deterministic algorithms inside the block."""
     threads_before = torch.get_num_threads()
     deterministic_before = torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads or threads_before)
@@ -174,7 +174,7 @@ def _reproducible(threads: int) -> Iterator[None]:
 
 
 def _generator(seed: int, purpose: str) -> torch.Generator:
-    """A random generator of its own for each purpose of a seed."""
+    """Return the random generator of a seed for one purpose."""
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
@@ -187,7 +187,7 @@ def _binarise(x: Tensor, how: str, generator: torch.Generator) -> Tensor:
 
 @dataclass
 class _State:
-    """Where a run stands after an epoch."""
+    """The progress of a run after an epoch."""
 
     epoch: int = 0
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -249,7 +249,7 @@ class _Training:
         return 0 < self.config.patience <= self.state.epoch - self.state.best_epoch
 
     def _epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
-        """Train one epoch (from 1) and validate; gives its line of `metrics.jsonl`."""
+        """Train one epoch (from 1) and validate; return its line of `metrics.jsonl`."""
         config = self.config
         generator = _generator(config.seed, f"epoch {epoch}")
         samples = config.importance_samples if epoch >= config.importance_start else 1
@@ -284,7 +284,9 @@ class _Training:
         }
 
     def _objective(self, x: Tensor, eps: Tensor, weight: float, free_bits: float = 0.0) -> tuple[Tensor, Tensor]:
-        """What to maximise, a scalar; and the figures ELBO, reconstruction, KL and bound (float64 [4], batch means).
+        """Return the objective to maximize, a scalar, and the figures: float64 [4], means over the batch.
+
+        The figures are ELBO, reconstruction, KL and bound.
 
         Args:
             x: observations, [n, *shape].
@@ -311,7 +313,7 @@ class _Training:
     def _descend(self, goal: Tensor, epoch: int, step: int) -> None:
         if not goal.isfinite():
             raise TrainingError(
-                f"{self.folder}: epoch {epoch}, step {step + 1}: a finite loss is expected, got {-goal.item()}; "
+                f"{self.folder}: epoch {epoch}, step {step + 1}: expected a finite loss, got {-goal.item()}; "
                 f"{self._advice()}"
             )
         for group in self.optimizer.param_groups:
@@ -346,7 +348,7 @@ class _Training:
             total += self._objective(x, eps, 1.0)[1] * len(x)
         if not total.isfinite().all():
             raise TrainingError(
-                f"{self.folder}: epoch {epoch}, step {self.steps}: finite validation figures are expected, "
+                f"{self.folder}: epoch {epoch}, step {self.steps}: expected finite validation figures, "
                 f"got an ELBO of {total[0].item()}; {self._advice()}"
             )
         return _named(total / len(self.validation))
@@ -383,7 +385,7 @@ class _Training:
         write_atomic(self.folder / "metrics.jsonl", lines.encode())
 
     def _resume(self) -> int:
-        """Take up the state in the folder, if there is one; gives the epochs it has done."""
+        """Load the state in the folder, if there is one, and return the number of epochs it has done."""
         path = self.folder / _STATE
         if not path.exists():
             return 0
@@ -395,7 +397,7 @@ class _Training:
             epoch, best_epoch = int(metadata["epoch"]), int(metadata["best_epoch"])
         except (safetensors.SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
             raise TrainingError(
-                f"{path}: a whole resume state is expected: {error}; delete the file to start over"
+                f"{path}: expected a complete resume state: {error}; delete the file to start over"
             ) from error
         _require_same(self.folder, identity, _identity(self.info))
         for name, tensor in self.vae.state_dict().items():

@@ -44,7 +44,7 @@ class VAE(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if not config.observation_shape:
-            raise InputError("model.observation_shape: a shape such as [1, 28, 28] is expected, got none")
+            raise InputError("model.observation_shape: expected a shape such as [1, 28, 28], got none")
         self.config = config
         build = _mlp if config.architecture == "mlp" else _conv
         self.encoder, self.decoder = build(config)
@@ -74,9 +74,9 @@ class VAE(nn.Module):
         return parameters
 
     def __vae_export__(self) -> dict[str, Any]:
-        """What `export` cannot see by itself; docs/bring-your-own.md describes this protocol."""
+        """Return what `export` cannot see by itself; docs/bring-your-own.md describes this protocol."""
         wrap = kind_named(self.likelihood).distribution
-        # A scale that was not learned is said as it was given: exp(log(scale)) may differ in the last digit.
+        # A fixed scale is passed on as it was given: exp(log(scale)) may differ in the last digit.
         scale = float(self.scale) if self.config.learn_scale else self.config.scale
         return {
             "decode": (lambda z: wrap(self.decode(z))) if wrap else self.decode,
@@ -146,7 +146,7 @@ def _mlp(config: ModelConfig) -> tuple[nn.Sequential, nn.Sequential]:
 
 def _conv(config: ModelConfig) -> tuple[nn.Sequential, nn.Sequential]:
     activation = _ACTIVATIONS[config.activation]
-    colours, height, width = config.observation_shape
+    image_channels, height, width = config.observation_shape
     half, quarter = config.channels
     features = (quarter, height // 4, width // 4)
     size = math.prod(features)
@@ -155,7 +155,7 @@ def _conv(config: ModelConfig) -> tuple[nn.Sequential, nn.Sequential]:
         return [*(_Residual(channels, activation) for _ in range(count)), activation()]
 
     encoder = nn.Sequential(
-        nn.Conv2d(colours, half, 4, stride=2, padding=1),
+        nn.Conv2d(image_channels, half, 4, stride=2, padding=1),
         *blocks(half, config.encoder_blocks),
         nn.Conv2d(half, quarter, 4, stride=2, padding=1),
         *blocks(quarter, config.encoder_blocks),
@@ -168,6 +168,6 @@ def _conv(config: ModelConfig) -> tuple[nn.Sequential, nn.Sequential]:
         *blocks(quarter, config.decoder_blocks),
         nn.ConvTranspose2d(quarter, half, 4, stride=2, padding=1),
         *blocks(half, config.decoder_blocks),
-        nn.ConvTranspose2d(half, colours, 4, stride=2, padding=1),
+        nn.ConvTranspose2d(half, image_channels, 4, stride=2, padding=1),
     )
     return encoder, decoder

@@ -31,7 +31,7 @@ def log_likelihood(x: Tensor, parameters: Tensor, likelihood: str, scale: Tensor
 
     Args:
         x: observations, float [n, *shape]; in [0, 1] under bernoulli, where only 0 and 1 make it a likelihood and
-            grey values give a surrogate; counts under poisson.
+            gray values give a surrogate; counts under poisson.
         parameters: the decoder's answer, float [..., n, *shape]: logits (bernoulli), the mean (gaussian, laplace), or a
             for the rate softplus(a) (poisson).
         likelihood: name of the kind.

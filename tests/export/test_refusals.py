@@ -291,7 +291,7 @@ REFUSED = {
     "halves of a hidden layer": (Hidden, GAUSSIAN, "are not the posterior that forward samples from", "m.fc_mu"),
     "codebook without codes": (Plain, {**GAUSSIAN, "codebook": 8}, "with codes only, got 8", "leave it out"),
     "conditions without names": (Plain, {**GAUSSIAN, "conditions": Y}, "expected arrays by name", "label"),
-    "range the other way": (Plain, {**GAUSSIAN, "range": (1.0, 0.0)}, "the least first", "range"),
+    "range the other way": (Plain, {**GAUSSIAN, "range": (1.0, 0.0)}, "two finite numbers, min and max", "range"),
     "second tensor of one": (Indices, GAUSSIAN, "pass codebook=", "codebook"),
     "too few codes": (Indices, {"codebook": 2}, "more than", "got 2"),
     "scale without a likelihood": (

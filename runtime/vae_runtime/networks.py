@@ -276,6 +276,20 @@ def _require_buffer(out: Array, n: int, mean: TensorSpec) -> None:
         raise InputError(f"out: expected a writeable C-contiguous float32 array {list(shape)}, got {got}")
 
 
+def run_variant(
+    bundle: Bundle, component: str, variant: str, device: Device, threads: int, feeds: Feeds
+) -> list[NDArray[Any]]:
+    """Load one variant of a component and compute all its outputs, in the order of the manifest.
+
+    Raises:
+        BundleError: the file is damaged, or the graph is not the one that the manifest describes.
+        DeviceError: the device is unavailable.
+        VaeError: ONNX Runtime failed.
+    """
+    outputs = [tensor.name for tensor in bundle.manifest.outputs(component)]
+    return open_session(bundle, component, variant, device, threads).run(outputs, feeds)
+
+
 def open_session(bundle: Bundle, component: str, variant: str | None, device: Device, threads: int = 1) -> Session:
     """Load one graph of a bundle and check its inputs and outputs against the manifest.
 

@@ -15,7 +15,7 @@ from .devices import Device, resolve_device
 from .errors import BundleError, DeviceError, VaeError, one_line, require_integer
 from .golden import golden_inputs, read_golden
 from .manifest import Variant
-from .networks import open_session
+from .networks import run_variant
 
 Array = NDArray[Any]
 
@@ -112,8 +112,7 @@ def _replay(
     outputs = [output.name for output in bundle.manifest.outputs(component)]
     try:
         if variant.executor == "ort":
-            session = open_session(bundle, component, variant.name, device, threads)
-            answers: Sequence[Array] = session.run(outputs, inputs)
+            answers: Sequence[Array] = run_variant(bundle, component, variant.name, device, threads, inputs)
         elif variant.executor in runners:
             answers = runners[variant.executor](bundle, variant, inputs)
         else:

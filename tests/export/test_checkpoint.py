@@ -43,6 +43,16 @@ def test_a_checkpoint_gives_back_weights_and_what_is_known(digits_run, folder):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_a_checkpoint_of_version_1_is_read(digits_run, folder):
+    content = json.loads((folder / "config.json").read_text())
+    content["format_version"] = 1
+    content["provenance"]["licence"] = content["provenance"].pop("license")
+    (folder / "config.json").write_text(json.dumps(content))
+    _, info = checkpoint.load(folder)
+    assert info == digits_run.info
+    assert info.provenance.license == "CC BY 4.0"
+
+
 def test_a_missing_file_is_named(folder):
     (folder / "model.safetensors").unlink()
     assert "model.safetensors: No such file" in refused(folder)
@@ -80,7 +90,15 @@ def test_a_tensor_that_does_not_fit_is_named(folder, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(format_version=1), "expected format_version 2, got 1; train again"),
+        (
+            lambda c: c.update(format_version=3),
+            "expected format_version 1 or 2, got 3; update vae-export or train again",
+        ),
+        (
+            lambda c: c.update(format_version="1"),
+            "expected format_version 1 or 2, got '1'; update vae-export or train again",
+        ),
+        (lambda c: c["provenance"].update(licence=c["provenance"].pop("license")), "licence"),
         (lambda c: c.pop("train"), "the field 'train' is missing"),
         (lambda c: c["model"].update(latent="6"), "model.latent: expected an integer from 1 to 16777216, got '6'"),
         (lambda c: c["model"].update(width=3), "model.width: no such field"),

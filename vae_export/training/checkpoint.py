@@ -26,6 +26,8 @@ from .model import VAE
 _Record = TypeVar("_Record")
 
 _FORMAT_VERSION = 2
+# Version 1 differs in one key: the provenance's `license` is called `licence`.
+_READ_VERSIONS = (1, _FORMAT_VERSION)
 _FOREIGN = "it does not belong to the config.json in its folder: restore the right one, or train again"
 
 
@@ -85,7 +87,7 @@ def read_info(folder: Path) -> RunInfo:
     """Read `config.json`.
 
     Raises:
-        InputError: the file is missing, no JSON, of another format version, or has a missing or mistyped field.
+        InputError: the file is missing, no JSON, of an unknown format version, or has a missing or mistyped field.
     """
     path = folder / "config.json"
     try:
@@ -95,15 +97,20 @@ def read_info(folder: Path) -> RunInfo:
     except ValueError as error:
         raise InputError(f"{path}: expected JSON: {error}; restore it or train again") from error
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != _FORMAT_VERSION:
-        raise InputError(f"{path}: expected format_version {_FORMAT_VERSION}, got {version!r}; train again")
+    if version not in _READ_VERSIONS:
+        expected = " or ".join(map(str, _READ_VERSIONS))
+        raise InputError(
+            f"{path}: expected format_version {expected}, got {version!r}; update vae-export or train again"
+        )
     try:
-        result = content["result"]
+        result, provenance = content["result"], {**content["provenance"]}
+        if version == 1 and "licence" in provenance:
+            provenance["license"] = provenance.pop("licence")
         return RunInfo(
             model=ModelConfig.from_json(content["model"]),
             train=TrainConfig.from_json(content["train"]),
             data=DataConfig.from_json(content["data"]),
-            provenance=typed(Provenance(**content["provenance"]), "provenance"),
+            provenance=typed(Provenance(**provenance), "provenance"),
             torch_version=str(content["torch_version"]),
             result=result and typed(TrainResult(**result), "result"),
         )

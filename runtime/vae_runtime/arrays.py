@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BundleError, InputError
+from .errors import BundleError, InputError, error_line
 
 Array = NDArray[Any]
 
@@ -32,7 +32,9 @@ def read_npy(path: str | os.PathLike[str]) -> Array:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give an .npy file") from None
     except Exception as error:  # numpy's parser lets through what others raise
-        raise InputError(f"{path}: expected an .npy file of numbers: {error}; write it with numpy.save") from None
+        raise InputError(
+            f"{path}: expected an .npy file of numbers: {error_line(error)}; write it with numpy.save"
+        ) from None
     if array.dtype.kind not in "biuf":
         raise InputError(f"{path}: expected numbers, got dtype {array.dtype}; write them with numpy.save")
     return array

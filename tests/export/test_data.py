@@ -121,7 +121,7 @@ def test_a_truncated_npy_is_refused(tmp_path, digits_npy, cut):
     content = digits_npy.read_bytes()
     (tmp_path / "cut.npy").write_bytes(content[:cut])
     assert cut < len(content)
-    assert "a whole .npy file" in refused(tmp_path / "cut.npy")
+    assert "expected an .npy file of numbers" in refused(tmp_path / "cut.npy")
 
 
 def test_a_folder_without_its_test_images_names_the_file(idx_folder):
@@ -157,7 +157,7 @@ def test_data_of_two_values_are_known_as_binary(tmp_path, top):
         (np.arange(6).reshape(3, 2), "expected uint8 or floating-point values, got int64"),
         (np.zeros(5, np.uint8), "expected an array [n, *shape] with at least one value, got [5]"),
         (np.zeros((0, 3), np.uint8), "at least one value, got [0, 3]"),
-        (np.array([[object()]]), "without pickled objects"),
+        (np.array([[object()]]), "expected an .npy file of numbers: Object arrays cannot be loaded"),
     ],
 )
 def test_an_unfit_array_is_refused(tmp_path, values, message):
@@ -169,7 +169,7 @@ def test_an_archive_is_no_array(tmp_path):
     file = io.BytesIO()
     np.savez(file, x=np.zeros((2, 2)))
     (tmp_path / "x.npy").write_bytes(file.getvalue())
-    assert "got an archive" in refused(tmp_path / "x.npy")
+    assert "expected an .npy file of numbers: the magic string is not correct" in refused(tmp_path / "x.npy")
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("P", 3), ("RGB", 3), ("RGBA", 4), ("LA", 4)])

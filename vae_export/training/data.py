@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import struct
-import zipfile
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_runtime.errors import InputError
+from vae_runtime.arrays import read_npy
+from vae_runtime.errors import InputError, error_line
 from vae_runtime.likelihood import KINDS, Kind
 
 from .config import DataConfig
@@ -144,8 +144,8 @@ def require_kind(observations: Observations, kind: Kind, place: str) -> None:
     """
     misfit = kind.misfit(observations)
     if misfit:
-        mend = "save counts as floats (uint8 become [0, 1])" if kind.counts else "scale the data"
-        raise InputError(f"{place}: {misfit}; {mend}, or choose {_KINDS_OF_ANY_NUMBER}")
+        remedy = "save counts as floats (uint8 become [0, 1])" if kind.counts else "scale the data"
+        raise InputError(f"{place}: {misfit}; {remedy}, or choose {_KINDS_OF_ANY_NUMBER}")
 
 
 def require_range(observations: Observations, support: tuple[float, float], place: str, purpose: str) -> None:
@@ -208,14 +208,9 @@ def _digits() -> _Source:
 
 
 def _npy(path: Path) -> _Source:
-    try:
-        with path.open("rb") as file:
-            values = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError, MemoryError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: expected a whole .npy file without pickled objects: {_line(error)}") from error
-    if not isinstance(values, np.ndarray) or values.ndim < 2 or not values.size:
-        shape = list(values.shape) if isinstance(values, np.ndarray) else "an archive"
-        raise InputError(f"{path}: expected an array [n, *shape] with at least one value, got {shape}")
+    values = read_npy(path)
+    if values.ndim < 2 or not values.size:
+        raise InputError(f"{path}: expected an array [n, *shape] with at least one value, got {list(values.shape)}")
     if values.dtype == np.uint8:
         return _Source(values, 255, path.stem)
     if values.dtype.kind != "f":
@@ -255,7 +250,7 @@ def _idx(path: Path) -> NDArray[np.uint8]:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: expected a whole gzip file: {_line(error)}; fetch it again") from error
+        raise InputError(f"{path}: expected a whole gzip file: {error_line(error)}; fetch it again") from error
     if len(content) < 16:
         raise InputError(f"{path}: expected an IDX header of 16 bytes, got {len(content)}; fetch it again")
     magic, n, height, width = struct.unpack(">4I", content[:16])
@@ -285,7 +280,7 @@ def _images(folder: Path) -> _Source:
             with Image.open(path) as image:
                 images.append(np.asarray(image.convert(_mode(image)), np.uint8))
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path}: expected an image: {_line(error)}; replace or remove it") from error
+            raise InputError(f"{path}: expected an image: {error_line(error)}; replace or remove it") from error
         if images[-1].shape != images[0].shape:
             raise InputError(
                 f"{path}: expected {_size(images[0])} as {paths[0].name} has, got {_size(images[-1])}; "
@@ -312,7 +307,3 @@ def _size(image: NDArray[np.uint8]) -> str:
 def _first(mask: NDArray[np.bool_]) -> tuple[int, ...]:
     """Index of the first true value."""
     return tuple(int(i) for i in np.unravel_index(int(mask.argmax()), mask.shape))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, require_integer
 from ..inputs import observation_rows
+from ..networks import BATCH_SIZE
 from ..vae import VAE
 from .formats import table
 from .formats.row_types import dtype_from_json, dtype_to_json
@@ -23,8 +24,6 @@ from .sources import describe_file, map_file
 
 EXECUTORS = ("local", "ray")
 _DTYPES = ("float32", "uint8")
-# Rows decoded at once: enough for most of a core's throughput, and little memory for activations.
-_BATCH_SIZE = 64
 # Approximate bytes of a shard: large enough for a disk's full rate, small enough to lose little to an interruption.
 _SHARD_BYTES = 2**26
 # A call holds the index of all shards in memory.
@@ -154,9 +153,7 @@ def describe_job(vae: VAE, request: Request, written: Mapping[str, Any] | None =
     observations = _observations(vae, source, files, written)
     n = _count(request, observations)
     seed = require_integer("seed", draw.seed, -(2**63), 2**64 - 1)
-    batch_size = require_integer(
-        "batch_size", _BATCH_SIZE if output.batch_size is None else output.batch_size, 1, 2**20
-    )
+    batch_size = require_integer("batch_size", BATCH_SIZE if output.batch_size is None else output.batch_size, 1, 2**20)
     _require_consistent(vae, request)
     conditions = _conditions(vae, n, request.conditions, files, written)
     shape, dtype = _row_of(vae, request, conditions, files)

@@ -32,7 +32,7 @@ from .figures import (
     title_of,
     turns_of,
     worker_ratio,
-)  # fmt: skip
+)
 from .pictures import decode_picture, start_picture
 from .targets import targets
 
@@ -128,7 +128,7 @@ def run_section(found: Found) -> str:
         ("load average", f"{min(loads):.1f} – {max(loads):.1f}, this program included" if loads else "unknown"),
         ("free memory", f"at least {100 * min(free):.0f} %" if free else "unknown"),
         ("time the hypervisor gave to others", f"at most {100 * max(stolen):.1f} %" if stolen else "unknown"),
-    ]  # fmt: skip
+    ]
     trial = ""
     if found["quick"]:
         trial = "**A quick run, to try the program: its figures mean nothing.**\n\n"

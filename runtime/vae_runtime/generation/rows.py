@@ -26,7 +26,7 @@ _STRIP = 1024
 
 def make_rows(
     vae: VAE, job: Job, start: int, stop: int, seconds: dict[str, float] | None = None
-) -> Iterator[NDArray[Any]]:  # fmt: skip
+) -> Iterator[NDArray[Any]]:
     """Make the rows start … stop - 1 of a job, always in whole batches.
 
     Args:
@@ -104,7 +104,7 @@ def _padded(rows: NDArray[Any], count: int) -> NDArray[Any]:
 
 def _conditions(
     job: Job, files: Mapping[str, NDArray[Any]], first: int, last: int, count: int
-) -> dict[str, Any] | None:  # fmt: skip
+) -> dict[str, Any] | None:
     """Return the conditions of a number of rows, as `VAE.decode` takes them."""
     conditions: dict[str, Any] = {}
     for name, source in job.conditions.items():

@@ -23,7 +23,7 @@ from .folder import (
     read_job_document,
     shard_name,
     write_index,
-)  # fmt: skip
+)
 from .formats.table import is_compressed
 from .job import Job
 from .local import usable_cores

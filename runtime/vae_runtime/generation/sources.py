@@ -17,7 +17,7 @@ from ..errors import InputError, VaeError
 
 def describe_file(
     path: str | os.PathLike[str], remembered: Mapping[str, Any] | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a description of the content of an .npy file of rows, and its location.
 
     Args:

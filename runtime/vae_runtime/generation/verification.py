@@ -160,7 +160,7 @@ def _compare(vae: VAE, store: Store, job: Job, samples: Samples, number: int) ->
 
 def _difference(
     field: str, first: int, place: tuple[int, ...], a: NDArray[Any], b: NDArray[Any], tolerance: float
-) -> str:  # fmt: skip
+) -> str:
     within = f", tolerance {tolerance:.2g}" if tolerance else ""
     index = [first + place[0], *place[1:]]
     return f"{field}{index}: expected {b[place]:.9g}, made again from the bundle, the file holds {a[place]:.9g}{within}"

@@ -338,7 +338,7 @@ def _weights_digest(pure: Pure) -> str:
 
 
 def _sources_digest() -> str:
-    """Of this file and the exporter's: what they make of a model may have changed with them."""
+    """Return the digest of this file and the exporter's: models that other sources made are made again."""
     digest = hashlib.sha256()
     for path in (Path(__file__), *sorted((ROOT / "vae_export").glob("*.py"))):
         digest.update(path.name.encode() + path.read_bytes())

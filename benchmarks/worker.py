@@ -189,7 +189,7 @@ def main() -> None:
     if sys.argv[1] == "convert":
         convert(sys.argv[2], sys.argv[3], [int(batch) for batch in sys.argv[4].split(",")])
         return
-    # Should the machine run out of memory all the same, let it end this process and nobody else's.
+    # If the machine still runs out of memory, the system ends this process and no other.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("1000")
     # What libraries print must not get between the answers.

@@ -66,7 +66,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
             state: Any = safetensors.torch.load_file(path)
         else:
             with warnings.catch_warnings():
-                # Of pickle's protocol, where the file is none of torch.save's: the error says so.
+                # Warnings about pickle's protocol: a file that torch.save did not write raises an error below.
                 warnings.simplefilter("ignore")
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -403,7 +403,7 @@ def _rows(
     except (ValueError, TypeError, RuntimeError) as error:
         wanted = _wanted(dtype, shape, axes, dynamic)
         raise InputError(f"{name}: expected {wanted}, got no array: {error}") from error
-    # What is as usual needs no words for what it should be.
+    # The usual array needs no description of the expected one.
     if array.dtype != np.dtype(dtype) or array.shape[1:] != shape or not array.ndim:
         wanted = _wanted(dtype, shape, axes, dynamic)
         array = _typed(name, array, dtype, wanted, bounds)
@@ -471,7 +471,7 @@ def _number(value: Any) -> str:
 def _misfit(
     sizes: tuple[int, ...], shape: tuple[int, ...], axes: tuple[str, ...], dynamic: Mapping[str, Sizes]
 ) -> str | None:
-    """What is wrong with sizes that are to be a shape: the end of an error's message; None where nothing is."""
+    """Return the end of the message on sizes that do not fit a shape; None if they fit."""
     if sizes == shape:
         return None
     if len(sizes) != len(shape):

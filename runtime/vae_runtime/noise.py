@@ -265,9 +265,9 @@ def _table() -> tuple[NDArray[np.int32], NDArray[np.int32], memoryview]:
     path = os.path.join(os.path.dirname(__file__), "vnoise1_table.bin")
     with open(path, "rb") as file:
         content = file.read()
-    found = hashlib.sha256(content).hexdigest()
-    if found != TABLE_SHA256:
-        raise BundleError(f"{path}: sha256 is {found}, {SPEC} needs {TABLE_SHA256}; install vae-runtime again")
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != TABLE_SHA256:
+        raise BundleError(f"{path}: expected sha256 {TABLE_SHA256} for {SPEC}, got {digest}; install vae-runtime again")
     both: Any = np.frombuffer(content, "<i4").astype(np.int32)
     both.setflags(write=False)
     return both[:32768], both[32768:], memoryview(both)
@@ -335,7 +335,7 @@ def _normal_of_words(words: NDArray[np.uint32], out: NDArray[np.float32]) -> Non
     signed = words.view(np.int32)
     tails = signed & np.int32(0x7FFFFFFF)
     index = tails >> 18
-    # One word in 64 lies in a tail, where the table is finer: mend those few rather than shift all by a variable.
+    # One word in 64 lies in a tail, where the table is finer: correct those few rather than shift all by a variable.
     rare = np.flatnonzero(index < 1 << 7)
     fraction = tails >> 3
     fraction &= 0x7FFF

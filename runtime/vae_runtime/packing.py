@@ -25,7 +25,7 @@ OPERATORS = "required_operators.config"
 
 _CARD = "README.md"
 # A model card is a few KiB of text; a larger file is left out.
-_MOST_CARD = 2**16
+_MAX_CARD = 2**16
 # The line that packing puts at the top of a card.
 _NOTE = re.compile(rb"\A> Packed: [^\n]*\n\n")
 _PICTURE = re.compile(rb"^!\[[^\]\n]*\]\(([^)\n]*)\)\n?", re.MULTILINE)
@@ -74,7 +74,7 @@ def pack(
         raise InputError(f"out: expected the path of a folder, or of a file that ends in .zip, got {out!r}") from None
     bundle_path = Path(os.path.realpath(source.path))
     if resolved == bundle_path or bundle_path in resolved.parents:
-        raise InputError(f"{out}: expected a place outside the bundle, which a new file would spoil")
+        raise InputError(f"{out}: expected a place outside the bundle, since a new file would make it invalid")
     require_replaceable(target, force, zipped=is_zip(target))
     manifest = _cut(source, chosen)
     files = {
@@ -160,7 +160,7 @@ def _card(source: Bundle, manifest: Manifest) -> bytes | None:
     if _CARD not in source.sums:
         return None
     card = source.read(_CARD)
-    if len(card) > _MOST_CARD:
+    if len(card) > _MAX_CARD:
         return None
     graphs = ", ".join(f"{variant.component}/{variant.name}" for variant in manifest.variants)
     origin = source.manifest.packed_from or source.digest

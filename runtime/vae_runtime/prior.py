@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Feed = Feeds | Callable[[int, int], Feeds]
 
 # The highest temperature; far beyond it latents leave float32's range.
-HOTTEST = 1e6
+MAX_TEMPERATURE = 1e6
 # Rows of noise drawn ahead for calls that take one index of a seed after the other, and the numbers in them at most.
 _AHEAD, _MAX_AHEAD = 128, 2**14
 # How far from 1 the weights' sum may be, by rounding.
@@ -60,7 +60,7 @@ def draw_normal(
     Raises:
         InputError: an argument is out of its range.
     """
-    temperature = require_number("temperature", temperature, 0, HOTTEST)
+    temperature = require_number("temperature", temperature, 0, MAX_TEMPERATURE)
     eps = noise.normal(noise.new_seed() if seed is None else seed, start, n, shape, stream, truncation)
     if temperature != 1:
         eps *= np.float32(temperature)
@@ -282,7 +282,7 @@ def read_mixture(bundle: Bundle, latent: Latent) -> Mixture:
     weights = arrays["weights"]
     if weights.min() < 0 or abs(weights.sum() - 1) > _ROUNDING:
         raise BundleError(
-            f"{place}: {latent.name}/weights: expected numbers of at least 0 that add up to 1, got the min "
-            f"{weights.min():g} and the sum {weights.sum():g}; export the bundle again"
+            f"{place}: {latent.name}/weights: expected numbers of at least 0 that add up to 1, got a min of "
+            f"{weights.min():g} and a sum of {weights.sum():g}; export the bundle again"
         )
     return Mixture(weights, arrays["means"], arrays["factors"])

@@ -77,9 +77,9 @@ class _Definitions:
                 items = {"minItems": type.items.min, "items": self.reference(type.item)}
                 return {"if": {"type": "array"}, "then": items, "else": self.reference(type.item)}
             case Map():
-                least = {"minProperties": type.min} if type.min else {}
+                minimum = {"minProperties": type.min} if type.min else {}
                 each = {"additionalProperties": self.reference(type.item)} if type.item else {}
-                return {"type": "object"} | least | each
+                return {"type": "object"} | minimum | each
             case Struct():
                 return self.of_struct(type)
             case ExecutorInfo():
@@ -150,12 +150,12 @@ def _text(type: Text) -> dict[str, Any]:
 
 
 def _number(type: Number) -> dict[str, Any]:
-    least = {"exclusiveMinimum": type.above} if type.above is not None else {}
-    if not least:
-        least = {"minimum": -MAX_NUMBER if type.min is None else type.min}
+    minimum = {"exclusiveMinimum": type.above} if type.above is not None else {}
+    if not minimum:
+        minimum = {"minimum": -MAX_NUMBER if type.min is None else type.min}
     return (
         {"type": "number"}
-        | least
+        | minimum
         | {"maximum": MAX_NUMBER}
         | ({} if type.but is None else {"not": {"const": type.but}})
     )

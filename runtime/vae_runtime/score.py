@@ -88,7 +88,7 @@ class Scorer:
     inputs: Inputs
     encoder: Encoder
     seed: int
-    """Of vnoise-1, for the samples of the posteriors."""
+    """Seed of vnoise-1, for the samples of the posteriors."""
 
     def score(
         self, x: NDArray[Any], rows: Feeds, k: int | None, start: int, batch_size: int | None,

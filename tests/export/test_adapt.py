@@ -238,7 +238,7 @@ def test_a_probe_that_tells_nothing_names_the_argument():
     model = Base(FORMS["mean and logvar"])
     model.logvar.weight.data.zero_()
     model.logvar.bias.data.zero_()
-    # Of logvar 0 the std is 1, and so is exp(0): both meanings give the same.
+    # With logvar 0 the std is 1, and so is exp(0): both meanings give the same.
     with pytest.raises(ExportError, match=r"forward does not show what.*pass posterior=, one of logvar, std"):
         understood(model)
 
@@ -332,7 +332,7 @@ DECODED = {
     "tuple": (lambda y: (y, y[:, :2]), "none", ["x"]),
     "object": (Sample, "none", ["x"]),
     "mapping": (lambda y: {"x_hat": y}, "none", ["x"]),
-    # Of another distribution than these the mean is left, and nothing is said of a likelihood.
+    # Any other distribution leaves its mean and declares no likelihood.
     "Exponential": (lambda y: Exponential((-y).exp()), "none", ["x"]),
     "mapping with more": (lambda y: {"mean": y, "extra": y[:, :2] + 1}, "none", ["x", "extra"]),
     "Normal in an object": (lambda y: Sample(Normal(y, 0.5)), "gaussian", ["x"]),

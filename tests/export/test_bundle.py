@@ -620,7 +620,7 @@ def evaluation_with_a_mistyped_field(run):
         ),
         (weights_of_another_type, r"tensor decoder\.4\.weight: expected float32 \[64, 32\], got float64 \[64, 32\]"),
         (a_weight_missing, r"tensor encoder\.1\.bias: expected float32 \[32\], got none"),
-        (a_weight_too_many, r"tensor spare: expected none of this name"),
+        (a_weight_too_many, r"tensor spare: expected no tensor of this name"),
         (config_of_a_newer_version, r"run/config\.json: expected format_version 1 or 2, got 3"),
         (config_without_a_field, r"run/config\.json: .*provenance"),
         (
@@ -693,7 +693,7 @@ def test_exports_in_fresh_processes_are_the_same_to_the_bit(fresh_export, tmp_pa
     assert first.keys() == second.keys()
 
 
-# Of a model, rather than a run.
+# Bundles of a model rather than a run.
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def test_truncated_weights_are_refused(folder, size):
             "tensor encoder.1.bias: expected float32 [64], got float32 [65]",
         ),
         (lambda t: t.update({"log_scale": torch.tensor(1.0).half()}), "expected float32 [], got float16 []"),
-        (lambda t: t.update({"more": torch.zeros(2)}), "tensor more: expected none of this name, got float32 [2]"),
+        (lambda t: t.update({"more": torch.zeros(2)}), "tensor more: expected no tensor of this name, got float32 [2]"),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(folder, change, message):

@@ -159,7 +159,7 @@ def test_pythae_sphere(monkeypatch):
     torch.testing.assert_close(direction.norm(dim=1), torch.ones(5))
     torch.testing.assert_close(known.decode(direction), output.recon_x, rtol=0, atol=0)
     assert (known.posterior, known.prior) == ("none", "sphere")
-    # Of all concentrations that of 1, the least that the library gives, is the nearest to the prior that it assumes:
+    # A concentration of 1, the min that the library gives, is the nearest to the prior that it assumes:
     # the divergence falls to 0 where the posterior becomes uniform on the sphere.
     divergences = [float(model._compute_kl(3, torch.tensor([[k]]))) for k in (1e-3, 1.0, 10.0)]
     assert divergences == sorted(divergences)

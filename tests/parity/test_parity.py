@@ -196,7 +196,7 @@ def test_what_is_no_number_is_no_parity(tiny_graphs, tiny_adapted, weights, key,
         return values
 
     graph = tiny_graphs[key]
-    # Of TorchScript's constants one is as good as another.
+    # Any of TorchScript's constants will do.
     bias = max(name for name in weights.names(graph) if name.endswith(".bias") or "constants" in name)
     report = compare(tiny_adapted, [weights.changed(graph, bias, spoil)])
     assert not report.passed

@@ -38,8 +38,8 @@ SMALL[SUMS] = format_sums(SMALL.items())
 def zip_of(files, *, last=b"", first=b"", gap=b"", order=None, **end):
     """A .zip file as the format wants it, byte for byte, with whatever is said of a file instead of its content.
 
-    Of a file (a name or a pair of names, a content or a mapping): `content`; `local` and `entry`, other values of the
-    header's fields by name; `local_extra`, `extra`, `comment`. Of the whole: bytes `first`, `last`, in a `gap` before
+    For a file (a name or a pair of names, a content or a mapping): `content`; `local` and `entry`, other values of the
+    header's fields by name; `local_extra`, `extra`, `comment`. For the whole: bytes `first`, `last`, in a `gap` before
     the directory; the `order` of the directory; other values of the end's fields.
     """
     body, directory, offsets = first, {}, {}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vae_runtime import BundleError, InputError, VaeError
-from vae_runtime import bench as room
+from vae_runtime import bench as bench_module
 from vae_runtime.bench import WORK, bench
 from vae_runtime.bundle import SUMS, format_sums
 from vae_runtime.cli import main as cli
@@ -27,7 +27,7 @@ def sign(bundle):
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
-    monkeypatch.setattr(room, "_SECONDS", 0.001)
+    monkeypatch.setattr(bench_module, "_SECONDS", 0.001)
 
 
 def test_every_work_and_batch_is_timed_in_every_round(digits):
@@ -57,15 +57,17 @@ def test_the_same_input_gives_the_same_answer(digits):
 
 
 def test_a_difference_is_seen(digits, monkeypatch):
-    decode = room.VAE.decode
-    monkeypatch.setattr(room.VAE, "decode", lambda vae, *given, **more: decode(vae, *given, **more) + np.float32(0.5))
+    decode = bench_module.VAE.decode
+    monkeypatch.setattr(
+        bench_module.VAE, "decode", lambda vae, *given, **more: decode(vae, *given, **more) + np.float32(0.5)
+    )
     found = {t.contender: t for t in quickly(digits, work=["decode"], batches=[1]).timings}
     assert found["fp32"].difference == pytest.approx(0.5, abs=1e-4)
 
 
 def test_an_answer_of_another_shape_is_refused(digits, monkeypatch):
-    decode = room.VAE.decode
-    monkeypatch.setattr(room.VAE, "decode", lambda vae, *given, **more: decode(vae, *given, **more)[:, :, 1:])
+    decode = bench_module.VAE.decode
+    monkeypatch.setattr(bench_module.VAE, "decode", lambda vae, *given, **more: decode(vae, *given, **more)[:, :, 1:])
     with pytest.raises(VaeError, match=r"decode in fp32: expected \[1, 1, 8, 8\] .*, got \[1, 1, 7, 8\]"):
         quickly(digits, work=["decode"])
 

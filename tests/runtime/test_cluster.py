@@ -23,7 +23,7 @@ from vae_runtime.generation.run import generate
 ray = pytest.importorskip("ray", reason="the executor of clusters needs Ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
-# Of what Ray itself opens and leaves to the end of the process.
+# Ray itself opens files and leaves them open until the process ends.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 # Twelve shards, the last cut short.
@@ -237,7 +237,7 @@ def test_no_room_is_told_and_then_used(mnist, nodes, tmp_path, undisturbed, monk
         ray.kill(busy.pop())
         with pytest.raises(InputError, match="this process is connected to a Ray cluster already"):
             generate(mnist, tmp_path / "s", **JOB, executor="ray", address=nodes.address)
-        # Of two actors one has room.
+        # The cluster has space for one of two actors.
         generate(mnist, tmp_path / "s", **JOB, executor="ray", address="auto")
         assert ray.is_initialized()
     finally:

@@ -100,7 +100,7 @@ def test_safetensors_is_what_its_library_writes():
     library = pytest.importorskip("safetensors.numpy", reason="the library is an extra")
     for rows in (rows_of((5, 2, 3), "u1"), rows_of((4,), POSTERIOR)):
         tensors = {"x": rows} if rows.dtype.names is None else {n: rows[n].copy() for n in rows.dtype.names}
-        # Of several words the library's order is another one in each process.
+        # The library orders several words differently in each process.
         assert written("safetensors", rows, about={"start": "0"}) == library.save(tensors, {"start": "0"})
 
 

@@ -202,7 +202,7 @@ def test_a_damaged_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         module.normal(0, 0, n, (4,))
     found = hashlib.sha256(content).hexdigest()
     assert str(caught.value) == (
-        f"{path}: sha256 is {found}, vnoise-1 needs {noise.TABLE_SHA256}; install vae-runtime again"
+        f"{path}: expected sha256 {noise.TABLE_SHA256} for vnoise-1, got {found}; install vae-runtime again"
     )
     module.uniform(0, 0, n, (4,))  # needs no table
 

@@ -59,7 +59,7 @@ def whole(digits, tmp_path_factory, resign):
     folder = Path(shutil.copytree(digits, tmp_path_factory.mktemp("whole") / "digits"))
     path = folder / "manifest.json"
     document = json.loads(path.read_text(encoding="utf-8"))
-    # Of the graphs that ship two of each: the others may change.
+    # Keep two variants of each component: the others may change.
     document["additional_metadata"]["vae"].pop("refused", None)
     for component, each in document["components"].items():
         for name in set(each["variants"]) - {"fp32", "torchscript"}:

@@ -85,7 +85,7 @@ def test_the_density_of_a_posterior():
         q.log_prob(t)
 
 
-# Of whole VAEs. `small` has mu = x, var = exp(-x) and x = z, so that everything about it is known.
+# Scores of whole VAEs. `small` has mu = x, var = exp(-x) and x = z, so that everything about it is known.
 
 
 @pytest.fixture

@@ -255,7 +255,7 @@ def test_the_variant_of_the_encoder_counts(digits, tmp_path, x):
 
 
 def test_memory_does_not_grow_with_the_file(digits, python, tmp_path, x):
-    """Of pages that are mapped the system takes back what it needs: anonymous memory is counted."""
+    """Count anonymous memory only: the system takes back mapped pages when it needs them."""
     if not Path("/proc/self/smaps_rollup").exists():
         pytest.skip("this system does not tell anonymous memory")
     code = (

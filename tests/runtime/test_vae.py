@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 import vae_runtime
 from vae_runtime import BundleError, InputError, Posterior, interpolate, noise
-from vae_runtime.prior import HOTTEST
+from vae_runtime.prior import MAX_TEMPERATURE
 
 SEEDS = st.integers(-(2**63), 2**64 - 1)
 STARTS = st.one_of(st.integers(0, 2**64 - 1), st.integers(2**64 - 50, 2**64 - 1))
-# Of so many digits that Python itself refuses to write it.
+# It has so many digits that Python itself refuses to write it.
 ENDLESS = pytest.param(10**5000, id="endless")
 OUT_OF_RANGE_SEEDS = [-(2**63) - 1, 2**64, 10**40, ENDLESS]
 NO_INTEGERS = [1.0, 1.5, "1", None, [1], np.float32(2), math.nan, 1j]
@@ -139,7 +139,9 @@ def test_temperature_scales_the_noise(small):
     same(posterior.sample(seed=1, temperature=0), posterior.mean)
 
 
-@pytest.mark.parametrize("wrong", [-1e-9, -1, math.nan, math.inf, 1e39, HOTTEST * 1.01, 10**400, "1", None, 1j, [1.0]])
+@pytest.mark.parametrize(
+    "wrong", [-1e-9, -1, math.nan, math.inf, 1e39, MAX_TEMPERATURE * 1.01, 10**400, "1", None, 1j, [1.0]]
+)
 def test_a_wrong_temperature_is_refused(vae, wrong):
     posterior = vae.encode(vae.sample(1, seed=0))
     for draw in (

@@ -108,8 +108,8 @@ def _in_a_process(command: list[str], place: Path | None = None) -> dict[str, An
     lines = done.stdout.strip().splitlines()
     if done.returncode == 0 and lines:
         return dict(json.loads(lines[-1]))
-    said = done.stderr.strip().splitlines() or ["nothing said"]
-    return {"failed": f"exit status {done.returncode}: {said[-1][:300]}"}
+    lines = done.stderr.strip().splitlines() or ["no message"]
+    return {"failed": f"exit status {done.returncode}: {lines[-1][:300]}"}
 
 
 def _export(entry: Entry) -> dict[str, Any]:
@@ -188,13 +188,13 @@ def _document(results: list[tuple[Entry, dict[str, Any]]], optimum: str | None) 
         f"Written by `make zoo`, with {versions}.",
         "",
         "Every model is a class as it is, with random weights, exported by one call of `vae_export.export` with the",
-        "arguments in the column *said*, beside the example. A row means: both graphs gave what eager PyTorch gives,",
-        "at batch sizes, sizes of the dynamic axes and latents that were not traced. *error* is the largest absolute",
-        "difference from PyTorch in float64, of ONNX and TorchScript. *exporter* is the one of PyTorch's that served,",
-        "`torch.onnx.export` with the argument shown. *memory* is how far the export went beyond the model in memory,",
-        "as a multiple of its weights, where they are large enough to tell.",
+        "arguments in the column *declared*, beside the example. A row means: both graphs gave what eager PyTorch",
+        "gives, at batch sizes, sizes of the dynamic axes and latents that were not traced. *error* is the largest",
+        "absolute difference from PyTorch in float64, of ONNX and TorchScript. *exporter* is the one of PyTorch's that",
+        "served, `torch.onnx.export` with the argument shown. *memory* is how far the export went beyond the model in",
+        "memory, as a multiple of its weights, where they are large enough to tell.",
         "",
-        "| model | exporter | dynamic axes, proven sizes | said | seconds | error | memory | optimum-onnx |",
+        "| model | exporter | dynamic axes, proven sizes | declared | seconds | error | memory | optimum-onnx |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for entry, result in results:
@@ -204,7 +204,7 @@ def _document(results: list[tuple[Entry, dict[str, Any]]], optimum: str | None) 
             lines.append(f"| {name} | {note}: {_plain(result['failed'])} | | | | | | {result['optimum']} |")
             continue
         dynamic = "; ".join(f"{axis} {sizes}" for axis, sizes in result["dynamic"].items()) or "–"
-        said = ", ".join(f"`{hint}`" for hint in result["hints"]) or "–"
+        declared = ", ".join(f"`{hint}`" for hint in result["hints"]) or "–"
         exporters = result["exporters"]
         exporter = (
             f"`{exporters['encoder']}`"
@@ -214,7 +214,7 @@ def _document(results: list[tuple[Entry, dict[str, Any]]], optimum: str | None) 
         large = result["weights"] >= _WORTH_A_RATIO
         memory = f"{result['peak'] / result['weights']:.1f}" if large else "–"
         figures = f"{result['seconds']:.0f} | {result['error']:.1e} | {memory}"
-        lines.append(f"| {name} | {exporter} | {dynamic} | {said} | {figures} | {result['optimum']} |")
+        lines.append(f"| {name} | {exporter} | {dynamic} | {declared} | {figures} | {result['optimum']} |")
     lines += [
         "",
         "optimum-onnx exports the parts of diffusers' pipelines and has configurations for no other kind of VAE. Its",

@@ -409,7 +409,7 @@ class Autoencoder(nn.Module):
 
 
 def _submodules(**kwargs: Any) -> dict[str, Any]:
-    """Of a model that has submodules encoder and decoder in place of methods."""
+    """Functions for a model that has submodules encoder and decoder in place of methods."""
     return {"encode": lambda m, x, c: m.encoder(x), "decode": lambda m, z, c: m.decoder(*z), **kwargs}
 
 
@@ -570,8 +570,8 @@ def _pythae(name: str, config: str, *, own: bool = False, **options: Any) -> Cal
         import pythae.models
 
         def model() -> Any:
-            said = getattr(pythae.models, config)(input_dim=(1, 12, 12), latent_dim=6, **options)
-            return getattr(pythae.models, name)(said, *(_own_networks(said) if own else ()))
+            settings = getattr(pythae.models, config)(input_dim=(1, 12, 12), latent_dim=6, **options)
+            return getattr(pythae.models, name)(settings, *(_own_networks(settings) if own else ()))
 
         built, example = _made(model, (1, 12, 12))
         if name == "VQVAE":

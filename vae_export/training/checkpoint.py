@@ -180,7 +180,7 @@ def load(folder: str | Path) -> tuple[VAE, RunInfo]:
             raise InputError(f"{path}: tensor {name}: expected {_kind(tensor)}, got {got}; {_FOREIGN}")
     for name, tensor in tensors.items():
         if name not in expected:
-            raise InputError(f"{path}: tensor {name}: expected none of this name, got {_kind(tensor)}; {_FOREIGN}")
+            raise InputError(f"{path}: tensor {name}: expected no tensor of this name, got {_kind(tensor)}; {_FOREIGN}")
     vae.to_empty(device="cpu").load_state_dict(tensors)
     return vae.eval().requires_grad_(False), info
 

@@ -15,19 +15,19 @@ from typing import Any, ClassVar, NamedTuple, Self
 from vae_runtime.errors import InputError
 from vae_runtime.likelihood import KINDS
 
-# A rule gives the value in its canonical type, or None where it is not allowed; with the words for what is.
+# Words for the allowed values, and a function that returns a value in its canonical type, or None if it is not allowed.
 _Rule = tuple[str, Callable[[Any], Any]]
 
 
 # Far above what any machine trains, far below what numpy and PyTorch overflow at.
-_MOST = 2**24
+_MAX_INTEGER = 2**24
 
 
-def _is_integer(value: Any, low: int, high: int = _MOST) -> bool:
+def _is_integer(value: Any, low: int, high: int = _MAX_INTEGER) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def _integer(default: int, low: int, high: int = _MOST) -> Any:
+def _integer(default: int, low: int, high: int = _MAX_INTEGER) -> Any:
     rule: _Rule = (
         f"an integer from {low} to {high}",
         lambda value: value if _is_integer(value, low, high) else None,
@@ -40,7 +40,7 @@ def _integers(default: tuple[int, ...]) -> Any:
         fits = isinstance(value, list | tuple) and all(_is_integer(item, 1) for item in value)
         return tuple(value) if fits else None
 
-    return field(default=default, metadata={"rule": (f"a list of integers from 1 to {_MOST}", of)})
+    return field(default=default, metadata={"rule": (f"a list of integers from 1 to {_MAX_INTEGER}", of)})
 
 
 def _number(default: float, low: float, high: float = math.inf, *, open_low: bool = False) -> Any:

@@ -58,7 +58,7 @@ class Evaluation:
     """Negative log-likelihood: minus the importance-weighted bound of log p(x) (arXiv 1509.00519); its
     expectation is never too small."""
     standard_error: float
-    """Of `nll`, over observations."""
+    """Standard error of `nll` over the observations."""
     mse: float
     """Mean squared difference between x and its reconstruction through the posterior mean, per value."""
     mae: float

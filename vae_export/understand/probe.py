@@ -350,7 +350,7 @@ def _powers(step: int, size: int) -> list[int]:
     """Sizes below the usual one, the smallest first."""
     sizes, candidate = [], step
     while candidate < size:
-        # A size of 1 is special to compilers: it is not told from a size that is spread.
+        # Compilers treat a size of 1 specially: it may also be an axis that is broadcast.
         if candidate > 1:
             sizes.append(candidate)
         candidate *= 2

@@ -92,7 +92,7 @@ class _ModelState:
 
 
 class _Surroundings:
-    """What is global: PyTorch's default dtype, the checks of its distributions, Python's and NumPy's generators."""
+    """Global state: PyTorch's default dtype, the checks of its distributions, Python's and NumPy's generators."""
 
     def __init__(self) -> None:
         self._validate = torch.distributions.Distribution._validate_args

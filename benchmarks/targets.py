@@ -134,14 +134,17 @@ def _worker_targets(found: Found) -> list[Target]:
         work = f"two workers of one thread, {what}, batch 64: × one session of two"
         lines.append(Target(work, value, bound, note=f"batch 1: {note}" if note else ""))
     cells = {(entry["model"], entry["batch"]) for entry in found["workers"]}
-    for group, what, bound in (("two", "two workers of one thread", 0.9), ("wide", "one session of two threads", None)):
+    for group, what, min_ratio in (
+        ("two", "two workers of one thread", 0.9),
+        ("wide", "one session of two threads", None),
+    ):
         loaded = [
             (value, f"lowest of all: {title_of(found, model)}, batch {batch}")
             for model, batch in sorted(cells)
             if (value := worker_ratio(found, model, batch, 1, group, "one")) is not None
         ]
         value, note = min(loaded, key=lambda each: each[0].median, default=(None, ""))
-        lines.append(Target(f"under four busy loops, {what}: × one session of one thread", value, bound, note=note))
+        lines.append(Target(f"under four busy loops, {what}: × one session of one thread", value, min_ratio, note=note))
     return lines
 
 

@@ -410,7 +410,7 @@ def _rows(
         if not _misfit(array.shape, shape, axes, dynamic):
             got = list(array.shape)
             raise InputError(f"{name}: expected {wanted}, got {got}; add the batch axis: {name}[None]")
-        problem = _misfit(array.shape[1:], shape, axes, dynamic) if array.ndim else "; give rows of it"
+        problem = _misfit(array.shape[1:], shape, axes, dynamic, 1) if array.ndim else "; give rows of it"
         if problem:
             raise InputError(f"{name}: expected {wanted}, got {list(array.shape)}{problem}")
     if len(array) == 0:
@@ -429,7 +429,9 @@ def _typed(name: str, array: NDArray[Any], dtype: str, wanted: str, bounds: Boun
     if array.dtype.kind == "f":
         return _as_float32(name, array)
     scaling = f" (scaled to {bounds[0]:g} … {bounds[1]:g})" if bounds and array.dtype.kind in "ui" else ""
-    raise InputError(f"{name}: expected {wanted}, got dtype {array.dtype}; convert with .astype('float32'){scaling}")
+    numbers = array.dtype.kind in "iub"
+    advice = f"convert with .astype('float32'){scaling}" if numbers else "give numbers, such as q.mode() or q.sample()"
+    raise InputError(f"{name}: expected {wanted}, got dtype {array.dtype}; {advice}")
 
 
 def _as_float32(name: str, array: NDArray[Any]) -> NDArray[np.float32]:
@@ -469,9 +471,9 @@ def _number(value: Any) -> str:
 
 
 def _misfit(
-    sizes: tuple[int, ...], shape: tuple[int, ...], axes: tuple[str, ...], dynamic: Mapping[str, Sizes]
+    sizes: tuple[int, ...], shape: tuple[int, ...], axes: tuple[str, ...], dynamic: Mapping[str, Sizes], first: int = 0
 ) -> str | None:
-    """Return the end of the message on sizes that do not fit a shape; None if they fit."""
+    """Return the end of the message on sizes that do not fit a shape; None if they fit. Axes count from `first`."""
     if sizes == shape:
         return None
     if len(sizes) != len(shape):
@@ -479,7 +481,7 @@ def _misfit(
     for axis, (size, usual) in enumerate(zip(sizes, shape, strict=True)):
         proven = dynamic.get(axes[axis]) if axes else None
         if proven is None and size != usual:
-            return f"; its axis {axis} has the size {usual}"
+            return f"; axis {axis + first} must be {usual}, is {size}"
         if proven is not None and size not in proven:
             return f"; {axes[axis]} {size} was not proven, {proven} is: choose such a size, or export for others"
     return None

@@ -316,6 +316,17 @@ def test_the_digits_recipe_is_quick(tmp_path):
     assert outcome.info.result.seconds / 5 * training.epochs < 60
 
 
+def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path, digits_npy):
+    """A bundle's folder holds samples.png and README.md, which a run would write over."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "samples.png").write_bytes(b"a picture")
+    with pytest.raises(InputError, match=r"expected an empty folder or a run's, got one with samples\.png"):
+        train(folder, MODEL, TRAINING, DataConfig(str(digits_npy)))
+    assert (folder / "samples.png").read_bytes() == b"a picture"
+    assert [path.name for path in folder.iterdir() if not path.name.startswith(".")] == ["samples.png"]
+
+
 def test_two_trainings_in_one_folder_are_refused(tmp_path, digits_npy):
     with locked(tmp_path), pytest.raises(TrainingError, match="another training is at work in this folder"):
         run(tmp_path, source=digits_npy)

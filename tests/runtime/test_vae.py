@@ -584,3 +584,16 @@ def test_load_opens_the_decoder_and_the_encoder_when_needed(bundle_copy):
     with pytest.raises(BundleError, match="missing"):
         vae.encode(x)
     same(vae.sample(1, seed=0), x)
+
+
+def test_a_size_that_is_wrong_is_named_by_the_axis_of_the_array(digits):
+    with pytest.raises(InputError, match=r"z: expected float32 \[n, 8\], got \[2, 7\]; axis 1 must be 8, is 7"):
+        vae_runtime.load(digits).decode(np.zeros((2, 7), np.float32))
+
+
+def test_what_is_no_array_of_numbers_gets_advice_that_it_can_follow(digits):
+    vae = vae_runtime.load(digits)
+    q = vae.encode(np.zeros((2, 1, 8, 8), np.float32))
+    for value in (q, None, "x.npy"):
+        with pytest.raises(InputError, match=r"give numbers, such as q\.mode\(\) or q\.sample\(\)"):
+            vae.decode(value)

@@ -320,11 +320,12 @@ def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path, digits_npy)
     """A bundle's folder holds samples.png and README.md, which a run would write over."""
     folder = tmp_path / "other"
     folder.mkdir()
-    (folder / "samples.png").write_bytes(b"a picture")
-    with pytest.raises(InputError, match=r"expected an empty folder or a run's, got one with samples\.png"):
+    files = {"manifest.json": b"{}", "samples.png": b"a picture"}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=r"expected an empty folder or a run's, got one with manifest\.json"):
         train(folder, MODEL, TRAINING, DataConfig(str(digits_npy)))
-    assert (folder / "samples.png").read_bytes() == b"a picture"
-    assert [path.name for path in folder.iterdir() if not path.name.startswith(".")] == ["samples.png"]
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")} == files
 
 
 def test_two_trainings_in_one_folder_are_refused(tmp_path, digits_npy):

@@ -98,7 +98,8 @@ def train(
 def _train(folder: Path, info: RunInfo, dataset: data.Dataset, progress: bool) -> Outcome:
     found = checkpoint.read_info(folder) if (folder / "config.json").exists() else None
     # Names with a dot are the lock's and those of files in the making.
-    others = [] if found else sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    others = sorted(path.name for path in folder.iterdir() if path.name not in (_STATE, *_RESULTS))
+    others = [name for name in others if not (found or name.startswith("."))]
     if others:
         raise InputError(f"{folder}: expected an empty folder or a run's, got one with {others[0]}; choose another")
     if not info.train.threads:

@@ -97,11 +97,8 @@ def train(
 
 def _train(folder: Path, info: RunInfo, dataset: data.Dataset, progress: bool) -> Outcome:
     found = checkpoint.read_info(folder) if (folder / "config.json").exists() else None
-    # Names with a dot are the lock's and those of files in the making.
-    others = sorted(path.name for path in folder.iterdir() if path.name not in (_STATE, *_RESULTS))
-    others = [name for name in others if not (found or name.startswith("."))]
-    if others:
-        raise InputError(f"{folder}: expected an empty folder or a run's, got one with {others[0]}; choose another")
+    if not found:
+        _require_own(folder)
     if not info.train.threads:
         # Their number decides bits: a run goes on with what it began with.
         threads = found.train.threads if found else torch.get_num_threads()
@@ -154,6 +151,14 @@ def _require_same(folder: Path, found: dict[str, Any], asked: dict[str, Any]) ->
     ]
     if differences:
         raise TrainingError(f"{folder}: holds another run: {'; '.join(differences)}; choose another folder")
+
+
+def _require_own(folder: Path) -> None:
+    """Raise InputError where a folder holds files that are not a run's."""
+    for name in sorted(path.name for path in folder.iterdir()):
+        # Names with a dot are the lock's and those of files in the making.
+        if not name.startswith(".") and name not in (_STATE, *_RESULTS):
+            raise InputError(f"{folder}: expected an empty folder or a run's, got one with {name}; choose another")
 
 
 def _clean(folder: Path) -> None:

@@ -150,6 +150,11 @@ def test_graphs_say_nothing_about_where_they_were_made(made):
         assert b".py" not in without_weights(graph.content)
 
 
+def test_pytorch_s_exporter_is_left_as_it_was(made):
+    exporter = pytest.importorskip("torch.onnx._internal.exporter._registration")
+    assert vars(exporter.ONNXRegistry)["from_torchlib"].__func__.__module__ == exporter.__name__
+
+
 @pytest.mark.parametrize("branching", [False, True])
 def test_a_graph_as_pytorch_leaves_it_says_where_it_was_made(branching):
     content = unstripped(encoding(Branching() if branching else Encode()), "encoder").SerializeToString()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -138,23 +140,60 @@ def _write(model: onnx.ModelProto, path: Path) -> dict[str, Path]:
     return {name: path.with_name(name)}
 
 
+@contextlib.contextmanager
+def _kept_operators() -> Iterator[None]:
+    """Let PyTorch's exporter build its table of ONNX functions once for a process instead of once for a graph.
+
+    Building it takes a second, which for a small model is half of the export. The table is built anew when a library
+    has registered further operators. PyTorch has no public way to pass it, so with a version that keeps it elsewhere
+    this changes nothing.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        original, build = vars(ONNXRegistry)["from_torchlib"], ONNXRegistry.from_torchlib
+    except (ImportError, AttributeError, KeyError):
+        yield
+        return
+
+    @classmethod  # type: ignore[misc]
+    def from_torchlib(cls: type[ONNXRegistry], opset_version: int = OPSET) -> ONNXRegistry:
+        built = _operators(build, opset_version, tuple(torch.ops))
+        registry = cls()
+        registry._opset_version = built._opset_version
+        registry.functions = {target: list(functions) for target, functions in built.functions.items()}
+        return registry
+
+    ONNXRegistry.from_torchlib = from_torchlib  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = original  # type: ignore[method-assign]
+
+
+@lru_cache(maxsize=1)
+def _operators(build: Callable[..., Any], opset_version: int, namespaces: tuple[str, ...]) -> Any:
+    return build(opset_version=opset_version)
+
+
 def _dynamo(adapted: Adapted, component: str) -> onnx.ModelProto:
-    program = torch.onnx.export(
-        adapted.modules[component],
-        traced_inputs(adapted, component),
-        dynamo=True,
-        # Strings instead of torch.export.Dim: for a model that works at one batch size only, a Dim silently makes a
-        # fixed graph, and a string raises.
-        dynamic_shapes={"tensors": tuple(axis_names(adapted, component))},
-        input_names=[tensor.name for tensor in adapted.signature.inputs(component)],
-        output_names=list(adapted.outputs(component)),
-        opset_version=OPSET,
-        external_data=False,
-        # The optimizer treats an added 1e-10 as 0, so log(x + 1e-10) becomes infinite at x = 0, and the comparison
-        # might not try that x. Constants are folded below, which changes no number.
-        optimize=False,
-        verbose=False,
-    )
+    with _kept_operators():
+        program = torch.onnx.export(
+            adapted.modules[component],
+            traced_inputs(adapted, component),
+            dynamo=True,
+            # Strings instead of torch.export.Dim: for a model that works at one batch size only, a Dim silently makes a
+            # fixed graph, and a string raises.
+            dynamic_shapes={"tensors": tuple(axis_names(adapted, component))},
+            input_names=[tensor.name for tensor in adapted.signature.inputs(component)],
+            output_names=list(adapted.outputs(component)),
+            opset_version=OPSET,
+            external_data=False,
+            # The optimizer treats an added 1e-10 as 0, so log(x + 1e-10) becomes infinite at x = 0, and the comparison
+            # might not try that x. Constants are folded below, which changes no number.
+            optimize=False,
+            verbose=False,
+        )
     if program is None:
         raise ExportError(f"{component}: expected an ONNX program from PyTorch, got nothing")
     onnxscript.optimizer.fold_constants(program.model)

@@ -97,6 +97,17 @@ def write_folder(target: str | os.PathLike[str], files: Mapping[str, bytes | Pat
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def lies_in(path: str | os.PathLike[str], place: str | os.PathLike[str]) -> bool:
+    """Return whether a path is an existing file or folder, or lies in it, by whatever name."""
+    with contextlib.suppress(OSError, ValueError):
+        resolved, status = Path(os.path.realpath(path)), os.stat(place)
+        for each in (resolved, *resolved.parents):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.stat(each), status):
+                    return True
+    return False
+
+
 def _fill_folder(folder: Path, files: Mapping[str, bytes | Path]) -> None:
     os.chmod(folder, 0o777 & ~_umask())
     folders = {folder}

@@ -93,7 +93,7 @@ class Networks:
         if likelihood.kind == "none":
             raise InputError(
                 "observe: the bundle has no likelihood to draw from: "
-                f"{likelihood.reason or 'none was stated at export (likelihood=…)'}; leave observe out for the mean"
+                f"{likelihood.reason or 'none was stated at export (likelihood=…)'}; leave `observe` out for the mean"
             )
         kind = kind_named(likelihood.kind)
 

@@ -14,7 +14,7 @@ from .bundle import MANIFEST, SUMS, Bundle, format_sums, open_bundle, require_re
 from .devices import onnxruntime_version
 from .document import dump
 from .errors import InputError
-from .files import write_folder
+from .files import lies_in, write_folder
 from .golden import golden_tensors, read_golden
 from .manifest import COMPONENTS, Manifest, Variant
 from .onnx_file import operators_of
@@ -69,11 +69,10 @@ def pack(
     source = open_bundle(bundle, digest)
     try:
         target = Path(os.fspath(out))
-        resolved = Path(os.path.realpath(target))
+        os.path.realpath(target)
     except (TypeError, ValueError):
         raise InputError(f"out: expected the path of a folder, or of a file that ends in .zip, got {out!r}") from None
-    bundle_path = Path(os.path.realpath(source.path))
-    if resolved == bundle_path or bundle_path in resolved.parents:
+    if lies_in(target, source.path):
         raise InputError(f"{out}: expected a place outside the bundle, since a new file would make it invalid")
     require_replaceable(target, force, zipped=is_zip(target))
     manifest = _cut(source, chosen)

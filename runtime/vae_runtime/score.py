@@ -105,7 +105,7 @@ class Scorer:
             if self.inputs.encoder_noise or any(not latent.posterior.outputs for latent in self.manifest.latents):
                 raise InputError(
                     "k: importance samples are drawn for VAEs whose encoder and decoder take no noise of their own; "
-                    "leave k out, the ELBO is a bound of log p(x) too"
+                    "leave `k` out, the ELBO is a bound of log p(x) too"
                 )
         size = max(1, min(BATCH_SIZE, _SCORED // max(1, x[0].size))) if batch_size is None else batch_size
         rows_from = rows_of(rows, n)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,6 +14,8 @@ import pytest
 import vae_runtime
 from vae_runtime import interpolate, traverse
 from vae_runtime.cli import main as cli
+from vae_runtime.cli.options import with_flags
+from vae_runtime.errors import InputError
 
 COMMANDS = (
     *("info", "verify", "pack", "bench"),
@@ -89,6 +92,14 @@ def is_sheet(folder, name, across, down):
         factor = image.width // width
         assert image.size == (factor * width, factor * height)
     return True
+
+
+@pytest.fixture(scope="session")
+def pack_of_digits(digits, tmp_path_factory):
+    """A packed copy of `digits`, a .zip file; not to be written to."""
+    out = tmp_path_factory.mktemp("pack") / "digits.zip"
+    vae_runtime.pack(digits, out)
+    return out
 
 
 # What each command does.
@@ -264,6 +275,46 @@ def test_results_replace_files_that_are_there(succeeds, folder, digits, vae):
     np.testing.assert_array_equal(np.load(folder / "s.npy"), vae.sample(1, seed=0))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ("encode bundle x.npy --out x.npy", "argument --out: expected another file than the one it reads, got x.npy"),
+        ("encode bundle x.npy --out link/x.npy", "--out: expected another file than the one it reads"),
+        ("encode bundle link/x.npy --out x.npy", "--out: expected another file than the one it reads"),
+        ("reconstruct bundle x.npy --out x.npy", "--out: expected another file than the one it reads"),
+        ("decode bundle z.npy --out z.npy", "--out: expected another file than the one it reads"),
+        ("interpolate bundle --inputs x.npy --out x.npy", "--out: expected another file than the one it reads"),
+        ("traverse bundle --inputs x.npy --out x.npy", "--out: expected another file than the one it reads"),
+        ("sample bundle --condition c=z.npy --out z.npy", "--out: expected another file than the one it reads"),
+        ("sample bundle --out a.npy --latents bundle/z.npy", "argument --latents: expected a place outside the bundle"),
+        ("sample bundle --out bundle/a.npy", "argument --out: expected a place outside the bundle, got bundle/a.npy"),
+        ("sample bundle --out link/bundle/decoder/a.png", "--out: expected a place outside the bundle"),
+        ("score bundle x.npy --out bundle/scores.csv", "--out: expected a place outside the bundle"),
+        ("pack bundle --out bundle/small --only decoder", "--out: expected a place outside the bundle"),
+        ("pack bundle.zip --out bundle.zip --force", "--out: expected a place outside the bundle"),
+        ("generate bundle -n 1 --seed 0 --out bundle/samples", "--out: expected a place outside the bundle"),
+    ],
+)
+def test_nothing_is_written_over_what_is_read(refuses, folder, digits, pictures, arguments, match, pack_of_digits):
+    shutil.copytree(digits, folder / "bundle")
+    shutil.copy(pack_of_digits, folder / "bundle.zip")
+    np.save(folder / "z.npy", np.zeros((2, 8), np.float32))
+    (folder / "link").symlink_to(folder)
+    refuses(*arguments.split(), status=2, match=match)
+
+
+def test_generate_writes_nothing_into_the_bundle(bundle_copy):
+    before = sorted(bundle_copy.rglob("*"))
+    with pytest.raises(InputError, match="expected a place outside the bundle"):
+        vae_runtime.generate(bundle_copy, bundle_copy / "samples", 1, seed=0)
+    assert sorted(bundle_copy.rglob("*")) == before
+
+
+def test_an_output_beside_the_input_is_written(succeeds, folder, digits, pictures):
+    succeeds("encode", digits, "x.npy", "--out", "x.npz")
+    assert (folder / "x.npz").exists()
+
+
 def test_a_link_to_the_bundle_and_auto_work(command, folder, digits):
     (folder / "link").symlink_to(digits)
     done = command("sample", "link", "--out", "s.npy", "--device", "auto")
@@ -353,6 +404,39 @@ def test_misuse(capsys, arguments, match):
     (line,) = (line for line in said.err.splitlines() if "error: " in line)
     assert line.startswith("vae-runtime")
     assert re.search(match, line), line
+
+
+@pytest.mark.parametrize(
+    ("message", "written"),
+    [
+        ("conditions: expected 'y', got nothing; give conditions={'y': …}",
+         "--condition: expected 'y', got nothing; give --condition y=…"),
+        ("conditions['y']: expected 3 rows", "--condition y: expected 3 rows"),
+        ("batch_size: expected 1 … 9, got 0; move `start` on", "--batch-size: expected 1 … 9, got 0; move --start on"),
+        ("latent_shape of z: expected [8]", "--latent-shape of z: expected [8]"),
+        ("decode: … is posterior='std' or leave the axis out of dynamic=",
+         "decode: … is --posterior std or leave the axis out of --dynamic"),
+        ("x: leave scale=2 out", "x: leave --scale 2 out"),
+        ("data: raise data.part; train.part: too small", "--data: raise --part; train.part: too small"),
+        # Not arguments of the verb: a file, the arguments of a call, other words.
+        ("seed.npy: the seed of encode(x, seed=…), at the scale (prior=…)",
+         "seed.npy: the seed of encode(x, seed=…), at the scale (prior=…)"),
+    ],
+)  # fmt: skip
+def test_a_message_names_the_flags_that_were_typed(message, written):
+    flags = {
+        name: "--" + name.replace("_", "-").rpartition(".")[2]
+        for name in ("condition", "batch_size", "start", "latent_shape", "posterior", "dynamic", "scale", "seed",
+                     "data", "data.part")
+    }  # fmt: skip
+    assert with_flags(message, flags) == written
+
+
+def test_messages_of_the_command_name_flags(refuses, small_bundle, digits):
+    line = refuses("sample", digits, "--latent-shape", "3,3", "--out", "a.npy")
+    assert line.startswith("error: --latent-shape of z: expected [8]")
+    line = refuses("sample", digits, "--condition", "a=1", "--out", "a.npy")
+    assert line.startswith("error: --condition: expected none, got 'a'")
 
 
 def test_misuse_ends_with_2(refuses):

@@ -355,7 +355,7 @@ def test_several_latents_are_scored(levels):
     wanted = (-0.5 * ((X - r) / 0.5) ** 2 - np.log(0.5) - 0.5 * np.log(2 * np.pi)).sum(axis=1)
     np.testing.assert_allclose(s.reconstruction, wanted, rtol=1e-5)
     np.testing.assert_allclose(s.mse, (X.astype(np.float64) ** 2).mean(axis=1), rtol=1e-5)
-    with pytest.raises(InputError, match=r"^k: importance samples are drawn for VAEs whose .* leave k out"):
+    with pytest.raises(InputError, match=r"^k: importance samples are drawn for VAEs whose .* leave `k` out"):
         levels.score(X, k=2)
 
 
@@ -556,7 +556,8 @@ def test_a_row_without_its_batch_axis_is_recognised_at_other_sizes(dynamic):
 
 def test_what_has_no_likelihood_is_not_observed(dynamic):
     with pytest.raises(
-        InputError, match=r"observe: the bundle has no likelihood to draw from: .* \(likelihood=…\); leave observe out"
+        InputError,
+        match=r"observe: the bundle has no likelihood to draw from: .* \(likelihood=…\); leave `observe` out",
     ):
         dynamic.sample(1, observe=True)
 

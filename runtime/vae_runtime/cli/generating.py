@@ -24,6 +24,7 @@ from .options import (
     argument,
     conditions_of,
     integer,
+    require_outside,
 )
 
 
@@ -163,6 +164,7 @@ def _generate_samples(options: argparse.Namespace) -> None:
     from ..generation.store import open_store
     from ..vae import load
 
+    require_outside(options)
     place = str(open_store(options.out))
     vae = load(options.bundle, device=options.device, variant=options.variant, digest=options.digest)
     conditions = conditions_of(options, vae, files=True)

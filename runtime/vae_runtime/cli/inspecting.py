@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import one_line
-from .options import Verbs, add_bundle, add_device, add_threads, add_verb, argument, integer, integers
+from .options import Verbs, add_bundle, add_device, add_threads, add_verb, argument, integer, integers, require_outside
 
 if TYPE_CHECKING:
     from ..manifest import Condition, Latent, Manifest, Sizes
@@ -183,6 +183,7 @@ def _pack(options: argparse.Namespace) -> None:
     from ..bundle import open_bundle
     from ..packing import pack
 
+    require_outside(options)
     digest = pack(
         options.bundle,
         options.out,

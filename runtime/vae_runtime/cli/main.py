@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None) -> int:
     """Parse, call the chosen verb, and turn an error into one `error:` line and an exit status."""
+    options: argparse.Namespace | None = None
     try:
         _open_closed()
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
@@ -36,8 +37,9 @@ def run(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[str]
         print(end="", flush=True)
         return status
     except VaeError as error:
+        message = str(error) if options is None else options.with_flags(str(error))
         # Some errors list several problems, one per line.
-        print("error: " + "\n".join(map(one_line, str(error).splitlines())), file=sys.stderr)
+        print("error: " + "\n".join(map(one_line, message.splitlines())), file=sys.stderr)
         return 1
     except MemoryError as error:
         print(f"error: out of memory: {error}; compute fewer at a time", file=sys.stderr)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,11 +24,53 @@ def add_verb(
 ) -> argparse.ArgumentParser:
     """Add a verb that calls a function with its options; return its parser.
 
-    Among the options, `misuse(text)` ends the command as misuse, and `defaults(name)` gives an option's default.
+    Among the options, `misuse(text)` ends the command as misuse, `defaults(name)` gives an option's default, and
+    `with_flags(message)` writes the arguments that a message names as the verb's flags.
     """
     verb = verbs.add_parser(name, help=text, description=text)
-    verb.set_defaults(command=function, misuse=verb.error, defaults=verb.get_default)
+
+    def flagged(message: str) -> str:
+        flags = {action.dest: action.option_strings[-1] for action in verb._actions if action.option_strings}
+        return with_flags(message, flags)
+
+    def misuse(message: str) -> None:
+        verb.error(flagged(message))
+
+    verb.set_defaults(command=function, misuse=misuse, defaults=verb.get_default, with_flags=flagged)
     return verb
+
+
+def with_flags(message: str, flags: Mapping[str, str]) -> str:
+    """Write the arguments that a message names as flags.
+
+    Args:
+        message: it names an argument at its beginning, in backticks, with a dot, or as the Python code `name=value`.
+        flags: the flag of each argument by its name.
+    """
+    flags = {**flags, **({"conditions": flags["condition"]} if "condition" in flags else {})}
+    dotted = "|".join(re.escape(name) for name in flags if "." in name) or "(?!)"
+    names = "|".join(re.escape(name) for name in flags)
+    word = rf"(?<![\w.-])({names})(?![\w.-])"
+    place, colon, rest = message.partition(":")
+    if re.match(word, place):
+        place = re.sub(word, lambda found: flags[found[1]], place)
+        place = re.sub(r"\['(\w+)'\]", r" \1", place)
+    # Not the arguments of a call in the message, such as encode(x, seed=…).
+    assigned = rf"(?<![\w.(])(?<!, )({names})="
+    for pattern, form in (
+        (rf"`({names})`", "{}"),
+        (rf"(?<![\w.-])({dotted})(?![\w.-])", "{}"),
+        (rf"{assigned}\{{'([^']*)': (\S+)\}}", "{} {}={}"),
+        (rf"{assigned}'([^']*)'", "{} {}"),
+        (rf"{assigned}(?=\S)", "{} "),
+        (assigned, "{}"),
+    ):
+        rest = re.sub(pattern, _filled(form, flags), rest)
+    return place + colon + rest
+
+
+def _filled(form: str, flags: Mapping[str, str]) -> Callable[[re.Match[str]], str]:
+    return lambda found: form.format(flags[found[1]], *found.groups()[1:])
 
 
 # Types for argparse.
@@ -233,10 +277,25 @@ def _condition_value(condition: Condition, text: str) -> Any:
     return values.reshape(condition.shape) if values.size == math.prod(condition.shape) else values
 
 
+def require_outside(options: argparse.Namespace) -> None:
+    """Refuse as misuse an output that would replace a file that the verb reads, or that lies in the bundle."""
+    from ..files import lies_in
+
+    files = [getattr(options, name, None) for name in ("bundle", "x", "z", "inputs", "reconstruct", "encode")]
+    files += [text for _, text in getattr(options, "condition", []) if text.endswith(".npy")]
+    for flag in ("out", "latents"):
+        path = getattr(options, flag, None)
+        for file in files:
+            if path and isinstance(file, (str, os.PathLike)) and lies_in(path, file):
+                what = "a place outside the bundle" if file == options.bundle else "another file than the one it reads"
+                options.misuse(f"argument --{flag}: expected {what}, got {path}")
+
+
 def load_vae(options: argparse.Namespace) -> VAE:
-    """Load the bundle with the given options; without Pillow, refuse a PNG before that."""
+    """Load the bundle with the given options; refuse outputs that must not be written before that."""
     from ..vae import load
 
+    require_outside(options)
     if getattr(options, "out", None) is not None and options.out.suffix == ".png":
         from ..image import require_pillow
 

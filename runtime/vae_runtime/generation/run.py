@@ -12,6 +12,7 @@ from typing import Any
 
 from ..bundle import open_bundle
 from ..errors import InputError, VaeError
+from ..files import lies_in
 from ..vae import VAE, load
 from . import local, ray
 from .folder import (
@@ -114,6 +115,9 @@ def generate(
     if workers not in (None, 1) and executor == "local" and not store.shared:
         raise InputError(f"workers: expected 1, since only one process sees {store}, got {workers}")
     vae = load(bundle, device=device, variant=variant)
+    folder = store.path("")
+    if folder is not None and lies_in(folder, vae.bundle.path):
+        raise InputError(f"{store}: expected a place outside the bundle, since a new file would make it invalid")
     job = describe_job(vae, request, read_job_document(store))
     with held(store, shared=part is not None):
         claim(store, job, shared=part is not None, warn=warn)

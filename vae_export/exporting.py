@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from vae_runtime.bundle import open_bundle, require_replaceable
+from vae_runtime.errors import require_bool
 from vae_runtime.files import write_folder
 from vae_runtime.manifest import Refusal
 
@@ -57,6 +58,8 @@ class Options:
 
     def __post_init__(self) -> None:
         require_variants(self.variants)
+        require_bool("force", self.force)
+        require_bool("progress", self.progress)
 
 
 def export(

@@ -70,6 +70,18 @@ def require_integer(name: str, value: object, low: int, high: int) -> int:
     return number
 
 
+def require_bool(name: str, value: object) -> bool:
+    """Return the value as a bool; numpy's bools are accepted.
+
+    Raises:
+        InputError: it is neither True nor False.
+    """
+    # numpy, which calls its own "bool" or "bool_", is not imported here.
+    if isinstance(value, bool) or (type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_")):
+        return bool(value)
+    raise InputError(f"{name}: expected True or False, got {value!r:.99}")
+
+
 def require_number(name: str, value: object, low: float, high: float) -> float:
     """Return the value as a float; numpy's numbers are accepted.
 

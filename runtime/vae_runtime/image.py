@@ -27,8 +27,9 @@ def grid(
         uint8 [height, width] or [height, width, C].
 
     Raises:
-        InputError: the observations are not pictures.
+        InputError: the observations are not pictures, or not finite.
     """
+    require_finite(x)
     images = x[:, None] if x.ndim == 3 else x
     if not len(x):
         raise InputError("observations: expected at least one, got none")
@@ -48,6 +49,20 @@ def grid(
         top, left = index // across * (height + 1), index % across * (width + 1)
         canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
     return canvas[..., 0] if channels == 1 else canvas
+
+
+def require_finite(x: NDArray[np.float32]) -> None:
+    """Refuse observations with NaN or infinity, as a decoder gives them for latents far beyond the prior.
+
+    Raises:
+        InputError: the message names the first row.
+    """
+    finite = np.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+    if not finite.all():
+        raise InputError(
+            f"observations[{finite.argmin()}]: expected finite values, got NaN or infinity; give latents nearer to the "
+            "prior, or a lower temperature"
+        )
 
 
 def pairs(

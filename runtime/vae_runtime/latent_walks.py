@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import InputError, require_integer
+from .errors import InputError, require_bool, require_integer
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -35,6 +35,7 @@ def interpolate(a: ArrayLike, b: ArrayLike, steps: int, *, spherical: bool = Tru
         InputError: the shapes differ, a number is not finite, or `steps` is below 2.
     """
     count = require_integer("steps", steps, 2, 2**31)
+    require_bool("spherical", spherical)
     first, last = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if first.shape != last.shape:
         raise InputError(f"b: expected the shape of a, {list(first.shape)}, got {list(last.shape)}")

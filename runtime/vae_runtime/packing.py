@@ -13,7 +13,7 @@ from ._version import __version__
 from .bundle import MANIFEST, SUMS, Bundle, format_sums, open_bundle, require_replaceable
 from .devices import onnxruntime_version
 from .document import dump
-from .errors import InputError
+from .errors import InputError, require_bool
 from .files import lies_in, write_folder
 from .golden import golden_tensors, read_golden
 from .manifest import COMPONENTS, Manifest, Variant
@@ -65,6 +65,8 @@ def pack(
     """
     if not isinstance(only, (str, Sequence)):
         raise InputError(f"only: expected names of graphs, got {only!r}")
+    require_bool("operators", operators)
+    require_bool("force", force)
     chosen = parse_only([only] if isinstance(only, str) else only)
     source = open_bundle(bundle, digest)
     try:

@@ -33,6 +33,8 @@ Parts = Mapping[str, "Posterior | Encoding"]
 _LOG_2PI = math.log(2 * math.pi)
 # Numbers of an observation that are scored at once: their terms, in float64, then stay near the caches.
 _SCORED = 2**20
+# Numbers of the importance samples of one observation, which are drawn at once: 4 GiB.
+MAX_DRAWN = 2**30
 
 
 # Scores that are means over the values of an observation; all others are in nats.
@@ -101,11 +103,16 @@ class Scorer:
             if misfit:
                 raise InputError(f"{self.manifest.observation.name}: {misfit}; give observations as in training")
         if k is not None:
-            k = require_integer("k", k, 1, 2**31)
+            k = require_integer("k", k, 1, 10**6)
             if self.inputs.encoder_noise or any(not latent.posterior.outputs for latent in self.manifest.latents):
                 raise InputError(
                     "k: importance samples are drawn for VAEs whose encoder and decoder take no noise of their own; "
                     "leave `k` out, the ELBO is a bound of log p(x) too"
+                )
+            numbers = sum(math.prod(latent.shape) for latent in self.manifest.latents)
+            if k * numbers > MAX_DRAWN:
+                raise InputError(
+                    f"k: expected at most {MAX_DRAWN // numbers} for latents of {numbers} numbers, got {k}"
                 )
         size = max(1, min(BATCH_SIZE, _SCORED // max(1, x[0].size))) if batch_size is None else batch_size
         rows_from = rows_of(rows, n)

@@ -12,7 +12,7 @@ import numpy as np
 from . import noise
 from .bundle import Bundle, open_bundle
 from .devices import resolve_device
-from .errors import InputError, require_integer
+from .errors import InputError, require_bool, require_integer
 from .inputs import Inputs, observation_rows
 from .manifest import Manifest
 from .networks import Networks
@@ -140,8 +140,7 @@ class VAE:
         """
         count = require_integer("n", n, 1, 2**48)
         seed = noise.new_seed() if seed is None else seed
-        shapes = self._inputs.shapes(latent_shape)
-        parts = self._prior.draw(seed, start, count, shapes, temperature, truncation)
+        parts = self._prior.draw(seed, start, count, self._inputs.shapes(latent_shape), temperature, truncation)
         return parts if self._inputs.has_several else parts[self.latents[0].name]
 
     @overload
@@ -183,12 +182,12 @@ class VAE:
         rows = self._inputs.conditions("decoder", conditions, count)
         shapes = self._prior.shapes if latent_shape is None else self._inputs.shapes(latent_shape)
         feed = self._prior.feed(rows, fixed, start, count, shapes, temperature, truncation)
-        if on_device:
+        if on_device is not False and require_bool("on_device", on_device):
             for name, value in (("observe", observe or None), ("batch_size", batch_size), ("out", out)):
                 if value is not None:
                     raise InputError(f"{name}: on_device decodes all at once and does not take it; leave it out")
             return self._networks.decode_on_device(feed, count)
-        if observe:
+        if observe is not False and require_bool("observe", observe):
             return self._networks.observe(feed, count, fixed, start, batch_size, out)
         return self._networks.mean.run(feed, count, batch_size, out)[0]
 
@@ -206,14 +205,14 @@ class VAE:
         """
         count = require_integer("n", n, 1, 2**48)
         size = require_integer("batch_size", batch_size, 1, 2**31)
+        require_bool("observe", observe)
         fixed = noise.new_seed() if seed is None else seed
         given = self._inputs.conditions("decoder", conditions, count)
 
         def samples() -> Iterator[Array]:
             for first in range(0, count, size):
                 rows = {name: row[first : first + size] for name, row in given.items()}
-                missing = first + size - count
-                if missing > 0:
+                if (missing := first + size - count) > 0:
                     rows = {name: np.concatenate([row, row[-1:].repeat(missing, 0)]) for name, row in rows.items()}
                 x = self.sample(
                     size, conditions=rows or None, seed=fixed, start=noise.advance(start, first),
@@ -236,11 +235,12 @@ class VAE:
                 a fresh seed. The other arguments are those of the class.
 
         Returns:
-            float32 [n, *observation shape].
+            float32 [n, *observation shape]; latents far beyond the prior may give values that are not finite.
 
         Raises:
             InputError: with `observe`, there is no likelihood to draw from.
         """
+        observe = observe is not False and require_bool("observe", observe)
         seed = noise.new_seed() if observe and seed is None else seed
         feeds, n = self._inputs.decoder(z, conditions, seed, start)
         if out is not None:
@@ -348,7 +348,7 @@ class VAE:
 
         Args:
             x: [n, *observation_shape]; grey values under a bernoulli likelihood give a surrogate.
-            k: how many importance samples; None leaves `log_likelihood` out.
+            k: how many importance samples, at most 1e6; None leaves `log_likelihood` out.
             batch_size: how many to decode at once; the scores depend on it by rounding alone.
             progress: called with (observations done, observations) after each batch.
 

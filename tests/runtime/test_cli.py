@@ -439,6 +439,15 @@ def test_messages_of_the_command_name_flags(refuses, small_bundle, digits):
     assert line.startswith("error: --condition: expected none, got 'a'")
 
 
+@pytest.mark.parametrize("out", ["x.npy", "x.png"])
+def test_a_decoder_that_gives_nan_is_an_error(refuses, folder, digits, out):
+    z = np.zeros((3, 8), np.float32)
+    z[1] = 3e38
+    np.save(folder / "z.npy", z)
+    line = refuses("decode", digits, "z.npy", "--out", out)
+    assert line.startswith("error: observations[1]: expected finite values, got NaN or infinity; give latents nearer")
+
+
 def test_misuse_ends_with_2(refuses):
     refuses(status=2, match="required: COMMAND")
     refuses("sample", "b", "--out", "x.npy", "-n", 0, status=2, match="argument -n: n: expected 1 … 281474976710656")

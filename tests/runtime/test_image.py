@@ -77,6 +77,17 @@ def test_no_pictures_at_all_are_refused(shape):
         grid(np.zeros(shape, np.float32))
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_with_the_row(wrong):
+    x = np.zeros((3, 8, 8), np.float32)
+    x[2, 3, 4] = wrong
+    for call in (lambda: grid(x), lambda: grid(x, value_range=(0, 1)), lambda: pairs(np.zeros_like(x), x)):
+        with pytest.raises(InputError, match=r"^observations\[\d\]: expected finite values, got NaN or infinity; "):
+            call()
+    with pytest.raises(InputError, match=r"^observations\[2\]"):
+        grid(x)
+
+
 def test_pairs_show_each_observation_above_its_reconstruction():
     x, r = pictures(0.0, 0.2, 0.4, shape=(1, 1, 1)), pictures(0.6, 0.8, 1.0, shape=(1, 1, 1))
     sheet = pairs(x, r, columns=2)

@@ -129,6 +129,20 @@ def test_the_bound_converges_to_the_true_likelihood(small):
     assert np.all(small.score(np.repeat(x, 200, axis=0), seed=0).elbo.reshape(2, 200).mean(axis=1) < wanted)
 
 
+@pytest.mark.parametrize("k", [10**6 + 1, 10**9])
+def test_more_importance_samples_than_memory_holds_are_refused(vae, k):
+    with pytest.raises(InputError, match=f"^k: expected 1 … 1000000, got {k}$"):
+        vae.score(vae.sample(2, seed=0, observe=True), k=k)
+
+
+def test_importance_samples_of_large_latents_are_limited(small, monkeypatch):
+    monkeypatch.setattr("vae_runtime.score.MAX_DRAWN", 31)
+    x = np.zeros((2, 3), np.float32)
+    assert small.score(x, k=10, seed=0).log_likelihood.shape == (2,)
+    with pytest.raises(InputError, match=r"^k: expected at most 10 for latents of 3 numbers, got 11$"):
+        small.score(x, k=11, seed=0)
+
+
 @pytest.mark.parametrize("k", [None, 1, 3, 200])
 def test_scores_depend_on_batches_by_rounding_alone(vae, k):
     x = vae.sample(9, seed=3, observe=True)

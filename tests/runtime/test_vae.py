@@ -1,6 +1,7 @@
 """What is drawn, decoded, encoded and scored, and that no way of asking changes the answer."""
 
 import math
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -567,6 +568,28 @@ def test_threads_may_share_a_vae(digits, vae):
             for one, other in zip(found, serial[first::8], strict=True):
                 for array, wanted in zip(one, other, strict=True):
                     same(array, wanted)
+
+
+@pytest.mark.parametrize("wrong", ["yes", 1, 0, None, ()])
+def test_a_choice_is_true_or_false(vae, digits, tmp_path, wrong):
+    z = vae.prior(2, seed=0)
+    for name, call in (
+        ("observe", lambda: vae.sample(1, observe=wrong)),
+        ("on_device", lambda: vae.sample(1, on_device=wrong)),
+        ("observe", lambda: vae.stream(1, observe=wrong)),
+        ("observe", lambda: vae.decode(z, observe=wrong)),
+        ("spherical", lambda: interpolate(z[0], z[1], 3, spherical=wrong)),
+        ("operators", lambda: vae_runtime.pack(digits, tmp_path / "p", operators=wrong)),
+        ("force", lambda: vae_runtime.pack(digits, tmp_path / "p", force=wrong)),
+    ):
+        with pytest.raises(InputError, match=f"^{name}: expected True or False, got {re.escape(repr(wrong))}$"):
+            call()
+
+
+def test_a_choice_of_numpy_is_taken(vae):
+    x = vae.sample(4, seed=1, observe=True)
+    assert np.array_equal(vae.sample(4, seed=1, observe=np.True_), x)
+    assert not np.array_equal(vae.sample(4, seed=1, observe=np.False_), x)
 
 
 def test_repr_and_attributes(digits, vae):

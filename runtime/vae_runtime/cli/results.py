@@ -27,12 +27,14 @@ def require_picture(vae: VAE) -> None:
 
 
 def write_observations(path: Path, x: Array, vae: VAE, columns: int | None) -> None:
-    """Write observations as an .npy array or a PNG sheet, depending on the suffix."""
+    """Write finite observations as an .npy array or a PNG sheet, depending on the suffix."""
+    from ..image import grid, png, require_finite
+
+    require_finite(x)
     if path.suffix == ".npy":
         write_npy(path, x)
         return
     from ..files import write_atomic
-    from ..image import grid, png
 
     write_atomic(path, png(grid(x, columns=columns, value_range=vae.manifest.observation.range)))
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, require_integer
+from ..errors import InputError, require_bool, require_integer
 from ..inputs import observation_rows
 from ..networks import BATCH_SIZE
 from ..vae import VAE
@@ -204,8 +204,7 @@ def _require_consistent(vae: VAE, request: Request) -> None:
     """
     verb, draw, dtype = request.source.verb, request.draw, request.output.dtype
     table.require(request.output.format)
-    if not isinstance(draw.observe, (bool, np.bool_)):
-        raise InputError(f"observe: expected True or False, got {draw.observe!r}")
+    require_bool("observe", draw.observe)
     if dtype not in _DTYPES or (verb == "encode" and dtype != "float32"):
         raise InputError(
             f"dtype: expected {'float32 for latents' if verb == 'encode' else ' or '.join(_DTYPES)}, got {dtype!r}"

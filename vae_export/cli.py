@@ -17,7 +17,7 @@ from vae_runtime.errors import InputError
 from vae_runtime.likelihood import KINDS
 
 from .training.config import RECIPES, DataConfig, ModelConfig, TrainConfig
-from .understand.declaration import SECOND
+from .understand.declaration import SECOND, Declaration
 
 # Fields of DataConfig that have another name on the command line.
 _DATA_FLAGS = {"source": "data", "seed": "split-seed"}
@@ -74,10 +74,10 @@ def _add_train(verbs: Verbs) -> None:
             _add_field(group, config, field)
 
 
-def _add_field(group: Any, config: type, field: dataclasses.Field[Any]) -> None:
+def _add_field(group: Any, config: Any, field: dataclasses.Field[Any]) -> None:
     """Add an option for a field of a configuration; None, its default, keeps the recipe's or the field's value."""
     flag = "--" + (_DATA_FLAGS.get(field.name, field.name) if config is DataConfig else field.name).replace("_", "-")
-    shared = {"dest": f"{config.__name__}.{field.name}", "default": None}
+    shared = {"dest": f"{config.place}.{field.name}", "default": None}
     words, _ = field.metadata["rule"]
     text = f"{words} (default {_shown(field.default)})"
     if isinstance(field.default, bool):
@@ -105,7 +105,7 @@ def _configured(options: argparse.Namespace) -> tuple[Any, ...]:
     try:
         configs = []
         for base in bases:
-            prefix = type(base).__name__ + "."
+            prefix = base.place + "."
             changes = {
                 name.removeprefix(prefix): value
                 for name, value in vars(options).items()
@@ -270,8 +270,10 @@ def _export(options: argparse.Namespace) -> None:
 
 def _check_export(options: argparse.Namespace) -> None:
     """End as misuse where options are unknown, contradict each other or are missing."""
+    from .bundle_files import Labels
     from .graphs.graph import FORMATS
     from .graphs.variants import VARIANTS, Gate
+    from .sources import check_declaration
 
     for flag, names, known in (("--formats", options.formats, FORMATS), ("--variants", options.variants, VARIANTS)):
         unknown = [name for name in names if name not in known]
@@ -279,6 +281,8 @@ def _check_export(options: argparse.Namespace) -> None:
             options.misuse(f"{flag}: expected one of {', '.join(known)}, got {unknown[0]!r}")
     try:
         Gate(options.min_psnr, options.max_elbo_loss)
+        Labels(options.name, options.description, options.license)
+        check_declaration(Declaration(**{name: getattr(options, name) for name in _MODEL_ARGUMENTS}))
     except InputError as error:
         options.misuse(str(error))
     if (options.run is None) == (options.model is None):

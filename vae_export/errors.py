@@ -10,7 +10,9 @@ An argument, a model or a data file that is not as expected is an InputError her
 
 from __future__ import annotations
 
-from vae_runtime.errors import VaeError
+from pathlib import Path
+
+from vae_runtime.errors import InputError, VaeError
 
 
 class ExportError(VaeError):
@@ -23,3 +25,15 @@ class ParityError(ExportError):
 
 class TrainingError(VaeError):
     """Training cannot continue: the loss is not a number, or the run folder does not fit the configuration."""
+
+
+def require_path(name: str, value: object) -> Path:
+    """Return the value as a path.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return Path(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"{name}: expected the path of a folder, got {type(value).__name__}") from None

@@ -18,8 +18,8 @@ from vae_runtime.files import write_folder
 from vae_runtime.manifest import Refusal
 
 from .bundle_files import Labels, bundle_files, describe_bundle, file_sizes
-from .errors import ExportError
-from .graphs.formats import make_graphs
+from .errors import ExportError, require_path
+from .graphs.formats import make_graphs, require_formats
 from .graphs.graph import Graph
 from .graphs.variants import Gate, PassedVariant, make_variants, require_variants
 from .parity.comparison import Comparison
@@ -57,6 +57,7 @@ class Options:
     progress: bool
 
     def __post_init__(self) -> None:
+        require_formats(self.formats)
         require_variants(self.variants)
         require_bool("force", self.force)
         require_bool("progress", self.progress)
@@ -135,7 +136,7 @@ def export(
             something other than a bundle.
         VaeError: the bundle cannot be written there.
     """
-    out = Path(out)
+    out = require_path("out", out)
     labels = Labels(name, description, license)
     options = Options(formats, variants, Gate(min_psnr, max_elbo_loss), force, progress)
     require_replaceable(out, force, refusal=ExportError)

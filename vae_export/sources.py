@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from vae_runtime.errors import InputError
+from vae_runtime.errors import InputError, require_integer
 from vae_runtime.manifest import Manifest, Normalisation
 
 from .card import run_card
@@ -25,8 +26,10 @@ from .training import checkpoint
 from .training.checkpoint import RunInfo
 from .training.data import Dataset
 from .training.evaluation import binarise, read_evaluation
-from .understand.declaration import Declaration
-from .understand.likelihood import observation_range
+from .understand.declaration import SECOND, Declaration
+from .understand.likelihood import observation_range, require_likelihood
+from .understand.observation import require_axes
+from .understand.prior import FITTED, is_fitted
 
 Array = NDArray[Any]
 
@@ -77,34 +80,56 @@ def require_no_model_arguments(declaration: Declaration, examples: Examples) -> 
 
 
 def check_declaration(declaration: Declaration) -> None:
-    """Refuse invalid numbers and names, and name the argument."""
-    if declaration.scale is not None and not (math.isfinite(declaration.scale) and declaration.scale > 0):
-        raise InputError(f"scale: expected a positive number, got {declaration.scale}")
+    """Refuse invalid numbers and names, and name the argument.
+
+    Raises:
+        InputError: a value is wrong in itself, whatever the model.
+        ExportError: the likelihood is unknown.
+    """
+    require_likelihood(declaration.likelihood)
+    if declaration.posterior not in (None, *SECOND, "codes", "none"):
+        raise InputError(
+            f"posterior: expected one of {', '.join(SECOND)}, codes, none, got {declaration.posterior!r:.99}"
+        )
+    if declaration.prior not in (None, "normal", "none", "sphere") and not is_fitted(declaration.prior):
+        raise InputError(f"prior: expected normal, none, sphere, {FITTED}, got {declaration.prior!r:.99}")
+    scale = declaration.scale
+    if scale is not None and not (isinstance(scale, Real) and math.isfinite(scale) and scale > 0):
+        raise InputError(f"scale: expected a positive number, got {scale!r:.99}")
     for name, value, zero in (
         ("latent_scale", declaration.latent_scale, False),
         ("latent_shift", declaration.latent_shift, True),
     ):
         if value is not None:
-            numbers = np.asarray(value, np.float64).reshape(-1)
+            numbers = _floats(value)
             if not np.isfinite(numbers).all() or (not zero and not numbers.all()):
                 kind = "finite numbers" if zero else "finite numbers other than 0"
-                raise InputError(f"{name}: expected {kind}, got {value}")
+                raise InputError(f"{name}: expected {kind}, got {value!r:.99}")
     if declaration.range is not None:
-        ends = np.asarray(declaration.range, np.float64)
+        ends = _floats(declaration.range)
         if ends.shape != (2,) or not np.isfinite(ends).all() or not ends[0] < ends[1]:
-            raise InputError(f"range: expected two finite numbers, min and max, got {declaration.range}")
-    if declaration.codebook is not None and declaration.codebook < 1:
-        raise InputError(f"codebook: expected at least 1, got {declaration.codebook}")
+            raise InputError(f"range: expected two finite numbers, min and max, got {declaration.range!r:.99}")
+    if declaration.codebook is not None:
+        require_integer("codebook", declaration.codebook, 1, 2**31)
     for name, names in (
         ("axes", declaration.axes),
         ("latent_axes", declaration.latent_axes),
         ("dynamic", declaration.dynamic),
     ):
-        if names is not None and (isinstance(names, str) or not all(isinstance(n, str) and n for n in names)):
+        listed = isinstance(names, Iterable) and not isinstance(names, str)
+        if names is not None and not (listed and all(isinstance(n, str) and n for n in names)):
             raise InputError(f"{name}: expected a sequence of names, got {names!r}")
     for name, what in (("encode", declaration.encode), ("decode", declaration.decode)):
         if what is not None and not (callable(what) or (isinstance(what, str) and what)):
             raise InputError(f"{name}: expected the name of a method or a function, got {what!r}")
+
+
+def _floats(value: Any) -> Array:
+    """Return a number or numbers as float64 [n]; NaN where they are none."""
+    try:
+        return np.asarray(value, np.float64).reshape(-1)
+    except (TypeError, ValueError, OverflowError):
+        return np.array([np.nan])
 
 
 def run_source(run: Path, data: str | None, name: str | None) -> Source:
@@ -157,6 +182,8 @@ def model_source(model: Any, declaration: Declaration, examples: Examples, name:
     if examples.example is None:
         raise InputError("example: expected observations [n, …], got nothing; pass some with example=")
     x = _tensor("example", examples.example)
+    if declaration.axes:
+        require_axes(declaration.axes, x.shape[1:])
     conditions = _conditions(examples.conditions, len(x))
     real = x if examples.observations is None else _tensor("observations", examples.observations)
     if real.shape[1:] != x.shape[1:] or real.dtype != x.dtype:

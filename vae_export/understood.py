@@ -7,13 +7,11 @@ import dataclasses
 import numpy as np
 from torch import nn
 
-from vae_runtime.errors import InputError
-
 from .errors import ExportError
-from .sources import EXAMPLES, Source
+from .sources import EXAMPLES, Source, check_declaration
 from .understand.adapt import adapt, declared
 from .understand.adapted import Adapted, run_module
-from .understand.prior import FITTED, fit_prior, is_fitted
+from .understand.prior import fit_prior, is_fitted
 from .understand.probe import probe
 from .understand.state import used_tensors
 
@@ -22,9 +20,8 @@ def understand_source(source: Source) -> tuple[Adapted, bytes | None]:
     """Return the model's pure functions, checked in eager PyTorch, and the file of the fitted prior, if any."""
     by, known = declared(source.model)
     declaration = source.declaration.over(known)
+    check_declaration(declaration)
     fitted = declaration.prior if is_fitted(declaration.prior) else None
-    if declaration.prior not in (None, "normal", "none", "sphere") and not fitted:
-        raise InputError(f"prior: expected normal, none, sphere, {FITTED}, got {declaration.prior!r}")
     if fitted:
         declaration = dataclasses.replace(declaration, prior=None)
     adapted = adapt(

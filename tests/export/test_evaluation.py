@@ -152,7 +152,7 @@ def test_binarisation():
 
 def test_bad_arguments_are_refused(digits_run, digits_npy, tmp_path):
     for arguments in ({"importance_samples": 0}, {"limit": 0}):
-        with pytest.raises(InputError, match=": expected at least 1, got 0"):
+        with pytest.raises(InputError, match=": expected 1 … 2147483648, got 0"):
             measured(digits_run.folder, **arguments)
     with pytest.raises(InputError, match=r"expected the run's data .*, got sha256"):
         measured(digits_run.folder, data=str(digits_npy))

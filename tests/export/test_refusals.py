@@ -8,7 +8,7 @@ from torch.nn import functional
 
 import vae_export
 import vae_runtime
-from vae_export import ExportError
+from vae_export import DataConfig, ExportError, ModelConfig, TrainConfig, check_parity, evaluate, export, train
 from vae_runtime.errors import InputError, VaeError
 
 X = torch.rand(6, 12, generator=torch.Generator().manual_seed(3))
@@ -455,3 +455,63 @@ def test_the_plain_model_exports(tmp_path):
     assert exported.parity.passed
     conditional = {"example": X, "conditions": {"label": Y}, "class_names": list("abcd")}
     assert vae_export.export(Conditional(), tmp_path / "conditional", **conditional).parity.passed
+
+
+# Arguments that are wrong whatever the model is: refused before it is called.
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "match"),
+    [
+        ("scale", "a", r"^scale: expected a positive number, got 'a'"),
+        ("latent_scale", "a", r"^latent_scale: expected finite numbers other than 0, got 'a'"),
+        ("range", ("a", "b"), r"^range: expected two finite numbers, min and max, got \('a', 'b'\)"),
+        ("codebook", "a", r"^codebook: expected an integer, got 'a'"),
+        ("axes", 5, r"^axes: expected a sequence of names, got 5"),
+        ("axes", ("a", "b", "c", "d"), r"^axes: expected 1 names for an observation \[10\]"),
+        ("likelihood", "cauchy", r"^likelihood: expected bernoulli, .* got 'cauchy'"),
+        ("likelihood", 5, r"^likelihood: expected bernoulli, .* got 5"),
+        ("posterior", "precision", r"^posterior: expected one of logvar, .* got 'precision'"),
+        ("prior", 5, r"^prior: expected normal, none, sphere, .* got 5"),
+        ("formats", ("tflite",), r"^formats: expected some of onnx, torchscript, pt2, got 'tflite'"),
+        ("formats", "onnx", r"^formats: expected some of onnx, torchscript, pt2, got 'onnx'"),
+        ("formats", None, r"^formats: expected some of onnx, torchscript, pt2, got None"),
+        ("force", "yes", r"^force: expected True or False, got 'yes'"),
+        ("progress", 1, r"^progress: expected True or False, got 1"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_the_model_is_called(tmp_path, argument, value, match):
+    class Untouched(nn.Module):
+        def encode(self, x):
+            pytest.fail("the model was called")
+
+        decode = forward = encode
+
+    with pytest.raises(VaeError, match=match):
+        export(Untouched(), tmp_path / "bundle", example=torch.zeros(4, 10), **{argument: value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_model_no_folder_or_no_configuration_is_an_error(tmp_path):
+    model, training, source, folder = ModelConfig(), TrainConfig(), DataConfig(), tmp_path
+    for match, call in (
+        ("^run_folder: expected the path of a folder, got NoneType", lambda: train(None, model, training, source)),
+        ("^model: expected a ModelConfig, got TrainConfig", lambda: train(tmp_path, training, model, source)),
+        ("^source: expected a DataConfig, got str", lambda: train(tmp_path, model, training, "digits")),
+        (
+            "^run_folder: expected the path of a folder, got ModelConfig",
+            lambda: train(model, folder, training, source),
+        ),
+        (
+            "^progress: expected True or False, got 'no'",
+            lambda: train(folder, model, training, source, progress="no"),
+        ),
+        ("^run_folder: expected the path of a folder, got NoneType", lambda: evaluate(None)),
+        ("^limit: expected an integer, got 'a'", lambda: evaluate(tmp_path, limit="a")),
+        ("^out: expected the path of a folder, got NoneType", lambda: export(nn.Linear(1, 1), None)),
+        (r"^model: expected a torch\.nn\.Module", lambda: export(None, tmp_path / "bundle")),
+        ("^run: expected the path of a folder, got NoneType", lambda: check_parity(None, tmp_path)),
+    ):
+        with pytest.raises(InputError, match=match):
+            call()
+    assert list(tmp_path.iterdir()) == []

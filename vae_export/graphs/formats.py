@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,14 @@ from ..understand.state import release
 from .graph import FORMATS, Graph, graph_of, quiet, reason_of
 from .onnx_export import export_onnx
 from .torch_formats import export_pt2, export_torchscript
+
+
+def require_formats(names: Any) -> None:
+    """Raise ExportError unless `names` is a collection of names from `FORMATS`."""
+    listed = isinstance(names, Collection) and not isinstance(names, str)
+    wrong = [name for name in names if name not in tuple(FORMATS)] if listed else [names]
+    if wrong:
+        raise ExportError(f"formats: expected some of {', '.join(FORMATS)}, got {wrong[0]!r:.99}")
 
 
 def make_graphs(
@@ -37,9 +46,7 @@ def make_graphs(
         ExportError: a format is unknown, PyTorch cannot export a component, or a graph breaks the contract (a random
             operator, a fixed batch, a dropped input) or fails `require`.
     """
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown:
-        raise ExportError(f"formats: expected some of {', '.join(FORMATS)}, got {unknown[0]!r}")
+    require_formats(formats)
     graphs = []
     for component in adapted.modules:
         for name, form in FORMATS.items():

@@ -13,7 +13,7 @@ from vae_runtime.bundle import Bundle, open_bundle
 from vae_runtime.manifest import Variant
 from vae_runtime.verification import Report, verify
 
-from ..errors import ParityError
+from ..errors import ParityError, require_path
 from ..graphs.graph import EXECUTORS, Graph, open_graph
 from ..sources import run_source
 from ..understand.state import unchanged
@@ -43,7 +43,7 @@ def check_parity(run: str | Path, bundle: str | Path, *, data: str | None = None
         InputError: the run or its data are missing or damaged.
         ParityError: the bundle was made from another model.
     """
-    source = run_source(Path(run), data, None)
+    source = run_source(require_path("run", run), data, None)
     opened = open_bundle(bundle)
     manifest = opened.manifest
     with unchanged(source.model):

@@ -71,7 +71,8 @@ def _text(default: str) -> Any:
 
 @dataclass(frozen=True)
 class _Config:
-    _place: ClassVar[str]
+    place: ClassVar[str]
+    """What messages call it."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -80,7 +81,7 @@ class _Config:
             value = getattr(self, item.name)
             canonical = of(value)
             if canonical is None:
-                problems.append(f"{self._place}.{item.name}: expected {expected}, got {value!r}")
+                problems.append(f"{self.place}.{item.name}: expected {expected}, got {value!r}")
             else:
                 object.__setattr__(self, item.name, canonical)
         problems = problems or self._conflicts()
@@ -105,11 +106,11 @@ class _Config:
             InputError: not an object, an unknown field, or a value of the wrong type or out of range.
         """
         if not isinstance(fields, Mapping):
-            raise InputError(f"{cls._place}: expected an object, got {fields!r}")
+            raise InputError(f"{cls.place}: expected an object, got {fields!r}")
         known = [item.name for item in dataclasses.fields(cls)]
         unknown = [name for name in fields if name not in known]
         if unknown:
-            raise InputError(f"{cls._place}.{unknown[0]}: no such field; the fields are {', '.join(known)}")
+            raise InputError(f"{cls.place}.{unknown[0]}: no such field; the fields are {', '.join(known)}")
         return cls(**fields)
 
 
@@ -117,7 +118,7 @@ class _Config:
 class ModelConfig(_Config):
     """A VAE with one latent vector, a standard normal prior and a diagonal normal posterior."""
 
-    _place: ClassVar[str] = "model"
+    place: ClassVar[str] = "model"
 
     architecture: str = _choice("mlp", "mlp", "conv")
     """`mlp` takes any shape; `conv` takes [C, H, W] with 1–4 channels, H and W multiples of 4."""
@@ -162,7 +163,7 @@ class ModelConfig(_Config):
 class TrainConfig(_Config):
     """How the weights are fitted: Adam on the negative bound, in nats per observation."""
 
-    _place: ClassVar[str] = "train"
+    place: ClassVar[str] = "train"
 
     epochs: int = _integer(50, low=1)
     """Passes over the training data, at most."""
@@ -204,7 +205,7 @@ class TrainConfig(_Config):
 class DataConfig(_Config):
     """Where observations come from and how they are split."""
 
-    _place: ClassVar[str] = "data"
+    place: ClassVar[str] = "data"
 
     source: str = _text("digits")
     """`digits`, a folder with MNIST's IDX files, a .npy file, or a folder of images."""

@@ -20,9 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae_runtime import noise
-from vae_runtime.errors import InputError
+from vae_runtime.errors import InputError, require_bool, require_integer
 from vae_runtime.files import write_atomic
 
+from ..errors import require_path
 from . import checkpoint, objective
 from .model import VAE, reparameterize
 
@@ -98,10 +99,11 @@ def evaluate(
         InputError: the checkpoint cannot be read, the data are missing or not those of the training, or a number is
             out of range.
     """
-    folder = Path(run_folder)
+    folder = require_path("run_folder", run_folder)
+    require_bool("progress", progress)
+    require_integer("seed", seed, -(2**63), 2**64 - 1)
     for name, number in (("importance_samples", importance_samples), ("limit", 1 if limit is None else limit)):
-        if number < 1:
-            raise InputError(f"{name}: expected at least 1, got {number}")
+        require_integer(name, number, 1, 2**31)
     vae, info = checkpoint.load(folder)
     dataset = checkpoint.run_data(info, data)
     if not len(dataset.test):

@@ -28,12 +28,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae_runtime import noise
-from vae_runtime.errors import InputError
+from vae_runtime.errors import InputError, require_bool
 from vae_runtime.files import locked, write_atomic
 from vae_runtime.image import grid, png
 from vae_runtime.likelihood import KINDS
 
-from ..errors import TrainingError
+from ..errors import TrainingError, require_path
 from . import checkpoint, data, objective
 from .checkpoint import RunInfo, TrainResult
 from .config import DataConfig, ModelConfig, TrainConfig
@@ -81,7 +81,15 @@ def train(
         InputError: the data cannot be used, or do not fit the model.
         TrainingError: the folder holds another run, or the loss is not finite; the last good checkpoint stays.
     """
-    folder = Path(run_folder)
+    folder = require_path("run_folder", run_folder)
+    for name, value, kind in (
+        ("model", model, ModelConfig),
+        ("training", training, TrainConfig),
+        ("source", source, DataConfig),
+    ):
+        if not isinstance(value, kind):
+            raise InputError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
+    require_bool("progress", progress)
     dataset = data.load(source)
     info = _describe(model, training, source, dataset)
     try:

@@ -136,10 +136,15 @@ def _require_scale_fits(base: Any, declaration: Declaration) -> None:
         )
 
 
+def require_likelihood(declared: str | None) -> None:
+    """Raise ExportError if a declared kind is unknown."""
+    if declared not in (None, "none", *KINDS):
+        raise ExportError(f"likelihood: expected {', '.join(KINDS)} or none, got {declared!r:.99}")
+
+
 def _require_kind_fits(base: Any, kind: str | None, declared: str | None) -> None:
     """Refuse a declared kind that is unknown, or not that of the distribution that the decoder returns."""
-    if declared not in (None, "none", *KINDS):
-        raise ExportError(f"likelihood: expected {', '.join(KINDS)} or none, got {declared!r}")
+    require_likelihood(declared)
     if kind and declared not in (None, kind):
         raise ExportError(
             f"likelihood: expected {kind}, since decode returns a {type(base).__name__}; got {declared!r}"

@@ -36,11 +36,20 @@ def observation_of(model: nn.Module, example: Tensor, declaration: Declaration, 
     axes = tuple(declaration.axes) if declaration.axes else axis_names(shape)
     if not declaration.axes and any(isinstance(module, _RECURRENT) for module in model.modules()) and len(shape) < 3:
         axes = ("time", "feature")[: len(shape)]
-    if len(axes) != len(shape):
-        raise ExportError(f"axes: expected {len(shape)} names for an observation {list(shape)}, got {list(axes)}")
+    require_axes(axes, shape)
     dtype = "float32" if example.is_floating_point() else "int64"
     bounds = (declaration.range[0], declaration.range[1]) if declaration.range else observation_range(likelihood)
     return Observation("x", shape, axes, bounds, dtype=dtype)
+
+
+def require_axes(axes: Sequence[str], shape: Sequence[int]) -> None:
+    """Require a name for each axis of an observation.
+
+    Raises:
+        ExportError: there are more or fewer names than axes.
+    """
+    if len(axes) != len(shape):
+        raise ExportError(f"axes: expected {len(shape)} names for an observation {list(shape)}, got {list(axes)}")
 
 
 def conditions_of(

@@ -24,7 +24,7 @@ _FULL = 2048
 
 def is_fitted(kind: str | None) -> bool:
     """Whether a prior of this name is fitted to data."""
-    return kind in ("diagonal", "gaussian") or bool(kind and _MIXTURE.fullmatch(kind))
+    return kind in ("diagonal", "gaussian") or bool(isinstance(kind, str) and _MIXTURE.fullmatch(kind))
 
 
 def fit_prior(kind: str, latent: str, z: NDArray[np.float32]) -> tuple[LatentPrior, bytes]:

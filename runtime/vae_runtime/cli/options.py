@@ -30,7 +30,7 @@ def add_verb(
     verb = verbs.add_parser(name, help=text, description=text)
 
     def flagged(message: str) -> str:
-        flags = {action.dest: action.option_strings[-1] for action in verb._actions if action.option_strings}
+        flags = {action.dest: action.option_strings[0] for action in verb._actions if action.option_strings}
         return with_flags(message, flags)
 
     def misuse(message: str) -> None:

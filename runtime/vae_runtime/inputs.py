@@ -243,7 +243,7 @@ def rows_of(feeds: Feeds, n: int) -> Callable[[int, int], Feeds]:
 def observation_rows(observation: Observation, value: ArrayLike) -> NDArray[Any]:
     """Check observations and give them as an array [n, *shape] of the manifest's dtype.
 
-    Any integers serve for int64, and any floats for float32.
+    Any integers, and bools as 0 and 1, serve for int64, and any floats for float32.
 
     Raises:
         InputError: another dtype, a shape that is not the manifest's or not proven, or a value out of range or beyond
@@ -264,7 +264,7 @@ def observation_rows(observation: Observation, value: ArrayLike) -> NDArray[Any]
 def latent_rows(latent: Latent, value: ArrayLike) -> NDArray[Any]:
     """Check latents and give them as an array [n, *shape] of the manifest's dtype.
 
-    Any integers below the size of the codebook serve for codes, and any floats for float32.
+    Any integers below the size of the codebook, and bools, serve for codes, and any floats for float32.
 
     Raises:
         InputError: another dtype, a shape that is not the manifest's or not proven, or a value out of range or beyond
@@ -306,8 +306,8 @@ def condition_rows(condition: Condition, value: Any, n: int) -> NDArray[Any]:
     Args:
         condition: what the manifest says of it.
         value: an array [n, *shape], or one value of that shape for every row; where the classes have names, also a name
-            or a sequence of names. Python's numbers, any integers and any floats are taken; arrays of integers are not
-            taken for float32.
+            or a sequence of names. Python's numbers, any integers, bools and any floats are taken; arrays of integers
+            and bools are not taken for float32.
         n: how many rows.
 
     Returns:
@@ -423,7 +423,7 @@ def _typed(name: str, array: NDArray[Any], dtype: str, wanted: str, bounds: Boun
     if array.dtype == np.dtype(dtype):
         return array
     if dtype == "int64":
-        if array.dtype.kind in "iu" and (array.dtype != np.uint64 or not array.size or array.max() < 2**63):
+        if array.dtype.kind in "iub" and (array.dtype != np.uint64 or not array.size or array.max() < 2**63):
             return array.astype(np.int64)
         raise InputError(f"{name}: expected {wanted}, got dtype {array.dtype}; give integers")
     if array.dtype.kind == "f":

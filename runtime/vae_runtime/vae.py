@@ -75,8 +75,8 @@ class VAE:
     """A Variational Autoencoder, ready to sample. Made by `load`; may be shared by threads.
 
     Observations `x` are [n, *observation_shape] and latents `z` are [n, *latent_shape], float32 unless the manifest
-    says int64. Other floats, such as NumPy's float64, are converted to float32; integers are not, and int64 takes
-    integers alone. Where the manifest has several latents, methods take and give latents in mappings by their names.
+    says int64. Floats of other widths, such as float64, are converted to float32, integers not. int64 takes integers
+    and bools alone. Where the manifest has several latents, methods take and give latents in mappings by name.
 
     Arguments of the methods:
         conditions: maps the name of each condition that a graph takes to an array [n, *shape], or to one value for

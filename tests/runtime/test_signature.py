@@ -140,7 +140,7 @@ def test_a_condition_for_each_row_or_for_all(conditional):
     ):
         found = conditional.decode(z, conditions={"label": labels, "weight": every})
         np.testing.assert_allclose(found, z + TABLE[[2, 0, 1]] + every @ MIX, rtol=1e-6)
-    for label in (1, "two", np.int64(1), np.array(1, np.int16), np.str_("two")):
+    for label in (1, "two", np.int64(1), np.array(1, np.int16), np.str_("two"), True, np.array([True, True, True])):
         for weight in (WEIGHT, [0.5, 0.25], (0.5, 0.25)):
             found = conditional.decode(z, conditions={"label": label, "weight": weight})
             np.testing.assert_allclose(found, z + TABLE[1] + WEIGHT @ MIX, rtol=1e-6)
@@ -189,7 +189,7 @@ def test_each_component_takes_its_own_conditions(conditional):
         ({"label": "four"}, "^label: expected one of the classes one, two, three, got 'four'"),
         ({"label": ["one", "four"]}, "^label: expected one of the classes .* got 'four'"),
         ({"label": 1.0}, r"^label: expected int64 \[2\] or one value, of the classes .* got dtype float64"),
-        ({"label": True}, "^label: .* got dtype bool"),
+        ({"label": 0, "weight": [True, False]}, "^weight: .* got dtype bool; convert with"),
         ({"label": None}, "^label: .* got dtype object"),
         ({"label": np.uint64(2**63)}, "^label: .* got dtype uint64"),
         ({"label": [0, 1, 2]}, r"^label: expected int64 \[2\] or one value.* got \[3\]"),
@@ -436,7 +436,9 @@ def test_codes(codes):
     same(q.mode(), x.astype(np.int64))
     wanted = np.float32([[1, 2, 4], [4, 1, 1]])
     same(codes.decode(q.mode()), wanted)
-    same(codes.decode(q.mode().astype(np.int32)), wanted)
+    for dtype in (np.int32, np.uint8, np.int16):
+        same(codes.decode(q.mode().astype(dtype)), wanted)
+    same(codes.decode(q.mode() == 1), codes.decode((q.mode() == 1).astype(np.int64)))
     same(codes.scaled(q.value), q.value)
     same(codes.inverse_transform(codes.transform(x)), wanted)
     same(codes.reconstruct(x), wanted)

@@ -2,6 +2,13 @@
 
 import sys
 
-from .cli import main
+from vae_runtime.entry import enter
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command `vae-export`."""
+    return enter("vae_export.cli")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,6 +2,13 @@
 
 import sys
 
-from .cli.main import main
+from .entry import enter
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command `vae-runtime`."""
+    return enter("vae_runtime.cli.main")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -99,6 +99,25 @@ def test_help_and_version_need_no_pytorch(python):
         assert done.stdout.startswith(("usage: vae-export", "vae-export 0."))
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
+@pytest.mark.parametrize("module", ["argparse", "vae_export.training.config", "vae_export.understand.declaration"])
+def test_ctrl_c_in_the_imports_ends_with_130(python, module):
+    code = f"""import os, signal, sys
+class Interrupts:
+    def find_spec(name, path=None, target=None):
+        name == {module!r} and os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts)
+from vae_export.__main__ import main
+sys.exit(main())"""
+    done = python("-c", code)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_both_commands_are_entered_where_ctrl_c_is_caught(root):
+    for path, name in (("pyproject.toml", "vae_export"), ("runtime/pyproject.toml", "vae_runtime")):
+        assert f'{name.replace("_", "-")} = "{name}.__main__:main"' in (root / path).read_text(encoding="utf-8")
+
+
 def test_the_package_runs_as_the_command(python):
     done = python("-m", "vae_export", "--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"vae-export {vae_export.__version__}\n", "")

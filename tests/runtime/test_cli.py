@@ -38,7 +38,8 @@ def command(python, folder):
     """Run `vae-runtime` in `folder`, after a statement if there is one."""
 
     def run(*arguments, first="", **options):
-        call = ["-c", f"{first}\nfrom vae_runtime.__main__ import *"] if first else ["-m", "vae_runtime"]
+        main = "from vae_runtime.__main__ import main\nraise SystemExit(main())"
+        call = ["-c", f"{first}\n{main}"] if first else ["-m", "vae_runtime"]
         return python(*call, *arguments, cwd=folder, **options)
 
     return run
@@ -663,14 +664,15 @@ class Interrupts:
 sys.meta_path.insert(0, Interrupts)
 """
 )
+IN_THE_FIRST_IMPORTS = IN_THE_IMPORTS.replace("numpy", "argparse")
 IN_THE_WRITING = INTERRUPT + "os.fsync = lambda _: interrupt()"
 
 
 @posix
 @pytest.mark.parametrize(
     "moment",
-    [IN_THE_IMPORTS, IN_THE_WORK, IN_THE_WRITING],
-    ids=["in the imports", "in the work", "in the writing"],
+    [IN_THE_FIRST_IMPORTS, IN_THE_IMPORTS, IN_THE_WORK, IN_THE_WRITING],
+    ids=["in the first imports", "in the imports", "in the work", "in the writing"],
 )
 def test_ctrl_c_ends_with_130_and_no_partial_file(command, folder, digits, moment):
     (folder / "x.npy").write_bytes(b"old")

@@ -26,6 +26,7 @@ from .parity.comparison import Comparison
 from .parity.golden import golden_vectors
 from .parity.report import ParityReport
 from .sources import Examples, Source, check_declaration, model_source, require_no_model_arguments, run_source
+from .trial import require_runnable
 from .understand.declaration import Declaration
 from .understand.state import release, unchanged
 from .understood import understand_source
@@ -132,8 +133,8 @@ def export(
     Raises:
         InputError: an argument or a run is invalid.
         ParityError: a graph does not compute what PyTorch computes; nothing is written.
-        ExportError: the model cannot be understood or exported, and the error says what to do; or `out` holds
-            something other than a bundle.
+        ExportError: the model cannot be understood or exported, and the error says what to do; `out` holds something
+            other than a bundle; or vae-runtime cannot run the bundle. Nothing is written.
         VaeError: the bundle cannot be written there.
     """
     out = require_path("out", out)
@@ -183,7 +184,7 @@ def _export_source(source: Source, out: Path, labels: Labels, options: Options, 
     files = bundle_files(source, adapted, manifest, golden, graphs, prior_file)
     # Checked again: another process may have written there while the graphs were made.
     require_replaceable(out, options.force, refusal=ExportError)
-    write_folder(out, files, replace=options.force)
+    write_folder(out, files, replace=options.force, check=lambda written: require_runnable(written, adapted))
     sizes = file_sizes(files)
     graph_sizes = {variant.path: sizes[variant.path] for variant in manifest.variants}
     return Exported(out, open_bundle(out).digest, report, adapted.recognised, graph_sizes, tuple(refused))

@@ -56,7 +56,13 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[IO[bytes
         raise
 
 
-def write_folder(target: str | os.PathLike[str], files: Mapping[str, bytes | Path], *, replace: bool = False) -> None:
+def write_folder(
+    target: str | os.PathLike[str],
+    files: Mapping[str, bytes | Path],
+    *,
+    replace: bool = False,
+    check: Callable[[Path], object] | None = None,
+) -> None:
     """Write a folder so that the path holds the old folder or all of the new, whatever interrupts it.
 
     The files are written and synced in a hidden folder beside the target, which is then renamed. To replace a folder,
@@ -67,6 +73,7 @@ def write_folder(target: str | os.PathLike[str], files: Mapping[str, bytes | Pat
         target: the folder to write; missing parents are made.
         files: the content of each file, or a file to copy it from, by its relative path, with forward slashes.
         replace: whether an existing folder is replaced.
+        check: called with the hidden folder once it is whole; an error that it raises leaves the target as it was.
 
     Raises:
         VaeError: the target exists, is not a folder, or cannot be written; nothing is left behind.
@@ -85,6 +92,8 @@ def write_folder(target: str | os.PathLike[str], files: Mapping[str, bytes | Pat
     try:
         with locked(partial):
             _fill_folder(partial, files)
+            if check is not None:
+                check(partial)
             if os.path.lexists(target):
                 _swap(partial, target)
             else:

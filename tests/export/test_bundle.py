@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -178,8 +179,6 @@ def test_figures_stand_with_their_protocol_in_card_and_manifest(evaluated_run, t
 def test_grey_values_under_a_bernoulli_are_called_a_surrogate_wherever_a_figure_stands(
     evaluated_run, tiny_bundle, likelihood, binarise, surrogate
 ):
-    from dataclasses import replace
-
     from vae_export.training.evaluation import read_evaluation
 
     info = checkpoint.read_info(evaluated_run)
@@ -501,6 +500,44 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(tiny_run, bundle_copy, prep
     assert os.listdir(bundle_copy.parent) == ["bundle"]
     assert content_of(bundle_copy) == before
     export(tiny_run, bundle_copy, force=True)
+
+
+@pytest.mark.parametrize(
+    ("force", "change", "words"),
+    [
+        (
+            True,
+            lambda m: {"observation": replace(m.observation, shape=(1, 8, 9))},
+            "decoder/fp32/model.onnx: output x: exp",
+        ),
+        (
+            False,
+            lambda m: {"latents": (replace(m.latent, name="w"),)},
+            "decoder/fp32/model.onnx: expected the inputs \\['w'\\]",
+        ),
+        (
+            False,
+            lambda m: {"observation": replace(m.observation, range=(7.0, 8.0))},
+            "x.*: expected values from 7 to 8",
+        ),
+    ],
+)
+def test_a_bundle_that_the_runtime_cannot_run_is_not_written(
+    tiny_run, bundle_copy, prepared, monkeypatch, force, change, words
+):
+    before = content_of(bundle_copy)
+    original = vae_export.exporting.describe_bundle
+
+    def describe(*arguments, **others):
+        manifest = original(*arguments, **others)
+        return replace(manifest, **change(manifest))
+
+    monkeypatch.setattr(vae_export.exporting, "describe_bundle", describe)
+    target = bundle_copy if force else bundle_copy.parent / "new"
+    with pytest.raises(ExportError, match=f"^the bundle is not written, since vae-runtime cannot run it: {words}"):
+        export(tiny_run, target, force=force)
+    assert os.listdir(bundle_copy.parent) == ["bundle"]
+    assert content_of(bundle_copy) == before
 
 
 # Bad runs and data. Each is found before any graph is made.

@@ -148,6 +148,22 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path, either_way):
     assert not (target / "only").exists()
 
 
+def test_a_check_sees_the_whole_folder_before_it_is_there_and_may_stop_it(tmp_path, either_way):
+    target = tmp_path / "folder"
+    seen = []
+    write_folder(target, OLD, check=lambda folder: seen.append((content(folder), target.exists())))
+    assert seen == [(OLD, False)]
+
+    def refuse(folder):
+        assert content(folder) == NEW
+        raise KeyError("no")
+
+    with pytest.raises(KeyError):
+        write_folder(target, NEW, replace=True, check=refuse)
+    assert content(target) == OLD
+    assert names(tmp_path) == ["folder"]
+
+
 def test_a_folder_is_not_replaced_unasked(tmp_path, either_way):
     target = tmp_path / "folder"
     write_folder(target, OLD)

@@ -1,0 +1,39 @@
+"""Run a bundle with vae-runtime before it is published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vae_runtime.vae import load
+
+from .errors import ExportError
+from .understand.adapted import Adapted
+
+
+def require_runnable(folder: Path, adapted: Adapted) -> None:
+    """Load a bundle with vae-runtime, then encode and decode a row of the example, and sample where there is a prior.
+
+    Args:
+        folder: the bundle.
+        adapted: the model's pure functions, with their examples.
+
+    Raises:
+        ExportError: the runtime refuses the bundle, or one of its graphs fails.
+    """
+    signature = adapted.signature
+    row = {name: tensor[:1].numpy() for name, tensor in adapted.examples.items()}
+    conditions = {condition.name: row[condition.name] for condition in signature.conditions} or None
+    latents = {latent.name: row[latent.name] for latent in signature.latents}
+    try:
+        vae = load(folder)
+        vae.encode(row[signature.observation.name], conditions=conditions)
+        vae.decode(latents if len(latents) > 1 else latents[signature.latent.name], conditions=conditions)
+        if all(latent.prior.kind != "none" for latent in signature.latents):
+            vae.sample(1, conditions=conditions, seed=0)
+    except Exception as error:
+        # Without the place of the folder, which is not kept, and without advice to the reader of a bundle.
+        reason, _, advice = str(error).replace(f"{folder}/", "").rpartition("; ")
+        raise ExportError(
+            f"the bundle is not written, since vae-runtime cannot run it: {reason or advice or type(error).__name__}; "
+            "report this with the model, as the graphs themselves agree with PyTorch"
+        ) from error

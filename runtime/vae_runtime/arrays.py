@@ -53,7 +53,9 @@ def read_npz(path: str | os.PathLike[str], names: Iterable[str]) -> dict[str, Ar
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give an .npz file") from None
     except Exception as error:  # numpy, zipfile and zlib each raise their own
-        raise InputError(f"{path}: expected an .npz file of numbers: {error}; write it with numpy.savez") from None
+        raise InputError(
+            f"{path}: expected an .npz file of numbers: {error_line(error)}; write it with numpy.savez"
+        ) from None
 
 
 def unpack_npz(content: bytes, place: str, expected: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Array]:

@@ -106,8 +106,12 @@ def import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        choice = "install one of the two: pip install 'vae-runtime[cpu]' or 'vae-runtime[gpu]'"
-        advice = _installed() if len(_distributions()) == 2 else choice
+        advice = "install one of the two: pip install 'vae-runtime[cpu]' or 'vae-runtime[gpu]'"
+        versions = _distributions()
+        if versions:
+            name = next(iter(versions))
+            damaged = f"found {name} {versions[name]}, which is damaged: pip install --force-reinstall {name}"
+            advice = damaged if len(versions) == 1 else _installed()
         raise DeviceError(f"ONNX Runtime cannot be imported ({error_line(error)}); {advice}") from error
     if not hasattr(onnxruntime, "InferenceSession"):
         raise DeviceError(f"ONNX Runtime is damaged; {_installed()}")

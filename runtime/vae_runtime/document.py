@@ -10,6 +10,7 @@ import json
 import re
 from typing import Any
 
+from ._version import __version__
 from .errors import BundleError
 from .fields import FREE, TEXT, Choice, List, Map, Problem, Problems, Struct, Text, Type, join, shown
 from .manifest import COMPONENTS, FILE, FORMAT_VERSION, NAME, PATH, READER, VARIANT_NAME, VERSION, Manifest, Variant
@@ -204,7 +205,14 @@ def _refusal(document: Any, found: list[Problem], place: str) -> str:
 
 def _install(document: Any) -> str:
     reader = document["additional_metadata"]["vae"].get("reader")
-    return f"pip install '{reader}'" if READER.matches(reader) else "pip install --upgrade vae-runtime"
+    # A reader that is installed already would be no next step.
+    newer = READER.matches(reader) and _numbers(reader.rpartition("=")[2]) > _numbers(__version__)
+    return f"pip install '{reader}'" if newer else "pip install --upgrade vae-runtime"
+
+
+def _numbers(version: str) -> list[tuple[int, str]]:
+    """Return the numbers of a version, to compare; as text, because Python does not read thousands of digits."""
+    return [(len(number), number) for number in (part.lstrip("0") for part in re.findall("[0-9]+", version))]
 
 
 def _read(document: Any) -> tuple[Manifest | None, list[Problem]]:

@@ -86,6 +86,10 @@ class Text(Type):
         return value
 
 
+# How many choices a message lists.
+_MAX_SHOWN = 12
+
+
 class Choice(Type):
     """One of several strings; a newer version may know more of them if the choice is `open`."""
 
@@ -95,7 +99,9 @@ class Choice(Type):
     def read(self, value: Any, place: str, problems: Problems) -> Any:
         """The string."""
         if not isinstance(value, str) or value not in self.choices:
-            expected = " or ".join(json.dumps(choice) for choice in self.choices)
+            expected = " or ".join(json.dumps(choice) for choice in self.choices[:_MAX_SHOWN])
+            if len(self.choices) > _MAX_SHOWN:
+                expected += f" or … ({len(self.choices)} in all)"
             problems.note(place, expected, value, self.open and isinstance(value, str))
         return value
 

@@ -279,6 +279,28 @@ def test_bad_arguments_leave_nothing(root, tmp_path, change, words):
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="limits as on POSIX")
+@pytest.mark.parametrize("place", ["new", "there"])
+def test_a_failed_call_leaves_nothing_that_stops_another(digits, tmp_path, monkeypatch, place):
+    out = tmp_path / place
+    (tmp_path / "there").mkdir()
+    with monkeypatch.context() as full:
+        full.setattr("vae_runtime.generation.store.LocalStore.free", lambda store: 10)
+        with pytest.raises(VaeError, match="of free space"):
+            generate(digits, out, **JOB)
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "there"]
+    assert len(generate(digits, out, **{**JOB, "seed": 8})) == JOB["n"]
+
+
+def test_a_failed_call_keeps_what_is_whole(digits, tmp_path, monkeypatch):
+    generate(digits, tmp_path / "s", **JOB, part=(1, 2))
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr("vae_runtime.generation.store.LocalStore.free", lambda store: 10)
+    with pytest.raises(VaeError, match="of free space"):
+        generate(digits, tmp_path / "s", **JOB)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_an_unfinished_or_damaged_folder_is_no_samples(digits, tmp_path, undisturbed):
     with pytest.raises(VaeError, match="expected a folder of samples"):
         open_samples(tmp_path)
@@ -313,7 +335,7 @@ def test_a_disk_that_is_full_is_told(digits, tmp_path, undisturbed):
     assert done.returncode == 1
     assert "error: s/shard-00000000.npy: not written" in done.stderr
     assert "Traceback" not in done.stderr
-    assert os.listdir(tmp_path / "s") == ["job.json"]
+    assert os.listdir(tmp_path) == []
     generate(digits, tmp_path / "s", **JOB)
     assert content(tmp_path / "s") == content(undisturbed)
 
@@ -552,7 +574,7 @@ def test_a_disk_that_is_really_full(digits, tmp_path, undisturbed, monkeypatch):
             match=r"expected 0\.34 MiB of free space, got 0\.[12][0-9] MiB; free some space, choose another disk, or",
         ):
             generate(digits, disk / "s", **JOB)
-        assert os.listdir(disk / "s") == ["job.json"]
+        assert os.listdir(disk) == []
         monkeypatch.setattr(LocalStore, "free", lambda self: None)
         with pytest.raises(VaeError, match=r"shard-0000000[0-9]\.npy: not written: No space left on device; free some"):
             generate(digits, disk / "s", **JOB)

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from vae_runtime import __version__, fields, manifest
 from vae_runtime import document as document_module
-from vae_runtime import fields, manifest
 from vae_runtime.document import DOCUMENT, EXECUTORS, KNOWN_FIELDS, dump, parse, problems
 from vae_runtime.errors import BundleError
 from vae_runtime.fields import Problems
@@ -475,7 +475,7 @@ def test_a_wrong_field_is_refused_by_both_at_its_place(path: tuple[str | int, ..
     assert places(document) == [place_of(path) or "the document"]
     remedy = "; export the bundle again"
     if path[-1:] in (("kind",), ("noise",)) and isinstance(value, str):
-        remedy += ", or install a vae-runtime that knows more: pip install 'vae-runtime>=0.1'"
+        remedy += ", or install a vae-runtime that knows more: pip install --upgrade vae-runtime"
     assert refusal(json.dumps(document)).endswith(remedy)
     assert not VALIDATOR.is_valid(document)
 
@@ -1290,6 +1290,13 @@ def test_a_newer_minor_version_loads_and_its_fields_are_ignored() -> None:
     assert VALIDATOR.is_valid(document)
 
 
+def test_a_long_list_of_choices_is_shortened() -> None:
+    message = refusal(json.dumps(edited(((*FREE, "must_understand"), [3]))))
+    assert 'must_understand[0]: expected "conditions" or "conditions.classes" or ' in message
+    assert message.endswith(f" or … ({len(KNOWN_FIELDS)} in all), got 3; export the bundle again")
+    assert len(message) < 500
+
+
 def test_a_field_that_must_be_understood_and_is_not_is_refused() -> None:
     document = edited(
         ((*FREE, "format_version"), "2.12"),
@@ -1311,6 +1318,9 @@ def test_a_field_that_must_be_understood_and_is_not_is_refused() -> None:
         ("vae-runtime>=3.0", "'vae-runtime>=3.0'"),
         (ABSENT, "--upgrade vae-runtime"),
         (5, "--upgrade vae-runtime"),
+        ("vae-runtime>=0.1", "--upgrade vae-runtime"),
+        (f"vae-runtime>={__version__}", "--upgrade vae-runtime"),
+        (f"vae-runtime>=0{__version__}.1", f"'vae-runtime>=0{__version__}.1'"),
         ("another-package", "--upgrade vae-runtime"),
         ("vae-runtime>=2\n--index-url=x", "--upgrade vae-runtime"),
     ],

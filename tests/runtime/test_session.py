@@ -556,11 +556,36 @@ def distribution(folder, name, version):
 
 
 def test_without_onnx_runtime_the_error_names_both_extras(python, digits):
-    done = python("-c", "import sys; sys.modules['onnxruntime'] = None\n" + LOAD, digits, "cpu")
+    missing = """import sys
+from importlib import metadata
+sys.modules["onnxruntime"] = None
+def version(name): raise metadata.PackageNotFoundError(name)
+metadata.version = version
+"""
+    done = python("-c", missing + LOAD, digits, "cpu")
     assert done.stderr == ""
     assert done.stdout.startswith("ONNX Runtime cannot be imported (")
     assert "'vae-runtime[cpu]'" in done.stdout
     assert "'vae-runtime[gpu]'" in done.stdout
+
+
+def test_an_installed_onnx_runtime_that_cannot_be_imported_is_to_be_installed_again(python, digits, tmp_path):
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "__init__.py").write_text("raise ImportError('no library')")
+    code = """import sys
+from importlib import metadata
+sys.path.insert(0, sys.argv[3])
+def version(name):
+    if name != "onnxruntime": raise metadata.PackageNotFoundError(name)
+    return "1.98.0"
+metadata.version = version
+"""
+    done = python("-c", code + LOAD, digits, "cpu", tmp_path)
+    assert done.stderr == ""
+    assert done.stdout == (
+        "ONNX Runtime cannot be imported (no library); found onnxruntime 1.98.0, which is damaged: "
+        "pip install --force-reinstall onnxruntime\n"
+    )
 
 
 @without_cuda

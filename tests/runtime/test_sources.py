@@ -147,7 +147,7 @@ def test_a_file_that_is_altered_during_the_call_ends_it(digits, tmp_path, x):
         generate(digits, tmp_path / "s", seed=7, encode=path, progress=alter, **SIZES)
     assert list(content(tmp_path / "s")) == ["shard-00000000.npy"]
     path.unlink()
-    with pytest.raises(InputError, match=r"x\.npy: expected an \.npy file of rows"):
+    with pytest.raises(InputError, match=r"x\.npy: no such file; give an \.npy file of rows$"):
         generate(digits, tmp_path / "s", seed=7, encode=path, **SIZES)
 
 

@@ -375,8 +375,16 @@ def test_missing_libraries_are_named(digits, monkeypatch):
     monkeypatch.undo()
     pytest.importorskip("fsspec", reason="fsspec is missing")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(VaeError, match=r"gcsfs.*; for S3, pip install 'vae-runtime\[remote\]'"):
+    with pytest.raises(VaeError, match=r"^gs://bucket/samples: .*gcsfs") as caught:
         generate(digits, "gs://bucket/samples", **JOB)
+    assert "remote" not in str(caught.value)
+
+    def no_library(url):
+        raise ImportError("Install s3fs")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", no_library)
+    with pytest.raises(VaeError, match=r"^s3://bucket/samples: Install s3fs; pip install 'vae-runtime\[remote\]'$"):
+        generate(digits, "s3://bucket/samples", **JOB)
 
 
 def test_what_a_kill_leaves_on_this_machine_is_removed(tmp_path, monkeypatch):

@@ -167,6 +167,12 @@ def claim(store: Store, job: Job, *, shared: bool, warn: Callable[[str], object]
         store.write(JOB, _to_json({**job.as_json(), "machine": written["machine"]}))
 
 
+def discard_empty(store: Store) -> None:
+    """Remove the job of a folder without shards; in a remote store another call may be at work."""
+    if not store.remote and store.sizes().keys() == {JOB}:
+        store.remove(JOB)
+
+
 # Shards and their sidecars.
 
 

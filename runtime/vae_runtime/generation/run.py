@@ -17,6 +17,7 @@ from ..vae import VAE, load
 from . import local, ray
 from .folder import (
     claim,
+    discard_empty,
     held,
     missing_shards,
     read_entries,
@@ -122,8 +123,14 @@ def generate(
     with held(store, shared=part is not None):
         claim(store, job, shared=part is not None, warn=warn)
         numbers = execution.shards(job.shards)
-        _require_space(store, job, numbers, warn)
-        _make_shards(vae, store, job, numbers, execution, callbacks)
+        try:
+            _require_space(store, job, numbers, warn)
+            _make_shards(vae, store, job, numbers, execution, callbacks)
+        except VaeError:
+            # Where parts share the folder, another call may be about to write.
+            if part is None:
+                discard_empty(store)
+            raise
         return _finish(store, job)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, VaeError
+from ..errors import InputError, VaeError, error_line
 
 
 def describe_file(
@@ -43,8 +43,12 @@ def describe_file(
         sha256 = remembered.get("sha256") if remembered and stamp.items() <= remembered.items() else None
         if not isinstance(sha256, str):
             sha256 = _sha256(place)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give an .npy file of rows") from None
     except Exception as error:  # numpy's parser raises errors of many kinds
-        raise InputError(f"{path}: expected an .npy file of rows: {error}; write the array with numpy.save") from None
+        raise InputError(
+            f"{path}: expected an .npy file of rows: {error_line(error)}; write the array with numpy.save"
+        ) from None
     return {"sha256": sha256, "shape": shape, "dtype": dtype}, {"path": str(place), "sha256": sha256, **stamp}
 
 

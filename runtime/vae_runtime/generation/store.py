@@ -48,9 +48,12 @@ class LocalStore:
     def held(self, *, shared: bool) -> Iterator[None]:
         """Make the folder if necessary, and lock it: for this call, or for all that share it.
 
+        A folder that this call made and left empty is removed.
+
         Raises:
             VaeError: the folder cannot be made, or another call holds it.
         """
+        made = not self._path.exists()
         try:
             self._path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -64,7 +67,13 @@ class LocalStore:
                 ) from None
             except OSError as error:
                 raise VaeError(f"{self}: cannot be locked: {error_line(error)}; choose another place") from error
-            yield
+            try:
+                yield
+            finally:
+                if made:
+                    # Refused by the system unless the folder is empty.
+                    with contextlib.suppress(OSError):
+                        self._path.rmdir()
 
     def sizes(self) -> dict[str, int]:
         """Return the size in bytes of each file, by name, without hidden files."""
@@ -214,7 +223,8 @@ class RemoteStore:
         try:
             place: tuple[Any, str] = url_to_fs(self._url)
         except ImportError as error:
-            raise VaeError(f"{self}: {error_line(error)}; for S3, pip install 'vae-runtime[remote]'") from error
+            extra = "; pip install 'vae-runtime[remote]'" if self._url.startswith("s3") else ""
+            raise VaeError(f"{self}: {error_line(error)}{extra}") from error
         except ValueError as error:
             raise InputError(f"{self}: expected a URL that fsspec knows: {error_line(error)}") from None
         except Exception as error:  # some file systems connect at once, and raise errors of their own

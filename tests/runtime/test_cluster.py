@@ -344,12 +344,12 @@ def test_a_local_cluster_ends_when_the_command_is_killed(mnist, tmp_path, undist
     [
         (
             "127.0.0.1:1",
-            "error: address: 127.0.0.1:1 does not answer: .*refused; give the address of a running cluster",
+            "error: --address: 127.0.0.1:1 does not answer: .*refused; give the address of a running cluster",
         ),
-        ("ray://127.0.0.1:1", "error: address: ray://127.0.0.1:1 does not answer"),
-        ("nowhere", "error: address: expected auto, HOST:PORT or ray://HOST:PORT, got 'nowhere'"),
-        ("https://127.0.0.1:1", "error: address: expected auto, HOST:PORT or ray://HOST:PORT"),
-        ("127.0.0.1:99999", "error: address: expected auto, HOST:PORT or ray://HOST:PORT"),
+        ("ray://127.0.0.1:1", "error: --address: ray://127.0.0.1:1 does not answer"),
+        ("nowhere", "error: --address: expected auto, HOST:PORT or ray://HOST:PORT, got 'nowhere'"),
+        ("https://127.0.0.1:1", "error: --address: expected auto, HOST:PORT or ray://HOST:PORT"),
+        ("127.0.0.1:99999", "error: --address: expected auto, HOST:PORT or ray://HOST:PORT"),
     ],
 )
 def test_an_address_without_a_cluster(mnist, tmp_path, capfd, address, words):
@@ -362,7 +362,7 @@ def test_an_address_without_a_cluster(mnist, tmp_path, capfd, address, words):
     assert told.out == ""
     assert re.match(words, told.err)
     assert len(told.err.splitlines()) == 1
-    assert os.listdir(tmp_path / "s") == ["job.json"]
+    assert os.listdir(tmp_path) == []
 
 
 def test_arguments_and_a_missing_library_are_told(mnist, tmp_path, monkeypatch):

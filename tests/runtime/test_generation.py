@@ -419,7 +419,7 @@ def test_killed_at_fifty_random_moments_the_same_command_finishes(digits, tmp_pa
 def test_a_job_that_has_made_nothing_gives_way(digits, tmp_path, undisturbed):
     folder = tmp_path / "s"
     with pytest.raises(VaeError, match="GiB of free space"):
-        generate(digits, folder, 10**11, seed=8)
+        generate(digits, folder, 10**11, seed=8, part=(1, 2))
     assert os.listdir(folder) == ["job.json"]
     with pytest.raises(InputError, match="another job is in this folder"):
         generate(digits, folder, **JOB, part=(1, 2))
@@ -430,14 +430,27 @@ def test_a_job_that_has_made_nothing_gives_way(digits, tmp_path, undisturbed):
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        (["-n", "10", "--seed", "1", "--out", ""], 1, "out: expected a folder or a URL"),
-        (["-n", "10", "--seed", "1", "--out", "file://s"], 1, "file:///… with three slashes"),
-        (["-n", "10", "--seed", "1", "--out", "file:///tmp/a#b"], 1, "without ? or #"),
-        (["-n", "10", "--seed", "1", "--out", "s3:bucket/s"], 1, "expected two slashes after the colon of a URL"),
+        (["-n", "10", "--seed", "1", "--out", ""], 2, "out: expected a folder or a URL"),
+        (["-n", "10", "--seed", "1", "--out", "file://s"], 2, "file:///… with three slashes"),
+        (["-n", "10", "--seed", "1", "--out", "file:///tmp/a#b"], 2, "without ? or #"),
+        (["-n", "10", "--seed", "1", "--out", "s3:bucket/s"], 2, "expected two slashes after the colon of a URL"),
         (["-n", "10", "--seed", "1", "--condition", "a=1", "--condition", "a=2", "--out", "s"], 2, "expected a once"),
         (["--verify", "--dtype", "uint8", "--out", "s"], 2, "argument --dtype: not allowed with --finish or --verify"),
         (["--finish", "-n", "10", "--out", "s"], 2, "argument -n: not allowed with --finish or --verify"),
         (["--verify", "--out", "s"], 1, "s: expected a folder of samples"),
+        (
+            ["-n", "10", "--seed", "1", "--out", "s", "--batch-size", "2", "--shard-size", "3"],
+            2,
+            "error: --shard-size: expected a multiple of the batch size, 2, got 3",
+        ),
+        (["-n", "10", "--seed", "1", "--out", "s", "--address", "auto"], 2, "error: --address: expected one with"),
+        (["--encode", "x.npy", "--seed", "1", "--out", "s", "--observe"], 2, "error: --observe: expected no draws"),
+        (["--encode", "x.npy", "--seed", "1", "--out", "s", "--dtype", "uint8"], 2, "error: --dtype: expected float32"),
+        (
+            ["--reconstruct", "x.npy", "--seed", "1", "--out", "s", "--temperature", "2"],
+            2,
+            "error: --temperature and --truncation: expected for samples of the prior alone",
+        ),
         (["-n", "10", "--seed", "1", "--out", "memory://s"], 2, "a place that outlives this command"),
     ],
 )
@@ -592,24 +605,25 @@ def test_a_disk_that_is_really_full(digits, tmp_path, undisturbed, monkeypatch):
 def test_room_is_looked_up_before_the_first_shard(digits, tmp_path, monkeypatch):
     rows = 1400 * 64 * 4
     said = []
-    for part, dtype, format, free, refused, warned in (
+    cases = (
         (None, "float32", "npy", rows - 1, True, 0),
         (None, "float32", "npy", rows, False, 0),
         (None, "uint8", "npy", rows // 4, False, 0),
         ((1, 3), "float32", "npy", rows // 2, False, 1),
         ((1, 3), "float32", "npy", rows // 4, True, 0),
         (None, "float32", "parquet", rows - 1, False, 1),
-    ):
+    )
+    for number, (part, dtype, format, free, refused, warned) in enumerate(cases):
         if format == "parquet":
             pytest.importorskip("pyarrow", reason="pyarrow is missing")
         said.clear()
         monkeypatch.setattr(LocalStore, "free", lambda self, free=free: free)
-        folder = tmp_path / str(len(os.listdir(tmp_path)))
+        folder = tmp_path / str(number)
         job = {**JOB, "dtype": dtype, "format": format, "part": part, "warn": said.append}
         if refused:
             with pytest.raises(VaeError, match=r"expected .* MiB of free space.*, got 0\.[0-9]+ MiB"):
                 generate(digits, folder, **job)
-            assert os.listdir(folder) == ["job.json"]
+            assert not folder.exists() if part is None else os.listdir(folder) == ["job.json"]
         else:
             generate(digits, folder, **job)
         assert len(said) == warned

@@ -160,12 +160,21 @@ def _refuse_job_options(options: argparse.Namespace) -> None:
 
 
 def _generate_samples(options: argparse.Namespace) -> None:
+    from ..generation.request import Draw, Execution, Output, Request, Source
     from ..generation.run import generate
     from ..generation.store import open_store
     from ..vae import load
 
     require_outside(options)
-    place = str(open_store(options.out))
+    draw = Draw(options.seed, options.temperature, options.truncation, options.observe)
+    try:
+        place = str(open_store(options.out))
+        source = Source(options.reconstruct, options.encode)
+        output = Output(options.format, options.dtype, options.batch_size, options.shard_size)
+        Request(options.n, draw, source, output=output)
+        Execution(options.workers, options.executor, options.address, options.part)
+    except InputError as error:
+        options.misuse(str(error))
     vae = load(options.bundle, device=options.device, variant=options.variant, digest=options.digest)
     conditions = conditions_of(options, vae, files=True)
     if options.executor == "ray":

@@ -63,6 +63,9 @@ class Draw:
     truncation: float | None = None
     observe: bool = False
 
+    def __post_init__(self) -> None:
+        require_bool("observe", self.observe)
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -81,16 +84,45 @@ class Output:
     batch_size: int | None = None
     shard_size: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise InputError(f"dtype: expected {' or '.join(_DTYPES)}, got {self.dtype!r}")
+        if self.shard_size is not None:
+            size, rows = require_integer("shard_size", self.shard_size, 1, 2**40), self.rows
+            if size % rows:
+                raise InputError(f"shard_size: expected a multiple of the batch size, {rows}, got {size}")
+
+    @property
+    def rows(self) -> int:
+        """How many rows are decoded together."""
+        return require_integer("batch_size", BATCH_SIZE if self.batch_size is None else self.batch_size, 1, 2**20)
+
 
 @dataclass(frozen=True)
 class Request:
-    """Everything that a job depends on, apart from the model."""
+    """Everything that a job depends on, apart from the model.
+
+    Raises:
+        InputError: what is drawn and what is written contradict each other.
+    """
 
     n: int | None
     draw: Draw
     source: Source = Source()
     conditions: Conditions = Conditions()
     output: Output = Output()
+
+    def __post_init__(self) -> None:
+        verb, draw = self.source.verb, self.draw
+        if verb == "encode" and self.output.dtype != "float32":
+            raise InputError(f"dtype: expected float32 for latents, got {self.output.dtype!r}")
+        if verb != "sample" and (draw.temperature, draw.truncation) != (1, None):
+            raise InputError(
+                f"temperature and truncation: expected for samples of the prior alone, got them for {verb}; leave them "
+                "out"
+            )
+        if verb == "encode" and draw.observe:
+            raise InputError("observe: expected no draws from the likelihood where latents are written; leave it out")
 
 
 @dataclass(frozen=True)
@@ -153,8 +185,12 @@ def describe_job(vae: VAE, request: Request, written: Mapping[str, Any] | None =
     observations = _observations(vae, source, files, written)
     n = _count(request, observations)
     seed = require_integer("seed", draw.seed, -(2**63), 2**64 - 1)
-    batch_size = require_integer("batch_size", BATCH_SIZE if output.batch_size is None else output.batch_size, 1, 2**20)
-    _require_consistent(vae, request)
+    batch_size = output.rows
+    table.require(output.format)
+    if output.dtype == "uint8" and vae.manifest.observation.range is None:
+        raise InputError(
+            "dtype: uint8 needs a range of observations, and the bundle's manifest states none; take float32"
+        )
     conditions = _conditions(vae, n, request.conditions, files, written)
     shape, dtype = _row_of(vae, request, conditions, files)
     values = math.prod(vae.manifest.observation.shape if source.verb == "encode" else shape)
@@ -193,32 +229,6 @@ def _count(request: Request, observations: Mapping[str, Any] | None) -> int:
     if n > rows:
         raise InputError(f"n: expected at most {rows}, the rows of {request.source.path}, got {n}")
     return n
-
-
-def _require_consistent(vae: VAE, request: Request) -> None:
-    """Check the format and the dtype, and that they go with what is drawn.
-
-    Raises:
-        InputError: one of them is unknown, or contradicts another.
-        VaeError: the library of the format is not installed.
-    """
-    verb, draw, dtype = request.source.verb, request.draw, request.output.dtype
-    table.require(request.output.format)
-    require_bool("observe", draw.observe)
-    if dtype not in _DTYPES or (verb == "encode" and dtype != "float32"):
-        raise InputError(
-            f"dtype: expected {'float32 for latents' if verb == 'encode' else ' or '.join(_DTYPES)}, got {dtype!r}"
-        )
-    if dtype == "uint8" and vae.manifest.observation.range is None:
-        raise InputError(
-            "dtype: uint8 needs a range of observations, and the bundle's manifest states none; take float32"
-        )
-    if verb != "sample" and (draw.temperature, draw.truncation) != (1, None):
-        raise InputError(
-            f"temperature and truncation: expected for samples of the prior alone, got them for {verb}; leave them out"
-        )
-    if verb == "encode" and draw.observe:
-        raise InputError("observe: expected no draws from the likelihood where latents are written; leave it out")
 
 
 def _row_of(
@@ -265,8 +275,6 @@ def _shard_size(shard_size: int | None, n: int, batch_size: int, row_bytes: int)
             f"shard_size: expected at least {-(-n // (_MAX_SHARDS * batch_size)) * batch_size}, got {size}: {n} "
             f"samples would be more than {_MAX_SHARDS} files"
         )
-    if size % batch_size:
-        raise InputError(f"shard_size: expected a multiple of the batch size, {batch_size}, got {size}")
     return size
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +21,7 @@ from vae_runtime.document import dump, parse
 from vae_runtime.errors import InputError
 from vae_runtime.image import grid, png
 from vae_runtime.manifest import Manifest, Refusal
-from vae_runtime.prior import Mixture
+from vae_runtime.prior import read_mixture
 
 from .card import model_card
 from .graphs.graph import IR_VERSION, OPSET, Graph, open_graph
@@ -165,9 +163,8 @@ def _sample_sheet(adapted: Adapted, graphs: Sequence[Graph], fitted: bytes | Non
         given[classes.name] = torch.arange(count) // across
     for number, latent in enumerate(signature.latents):
         if prior.kind == "mixture" and fitted:
-            with np.load(io.BytesIO(fitted), allow_pickle=False) as arrays:
-                parts = [arrays[f"{latent.name}/{part}"] for part in ("weights", "means", "factors")]
-            drawn = Mixture(*parts).draw(0, 0, count, number).reshape(count, *latent.shape)
+            mixture = read_mixture(latent, fitted, str(prior.file))
+            drawn = mixture.draw(0, 0, count, number).reshape(count, *latent.shape)
         else:
             drawn = noise.normal(0, 0, count, latent.shape, noise.stream_of(noise.PRIOR, number))
         given[latent.name] = torch.from_numpy(drawn)

@@ -271,6 +271,7 @@ def _export(options: argparse.Namespace) -> None:
 def _check_export(options: argparse.Namespace) -> None:
     """End as misuse where options are unknown, contradict each other or are missing."""
     from .bundle_files import Labels
+    from .exporting import require_folder
     from .graphs.graph import FORMATS
     from .graphs.variants import VARIANTS, Gate
     from .sources import check_declaration
@@ -280,6 +281,7 @@ def _check_export(options: argparse.Namespace) -> None:
         if unknown:
             options.misuse(f"{flag}: expected one of {', '.join(known)}, got {unknown[0]!r}")
     try:
+        require_folder(options.out)
         Gate(options.min_psnr, options.max_elbo_loss)
         Labels(options.name, options.description, options.license)
         check_declaration(Declaration(**{name: getattr(options, name) for name in _MODEL_ARGUMENTS}))

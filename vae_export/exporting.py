@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from vae_runtime.bundle import open_bundle, require_replaceable
-from vae_runtime.errors import require_bool
+from vae_runtime.errors import InputError, require_bool
 from vae_runtime.files import write_folder
 from vae_runtime.manifest import Refusal
+from vae_runtime.places import is_zip
 
 from .bundle_files import Labels, bundle_files, describe_bundle, file_sizes
 from .errors import ExportError, require_path
@@ -62,6 +63,21 @@ class Options:
         require_variants(self.variants)
         require_bool("force", self.force)
         require_bool("progress", self.progress)
+
+
+def require_folder(out: object) -> Path:
+    """Return the place of a bundle's folder.
+
+    Raises:
+        InputError: it is no path, or that of a .zip file, which `pack` writes.
+    """
+    path = require_path("out", out)
+    if is_zip(path):
+        raise InputError(
+            f"{path}: expected a folder, got the name of a .zip file; export to {path.with_suffix('')}, then "
+            f"`vae-runtime pack {path.with_suffix('')} --out {path}`"
+        )
+    return path
 
 
 def export(
@@ -137,7 +153,7 @@ def export(
             other than a bundle; or vae-runtime cannot run the bundle. Nothing is written.
         VaeError: the bundle cannot be written there.
     """
-    out = require_path("out", out)
+    out = require_folder(out)
     labels = Labels(name, description, license)
     options = Options(formats, variants, Gate(min_psnr, max_elbo_loss), force, progress)
     require_replaceable(out, force, refusal=ExportError)

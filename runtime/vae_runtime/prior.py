@@ -149,7 +149,9 @@ class Prior:
                 )
             mixture = self._mixtures.get(latent.name)
             if mixture is None:
-                mixture = self._mixtures[latent.name] = read_mixture(self._bundle, latent)
+                file = str(latent.prior.file)
+                mixture = read_mixture(latent, self._bundle.read(file), self._bundle.place(file))
+                self._mixtures[latent.name] = mixture
             return mixture.draw(seed, start, n, number, temperature, truncation).reshape(n, *shape)
         if kind == "sphere":
             if temperature != 1 or truncation is not None:
@@ -257,22 +259,27 @@ def draw_sphere(seed: int, start: int, n: int, shape: Sequence[int], latent: int
     return points.reshape(n, *shape)
 
 
-def read_mixture(bundle: Bundle, latent: Latent) -> Mixture:
-    """The parameters of a latent's mixture, from the file that the manifest names, held against the manifest.
+def read_mixture(latent: Latent, content: bytes, place: str) -> Mixture:
+    """The parameters of a latent's mixture, held against the manifest.
+
+    Args:
+        latent: what the manifest says of it.
+        content: the bytes of the prior's file, an .npz file.
+        place: what to call the file in errors.
 
     Raises:
         BundleError: the file is damaged, or an array is missing, of another shape or dtype, or no such parameter.
     """
     prior, elements = latent.prior, math.prod(latent.shape)
-    if prior.file is None or prior.components is None:
-        raise InputError(f"{latent.name}: expected a prior with a file and components, got {prior}")
-    count, place = prior.components, bundle.place(prior.file)
+    if prior.components is None:
+        raise InputError(f"{latent.name}: expected a prior with components, got {prior}")
+    count = prior.components
     factors = (count, elements) if prior.covariance == "diagonal" else (count, elements, elements)
     shapes = {"weights": (count,), "means": (count, elements), "factors": factors}
     expected = {f"{latent.name}/{name}": ("float64", shape) for name, shape in shapes.items()}
     from .arrays import unpack_npz  # not needed on the start-up path
 
-    stored = unpack_npz(bundle.read(prior.file), place, expected)
+    stored = unpack_npz(content, place, expected)
     arrays = {name: stored[f"{latent.name}/{name}"] for name in shapes}
     for name, array in arrays.items():
         if not np.isfinite(array).all():

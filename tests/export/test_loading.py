@@ -149,6 +149,7 @@ def run_here(capsys):
         ({"name": "two\nlines"}, 2, "expected printable text"),
         ({"formats": "onnx,coreml"}, 2, "onnx, torchscript, pt2"),
         ({"out": "x.npy"}, 1, "already exists"),
+        ({"out": "x.zip"}, 2, "x.zip: expected a folder, got the name of a .zip file; export to x, then `vae-runtime"),
         ({"data": "digits"}, 2, "--data: allowed only with a run"),
     ],
 )

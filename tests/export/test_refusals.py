@@ -509,6 +509,10 @@ def test_what_is_no_model_no_folder_or_no_configuration_is_an_error(tmp_path):
         ("^run_folder: expected the path of a folder, got NoneType", lambda: evaluate(None)),
         ("^limit: expected an integer, got 'a'", lambda: evaluate(tmp_path, limit="a")),
         ("^out: expected the path of a folder, got NoneType", lambda: export(nn.Linear(1, 1), None)),
+        (
+            r"^b\.zip: expected a folder, .*; export to b, then `vae-runtime pack b --out b\.zip`$",
+            lambda: export(nn.Linear(1, 1), "b.zip"),
+        ),
         (r"^model: expected a torch\.nn\.Module", lambda: export(None, tmp_path / "bundle")),
         ("^run: expected the path of a folder, got NoneType", lambda: check_parity(None, tmp_path)),
     ):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vae_runtime.devices import resolve_device
+from vae_runtime.errors import error_line
 from vae_runtime.session import Session
 
 from ..errors import ExportError, ParityError
@@ -183,9 +184,7 @@ def chain_of(error: BaseException | None) -> str:
 
 def reason_of(error: BaseException) -> str:
     """Return an error's reason in one line: the underlying cause rather than PyTorch's advice about it."""
-    text = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-    # TorchScript's messages begin with the place and end with the reason.
-    return text if len(text) <= 300 else f"{text[:100]} … {text[-200:]}"
+    return error_line(error.__cause__ or error)
 
 
 @contextlib.contextmanager

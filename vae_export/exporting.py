@@ -117,8 +117,8 @@ def export(
     Args:
         model: a VAE, whose state is left unchanged, or the folder of a run that `train` made.
         out: the bundle's folder; must not exist unless `force`.
-        example: observations for a model, float32 or integer [n, ...]. Several different ones make a stronger test.
-        conditions: values [n, ...] by name, float32 or integer; given to encode and decode by these names.
+        example: observations, floats, integers or bools [n, ...]. Several make a stronger test.
+        conditions: values [n, ...] by name, as the example; given to encode and decode by these names.
         class_names: names of the classes 0, 1, ... of the only integer condition, or names by condition.
         encode, decode: the name of a method, or a function of x or of the latents, and the conditions.
         posterior: the meaning of the encoder's second tensor: "logvar", "std", "var", "log_std" or "softplus"; or

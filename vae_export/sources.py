@@ -27,6 +27,7 @@ from .training.checkpoint import RunInfo
 from .training.data import Dataset
 from .training.evaluation import binarise, read_evaluation
 from .understand.declaration import SECOND, Declaration
+from .understand.edges import at_edge
 from .understand.likelihood import observation_range, require_likelihood
 from .understand.observation import require_axes
 from .understand.prior import FITTED, is_fitted
@@ -186,6 +187,8 @@ def model_source(model: Any, declaration: Declaration, examples: Examples, name:
         require_axes(declaration.axes, x.shape[1:])
     conditions = _conditions(examples.conditions, len(x))
     real = x if examples.observations is None else _tensor("observations", examples.observations)
+    if not (x.is_floating_point() or real.is_floating_point()) and torch.equal(real, real.to(x.dtype).to(real.dtype)):
+        real = real.to(x.dtype)
     if real.shape[1:] != x.shape[1:] or real.dtype != x.dtype:
         raise InputError(
             f"observations: expected {_kind(x)}, as the example has, got {_kind(real)}; pass rows of the same shape"
@@ -254,20 +257,23 @@ def _halves(x: Tensor, conditions: Mapping[str, Tensor]) -> tuple[Observations, 
     first, second = (slice(0, None, 2), slice(1, None, 2)) if len(x) >= 4 else (slice(None), slice(None))
 
     def some(part: slice, what: str) -> Observations:
-        return Observations(x[part].numpy(), {name: rows[part].numpy() for name, rows in conditions.items()}, what)
+        inputs = {name: at_edge(rows[part]).numpy() for name, rows in conditions.items()}
+        return Observations(at_edge(x[part]).numpy(), inputs, what)
 
     return some(first, "the caller's"), some(second, "the caller's" + (", others" if len(x) >= 4 else ""))
 
 
 def _tensor(what: str, value: ArrayLike | Tensor) -> Tensor:
-    """Return a copy as float32 or int64 [n, ...] on the CPU."""
+    """Return a copy [n, ...] on the CPU: floats as float32, integers and bools in their own dtype."""
     try:
         tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{what}: expected a tensor or an array of numbers: {error}") from error
     if tensor.is_complex():
         raise InputError(f"{what}: expected real numbers, got {tensor.dtype}")
-    tensor = tensor.to(torch.float32 if tensor.is_floating_point() else torch.int64)
+    # PyTorch computes almost nothing with unsigned integers of more than one byte.
+    if tensor.is_floating_point() or tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        tensor = at_edge(tensor)
     if tensor.dim() == 0 or not tensor.numel():
         raise InputError(f"{what}: expected at least one row [n, …], got {list(tensor.shape)}")
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

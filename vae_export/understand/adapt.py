@@ -17,6 +17,7 @@ from ..errors import ExportError
 from .adapted import Adapted
 from .declaration import Declaration
 from .decoder import understand_decoder
+from .edges import at_edge
 from .encoder import understand_encoder
 from .families.registry import family_of
 from .functions import find_functions
@@ -56,10 +57,10 @@ def adapt(
 
     Args:
         model: in evaluation mode, float32, on the CPU (see `state.unchanged`).
-        example: observations [n, …], float32 or int64, n at least 2.
+        example: observations [n, …], float32, integers or bools, n at least 2.
         declaration: the known facts; the model is run to find the others.
         source: who declared them, for the record.
-        conditions: values [n, …] by name, float32 or int64.
+        conditions: values [n, …] by name, as the example.
         classes: names of the values 0, 1, … of integer conditions.
 
     Raises:
@@ -69,16 +70,17 @@ def adapt(
     conditions = dict(conditions or {})
     functions = find_functions(model, example, conditions, declaration)
     encoder = understand_encoder(functions, declaration)
+    functions = encoder.functions
     decoder = understand_decoder(functions, encoder.values, declaration)
-    observation = observation_of(model, example, declaration, decoder.likelihood.kind)
+    observation = observation_of(model, functions.example, declaration, decoder.likelihood.kind)
     by_component = {"encoder": functions.encode_conditions, "decoder": functions.decode_conditions}
     signature = Signature(
         observation=observation,
         latents=(*encoder.latents, *decoder.noises),
         likelihood=decoder.likelihood,
-        conditions=conditions_of(conditions, by_component, classes or {}),
+        conditions=conditions_of(functions.conditions, by_component, classes or {}),
     )
-    examples = {observation.name: example, **conditions}
+    examples = {name: at_edge(tensor) for name, tensor in {observation.name: example, **conditions}.items()}
     examples |= {latent.name: value for latent, value in zip(encoder.latents, encoder.values, strict=True)}
     examples |= {name: tensor for latent in signature.latents for name, tensor in _noise(latent, len(example)).items()}
     recognised = (

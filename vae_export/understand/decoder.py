@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from vae_runtime.manifest import Latent, LatentPosterior, Likelihood
 from ..errors import ExportError
 from .declaration import Declaration
 from .draws import Draws
+from .edges import as_float32, written_for
 from .functions import Functions
 from .likelihood import Decoded, find_likelihood
 from .reading import DecoderReading, mean_of
@@ -61,14 +61,7 @@ def understand_decoder(functions: Functions, latents: Sequence[Tensor], declarat
     far = [5 * torch.randn(z.shape, generator=generator) if z.is_floating_point() else z for z in latents]
     decoded = Decoded(output, draws, functions.decoded(far, Draws.constant(0.0)), latents)
     found = find_likelihood(decoded, functions.example, declaration)
-    module = _Decode(
-        functions.model,
-        functions.decode,
-        found.reading,
-        len(latents),
-        tuple(functions.decode_conditions),
-        tuple(noises),
-    )
+    module = _Decode(functions, found.reading, tuple(noises))
     return UnderstoodDecoder(module, found.likelihood, tuple(noises.values()), found.recognised)
 
 
@@ -92,29 +85,26 @@ def _noises(functions: Functions, latents: Sequence[Tensor], mean: Tensor, quiet
 class _Decode(nn.Module):
     """A decoder as it is exported."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        decode: Callable[..., Any],
-        reading: DecoderReading,
-        latents: int,
-        conditions: tuple[str, ...],
-        noises: tuple[int, ...],
-    ) -> None:
+    def __init__(self, functions: Functions, reading: DecoderReading, noises: tuple[int, ...]) -> None:
         super().__init__()
-        self.model = model
+        self.model = functions.model
         # In a tuple, since a module as an attribute would be registered a second time.
-        self._decode = (decode,)
+        self._decode = (functions.decode,)
         self._reading = reading
-        self._latents = latents
-        self._conditions = conditions
+        self._latents = functions.latent_dtypes
+        self._conditions = {name: tensor.dtype for name, tensor in functions.decode_conditions.items()}
         self._noises = noises
         self.training = False
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        latents, rest = tensors[: self._latents], tensors[self._latents :]
+        latents = [written_for(tensor, dtype) for tensor, dtype in zip(tensors, self._latents, strict=False)]
+        rest = tensors[len(latents) :]
         noises, rest = rest[: len(self._noises)], rest[len(self._noises) :]
         draws = Draws.inputs(dict(zip(self._noises, noises, strict=True)))
         with draws:
-            output = self._decode[0](*latents, **dict(zip(self._conditions, rest, strict=True)))
-            return self._reading.read(output, draws)
+            conditions = {
+                name: written_for(tensor, dtype)
+                for (name, dtype), tensor in zip(self._conditions.items(), rest, strict=True)
+            }
+            output = self._decode[0](*latents, **conditions)
+            return tuple(as_float32(tensor) for tensor in self._reading.read(output, draws))

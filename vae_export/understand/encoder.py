@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from vae_runtime.manifest import Latent, LatentPosterior, LatentPrior
 from ..errors import ExportError
 from .declaration import SECOND, Declaration
 from .draws import Draws
+from .edges import as_float32, at_edge, written_for
 from .functions import Functions, require_parameters, shape_advice
 from .observation import axis_names
 from .posterior import refuse_hidden_posterior, second_tensors
@@ -30,6 +31,8 @@ class UnderstoodEncoder:
     latents: tuple[Latent, ...]
     values: tuple[Tensor, ...]
     """The latents of the example: each mean, code or value, [n, …]."""
+    functions: Functions
+    """encode and decode, with the dtypes in which decode takes these latents."""
     recognised: tuple[str, ...]
 
 
@@ -55,7 +58,10 @@ def understand_encoder(functions: Functions, declaration: Declaration) -> Unders
             reading = replace(reading, doubled=axis)
             lines = (f"posterior: the encoder's tensor holds the mean and the second tensor along axis {axis}",)
     require_parameters("decode", functions.decode, len(parts), functions.conditions)
-    parts = _as_declared(reading.read(output), declaration)
+    own = reading.read(output)
+    parts = _as_declared(own, declaration)
+    values = tuple(_at_edge(part).contiguous() for part in parts)
+    functions = functions.for_latents([part.value for part in own], values)
     noises = _noises(functions, quiet, reading, parts)
     if [part.kind for part in parts] == ["none"] and declaration.posterior is None:
         refuse_hidden_posterior(functions)
@@ -64,9 +70,8 @@ def understand_encoder(functions: Functions, declaration: Declaration) -> Unders
     meanings, found = second_tensors(functions, ones, declaration, halved=reading.doubled is not None)
     reading = replace(reading, meanings=meanings)
     latents = _latents(functions, parts, set(noises.values()), declaration)
-    module = _Encode(functions.model, functions.encode, reading, latents, tuple(functions.encode_conditions), noises)
-    values = tuple(part.value.contiguous() for part in parts)
-    return UnderstoodEncoder(module, latents, values, (*lines, *found))
+    module = _Encode(functions, reading, latents, noises)
+    return UnderstoodEncoder(module, latents, values, functions, (*lines, *found))
 
 
 def _answer(functions: Functions, declaration: Declaration, draws: Draws) -> Any:
@@ -113,10 +118,15 @@ def _halved_axis(value: Tensor, functions: Functions) -> int | None:
 
 def _decodes(functions: Functions, value: Tensor) -> bool:
     try:
-        functions.decoded([value], Draws.constant(0.0))
+        functions.for_latents([value], [at_edge(value)]).decoded([value], Draws.constant(0.0))
     except Exception:
         return False
     return True
+
+
+def _at_edge(part: Part) -> Tensor:
+    """A latent in the dtype that graphs take and give."""
+    return part.value.long() if part.kind == "codes" else as_float32(part.value)
 
 
 def _as_declared(parts: list[Part], declaration: Declaration) -> list[Part]:
@@ -265,26 +275,29 @@ class _Encode(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,
-        encode: Callable[..., Any],
+        functions: Functions,
         reading: EncoderReading,
         latents: Sequence[Latent],
-        conditions: tuple[str, ...],
         noises: Mapping[int, int],
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model = functions.model
         # In a tuple, since a module as an attribute would be registered a second time.
-        self._encode = (encode,)
+        self._encode = (functions.encode,)
         self._reading = reading
         self._kinds = [latent.posterior.kind for latent in latents]
-        self._conditions = conditions
+        self._dtype = functions.example.dtype
+        self._conditions = {name: tensor.dtype for name, tensor in functions.encode_conditions.items()}
         self._latent_of_draw = dict(noises)
         self.training = False
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         x, *rest = tensors
-        conditions = dict(zip(self._conditions, rest, strict=False))
+        x = written_for(x, self._dtype)
+        conditions = {
+            name: written_for(tensor, dtype)
+            for (name, dtype), tensor in zip(self._conditions.items(), rest, strict=False)
+        }
         # Noise inputs come in the order of the latents, draws in that of the model.
         noises = dict(zip(sorted(self._latent_of_draw.values()), rest[len(conditions) :], strict=True))
         with Draws.inputs({index: noises[latent] for index, latent in self._latent_of_draw.items()}):
@@ -293,7 +306,7 @@ class _Encode(nn.Module):
         for part, kind, meaning in zip(parts, self._kinds, self._reading.meanings, strict=True):
             if kind == "normal":
                 assert part.second is not None
-                outputs += [part.value, *second_to(str(meaning), part.second)]
+                outputs += [as_float32(part.value), *second_to(str(meaning), as_float32(part.second))]
             else:
-                outputs.append(part.value.long() if kind == "codes" else part.value)
+                outputs.append(part.value.long() if kind == "codes" else as_float32(part.value))
         return tuple(outputs)

@@ -5,21 +5,26 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..errors import ExportError
 from .declaration import RESERVED, Declaration
 from .draws import Draws
+from .edges import at_edge, fitting
 from .reading import fields_of
 
 
 @dataclass(frozen=True)
 class Functions:
-    """encode and decode of a model, with the example and the conditions that they are tried on."""
+    """encode and decode of a model, with the example and the conditions that they are tried on.
+
+    These have the dtypes in which the model takes them.
+    """
 
     model: nn.Module
     encode: Callable[..., Any]
@@ -30,6 +35,8 @@ class Functions:
     """The conditions that encode takes, in the order given."""
     decode_conditions: Mapping[str, Tensor]
     recognised: tuple[str, ...]
+    latent_dtypes: tuple[torch.dtype, ...] = ()
+    """The dtypes in which decode takes the latents; empty until an encoder's answer shows them."""
 
     def encoded(self, draws: Draws) -> Any:
         """Encode the example with these draws."""
@@ -39,8 +46,36 @@ class Functions:
 
     def decoded(self, latents: Sequence[Tensor], draws: Draws) -> Any:
         """Decode the latents with these draws."""
+        if self.latent_dtypes:
+            latents = [latent.to(dtype) for latent, dtype in zip(latents, self.latent_dtypes, strict=True)]
         with draws:
             return self.decode(*latents, **self.decode_conditions)
+
+    def for_latents(self, own: Sequence[Tensor], edge: Sequence[Tensor]) -> Functions:
+        """Return the functions with the dtypes in which decode takes the latents and its conditions.
+
+        Args:
+            own: the latents as encode returns them.
+            edge: the same in the dtypes of a graph.
+        """
+        numbered = [str(number) for number in range(len(own))]
+
+        def works(arguments: Mapping[str, Tensor]) -> bool:
+            conditions = {name: arguments[name] for name in self.decode_conditions}
+            return _runs(lambda: self.decode(*(arguments[number] for number in numbered), **conditions))
+
+        arguments, changed = fitting(
+            {**dict(zip(numbered, own, strict=True)), **self.decode_conditions},
+            {**dict(zip(numbered, edge, strict=True)), **_at_edge(self.decode_conditions)},
+            works,
+        )
+        return replace(
+            self,
+            conditions={**self.conditions, **{name: arguments[name] for name in changed if name in self.conditions}},
+            decode_conditions={name: arguments[name] for name in self.decode_conditions},
+            latent_dtypes=tuple(arguments[number].dtype for number in numbered),
+            recognised=(*self.recognised, *_changed_lines("decode", self.decode_conditions, changed)),
+        )
 
     def forward(self) -> tuple[list[Tensor], bool]:
         """Return the tensors that `forward` returns with every normal draw set to 1, and whether it drew any.
@@ -80,16 +115,44 @@ def find_functions(
     reserved = sorted(set(conditions) & RESERVED)
     if reserved:
         raise ExportError(f"condition {reserved[0]!r}: expected another name, this one is taken; rename it")
+    taken = _taken(encode, conditions)
+    arguments, changed = fitting(
+        {"x": example, **taken},
+        {"x": at_edge(example), **_at_edge(taken)},
+        lambda arguments: _runs(lambda: encode(arguments["x"].clone(), **{name: arguments[name] for name in taken})),
+    )
     return Functions(
         model=model,
         encode=encode,
         decode=decode,
-        example=example,
-        conditions=conditions,
-        encode_conditions=_taken(encode, conditions),
+        example=arguments["x"],
+        conditions={name: arguments.get(name, tensor) for name, tensor in conditions.items()},
+        encode_conditions={name: arguments[name] for name in taken},
         decode_conditions=_taken(decode, conditions),
-        recognised=(*encode_line, *decode_line),
+        recognised=(*encode_line, *decode_line, *_changed_lines("encode", {"x": example, **taken}, changed)),
     )
+
+
+def _at_edge(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: at_edge(tensor) for name, tensor in tensors.items()}
+
+
+def _runs(call: Callable[[], Any]) -> bool:
+    try:
+        with Draws.constant(0.0):
+            call()
+    except Exception:
+        return False
+    return True
+
+
+def _changed_lines(function: str, own: Mapping[str, Tensor], changed: Sequence[str]) -> list[str]:
+    """A line for each observation or condition that a function does not take in its own dtype."""
+    return [
+        f"{name}: {function} takes it as int64, since it fails on {str(own[name].dtype).removeprefix('torch.')}"
+        for name in changed
+        if name in own
+    ]
 
 
 def require_parameters(name: str, function: Callable[..., Any], first: int, conditions: Mapping[str, Tensor]) -> None:

@@ -20,6 +20,7 @@ from vae_runtime.manifest import Likelihood, Output
 from ..errors import ExportError
 from .declaration import RESERVED, Declaration
 from .draws import Draws
+from .edges import as_float32, at_edge
 from .reading import DecoderReading, base_of, mean_of
 
 # The class of PyTorch for each kind.
@@ -107,7 +108,7 @@ def find_likelihood(decoded: Decoded, example: Tensor, declaration: Declaration)
             "none", "likelihood: not declared; the bundle gives samples and no scores (likelihood=)"
         )
     if parameters.kind in KINDS and KINDS[parameters.kind].support:
-        misfit = KINDS[parameters.kind].misfit(example.numpy(force=True))
+        misfit = KINDS[parameters.kind].misfit(at_edge(example).numpy(force=True))
         if misfit:
             other = "decode=, a function that returns only the mean" if kind else "another likelihood="
             raise ExportError(f"example: {misfit}; scale it as in training, or pass {other}")
@@ -159,7 +160,7 @@ def _require_kind_fits(base: Any, kind: str | None, declared: str | None) -> Non
 def _further_outputs(decoded: Decoded, mean: Tensor) -> dict[str, Tensor]:
     """The other floating-point tensors of a mapping; those that are latents, passed through, are no answer."""
     fields = decoded.output if isinstance(decoded.output, dict) else {}
-    known = (mean, *decoded.latents)
+    known = (base_of(decoded.output), mean, *decoded.latents)
     further = {
         name: tensor
         for name, tensor in fields.items()
@@ -213,7 +214,11 @@ def _of_tensor(kind: str, decoded: Decoded, mean: Tensor, declaration: Declarati
         line = f"likelihood: {kind}; decode returns logits, since values lie outside {support[0]:g} … {support[1]:g}"
         return _Parameters(kind, line, logits="answer")
     sigmoid = decoded.draws.sigmoid
-    if sigmoid is not None and sigmoid[1].numel() == mean.numel() and torch.equal(sigmoid[1].reshape(mean.shape), mean):
+    if (
+        sigmoid is not None
+        and sigmoid[1].numel() == mean.numel()
+        and torch.equal(as_float32(sigmoid[1]).reshape(mean.shape), mean)
+    ):
         line = f"likelihood: {kind}; decode ends in a sigmoid, and its argument is exported as logits"
         return _Parameters(kind, line, logits="sigmoid")
     return _Parameters(kind, f"likelihood: {kind}; decode returns probabilities, without logits")

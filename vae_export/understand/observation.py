@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from vae_runtime.manifest import Condition, Observation
 
 from ..errors import ExportError
 from .declaration import Declaration
+from .edges import range_of
 from .likelihood import observation_range
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -38,7 +40,8 @@ def observation_of(model: nn.Module, example: Tensor, declaration: Declaration, 
         axes = ("time", "feature")[: len(shape)]
     require_axes(axes, shape)
     dtype = "float32" if example.is_floating_point() else "int64"
-    bounds = (declaration.range[0], declaration.range[1]) if declaration.range else observation_range(likelihood)
+    declared = (declaration.range[0], declaration.range[1]) if declaration.range else None
+    bounds = declared or observation_range(likelihood) or range_of(example.dtype)
     return Observation("x", shape, axes, bounds, dtype=dtype)
 
 
@@ -77,8 +80,10 @@ def conditions_of(
 
 def _condition(name: str, tensor: Tensor, components: tuple[str, ...], names: Sequence[str] | None) -> Condition:
     integer = not tensor.is_floating_point()
-    # The range of the integers in the example: others may lie outside a table of embeddings.
+    # Other integers than the example's may lie outside a table of embeddings. Bools and bytes are no indices.
     bounds = (float(min(0, int(tensor.min()))), float(tensor.max())) if integer and not names else None
+    if bounds and tensor.dtype in (torch.bool, torch.uint8):
+        bounds = range_of(tensor.dtype)
     return Condition(
         name,
         tuple(tensor.shape[1:]),

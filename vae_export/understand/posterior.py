@@ -13,6 +13,7 @@ from vae_runtime.errors import error_line
 from ..errors import ExportError
 from .declaration import SECOND, Declaration
 from .draws import Draws
+from .edges import as_float32
 from .functions import Functions
 from .reading import Part, mean_of, second_to
 
@@ -167,7 +168,7 @@ def _errors(functions: Functions, parts: Sequence[Part], unknown: Sequence[int],
         except Exception as error:
             shape = list(latents[0].shape)
             raise ExportError(f"decode: fails on a latent of shape {shape}: {error_line(error)}") from error
-        comparable = [tensor for tensor in answer if tensor.shape == expected.shape]
+        comparable = [as_float32(tensor) for tensor in answer if tensor.shape == expected.shape]
         if not comparable:
             raise ExportError(f"posterior: forward returns nothing of the shape of decode's answer; {settle}")
         errors[meaning] = min(_distance(tensor, expected) for tensor in comparable)

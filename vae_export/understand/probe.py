@@ -103,7 +103,9 @@ def _in_range(adapted: Adapted, component: str, names: Sequence[str], outputs: S
                 f"… {float(x.max()):g}; scale the example as in training, or pass another range="
             )
         return
-    bounds = mean_range(adapted.signature.likelihood.kind, bounds)
+    # Answers to integers are numbers of another kind, such as a logit for each.
+    whole = adapted.signature.observation.dtype == "int64"
+    bounds = mean_range(adapted.signature.likelihood.kind, None if whole else bounds)
     mean = outputs[0]
     if bounds and (float(mean.min()) < bounds[0] or float(mean.max()) > bounds[1]):
         raise ExportError(

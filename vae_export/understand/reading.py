@@ -15,6 +15,7 @@ from torch.nn import functional
 from ..errors import ExportError
 from .declaration import Declaration
 from .draws import Draws
+from .edges import as_float32
 
 _MEANS = ("mu", "mean", "loc", "z_mean", "z_mu", "embedding", "means")
 _SECONDS = {
@@ -203,16 +204,16 @@ def base_of(output: Any) -> Any:
 
 
 def mean_of(output: Any) -> Tensor:
-    """Return the mean of a decoder's answer.
+    """Return the mean of a decoder's answer as float32, whole numbers and bools too.
 
     Raises:
         ExportError: the answer holds no tensor and no distribution.
     """
     base = base_of(output)
     if isinstance(base, Distribution):
-        return base.mean
+        return as_float32(base.mean)
     if isinstance(base, Tensor):
-        return base
+        return as_float32(base)
     raise ExportError(
         f"decode: expected a tensor, a Bernoulli or a Normal, got {type(output).__name__}; pass decode=, a function "
         "that returns it"

@@ -1,12 +1,16 @@
-"""diffusers: AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel, AutoencoderOobleck.
+"""diffusers: its autoencoders of images, videos and audio, and the reasons why some of them are refused.
 
-The models' own `encode` and `decode` may cut a large image into tiles, which changes the answer, or a batch into rows,
-which does not. Both only save memory, and both are left out here.
+`encode` and `decode` of a family are the library's own methods, undivided: without tiles and slices. Tiles change the
+answer, slices do not; both only save memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,45 +21,99 @@ from ...errors import ExportError
 from ..declaration import Declaration
 from .family import Family
 
-_IMAGE = ("channel", "height", "width")
 _NOT_NORMAL = "the latents are not standard normal: another model, such as a diffusion model, supplies them"
+_DIVIDING = ("use_slicing", "use_tiling", "use_framewise_encoding", "use_framewise_decoding")
 
 
-def _autoencoder_kl(model: Any) -> Declaration:
-    def encode(x: Tensor) -> tuple[Tensor, Tensor]:
-        h = model.encoder(x)
-        if model.quant_conv is not None:
-            h = model.quant_conv(h)
-        mean, logvar = h.chunk(2, dim=1)
-        return mean, logvar.clamp(-30.0, 20.0)
+@dataclass(frozen=True)
+class _Axes:
+    """The names of the axes of observations and latents, and those that take other sizes."""
 
-    def decode(z: Tensor) -> Tensor:
-        if model.post_quant_conv is not None:
-            z = model.post_quant_conv(z)
-        return model.decoder(z)  # type: ignore[no-any-return]
+    observation: tuple[str, ...]
+    latent: tuple[str, ...]
+    dynamic: tuple[str, ...]
 
-    scale, shift = _scaling(model.config)
+
+_IMAGE = _Axes(("channel", "height", "width"), ("channel", "height", "width"), ("height", "width"))
+# The causal models take 4k + 1 frames or the like, which a bundle cannot say: its sizes are multiples.
+_FRAMES = ("channel", "frame", "height", "width")
+_VIDEO = _Axes(_FRAMES, _FRAMES, ("height", "width"))
+_AUDIO = _Axes(("channel", "time"), ("channel", "time"), ("time",))
+_WAVEFORM = _Axes(("time",), ("channel", "time"), ("time",))
+# Its decoder crops what it makes to 4k + 1 frames.
+_SPECTROGRAM = _Axes(("channel", "time", "frequency"), ("channel", "time", "frequency"), ())
+
+
+@contextmanager
+def _undivided(model: Any) -> Iterator[None]:
+    """Let a model encode and decode in one piece."""
+    flags = {name: True for name in _DIVIDING if vars(model).get(name)}
+    vars(model).update(dict.fromkeys(flags, False))
+    try:
+        yield
+    finally:
+        vars(model).update(flags)
+
+
+def _encoded(model: Any, x: Tensor) -> Any:
+    """What the library's encode gives: a distribution or the latent itself."""
+    with _undivided(model):
+        return model.encode(x, return_dict=False)[0]
+
+
+def _decoded(model: Any, z: Tensor, **further: Any) -> Tensor:
+    with _undivided(model):
+        return model.decode(z, return_dict=False, **further)[0]  # type: ignore[no-any-return]
+
+
+def _latents_of(
+    model: Any,
+    axes: _Axes,
+    encode: Callable[[Tensor], Any],
+    decode: Callable[..., Tensor] | None = None,
+    posterior: str = "logvar",
+    reason: str = "",
+) -> Declaration:
+    """The declaration of a model whose latents another model supplies."""
+    scale, shift, unscaled = _scaling(model)
     return Declaration(
         encode=encode,
-        decode=decode,
-        posterior="logvar",
+        decode=decode or (lambda z: _decoded(model, z)),
+        posterior=posterior,
         prior="none",
-        prior_reason=_NOT_NORMAL,
-        axes=_IMAGE,
-        latent_axes=_IMAGE,
-        dynamic=("height", "width"),
+        prior_reason="; ".join(part for part in (_NOT_NORMAL, unscaled, reason) if part),
+        axes=axes.observation,
+        latent_axes=axes.latent,
+        dynamic=axes.dynamic,
         latent_scale=scale,
         latent_shift=shift,
     )
 
 
-def _scaling(config: Any) -> tuple[float | Sequence[float], float | Sequence[float]]:
-    """Scale and shift such that a diffusion model takes (z - shift) · scale, as the library's pipelines compute it."""
-    factor = _number(config, "scaling_factor", 1.0)
-    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    if mean is not None and std is not None:
-        return [factor / float(value) for value in std], [float(value) for value in mean]
-    return factor, _number(config, "shift_factor", 0.0)
+def _scaling(model: Any) -> tuple[float | Sequence[float], float | Sequence[float], str]:
+    """Scale and shift such that a diffusion model takes (z - shift) · scale, as the library's pipelines compute it.
+
+    Some models keep the mean and the standard deviation of each channel in buffers. The last item says what a bundle
+    does not carry.
+    """
+    factor = _number(model.config, "scaling_factor", 1.0)
+    mean, std = (_statistic(model, name) for name in ("latents_mean", "latents_std"))
+    if mean is None or std is None:
+        return factor, _number(model.config, "shift_factor", 0.0), ""
+    channels = next((getattr(model.config, name) for name in _CHANNELS if hasattr(model.config, name)), len(mean))
+    if len(mean) != channels:
+        return 1.0, 0.0, "it normalizes them by latents_mean and latents_std, which are not one number for each channel"
+    return [factor / value for value in std], mean, ""
+
+
+_CHANNELS = ("z_dim", "latent_channels", "z_channels")
+
+
+def _statistic(model: Any, name: str) -> list[float] | None:
+    value = getattr(model.config, name, None)
+    if value is None:
+        value = getattr(model, name, None)
+    return None if value is None else [float(number) for number in value]
 
 
 def _number(config: Any, name: str, default: float) -> float:
@@ -63,21 +121,110 @@ def _number(config: Any, name: str, default: float) -> float:
     return default if value is None else float(value)
 
 
-def _deterministic_image(model: Any) -> Declaration:
-    """AutoencoderTiny and AutoencoderDC. Their encoder returns the latent itself."""
-    scale, shift = _scaling(model.config)
-    return Declaration(
-        encode=lambda x: model.encoder(x),
-        decode=lambda z: model.decoder(z),
-        posterior="none",
-        prior="none",
-        prior_reason=_NOT_NORMAL,
-        axes=_IMAGE,
-        latent_axes=_IMAGE,
-        dynamic=("height", "width"),
-        latent_scale=scale,
-        latent_shift=shift,
-    )
+def _kl(model: Any, axes: _Axes, reason: str = "", **further: Any) -> Declaration:
+    """A model whose encode gives a diagonal normal."""
+
+    def encode(x: Tensor) -> tuple[Tensor, Tensor]:
+        q = _encoded(model, x)
+        return q.mean, q.logvar
+
+    return _latents_of(model, axes, encode, reason=reason, **further)
+
+
+def _deterministic(model: Any, axes: _Axes) -> Declaration:
+    """A model whose encode gives the latent itself."""
+    return _latents_of(model, axes, lambda x: _encoded(model, x), posterior="none")
+
+
+def _std(model: Any, axes: _Axes) -> Declaration:
+    """A model whose encode gives a normal that is known by its standard deviation."""
+
+    def encode(x: Tensor) -> tuple[Tensor, Tensor]:
+        q = _encoded(model, x)
+        return q.mean, q.std
+
+    return _latents_of(model, axes, encode, posterior="std")
+
+
+def _cosmos(model: Any) -> Declaration:
+    return _latents_of(model, _VIDEO, lambda x: _encoded(model, x).mode(), posterior="none")
+
+
+def _temporal(model: Any) -> Declaration:
+    """Encodes frames one by one and decodes them together; an observation may be an image or a video."""
+
+    def frames(x: Tensor) -> Tensor:
+        return x.transpose(1, 2).flatten(0, 1)
+
+    def video(x: Tensor, count: int) -> Tensor:
+        return x.reshape(-1, count, *x.shape[1:]).transpose(1, 2)
+
+    def encode(x: Tensor) -> tuple[Tensor, ...]:
+        q = _encoded(model, frames(x) if x.dim() == 5 else x)
+        both = (q.mean, q.logvar)
+        return tuple(video(part, x.shape[2]) for part in both) if x.dim() == 5 else both
+
+    def decode(z: Tensor) -> Tensor:
+        if z.dim() == 4:
+            return _decoded(model, z, num_frames=1)
+        return video(_decoded(model, frames(z), num_frames=z.shape[2]), z.shape[2])
+
+    return _latents_of(model, _IMAGE, encode, decode)
+
+
+def _ltx(model: Any) -> Declaration:
+    if any(model.config.decoder_inject_noise):
+        raise ExportError(
+            f"diffusers {type(model).__name__}: its decoder draws one noise for all rows of a batch "
+            "(decoder_inject_noise), which a graph cannot hold; export a model without it"
+        )
+
+    def decode_at(z: Tensor, temb: Tensor) -> Tensor:
+        return _decoded(model, z, temb=temb)
+
+    return _kl(model, _VIDEO, decode=decode_at if model.config.timestep_conditioning else None)
+
+
+def _hunyuan_video15(model: Any) -> Declaration:
+    """The library's masks fit one row alone: they lack an axis for the heads. They are built frame by frame, too."""
+
+    @contextmanager
+    def masks() -> Iterator[None]:
+        layers = [module for module in model.modules() if hasattr(module, "prepare_causal_attention_mask")]
+        for layer in layers:
+            vars(layer)["prepare_causal_attention_mask"] = _causal_mask
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del vars(layer)["prepare_causal_attention_mask"]
+
+    def encode(x: Tensor) -> tuple[Tensor, Tensor]:
+        with masks():
+            q = _encoded(model, x)
+        return q.mean, q.logvar
+
+    def decode(z: Tensor) -> Tensor:
+        with masks():
+            return _decoded(model, z)
+
+    return _latents_of(model, _VIDEO, encode, decode)
+
+
+def _causal_mask(frames: int, pixels: int, dtype: torch.dtype, device: torch.device, **_: Any) -> Tensor:
+    """A mask [frames * pixels, frames * pixels] for any number of rows: each frame sees itself and those before."""
+    number = torch.arange(frames * pixels, device=device) // pixels
+    later = number[None, :] > number[:, None]
+    return torch.zeros(later.shape, dtype=dtype, device=device).masked_fill(later, float("-inf"))
+
+
+_FLUX2 = (
+    "it takes patches of {0} x {1} latents, each normalized by the statistics in bn, which the bundle does not carry"
+)
+
+
+def _flux2(model: Any) -> Declaration:
+    return _kl(model, _IMAGE, reason=_FLUX2.format(*model.config.patch_size))
 
 
 def _vq_model(model: Any) -> Declaration:
@@ -107,34 +254,133 @@ def _vq_model(model: Any) -> Declaration:
         decode=decode,
         posterior="codes",
         prior="none",
-        axes=_IMAGE,
+        axes=_IMAGE.observation,
         latent_axes=("height", "width"),
         dynamic=("height", "width"),
         codebook=int(quantize.embedding.num_embeddings),
     )
 
 
-def _oobleck(model: Any) -> Declaration:
-    def encode(x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, scale = model.encoder(x).chunk(2, dim=1)
-        return mean, functional.softplus(scale) + 1e-4
+def _longcat(model: Any) -> Declaration:
+    """Its encode draws a sample; the normal is computed as there."""
 
-    return Declaration(
-        encode=encode,
-        decode=lambda z: model.decoder(z),
-        posterior="std",
-        prior="none",
-        prior_reason=_NOT_NORMAL,
-        axes=("channel", "time"),
-        latent_axes=("channel", "time"),
-        dynamic=("time",),
-    )
+    def encode(x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, raw = model.encoder(x).chunk(2, dim=1)
+        return mean / model.config.scale, (functional.softplus(raw) + 1e-4) / model.config.scale
+
+    return _latents_of(model, _AUDIO, encode, posterior="std")
+
+
+def _cosmos_audio(model: Any) -> Declaration:
+    if model.config.normalize_volume:
+        raise ExportError(
+            "diffusers Cosmos3AVAEAudioTokenizer: its encode divides by the loudest sample of the whole batch "
+            "(normalize_volume), so that rows of a batch influence each other; export a model without it"
+        )
+    if model.encoder is None:
+        raise ExportError("diffusers Cosmos3AVAEAudioTokenizer: expected an encoder, these weights have none")
+    return dataclasses.replace(_std(model, _AUDIO), decode=model.decode)
+
+
+def _rae(model: Any) -> Declaration:
+    """Its encode resizes any image to one size, and normalizes and scales the latents itself."""
+    latent = ("channel", "height", "width") if model.config.reshape_to_2d else ("token", "channel")
+    axes = _Axes(_IMAGE.observation, latent, ())
+    return dataclasses.replace(_deterministic(model, axes), latent_scale=1.0, latent_shift=0.0)
+
+
+def _vidtok(model: Any) -> Declaration:
+    quantized = model.regularizer == "fsq"
+
+    def encode(x: Tensor) -> Any:
+        with _undivided(model):
+            output = model.encode(x)
+        # The quantized vectors, which decode takes, and their indices.
+        return output[0] if quantized else (output.latent_dist.mean, output.latent_dist.logvar)
+
+    def decode(z: Tensor) -> Tensor:
+        with _undivided(model):
+            return model.decode(z)  # type: ignore[no-any-return]
+
+    return _latents_of(model, _VIDEO, encode, decode, posterior="none" if quantized else "logvar")
 
 
 MODELS = {
-    "AutoencoderKL": Family(_autoencoder_kl),
-    "AutoencoderTiny": Family(_deterministic_image),
-    "AutoencoderDC": Family(_deterministic_image),
+    "AsymmetricAutoencoderKL": Family(partial(_kl, axes=_IMAGE)),
+    "AutoencoderDC": Family(partial(_deterministic, axes=_IMAGE)),
+    "AutoencoderKL": Family(partial(_kl, axes=_IMAGE)),
+    "AutoencoderKLCogVideoX": Family(partial(_kl, axes=_VIDEO)),
+    "AutoencoderKLCosmos": Family(_cosmos),
+    "AutoencoderKLFlux2": Family(_flux2),
+    "AutoencoderKLHunyuanImage": Family(partial(_kl, axes=_IMAGE)),
+    "AutoencoderKLHunyuanImageRefiner": Family(partial(_kl, axes=_VIDEO)),
+    "AutoencoderKLHunyuanVideo": Family(partial(_kl, axes=_VIDEO)),
+    "AutoencoderKLHunyuanVideo15": Family(_hunyuan_video15),
+    "AutoencoderKLKVAE": Family(partial(_kl, axes=_IMAGE)),
+    "AutoencoderKLKVAEAudio": Family(partial(_kl, axes=_AUDIO)),
+    "AutoencoderKLKVAEVideo": Family(partial(_kl, axes=_VIDEO)),
+    "AutoencoderKLLTX2Audio": Family(partial(_kl, axes=_SPECTROGRAM)),
+    "AutoencoderKLLTX2Video": Family(_ltx),
+    "AutoencoderKLLTXVideo": Family(_ltx),
+    "AutoencoderKLMagvit": Family(partial(_kl, axes=_VIDEO)),
+    "AutoencoderKLMiniMaxH3": Family(partial(_kl, axes=_VIDEO)),
+    "AutoencoderKLMiniMaxH3Audio": Family(partial(_std, axes=_AUDIO)),
+    "AutoencoderKLMochi": Family(partial(_kl, axes=_VIDEO)),
+    "AutoencoderKLQwenImage": Family(partial(_kl, axes=_VIDEO)),
+    "AutoencoderKLQwenImage21": Family(partial(_kl, axes=_VIDEO)),
+    "AutoencoderKLTemporalDecoder": Family(_temporal),
+    "AutoencoderKLWan": Family(partial(_kl, axes=_VIDEO)),
+    "AutoencoderOobleck": Family(partial(_std, axes=_AUDIO)),
+    "AutoencoderRAE": Family(_rae),
+    "AutoencoderSAME": Family(partial(_deterministic, axes=_AUDIO)),
+    "AutoencoderTiny": Family(partial(_deterministic, axes=_IMAGE)),
+    "AutoencoderVidTok": Family(_vidtok),
+    "Cosmos3AVAEAudioTokenizer": Family(_cosmos_audio),
+    "Kandinsky6SRVAE": Family(partial(_kl, axes=_VIDEO)),
+    "LongCatAudioDiTVae": Family(_longcat),
+    "MMAudioVAE": Family(partial(_kl, axes=_WAVEFORM)),
     "VQModel": Family(_vq_model),
-    "AutoencoderOobleck": Family(_oobleck),
 }
+
+REFUSED = {
+    "AutoencoderKLAllegro": "the library encodes and decodes it in blended tiles alone and raises NotImplementedError "
+    "without them; no graph of the whole exists",
+    "ConsistencyDecoderVAE": "its decoder is a diffusion model, which draws noise in every step of a loop; export the "
+    "AutoencoderKL of the same latents",
+    "LTX2VideoDiffusionDecoderModel": "it is a decoder without an encoder, and a diffusion model, which draws noise in "
+    "every step of a loop; export AutoencoderKLLTX2Video",
+    "MMAudioVocoder": "it is a vocoder: it makes audio of spectrograms and has no encoder; export it with torch.onnx",
+    "MiniMaxMusic3Vocoder": "it is a vocoder: it makes audio of features and has no encoder; export it with torch.onnx",
+    "RFD4ProteinaAutoencoder": "its encoder draws noise, and both halves take dictionaries of features of proteins; "
+    "no family describes them",
+}
+"""The other models of the library's module autoencoders, each with the reason why it is refused."""
+
+
+def other_model(model: Any) -> Declaration | None:
+    """Return the declaration of a model that derives from the library's base classes and is in no table.
+
+    A class of the user's own has encode and decode of its own; its config says what its latents are.
+
+    Raises:
+        ExportError: it is a model of the library itself, or derives from one that is refused.
+    """
+    library = [cls for cls in type(model).__mro__ if cls.__module__.partition(".")[0] == "diffusers"]
+    if not any(cls.__name__ in ("ModelMixin", "AutoencoderMixin") for cls in library):
+        return None
+    for cls in library:
+        if cls.__name__ in REFUSED:
+            raise ExportError(f"diffusers {cls.__name__}: {REFUSED[cls.__name__]}")
+    if type(model) in library:
+        raise ExportError(
+            f"diffusers {type(model).__name__}: expected one of its autoencoders that this version knows, "
+            f"{', '.join(sorted(MODELS))}; set model.__vae_export__, a function that returns encode, decode, posterior "
+            "and prior"
+        )
+    scale, shift, unscaled = _scaling(model)
+    return Declaration(
+        prior="none",
+        prior_reason="; ".join(part for part in (_NOT_NORMAL, unscaled) if part),
+        latent_scale=scale,
+        latent_shift=shift,
+    )

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from ..declaration import Declaration
 from .diffusers import MODELS as DIFFUSERS
+from .diffusers import other_model
 from .family import Family
 from .pythae import MODELS as PYTHAE
 from .scvi import MODELS as SCVI
@@ -29,7 +30,7 @@ def family_of(model: object) -> tuple[str, Declaration] | None:
     of the family's methods.
 
     Raises:
-        ExportError: the model has a setting that cannot be exported as the library computes it.
+        ExportError: the model, or a setting of it, cannot be exported as the library computes it.
     """
     mro = type(model).__mro__
     for number, known in enumerate(mro):
@@ -40,10 +41,11 @@ def family_of(model: object) -> tuple[str, Declaration] | None:
             continue
         derived = [cls for cls in mro[:number] if issubclass(cls, known)]
         if any(_package(cls) == package or vars(cls).keys() & family.methods for cls in derived):
-            return None
+            break
         declaration = family.describe(model)
         return None if declaration is None else (f"{library} {known.__name__}", declaration)
-    return None
+    declaration = other_model(model)
+    return None if declaration is None else ("the config of a diffusers model", declaration)
 
 
 def _package(cls: type) -> str:

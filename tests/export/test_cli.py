@@ -281,7 +281,7 @@ def test_a_run_of_another_configuration_is_left_alone(failing, trained):
     before = {path.name: path.read_bytes() for path in trained.run.iterdir()}
     words = failing("train", "--out", trained.run, "--latent", "9")
     assert "holds another run: " in words
-    assert "model.latent is 3, asked for 9" in words
+    assert "--latent is 3, asked for 9" in words
     assert {path.name: path.read_bytes() for path in trained.run.iterdir()} == before
 
 
@@ -310,11 +310,15 @@ def test_parity_with_what_is_no_bundle(failing, tiny_run, bundle_copy, root, tmp
     assert "decoder/pt2/model.pt2: missing; copy the bundle again" in failing("parity", tiny_run, bundle_copy)
 
 
-def test_a_name_that_is_no_text_is_an_error(failing, tiny_run):
-    for option, what in (("--name", "name"), ("--license", "license")):
+def test_a_name_that_is_no_text_is_misuse(tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for option in ("--name", "--license"):
         for text in ("caf\udce9", "a\nb", "\x1b[2J"):
-            words = failing("export", tiny_run, "--out", "bundle", option, text)
-            assert words == f"{what}: expected printable text, got {text!r}"
+            with pytest.raises(SystemExit, match="2"):
+                main(["export", str(tiny_run), "--out", "bundle", option, text])
+            error = capsys.readouterr().err.splitlines()[-1]
+            assert error == f"vae-export export: error: {option}: expected printable text, got {text!r}"
+    assert not list(tmp_path.iterdir())
 
 
 # The documentation.

@@ -180,6 +180,53 @@ class Float(nn.Module):
         return x.float()
 
 
+# Half precision inside, which no two programs round alike, is float32.
+
+
+def halves(x):
+    return (x.half() * 2).to(torch.bfloat16).type(torch.float16) / torch.full((1,), 2.0, dtype=torch.float16)
+
+
+class Autocast(Base):
+    def encode(self, x, mask=None):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().encode(x)
+
+    def decode(self, z):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().decode(z.float())
+
+
+HALVES = {"casts": lambda: Base(lambda x, mask: halves(x).float(), halves), "autocast": Autocast}
+
+
+@pytest.mark.parametrize("how", HALVES)
+def test_half_precision_inside_is_float32(how):
+    model = HALVES[how]()
+    adapted, outputs = understood(model)
+    usual = understood(Base())[1]
+    for component, function in (("encoder", "encode"), ("decoder", "decode")):
+        for output, other in zip(outputs[component], usual[component], strict=True):
+            torch.testing.assert_close(output, other)
+        assert f"{function}: asks for float16 or bfloat16, and computes in float32" in adapted.recognised
+    with torch.no_grad():
+        assert not torch.allclose(model.encode(X)[0].float(), outputs["encoder"][0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["casts", pytest.param("autocast", marks=pytest.mark.slow)])
+def test_graphs_of_half_precision_inside_are_float32(how, tmp_path):
+    export(HALVES[how](), tmp_path / "b", example=X)
+    expected = understood(Base())[1]["encoder"][0]
+    np.testing.assert_allclose(vae_runtime.load(tmp_path / "b").encode(X.numpy()).mean, expected, atol=1e-5)
+
+
+def test_the_bits_of_a_number_stay_when_they_are_read_as_another_dtype():
+    bits = torch.tensor([0x3C00], dtype=torch.int16)
+    model = Base(lambda x, mask: x * bits.view(torch.float16).to(torch.float64).float())
+    outputs = understood(model)[1]
+    torch.testing.assert_close(outputs["encoder"][0], understood(Base())[1]["encoder"][0])
+
+
 # What a decoder gives.
 
 WRITTEN = {

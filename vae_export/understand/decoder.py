@@ -62,7 +62,8 @@ def understand_decoder(functions: Functions, latents: Sequence[Tensor], declarat
     decoded = Decoded(output, draws, functions.decoded(far, Draws.constant(0.0)), latents)
     found = find_likelihood(decoded, functions.example, declaration)
     module = _Decode(functions, found.reading, tuple(noises))
-    return UnderstoodDecoder(module, found.likelihood, tuple(noises.values()), found.recognised)
+    lines = (*found.recognised, *draws.widened_line("decode"))
+    return UnderstoodDecoder(module, found.likelihood, tuple(noises.values()), lines)
 
 
 def _noises(functions: Functions, latents: Sequence[Tensor], mean: Tensor, quiet: Draws) -> dict[int, Latent]:

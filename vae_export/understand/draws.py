@@ -52,6 +52,7 @@ _VALUES = {
     Tensor.tolist,
     Tensor.numpy,
 }
+_TO_HALF = {Tensor.half, Tensor.bfloat16}
 _SIGMOID = {torch.sigmoid, Tensor.sigmoid, functional.sigmoid, torch.special.expit}
 
 
@@ -70,6 +71,8 @@ class Draws(TorchFunctionMode):
         self.other: list[str] = []
         self.values: list[str] = []
         self.sigmoid: tuple[Tensor, Tensor] | None = None
+        self.widened = False
+        """Whether the model asked for float16 or bfloat16, by a cast or by autocast, and got float32."""
 
     @classmethod
     def constant(cls, value: float, only: int | None = None) -> Draws:
@@ -103,10 +106,14 @@ class Draws(TorchFunctionMode):
             )
             raise ExportError(f"{function}: calls {self.other[0]}, which is random even in evaluation mode; {advice}")
 
+    def widened_line(self, function: str) -> tuple[str, ...]:
+        """Return a line that says so if a function asked for half precision."""
+        return (f"{function}: asks for float16 or bfloat16, and computes in float32",) if self.widened else ()
+
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        func, args, kwargs = self._in_float32(func, args, dict(kwargs or {}))
         if func in _NORMAL:
             return self._draw(func, args, kwargs)
         if func in _OTHER:
@@ -120,6 +127,24 @@ class Draws(TorchFunctionMode):
             # A copy, since the model may change the result in place.
             self.sigmoid = (args[0] if args else kwargs["input"], result.clone())
         return result
+
+    def _in_float32(
+        self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[Any, Sequence[Any], dict[str, Any]]:
+        """A call with float32 in place of half precision, whose roundings differ from one program to the next."""
+        if torch.is_autocast_enabled("cpu"):
+            # The model's own `with` block restores it.
+            torch.set_autocast_enabled("cpu", False)
+            self.widened = True
+        if func in _TO_HALF:
+            self.widened = True
+            return Tensor.float, args[:1], {}
+        # `view` takes a dtype for other numbers of the same bits.
+        if func is not Tensor.view and any(_is_half(value) for value in (*args, *kwargs.values())):
+            self.widened = True
+            args = tuple(torch.float32 if _is_half(value) else value for value in args)
+            kwargs = {name: torch.float32 if _is_half(value) else value for name, value in kwargs.items()}
+        return func, args, kwargs
 
     def _draw(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
         if func is torch.normal or func is Tensor.normal_:
@@ -158,6 +183,10 @@ class Draws(TorchFunctionMode):
                 "draw it with randn_like"
             )
         return noise
+
+
+def _is_half(value: Any) -> bool:
+    return value is torch.float16 or value is torch.bfloat16
 
 
 def _drops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

@@ -71,7 +71,7 @@ def understand_encoder(functions: Functions, declaration: Declaration) -> Unders
     reading = replace(reading, meanings=meanings)
     latents = _latents(functions, parts, set(noises.values()), declaration)
     module = _Encode(functions, reading, latents, noises)
-    return UnderstoodEncoder(module, latents, values, functions, (*lines, *found))
+    return UnderstoodEncoder(module, latents, values, functions, (*lines, *found, *quiet.widened_line("encode")))
 
 
 def _answer(functions: Functions, declaration: Declaration, draws: Draws) -> Any:

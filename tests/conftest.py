@@ -101,7 +101,7 @@ def tiny_adapted(tiny_run):
 
     source = run_source(tiny_run, None, None)
     with unchanged(source.model):
-        return understand_source(source)[0]
+        return understand_source(source)
 
 
 @pytest.fixture(scope="session")

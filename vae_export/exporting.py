@@ -175,7 +175,7 @@ def export(
 
 def _export_source(source: Source, out: Path, labels: Labels, options: Options, folder: Path) -> Exported:
     """Understand the model, make its graphs, hold them against PyTorch, make variants, and write the bundle."""
-    adapted, fitted_prior = understand_source(source)
+    adapted = understand_source(source)
     if options.progress:
         print("\n".join(adapted.recognised), file=sys.stderr, flush=True)
     comparison = Comparison(adapted)
@@ -186,7 +186,7 @@ def _export_source(source: Source, out: Path, labels: Labels, options: Options, 
 
     golden = golden_vectors(adapted, graphs)
     manifest = describe_bundle(source, adapted, golden, labels, graphs=graphs)
-    prior_file = {str(manifest.latent.prior.file): fitted_prior} if fitted_prior else {}
+    prior_file = {str(manifest.latent.prior.file): adapted.prior_file} if adapted.prior_file else {}
     passed, refused = make_variants(
         graphs, manifest, options.variants, options.gate, measured=source.measured, calibration=source.calibration,
         files=prior_file, folder=folder / "variants", progress=options.progress,

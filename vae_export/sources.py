@@ -148,6 +148,7 @@ def run_source(run: Path, data: str | None, name: str | None) -> Source:
     shape = info.model.observation_shape
     axes = {1: ("feature",), 2: ("height", "width"), 3: ("channel", "height", "width")}
     declaration = Declaration(
+        prior="normal",
         axes=axes.get(len(shape), tuple(f"axis_{number}" for number in range(1, len(shape) + 1))),
         range=(0.0, 1.0) if dataset.divisor else observation_range(info.model.likelihood),
     )

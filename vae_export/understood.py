@@ -16,23 +16,21 @@ from .understand.probe import probe
 from .understand.state import used_tensors
 
 
-def understand_source(source: Source) -> tuple[Adapted, bytes | None]:
-    """Return the model's pure functions, checked in eager PyTorch, and the file of the fitted prior, if any."""
+def understand_source(source: Source) -> Adapted:
+    """Return the model's pure functions, checked in eager PyTorch, with the prior that is known, found or fitted."""
     by, known = declared(source.model)
     declaration = source.declaration.over(known)
     check_declaration(declaration)
     fitted = declaration.prior if is_fitted(declaration.prior) else None
     if fitted:
-        declaration = dataclasses.replace(declaration, prior=None)
+        declaration = dataclasses.replace(declaration, prior="none")
     adapted = adapt(
         source.model, source.example, declaration, source=by, conditions=source.conditions, classes=source.classes
     )
     adapted = probe(adapted, tuple(declaration.dynamic or ()))
     adapted = _normalised(adapted, source)
     adapted = dataclasses.replace(adapted, recognised=(*adapted.recognised, *_left_out(source.model, adapted)))
-    if not fitted:
-        return adapted, None
-    return _with_prior(adapted, source, fitted)
+    return _with_prior(adapted, source, fitted) if fitted else adapted
 
 
 def _left_out(model: nn.Module, adapted: Adapted) -> list[str]:
@@ -54,7 +52,7 @@ def _normalised(adapted: Adapted, source: Source) -> Adapted:
     return dataclasses.replace(adapted, signature=dataclasses.replace(adapted.signature, observation=observation))
 
 
-def _with_prior(adapted: Adapted, source: Source, kind: str) -> tuple[Adapted, bytes]:
+def _with_prior(adapted: Adapted, source: Source, kind: str) -> Adapted:
     signature = adapted.signature
     if len(signature.latents) > 1 or signature.latent.posterior.kind == "codes" or signature.latent.dynamic:
         raise ExportError(
@@ -72,11 +70,9 @@ def _with_prior(adapted: Adapted, source: Source, kind: str) -> tuple[Adapted, b
     prior, content = fit_prior(kind, signature.latent.name, np.concatenate(means))
     latent = dataclasses.replace(signature.latent, prior=prior)
     line = f"prior: {kind}, fitted to the latents of {len(source.observations)} observations"
-    return (
-        dataclasses.replace(
-            adapted,
-            signature=dataclasses.replace(signature, latents=(latent,)),
-            recognised=(*adapted.recognised, line),
-        ),
-        content,
+    return dataclasses.replace(
+        adapted,
+        signature=dataclasses.replace(signature, latents=(latent,)),
+        recognised=(*adapted.recognised, line),
+        prior_file=content,
     )

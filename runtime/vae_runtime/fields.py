@@ -143,6 +143,16 @@ class Integer(Type):
         return None
 
 
+class Flag(Type):
+    """true or false."""
+
+    def read(self, value: Any, place: str, problems: Problems) -> Any:
+        """The bool."""
+        if not isinstance(value, bool):
+            problems.note(place, "true or false", value)
+        return value
+
+
 def is_number(value: Any) -> bool:
     """Whether it is a JSON number that a field may hold: 1e999 is JSON, and infinite once it is read."""
     # true and false are integers to Python alone

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .fields import FREE, TEXT, Choice, Either, Integer, List, Map, Nullable, Number, Struct, Text
+from .fields import FREE, TEXT, Choice, Either, Flag, Integer, List, Map, Nullable, Number, Struct, Text
 from .likelihood import KINDS
 from .noise import SPEC
 from .records import Record, field, record
@@ -175,7 +175,7 @@ class LatentPrior(Record):
     the unit sphere; "none", which cannot be sampled, and `reason` says why.
 
     A mixture has `components` normal distributions with a "diagonal" or "full" `covariance`. The file `file` holds
-    their parameters.
+    their parameters. `assumed` says that a standard normal was neither stated nor found in the model's own sampler.
     """
 
     kind: str = field(Choice("normal", "mixture", "sphere", "none", open=True), default="normal", required=True)
@@ -183,6 +183,7 @@ class LatentPrior(Record):
     components: int | None = field(Integer(1, 4096), default=None, required=("mixture",))
     covariance: str | None = field(Choice("diagonal", "full"), default=None, required=("mixture",))
     reason: str | None = field(TEXT, default=None, optional=("none",))
+    assumed: bool = field(Flag(), default=False, optional=("normal",))
 
 
 PRIOR = Struct(LatentPrior, name="prior")

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from .document import DOCUMENT, EXECUTORS, VARIANT, ExecutorInfo, Variants
-from .fields import MAX_NUMBER, Choice, Either, Integer, List, Map, Nullable, Number, Struct, Text, Type
+from .fields import MAX_NUMBER, Choice, Either, Flag, Integer, List, Map, Nullable, Number, Struct, Text, Type
 from .manifest import COMPONENTS, VARIANT_NAME
 from .records import Field
 
@@ -64,6 +64,8 @@ class _Definitions:
                 return {"type": "string"} | _text(type)
             case Choice():
                 return {"enum": list(type.choices)} if len(type.choices) > 1 else {"const": type.choices[0]}
+            case Flag():
+                return {"type": "boolean"}
             case Integer():
                 return {"type": "integer", "minimum": type.min, "maximum": type.max}
             case Number():

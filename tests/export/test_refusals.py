@@ -80,26 +80,6 @@ class HiddenRandom(Plain):
         return self.head(z) + torch.from_numpy(np.random.default_rng().normal(size=(1, 12)).astype(np.float32))
 
 
-class SamplesInside(Plain):
-    def encode(self, x):
-        mu, logvar = super().encode(x)
-        return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
-
-    def forward(self, x):
-        return self.decode(self.encode(x))
-
-
-class HiddenPosterior(Plain):
-    """encode gives the mean alone, and forward samples."""
-
-    def encode(self, x):
-        return super().encode(x)[0]
-
-    def forward(self, x):
-        mu, logvar = super().encode(x)
-        return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar))
-
-
 class NoisyEncoder(Plain):
     """A denoising VAE whose noise stays on in evaluation mode."""
 
@@ -199,21 +179,6 @@ class Unsettled(Plain):
         return self.decode(self.encode(x)[0])
 
 
-class Hidden(nn.Module):
-    """Its encoder gives a hidden layer that happens to be twice as long as the latent."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.encoder, self.decoder = nn.Sequential(nn.Linear(12, 8), nn.ReLU()), nn.Linear(4, 12)
-        self.fc_mu, self.fc_logvar = nn.Linear(8, 4), nn.Linear(8, 4)
-
-    def forward(self, x):
-        h = self.encoder(x)
-        mu, logvar = self.fc_mu(h), self.fc_logvar(h)
-        return self.decoder(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar))
-
-
 class Normally(Plain):
     def encode(self, x):
         mu, logvar = super().encode(x)
@@ -277,8 +242,6 @@ REFUSED = {
     "even batches only": (BakedView, GAUSSIAN, "batch", "write -1"),
     "always-on dropout": (AlwaysDropout, GAUSSIAN, "dropout in training mode", "self.training"),
     "hidden randomness": (HiddenRandom, GAUSSIAN, "two runs on the same input differ", "remove what is random"),
-    "samples inside": (SamplesInside, {}, "samples inside", "return the posterior's parameters"),
-    "hidden posterior": (HiddenPosterior, {}, "forward draws normal noise", 'posterior="none"'),
     "posterior that forward contradicts": (
         Plain,
         {"posterior": "log_std"},
@@ -288,7 +251,6 @@ REFUSED = {
     "mean second": (Swapped, {}, "and the mean second", "encode="),
     "mean second, whatever is said": (Swapped, GAUSSIAN, "and the mean second", "encode="),
     "posterior against a Normal": (Normally, {"posterior": "logvar"}, "encode returns a Normal", "leave posterior="),
-    "halves of a hidden layer": (Hidden, GAUSSIAN, "are not the posterior that forward samples from", "m.fc_mu"),
     "codebook without codes": (Plain, {**GAUSSIAN, "codebook": 8}, "with codes only, got 8", "leave it out"),
     "conditions without names": (Plain, {**GAUSSIAN, "conditions": Y}, "expected arrays by name", "label"),
     "range the other way": (Plain, {**GAUSSIAN, "range": (1.0, 0.0)}, "two finite numbers, min and max", "range"),

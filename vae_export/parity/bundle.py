@@ -47,7 +47,7 @@ def check_parity(run: str | Path, bundle: str | Path, *, data: str | None = None
     opened = open_bundle(bundle)
     manifest = opened.manifest
     with unchanged(source.model):
-        adapted, _ = understand_source(source)
+        adapted = understand_source(source)
         own = adapted.signature
         for field, declared, expected in (
             ("observation shape", manifest.observation.shape, own.observation.shape),

@@ -14,14 +14,19 @@ from torch import Tensor, nn
 from vae_runtime.manifest import Latent, Signature
 
 from ..errors import ExportError
-from .adapted import Adapted
-from .declaration import Declaration
+from .adapted import Adapted, run_module
+from .agreement import require_forward
+from .cut import cut_forward
+from .declaration import SECOND, Declaration
 from .decoder import understand_decoder
+from .draws import Draws
 from .edges import at_edge
 from .encoder import understand_encoder
+from .evidence import find_prior, with_prior
 from .families.registry import family_of
-from .functions import find_functions
+from .functions import Functions, MissingFunction, find_functions, tensors_in
 from .observation import conditions_of, observation_of
+from .posterior import SAME, ForwardDiffers, distance
 
 
 def declared(model: nn.Module) -> tuple[str | None, Declaration]:
@@ -67,30 +72,105 @@ def adapt(
         ExportError: a fact stays unknown, and the error names the argument that settles it; or the model is no pair of
             pure functions, since it draws noise in its encoder, for example.
     """
-    conditions = dict(conditions or {})
-    functions = find_functions(model, example, conditions, declaration)
+    model_data = _Data(model, example, dict(conditions or {}), classes or {})
+    stated = callable(declaration.encode) or callable(declaration.decode)
+    try:
+        functions = find_functions(model, example, model_data.conditions, declaration)
+        functions, adapted = _adapted(functions, model_data, declaration)
+        adapted = _held(functions, adapted, stated)
+        settled = True
+    except (ForwardDiffers, MissingFunction) as reason:
+        if stated or declaration.posterior in ("codes", "none"):
+            raise
+        functions, adapted = _from_halves(model_data, declaration, reason)
+        settled = _decodes_alike(functions, adapted)
+    if source:
+        adapted = dataclasses.replace(adapted, recognised=(f"declared by {source}", *adapted.recognised))
+    if declaration.prior is None and any(latent.posterior.kind != "codes" for latent in adapted.signature.latents):
+        adapted = with_prior(adapted, find_prior(functions, adapted, settled=settled))
+    lines = _described(adapted.signature, declaration)
+    return dataclasses.replace(adapted, recognised=(*adapted.recognised, *lines))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """A model with the example and the conditions that it is run on."""
+
+    model: nn.Module
+    example: Tensor
+    conditions: Mapping[str, Tensor]
+    classes: Mapping[str, Sequence[str]]
+
+
+def _adapted(functions: Functions, data: _Data, declaration: Declaration) -> tuple[Functions, Adapted]:
+    """Make modules of a pair of functions, and describe their tensors; the functions get the dtypes that they take."""
     encoder = understand_encoder(functions, declaration)
     functions = encoder.functions
     decoder = understand_decoder(functions, encoder.values, declaration)
-    observation = observation_of(model, functions.example, declaration, decoder.likelihood.kind)
+    observation = observation_of(data.model, functions.example, declaration, decoder.likelihood.kind)
     by_component = {"encoder": functions.encode_conditions, "decoder": functions.decode_conditions}
     signature = Signature(
         observation=observation,
         latents=(*encoder.latents, *decoder.noises),
         likelihood=decoder.likelihood,
-        conditions=conditions_of(functions.conditions, by_component, classes or {}),
+        conditions=conditions_of(functions.conditions, by_component, data.classes),
     )
-    examples = {name: at_edge(tensor) for name, tensor in {observation.name: example, **conditions}.items()}
+    given = {observation.name: data.example, **data.conditions}
+    examples = {name: at_edge(tensor) for name, tensor in given.items()}
     examples |= {latent.name: value for latent, value in zip(encoder.latents, encoder.values, strict=True)}
-    examples |= {name: tensor for latent in signature.latents for name, tensor in _noise(latent, len(example)).items()}
-    recognised = (
-        *([f"declared by {source}"] if source else []),
-        *functions.recognised,
-        *encoder.recognised,
-        *decoder.recognised,
-        *_described(signature, declaration),
-    )
-    return Adapted({"encoder": encoder.module, "decoder": decoder.module}, signature, examples, recognised)
+    examples |= {
+        name: tensor for latent in signature.latents for name, tensor in _noise(latent, len(data.example)).items()
+    }
+    recognised = (*functions.recognised, *encoder.recognised, *decoder.recognised)
+    modules = {"encoder": encoder.module, "decoder": decoder.module}
+    return functions, Adapted(modules, signature, examples, recognised)
+
+
+def _held(functions: Functions, adapted: Adapted, stated: bool) -> Adapted:
+    """Require that `forward` does the same; functions that were stated win, and the difference is noted."""
+    try:
+        require_forward(functions, adapted)
+    except ForwardDiffers as difference:
+        if not stated:
+            raise
+        line = f"the stated functions win: {difference}".partition("; pass ")[0]
+        return dataclasses.replace(adapted, recognised=(*adapted.recognised, line))
+    return adapted
+
+
+def _from_halves(data: _Data, declaration: Declaration, reason: ExportError) -> tuple[Functions, Adapted]:
+    """Take the two halves of `forward` for encode and decode, in the place of a pair that does something else.
+
+    Raises:
+        ExportError: `forward` cannot be cut in two, or does not do what its halves do.
+    """
+    try:
+        functions = cut_forward(data.model, data.example, data.conditions)
+    except ExportError as error:
+        if isinstance(reason, MissingFunction):
+            raise reason from error
+        raise ExportError(f"{reason} (forward itself cannot be cut in two: {error})") from error
+    # The halves show the standard deviation itself.
+    posterior = None if declaration.posterior in SECOND else declaration.posterior
+    functions, adapted = _adapted(functions, data, dataclasses.replace(declaration, posterior=posterior))
+    require_forward(functions, adapted)
+    return functions, adapted
+
+
+def _decodes_alike(functions: Functions, adapted: Adapted) -> bool:
+    """Whether the model's own decode, if it has one, does what the second half of `forward` does."""
+    try:
+        own = find_functions(functions.model, functions.example, functions.conditions, Declaration())
+    except ExportError:
+        return True
+    latents = [adapted.examples[latent.name] for latent in adapted.signature.latents]
+    try:
+        answer = own.decoded(latents, Draws.constant(0.0))
+    except Exception:
+        return False
+    outputs = run_module(adapted.modules["decoder"], adapted.given("decoder"))
+    answers = tensors_in(answer)
+    return any(a.shape == b.shape and distance(a.float(), b) <= SAME for a in answers for b in outputs)
 
 
 def _noise(latent: Latent, n: int) -> dict[str, Tensor]:

@@ -25,6 +25,8 @@ class Adapted:
     signature: Signature
     examples: Mapping[str, Tensor]
     recognised: tuple[str, ...] = ()
+    prior_file: bytes | None = None
+    """The content of the file of a prior that is a mixture."""
 
     def given(self, component: str, examples: Mapping[str, Tensor] | None = None) -> tuple[Tensor, ...]:
         """The example's tensors for a component, in the order of its inputs."""

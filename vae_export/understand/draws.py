@@ -25,13 +25,22 @@ _OTHER = {
     torch.randint,
     torch.randint_like,
     torch.randperm,
+    torch.binomial,
+    torch._standard_gamma,
+    torch._sample_dirichlet,
     Tensor.bernoulli,
     Tensor.bernoulli_,
     Tensor.uniform_,
     Tensor.exponential_,
     Tensor.random_,
     Tensor.multinomial,
+    Tensor.geometric_,
+    Tensor.cauchy_,
+    Tensor.log_normal_,
+    functional.gumbel_softmax,
 }
+# Functions that draw indices, which `choose` may give.
+_INDICES = {torch.randint, torch.multinomial, Tensor.multinomial}
 _DROPOUT = {
     functional.dropout,
     functional.dropout1d,
@@ -59,14 +68,21 @@ _SIGMOID = {torch.sigmoid, Tensor.sigmoid, functional.sigmoid, torch.special.exp
 class Draws(TorchFunctionMode):
     """While active, take each normal draw from `give`, and record the model's other draws.
 
-    `give` is called with the number of the draw and its shape, and returns standard normal numbers. `normal` records
-    the shapes of the normal draws, `other` the names of other random functions, `values` the lines where values of
-    tensors became Python's, `sigmoid` the last sigmoid's input and output.
+    `give` is called with the number of the draw and its shape, and returns standard normal numbers. `choose` is called
+    with the shape of a draw of indices, and returns them; without it the model draws them. `normal` records the shapes
+    of the normal draws, `other` the names of other random functions, `weights` those of the indices that `choose` gave,
+    `values` the lines where values of tensors became Python's, `sigmoid` the last sigmoid's input and output.
     """
 
-    def __init__(self, give: Callable[[int, tuple[int, ...]], Tensor]) -> None:
+    def __init__(
+        self,
+        give: Callable[[int, tuple[int, ...]], Tensor],
+        choose: Callable[[tuple[int, ...]], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.give = give
+        self.choose = choose
+        self.weights: list[Tensor] = []
         self.normal: list[tuple[int, ...]] = []
         self.other: list[str] = []
         self.values: list[str] = []
@@ -116,6 +132,8 @@ class Draws(TorchFunctionMode):
         func, args, kwargs = self._in_float32(func, args, dict(kwargs or {}))
         if func in _NORMAL:
             return self._draw(func, args, kwargs)
+        if func in _INDICES and self.choose is not None:
+            return self._indices(func, args, kwargs)
         if func in _OTHER:
             self.other.append(func.__name__)
         elif func in _DROPOUT and _drops(func, args, kwargs):
@@ -172,6 +190,22 @@ class Draws(TorchFunctionMode):
         size = kwargs.get("size", args)
         shape = tuple(size[0]) if len(size) == 1 and isinstance(size[0], (tuple, list, torch.Size)) else tuple(size)
         return self._next(shape).to(kwargs.get("dtype") or torch.get_default_dtype())
+
+    def _indices(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+        """Indices from `choose` in place of those that the model would draw; their weights are recorded."""
+        assert self.choose is not None
+        if func is torch.randint:
+            *bounds, size = (*args, kwargs["size"]) if "size" in kwargs else args
+            high = int(kwargs.get("high", bounds[-1] if bounds else 0))
+            low = int(kwargs.get("low", bounds[0] if len(bounds) == 2 else 0))
+            self.weights.append(torch.full((high - low,), 1.0 / (high - low)))
+            return self.choose(tuple(size)) + low
+        weights = args[0] if args else kwargs["input"]
+        count = args[1] if len(args) > 1 else kwargs["num_samples"]
+        # Each row of the weights has its own draws; a prior has the same weights in all rows.
+        first = weights.reshape(-1, weights.shape[-1])[0].detach()
+        self.weights.append(first / first.sum())
+        return self.choose((*weights.shape[:-1], int(count)))
 
     def _next(self, shape: tuple[int, ...]) -> Tensor:
         index = len(self.normal)

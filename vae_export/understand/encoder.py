@@ -18,7 +18,7 @@ from .draws import Draws
 from .edges import as_float32, at_edge, written_for
 from .functions import Functions, require_parameters, shape_advice
 from .observation import axis_names
-from .posterior import refuse_hidden_posterior, second_tensors
+from .posterior import ForwardDiffers, refuse_hidden_posterior, second_tensors
 from .reading import EncoderReading, Part, second_to
 
 
@@ -155,7 +155,7 @@ def _noises(functions: Functions, quiet: Draws, reading: EncoderReading, parts: 
         if all(unmoved):
             continue
         if len(parts) == 1 or any(part.kind != "normal" for part in parts):
-            raise ExportError(
+            raise ForwardDiffers(
                 "encode: samples inside: its result depends on noise that it draws itself; return the posterior's "
                 "parameters, (mu, logvar), or pass encode=, a function that does"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,22 @@ from .declaration import RESERVED, Declaration
 from .draws import Draws
 from .edges import at_edge, fitting
 from .reading import fields_of
+
+
+class MissingFunction(ExportError):
+    """A model has no encode or no decode, and none is declared."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What a model's `forward` returned and drew."""
+
+    tensors: Sequence[Tensor]
+    """Every tensor in its answer, and the mean of every distribution."""
+    normal: bool
+    """Whether it drew normal noise."""
+    other: Sequence[str]
+    """The other random functions that it called; dropout in training mode is none of them."""
 
 
 @dataclass(frozen=True)
@@ -77,28 +93,37 @@ class Functions:
             recognised=(*self.recognised, *_changed_lines("decode", self.decode_conditions, changed)),
         )
 
-    def forward(self) -> tuple[list[Tensor], bool]:
-        """Return the tensors that `forward` returns with every normal draw set to 1, and whether it drew any.
+    def forward(self, noise: float = 1.0, *, training: bool = True) -> Forward:
+        """Run `forward` on the example.
 
-        A model that does not draw is tried in training mode too: the model itself and submodules that may sample, but
-        not its layers.
+        Args:
+            noise: what every normal draw is set to.
+            training: whether a model that draws nothing is tried in training mode too: the model itself and submodules
+                that may sample, but not its layers.
         """
         model = self.model
-        taken = _taken(model, self.conditions)
-        for training in (False, True):
-            draws = Draws.constant(1.0)
-            samplers = [model, *(module for module in model.modules() if _may_sample(module))]
-            for module in samplers:
-                module.training = training
-            try:
-                with draws:
-                    output = model(self.example.clone(), **taken)
-            finally:
-                for module in samplers:
-                    module.training = False
-            if draws.normal:
+        taken = conditions_taken(model, self.conditions)
+        for mode in (False, True) if training else (False,):
+            draws = Draws.constant(noise)
+            with sampling(model, mode), draws:
+                output = model(self.example.clone(), **taken)
+            other = [name for name in draws.other if "training mode" not in name]
+            if draws.normal or other:
                 break
-        return _tensors(output), bool(draws.normal)
+        return Forward(tensors_in(output), bool(draws.normal), other)
+
+
+@contextlib.contextmanager
+def sampling(model: nn.Module, mode: bool) -> Iterator[None]:
+    """Put a model, and its submodules that may sample, into training mode or not; its layers stay as they are."""
+    samplers = [model, *(module for module in model.modules() if _may_sample(module))]
+    for module in samplers:
+        module.training = mode
+    try:
+        yield
+    finally:
+        for module in samplers:
+            module.training = False
 
 
 def find_functions(
@@ -107,7 +132,8 @@ def find_functions(
     """Find encode and decode, by declaration or by name.
 
     Raises:
-        ExportError: one is missing, encode needs a condition that is not given, or a condition's name is taken.
+        MissingFunction: one is missing.
+        ExportError: encode needs a condition that is not given, or a condition's name is taken.
     """
     encode, encode_line = _function(model, "encode", declaration.encode)
     decode, decode_line = _function(model, "decode", declaration.decode)
@@ -115,7 +141,7 @@ def find_functions(
     reserved = sorted(set(conditions) & RESERVED)
     if reserved:
         raise ExportError(f"condition {reserved[0]!r}: expected another name, this one is taken; rename it")
-    taken = _taken(encode, conditions)
+    taken = conditions_taken(encode, conditions)
     arguments, changed = fitting(
         {"x": example, **taken},
         {"x": at_edge(example), **_at_edge(taken)},
@@ -128,7 +154,7 @@ def find_functions(
         example=arguments["x"],
         conditions={name: arguments.get(name, tensor) for name, tensor in conditions.items()},
         encode_conditions={name: arguments[name] for name in taken},
-        decode_conditions=_taken(decode, conditions),
+        decode_conditions=conditions_taken(decode, conditions),
         recognised=(*encode_line, *decode_line, *_changed_lines("encode", {"x": example, **taken}, changed)),
     )
 
@@ -209,7 +235,7 @@ def _shape_from_forward(functions: Functions, name: str) -> Sequence[int] | None
     object.__setattr__(model, name, watch)
     try:
         with contextlib.suppress(Exception), Draws.constant(0.0):
-            model(functions.example.clone(), **_taken(model, functions.encode_conditions))
+            model(functions.example.clone(), **conditions_taken(model, functions.encode_conditions))
     finally:
         if own is None:
             object.__delattr__(model, name)
@@ -225,15 +251,15 @@ def _function(
     if callable(declared):
         return declared, ()
     owner = type(model).__name__
-    for candidate in [declared] if declared else [name, f"{name}r"]:
+    for candidate in [declared] if declared else [name, f"{name}r", name[:3]]:
         function = getattr(model, candidate, None)
         if callable(function):
             return function, (f"{name}: {owner}.{candidate}",)
-    raise ExportError(
+    if declared is not None:
+        raise ExportError(f"{owner}: expected a method {declared} from {name}={declared!r}, got none")
+    raise MissingFunction(
         f"{owner}: expected a method {name} or a submodule {name}r, got neither; pass {name}=, the name of a method "
         f"or a function of {'x' if name == 'encode' else 'z'}"
-        if declared is None
-        else f"{owner}: expected a method {declared} from {name}={declared!r}, got none"
     )
 
 
@@ -245,8 +271,8 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
         return []
 
 
-def _taken(function: Callable[..., Any], conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The conditions that a function takes by name, in the order given."""
+def conditions_taken(function: Callable[..., Any], conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the conditions that a function takes by name, in the order given."""
     parameters = _parameters(function)
     if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
         return dict(conditions)
@@ -260,12 +286,12 @@ def _may_sample(module: nn.Module) -> bool:
     return not holds and not isinstance(module, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._NormBase)
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    """Every tensor in an answer, and the mean of every distribution."""
+def tensors_in(output: Any) -> list[Tensor]:
+    """Return every tensor in an answer, in order, and the mean of every distribution."""
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, Distribution):
         return [output.mean]
     if isinstance(output, (tuple, list)):
-        return [tensor for item in output for tensor in _tensors(item)]
-    return [tensor for item in (fields_of(output) or {}).values() for tensor in _tensors(item)]
+        return [tensor for item in output for tensor in tensors_in(item)]
+    return [tensor for item in (fields_of(output) or {}).values() for tensor in tensors_in(item)]

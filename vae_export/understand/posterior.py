@@ -17,8 +17,13 @@ from .edges import as_float32
 from .functions import Functions
 from .reading import Part, mean_of, second_to
 
+
+class ForwardDiffers(ExportError):
+    """`forward` does something else than decode the latents that encode gives."""
+
+
 # How far two computations of the same numbers in float32 may be apart, as a share of the largest of them.
-_SAME = 1e-4
+SAME = 1e-4
 
 
 def second_tensors(
@@ -67,15 +72,15 @@ def refuse_hidden_posterior(functions: Functions) -> None:
     """Refuse an encoder that returns one tensor where `forward` samples: its posterior would be lost silently.
 
     Raises:
-        ExportError: the encoder hides a posterior.
+        ForwardDiffers: the encoder hides a posterior.
     """
     try:
-        _, drawn = functions.forward()
+        drawn = functions.forward().normal
     except Exception:
         # Not every model has a forward, and none is needed.
         return
     if drawn:
-        raise ExportError(
+        raise ForwardDiffers(
             "encode: returns one tensor, while forward draws normal noise; return the posterior's parameters too, "
             'such as (mu, logvar), or pass posterior="none" if there is no posterior'
         )
@@ -86,10 +91,16 @@ def _found(functions: Functions, parts: Sequence[Part], unknown: Sequence[int]) 
     settle = f"pass posterior=, one of {', '.join(SECOND)}"
     errors = _errors(functions, parts, unknown, settle)
     best, next_best, *_ = ranked = sorted(errors, key=lambda meaning: errors[meaning])
-    if errors[best] > _SAME:
+    if errors[best] > SAME:
         _refuse_swapped(functions, parts)
-    if errors[best] > _SAME or errors[next_best] < 10 * max(errors[best], _SAME):
+    if errors[best] > SAME or errors[next_best] < 10 * max(errors[best], SAME):
         shown = ", ".join(f"{meaning} {errors[meaning]:.1e}" for meaning in ranked[:3])
+        if errors[best] > SAME:
+            raise ForwardDiffers(
+                "forward: with every normal draw set to 1, it gives decode(mu + std) for no meaning of encode's second "
+                f"tensor (difference: {shown}): it changes the latents or the noise in between; pass encode= and "
+                "decode=, functions that do the same"
+            )
         raise ExportError(
             "posterior: forward does not show what encode's second tensor is (difference from forward with every "
             f"draw set to 1: {shown}); {settle}"
@@ -112,7 +123,7 @@ def _refuse_swapped(functions: Functions, parts: Sequence[Part]) -> None:
     except ExportError:
         return
     best = min(errors, key=lambda meaning: errors[meaning])
-    if errors[best] <= _SAME:
+    if errors[best] <= SAME:
         raise ExportError(
             f"encode: expected the mean first; forward shows that it returns the {best} first and the mean second; "
             "pass encode=, a function that returns (mu, second)"
@@ -127,9 +138,9 @@ def _refuse_contradiction(functions: Functions, parts: Sequence[Part], meaning: 
         # Where forward shows nothing, the declaration stands.
         return
     best = min(errors, key=lambda meaning: errors[meaning])
-    if errors[meaning] <= _SAME:
+    if errors[meaning] <= SAME:
         return
-    if errors[best] <= _SAME:
+    if errors[best] <= SAME:
         raise ExportError(
             f"posterior: declared or named {meaning}, but forward with every normal draw set to 1 gives "
             f"decode(mu + std) for {best} (difference {errors[best]:.0e}; {meaning}: {errors[meaning]:.0e}); pass "
@@ -137,7 +148,7 @@ def _refuse_contradiction(functions: Functions, parts: Sequence[Part], meaning: 
         )
     _refuse_swapped(functions, parts)
     if halved:
-        raise ExportError(
+        raise ForwardDiffers(
             "encode: the two halves of the encoder's tensor are not the posterior that forward samples from; pass "
             "encode=, a function that returns (mu, logvar), such as "
             "lambda x: (m.fc_mu(m.encoder(x)), m.fc_logvar(m.encoder(x)))"
@@ -149,10 +160,10 @@ def _errors(functions: Functions, parts: Sequence[Part], unknown: Sequence[int],
     if type(functions.model).forward is torch.nn.Module.forward:
         raise ExportError(f"posterior: cannot find out what encode's second tensor is, there is no forward; {settle}")
     try:
-        answer, drawn = functions.forward()
+        forward = functions.forward()
     except Exception as error:
         raise ExportError(f"posterior: forward fails on the example: {error_line(error)}; {settle}") from error
-    if not drawn:
+    if not forward.normal:
         raise ExportError(
             f"posterior: cannot find out what encode's second tensor is, forward draws no normal noise; {settle}"
         )
@@ -168,15 +179,15 @@ def _errors(functions: Functions, parts: Sequence[Part], unknown: Sequence[int],
         except Exception as error:
             shape = list(latents[0].shape)
             raise ExportError(f"decode: fails on a latent of shape {shape}: {error_line(error)}") from error
-        comparable = [as_float32(tensor) for tensor in answer if tensor.shape == expected.shape]
+        comparable = [as_float32(tensor) for tensor in forward.tensors if tensor.shape == expected.shape]
         if not comparable:
             raise ExportError(f"posterior: forward returns nothing of the shape of decode's answer; {settle}")
-        errors[meaning] = min(_distance(tensor, expected) for tensor in comparable)
+        errors[meaning] = min(distance(tensor, expected) for tensor in comparable)
     return errors
 
 
-def _distance(a: Tensor, b: Tensor) -> float:
-    """The largest difference as a share of the largest magnitude; infinite where anything is not finite."""
+def distance(a: Tensor, b: Tensor) -> float:
+    """Return the largest difference as a share of the largest magnitude; infinite where anything is not finite."""
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         return float("inf")
     return float((a - b).abs().max() / b.abs().max().clamp(min=1e-6))

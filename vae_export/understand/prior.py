@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,8 +74,22 @@ def fit_prior(kind: str, latent: str, z: NDArray[np.float32]) -> tuple[LatentPri
             factors = np.linalg.cholesky(covariance + ridge * np.eye(dimensions))[None]
         else:
             factors = np.sqrt(flat.var(axis=0, keepdims=True) + ridge)
+    return mixture_prior(latent, weights, means, factors, "full" if full else "diagonal")
+
+
+def mixture_prior(
+    latent: str, weights: NDArray[Any], means: NDArray[Any], factors: NDArray[Any], covariance: str
+) -> tuple[LatentPrior, bytes]:
+    """Return the prior for the manifest, and the content of its file (docs/bundle-format.md, Priors).
+
+    Args:
+        latent: the latent's name.
+        weights: [K], float64.
+        means: [K, D], float64.
+        factors: the standard deviations [K, D] of a "diagonal" covariance, the Cholesky factors [K, D, D] of a "full".
+        covariance: "diagonal" or "full".
+    """
     file = io.BytesIO()
     arrays = {f"{latent}/weights": weights / weights.sum(), f"{latent}/means": means, f"{latent}/factors": factors}
     np.savez_compressed(file, allow_pickle=False, **arrays)
-    covariance_kind = "full" if full else "diagonal"
-    return LatentPrior("mixture", PRIOR_FILE, components, covariance_kind), file.getvalue()
+    return LatentPrior("mixture", PRIOR_FILE, len(weights), covariance), file.getvalue()

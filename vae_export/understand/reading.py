@@ -17,6 +17,11 @@ from .declaration import Declaration
 from .draws import Draws
 from .edges import as_float32
 
+# What to do about latents that are not normal.
+AS_CODES = (
+    "pass encode=, a function that returns the classes as integers or one tensor of points, and decode=, a function of "
+    "these"
+)
 _MEANS = ("mu", "mean", "loc", "z_mean", "z_mu", "embedding", "means")
 _SECONDS = {
     "logvar": ("logvar", "log_var", "log_covariance", "log_variance", "z_logvar", "z_log_var", "logsigma2"),
@@ -89,10 +94,7 @@ def parts_of(output: Any, declaration: Declaration) -> list[Part]:
     if isinstance(output, Normal):
         return [Part("normal", output.loc, output.scale, "std", distribution=True)]
     if isinstance(output, Distribution):
-        raise ExportError(
-            f"encode: expected a normal posterior, got {type(output).__name__}; pass encode=, a function that returns "
-            "the tensors that matter, and posterior="
-        )
+        raise ExportError(f"encode: expected a normal posterior, got {type(output).__name__}; {AS_CODES}")
     if isinstance(output, Tensor) and output.dim() == 0:
         raise ExportError("encode: expected a row for each observation, got one number; pass encode=")
     if isinstance(output, Tensor):

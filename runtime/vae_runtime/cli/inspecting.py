@@ -110,7 +110,7 @@ def _described_condition(condition: Condition) -> str:
 def _described_latent(latent: Latent) -> str:
     prior, posterior = latent.prior, latent.posterior
     priors = {
-        "normal": "prior standard normal",
+        "normal": "prior standard normal" + (", assumed" if prior.assumed else ""),
         "mixture": f"prior mixture of {prior.components} normals, {prior.covariance}",
         "sphere": "prior uniform on the sphere",
     }

@@ -1,0 +1,539 @@
+"""A bundle means what the model means: what forward does with the latents, and which prior it is sampled from."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+
+import vae_export
+import vae_runtime
+from vae_export.errors import ExportError
+from vae_export.understand.adapt import adapt, declared
+from vae_export.understand.adapted import run_module
+from vae_export.understand.declaration import Declaration
+from vae_export.understand.draws import Draws
+from vae_export.understand.state import unchanged
+
+torch.manual_seed(0)
+X = torch.rand(6, 12)
+
+
+class Plain(nn.Module):
+    """A VAE as most are written."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.body = nn.Sequential(nn.Linear(12, 16), nn.ReLU())
+        self.fc_mu, self.fc_logvar, self.head = nn.Linear(16, 4), nn.Linear(16, 4), nn.Linear(4, 12)
+
+    def encode(self, x):
+        h = self.body(x)
+        return self.fc_mu(h), self.fc_logvar(h)
+
+    def decode(self, z):
+        return torch.tanh(self.head(z))
+
+    def reparameterize(self, mu, logvar):
+        return mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)
+
+    def between(self, z):
+        return z
+
+    def forward(self, x):
+        mu, logvar = self.encode(x)
+        return self.decode(self.between(self.reparameterize(mu, logvar))), mu, logvar
+
+
+def understood(model, **declaration):
+    model = model.eval()
+    with unchanged(model):
+        by, known = declared(model)
+        return adapt(model, X, Declaration(**declaration).over(known), source=by)
+
+
+def prior_of(model, **declaration):
+    return understood(model, **declaration).signature.latent.prior
+
+
+# What forward does between encode and decode.
+
+
+class Softmax(Plain):
+    """A topic model: decode takes proportions."""
+
+    def between(self, z):
+        return torch.softmax(z, 1)
+
+
+class Planar(Plain):
+    """A flow after the sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.flow = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+    def between(self, z):
+        for layer in self.flow:
+            z = z + torch.tanh(layer(z))
+        return z
+
+
+class Faint(Plain):
+    def reparameterize(self, mu, logvar):
+        return mu + 0.1 * torch.randn_like(mu) * torch.exp(0.5 * logvar)
+
+
+class Named(Planar):
+    def encode(self, x):
+        mu, logvar = super().encode(x)
+        return {"mu": mu, "logvar": logvar}
+
+    def forward(self, x):
+        q = self.encode(x)
+        return {"recon": self.decode(self.between(self.reparameterize(**q))), **q}
+
+
+class Inside(Plain):
+    """encode samples, and keeps the posterior to itself."""
+
+    def encode(self, x):
+        return self.reparameterize(*super().encode(x))
+
+    def forward(self, x):
+        return self.decode(self.encode(x))
+
+
+class Hidden(Plain):
+    """encode gives a hidden layer, and forward has the last layers of the encoder."""
+
+    def encode(self, x):
+        return self.body(x)
+
+    def forward(self, x):
+        h = self.encode(x)
+        return self.decode(self.reparameterize(self.fc_mu(h), self.fc_logvar(h)))
+
+
+class InTraining(Planar):
+    def reparameterize(self, mu, logvar):
+        return super().reparameterize(mu, logvar) if self.training else mu
+
+
+class ForwardAlone(nn.Module):
+    def __init__(self, draw):
+        super().__init__()
+        torch.manual_seed(2)
+        self.first, self.last, self.draw = nn.Linear(12, 8), nn.Linear(4, 12), draw
+
+    def forward(self, x):
+        mu, log_std = self.first(x - x.mean(1, keepdim=True)).chunk(2, 1)
+        z = self.draw(mu, log_std.exp())
+        return z.pow(2).sum(), self.last(z).sigmoid()
+
+
+DRAWS = {
+    "sum": lambda mu, std: mu + std * torch.randn_like(std),
+    "noise first": lambda mu, std: torch.randn_like(std).mul(std).add_(mu),
+    "fused": lambda mu, std: torch.addcmul(mu, std, torch.randn(mu.shape)),
+    "difference": lambda mu, std: mu - torch.randn(mu.size()) * std,
+    "torch.normal": lambda mu, std: torch.normal(mu, std),
+    "rsample": lambda mu, std: Normal(mu, std).rsample(),
+    "sample": lambda mu, std: Independent(Normal(mu, std), 1).sample(),
+}
+CARRIED = {
+    **{cls.__name__: cls for cls in (Plain, Softmax, Planar, Faint, Named, Inside, Hidden, InTraining)},
+    **{f"forward alone: {name}": lambda draw=draw: ForwardAlone(draw) for name, draw in DRAWS.items()},
+}
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_the_components_do_what_forward_does(name):
+    model = CARRIED[name]()
+    adapted = understood(model)
+    (latent,) = adapted.signature.latents
+    assert latent.posterior.kind == "normal"
+    x, eps = torch.rand(5, 12), torch.randn(5, *latent.shape)
+    mean, _, std = run_module(adapted.modules["encoder"], [x])
+    (own, *_) = run_module(adapted.modules["decoder"], [mean + std * eps])
+    if name == "InTraining":
+        model.training = True
+    with Draws(lambda index, shape: -eps if "difference" in name else eps), torch.no_grad():
+        output = model(x)
+    answers = output.values() if isinstance(output, dict) else output if isinstance(output, tuple) else (output,)
+    expected = next(answer for answer in answers if answer.shape == x.shape)
+    torch.testing.assert_close(own, expected, atol=2e-6, rtol=1e-5)
+
+
+def test_a_bundle_of_the_halves_of_forward(tmp_path):
+    model = Planar().eval()
+    exported = vae_export.export(model, tmp_path / "bundle", example=X)
+    assert any("halves of forward" in line for line in exported.recognised)
+    vae = vae_runtime.load(exported.path)
+    x = torch.rand(3, 12)
+    with Draws.constant(0.0), torch.no_grad():
+        expected = model(x)[0].numpy()
+    np.testing.assert_allclose(vae.reconstruct(x.numpy()), expected, atol=1e-5)
+    with pytest.raises(vae_runtime.InputError, match="forward changes the latents between the noise and decode"):
+        vae.sample(1)
+
+
+class Denoising(Plain):
+    def forward(self, x):
+        return self.decode(self.encode(x + 0.1 * torch.randn_like(x))[0])
+
+
+class Skipping(Plain):
+    def forward(self, x):
+        return self.decode(self.reparameterize(*self.encode(x))) + x
+
+
+class Twice(Plain):
+    def forward(self, x):
+        return self.decode(self.reparameterize(*self.encode(x)) + 0.1 * torch.randn(len(x), 4)), x
+
+
+class Weighted(Plain):
+    """Importance weighting: several samples of each observation."""
+
+    def encode(self, x):
+        return self.body(x)
+
+    def forward(self, x):
+        h = self.body(x)
+        mu, std = self.fc_mu(h)[:, None], self.fc_logvar(h)[:, None].exp()
+        return self.decode(mu + std * torch.randn(len(x), 5, 4)).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Denoising, "adds noise to the observation"),
+        (Skipping, "depends on the observation, too"),
+        (Twice, "draws normal noise 2 times"),
+        (Weighted, r"noise of the shape \[6, 5, 4\] to a mean of the shape \[6, 1, 4\]"),
+    ],
+)
+def test_a_forward_that_cannot_be_carried_is_refused(model, words):
+    with pytest.raises(ExportError, match=words):
+        understood(model())
+    if model is not Weighted:
+        # No declared meaning of the second tensor gets around it.
+        with pytest.raises(ExportError, match=r"differs from decode|for no meaning"):
+            understood(model(), posterior="logvar")
+
+
+def test_stated_functions_win_and_the_difference_is_noted():
+    model = Softmax()
+    adapted = understood(model, decode=lambda z: model.decode(z), posterior="logvar")
+    assert any("the stated functions win: forward: its reconstruction differs" in line for line in adapted.recognised)
+    alike = understood(model, decode=lambda z: model.decode(torch.softmax(z, 1)), posterior="logvar")
+    assert not any("differs" in line for line in alike.recognised)
+
+
+# The prior.
+
+
+class Sampling(Plain):
+    def noise(self, n):
+        return torch.randn(n, 4)
+
+    def sample(self, num_samples, current_device="cpu"):
+        return self.decode(self.noise(num_samples).to(current_device))
+
+
+class Learned(Sampling):
+    def __init__(self):
+        super().__init__()
+        self.prior_mu, self.prior_logvar = nn.Parameter(torch.arange(4.0)), nn.Parameter(torch.linspace(-2, 0, 4))
+
+    def noise(self, n):
+        return self.prior_mu + torch.randn(n, 4) * torch.exp(0.5 * self.prior_logvar)
+
+
+class Vamp(Sampling):
+    def __init__(self):
+        super().__init__()
+        self.pseudo = nn.Parameter(torch.rand(5, 12))
+
+    def noise(self, n):
+        mu, logvar = self.encode(torch.sigmoid(self.pseudo))
+        chosen = torch.randint(len(mu), (n,))
+        return self.reparameterize(mu[chosen], logvar[chosen])
+
+
+class Mixture(Sampling):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.weights, self.means = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3, 4))
+        self.stds = nn.Parameter(torch.rand(3, 4))
+
+    def noise(self, n):
+        parts = Independent(Normal(self.means, self.stds), 1)
+        return MixtureSameFamily(Categorical(logits=self.weights), parts).sample((n,))
+
+
+class Chosen(Mixture):
+    """The same by torch.multinomial."""
+
+    def noise(self, n):
+        chosen = torch.multinomial(torch.softmax(self.weights, 0), n, replacement=True)
+        return self.means[chosen] + self.stds[chosen] * torch.randn(n, 4)
+
+
+def test_a_standard_normal_is_found_in_the_models_own_sampler_or_assumed():
+    found = prior_of(Sampling())
+    assert (found.kind, found.assumed) == ("normal", False)
+    assumed = understood(Plain())
+    assert (assumed.signature.latent.prior.kind, assumed.signature.latent.prior.assumed) == ("normal", True)
+    assert any("prior: normal, assumed" in line for line in assumed.recognised)
+    stated = prior_of(Plain(), prior="normal")
+    assert (stated.kind, stated.assumed) == ("normal", False)
+
+
+def mixture_of(model):
+    adapted = understood(model)
+    assert adapted.signature.latent.prior.kind == "mixture"
+    with np.load(io.BytesIO(adapted.prior_file)) as arrays:
+        return [arrays[f"z/{name}"] for name in ("weights", "means", "factors")]
+
+
+@torch.no_grad()
+def test_learned_priors_are_carried_exactly():
+    model = Learned()
+    weights, means, factors = mixture_of(model)
+    np.testing.assert_allclose(weights, [1.0])
+    np.testing.assert_allclose(means, model.prior_mu[None].numpy())
+    np.testing.assert_allclose(factors, torch.exp(0.5 * model.prior_logvar)[None].numpy(), rtol=1e-5)
+
+    model = Vamp()
+    weights, means, factors = mixture_of(model)
+    mu, logvar = model.encode(torch.sigmoid(model.pseudo))
+    np.testing.assert_allclose(weights, np.full(5, 0.2), rtol=1e-6)
+    np.testing.assert_allclose(means, mu.numpy(), atol=1e-6)
+    np.testing.assert_allclose(factors, torch.exp(0.5 * logvar).numpy(), atol=1e-5)
+
+    for cls in (Mixture, Chosen):
+        model = cls()
+        weights, means, factors = mixture_of(model)
+        np.testing.assert_allclose(weights, torch.softmax(model.weights, 0).numpy(), rtol=1e-5)
+        np.testing.assert_allclose(means, model.means.numpy(), atol=1e-6)
+        np.testing.assert_allclose(factors, model.stds.numpy(), atol=1e-5)
+
+
+def test_a_bundle_with_a_learned_prior_samples_it(tmp_path):
+    model = Vamp().eval()
+    vae = vae_runtime.load(vae_export.export(model, tmp_path / "bundle", example=X, formats=("onnx",)).path)
+    assert vae.manifest.latent.prior.components == 5
+    z = vae.prior(4000, seed=0)
+    with torch.no_grad():
+        own = model.noise(4000).numpy()
+    np.testing.assert_allclose(z.mean(0), own.mean(0), atol=0.1)
+    np.testing.assert_allclose(z.std(0), own.std(0), atol=0.1)
+
+
+class Scaled(Plain):
+    def __init__(self):
+        super().__init__()
+        self.config = {"scaling_factor": 0.5, "latents_mean": [1.0, 2.0, 3.0, 4.0], "latents_std": [1.0, 2.0, 4.0, 8.0]}
+
+
+class Shifted(Plain):
+    class config:
+        scaling_factor, shift_factor = 0.25, 0.125
+
+
+class Quantizing(Plain):
+    def __init__(self):
+        super().__init__()
+        self.quant_conv, self.post_quant_conv = nn.Linear(8, 8), nn.Linear(4, 4)
+
+    def encode(self, x):
+        return self.quant_conv(torch.cat(super().encode(x), 1)).chunk(2, 1)
+
+    def decode(self, z):
+        return super().decode(self.post_quant_conv(z))
+
+
+class Tiled(Plain):
+    def enable_tiling(self):
+        pass
+
+
+class Unread(Plain):
+    """It has a prior, and nothing that samples from it."""
+
+    def __init__(self):
+        super().__init__()
+        self.prior = nn.Linear(3, 8)
+
+
+class Pseudo(Plain):
+    def __init__(self):
+        super().__init__()
+        self.inputs = nn.Parameter(torch.rand(7, 12))
+
+
+class Cubed(Sampling):
+    def noise(self, n):
+        return torch.randn(n, 4) ** 3
+
+
+class Uniform(Sampling):
+    def noise(self, n):
+        return torch.rand(n, 4)
+
+
+class Correlated(Learned):
+    def noise(self, n):
+        return torch.randn(n, 4) @ torch.tril(torch.ones(4, 4))
+
+
+class Flowing(Planar):
+    """The prior is that of the latents behind the flow."""
+
+    def sample(self, n):
+        return self.decode(torch.randn(n, 4))
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Scaled, "another model supplies the latents, as scaling_factor"),
+        (Shifted, "as scaling_factor"),
+        (Quantizing, "as quant_conv"),
+        (Tiled, "as enable_tiling"),
+        (Unread, "prior.weight"),
+        (Pseudo, "reads inputs, which may be a learned prior"),
+        (Cubed, "Cubed.sample draws neither a normal"),
+        (Uniform, "Uniform.sample draws with rand"),
+        (Correlated, "draws neither a normal with a diagonal covariance"),
+        (Flowing, "Flowing.sample draws something else"),
+    ],
+)
+def test_a_model_that_shows_no_standard_normal_has_no_prior(model, words):
+    adapted = understood(model())
+    prior = adapted.signature.latent.prior
+    assert prior.kind == "none"
+    assert words in prior.reason
+    assert any('prior="normal"' in line for line in adapted.recognised)
+    # What is declared is taken as it is.
+    assert prior_of(model(), prior="normal").kind == "normal"
+
+
+def test_scale_and_shift_of_a_configuration_are_carried():
+    latent = understood(Scaled()).signature.latent
+    assert latent.scale == (0.5, 0.25, 0.125, 0.0625)
+    assert latent.shift == (1.0, 2.0, 3.0, 4.0)
+    latent = understood(Shifted()).signature.latent
+    assert (latent.scale, latent.shift) == (0.25, 0.125)
+    assert understood(Shifted(), latent_scale=3.0).signature.latent.scale == 3.0
+
+
+def test_weights_of_the_loss_are_no_prior():
+    class Loss(Plain):
+        def __init__(self):
+            super().__init__()
+            self.log_scale = nn.Parameter(torch.zeros(1))
+            self.classifier = nn.Linear(16, 3)
+
+    assert prior_of(Loss()).kind == "normal"
+
+
+def test_a_sampler_that_is_none_is_passed_over():
+    class Reconstructing(Plain):
+        def generate(self, x):
+            return self.forward(x)[0]
+
+        def sample(self, n):
+            return torch.zeros(n, 12)
+
+    assert prior_of(Reconstructing()).assumed
+
+
+# Latents that are not normal.
+
+
+class Classes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.last = nn.Linear(12, 15), nn.Linear(15, 12)
+
+    def encode(self, x):
+        return self.first(x).view(-1, 3, 5)
+
+    def draw(self, logits):
+        return F.gumbel_softmax(logits, tau=0.5)
+
+    def decode(self, z):
+        return self.last(z.reshape(-1, 15))
+
+    def forward(self, x):
+        q = self.encode(x)
+        return self.decode(self.draw(q)), q
+
+
+OTHER = {
+    "gumbel_softmax": lambda q: F.gumbel_softmax(q, hard=True),
+    "rand_like": lambda q: F.softmax(q - torch.log(-torch.log(torch.rand_like(q) + 1e-7) + 1e-7), -1),
+    "multinomial": lambda q: torch.distributions.OneHotCategorical(logits=q).sample(),
+    "bernoulli": lambda q: torch.bernoulli(torch.sigmoid(q)),
+    "relaxed": lambda q: torch.distributions.RelaxedBernoulli(torch.tensor(0.5), logits=q).rsample(),
+    "dirichlet": lambda q: torch.distributions.Dirichlet(q.exp()).rsample(),
+    "gamma": lambda q: torch.distributions.Gamma(q.exp(), torch.ones(())).rsample(),
+    "exponential": lambda q: q + torch.empty_like(q).exponential_(),
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_latents_that_are_not_normal_are_refused(name):
+    model = Classes()
+    model.draw = OTHER[name]
+    for posterior in (None, "none"):
+        with pytest.raises(ExportError, match="which are not normal") as refusal:
+            understood(model, posterior=posterior)
+        assert "posterior=" not in str(refusal.value)
+
+
+def test_a_distribution_that_is_not_normal_is_refused():
+    class Given(Classes):
+        def encode(self, x):
+            return torch.distributions.OneHotCategorical(logits=super().encode(x))
+
+        def forward(self, x):
+            return self.decode(self.encode(x).sample())
+
+    with pytest.raises(
+        ExportError, match="expected a normal posterior, got OneHotCategorical; pass encode="
+    ) as refusal:
+        understood(Given())
+    assert "posterior=" not in str(refusal.value)
+
+
+def test_a_sampler_of_classes_shows_what_a_failing_forward_does_not():
+    class Listed(Classes):
+        def encode(self, x):
+            return [super().encode(x)]
+
+        def sample(self, n):
+            return self.decode(F.one_hot(torch.randint(5, (n, 3)), 5).float())
+
+    with pytest.raises(ExportError, match="sample: draws latents with indices"):
+        understood(Listed())
+
+
+def test_classes_are_carried_as_codes_by_stated_functions():
+    model = Classes()
+    adapted = understood(
+        model,
+        encode=lambda x: model.encode(x).argmax(-1),
+        decode=lambda codes: model.decode(F.one_hot(codes, 5).float()),
+        codebook=5,
+    )
+    assert adapted.signature.latent.posterior.kind == "codes"

@@ -1,0 +1,349 @@
+"""Decide which prior a model is sampled from: by its configuration, its own `sample`, and the weights that it keeps.
+
+A prior that was declared or fitted, or that a family states, is taken as it is. A standard normal that nothing speaks
+for or against is marked as assumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vae_runtime.errors import error_line
+from vae_runtime.manifest import Latent, LatentPrior
+
+from ..errors import ExportError
+from .adapted import Adapted, run_module
+from .draws import Draws
+from .functions import Functions, tensors_in
+from .posterior import SAME, distance
+from .prior import mixture_prior
+from .reading import AS_CODES
+from .state import used_tensors
+
+# Fields of a configuration, and parts of a model, that are there because another model supplies the latents, such as a
+# diffusion model.
+_SUPPLIED = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "use_quant_conv", "invert_scale_latents")
+_PARTS = (
+    "quant_conv", "post_quant_conv", "quant_conv_mu", "encode_stage_2_inputs", "decode_stage_2_outputs",
+    "enable_tiling",
+)  # fmt: skip
+# Methods that draw observations from the prior, given their number.
+_SAMPLERS = ("sample", "generate", "sample_prior", "sample_from_prior", "generate_samples", "random_sample")
+_COUNTS = ("n", "num", "n_samples", "num_samples", "batch_size", "batch", "size", "count", "k", "n_sample", "samples")
+# Words in the names of weights that belong to a prior.
+_PRIOR_WORDS = ("prior", "pseudo", "vamp", "flow", "mixture", "gmm", "cluster", "made", "realnvp")
+_ROWS = 5
+_SETTLE = 'pass prior="normal" if the latents are standard normal, "none", or a prior to fit, such as prior="diagonal"'
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The prior that a model shows."""
+
+    prior: LatentPrior
+    line: str
+    """What was found, for the record."""
+    file: bytes | None = None
+    """The content of the prior's file, for a mixture."""
+    scale: float | tuple[float, ...] = 1.0
+    """The model that supplies the latents takes (z - shift) · scale."""
+    shift: float | tuple[float, ...] = 0.0
+
+
+def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True) -> Evidence:
+    """Find the prior of a model with one latent, or several, that are normal or points.
+
+    Args:
+        functions: encode and decode.
+        adapted: the same as modules.
+        settled: whether the decoder takes the latents that the model's own decode takes; if not, only its own `sample`
+            shows which latents its prior is of.
+
+    Raises:
+        ExportError: the model's own `sample` draws latents that are not normal, and its encoder gives one tensor.
+    """
+    latents = [latent for latent in adapted.signature.latents if latent.posterior.outputs]
+    supplied = _supplied(functions.model)
+    if supplied:
+        reason = f"another model supplies the latents, as {supplied} in this model says"
+        return _none(reason, *_scaling(functions.model, latents[0].shape[0]))
+    if len(latents) == 1:
+        shown = _from_sampler(functions, adapted, latents[0])
+        if shown is not None:
+            return shown
+    if any(latent.posterior.kind != "normal" for latent in latents):
+        reason = "a deterministic autoencoder has no prior over its latents"
+        return Evidence(LatentPrior("none", reason=reason), f"prior: none, {reason}")
+    if not settled:
+        reason = (
+            "forward changes the latents between the noise and decode, and nothing shows whether the prior is that of "
+            "the latents before or after"
+        )
+        return _none(reason)
+    left = _left_over(functions.model, adapted)
+    if left:
+        reason = f"encode and decode read neither of {', '.join(left[:4])}, which may be a learned prior"
+        if len(left) == 1:
+            reason = f"neither encode nor decode reads {left[0]}, which may be a learned prior"
+        return _none(reason)
+    return Evidence(
+        LatentPrior("normal", assumed=True), "prior: normal, assumed, since nothing in the model speaks for another"
+    )
+
+
+def _none(reason: str, scale: float | tuple[float, ...] = 1.0, shift: float | tuple[float, ...] = 0.0) -> Evidence:
+    return Evidence(LatentPrior("none", reason=reason), f"prior: none, {reason}; {_SETTLE}", None, scale, shift)
+
+
+def _supplied(model: nn.Module) -> str | None:
+    """What says that another model supplies the latents: a field of a configuration, or a part of the model."""
+    for name in _SUPPLIED:
+        if _setting(model, name) is not None:
+            return name
+    return next((name for name in _PARTS if callable(getattr(model, name, None))), None)
+
+
+def _setting(model: nn.Module, name: str) -> Any:
+    """A field of a model's configuration, or an attribute of its own that is no function."""
+    for holder in (getattr(model, "config", None), getattr(model, "hparams", None), model):
+        value = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+        if value is not None and not callable(value):
+            return value
+    return None
+
+
+def _scaling(model: nn.Module, channels: int) -> tuple[float | tuple[float, ...], float | tuple[float, ...]]:
+    """The scale and the shift of a configuration: one number, or one for each channel."""
+    factor, shift = _setting(model, "scaling_factor"), _setting(model, "shift_factor")
+    mean, std = _setting(model, "latents_mean"), _setting(model, "latents_std")
+    one = float(factor) if isinstance(factor, (int, float)) else 1.0
+    if mean is not None and std is not None:
+        means, stds = (torch.as_tensor(each, dtype=torch.float64).flatten().tolist() for each in (mean, std))
+        if len(means) == len(stds) == channels:
+            return tuple(one / each for each in stds), tuple(means)
+    return one, float(shift) if isinstance(shift, (int, float)) else 0.0
+
+
+def _left_over(model: nn.Module, adapted: Adapted) -> list[str]:
+    """The names of weights that neither component reads and that may be those of a prior."""
+
+    def run() -> None:
+        for component, module in adapted.modules.items():
+            run_module(module, adapted.given(component))
+
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    used = {id(tensor) for tensor in used_tensors(run, tensors.values())}
+    sizes = set()
+    for latent in adapted.signature.latents:
+        sizes |= {int(np.prod(latent.shape)), latent.shape[0]}
+    observation = adapted.signature.observation.shape
+    sizes |= {int(np.prod(observation))}
+    left = []
+    for name, tensor in tensors.items():
+        if id(tensor) in used or not tensor.is_floating_point():
+            continue
+        named = any(word in name.lower() for word in _PRIOR_WORDS)
+        shaped = bool(tensor.dim()) and (tensor.shape[-1] in sizes or tuple(tensor.shape[1:]) == observation)
+        if named or shaped:
+            left.append(name)
+    return left
+
+
+# The model's own sampler.
+
+
+def _from_sampler(functions: Functions, adapted: Adapted, latent: Latent) -> Evidence | None:
+    """The prior that the model's own `sample` draws from; None if it has none, or none that can be called."""
+    model = functions.model
+    for name in _SAMPLERS:
+        call = _callable(model, name, functions.conditions)
+        if call is None:
+            continue
+        sampler = _Sampler(functions, call)
+        try:
+            return _shown(sampler, adapted, latent, f"{type(model).__name__}.{name}")
+        except _NotASamplerError:
+            continue
+        except ExportError:
+            raise
+        except Exception as error:
+            reason = f"{type(model).__name__}.{name} cannot be followed: {error_line(error)}"
+            return _none(reason)
+    return None
+
+
+class _NotASamplerError(Exception):
+    """A method draws nothing, or does not give observations."""
+
+
+def _callable(model: nn.Module, name: str, conditions: Mapping[str, Tensor]) -> Callable[[int], Any] | None:
+    """A call of a method with a number of samples; None if the method does not take one."""
+    method = getattr(model, name, None)
+    if not inspect.ismethod(method):
+        return None
+    parameters = [p for p in inspect.signature(method).parameters.values() if p.kind == p.POSITIONAL_OR_KEYWORD]
+    if not parameters or parameters[0].name not in _COUNTS:
+        return None
+    further: dict[str, Any] = {}
+    for parameter in parameters[1:]:
+        if parameter.name in conditions:
+            further[parameter.name] = conditions[parameter.name]
+        elif "device" in parameter.name:
+            further[parameter.name] = "cpu"
+        elif parameter.default is parameter.empty:
+            return None
+
+    def call(n: int) -> Any:
+        given = {
+            key: value[:1].expand(n, *value.shape[1:]).clone() if isinstance(value, Tensor) else value
+            for key, value in further.items()
+        }
+        return method(n, **given)
+
+    return call
+
+
+class _Sampler:
+    """A model's `sample`, with its draws given, and the latents that it decodes."""
+
+    def __init__(self, functions: Functions, call: Callable[[int], Any]) -> None:
+        self._functions = functions
+        self._call = call
+
+    def run(self, n: int, noise: Tensor | float, chosen: Sequence[int]) -> tuple[list[Tensor], list[Tensor], Draws]:
+        """Sample `n` times.
+
+        Args:
+            n: how many.
+            noise: the normal numbers [n, *latent shape], or one for all.
+            chosen: the index that each row draws, where indices are drawn.
+
+        Returns:
+            The latents that were decoded, the tensors that were returned, and the draws.
+        """
+
+        def give(index: int, shape: tuple[int, ...]) -> Tensor:
+            if not isinstance(noise, Tensor):
+                return torch.full(shape, noise)
+            # A mixture may draw a number for each component, of which one is chosen.
+            between = len(shape) - noise.dim()
+            if between < 0 or shape[:1] + shape[between + 1 :] != tuple(noise.shape):
+                return torch.zeros(shape)
+            return noise.reshape(n, *[1] * between, *noise.shape[1:]).expand(shape)
+
+        def choose(shape: tuple[int, ...]) -> Tensor:
+            indices = torch.tensor(list(chosen)[:n])
+            return indices.reshape(shape) if indices.numel() == int(np.prod(shape)) else indices[:1].expand(shape)
+
+        draws = Draws(give, choose)
+        decoded: list[Tensor] = []
+        with _watched(self._functions, decoded), draws, torch.no_grad():
+            output = self._call(n)
+        return decoded, tensors_in(output), draws
+
+
+@contextlib.contextmanager
+def _watched(functions: Functions, latents: list[Tensor]) -> Iterator[None]:
+    """Note what a model's own decode, a method or a submodule, is called with."""
+    decode, model = functions.decode, functions.model
+    if isinstance(decode, nn.Module):
+        hook = decode.register_forward_pre_hook(lambda module, given: latents.append(given[0]))
+        try:
+            yield
+        finally:
+            hook.remove()
+        return
+    name = getattr(decode, "__name__", "")
+    if getattr(decode, "__self__", None) is not model or not name:
+        yield
+        return
+
+    def watch(z: Tensor, *others: Any, **named: Any) -> Any:
+        latents.append(z)
+        return decode(z, *others, **named)
+
+    object.__setattr__(model, name, watch)
+    try:
+        yield
+    finally:
+        object.__delattr__(model, name)
+
+
+def _shown(sampler: _Sampler, adapted: Adapted, latent: Latent, name: str) -> Evidence:
+    """The prior of a sampler, found by giving it its draws."""
+    eps = torch.randn(_ROWS, *latent.shape, generator=torch.Generator().manual_seed(1))
+    decoded, returned, draws = sampler.run(_ROWS, eps, [0] * _ROWS)
+    if not returned or (not draws.normal and not draws.weights and not draws.other):
+        raise _NotASamplerError
+    if latent.posterior.kind != "normal" and (draws.other or draws.weights):
+        what = draws.other[0] if draws.other else "indices"
+        raise ExportError(f"{name}: draws latents with {what}, which are not points without a distribution; {AS_CODES}")
+    if draws.other:
+        reason = f"{name} draws with {draws.other[0]}, which is neither normal noise nor the choice of a component"
+        return _none(reason)
+    fits = [z for z in decoded if tuple(z.shape) == tuple(eps.shape)]
+    if len(draws.weights) == 0 and _is_noise(fits, returned, eps, adapted, latent):
+        return Evidence(LatentPrior("normal"), f"prior: normal, as {name} draws it")
+    if not fits:
+        reason = f"{name} draws something else than the standard normal that decode would be given"
+        return _none(reason)
+    count = len(draws.weights[0]) if draws.weights else 1
+    rows = list(range(count))
+    means = sampler.run(count, 0.0, rows)[0][-1]
+    factors = sampler.run(count, 1.0, rows)[0][-1] - means
+    last = [count - 1] * _ROWS
+    expected = means[-1:] + factors[-1:] * eps
+    if distance(sampler.run(_ROWS, eps, last)[0][-1], expected) > SAME or len(draws.weights) > 1:
+        reason = f"{name} draws neither a normal with a diagonal covariance nor a mixture of such"
+        return _none(reason)
+    weights = draws.weights[0].numpy() if draws.weights else np.ones(1)
+    mean, std = (part.detach().reshape(count, -1).double().numpy() for part in (means, factors.abs()))
+    prior, file = mixture_prior(latent.name, weights.astype(np.float64), mean, std, "diagonal")
+    what = f"a mixture of {count} normals" if count > 1 else "a normal with a mean and a variance of its own"
+    return Evidence(prior, f"prior: {what}, as {name} draws it", file)
+
+
+def _is_noise(
+    decoded: Sequence[Tensor], returned: Sequence[Tensor], eps: Tensor, adapted: Adapted, latent: Latent
+) -> bool:
+    """Whether a sampler decodes its noise as it is."""
+    if decoded:
+        return bool(torch.equal(decoded[-1], eps)) or distance(decoded[-1], eps) <= SAME
+    examples = {name: tensor[:1].expand(_ROWS, *tensor.shape[1:]) for name, tensor in adapted.examples.items()}
+    examples[latent.name] = eps
+    own = run_module(adapted.modules["decoder"], adapted.given("decoder", examples))
+    return any(
+        tensor.shape == output.shape and distance(tensor.float(), output) <= SAME
+        for tensor in returned
+        for output in own
+    )
+
+
+def with_prior(adapted: Adapted, evidence: Evidence) -> Adapted:
+    """Return the same with this prior for every latent that the encoder gives."""
+    signature = adapted.signature
+    latents = tuple(
+        _with(latent, evidence) if latent.posterior.outputs and latent.posterior.kind != "codes" else latent
+        for latent in signature.latents
+    )
+    return replace(
+        adapted,
+        signature=replace(signature, latents=latents),
+        recognised=(*adapted.recognised, evidence.line),
+        prior_file=evidence.file,
+    )
+
+
+def _with(latent: Latent, evidence: Evidence) -> Latent:
+    """The latent with this prior, and with this scale and shift unless they were declared."""
+    declared = latent.scale != 1.0 or latent.shift != 0.0
+    scale, shift = (latent.scale, latent.shift) if declared else (evidence.scale, evidence.shift)
+    return replace(latent, prior=evidence.prior, scale=scale, shift=shift)

@@ -116,6 +116,7 @@ OF_CODES = [
 ]
 SEVERAL = [
     ((*LATENT, "prior"), MIXTURE),
+    ((*LATENT, "prior"), {"kind": "normal", "assumed": True}),
     ((*LATENT, "posterior", "noise"), "eps"),
     (
         (*FREE, "latents", 1),
@@ -443,6 +444,7 @@ BROKEN: list[tuple[tuple[str | int, ...], Any]] = [
     ((*LATENT, "prior"), "normal"),
     ((*LATENT, "prior", "kind"), ABSENT),
     ((*LATENT, "prior", "kind"), "uniform"),
+    ((*LATENT, "prior"), {"kind": "normal", "assumed": "yes"}),
     ((*LATENT, "posterior"), "normal"),
     *(((*LATENT, "posterior", name), ABSENT) for name in ("kind", "mu", "logvar", "std")),
     ((*LATENT, "posterior", "kind"), "delta"),
@@ -778,7 +780,8 @@ def latents_called(draw: st.DrawFn, name: str) -> Latent:
         posterior = LatentPosterior("codes", value=f"{name}_value", codebook=draw(SIZES))
     else:
         posterior = LatentPosterior("none", value=f"{name}_value" if kind == "none" else None, reason=reason)
-    priors = [LatentPrior(), LatentPrior("sphere"), LatentPrior("none", reason=reason)]
+    assumed = LatentPrior(assumed=draw(st.booleans()))
+    priors = [assumed, LatentPrior("sphere"), LatentPrior("none", reason=reason)]
     if not dynamic:
         covariance = draw(st.sampled_from(["diagonal", "full"]))
         priors.append(LatentPrior("mixture", draw(NAMES), draw(st.integers(1, 4096)), covariance))

@@ -116,7 +116,6 @@ OF_CODES = [
 ]
 SEVERAL = [
     ((*LATENT, "prior"), MIXTURE),
-    ((*LATENT, "prior"), {"kind": "normal", "assumed": True}),
     ((*LATENT, "posterior", "noise"), "eps"),
     (
         (*FREE, "latents", 1),
@@ -124,7 +123,7 @@ SEVERAL = [
             "name": "added",
             "dtype": "float32",
             "shape": [4],
-            "prior": {"kind": "normal"},
+            "prior": {"kind": "normal", "assumed": True},
             "posterior": {"kind": "none", "reason": "noise that the decoder adds"},
         },
     ),

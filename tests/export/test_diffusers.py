@@ -8,6 +8,7 @@ import types
 import pytest
 import torch
 from torch import nn
+from zoo.models import ENTRIES
 
 from vae_export.errors import ExportError
 from vae_export.understand.families.diffusers import MODELS, REFUSED
@@ -176,6 +177,41 @@ LTX = {
     "patch_size": 1,
     "patch_size_t": 1,
 }
+
+
+def by_channel(values):
+    return torch.tensor(values).view(1, -1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["AutoencoderKLWan", "AutoencoderKLMochi", "AutoencoderKLCogVideoX"])
+def test_the_latents_of_a_video_are_scaled_as_the_pipeline_scales_them(name):
+    needs_diffusers()
+    model, _ = next(entry for entry in ENTRIES if entry.name == name).make()
+    _, known = family_of(model)
+    config, latents = (
+        model.config,
+        torch.randn(1, getattr(model.config, "z_dim", None) or model.config.latent_channels, 2, 2, 2),
+    )
+    # What the pipelines write before vae.decode.
+    if name == "AutoencoderKLCogVideoX":
+        expected = 1 / config.scaling_factor * latents
+    elif name == "AutoencoderKLWan":
+        expected = latents / (1.0 / by_channel(config.latents_std)) + by_channel(config.latents_mean)
+    else:
+        expected = latents * by_channel(config.latents_std) / config.scaling_factor + by_channel(config.latents_mean)
+    scale, shift = (
+        by_channel([value] if isinstance(value, float) else value) for value in (known.latent_scale, known.latent_shift)
+    )
+    torch.testing.assert_close(latents / scale + shift, expected)
+
+
+def test_cosmos_has_statistics_for_each_frame_too_which_are_said():
+    needs_diffusers()
+    model, _ = next(entry for entry in ENTRIES if entry.name == "AutoencoderKLCosmos").make()
+    assert len(model.config.latents_mean) > model.config.latent_channels
+    _, known = family_of(model)
+    assert (known.latent_scale, known.latent_shift, known.posterior) == (1.0, 0.0, "none")
+    assert "not one number for each channel" in known.prior_reason
 
 
 def test_ltx_video_has_the_statistics_of_its_buffers():

@@ -562,6 +562,106 @@ _DIFFUSERS = (
 )
 
 
+# Its videos and audio: the configurations of its own tests, smaller.
+
+
+def _autoencoder(
+    name: str, shape: tuple[int, ...], *, options: Mapping[str, Any] | None = None, **config: Any
+) -> Entry:
+    """An autoencoder whose encode gives a distribution."""
+    return Entry("diffusers", name, _diffusers(name, shape, **config), "diffusers", **{**_DIST, **(options or {})})
+
+
+_LATENT = {"encode": lambda m, x, c: m.encode(x).latents}
+_CAUSAL = {"dim_mult": [1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True]}
+_EIGHTS = {"block_out_channels": (8,) * 4, "layers_per_block": 1}
+_MORE_DIFFUSERS = (
+    _autoencoder(
+        "AsymmetricAutoencoderKL",
+        (3, 16, 16),
+        **{
+            "down_block_types": ("DownEncoderBlock2D",) * 2,
+            "up_block_types": ("UpDecoderBlock2D",) * 2,
+            "down_block_out_channels": (8, 16),
+            "up_block_out_channels": (8, 16),
+            "norm_num_groups": 4,
+        },
+    ),
+    _autoencoder("AutoencoderKLFlux2", (3, 16, 16), latent_channels=8, **_KL_SMALL),
+    _autoencoder(
+        "AutoencoderKLTemporalDecoder",
+        (3, 16, 16),
+        options={"decode": lambda m, z, c: m.decode(z[0], num_frames=1).sample},
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        block_out_channels=(32, 32),
+    ),
+    _autoencoder("AutoencoderKLWan", (3, 5, 16, 16), base_dim=4, **_CAUSAL),
+    _autoencoder(
+        "AutoencoderKLQwenImage",
+        (3, 1, 16, 16),
+        **{"base_dim": 8, "z_dim": 4, "latents_mean": [0.5] * 4, "latents_std": [2.0] * 4},
+        **_CAUSAL,
+    ),
+    _autoencoder(
+        "AutoencoderKLCogVideoX",
+        (3, 9, 16, 16),
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        **{"latent_channels": 4, "norm_num_groups": 2},
+        **_EIGHTS,
+    ),
+    _autoencoder(
+        "AutoencoderKLLTXVideo",
+        (3, 9, 16, 16),
+        **{
+            "latent_channels": 8,
+            "block_out_channels": (8, 8, 8, 8),
+            "decoder_block_out_channels": (8, 8, 8, 8),
+            "layers_per_block": (1,) * 5,
+            "decoder_layers_per_block": (1,) * 5,
+            "spatio_temporal_scaling": (True, True, False, False),
+            "decoder_spatio_temporal_scaling": (True, True, False, False),
+            "patch_size": 1,
+            "patch_size_t": 1,
+        },
+    ),
+    _autoencoder("AutoencoderKLHunyuanVideo", (3, 9, 16, 16), latent_channels=4, norm_num_groups=4, **_EIGHTS),
+    _autoencoder(
+        "AutoencoderKLMochi",
+        (3, 7, 16, 16),
+        **{
+            "latent_channels": 12,
+            "encoder_block_out_channels": (32, 32, 32, 32),
+            "decoder_block_out_channels": (32, 32, 32, 32),
+            "layers_per_block": (1,) * 5,
+        },
+    ),
+    _autoencoder(
+        "AutoencoderKLCosmos",
+        (3, 9, 32, 32),
+        options={"encode": lambda m, x, c: m.encode(x).latent_dist.mode()},
+        **{"latent_channels": 16, "resolution": 64, "attention_resolutions": (8,), "num_layers": 1},
+        encoder_block_out_channels=(8,) * 4,
+        decode_block_out_channels=(8,) * 4,
+        spatial_compression_ratio=4,
+        temporal_compression_ratio=4,
+    ),
+    _autoencoder(
+        "MMAudioVAE",
+        (1024,),
+        **{
+            "mel_bins": 16,
+            "latent_channels": 8,
+            "hidden_channels": 32,
+            "channel_multipliers": (1, 2),
+            "layers_per_block": 1,
+            "n_fft": 64,
+            "hop_length": 16,
+        },
+    ),
+)
+
+
 # pythae.
 
 
@@ -712,6 +812,7 @@ ENTRIES: tuple[Entry, ...] = (
         for prior in ("gaussian", "diagonal", "mixture:4")
     ),
     *_DIFFUSERS,
+    *_MORE_DIFFUSERS,
     *_PYTHAE,
     Entry("scvi-tools", "SCVI", _scvi, "scvi", slow=True, encode=_scvi_encode, decode=_scvi_decode),
 )

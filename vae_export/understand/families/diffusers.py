@@ -96,11 +96,12 @@ def _scaling(model: Any) -> tuple[float | Sequence[float], float | Sequence[floa
     Some models keep the mean and the standard deviation of each channel in buffers. The last item says what a bundle
     does not carry.
     """
-    factor = _number(model.config, "scaling_factor", 1.0)
+    config = getattr(model, "config", None)
+    factor = _number(config, "scaling_factor", 1.0)
     mean, std = (_statistic(model, name) for name in ("latents_mean", "latents_std"))
     if mean is None or std is None:
-        return factor, _number(model.config, "shift_factor", 0.0), ""
-    channels = next((getattr(model.config, name) for name in _CHANNELS if hasattr(model.config, name)), len(mean))
+        return factor, _number(config, "shift_factor", 0.0), ""
+    channels = next((getattr(config, name) for name in _CHANNELS if hasattr(config, name)), len(mean))
     if len(mean) != channels:
         return 1.0, 0.0, "it normalizes them by latents_mean and latents_std, which are not one number for each channel"
     return [factor / value for value in std], mean, ""
@@ -110,7 +111,7 @@ _CHANNELS = ("z_dim", "latent_channels", "z_channels")
 
 
 def _statistic(model: Any, name: str) -> list[float] | None:
-    value = getattr(model.config, name, None)
+    value = getattr(getattr(model, "config", None), name, None)
     if value is None:
         value = getattr(model, name, None)
     return None if value is None else [float(number) for number in value]

@@ -443,7 +443,6 @@ BROKEN: list[tuple[tuple[str | int, ...], Any]] = [
     ((*LATENT, "prior"), "normal"),
     ((*LATENT, "prior", "kind"), ABSENT),
     ((*LATENT, "prior", "kind"), "uniform"),
-    ((*LATENT, "prior"), {"kind": "normal", "assumed": "yes"}),
     ((*LATENT, "posterior"), "normal"),
     *(((*LATENT, "posterior", name), ABSENT) for name in ("kind", "mu", "logvar", "std")),
     ((*LATENT, "posterior", "kind"), "delta"),
@@ -605,6 +604,7 @@ BROKEN_FURTHER: list[tuple[list[tuple[tuple[str | int, ...], Any]], str]] = [
         for name in ("file", "components", "covariance")
     ),
     ([((*LATENT, "prior"), {"kind": "none", "reason": 5})], f"{place_of(LATENT)}.prior.reason"),
+    ([((*LATENT, "prior"), {"kind": "normal", "assumed": "yes"})], f"{place_of(LATENT)}.prior.assumed"),
     *(
         ([*OF_CODES, ((*LATENT, "posterior", name), value)], f"{place_of(LATENT)}.posterior.{name}")
         for name, value in (("value", ABSENT), ("value", 5), ("codebook", ABSENT), ("codebook", 0), ("codebook", 1.5))

@@ -7,6 +7,9 @@ from torch import nn
 
 import vae_runtime
 from vae_export import ExportError, export
+from vae_export.graphs.graph import graph_of
+from vae_export.graphs.torch_formats import export_torchscript
+from vae_export.parity.comparison import compare
 from vae_export.understand.adapt import adapt
 from vae_export.understand.adapted import run_module
 from vae_export.understand.declaration import Declaration
@@ -252,6 +255,44 @@ def test_a_decoder_gives_float32(written):
         expected = model.decode(adapted.examples["z"]).float()
     torch.testing.assert_close(x, expected, rtol=1e-2, atol=1e-2)
     assert adapted.signature.likelihood.kind == "none"
+
+
+class Pictures(nn.Module):
+    """So many values that some lie at the border of two whole numbers, where rounding decides."""
+
+    def __init__(self, write):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(SIZE, 16), nn.Sequential(nn.Linear(8, 256), nn.ReLU(), nn.Linear(256, 3072))
+        self.write = write
+
+    def encode(self, x):
+        return self.body(x).chunk(2, 1)
+
+    def decode(self, z):
+        return self.write(torch.sigmoid(4 * self.head(z)).view(-1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("written", ["uint8", "bool"])
+def test_whole_numbers_at_a_border_may_differ_by_rounding(written, tmp_path):
+    model = Pictures(WRITTEN[written])
+    export(model, tmp_path / "b", example=X, posterior="logvar", formats=("onnx",))
+    assert vae_runtime.verify(tmp_path / "b").passed
+
+
+@pytest.mark.parametrize(("border", "agrees"), [(0.5, True), (0.51, False)])
+def test_another_border_is_no_parity(border, agrees, tmp_path):
+    adapted = understood(Pictures(WRITTEN["bool"]), said=Declaration(posterior="logvar"))[0]
+    other = understood(Pictures(lambda x: x > border), said=Declaration(posterior="logvar"))[0]
+    exporter = export_torchscript(other, "decoder", tmp_path / "model.pt")
+    graph = graph_of(other, "decoder", "torchscript", tmp_path / "model.pt", exporter)
+    assert compare(adapted, [graph]).passed == agrees
+
+
+def test_rows_that_influence_each_other_are_refused_in_whole_numbers_too():
+    model = Pictures(lambda x: WRITTEN["uint8"](x - 0.1 * x.mean(0)))
+    with pytest.raises(ExportError, match="rows of a batch influence each other"):
+        understood(model, said=Declaration(posterior="logvar"))
 
 
 # Whole exports: a graph of a dtype is what the runtime refused.

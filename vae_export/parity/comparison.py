@@ -39,7 +39,7 @@ _RELATIVE = 1e-5
 _OWN_ERRORS = 4.0
 # but no farther than this share.
 _MAX_RELATIVE = 1e-3
-# The share of integer codes that may differ: where two codes are equally near, rounding decides.
+# The share of codes, and of answers that are whole numbers, that may differ: at a border rounding decides.
 _CODES = 1e-3
 
 
@@ -51,6 +51,11 @@ def tolerance(reference: Array) -> float:
     if reference.dtype.kind in "iu":
         return _CODES
     return _RELATIVE * float(np.max(np.abs(reference), where=np.isfinite(reference), initial=1.0))
+
+
+def is_whole(answer: Array) -> bool:
+    """Return whether an answer holds whole numbers alone, as codes, an argmax and pixels of 8 bits do."""
+    return answer.dtype.kind in "iu" or bool(np.array_equal(answer, np.rint(answer)))
 
 
 @dataclass(frozen=True)
@@ -291,8 +296,9 @@ def _compare_output(
                 f"{graph.component}/{graph.variant} {output}: expected shape {list(in64.shape)} at batch {case.batch}, "
                 f"got {list(got.shape)}; {what} not dynamic in this graph"
             )
-        if in64.dtype.kind in "iu":
-            difference = np.full(in64.shape, float(np.mean(got != in64)))
+        whole = is_whole(in64)
+        if whole:
+            difference = np.full(in64.shape, float(np.mean(~(_difference(got, in64) <= tolerance(in64)))))
             limit = _CODES
         else:
             limit = tolerance(in64) / _RELATIVE * share
@@ -307,7 +313,7 @@ def _compare_output(
         floor = max(float(magnitude.max()) * 1e-3, float(np.finfo(np.float32).tiny))
         with np.errstate(invalid="ignore"):
             relative = np.nan_to_num(difference / np.maximum(magnitude, floor), nan=np.inf, posinf=np.inf)
-        max_rel = max(max_rel, float(difference.max() if in64.dtype.kind in "iu" else relative.max()))
+        max_rel = max(max_rel, float(difference.max() if whole else relative.max()))
     return TensorParity(
         graph.component, graph.variant, output, max_abs, max_rel, from_float32, at_batch, sizes, worst, allowed,
         disagreeing, compared,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from ..graphs.graph import Graph, Run, open_graph
 from ..graphs.variants import REDUCTIONS, PassedVariant
 from ..understand.adapted import Adapted, run_module
 from ..understand.state import release
-from .comparison import rows, tolerance
+from .comparison import is_whole, rows, tolerance
 
 Array = NDArray[Any]
 
@@ -34,6 +35,8 @@ _DEVICE_FACTOR = 2.0
 # The shares by which golden inputs are shifted to measure what rounding to integers makes of small differences, the
 # number of draws for each, and the margin.
 _JITTERS, _JITTER_DRAWS, _JITTER_MARGIN = (1e-3, 4e-3, 1.6e-2), 8, 1.25
+# The same for answers that the model itself rounds to whole numbers: about what float32 kernels differ by.
+_FLOAT_JITTERS = (1e-5,)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,11 @@ def golden_vectors(adapted: Adapted, graphs: Sequence[Graph], passed: Sequence[P
             tolerances = {
                 output: _DEVICE_FACTOR * max(tolerance(array), 2 * error[output]) for output, array in answers.items()
             }
+            rounded = [array.dtype.kind == "f" and is_whole(array) for array in graph_outputs]
+            if any(rounded):
+                distances = _rounding_distances(run, graph_inputs, graph_outputs, _FLOAT_JITTERS)
+                for output, distance in itertools.compress(zip(graph.outputs, distances, strict=True), rounded):
+                    tolerances[output] = max(tolerances[output], distance)
         else:
             tolerances = dict(variants[component]["fp32"].tolerance)
             if variant.integer:
@@ -134,15 +142,17 @@ def _variant(
     )
 
 
-def _rounding_distances(run: Run, inputs: Sequence[Array], answers: Sequence[Array]) -> list[float]:
+def _rounding_distances(
+    run: Run, inputs: Sequence[Array], answers: Sequence[Array], shares: Sequence[float] = _JITTERS
+) -> list[float]:
     """Return how far each answer of an integer graph may be off on a device that rounds differently.
 
     Different rounding moves a number between two layers to the next integer if it lies near the middle of two. Inputs
-    that are off by a thousandth, or by the larger shares of `_JITTERS` until every answer changes, move more numbers
-    than any device does. The margin covers what these few draws miss.
+    that are off by a thousandth, or by the larger ones of `shares` until every answer changes, move more numbers than
+    any device does. The margin covers what these few draws miss.
     """
     distances = [0.0] * len(answers)
-    for share in _JITTERS:
+    for share in shares:
         for seed in range(_JITTER_DRAWS):
             shifted = [
                 (x * (1 + share * (2 * noise.uniform(seed, 0, len(x), x.shape[1:]) - 1))).astype(x.dtype)

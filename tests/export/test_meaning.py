@@ -5,9 +5,9 @@ import io
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torch.nn import functional
 
 import vae_export
 import vae_runtime
@@ -180,6 +180,89 @@ def test_a_bundle_of_the_halves_of_forward(tmp_path):
     np.testing.assert_allclose(vae.reconstruct(x.numpy()), expected, atol=1e-5)
     with pytest.raises(vae_runtime.InputError, match="forward changes the latents between the noise and decode"):
         vae.sample(1)
+
+
+class Quantized(nn.Module):
+    """A VQ-VAE with its codebook in forward."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.encoder, self.decoder = nn.Linear(12, 8), nn.Linear(8, 12)
+        self.book = nn.Embedding(16, 4)
+
+    def choose(self, rows):
+        indices = torch.cdist(rows, self.book.weight).argmin(1)
+        return self.book(indices)
+
+    def forward(self, x):
+        z = self.encoder(x)
+        q = self.choose(z.reshape(-1, 4)).view_as(z)
+        return self.decoder(z + (q - z).detach()), (q - z).pow(2).mean()
+
+
+class OneHot(Quantized):
+    def choose(self, rows):
+        distances = rows.pow(2).sum(1, keepdim=True) + self.book.weight.pow(2).sum(1) - 2 * rows @ self.book.weight.T
+        indices = torch.argmin(distances, dim=1).unsqueeze(1)
+        return torch.zeros(len(indices), 16).scatter_(1, indices, 1) @ self.book.weight
+
+
+class Least(Quantized):
+    def choose(self, rows):
+        return functional.embedding(torch.cdist(rows, self.book.weight).min(-1).indices, self.book.weight)
+
+
+class Likest(nn.Module):
+    """By a cosine, with positions along an axis of their own, and no submodule of a usual name."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(6)
+        self.down, self.up, self.book = nn.Linear(12, 8), nn.Linear(8, 12), nn.Parameter(torch.randn(9, 4))
+
+    def forward(self, x):
+        z = functional.normalize(self.down(x).view(-1, 2, 4), dim=-1)
+        return self.up(self.book[(z @ self.book.T).argmax(-1)].flatten(1))
+
+
+@pytest.mark.parametrize("cls", [Quantized, OneHot, Least, Likest])
+def test_codes_that_forward_chooses_are_found(cls):
+    model = cls()
+    adapted = understood(model)
+    (latent,) = adapted.signature.latents
+    assert (latent.shape, latent.posterior.kind, latent.prior.kind) == ((2,), "codes", "none")
+    assert latent.posterior.codebook == (9 if cls is Likest else 16)
+    x = torch.rand(5, 12)
+    (codes,) = run_module(adapted.modules["encoder"], [x])
+    (own, *_) = run_module(adapted.modules["decoder"], [codes])
+    with torch.no_grad():
+        output = model(x)
+    torch.testing.assert_close(own, output[0] if isinstance(output, tuple) else output, atol=2e-6, rtol=1e-5)
+    (other, *_) = run_module(adapted.modules["decoder"], [(codes + 1) % 9])
+    assert not torch.allclose(own, other)
+
+
+def test_a_bundle_of_codes_that_forward_chooses(tmp_path):
+    model = Quantized().eval()
+    vae = vae_runtime.load(vae_export.export(model, tmp_path / "bundle", example=X, formats=("onnx",)).path)
+    x = torch.rand(3, 12)
+    with torch.no_grad():
+        expected = model(x)[0].numpy()
+    np.testing.assert_allclose(vae.decode(vae.encode(x.numpy()).mode()), expected, atol=1e-5)
+
+
+class Leaking(Quantized):
+    """Its decoder sees the encoder's answer beside the codes."""
+
+    def forward(self, x):
+        z = self.encoder(x)
+        return self.decoder(self.choose(z.reshape(-1, 4)).view_as(z) + 0.5 * z)
+
+
+def test_codes_beside_something_else_are_refused():
+    with pytest.raises(ExportError, match="depends on the observation, too, and not on the codes alone"):
+        understood(Leaking())
 
 
 class Denoising(Plain):
@@ -469,7 +552,7 @@ class Classes(nn.Module):
         return self.first(x).view(-1, 3, 5)
 
     def draw(self, logits):
-        return F.gumbel_softmax(logits, tau=0.5)
+        return functional.gumbel_softmax(logits, tau=0.5)
 
     def decode(self, z):
         return self.last(z.reshape(-1, 15))
@@ -480,8 +563,8 @@ class Classes(nn.Module):
 
 
 OTHER = {
-    "gumbel_softmax": lambda q: F.gumbel_softmax(q, hard=True),
-    "rand_like": lambda q: F.softmax(q - torch.log(-torch.log(torch.rand_like(q) + 1e-7) + 1e-7), -1),
+    "gumbel_softmax": lambda q: functional.gumbel_softmax(q, hard=True),
+    "rand_like": lambda q: functional.softmax(q - torch.log(-torch.log(torch.rand_like(q) + 1e-7) + 1e-7), -1),
     "multinomial": lambda q: torch.distributions.OneHotCategorical(logits=q).sample(),
     "bernoulli": lambda q: torch.bernoulli(torch.sigmoid(q)),
     "relaxed": lambda q: torch.distributions.RelaxedBernoulli(torch.tensor(0.5), logits=q).rsample(),
@@ -522,7 +605,7 @@ def test_a_sampler_of_classes_shows_what_a_failing_forward_does_not():
             return [super().encode(x)]
 
         def sample(self, n):
-            return self.decode(F.one_hot(torch.randint(5, (n, 3)), 5).float())
+            return self.decode(functional.one_hot(torch.randint(5, (n, 3)), 5).float())
 
     with pytest.raises(ExportError, match="sample: draws latents with indices"):
         understood(Listed())
@@ -533,7 +616,17 @@ def test_classes_are_carried_as_codes_by_stated_functions():
     adapted = understood(
         model,
         encode=lambda x: model.encode(x).argmax(-1),
-        decode=lambda codes: model.decode(F.one_hot(codes, 5).float()),
+        decode=lambda codes: model.decode(functional.one_hot(codes, 5).float()),
         codebook=5,
     )
     assert adapted.signature.latent.posterior.kind == "codes"
+
+
+@pytest.mark.parametrize(("rows", "codes"), [(3, 4), (3, 40), (40, 4)])
+def test_distances_are_pytorch_s(rows, codes):
+    a, b = torch.randn(2, rows, 6), torch.randn(codes, 6)
+    with Draws.constant(0.0):
+        own = torch.cdist(a, b)
+        other = torch.cdist(a, b, p=1.0)
+    torch.testing.assert_close(own, torch.cdist(a, b), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(other, torch.cdist(a, b, p=1.0))

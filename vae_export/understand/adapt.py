@@ -16,6 +16,7 @@ from vae_runtime.manifest import Latent, Signature
 from ..errors import ExportError
 from .adapted import Adapted, run_module
 from .agreement import require_forward
+from .choices import cut_at_choices
 from .cut import cut_forward
 from .declaration import SECOND, Declaration
 from .decoder import understand_decoder
@@ -80,7 +81,7 @@ def adapt(
         adapted = _held(functions, adapted, stated)
         settled = True
     except (ForwardDiffers, MissingFunction) as reason:
-        if stated or declaration.posterior in ("codes", "none"):
+        if stated or declaration.posterior == "none":
             raise
         functions, adapted = _from_halves(model_data, declaration, reason)
         settled = _decodes_alike(functions, adapted)
@@ -144,15 +145,26 @@ def _from_halves(data: _Data, declaration: Declaration, reason: ExportError) -> 
     Raises:
         ExportError: `forward` cannot be cut in two, or does not do what its halves do.
     """
-    try:
-        functions = cut_forward(data.model, data.example, data.conditions)
-    except ExportError as error:
-        if isinstance(reason, MissingFunction):
-            raise reason from error
-        raise ExportError(f"{reason} (forward itself cannot be cut in two: {error})") from error
-    # The halves show the standard deviation itself.
-    posterior = None if declaration.posterior in SECOND else declaration.posterior
-    functions, adapted = _adapted(functions, data, dataclasses.replace(declaration, posterior=posterior))
+    reasons = []
+    if declaration.posterior in (None, *SECOND):
+        try:
+            functions = cut_forward(data.model, data.example, data.conditions)
+            # The halves show the standard deviation itself.
+            return _proven(functions, data, dataclasses.replace(declaration, posterior=None))
+        except ExportError as error:
+            reasons.append(str(error))
+    if declaration.posterior in (None, "codes"):
+        try:
+            functions, count = cut_at_choices(data.model, data.example, data.conditions)
+            codebook = count if declaration.codebook is None else declaration.codebook
+            return _proven(functions, data, dataclasses.replace(declaration, posterior=None, codebook=codebook))
+        except ExportError as error:
+            reasons.append(str(error))
+    raise ExportError(f"{reason} (nor can forward itself be cut in two: {'; '.join(reasons)})") from reason
+
+
+def _proven(functions: Functions, data: _Data, declaration: Declaration) -> tuple[Functions, Adapted]:
+    functions, adapted = _adapted(functions, data, declaration)
     require_forward(functions, adapted)
     return functions, adapted
 

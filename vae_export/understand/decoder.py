@@ -17,6 +17,7 @@ from .draws import Draws
 from .edges import as_float32, written_for
 from .functions import Functions
 from .likelihood import Decoded, find_likelihood
+from .posterior import ForwardDiffers
 from .reading import DecoderReading, mean_of
 
 
@@ -50,10 +51,11 @@ def understand_decoder(functions: Functions, latents: Sequence[Tensor], declarat
         raise
     except Exception as error:
         shapes = ", ".join(str(list(latent.shape)) for latent in latents)
-        raise ExportError(
+        message = (
             f"decode: fails on latents {shapes}: {error_line(error)}; pass decode=, a function of the latents and "
-            "conditions"
-        ) from error
+        )
+        # Where forward takes the example, its halves may serve.
+        raise (ForwardDiffers if functions.forward_runs() else ExportError)(f"{message}conditions") from error
     draws.require_normal_alone("decode")
     noises = _noises(functions, latents, mean_of(output), draws)
     # Its answer to latents far from the example's is of the same kind, and shows more of its range.

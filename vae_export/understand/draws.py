@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ExportError
+from .operators import TRANSLATABLE
 
 # Functions that draw a standard normal number for each element of their result, or scale one.
 _NORMAL = {torch.randn, torch.randn_like, torch.normal, Tensor.normal_}
@@ -140,7 +141,7 @@ class Draws(TorchFunctionMode):
             self.other.append(f"{func.__name__} in training mode")
         elif func in _VALUES:
             self.values.append(_place())
-        result = func(*args, **kwargs)
+        result = TRANSLATABLE.get(func, func)(*args, **kwargs)
         if func in _SIGMOID:
             # A copy, since the model may change the result in place.
             self.sigmoid = (args[0] if args else kwargs["input"], result.clone())

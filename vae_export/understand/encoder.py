@@ -85,9 +85,9 @@ def _answer(functions: Functions, declaration: Declaration, draws: Draws) -> Any
         advice = shape_advice(functions, declaration)
         if not advice and not example.is_floating_point():
             advice = "; integers are passed as integers; scale pixels to floats first"
-        raise ExportError(
-            f"encode: fails on the example, {list(example.shape)}: {error_line(error)}{advice}"
-        ) from error
+        message = f"encode: fails on the example, {list(example.shape)}: {error_line(error)}{advice}"
+        # Where forward takes the example, its halves may serve.
+        raise (ForwardDiffers if not advice and functions.forward_runs() else ExportError)(message) from error
 
 
 def _kept(quiet: Sequence[Tensor], loud: Sequence[Tensor]) -> tuple[int, ...] | None:

@@ -93,6 +93,16 @@ class Functions:
             recognised=(*self.recognised, *_changed_lines("decode", self.decode_conditions, changed)),
         )
 
+    def forward_runs(self) -> bool:
+        """Whether the model has a `forward` that takes the example."""
+        if type(self.model).forward is nn.Module.forward:
+            return False
+        try:
+            self.forward(0.0, training=False)
+        except Exception:
+            return False
+        return True
+
     def forward(self, noise: float = 1.0, *, training: bool = True) -> Forward:
         """Run `forward` on the example.
 

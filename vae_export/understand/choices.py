@@ -1,0 +1,144 @@
+"""Cut a model's `forward` at the choices of its codes: the encoder is what comes before, the decoder what follows.
+
+This serves vector-quantized models whose encode and decode leave the codebook to `forward`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vae_runtime.errors import error_line
+
+from ..errors import ExportError
+from .draws import Draws
+from .functions import Functions, conditions_taken, tensors_in
+from .posterior import SAME, distance
+
+# Functions that choose an index along an axis; those of the second kind return the values too.
+_INDEX = {torch.argmin, torch.argmax, Tensor.argmin, Tensor.argmax}
+_VALUE_AND_INDEX = {torch.min, torch.max, Tensor.min, Tensor.max}
+_MAX_CHOICES = 64
+
+
+class _AtChoices(Draws):
+    """Record the indices that a model chooses, or put others in their place."""
+
+    def __init__(self, given: Sequence[Tensor] = ()) -> None:
+        super().__init__(lambda index, shape: torch.zeros(shape))
+        self.given = given
+        self.chosen: list[Tensor] = []
+        self.sizes: list[int] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs)
+        kwargs = kwargs or {}
+        if func in _INDEX:
+            indices, axis = result, args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
+        elif func in _VALUE_AND_INDEX and isinstance(result, tuple):
+            indices, axis = result[1], args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
+        else:
+            return result
+        if axis is None:
+            return result
+        number = len(self.chosen)
+        self.chosen.append(indices)
+        self.sizes.append(int((args[0] if args else kwargs["input"]).shape[axis]))
+        if number < len(self.given):
+            indices = self.given[number].reshape(indices.shape)
+            return indices if func in _INDEX else type(result)((result[0], indices))
+        return result
+
+
+class _Forward:
+    """The two halves of a model's `forward`."""
+
+    def __init__(self, model: nn.Module, example: Tensor, conditions: Mapping[str, Tensor]) -> None:
+        self.model = model
+        # What the first half, whose result is replaced, is run on.
+        self.row = example[:1].clone()
+        self.taken = conditions_taken(model, conditions)
+        self.item = 0
+
+    def encode(self, x: Tensor, **conditions: Tensor) -> Tensor | list[Tensor]:
+        """The codes, [n, …], or those of each level."""
+        at = _AtChoices()
+        with at:
+            self.model(x, **conditions)
+        # A model that chooses for all positions of a batch at once has them in the order of the observations.
+        levels = [
+            chosen if chosen.dim() > 1 and len(chosen) == len(x) else chosen.reshape(len(x), -1) for chosen in at.chosen
+        ]
+        return levels[0] if len(levels) == 1 else levels
+
+    def decode(self, *codes: Tensor, **conditions: Tensor) -> Tensor:
+        """What `forward` makes of the codes."""
+        return self.answer(codes, self.row.expand(len(codes[0]), *self.row.shape[1:]), conditions)[self.item]
+
+    def answer(self, codes: Sequence[Tensor], x: Tensor, conditions: Mapping[str, Tensor]) -> list[Tensor]:
+        """The tensors that `forward` returns with these codes in the place of its choices."""
+        with _AtChoices(codes):
+            output = self.model(x, **conditions)
+        return [leaf for leaf in tensors_in(output) if leaf.dim() and leaf.is_floating_point()]
+
+
+def cut_at_choices(model: nn.Module, example: Tensor, given: Mapping[str, Tensor]) -> tuple[Functions, int]:
+    """Return the halves of a model's `forward` as encode and decode, and the number of codes.
+
+    Args:
+        model: in evaluation mode.
+        example: observations [n, …].
+        given: the conditions' values [n, …] by name.
+
+    Raises:
+        ExportError: `forward` chooses no codes, or its second half depends on more than these.
+    """
+    forward = _Forward(model, example, given)
+    try:
+        with torch.no_grad():
+            sizes = _cut(forward, example)
+    except ExportError:
+        raise
+    except Exception as error:
+        raise ExportError(f"forward fails on the example: {error_line(error)}") from error
+    halves = Functions(
+        model=model,
+        encode=forward.encode,
+        decode=forward.decode,
+        example=example,
+        conditions=given,
+        encode_conditions=forward.taken,
+        decode_conditions=forward.taken,
+        recognised=("encode and decode: the two halves of forward, cut where it chooses the codes",),
+    )
+    return halves, max(sizes)
+
+
+def _cut(forward: _Forward, example: Tensor) -> list[int]:
+    """Check that forward can be cut, find the tensor that is the reconstruction, and return the codebooks' sizes."""
+    recorder = _AtChoices()
+    with recorder:
+        forward.model(example.clone(), **forward.taken)
+    if recorder.normal or recorder.other:
+        raise ExportError("it draws noise")
+    if not 0 < len(recorder.chosen) <= _MAX_CHOICES:
+        raise ExportError(f"it chooses codes {len(recorder.chosen)} times")
+    levels = forward.encode(example.clone(), **forward.taken)
+    codes = [levels] if isinstance(levels, Tensor) else levels
+    own = forward.answer(codes, example.clone(), forward.taken)
+    moved = forward.answer([(level + 1) % size for level, size in zip(codes, recorder.sizes, strict=True)],
+                           example.clone(), forward.taken)  # fmt: skip
+    changed = [j for j, (a, b) in enumerate(zip(own, moved, strict=True)) if not torch.equal(a, b)]
+    item = next((j for j in changed if own[j].shape == example.shape), None)
+    if item is None:
+        raise ExportError("no reconstruction depends on the codes that it chooses")
+    forward.item = item
+    # The first half sees another observation, so that nothing but the codes can lead to the same answer.
+    if distance(forward.answer(codes, example.roll(1, 0).clone(), forward.taken)[item], own[item]) > SAME:
+        raise ExportError("its reconstruction depends on the observation, too, and not on the codes alone")
+    return recorder.sizes

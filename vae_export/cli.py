@@ -207,7 +207,9 @@ def _add_model(verb: argparse.ArgumentParser) -> None:
         "--model", metavar="MODULE:NAME", help="a class or function that returns the VAE; importing it runs its code"
     )
     group.add_argument(
-        "--weights", type=Path, help="its state_dict(): a .safetensors file, or one that torch.save wrote"
+        "--weights",
+        type=Path,
+        help="its state_dict(): a .safetensors file, one that torch.save wrote, or a folder of the library",
     )
     group.add_argument("--example", type=Path, metavar="X.npy", help="observations [n, ...]")
     group.add_argument(

@@ -1,14 +1,18 @@
-"""Load a user's model from its module, and its weights from a file."""
+"""Load a user's model from its module, and its weights from a file or a folder of the library that wrote them."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import pickle
 import sys
+import types
 import warnings
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import safetensors.torch
 import torch
@@ -25,7 +29,9 @@ def load_model(spec: str, weights: Path | None) -> nn.Module:
     Args:
         spec: "package.module:name", where the name is of a class or a function that is called without arguments, or of
             a module that is there already.
-        weights: .safetensors, or a file of torch.save that holds tensors by name alone (nothing else is unpickled).
+        weights: .safetensors, or a file of torch.save, of which tensors, numbers and texts alone are read (no other
+            object is unpickled); or a folder that the class's `from_pretrained` or `load_from_folder` reads, or that
+            holds one such file.
 
     Raises:
         InputError: something is missing, damaged, or does not fit the model.
@@ -43,32 +49,150 @@ def load_model(spec: str, weights: Path | None) -> nn.Module:
         raise InputError(f"model: {package} has no {name}; give the name of a class or function in it") from None
     except Exception as error:  # whatever the module's own code raises
         raise InputError(f"model: {package} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
-    if not isinstance(found, nn.Module):
-        if not callable(found):
-            raise InputError(f"model: {spec}: expected a class or a function, got {type(found).__name__}")
-        try:
-            found = found()
-        except (Exception, SystemExit) as error:
-            raise InputError(
-                f"model: {spec}() fails: {type(error).__name__}: {one_line(error)}; give a function without arguments "
-                "that makes the model"
-            ) from error
-    if not isinstance(getattr(found, "module", found), nn.Module) and not isinstance(found, nn.Module):
-        raise InputError(f"model: {spec}: expected a torch.nn.Module, got {type(found).__name__}")
+    if weights is not None and weights.is_dir():
+        folder_reader = next((r for r in _FOLDER_READERS if callable(getattr(found, r, None))), None)
+        if folder_reader:
+            return _from_folder(found, folder_reader, spec, weights)
+    checkpoint = {} if weights is None else _read_checkpoint(_weights_file(weights))
+    model = found if isinstance(found, nn.Module) else _made(found, spec, checkpoint)
+    if not isinstance(getattr(model, "module", model), nn.Module) and not isinstance(model, nn.Module):
+        raise InputError(f"model: {spec}: expected a torch.nn.Module, got {type(model).__name__}")
     if weights is not None:
-        _load_weights(found, weights)
-    return found  # type: ignore[no-any-return]
+        _load_state(model, _state_of(checkpoint, weights), weights)
+    return model
 
 
-def _load_weights(model: nn.Module, path: Path) -> None:
+# Methods of a class that read a folder which its library wrote.
+_FOLDER_READERS = ("from_pretrained", "load_from_folder")
+_LFS = b"version https://git-lfs.github.com/spec/"
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
+
+def _from_folder(found: Any, reader: str, spec: str, folder: Path) -> nn.Module:
+    for path in sorted(folder.iterdir()):
+        _refuse_pointer(path)
+    # transformers and diffusers would otherwise take a folder that is missing files for a name on their hub.
+    local = {"local_files_only": True} if reader == "from_pretrained" else {}
     try:
+        model = getattr(found, reader)(str(folder), **local)
+    except Exception as error:
+        raise InputError(f"{folder}: {spec}.{reader} fails: {type(error).__name__}: {one_line(error)[:300]}") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: {spec}.{reader}: expected a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def _weights_file(path: Path) -> Path:
+    """The path itself, or the only file of weights in a folder."""
+    if not path.is_dir() or path.suffix in _SUFFIXES:
+        return path
+    files = [child for child in sorted(path.iterdir()) if child.suffix in _SUFFIXES]
+    if len(files) != 1:
+        names = ", ".join(child.name for child in files) or "none"
+        raise InputError(f"{path}: expected one file of weights in this folder, got {names}; give the file")
+    return files[0]
+
+
+def _made(found: Any, spec: str, checkpoint: Any) -> Any:
+    """Call a class or a function without arguments, or with those that a Lightning checkpoint recorded."""
+    if not callable(found):
+        raise InputError(f"model: {spec}: expected a class or a function, got {type(found).__name__}")
+    try:
+        return found(**_hyper_parameters(found, checkpoint))
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"model: {spec}() fails: {type(error).__name__}: {one_line(error)}; give a function without arguments "
+            "that makes the model"
+        ) from error
+
+
+def _hyper_parameters(found: Any, checkpoint: Any) -> dict[str, Any]:
+    """The arguments of a class that Lightning's save_hyperparameters wrote into a checkpoint."""
+    recorded = checkpoint.get("hyper_parameters") if isinstance(checkpoint, Mapping) else None
+    if not isinstance(recorded, Mapping):
+        return {}
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    everything = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
+    names = {parameter.name for parameter in parameters}
+    taken = {
+        name: value
+        for name, value in recorded.items()
+        if name in names or (everything and isinstance(name, str) and not name.startswith("_"))
+    }
+    unread = [name for name, value in taken.items() if isinstance(value, _Unread)]
+    if unread:
+        raise InputError(f"hyper_parameters: {', '.join(unread)} are objects, which are not unpickled")
+    return taken
+
+
+class _Unread(dict[Any, Any]):
+    """Stands for an object of a class that is not unpickled: it takes whatever the file gives it and runs nothing."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        """Take an item."""
+
+    def extend(self, values: Any) -> None:
+        """Take items."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Read tensors and plain values alone; every other object becomes an `_Unread`."""
+
+    _ALLOWED: ClassVar = {
+        ("collections", "OrderedDict"),
+        ("builtins", "set"),
+        ("torch", "Size"),
+        ("torch", "device"),
+        ("torch.serialization", "_get_layout"),
+        ("torch._utils", "_rebuild_tensor_v2"),
+        ("torch._utils", "_rebuild_parameter"),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return a class that the file names, if it is one of tensors or plain values."""
+        known = (module, name) in self._ALLOWED
+        if known or (
+            module == "torch" and (name.endswith("Storage") or isinstance(getattr(torch, name, 0), torch.dtype))
+        ):
+            return super().find_class(module, name)
+        # Lightning's hyperparameters, which are a dictionary.
+        return dict if name == "AttributeDict" else _Unread
+
+
+def _refuse_pointer(path: Path) -> None:
+    """Refuse the short text that a checkout without git-lfs has in the place of a large file."""
+    if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS):
+        raise InputError(f"{path}: this is a pointer of git-lfs, not the file itself; run `git lfs pull` in its folder")
+
+
+def _read_checkpoint(path: Path) -> Any:
+    """Read what a file of weights holds, without running code from it."""
+    try:
+        _refuse_pointer(path)
         if path.suffix == ".safetensors":
-            state: Any = safetensors.torch.load_file(path)
-        else:
-            with warnings.catch_warnings():
-                # Warnings about pickle's protocol: a file that torch.save did not write raises an error below.
-                warnings.simplefilter("ignore")
-                state = torch.load(path, map_location="cpu", weights_only=True)
+            return safetensors.torch.load_file(path)
+        with warnings.catch_warnings():
+            # Warnings about pickle's protocol: a file that torch.save did not write raises an error below.
+            warnings.simplefilter("ignore")
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError:
+                if not zipfile.is_zipfile(path):
+                    raise
+                reader = types.SimpleNamespace(Unpickler=_Unpickler, load=None, __name__="reader")
+                found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
+                if isinstance(found, _Unread):
+                    raise
+                return found
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give the model's weights") from None
     except pickle.UnpicklingError as error:
@@ -77,10 +201,17 @@ def _load_weights(model: nn.Module, path: Path) -> None:
             f"{path}: expected .safetensors or torch.save(model.state_dict(), …), got other objects, which are "
             "not unpickled"
         ) from error
+    except InputError:
+        raise
     except Exception as error:  # the readers let through what their parts raise
         raise InputError(
             f"{path}: expected .safetensors or torch.save(model.state_dict(), …): {one_line(error)[:300]}"
         ) from error
+
+
+def _state_of(checkpoint: Any, path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by name."""
+    state = checkpoint
     # Lightning and many training scripts keep the weights under one of these names.
     for key in ("state_dict", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
@@ -88,11 +219,41 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
     if not named or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path}: expected tensors by name, as model.state_dict() gives them; save that")
-    # DataParallel and torch.compile add these prefixes.
-    for prefix in ("module.", "_orig_mod."):
-        if state and all(name.startswith(prefix) for name in state) and not hasattr(model, prefix[:-1]):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return dict(state)
+
+
+def _load_state(model: Any, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Load weights, whatever prefix their names have.
+
+    Raises:
+        InputError: they are not the model's, or those of several models fit.
+    """
+    wanted = model.state_dict() if isinstance(model, nn.Module) else {}
+    if wanted and wanted.keys() != state.keys():
+        state = _without_prefix(state, wanted, path)
     try:
         model.load_state_dict(state)
     except Exception as error:  # a model may load its state in its own way
         raise InputError(f"{path}: these weights are not the model's: {one_line(error)[:500]}") from error
+
+
+def _without_prefix(
+    state: dict[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], path: Path
+) -> dict[str, torch.Tensor]:
+    """The weights below the one prefix where they are the model's, such as "net." or "module."; else all of them.
+
+    torch.compile adds "_orig_mod." in the middle of names too.
+    """
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
+    prefixes = {""}
+    for name in state:
+        parts = name.split(".")
+        prefixes |= {".".join(parts[:count]) + "." for count in range(1, len(parts))}
+    fits = {}
+    for prefix in sorted(prefixes):
+        below = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        if below.keys() == wanted.keys() and all(below[name].shape == wanted[name].shape for name in wanted):
+            fits[prefix] = below
+    if len(fits) > 1:
+        raise InputError(f"{path}: the weights of several models fit, {', '.join(fits)}; save those of one alone")
+    return next(iter(fits.values()), state)

@@ -28,6 +28,7 @@ from .training.data import Dataset
 from .training.evaluation import binarise, read_evaluation
 from .understand.declaration import SECOND, Declaration
 from .understand.edges import at_edge
+from .understand.inner import module_of
 from .understand.likelihood import observation_range, require_likelihood
 from .understand.observation import require_axes
 from .understand.prior import FITTED, is_fitted
@@ -56,6 +57,8 @@ class Source:
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     card: Callable[[Manifest, Mapping[str, int], bool], str] | None = None
+    holder: Any = None
+    """The caller's object, if it is no module but holds one."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ def model_source(model: Any, declaration: Declaration, examples: Examples, name:
     Raises:
         InputError: an argument is invalid.
     """
-    module = _module_of(model)
+    module = module_of(model)
     if examples.example is None:
         raise InputError("example: expected observations [n, …], got nothing; pass some with example=")
     x = _tensor("example", examples.example)
@@ -214,28 +217,8 @@ def model_source(model: Any, declaration: Declaration, examples: Examples, name:
             "parameters": sum(parameter.numel() for parameter in module.parameters()),
             "torch": torch.__version__,
         },
+        holder=None if isinstance(model, nn.Module) else model,
     )
-
-
-def _module_of(model: Any) -> nn.Module:
-    """Return the module that a user's object is or wraps, and require values for its weights."""
-    # scvi-tools wraps its modules in an object of its own.
-    module = model if isinstance(model, nn.Module) else getattr(model, "module", None)
-    # torch.compile and DataParallel wrap the module that is meant.
-    module = getattr(module, "_orig_mod", module)
-    module = module.module if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else module
-    if isinstance(module, torch.jit.ScriptModule):
-        raise InputError(
-            "model: expected a torch.nn.Module, got a ScriptModule; pass the module from before torch.jit.script"
-        )
-    if not isinstance(module, nn.Module):
-        raise InputError(f"model: expected a torch.nn.Module or the folder of a run, got {type(model).__name__}")
-    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if nn.parameter.is_lazy(tensor) or tensor.is_meta:
-            raise InputError(
-                f"model: {key} has no values yet; run the model once, or load its weights, before the export"
-            )
-    return module
 
 
 def _conditions(conditions: Mapping[str, ArrayLike | Tensor] | None, n: int) -> dict[str, Tensor]:

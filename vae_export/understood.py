@@ -11,6 +11,7 @@ from .errors import ExportError
 from .sources import EXAMPLES, Source, check_declaration
 from .understand.adapt import adapt, declared
 from .understand.adapted import Adapted, run_module
+from .understand.inner import inner_model
 from .understand.prior import fit_prior, is_fitted
 from .understand.probe import probe
 from .understand.state import used_tensors
@@ -18,19 +19,35 @@ from .understand.state import used_tensors
 
 def understand_source(source: Source) -> Adapted:
     """Return the model's pure functions, checked in eager PyTorch, with the prior that is known, found or fitted."""
-    by, known = declared(source.model)
+    model, held_as = inner_model(source.model, source.example, source.conditions)
+    holder = source.holder if model is source.model else source.model
+    by, known = declared(model)
     declaration = source.declaration.over(known)
     check_declaration(declaration)
     fitted = declaration.prior if is_fitted(declaration.prior) else None
     if fitted:
         declaration = dataclasses.replace(declaration, prior="none")
     adapted = adapt(
-        source.model, source.example, declaration, source=by, conditions=source.conditions, classes=source.classes
+        model,
+        source.example,
+        declaration,
+        source=by,
+        conditions=source.conditions,
+        classes=source.classes,
+        holder=holder,
     )
+    if holder is not None:
+        adapted = dataclasses.replace(adapted, recognised=(_held_line(holder, model, held_as), *adapted.recognised))
     adapted = probe(adapted, tuple(declaration.dynamic or ()))
     adapted = _normalised(adapted, source)
     adapted = dataclasses.replace(adapted, recognised=(*adapted.recognised, *_left_out(source.model, adapted)))
     return _with_prior(adapted, source, fitted) if fitted else adapted
+
+
+def _held_line(holder: object, model: nn.Module, name: str | None) -> str:
+    """A line that says which module is exported in the place of the object that holds it."""
+    what = f"its {name} ({type(model).__name__})" if name else f"the {type(model).__name__} that it holds"
+    return f"{type(holder).__name__}: {what} is exported; what it does itself around that module is not in the bundle"
 
 
 def _left_out(model: nn.Module, adapted: Adapted) -> list[str]:

@@ -272,7 +272,7 @@ def odd(place, tmp_path):
         ({"example": "huge.npy"}, 1, "huge.npy: expected an .npy file of numbers"),
         ({"example": "folder.npy"}, 1, "folder.npy: expected an .npy file of numbers"),
         ({"observations": "no.npy"}, 1, "no.npy: no such file"),
-        ({"observations": "whole.npy"}, 1, "observations: expected float32 [n, 8], as the example has, got int64"),
+        ({"observations": "whole.npy"}, 1, "observations: expected float32 [n, 8], as the example has, got uint8"),
         ({"condition": "=label.npy"}, 2, "NAME=C.npy"),
         ({"condition": "a b=label.npy"}, 1, "--condition: expected names of letters, digits and '_'"),
         ({"condition": "label=no.npy"}, 1, "no.npy: no such file"),
@@ -443,3 +443,90 @@ def test_a_refusal_is_all_that_is_said_of_a_branch(tmp_path, command):
         "error: encoder: a Python branch or loop depends on the values of a tensor at branching_of"
     )
     assert len(understood) < 10
+
+
+# What frameworks write beside the weights, and around them.
+
+FRAMEWORK = """
+import json
+import pathlib
+import safetensors.torch
+from mine_of_test import Mine
+
+class Holder(Mine):
+    @classmethod
+    def from_pretrained(cls, folder, local_files_only):
+        model = cls(**json.loads((pathlib.Path(folder) / "config.json").read_text()))
+        model.load_state_dict(safetensors.torch.load_file(pathlib.Path(folder) / "model.safetensors"))
+        return model
+"""
+
+
+class Settings:
+    """Anything that a training script may save beside its weights; reading it must not run code."""
+
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+def prefixed(state, prefix, **further):
+    return {**{f"{prefix}{name}": tensor for name, tensor in state.items()}, **further}
+
+
+@pytest.mark.parametrize("prefix", ["net.", "module.", "_orig_mod.", "model.", "model._orig_mod.", "a.b."])
+def test_weights_with_a_prefix_are_the_models(prefix, place, tmp_path):
+    others = {} if prefix == "_orig_mod." else {"loss.weight": torch.zeros(3), "epoch": torch.tensor(3)}
+    torch.save({"state_dict": prefixed(place, prefix, **others)}, tmp_path / "prefixed.pt")
+    model = load_model("mine_of_test:Mine", tmp_path / "prefixed.pt")
+    assert all(torch.equal(tensor, place[name]) for name, tensor in model.state_dict().items())
+
+
+def test_weights_of_two_models_are_refused(place, tmp_path):
+    averaged = {name: tensor * 2 for name, tensor in place.items()}
+    torch.save(prefixed(place, "net.", **prefixed(averaged, "ema.")), tmp_path / "two.pt")
+    with pytest.raises(InputError, match=r"the weights of several models fit, ema\., net\.; save"):
+        load_model("mine_of_test:Mine", tmp_path / "two.pt")
+
+
+def test_a_lightning_checkpoint_gives_the_arguments_of_the_class(place, tmp_path, capsys):
+    wide = {"body.weight": torch.randn(10, 8), "body.bias": torch.randn(10)}
+    wide |= {"head.weight": torch.randn(8, 7), "head.bias": torch.randn(8)}
+    content = {"state_dict": wide, "hyper_parameters": {"latent": 5, "lr": 0.1, "settings": Settings()}, "loops": {1}}
+    torch.save(content, tmp_path / "wide.ckpt")
+    assert load_model("mine_of_test:Mine", tmp_path / "wide.ckpt").body.out_features == 10
+    torch.save({**content, "hyper_parameters": {"latent": Settings()}}, tmp_path / "object.ckpt")
+    with pytest.raises(InputError, match="hyper_parameters: latent are objects, which are not unpickled"):
+        load_model("mine_of_test:Mine", tmp_path / "object.ckpt")
+    assert "code ran" not in capsys.readouterr().out
+    # The same bytes read with code allowed do run it.
+    torch.load(tmp_path / "wide.ckpt", weights_only=False)
+    assert "code ran" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["mine.pt", "mine.safetensors"])
+@pytest.mark.usefixtures("place")
+def test_a_pointer_of_git_lfs_is_called_that(name, tmp_path):
+    pointer = tmp_path / name
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+    with pytest.raises(InputError, match="pointer of git-lfs, not the file itself; run `git lfs pull`"):
+        load_model("mine_of_test:Mine", pointer)
+
+
+def test_a_folder_is_read_by_the_class_or_by_its_only_file(place, tmp_path):
+    (tmp_path / "framework_of_test.py").write_text(FRAMEWORK)
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"latent": 3}')
+    safetensors.torch.save_file(place, folder / "model.safetensors")
+    for spec in ("framework_of_test:Holder", "mine_of_test:Mine"):
+        model = load_model(spec, folder)
+        assert torch.equal(model.state_dict()["body.bias"], place["body.bias"])
+    torch.save(place, folder / "model.pt")
+    with pytest.raises(InputError, match=r"expected one file of weights in this folder, got model\.pt, model\.saf"):
+        load_model("mine_of_test:Mine", folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match=r"framework_of_test:Holder\.from_pretrained fails: FileNotFoundError"):
+        load_model("framework_of_test:Holder", folder)
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InputError, match="pointer of git-lfs"):
+        load_model("framework_of_test:Holder", folder)

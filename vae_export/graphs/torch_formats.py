@@ -8,12 +8,15 @@ from typing import Any
 import torch
 
 from ..understand.adapted import Adapted
+from ..understand.state import readable
 from .graph import axis_names, traced_inputs
 
 
 def export_torchscript(adapted: Adapted, component: str, path: Path) -> str:
     """Trace, freeze and write a component; return the exporter's name."""
-    traced = torch.jit.trace(adapted.modules[component], traced_inputs(adapted, component), check_trace=False)
+    module = adapted.modules[component]
+    with readable(module):
+        traced = torch.jit.trace(module, traced_inputs(adapted, component), check_trace=False)
     # Freezing leaves out the weights that the graph does not use.
     frozen = torch.jit.freeze(traced.eval())
     archive = path.with_name(f"{path.name}.debug")

@@ -58,6 +58,7 @@ def adapt(
     source: str | None = None,
     conditions: Mapping[str, Tensor] | None = None,
     classes: Mapping[str, Sequence[str]] | None = None,
+    holder: object = None,
 ) -> Adapted:
     """Find a VAE's pure functions and what they mean.
 
@@ -68,6 +69,7 @@ def adapt(
         source: who declared them, for the record.
         conditions: values [n, …] by name, as the example.
         classes: names of the values 0, 1, … of integer conditions.
+        holder: an object or a module that holds the model, and may show its prior.
 
     Raises:
         ExportError: a fact stays unknown, and the error names the argument that settles it; or the model is no pair of
@@ -88,7 +90,7 @@ def adapt(
     if source:
         adapted = dataclasses.replace(adapted, recognised=(f"declared by {source}", *adapted.recognised))
     if declaration.prior is None and any(latent.posterior.kind != "codes" for latent in adapted.signature.latents):
-        adapted = with_prior(adapted, find_prior(functions, adapted, settled=settled))
+        adapted = with_prior(adapted, find_prior(functions, adapted, settled=settled, holder=holder))
     lines = _described(adapted.signature, declaration)
     return dataclasses.replace(adapted, recognised=(*adapted.recognised, *lines))
 

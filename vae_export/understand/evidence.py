@@ -58,7 +58,7 @@ class Evidence:
     shift: float | tuple[float, ...] = 0.0
 
 
-def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True) -> Evidence:
+def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True, holder: object = None) -> Evidence:
     """Find the prior of a model with one latent, or several, that are normal or points.
 
     Args:
@@ -66,17 +66,20 @@ def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True) 
         adapted: the same as modules.
         settled: whether the decoder takes the latents that the model's own decode takes; if not, only its own `sample`
             shows which latents its prior is of.
+        holder: an object or a module that holds the model; what it shows comes first.
 
     Raises:
         ExportError: the model's own `sample` draws latents that are not normal, and its encoder gives one tensor.
     """
     latents = [latent for latent in adapted.signature.latents if latent.posterior.outputs]
-    supplied = _supplied(functions.model)
-    if supplied:
-        reason = f"another model supplies the latents, as {supplied} in this model says"
-        return _none(reason, *_scaling(functions.model, latents[0].shape[0]))
-    if len(latents) == 1:
-        shown = _from_sampler(functions, adapted, latents[0])
+    owners = [owner for owner in (holder, functions.model) if owner is not None]
+    for owner in owners:
+        supplied = _supplied(owner)
+        if supplied:
+            reason = f"another model supplies the latents, as {supplied} in this model says"
+            return _none(reason, *_scaling(owner, latents[0].shape[0]))
+    for owner in owners if len(latents) == 1 else ():
+        shown = _from_sampler(owner, functions, adapted, latents[0])
         if shown is not None:
             return shown
     if any(latent.posterior.kind != "normal" for latent in latents):
@@ -88,7 +91,7 @@ def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True) 
             "the latents before or after"
         )
         return _none(reason)
-    left = _left_over(functions.model, adapted)
+    left = _left_over(holder if isinstance(holder, nn.Module) else functions.model, adapted)
     if left:
         reason = f"encode and decode read neither of {', '.join(left[:4])}, which may be a learned prior"
         if len(left) == 1:
@@ -103,7 +106,7 @@ def _none(reason: str, scale: float | tuple[float, ...] = 1.0, shift: float | tu
     return Evidence(LatentPrior("none", reason=reason), f"prior: none, {reason}; {_SETTLE}", None, scale, shift)
 
 
-def _supplied(model: nn.Module) -> str | None:
+def _supplied(model: object) -> str | None:
     """What says that another model supplies the latents: a field of a configuration, or a part of the model."""
     for name in _SUPPLIED:
         if _setting(model, name) is not None:
@@ -111,7 +114,7 @@ def _supplied(model: nn.Module) -> str | None:
     return next((name for name in _PARTS if callable(getattr(model, name, None))), None)
 
 
-def _setting(model: nn.Module, name: str) -> Any:
+def _setting(model: object, name: str) -> Any:
     """A field of a model's configuration, or an attribute of its own that is no function."""
     for holder in (getattr(model, "config", None), getattr(model, "hparams", None), model):
         value = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
@@ -120,7 +123,7 @@ def _setting(model: nn.Module, name: str) -> Any:
     return None
 
 
-def _scaling(model: nn.Module, channels: int) -> tuple[float | tuple[float, ...], float | tuple[float, ...]]:
+def _scaling(model: object, channels: int) -> tuple[float | tuple[float, ...], float | tuple[float, ...]]:
     """The scale and the shift of a configuration: one number, or one for each channel."""
     factor, shift = _setting(model, "scaling_factor"), _setting(model, "shift_factor")
     mean, std = _setting(model, "latents_mean"), _setting(model, "latents_std")
@@ -160,9 +163,8 @@ def _left_over(model: nn.Module, adapted: Adapted) -> list[str]:
 # The model's own sampler.
 
 
-def _from_sampler(functions: Functions, adapted: Adapted, latent: Latent) -> Evidence | None:
+def _from_sampler(model: object, functions: Functions, adapted: Adapted, latent: Latent) -> Evidence | None:
     """The prior that the model's own `sample` draws from; None if it has none, or none that can be called."""
-    model = functions.model
     for name in _SAMPLERS:
         call = _callable(model, name, functions.conditions)
         if call is None:
@@ -184,7 +186,7 @@ class _NotASamplerError(Exception):
     """A method draws nothing, or does not give observations."""
 
 
-def _callable(model: nn.Module, name: str, conditions: Mapping[str, Tensor]) -> Callable[[int], Any] | None:
+def _callable(model: object, name: str, conditions: Mapping[str, Tensor]) -> Callable[[int], Any] | None:
     """A call of a method with a number of samples; None if the method does not take one."""
     method = getattr(model, name, None)
     if not inspect.ismethod(method):
@@ -281,7 +283,7 @@ def _shown(sampler: _Sampler, adapted: Adapted, latent: Latent, name: str) -> Ev
     """The prior of a sampler, found by giving it its draws."""
     eps = torch.randn(_ROWS, *latent.shape, generator=torch.Generator().manual_seed(1))
     decoded, returned, draws = sampler.run(_ROWS, eps, [0] * _ROWS)
-    if not returned or (not draws.normal and not draws.weights and not draws.other):
+    if not (returned or decoded) or (not draws.normal and not draws.weights and not draws.other):
         raise _NotASamplerError
     if latent.posterior.kind != "normal" and (draws.other or draws.weights):
         what = draws.other[0] if draws.other else "indices"

@@ -38,10 +38,33 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                 # There are no gradients for them to see, and TorchScript takes no module that has any.
                 module._backward_hooks.clear()
                 module._backward_pre_hooks.clear()
+                _detach(module)
             yield
     finally:
         state.restore()
         surroundings.restore()
+
+
+def _detach(module: nn.Module) -> None:
+    """Let a LightningModule log nothing: outside of a training loop its `log` fails or warns."""
+    if callable(getattr(module, "training_step", None)):
+        for name in ("log", "log_dict"):
+            if callable(getattr(module, name, None)):
+                object.__setattr__(module, name, lambda *given, **named: None)
+
+
+@contextlib.contextmanager
+def readable(module: nn.Module) -> Iterator[None]:
+    """Let every attribute of a LightningModule be read, as TorchScript does: without a trainer, one of them raises."""
+    switch = "_jit_is_scripting"
+    modules = [each for each in module.modules() if getattr(each, switch, None) is False]
+    for each in modules:
+        object.__setattr__(each, switch, True)
+    try:
+        yield
+    finally:
+        for each in modules:
+            object.__delattr__(each, switch)
 
 
 class _ModelState:

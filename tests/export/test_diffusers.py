@@ -166,6 +166,19 @@ def test_hunyuan_video_15_takes_several_rows():
             torch.testing.assert_close(known.decode(mean)[row : row + 1], own, rtol=0, atol=1e-5)
 
 
+def test_mochi_normalizes_all_frames_at_once_and_keeps_its_layers():
+    needs_diffusers()
+    model, arguments = next(entry for entry in ENTRIES if entry.name == "AutoencoderKLMochi").make()
+    _, known = family_of(model)
+    norms = [layer for layer in model.modules() if hasattr(layer, "norm_layer")]
+    with torch.no_grad():
+        # More frames than the library normalizes at a time.
+        x = torch.cat([arguments["example"]] * 2)
+        assert norms[0].chunk_size < len(x) * x.shape[2]
+        torch.testing.assert_close(known.encode(x)[0], model.encode(x).latent_dist.mean, rtol=0, atol=1e-6)
+    assert not any("forward" in vars(layer) for layer in norms)
+
+
 LTX = {
     "latent_channels": 8,
     "block_out_channels": (8,) * 4,

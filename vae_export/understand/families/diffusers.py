@@ -186,30 +186,55 @@ def _ltx(model: Any) -> Declaration:
     return _kl(model, _VIDEO, decode=decode_at if model.config.timestep_conditioning else None)
 
 
-def _hunyuan_video15(model: Any) -> Declaration:
-    """The library's masks fit one row alone: they lack an axis for the heads. They are built frame by frame, too."""
+@contextmanager
+def _replaced(layers: Sequence[Any], method: str, make: Callable[[Any], Callable[..., Tensor]]) -> Iterator[None]:
+    """Give layers another method of this name, which `make` makes of each."""
+    own = [vars(layer).get(method) for layer in layers]
+    for layer in layers:
+        vars(layer)[method] = make(layer)
+    try:
+        yield
+    finally:
+        for layer, before in zip(layers, own, strict=True):
+            if before is None:
+                del vars(layer)[method]
+            else:
+                vars(layer)[method] = before
 
-    @contextmanager
-    def masks() -> Iterator[None]:
-        layers = [module for module in model.modules() if hasattr(module, "prepare_causal_attention_mask")]
-        for layer in layers:
-            vars(layer)["prepare_causal_attention_mask"] = _causal_mask
-        try:
-            yield
-        finally:
-            for layer in layers:
-                del vars(layer)["prepare_causal_attention_mask"]
+
+def _kl_with(model: Any, attribute: str, method: str, make: Callable[[Any], Callable[..., Tensor]]) -> Declaration:
+    """A video model whose layers with this attribute compute the same by another method."""
+    layers = [module for module in model.modules() if hasattr(module, attribute)]
 
     def encode(x: Tensor) -> tuple[Tensor, Tensor]:
-        with masks():
+        with _replaced(layers, method, make):
             q = _encoded(model, x)
         return q.mean, q.logvar
 
     def decode(z: Tensor) -> Tensor:
-        with masks():
+        with _replaced(layers, method, make):
             return _decoded(model, z)
 
     return _latents_of(model, _VIDEO, encode, decode)
+
+
+def _hunyuan_video15(model: Any) -> Declaration:
+    """The library fills its masks row by row, and they fit one observation alone: they lack an axis for the heads."""
+    method = "prepare_causal_attention_mask"
+    return _kl_with(model, method, method, lambda layer: _causal_mask)
+
+
+def _mochi(model: Any) -> Declaration:
+    """The library normalizes eight frames at a time to save memory, which bakes in the number of rows."""
+    return _kl_with(model, "norm_layer", "forward", _normalized_frames)
+
+
+def _normalized_frames(layer: Any) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        frames = x.permute(0, 2, 1, 3, 4)
+        return layer.norm_layer(frames.flatten(0, 1)).reshape(frames.shape).permute(0, 2, 1, 3, 4)  # type: ignore[no-any-return]
+
+    return forward
 
 
 def _causal_mask(frames: int, pixels: int, dtype: torch.dtype, device: torch.device, **_: Any) -> Tensor:
@@ -326,7 +351,7 @@ MODELS = {
     "AutoencoderKLMagvit": Family(partial(_kl, axes=_VIDEO)),
     "AutoencoderKLMiniMaxH3": Family(partial(_kl, axes=_VIDEO)),
     "AutoencoderKLMiniMaxH3Audio": Family(partial(_std, axes=_AUDIO)),
-    "AutoencoderKLMochi": Family(partial(_kl, axes=_VIDEO)),
+    "AutoencoderKLMochi": Family(_mochi),
     "AutoencoderKLQwenImage": Family(partial(_kl, axes=_VIDEO)),
     "AutoencoderKLQwenImage21": Family(partial(_kl, axes=_VIDEO)),
     "AutoencoderKLTemporalDecoder": Family(_temporal),

@@ -409,6 +409,122 @@ def test_learned_priors_are_carried_exactly():
         np.testing.assert_allclose(factors, model.stds.numpy(), atol=1e-5)
 
 
+class Correlated(Sampling):
+    def noise(self, n):
+        return 1.0 + torch.randn(n, 4) @ torch.tril(torch.ones(4, 4))
+
+
+@torch.no_grad()
+def test_a_full_covariance_is_carried():
+    weights, means, factors = mixture_of(Correlated())
+    matrix = np.tril(np.ones((4, 4)))
+    np.testing.assert_allclose(weights, [1.0])
+    np.testing.assert_allclose(means, np.ones((1, 4)), atol=1e-6)
+    np.testing.assert_allclose(factors[0] @ factors[0].T, matrix.T @ matrix, atol=1e-5)
+    assert np.array_equal(factors[0], np.tril(factors[0]))
+
+
+class Stated(Plain):
+    """Its prior is a distribution, an attribute or a method."""
+
+    def __init__(self, prior):
+        super().__init__()
+        self.prior = prior
+
+
+class Whole(Plain):
+    def sample_z(self, n):
+        return 2 + torch.randn(n, 4)
+
+
+class Single(Plain):
+    """It samples one at a time, and takes no number."""
+
+    def __init__(self, mean):
+        super().__init__()
+        self.mean = mean
+
+    def sample(self):
+        return self.decode(torch.randn(1, 4) + self.mean)
+
+
+class Loop(Sampling):
+    def sample(self, num_samples):
+        return torch.cat([self.decode(torch.randn(1, 4) * 0.5) for _ in range(num_samples)])
+
+
+class Direction(Sampling):
+    def noise(self, n):
+        z = torch.randn(n, 4)
+        return z / z.norm(dim=1, keepdim=True)
+
+
+def test_other_ways_to_show_a_prior():
+    standard = Normal(torch.zeros(4), torch.ones(4))
+    for model in (Stated(standard), Stated(lambda: None), Single(0.0)):
+        assert prior_of(model).kind == "normal"
+    assert not prior_of(Stated(Independent(standard, 1))).assumed
+    assert prior_of(Stated(lambda: None)).assumed
+    weights, means, factors = mixture_of(Stated(Normal(torch.full((4,), 3.0), torch.full((4,), 0.5))))
+    np.testing.assert_allclose((means, factors), (np.full((1, 4), 3.0), np.full((1, 4), 0.5)), rtol=1e-6)
+    for model, mean, std in ((Whole(), 2.0, 1.0), (Single(1.0), 1.0, 1.0), (Loop(), 0.0, 0.5)):
+        weights, means, factors = mixture_of(model)
+        np.testing.assert_allclose(weights, [1.0])
+        np.testing.assert_allclose((means[0], factors[0]), (np.full(4, mean), np.full(4, std)), atol=1e-6)
+    assert prior_of(Direction()).kind == "sphere"
+
+
+def test_a_prior_that_depends_on_conditions_is_none():
+    class Labelled(Sampling):
+        def __init__(self):
+            super().__init__()
+            self.means = nn.Embedding(3, 4)
+
+        def decode(self, z, y):
+            return super().decode(z) + y[:, None].float()
+
+        def forward(self, x, y):
+            return self.decode(self.reparameterize(*self.encode(x)), y)
+
+        def sample(self, n, y):
+            return self.decode(self.means(y) + torch.randn(n, 4), y)
+
+    y = torch.tensor([0, 1, 2, 0, 1, 2])
+    model = Labelled().eval()
+    with unchanged(model):
+        adapted = adapt(model, X, Declaration(), conditions={"y": y})
+    assert "the same for every sample" in adapted.signature.latent.prior.reason
+    model.means.weight.data.zero_()
+    with unchanged(model):
+        adapted = adapt(model, X, Declaration(), conditions={"y": y})
+    assert adapted.signature.latent.prior.kind == "normal"
+
+
+def test_a_standard_normal_in_buffers_is_no_evidence_against_one():
+    class Buffers(Plain):
+        def __init__(self, mean):
+            super().__init__()
+            self.register_buffer("prior_mean", torch.full((4,), mean))
+            self.register_buffer("prior_std", torch.ones(4))
+
+    assert prior_of(Buffers(0.0)).kind == "normal"
+    assert prior_of(Buffers(0.5)).kind == "none"
+
+
+def test_a_factor_on_the_noise_of_training_mode_counts():
+    class Faint(Named):
+        def between(self, z):
+            return z
+
+        def reparameterize(self, mu, logvar):
+            return mu + 0.1 * torch.randn_like(mu) * torch.exp(0.5 * logvar) if self.training else mu
+
+    model = Faint()
+    adapted = understood(model)
+    _, _, std = run_module(adapted.modules["encoder"], [X])
+    torch.testing.assert_close(std, 0.1 * torch.exp(0.5 * model.encode(X)["logvar"]))
+
+
 def test_a_bundle_with_a_learned_prior_samples_it(tmp_path):
     model = Vamp().eval()
     vae = vae_runtime.load(vae_export.export(model, tmp_path / "bundle", example=X, formats=("onnx",)).path)
@@ -472,9 +588,17 @@ class Uniform(Sampling):
         return torch.rand(n, 4)
 
 
-class Correlated(Learned):
+class Clipped(Sampling):
     def noise(self, n):
-        return torch.randn(n, 4) @ torch.tril(torch.ones(4, 4))
+        return torch.randn(n, 4).clamp(-1.5, 1.5)
+
+
+class Conditional(Plain):
+    """Its prior is a network of the label."""
+
+    def __init__(self):
+        super().__init__()
+        self.prior = nn.Linear(3, 8)
 
 
 class Flowing(Planar):
@@ -495,7 +619,8 @@ class Flowing(Planar):
         (Pseudo, "reads inputs, which may be a learned prior"),
         (Cubed, "Cubed.sample draws neither a normal"),
         (Uniform, "Uniform.sample draws with rand"),
-        (Correlated, "draws neither a normal with a diagonal covariance"),
+        (Clipped, "Clipped.sample draws neither a normal"),
+        (Conditional, "prior.weight"),
         (Flowing, "Flowing.sample draws something else"),
     ],
 )

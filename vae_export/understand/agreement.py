@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .adapted import Adapted, run_module
-from .functions import Functions
+from .functions import Forward, Functions
 from .posterior import SAME, ForwardDiffers, distance
 from .reading import AS_CODES
 
@@ -27,27 +27,41 @@ def require_forward(functions: Functions, adapted: Adapted) -> None:
     if type(functions.model).forward is torch.nn.Module.forward:
         return
     sampled = any(latent.posterior.kind == "normal" for latent in adapted.signature.latents)
+    normal = False
     for noise in _NOISES if sampled else (0.0,):
-        try:
-            forward = functions.forward(noise, training=False)
-            drawn = noise if forward.normal else 0.0
-            expected, again = _reconstructed(adapted, drawn), _reconstructed(adapted, drawn)
-            # A model may subtract its noise, which is as good: the normal is symmetric.
-            either = [*expected, *_reconstructed(adapted, -drawn)]
-        except Exception:
-            # Not every model has a forward that takes the example, and none is needed. A failure of the components has
-            # a reason of its own, which is looked for later, and so has an answer that is not finite or not stable.
+        forward = _compared(functions, adapted, noise, training=False)
+        if forward is None:
             return
-        if not all(torch.isfinite(a).all() and torch.equal(a, b) for a, b in zip(expected, again, strict=True)):
+        normal |= forward.normal
+    # Many models sample in training mode alone.
+    for noise in _NOISES if sampled and not normal else ():
+        if _compared(functions, adapted, noise, training=True) is None:
             return
-        comparable = [
-            (tensor.float(), own) for own in either for tensor in forward.tensors if tensor.shape == own.shape
-        ]
-        if not comparable:
-            return
-        gap = min(distance(tensor, own) for tensor, own in comparable)
-        if gap > SAME:
-            raise ForwardDiffers(_reason(gap, forward.other))
+
+
+def _compared(functions: Functions, adapted: Adapted, noise: float, *, training: bool) -> Forward | None:
+    """Compare one run of `forward`, and return it; None where there is nothing to compare."""
+    try:
+        forward = functions.forward(noise, training=training)
+        drawn = noise if forward.normal else 0.0
+        expected, again = _reconstructed(adapted, drawn), _reconstructed(adapted, drawn)
+        # A model may subtract its noise, which is as good: the normal is symmetric.
+        either = [*expected, *_reconstructed(adapted, -drawn)]
+    except Exception:
+        # Not every model has a forward that takes the example, and none is needed. A failure of the components has a
+        # reason of its own, which is looked for later, and so has an answer that is not finite or not stable.
+        return None
+    if forward.dropout or (training and not forward.normal):
+        return None
+    if not all(torch.isfinite(a).all() and torch.equal(a, b) for a, b in zip(expected, again, strict=True)):
+        return None
+    comparable = [(tensor.float(), own) for own in either for tensor in forward.tensors if tensor.shape == own.shape]
+    if not comparable:
+        return None
+    gap = min(distance(tensor, own) for tensor, own in comparable)
+    if gap > SAME:
+        raise ForwardDiffers(_reason(gap, forward.other))
+    return forward
 
 
 def _reason(gap: float, other: Sequence[str]) -> str:

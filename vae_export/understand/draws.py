@@ -66,6 +66,14 @@ _TO_HALF = {Tensor.half, Tensor.bfloat16}
 _SIGMOID = {torch.sigmoid, Tensor.sigmoid, functional.sigmoid, torch.special.expit}
 
 
+_IN_TRAINING = " in training mode"
+
+
+def in_training(name: str) -> bool:
+    """Whether a recorded name is that of a dropout in training mode."""
+    return name.endswith(_IN_TRAINING)
+
+
 class Draws(TorchFunctionMode):
     """While active, take each normal draw from `give`, and record the model's other draws.
 
@@ -118,7 +126,7 @@ class Draws(TorchFunctionMode):
         if self.other:
             advice = (
                 "make it depend on self.training"
-                if "training mode" in self.other[0]
+                if in_training(self.other[0])
                 else "take the numbers as a condition, or draw them outside"
             )
             raise ExportError(f"{function}: calls {self.other[0]}, which is random even in evaluation mode; {advice}")
@@ -138,7 +146,7 @@ class Draws(TorchFunctionMode):
         if func in _OTHER:
             self.other.append(func.__name__)
         elif func in _DROPOUT and _drops(func, args, kwargs):
-            self.other.append(f"{func.__name__} in training mode")
+            self.other.append(f"{func.__name__}{_IN_TRAINING}")
         elif func in _VALUES:
             self.values.append(_place())
         result = TRANSLATABLE.get(func, func)(*args, **kwargs)

@@ -6,26 +6,24 @@ for or against is marked as assumed.
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vae_runtime.errors import error_line
 from vae_runtime.manifest import Latent, LatentPrior
 
 from ..errors import ExportError
 from .adapted import Adapted, run_module
-from .draws import Draws
-from .functions import Functions, tensors_in
+from .functions import Functions
 from .posterior import SAME, distance
 from .prior import mixture_prior
 from .reading import AS_CODES
+from .sampler import NotASampler, Sampler, Trial, samplers_of
 from .state import used_tensors
 
 # Fields of a configuration, and parts of a model, that are there because another model supplies the latents, such as a
@@ -35,9 +33,6 @@ _PARTS = (
     "quant_conv", "post_quant_conv", "quant_conv_mu", "encode_stage_2_inputs", "decode_stage_2_outputs",
     "enable_tiling",
 )  # fmt: skip
-# Methods that draw observations from the prior, given their number.
-_SAMPLERS = ("sample", "generate", "sample_prior", "sample_from_prior", "generate_samples", "random_sample")
-_COUNTS = ("n", "num", "n_samples", "num_samples", "batch_size", "batch", "size", "count", "k", "n_sample", "samples")
 # Words in the names of weights that belong to a prior.
 _PRIOR_WORDS = ("prior", "pseudo", "vamp", "flow", "mixture", "gmm", "cluster", "made", "realnvp")
 _ROWS = 5
@@ -72,6 +67,7 @@ def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True, 
         ExportError: the model's own `sample` draws latents that are not normal, and its encoder gives one tensor.
     """
     latents = [latent for latent in adapted.signature.latents if latent.posterior.outputs]
+<<<<<<< HEAD
     owners = [owner for owner in (holder, functions.model) if owner is not None]
     for owner in owners:
         supplied = _supplied(owner)
@@ -82,6 +78,15 @@ def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True, 
         shown = _from_sampler(owner, functions, adapted, latents[0])
         if shown is not None:
             return shown
+=======
+    supplied = _supplied(functions.model)
+    if supplied:
+        reason = f"another model supplies the latents, as {supplied} in this model says"
+        return _none(reason, *_scaling(functions.model, latents[0].shape[0]))
+    shown = _from_sampler(functions, adapted, latents)
+    if shown is not None:
+        return shown
+>>>>>>> 2a590c9 (Follow more samplers: distributions, full covariances, loops, spheres)
     if any(latent.posterior.kind != "normal" for latent in latents):
         reason = "a deterministic autoencoder has no prior over its latents"
         return Evidence(LatentPrior("none", reason=reason), f"prior: none, {reason}")
@@ -93,9 +98,8 @@ def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True, 
         return _none(reason)
     left = _left_over(holder if isinstance(holder, nn.Module) else functions.model, adapted)
     if left:
-        reason = f"encode and decode read neither of {', '.join(left[:4])}, which may be a learned prior"
-        if len(left) == 1:
-            reason = f"neither encode nor decode reads {left[0]}, which may be a learned prior"
+        names = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
+        reason = f"neither encode nor decode reads {names}, which may be a learned prior"
         return _none(reason)
     return Evidence(
         LatentPrior("normal", assumed=True), "prior: normal, assumed, since nothing in the model speaks for another"
@@ -142,7 +146,8 @@ def _left_over(model: nn.Module, adapted: Adapted) -> list[str]:
         for component, module in adapted.modules.items():
             run_module(module, adapted.given(component))
 
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    buffers = {name: tensor for name, tensor in model.named_buffers() if tensor.numel()}
+    tensors = {**dict(model.named_parameters()), **buffers}
     used = {id(tensor) for tensor in used_tensors(run, tensors.values())}
     sizes = set()
     for latent in adapted.signature.latents:
@@ -152,6 +157,9 @@ def _left_over(model: nn.Module, adapted: Adapted) -> list[str]:
     left = []
     for name, tensor in tensors.items():
         if id(tensor) in used or not tensor.is_floating_point():
+            continue
+        if name in buffers and (bool((tensor == 0).all()) or bool((tensor == 1).all())):
+            # The mean and the standard deviation of a standard normal.
             continue
         named = any(word in name.lower() for word in _PRIOR_WORDS)
         shaped = bool(tensor.dim()) and (tensor.shape[-1] in sizes or tuple(tensor.shape[1:]) == observation)
@@ -163,6 +171,7 @@ def _left_over(model: nn.Module, adapted: Adapted) -> list[str]:
 # The model's own sampler.
 
 
+<<<<<<< HEAD
 def _from_sampler(model: object, functions: Functions, adapted: Adapted, latent: Latent) -> Evidence | None:
     """The prior that the model's own `sample` draws from; None if it has none, or none that can be called."""
     for name in _SAMPLERS:
@@ -170,18 +179,23 @@ def _from_sampler(model: object, functions: Functions, adapted: Adapted, latent:
         if call is None:
             continue
         sampler = _Sampler(functions, call)
+=======
+def _from_sampler(functions: Functions, adapted: Adapted, latents: Sequence[Latent]) -> Evidence | None:
+    """The prior that the model's own `sample` draws from; None if it has none, or none that can be called."""
+    for sampler in samplers_of(functions, adapted):
+>>>>>>> 2a590c9 (Follow more samplers: distributions, full covariances, loops, spheres)
         try:
-            return _shown(sampler, adapted, latent, f"{type(model).__name__}.{name}")
-        except _NotASamplerError:
+            return _shown(sampler, adapted, latents)
+        except NotASampler:
             continue
         except ExportError:
             raise
         except Exception as error:
-            reason = f"{type(model).__name__}.{name} cannot be followed: {error_line(error)}"
-            return _none(reason)
+            return _none(f"{sampler.name} cannot be followed: {error_line(error)}")
     return None
 
 
+<<<<<<< HEAD
 class _NotASamplerError(Exception):
     """A method draws nothing, or does not give observations."""
 
@@ -286,47 +300,56 @@ def _shown(sampler: _Sampler, adapted: Adapted, latent: Latent, name: str) -> Ev
     if not (returned or decoded) or (not draws.normal and not draws.weights and not draws.other):
         raise _NotASamplerError
     if latent.posterior.kind != "normal" and (draws.other or draws.weights):
+=======
+def _shown(sampler: Sampler, adapted: Adapted, latents: Sequence[Latent]) -> Evidence:
+    """The prior of a sampler, found by giving it its draws."""
+    trial = sampler.run(_ROWS)
+    draws = trial.draws
+    if not (draws.normal or draws.weights or draws.other) or not (trial.returned or trial.latents is not None):
+        raise NotASampler
+    if any(latent.posterior.kind != "normal" for latent in latents) and (draws.other or draws.weights):
+>>>>>>> 2a590c9 (Follow more samplers: distributions, full covariances, loops, spheres)
         what = draws.other[0] if draws.other else "indices"
-        raise ExportError(f"{name}: draws latents with {what}, which are not points without a distribution; {AS_CODES}")
+        raise ExportError(
+            f"{sampler.name}: draws latents with {what}, which are not points without a distribution; {AS_CODES}"
+        )
     if draws.other:
-        reason = f"{name} draws with {draws.other[0]}, which is neither normal noise nor the choice of a component"
-        return _none(reason)
-    fits = [z for z in decoded if tuple(z.shape) == tuple(eps.shape)]
-    if len(draws.weights) == 0 and _is_noise(fits, returned, eps, adapted, latent):
-        return Evidence(LatentPrior("normal"), f"prior: normal, as {name} draws it")
-    if not fits:
-        reason = f"{name} draws something else than the standard normal that decode would be given"
-        return _none(reason)
-    count = len(draws.weights[0]) if draws.weights else 1
-    rows = list(range(count))
-    means = sampler.run(count, 0.0, rows)[0][-1]
-    factors = sampler.run(count, 1.0, rows)[0][-1] - means
-    last = [count - 1] * _ROWS
-    expected = means[-1:] + factors[-1:] * eps
-    if distance(sampler.run(_ROWS, eps, last)[0][-1], expected) > SAME or len(draws.weights) > 1:
-        reason = f"{name} draws neither a normal with a diagonal covariance nor a mixture of such"
-        return _none(reason)
-    weights = draws.weights[0].numpy() if draws.weights else np.ones(1)
-    mean, std = (part.detach().reshape(count, -1).double().numpy() for part in (means, factors.abs()))
-    prior, file = mixture_prior(latent.name, weights.astype(np.float64), mean, std, "diagonal")
-    what = f"a mixture of {count} normals" if count > 1 else "a normal with a mean and a variance of its own"
-    return Evidence(prior, f"prior: {what}, as {name} draws it", file)
-
-
-def _is_noise(
-    decoded: Sequence[Tensor], returned: Sequence[Tensor], eps: Tensor, adapted: Adapted, latent: Latent
-) -> bool:
-    """Whether a sampler decodes its noise as it is."""
-    if decoded:
-        return bool(torch.equal(decoded[-1], eps)) or distance(decoded[-1], eps) <= SAME
-    examples = {name: tensor[:1].expand(_ROWS, *tensor.shape[1:]) for name, tensor in adapted.examples.items()}
-    examples[latent.name] = eps
-    own = run_module(adapted.modules["decoder"], adapted.given("decoder", examples))
-    return any(
-        tensor.shape == output.shape and distance(tensor.float(), output) <= SAME
-        for tensor in returned
-        for output in own
+        return _none(f"{sampler.name} draws with {draws.other[0]}, neither normal noise nor the choice of a component")
+    if not draws.weights and _is_noise(trial, adapted, latents):
+        return Evidence(LatentPrior("normal"), f"prior: normal, as {sampler.name} draws it")
+    if trial.latents is None or len(latents) > 1:
+        return _none(f"{sampler.name} draws something else than the standard normal that decode would be given")
+    (latent,) = latents
+    flat = trial.noise.flatten(1) if trial.noise is not None else None
+    if flat is not None and not draws.weights:
+        direction = (flat / flat.norm(dim=1, keepdim=True)).reshape(trial.latents.shape)
+        if distance(trial.latents, direction) <= SAME:
+            return Evidence(LatentPrior("sphere"), f"prior: uniform on the sphere, as {sampler.name} draws it")
+    mixture = sampler.mixture(trial)
+    if mixture is None:
+        return _none(f"{sampler.name} draws neither a normal nor a mixture of normals, the same for every sample")
+    weights, means, factors, covariance = mixture
+    prior, file = mixture_prior(latent.name, weights, means, factors, covariance)
+    what = (
+        f"a mixture of {len(weights)} normals" if len(weights) > 1 else "a normal with a mean and variances of its own"
     )
+    return Evidence(prior, f"prior: {what}, as {sampler.name} draws it", file)
+
+
+def _is_noise(trial: Trial, adapted: Adapted, latents: Sequence[Latent]) -> bool:
+    """Whether a sampler decodes its noise as it is."""
+    if len(latents) == 1 and trial.latents is not None and trial.noise is not None:
+        return distance(trial.latents, trial.noise) <= SAME
+    # Nothing shows the latents themselves, but the decoder's answer to the same noise does.
+    given = [noise for noise in trial.given if noise.dim() > 1]
+    if [tuple(noise.shape[1:]) for noise in given] != [latent.shape for latent in latents]:
+        return False
+    n = len(given[0])
+    examples = {name: tensor[:1].expand(n, *tensor.shape[1:]) for name, tensor in adapted.examples.items()}
+    examples |= {latent.name: noise for latent, noise in zip(latents, given, strict=True)}
+    own = run_module(adapted.modules["decoder"], adapted.given("decoder", examples))
+    pairs = [(a.float(), b) for a in trial.returned for b in own if a.shape == b.shape]
+    return any(distance(a, b) <= SAME for a, b in pairs)
 
 
 def with_prior(adapted: Adapted, evidence: Evidence) -> Adapted:

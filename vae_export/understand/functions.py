@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 from ..errors import ExportError
 from .declaration import RESERVED, Declaration
-from .draws import Draws
+from .draws import Draws, in_training
 from .edges import at_edge, fitting
 from .reading import fields_of
 
@@ -33,6 +33,8 @@ class Forward:
     """Whether it drew normal noise."""
     other: Sequence[str]
     """The other random functions that it called; dropout in training mode is none of them."""
+    dropout: bool
+    """Whether dropout in training mode was among them."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +119,10 @@ class Functions:
             draws = Draws.constant(noise)
             with sampling(model, mode), draws:
                 output = model(self.example.clone(), **taken)
-            other = [name for name in draws.other if "training mode" not in name]
+            other = [name for name in draws.other if not in_training(name)]
             if draws.normal or other:
                 break
-        return Forward(tensors_in(output), bool(draws.normal), other)
+        return Forward(tensors_in(output), bool(draws.normal), other, len(other) < len(draws.other))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,280 @@
+"""Run a model's own sampler with its draws given, and see which latents it makes of them."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from .adapted import Adapted
+from .draws import Draws
+from .functions import Functions, tensors_in
+from .posterior import SAME, distance
+
+# Methods that draw observations or latents from the prior, given their number or nothing.
+_SAMPLERS = (
+    "sample", "generate", "sample_prior", "sample_from_prior", "prior_sample", "generate_samples", "random_sample",
+    "sample_latent", "sample_latents", "sample_z",
+)  # fmt: skip
+# Distributions of the prior, or methods without arguments that give one.
+_DISTRIBUTIONS = ("prior", "p_z", "pz", "prior_dist", "prior_distribution", "get_prior")
+_COUNTS = (
+    "n", "num", "n_samples", "num_samples", "n_sample", "num_sample", "batch_size", "batch", "size", "count", "k", "bs",
+    "samples", "nsamples", "num_images", "n_images", "number", "N",
+)  # fmt: skip
+# Far from 0 in places, so that a sampler that cuts off its noise is seen.
+_SPREAD = 2.5
+# The most components and dimensions that are tried one by one.
+_MAX_COMPONENTS, _MAX_DIMENSIONS = 4096, 512
+
+
+class NotASampler(Exception):
+    """A method draws nothing, or returns nothing."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sampler."""
+
+    latents: Tensor | None
+    """What was decoded, or returned in the place of observations: [rows, *latent shape]; None if nothing shows it."""
+    noise: Tensor | None
+    """The normal numbers of each row, of the same shape; None if they were of another."""
+    given: Sequence[Tensor]
+    """Every draw of normal numbers."""
+    returned: Sequence[Tensor]
+    draws: Draws
+
+
+class Sampler:
+    """A model's way to draw from its prior."""
+
+    def __init__(
+        self,
+        name: str,
+        call: Callable[[int, int], Any],
+        functions: Functions,
+        adapted: Adapted,
+        *,
+        counted: bool = True,
+        gives_latents: bool = False,
+    ) -> None:
+        """Take a call with a number of samples and a row of the conditions.
+
+        Args:
+            name: of the method, for messages.
+            call: draws.
+            functions: the model's own encode and decode.
+            adapted: the same as modules.
+            counted: whether the call heeds the number.
+            gives_latents: whether it returns latents, for a call that might return observations of the same shape.
+        """
+        self.name = name
+        self._call, self._functions, self._counted = call, functions, counted
+        encoded = [latent for latent in adapted.signature.latents if latent.posterior.outputs]
+        self._shape = encoded[0].shape
+        self._apart = gives_latents or encoded[0].shape != adapted.signature.observation.shape
+
+    def run(self, n: int, noise: Tensor | None = None, chosen: Sequence[int] = (0,), row: int = 0) -> Trial:
+        """Sample `n` times.
+
+        Args:
+            n: how many.
+            noise: the normal numbers [n, *latent shape]; the same random ones each time by default.
+            chosen: the index that each row draws, where indices are drawn; the last for the rows beyond.
+            row: the row of the example whose conditions are given.
+        """
+        usual = _SPREAD * torch.randn(n, *self._shape, generator=torch.Generator().manual_seed(1))
+        own = usual if noise is None else noise
+        indices = torch.tensor([*chosen, *[chosen[-1]] * n][:n])
+        given: list[Tensor] = []
+
+        def give(index: int, shape: tuple[int, ...]) -> Tensor:
+            between = len(shape) - own.dim()
+            if between >= 0 and shape[:1] + shape[between + 1 :] == tuple(own.shape):
+                # A mixture may draw a number for each component, of which one is chosen.
+                numbers = own.reshape(n, *[1] * between, *self._shape).expand(shape)
+            elif shape == (1, *self._shape) and len(given) < n:
+                numbers = own[len(given)][None]
+            else:
+                numbers = _SPREAD * torch.randn(shape, generator=torch.Generator().manual_seed(2 + index))
+            given.append(numbers)
+            return numbers
+
+        def choose(shape: tuple[int, ...]) -> Tensor:
+            return indices.reshape(shape) if int(np.prod(shape)) == n else indices[:1].expand(shape)
+
+        draws = Draws(give, choose)
+        decoded: list[Tensor] = []
+        with _watched(self._functions, decoded), draws, torch.no_grad():
+            output = self._call(n, row)
+        returned = tensors_in(output)
+        if not decoded and self._apart:
+            decoded = [tensor for tensor in returned if tuple(tensor.shape[1:]) == self._shape][:1]
+        latents = self._joined(decoded)
+        numbers = self._joined(given)
+        if numbers is None and len(given) == 1 and given[0].dim() > len(self._shape) + 1:
+            numbers = own
+        if latents is None or numbers is None or numbers.shape != latents.shape:
+            numbers = None
+        return Trial(latents, numbers, given, returned, draws)
+
+    def mixture(self, trial: Trial) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], str] | None:
+        """The weights [K], means [K, D] and factors of the normals that latents are drawn from; None if they are not.
+
+        The factors are standard deviations [K, D] where the covariance, the last item, is "diagonal", and lower
+        triangular [K, D, D] where it is "full".
+        """
+        weights = trial.draws.weights
+        count = len(weights[0]) if weights else 1
+        if len(weights) > 1 or count > _MAX_COMPONENTS or (count > 1 and not self._counted):
+            return None
+        rows = range(count)
+        zeros = self._latents(count, torch.zeros(count, *self._shape), rows)
+        ones = self._latents(count, torch.ones(count, *self._shape), rows)
+        again = self._latents(count, torch.zeros(count, *self._shape), rows, row=1)
+        if zeros is None or ones is None or again is None or distance(again, zeros) > SAME:
+            # A prior of its own for each value of the conditions is none of these.
+            return None
+        own = np.asarray(weights[0].double()) if weights else np.ones(1)
+        means, factors = zeros.flatten(1), (ones - zeros).flatten(1)
+        if all(self._is_affine(j, means[j], torch.diag(factors[j])) for j in {0, count - 1}):
+            return own, _floats(means), np.abs(_floats(factors)), "diagonal"
+        dimensions = means.shape[1]
+        if not self._counted or dimensions > _MAX_DIMENSIONS or count * dimensions > _MAX_COMPONENTS:
+            return None
+        matrices = []
+        for j in rows:
+            basis = self._latents(dimensions, torch.eye(dimensions).reshape(-1, *self._shape), [j])
+            if basis is None or not self._is_affine(j, means[j], basis.flatten(1) - means[j]):
+                return None
+            matrix = _floats(basis.flatten(1) - means[j])
+            matrices.append(np.linalg.cholesky(matrix.T @ matrix + 1e-12 * np.eye(dimensions)))
+        return own, _floats(means), np.stack(matrices), "full"
+
+    def _latents(self, n: int, noise: Tensor, chosen: Sequence[int], row: int = 0) -> Tensor | None:
+        latents = self.run(n, noise, list(chosen), row).latents
+        return latents if latents is not None and (len(latents) == n or not self._counted) else None
+
+    def _is_affine(self, component: int, mean: Tensor, matrix: Tensor) -> bool:
+        """Whether the latents of a component are mean + noise · matrix."""
+        trial = self.run(5, chosen=[component])
+        if trial.latents is None or trial.noise is None:
+            return False
+        return distance(trial.latents.flatten(1), mean + trial.noise.flatten(1) @ matrix) <= SAME
+
+    def _joined(self, parts: Sequence[Tensor]) -> Tensor | None:
+        """The parts of the latent's shape as one tensor; of several batches the last, of single rows all."""
+        fitting = [part for part in parts if tuple(part.shape[1:]) == self._shape]
+        if not fitting:
+            return None
+        return torch.cat(fitting) if all(len(part) == 1 for part in fitting) else fitting[-1]
+
+
+def samplers_of(functions: Functions, adapted: Adapted) -> Iterator[Sampler]:
+    """Yield the ways in which a model draws from its prior: its methods first, then its distributions."""
+    model = functions.model
+    owner = type(model).__name__
+    for name in _SAMPLERS:
+        found = _call_of(model, name, functions.conditions)
+        if found is not None:
+            yield Sampler(f"{owner}.{name}", found[0], functions, adapted, counted=found[1])
+    for name in _DISTRIBUTIONS:
+        distribution = _distribution(model, name)
+        if distribution is not None:
+            yield Sampler(f"{owner}.{name}", partial(_samples, distribution), functions, adapted, gives_latents=True)
+
+
+def _samples(distribution: Distribution, n: int, row: int) -> Tensor:
+    z = distribution.sample((n,))
+    # A distribution of a batch of one has an axis of its own.
+    return z[:, 0] if distribution.batch_shape[:1] == (1,) else z
+
+
+def _distribution(model: nn.Module, name: str) -> Distribution | None:
+    found = getattr(model, name, None)
+    if inspect.ismethod(found):
+        required = [p for p in inspect.signature(found).parameters.values() if p.default is p.empty]
+        if any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in required):
+            return None
+        try:
+            with torch.no_grad(), Draws.constant(0.0):
+                found = found()
+        except Exception:
+            return None
+    return found if isinstance(found, Distribution) else None
+
+
+def _call_of(
+    model: nn.Module, name: str, conditions: Mapping[str, Tensor]
+) -> tuple[Callable[[int, int], Any], bool] | None:
+    """A call of a method with a number of samples and a row of the conditions, and whether it takes that number.
+
+    None if the method takes something else.
+    """
+    method = getattr(model, name, None)
+    if not inspect.ismethod(method):
+        return None
+    parameters = [
+        p for p in inspect.signature(method).parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    counts = [p.name for p in parameters if p.name in _COUNTS][:1]
+    further: dict[str, Any] = {}
+    for parameter in parameters:
+        if parameter.name in counts:
+            continue
+        if parameter.name in conditions:
+            further[parameter.name] = conditions[parameter.name]
+        elif "device" in parameter.name:
+            further[parameter.name] = "cpu"
+        elif parameter.default is parameter.empty:
+            return None
+
+    def call(n: int, row: int) -> Any:
+        given: dict[str, Any] = {
+            key: value[row : row + 1].expand(n, *value.shape[1:]).clone() if isinstance(value, Tensor) else value
+            for key, value in further.items()
+        }
+        return method(**dict.fromkeys(counts, n), **given)
+
+    return call, bool(counts)
+
+
+@contextlib.contextmanager
+def _watched(functions: Functions, latents: list[Tensor]) -> Iterator[None]:
+    """Note what a model's own decode, a method or a submodule, is called with."""
+    decode, model = functions.decode, functions.model
+    if isinstance(decode, nn.Module):
+        hook = decode.register_forward_pre_hook(lambda module, given: latents.append(given[0]))
+        try:
+            yield
+        finally:
+            hook.remove()
+        return
+    name = getattr(decode, "__name__", "")
+    if getattr(decode, "__self__", None) is not model or not name:
+        yield
+        return
+
+    def watch(z: Tensor, *others: Any, **named: Any) -> Any:
+        latents.append(z)
+        return decode(z, *others, **named)
+
+    object.__setattr__(model, name, watch)
+    try:
+        yield
+    finally:
+        object.__delattr__(model, name)
+
+
+def _floats(tensor: Tensor) -> NDArray[np.float64]:
+    return np.asarray(tensor.detach().double())

@@ -67,26 +67,16 @@ def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True, 
         ExportError: the model's own `sample` draws latents that are not normal, and its encoder gives one tensor.
     """
     latents = [latent for latent in adapted.signature.latents if latent.posterior.outputs]
-<<<<<<< HEAD
     owners = [owner for owner in (holder, functions.model) if owner is not None]
     for owner in owners:
         supplied = _supplied(owner)
         if supplied:
             reason = f"another model supplies the latents, as {supplied} in this model says"
             return _none(reason, *_scaling(owner, latents[0].shape[0]))
-    for owner in owners if len(latents) == 1 else ():
-        shown = _from_sampler(owner, functions, adapted, latents[0])
+    for owner in owners:
+        shown = _from_sampler(owner, functions, adapted, latents)
         if shown is not None:
             return shown
-=======
-    supplied = _supplied(functions.model)
-    if supplied:
-        reason = f"another model supplies the latents, as {supplied} in this model says"
-        return _none(reason, *_scaling(functions.model, latents[0].shape[0]))
-    shown = _from_sampler(functions, adapted, latents)
-    if shown is not None:
-        return shown
->>>>>>> 2a590c9 (Follow more samplers: distributions, full covariances, loops, spheres)
     if any(latent.posterior.kind != "normal" for latent in latents):
         reason = "a deterministic autoencoder has no prior over its latents"
         return Evidence(LatentPrior("none", reason=reason), f"prior: none, {reason}")
@@ -171,19 +161,9 @@ def _left_over(model: nn.Module, adapted: Adapted) -> list[str]:
 # The model's own sampler.
 
 
-<<<<<<< HEAD
-def _from_sampler(model: object, functions: Functions, adapted: Adapted, latent: Latent) -> Evidence | None:
+def _from_sampler(owner: object, functions: Functions, adapted: Adapted, latents: Sequence[Latent]) -> Evidence | None:
     """The prior that the model's own `sample` draws from; None if it has none, or none that can be called."""
-    for name in _SAMPLERS:
-        call = _callable(model, name, functions.conditions)
-        if call is None:
-            continue
-        sampler = _Sampler(functions, call)
-=======
-def _from_sampler(functions: Functions, adapted: Adapted, latents: Sequence[Latent]) -> Evidence | None:
-    """The prior that the model's own `sample` draws from; None if it has none, or none that can be called."""
-    for sampler in samplers_of(functions, adapted):
->>>>>>> 2a590c9 (Follow more samplers: distributions, full covariances, loops, spheres)
+    for sampler in samplers_of(owner, functions, adapted):
         try:
             return _shown(sampler, adapted, latents)
         except NotASampler:
@@ -195,112 +175,6 @@ def _from_sampler(functions: Functions, adapted: Adapted, latents: Sequence[Late
     return None
 
 
-<<<<<<< HEAD
-class _NotASamplerError(Exception):
-    """A method draws nothing, or does not give observations."""
-
-
-def _callable(model: object, name: str, conditions: Mapping[str, Tensor]) -> Callable[[int], Any] | None:
-    """A call of a method with a number of samples; None if the method does not take one."""
-    method = getattr(model, name, None)
-    if not inspect.ismethod(method):
-        return None
-    parameters = [p for p in inspect.signature(method).parameters.values() if p.kind == p.POSITIONAL_OR_KEYWORD]
-    if not parameters or parameters[0].name not in _COUNTS:
-        return None
-    further: dict[str, Any] = {}
-    for parameter in parameters[1:]:
-        if parameter.name in conditions:
-            further[parameter.name] = conditions[parameter.name]
-        elif "device" in parameter.name:
-            further[parameter.name] = "cpu"
-        elif parameter.default is parameter.empty:
-            return None
-
-    def call(n: int) -> Any:
-        given = {
-            key: value[:1].expand(n, *value.shape[1:]).clone() if isinstance(value, Tensor) else value
-            for key, value in further.items()
-        }
-        return method(n, **given)
-
-    return call
-
-
-class _Sampler:
-    """A model's `sample`, with its draws given, and the latents that it decodes."""
-
-    def __init__(self, functions: Functions, call: Callable[[int], Any]) -> None:
-        self._functions = functions
-        self._call = call
-
-    def run(self, n: int, noise: Tensor | float, chosen: Sequence[int]) -> tuple[list[Tensor], list[Tensor], Draws]:
-        """Sample `n` times.
-
-        Args:
-            n: how many.
-            noise: the normal numbers [n, *latent shape], or one for all.
-            chosen: the index that each row draws, where indices are drawn.
-
-        Returns:
-            The latents that were decoded, the tensors that were returned, and the draws.
-        """
-
-        def give(index: int, shape: tuple[int, ...]) -> Tensor:
-            if not isinstance(noise, Tensor):
-                return torch.full(shape, noise)
-            # A mixture may draw a number for each component, of which one is chosen.
-            between = len(shape) - noise.dim()
-            if between < 0 or shape[:1] + shape[between + 1 :] != tuple(noise.shape):
-                return torch.zeros(shape)
-            return noise.reshape(n, *[1] * between, *noise.shape[1:]).expand(shape)
-
-        def choose(shape: tuple[int, ...]) -> Tensor:
-            indices = torch.tensor(list(chosen)[:n])
-            return indices.reshape(shape) if indices.numel() == int(np.prod(shape)) else indices[:1].expand(shape)
-
-        draws = Draws(give, choose)
-        decoded: list[Tensor] = []
-        with _watched(self._functions, decoded), draws, torch.no_grad():
-            output = self._call(n)
-        return decoded, tensors_in(output), draws
-
-
-@contextlib.contextmanager
-def _watched(functions: Functions, latents: list[Tensor]) -> Iterator[None]:
-    """Note what a model's own decode, a method or a submodule, is called with."""
-    decode, model = functions.decode, functions.model
-    if isinstance(decode, nn.Module):
-        hook = decode.register_forward_pre_hook(lambda module, given: latents.append(given[0]))
-        try:
-            yield
-        finally:
-            hook.remove()
-        return
-    name = getattr(decode, "__name__", "")
-    if getattr(decode, "__self__", None) is not model or not name:
-        yield
-        return
-
-    def watch(z: Tensor, *others: Any, **named: Any) -> Any:
-        latents.append(z)
-        return decode(z, *others, **named)
-
-    object.__setattr__(model, name, watch)
-    try:
-        yield
-    finally:
-        object.__delattr__(model, name)
-
-
-def _shown(sampler: _Sampler, adapted: Adapted, latent: Latent, name: str) -> Evidence:
-    """The prior of a sampler, found by giving it its draws."""
-    eps = torch.randn(_ROWS, *latent.shape, generator=torch.Generator().manual_seed(1))
-    decoded, returned, draws = sampler.run(_ROWS, eps, [0] * _ROWS)
-    if not (returned or decoded) or (not draws.normal and not draws.weights and not draws.other):
-        raise _NotASamplerError
-    if latent.posterior.kind != "normal" and (draws.other or draws.weights):
-=======
 def _shown(sampler: Sampler, adapted: Adapted, latents: Sequence[Latent]) -> Evidence:
     """The prior of a sampler, found by giving it its draws."""
     trial = sampler.run(_ROWS)
@@ -308,7 +182,6 @@ def _shown(sampler: Sampler, adapted: Adapted, latents: Sequence[Latent]) -> Evi
     if not (draws.normal or draws.weights or draws.other) or not (trial.returned or trial.latents is not None):
         raise NotASampler
     if any(latent.posterior.kind != "normal" for latent in latents) and (draws.other or draws.weights):
->>>>>>> 2a590c9 (Follow more samplers: distributions, full covariances, loops, spheres)
         what = draws.other[0] if draws.other else "indices"
         raise ExportError(
             f"{sampler.name}: draws latents with {what}, which are not points without a distribution; {AS_CODES}"

@@ -180,9 +180,14 @@ class Sampler:
         return torch.cat(fitting) if all(len(part) == 1 for part in fitting) else fitting[-1]
 
 
-def samplers_of(functions: Functions, adapted: Adapted) -> Iterator[Sampler]:
-    """Yield the ways in which a model draws from its prior: its methods first, then its distributions."""
-    model = functions.model
+def samplers_of(model: object, functions: Functions, adapted: Adapted) -> Iterator[Sampler]:
+    """Yield the ways in which a model, or an object that holds it, draws from its prior.
+
+    Args:
+        model: its methods come first, then its distributions.
+        functions: the module's encode and decode.
+        adapted: the same as modules.
+    """
     owner = type(model).__name__
     for name in _SAMPLERS:
         found = _call_of(model, name, functions.conditions)
@@ -200,7 +205,7 @@ def _samples(distribution: Distribution, n: int, row: int) -> Tensor:
     return z[:, 0] if distribution.batch_shape[:1] == (1,) else z
 
 
-def _distribution(model: nn.Module, name: str) -> Distribution | None:
+def _distribution(model: object, name: str) -> Distribution | None:
     found = getattr(model, name, None)
     if inspect.ismethod(found):
         required = [p for p in inspect.signature(found).parameters.values() if p.default is p.empty]
@@ -215,7 +220,7 @@ def _distribution(model: nn.Module, name: str) -> Distribution | None:
 
 
 def _call_of(
-    model: nn.Module, name: str, conditions: Mapping[str, Tensor]
+    model: object, name: str, conditions: Mapping[str, Tensor]
 ) -> tuple[Callable[[int, int], Any], bool] | None:
     """A call of a method with a number of samples and a row of the conditions, and whether it takes that number.
 

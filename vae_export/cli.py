@@ -173,8 +173,7 @@ def _add_export(verbs: Verbs) -> None:
     verb.add_argument(
         "--formats",
         type=_names,
-        default=("onnx", "torchscript"),
-        help="any of onnx,torchscript,pt2 (default onnx,torchscript)",
+        help="any of onnx,torchscript,pt2 (default onnx, and torchscript where possible)",
     )
     verb.add_argument(
         "--variants",
@@ -278,7 +277,10 @@ def _check_export(options: argparse.Namespace) -> None:
     from .graphs.variants import VARIANTS, Gate
     from .sources import check_declaration
 
-    for flag, names, known in (("--formats", options.formats, FORMATS), ("--variants", options.variants, VARIANTS)):
+    for flag, names, known in (
+        ("--formats", options.formats or (), FORMATS),
+        ("--variants", options.variants, VARIANTS),
+    ):
         unknown = [name for name in names if name not in known]
         if unknown:
             options.misuse(f"{flag}: expected one of {', '.join(known)}, got {unknown[0]!r}")

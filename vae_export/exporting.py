@@ -45,14 +45,14 @@ class Exported:
     sizes: Mapping[str, int]
     """Bytes of each graph file by its path in the bundle."""
     refused: tuple[Refusal, ...] = ()
-    """The requested variants that were left out, each with the reason."""
+    """The variants and formats that were left out, each with the reason."""
 
 
 @dataclass(frozen=True)
 class Options:
     """The choices of `export` that do not depend on the model."""
 
-    formats: Sequence[str]
+    formats: Sequence[str] | None
     variants: Sequence[str]
     gate: Gate
     force: bool
@@ -101,7 +101,7 @@ def export(
     latent_scale: float | Sequence[float] | None = None,
     latent_shift: float | Sequence[float] | None = None,
     codebook: int | None = None,
-    formats: Sequence[str] = ("onnx", "torchscript"),
+    formats: Sequence[str] | None = None,
     variants: Sequence[str] = ("fp32",),
     min_psnr: float = Gate.min_psnr,
     max_elbo_loss: float = Gate.max_elbo_loss,
@@ -134,7 +134,8 @@ def export(
         range: min and max value of an observation.
         latent_scale, latent_shift: other models take (z - shift) * scale; a number, or one for each channel.
         codebook: number of codes.
-        formats: "onnx" (always made), "torchscript", "pt2".
+        formats: "onnx" (always made), "torchscript", "pt2". By default ONNX and TorchScript; a component that
+            TorchScript cannot hold is then left out of that format, and listed in the result's `refused`.
         variants: "fp32" (always made), "fp16", "int8": see docs/variants.md. A variant that costs too much is left out
             and listed in the result's `refused`.
         min_psnr: smallest PSNR against fp32 that a variant may have, in dB.
@@ -179,7 +180,9 @@ def _export_source(source: Source, out: Path, labels: Labels, options: Options, 
     if options.progress:
         print("\n".join(adapted.recognised), file=sys.stderr, flush=True)
     comparison = Comparison(adapted)
-    graphs = make_graphs(adapted, options.formats, folder, require=comparison.require, progress=options.progress)
+    graphs, left_out = make_graphs(
+        adapted, options.formats, folder, require=comparison.require, progress=options.progress
+    )
     report = comparison.report(graphs)
     report.require()
     release(adapted.modules.values())
@@ -191,6 +194,7 @@ def _export_source(source: Source, out: Path, labels: Labels, options: Options, 
         graphs, manifest, options.variants, options.gate, measured=source.measured, calibration=source.calibration,
         files=prior_file, folder=folder / "variants", progress=options.progress,
     )  # fmt: skip
+    refused = [*left_out, *refused]
     if passed:
         graphs = _in_order(graphs, passed)
         golden = golden_vectors(adapted, graphs, passed)

@@ -317,7 +317,7 @@ QUALITY = Struct(Quality, name="quality")
 
 @record(frozen=True)
 class Refusal(Record):
-    """A variant that the export was asked for and left out of a component, with the reason."""
+    """A variant or a format that an export left out of a component, with the reason."""
 
     component: str = field(COMPONENT)
     variant: str = field(NAME)

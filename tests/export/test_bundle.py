@@ -27,7 +27,7 @@ from vae_runtime import InputError, VaeError, verify
 from vae_runtime.bundle import open_bundle
 from vae_runtime.document import parse
 from vae_runtime.golden import read_golden
-from vae_runtime.manifest import Likelihood, Normalisation
+from vae_runtime.manifest import Likelihood, Normalisation, Refusal
 
 
 def content_of(folder):
@@ -39,7 +39,8 @@ def prepared(tiny_graphs, monkeypatch):
     """The graphs of `tiny_run` are at hand, so that an export takes no seconds; everything else is as ever."""
 
     def graphs(adapted, formats, folder, **_):
-        return [graph for graph in tiny_graphs.values() if graph.executor == "ort" or graph.variant in formats]
+        names = ("torchscript",) if formats is None else formats
+        return [graph for graph in tiny_graphs.values() if graph.executor == "ort" or graph.variant in names], []
 
     monkeypatch.setattr(vae_export.exporting, "make_graphs", graphs)
 
@@ -61,6 +62,15 @@ def test_torchscript_comes_unasked_and_pt2_when_asked_for(tiny_run, tmp_path, pr
     assert graphs == {
         f"{c}/{file}" for c in ("encoder", "decoder") for file in ("fp32/model.onnx", "torchscript/model.pt")
     }
+
+
+def test_a_format_that_was_left_out_is_listed_with_its_reason(tiny_run, tiny_graphs, tmp_path, monkeypatch):
+    graphs = [graph for graph in tiny_graphs.values() if graph.executor == "ort"]
+    refusal = Refusal("decoder", "torchscript", "the tracer fails")
+    monkeypatch.setattr(vae_export.exporting, "make_graphs", lambda *_, **__: (graphs, [refusal]))
+    exported = export(tiny_run, tmp_path / "bundle")
+    assert exported.refused == parse((exported.path / "manifest.json").read_text()).refused == (refusal,)
+    assert "\n- decoder/torchscript: the tracer fails.\n" in (exported.path / "README.md").read_text()
 
 
 def test_the_manifest_parses_and_fits_the_schema(tiny_bundle, root):

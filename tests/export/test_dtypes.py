@@ -8,7 +8,7 @@ from torch import nn
 import vae_runtime
 from vae_export import ExportError, export
 from vae_export.graphs.graph import graph_of, quiet
-from vae_export.graphs.torch_formats import export_torchscript
+from vae_export.graphs.torch_formats import trace_module
 from vae_export.parity.comparison import compare
 from vae_export.understand.adapt import adapt
 from vae_export.understand.adapted import run_module
@@ -285,8 +285,8 @@ def test_another_border_is_no_parity(border, agrees, tmp_path):
     adapted = understood(Pictures(WRITTEN["bool"]), said=Declaration(posterior="logvar"))[0]
     other = understood(Pictures(lambda x: x > border), said=Declaration(posterior="logvar"))[0]
     with quiet():
-        exporter = export_torchscript(other, "decoder", tmp_path / "model.pt")
-    graph = graph_of(other, "decoder", "torchscript", tmp_path / "model.pt", exporter)
+        trace_module(other, "decoder", tmp_path / "model.pt")
+    graph = graph_of(other, "decoder", "torchscript", tmp_path / "model.pt", "the tracer")
     assert compare(adapted, [graph]).passed == agrees
 
 

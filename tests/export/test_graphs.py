@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from vae_export.errors import ExportError, ParityError
 from vae_export.graphs.formats import make_graphs
@@ -20,7 +21,7 @@ from vae_export.training.model import VAE
 from vae_export.understand.adapt import adapt, declared
 from vae_export.understand.adapted import Adapted, run_module
 from vae_export.understand.state import unchanged
-from vae_runtime.manifest import Latent, Likelihood, Observation, Signature
+from vae_runtime.manifest import Latent, Likelihood, Observation, Refusal, Signature
 
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 SHAPE = (2, 8, 8)
@@ -53,7 +54,7 @@ def made(request, tmp_path_factory):
     vae = untrained(*request.param)
     with unchanged(vae):
         adapted = adapt(vae, torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0)), declared(vae)[1])
-        graphs = make_graphs(adapted, ["onnx"], tmp_path_factory.mktemp("graphs"))
+        graphs, _ = make_graphs(adapted, ["onnx"], tmp_path_factory.mktemp("graphs"))
     return adapted, {graph.component: graph for graph in graphs}
 
 
@@ -297,6 +298,45 @@ class Resting(Encode):
         return self.posterior(nn.functional.dropout(x, 0.5, training=self.training))
 
 
+class Checkpointed(Encode):
+    def forward(self, x):
+        return self.posterior(checkpoint(torch.relu, x, use_reentrant=True))
+
+
+class Lower(torch.autograd.Function):
+    """The lower bound of a GDN layer."""
+
+    @staticmethod
+    def forward(ctx, x, bound):
+        return x.clamp(min=bound)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+class Bounded(Encode):
+    def forward(self, x):
+        return self.posterior(Lower.apply(x, -0.5))
+
+
+class Detached(Encode):
+    """Like a LightningModule without a trainer."""
+
+    @property
+    def trainer(self):
+        raise RuntimeError("not attached to a trainer")
+
+    def forward(self, x):
+        return self.posterior(x)
+
+
+class Compiled(Encode):
+    def __init__(self):
+        super().__init__()
+        self.posterior = torch.compile(self.posterior, backend="eager")
+
+
 class Branching(Encode):
     def forward(self, x):
         return self.posterior(torch.cond(x.sum() > 0, lambda x: 2.0 * x, lambda x: x - 1.0, (x,)))
@@ -323,7 +363,8 @@ def encoding(module):
 
 
 def encoder_of(adapted, folder):
-    return make_graphs(adapted, ["onnx"], folder)[0].content
+    (graph, *_), _ = make_graphs(adapted, ["onnx"], folder)
+    return graph.content
 
 
 @pytest.mark.parametrize(
@@ -348,7 +389,7 @@ def test_a_module_that_breaks_the_contract_is_refused_in_one_line(module, words,
 
 def test_what_the_older_exporter_freezes_the_comparison_finds(tmp_path):
     adapted = encoding(OfTwo())
-    (graph,) = make_graphs(adapted, ["onnx"], tmp_path / "unproven")
+    (graph,), _ = make_graphs(adapted, ["onnx"], tmp_path / "unproven")
     assert graph.exporter == "torch.onnx.export(dynamo=False)"
 
     def require(graph):
@@ -360,6 +401,45 @@ def test_what_the_older_exporter_freezes_the_comparison_finds(tmp_path):
     with pytest.raises(ExportError, match=r"^encoder: both of PyTorch's exporters failed; .*static shape of 2"):
         make_graphs(adapted, ["onnx"], tmp_path / "proven", require=require)
     make_graphs(encoding(Encode()), ["onnx"], tmp_path / "sound", require=require)
+
+
+def require_same_rows(module):
+    def require(graph):
+        given = np.linspace(-1, 1, 15, dtype=np.float32).reshape(3, 5)
+        with torch.no_grad():
+            expected = module(torch.from_numpy(given))
+        for answer, other in zip(open_graph(graph)([given]), expected, strict=True):
+            if answer.shape != tuple(other.shape) or not np.allclose(answer, other.numpy(), atol=1e-6):
+                raise ParityError(f"{graph.variant} differs")
+
+    return require
+
+
+# torch.compile itself imports what PyTorch deprecates, and a checkpoint without gradients warns.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("make", [Checkpointed, Bounded, Detached, Compiled, Encode])
+def test_torchscript_is_made_by_torch_export_where_the_tracer_fails(make, tmp_path):
+    module = make()
+    with unchanged(module):
+        graphs, refused = make_graphs(encoding(module), None, tmp_path, require=require_same_rows(module))
+    assert refused == []
+    traced = "torch.jit.trace" if make is Encode else "torch.jit.trace(torch.export.export)"
+    assert [graph.exporter for graph in graphs] == ["torch.onnx.export(dynamo=True)", traced]
+    assert b".py" not in without_weights(graphs[0].content)
+
+
+def test_torchscript_alone_blocks_an_export_only_where_it_was_named(tmp_path, capsys):
+    def require(graph):
+        if graph.variant == "torchscript":
+            raise ParityError("mu differs")
+
+    adapted = encoding(Encode())
+    graphs, refused = make_graphs(adapted, None, tmp_path / "default", require=require)
+    assert [graph.variant for graph in graphs] == ["fp32"]
+    assert refused == [Refusal("encoder", "torchscript", "mu differs")]
+    assert capsys.readouterr().err == "left out: encoder/torchscript: mu differs\n"
+    with pytest.raises(ParityError, match=r"^mu differs; leave this format out of formats=$"):
+        make_graphs(adapted, ("onnx", "torchscript"), tmp_path / "named", require=require)
 
 
 def test_dropout_of_a_module_in_evaluation_mode_is_no_randomness(tmp_path):

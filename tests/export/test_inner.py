@@ -10,6 +10,7 @@ from vae_export import export
 from vae_export.errors import ExportError
 from vae_export.sources import Examples, model_source
 from vae_export.understand.declaration import Declaration
+from vae_export.understand.inner import module_of
 from vae_export.understand.state import unchanged
 from vae_export.understood import understand_source
 from vae_runtime.errors import InputError
@@ -167,6 +168,14 @@ def test_an_object_that_holds_a_module_is_looked_into(name):
     adapted = understood(Holding(**{name: net}))
     assert encoder_error(adapted, net) == 0
     assert "Holding: the Net that it holds is exported" in adapted.recognised[0]
+
+
+# torch.compile itself imports what PyTorch deprecates.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_wrappers_of_pytorch_are_taken_off_in_any_order():
+    net = Net()
+    for wrapped in (net, torch.compile(net), nn.DataParallel(torch.compile(net)), torch.compile(nn.DataParallel(net))):
+        assert module_of(wrapped) is net
 
 
 def test_an_object_that_holds_several_modules_or_none_is_refused():

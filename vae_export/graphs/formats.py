@@ -9,16 +9,29 @@ from typing import Any
 
 import torch
 
-from ..errors import ExportError
+from vae_runtime.errors import error_line
+from vae_runtime.manifest import Refusal
+
+from ..errors import ExportError, ParityError
 from ..understand.adapted import Adapted
 from ..understand.state import release
 from .graph import FORMATS, Graph, graph_of, quiet, reason_of
 from .onnx_export import export_onnx
-from .torch_formats import export_pt2, export_torchscript
+from .torch_formats import export_pt2, trace_module, trace_program
+
+# The formats beside ONNX that are made where possible when none is named.
+_UNASKED = ("torchscript",)
+# How each format beside ONNX is made: the tracer is the faster way, and torch.export takes more models.
+_FURTHER: dict[str, dict[str, Callable[[Adapted, str, Path], None]]] = {
+    "torchscript": {"torch.jit.trace": trace_module, "torch.jit.trace(torch.export.export)": trace_program},
+    "pt2": {"torch.export.export": export_pt2},
+}
 
 
 def require_formats(names: Any) -> None:
-    """Raise ExportError unless `names` is a collection of names from `FORMATS`."""
+    """Raise ExportError unless `names` is None or a collection of names from `FORMATS`."""
+    if names is None:
+        return
     listed = isinstance(names, Collection) and not isinstance(names, str)
     wrong = [name for name in names if name not in tuple(FORMATS)] if listed else [names]
     if wrong:
@@ -27,53 +40,73 @@ def require_formats(names: Any) -> None:
 
 def make_graphs(
     adapted: Adapted,
-    formats: Sequence[str],
+    formats: Sequence[str] | None,
     folder: Path,
     *,
     require: Callable[[Graph], None] = lambda graph: None,
     progress: bool = False,
-) -> list[Graph]:
+) -> tuple[list[Graph], list[Refusal]]:
     """Export both components in each format, encoder first, ONNX first.
 
     Args:
         adapted: the VAE's pure functions.
-        formats: names out of `FORMATS`.
+        formats: names out of `FORMATS`; None stands for ONNX, and TorchScript for the components that it can hold.
         folder: where the files are kept until the bundle is written.
-        require: raises if a graph is wrong. For ONNX the older exporter is then tried.
+        require: raises if a graph is wrong. The next way to make the format is then tried.
         progress: print each step to stderr.
+
+    Returns:
+        The graphs, and the reasons why TorchScript was left out.
 
     Raises:
         ExportError: a format is unknown, PyTorch cannot export a component, or a graph breaks the contract (a random
             operator, a fixed batch, a dropped input) or fails `require`.
     """
     require_formats(formats)
-    graphs = []
+    graphs: list[Graph] = []
+    refused: list[Refusal] = []
     for component in adapted.modules:
         for name, form in FORMATS.items():
-            if name != "onnx" and name not in formats:
+            if name != "onnx" and name not in (_UNASKED if formats is None else formats):
                 continue
             if progress:
                 print(f"exporting the {component} as {name}", file=sys.stderr, flush=True)
             path = folder / component / form.variant / form.file
             path.parent.mkdir(parents=True)
-            with quiet(), torch.no_grad():
-                if name == "onnx":
+            if name == "onnx":
+                with quiet(), torch.no_grad():
                     graphs.append(export_onnx(adapted, component, path, require))
-                    if progress:
-                        print("".join(f"  {line}\n" for line in graphs[-1].rewrites), end="", file=sys.stderr)
-                    continue
-                try:
-                    exporter = (export_torchscript if name == "torchscript" else export_pt2)(adapted, component, path)
-                except Exception as error:
-                    raise ExportError(
-                        f"{component}: PyTorch could not export it as {name}: {reason_of(error)}; leave this format "
-                        "out of formats="
-                    ) from error
+                if progress:
+                    print("".join(f"  {line}\n" for line in graphs[-1].rewrites), end="", file=sys.stderr)
+                continue
+            try:
+                graphs.append(_further(adapted, component, name, path, require))
+            except ExportError as error:
+                if formats is not None:
+                    raise type(error)(f"{error}; leave this format out of formats=") from error
+                refused.append(Refusal(component, form.variant, error_line(error)))
+                print(f"left out: {component}/{form.variant}: {refused[-1].reason}", file=sys.stderr, flush=True)
+    return graphs, refused
+
+
+def _further(adapted: Adapted, component: str, name: str, path: Path, require: Callable[[Graph], None]) -> Graph:
+    """Return the graph of a component in a format other than ONNX, made in the first of several ways that works."""
+    failures: dict[str, Exception] = {}
+    for exporter, make in _FURTHER[name].items():
+        try:
+            with quiet(), torch.no_grad():
+                make(adapted, component, path)
             graph = graph_of(adapted, component, name, path, exporter)
             release(adapted.modules.values())
-            try:
-                require(graph)
-            except ExportError as error:
-                raise type(error)(f"{error}\n  leave this format out of formats=") from error
-            graphs.append(graph)
-    return graphs
+            require(graph)
+            return graph
+        except Exception as error:
+            failures[exporter] = error
+    last = list(failures.values())[-1]
+    if all(isinstance(failure, ParityError) for failure in failures.values()):
+        raise last
+    reasons = {exporter: reason_of(failure) for exporter, failure in failures.items()}
+    raise ExportError(
+        f"{component}: PyTorch could not export it as {name}: "
+        + (reason_of(last) if len(reasons) == 1 else "; ".join(f"{e}: {reason}" for e, reason in reasons.items()))
+    ) from last

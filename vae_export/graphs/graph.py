@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,13 @@ _EXECUTORS = {
 EXECUTORS = tuple(_EXECUTORS)
 
 
+# Lines with which PyTorch's messages go on to stacks of calls, and to programs in its own notation.
+_NO_REASON = re.compile(
+    r"File \".*\", line \d|\.py\(\d+\): |^\s*graph\(|^\s*%\S+ [:=]|Traceback|[Ss]tack trace|[Uu]ser code"
+    r"|^While executing|^The above exception|^The following|^Exported program|^class GraphModule"
+)
+
+
 def chain_of(error: BaseException | None) -> str:
     """Return the messages of an error and of all its causes, one a line."""
     messages = []
@@ -183,8 +192,15 @@ def chain_of(error: BaseException | None) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return an error's reason in one line: the underlying cause rather than PyTorch's advice about it."""
-    return error_line(error.__cause__ or error)
+    """Return an error's reason in one line: the underlying cause, without the stacks and programs that PyTorch adds."""
+    cause = error.__cause__ or error
+    lines = str(cause).splitlines()
+    kept = list(takewhile(lambda line: not _NO_REASON.search(line), lines))
+    return (
+        error_line(cause)
+        if len(kept) == len(lines) or not "".join(kept).strip()
+        else error_line(Exception(" ".join(kept)))
+    )
 
 
 @contextlib.contextmanager

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from ..understand.adapted import Adapted
-from ..understand.state import readable
 from .graph import axis_names, traced_inputs
 
 
-def export_torchscript(adapted: Adapted, component: str, path: Path) -> str:
-    """Trace, freeze and write a component; return the exporter's name."""
-    module = adapted.modules[component]
-    with readable(module):
-        traced = torch.jit.trace(module, traced_inputs(adapted, component), check_trace=False)
+def trace_module(adapted: Adapted, component: str, path: Path) -> None:
+    """Trace, freeze and write a component as TorchScript."""
+    _trace(adapted.modules[component], traced_inputs(adapted, component), path)
+
+
+def trace_program(adapted: Adapted, component: str, path: Path) -> None:
+    """Write a component as TorchScript by way of torch.export.
+
+    torch.export looks into compiled functions, checkpoints and functions with a gradient of their own, of which the
+    tracer sees the outside alone.
+    """
+    _trace(_program(adapted, component).module(), traced_inputs(adapted, component), path)
+
+
+def _trace(module: nn.Module, given: tuple[Tensor, ...], path: Path) -> None:
+    traced = torch.jit.trace(module, given, check_trace=False)
     # Freezing leaves out the weights that the graph does not use.
     frozen = torch.jit.freeze(traced.eval())
     archive = path.with_name(f"{path.name}.debug")
@@ -24,7 +34,6 @@ def export_torchscript(adapted: Adapted, component: str, path: Path) -> str:
     del traced, frozen
     _copy_without_debug(archive, path)
     archive.unlink()
-    return "torch.jit.trace"
 
 
 def _copy_without_debug(archive: Path, path: Path) -> None:
@@ -39,18 +48,9 @@ def _copy_without_debug(archive: Path, path: Path) -> None:
     writer.write_end_of_file()
 
 
-def export_pt2(adapted: Adapted, component: str, path: Path) -> str:
-    """Export and write a component as .pt2; return the exporter's name."""
-    dims: dict[str, Any] = {}
-    shapes = tuple(
-        {axis: dims.setdefault(name, torch.export.Dim.DYNAMIC) for axis, name in axes.items()}
-        for axes in axis_names(adapted, component)
-    )
-    # torch.distributions turns gradients on for derived parameters, and a switch of that mode cannot be saved.
-    with torch.enable_grad():
-        program = torch.export.export(
-            adapted.modules[component], traced_inputs(adapted, component), dynamic_shapes={"tensors": shapes}
-        )
+def export_pt2(adapted: Adapted, component: str, path: Path) -> None:
+    """Export and write a component as .pt2."""
+    program = _program(adapted, component)
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
@@ -61,7 +61,16 @@ def export_pt2(adapted: Adapted, component: str, path: Path) -> str:
     zeros = tuple(torch.zeros_like(tensor) for tensor in traced_inputs(adapted, component))
     program.example_inputs = (zeros, {})
     torch.export.save(program, path)
-    return "torch.export.export"
+
+
+def _program(adapted: Adapted, component: str) -> torch.export.ExportedProgram:
+    """Export a component with torch.export, with a dynamic batch and dynamic axes."""
+    shapes = tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in axis_names(adapted, component))
+    # torch.distributions turns gradients on for derived parameters, and a switch of that mode cannot be saved.
+    with torch.enable_grad():
+        return torch.export.export(
+            adapted.modules[component], traced_inputs(adapted, component), dynamic_shapes={"tensors": shapes}
+        )
 
 
 def _drop_unused(program: torch.export.ExportedProgram) -> None:

@@ -27,9 +27,9 @@ def module_of(model: Any) -> nn.Module:
         InputError: it is none and holds none, or several; it is scripted; or its weights have no values yet.
     """
     module = model if isinstance(model, nn.Module) else _held(model)
-    # torch.compile and DataParallel wrap the module that is meant.
-    module = getattr(module, "_orig_mod", module)
-    module = module.module if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else module
+    # torch.compile and DataParallel, in any order, wrap the module that is meant.
+    while isinstance(module, nn.Module) and (wrapped := _wrapped(module)) is not None:
+        module = wrapped
     if isinstance(module, torch.jit.ScriptModule):
         raise InputError(
             "model: expected a torch.nn.Module, got a ScriptModule; pass the module from before torch.jit.script"
@@ -42,6 +42,13 @@ def module_of(model: Any) -> nn.Module:
                 f"model: {key} has no values yet; run the model once, or load its weights, before the export"
             )
     return module
+
+
+def _wrapped(module: nn.Module) -> Any:
+    """Return the module in a wrapper of PyTorch's own; None for any other module."""
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return module.module
+    return getattr(module, "_orig_mod", None)
 
 
 def _held(model: Any) -> Any:

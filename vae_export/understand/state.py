@@ -29,7 +29,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     state, surroundings = _ModelState(model), _Surroundings()
     cuda = {tensor.device.index or 0 for tensor in state.tensors if tensor.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=cuda), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with torch.random.fork_rng(devices=cuda), torch.no_grad(), torch.autocast("cpu", enabled=False), _eager():
             torch.set_default_dtype(torch.float32)
             torch.distributions.Distribution.set_default_validate_args(False)
             model.eval()
@@ -39,6 +39,9 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                 module._backward_hooks.clear()
                 module._backward_pre_hooks.clear()
                 _detach(module)
+                if isinstance(module, nn.DataParallel):
+                    # It would send the rows to the GPUs that it knows, which no longer have the weights.
+                    module.device_ids = []
             yield
     finally:
         state.restore()
@@ -53,18 +56,13 @@ def _detach(module: nn.Module) -> None:
                 object.__setattr__(module, name, lambda *given, **named: None)
 
 
-@contextlib.contextmanager
-def readable(module: nn.Module) -> Iterator[None]:
-    """Let every attribute of a LightningModule be read, as TorchScript does: without a trainer, one of them raises."""
-    switch = "_jit_is_scripting"
-    modules = [each for each in module.modules() if getattr(each, switch, None) is False]
-    for each in modules:
-        object.__setattr__(each, switch, True)
-    try:
-        yield
-    finally:
-        for each in modules:
-            object.__delattr__(each, switch)
+def _eager() -> contextlib.AbstractContextManager[Any]:
+    """Let what torch.compile made run as it was written: compiled code hides its draws of noise from the exporter."""
+    # PyTorch's compiler takes long to import, and nothing is compiled before it is.
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 class _ModelState:

@@ -39,7 +39,8 @@ _IMAGE = _Axes(("channel", "height", "width"), ("channel", "height", "width"), (
 _FRAMES = ("channel", "frame", "height", "width")
 _VIDEO = _Axes(_FRAMES, _FRAMES, ("height", "width"))
 _AUDIO = _Axes(("channel", "time"), ("channel", "time"), ("time",))
-_WAVEFORM = _Axes(("time",), ("channel", "time"), ("time",))
+# Many lengths of a waveform give one length of its spectrogram.
+_WAVEFORM = _Axes(("time",), ("channel", "time"), ())
 # Its decoder crops what it makes to 4k + 1 frames.
 _SPECTROGRAM = _Axes(("channel", "time", "frequency"), ("channel", "time", "frequency"), ())
 

@@ -29,6 +29,7 @@ from .parity.report import ParityReport
 from .sources import Examples, Source, check_declaration, model_source, require_no_model_arguments, run_source
 from .trial import require_runnable
 from .understand.declaration import Declaration
+from .understand.own_prior import prior_of
 from .understand.state import release, unchanged
 from .understood import understand_source
 
@@ -92,7 +93,7 @@ def export(
     posterior: str | None = None,
     likelihood: str | None = None,
     scale: float | None = None,
-    prior: str | None = None,
+    prior: object = None,
     observations: ArrayLike | Tensor | None = None,
     axes: Sequence[str] | None = None,
     latent_axes: Sequence[str] | None = None,
@@ -115,7 +116,7 @@ def export(
     """Export a VAE as a bundle, once its graphs are shown to compute what PyTorch computes.
 
     Args:
-        model: a VAE, whose state is left unchanged, or the folder of a run that `train` made.
+        model: a VAE, whose state is left unchanged, an object that holds one, or the folder of a run that `train` made.
         out: the bundle's folder; must not exist unless `force`.
         example: observations, floats, integers or bools [n, ...]. Several make a stronger test.
         conditions: values [n, ...] by name, as the example; given to encode and decode by these names.
@@ -126,7 +127,9 @@ def export(
         likelihood: "bernoulli", "gaussian", "laplace" or "poisson"; without it the bundle draws samples and gives no
             scores.
         scale: the scale of a gaussian or laplace likelihood, in units of x; 1 by default.
-        prior: "normal", "none" or "sphere"; or one to fit to the observations: "diagonal", "gaussian" or "mixture:K".
+        prior: "normal", "none" or "sphere"; or one to fit to the observations: "diagonal", "gaussian" or "mixture:K";
+            or an object: a fitted GaussianMixture of scikit-learn, a distribution of PyTorch that is normal or a
+            mixture of normals, or a sampler of pythae.
         observations: real data [n, ...], without conditions, to fit a prior to, to compare on, and to calibrate and
             measure variants on; the example by default.
         axes, latent_axes: names of the axes of one observation and of one latent.
@@ -159,7 +162,8 @@ def export(
     options = Options(formats, variants, Gate(min_psnr, max_elbo_loss), force, progress)
     require_replaceable(out, force, refusal=ExportError)
     declaration = Declaration(
-        encode=encode, decode=decode, posterior=posterior, likelihood=likelihood, scale=scale, prior=prior, axes=axes,
+        encode=encode, decode=decode, posterior=posterior, likelihood=likelihood, scale=scale,
+        prior=prior_of(prior, model), axes=axes,
         latent_axes=latent_axes, dynamic=dynamic, range=range, latent_scale=latent_scale, latent_shift=latent_shift,
         codebook=codebook,
     )  # fmt: skip

@@ -26,7 +26,7 @@ from .training import checkpoint
 from .training.checkpoint import RunInfo
 from .training.data import Dataset
 from .training.evaluation import binarise, read_evaluation
-from .understand.declaration import SECOND, Declaration
+from .understand.declaration import SECOND, Declaration, Mixture
 from .understand.edges import at_edge
 from .understand.inner import module_of
 from .understand.likelihood import observation_range, require_likelihood
@@ -95,8 +95,9 @@ def check_declaration(declaration: Declaration) -> None:
         raise InputError(
             f"posterior: expected one of {', '.join(SECOND)}, codes, none, got {declaration.posterior!r:.99}"
         )
-    if declaration.prior not in (None, "normal", "none", "sphere") and not is_fitted(declaration.prior):
-        raise InputError(f"prior: expected normal, none, sphere, {FITTED}, got {declaration.prior!r:.99}")
+    prior = declaration.prior
+    if not (isinstance(prior, Mixture) or prior in (None, "normal", "none", "sphere") or is_fitted(prior)):
+        raise InputError(f"prior: expected normal, none, sphere, {FITTED}, got {prior!r:.99}")
     scale = declaration.scale
     if scale is not None and not (isinstance(scale, Real) and math.isfinite(scale) and scale > 0):
         raise InputError(f"scale: expected a positive number, got {scale!r:.99}")

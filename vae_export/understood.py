@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from .errors import ExportError
 from .sources import EXAMPLES, Source, check_declaration
 from .understand.adapt import adapt, declared
 from .understand.adapted import Adapted, run_module
+from .understand.declaration import Mixture
 from .understand.inner import inner_model
-from .understand.prior import fit_prior, is_fitted
+from .understand.prior import fit_prior, is_fitted, mixture_prior
 from .understand.probe import probe
 from .understand.state import used_tensors
 
@@ -24,8 +27,8 @@ def understand_source(source: Source) -> Adapted:
     by, known = declared(model)
     declaration = source.declaration.over(known)
     check_declaration(declaration)
-    fitted = declaration.prior if is_fitted(declaration.prior) else None
-    if fitted:
+    own = declaration.prior if isinstance(declaration.prior, Mixture) or is_fitted(declaration.prior) else None
+    if own is not None:
         declaration = dataclasses.replace(declaration, prior="none")
     adapted = adapt(
         model,
@@ -41,7 +44,7 @@ def understand_source(source: Source) -> Adapted:
     adapted = probe(adapted, tuple(declaration.dynamic or ()))
     adapted = _normalised(adapted, source)
     adapted = dataclasses.replace(adapted, recognised=(*adapted.recognised, *_left_out(source.model, adapted)))
-    return _with_prior(adapted, source, fitted) if fitted else adapted
+    return adapted if own is None else _with_prior(adapted, source, own)
 
 
 def _held_line(holder: object, model: nn.Module, name: str | None) -> str:
@@ -69,14 +72,41 @@ def _normalised(adapted: Adapted, source: Source) -> Adapted:
     return dataclasses.replace(adapted, signature=dataclasses.replace(adapted.signature, observation=observation))
 
 
-def _with_prior(adapted: Adapted, source: Source, kind: str) -> Adapted:
+def _with_prior(adapted: Adapted, source: Source, own: str | Mixture) -> Adapted:
+    """Return the same with a prior that is given, or fitted to the observations."""
     signature = adapted.signature
+    what = own if isinstance(own, str) else "a mixture"
     if len(signature.latents) > 1 or signature.latent.posterior.kind == "codes" or signature.latent.dynamic:
         raise ExportError(
-            f"prior: {kind} is fitted to one latent of a fixed size that is no code; this model has the latents "
+            f"prior: {what} is over one latent of a fixed size that is no code; this model has the latents "
             f"{[latent.name for latent in signature.latents]}, posterior {signature.latent.posterior.kind}, dynamic "
             f"axes {list(signature.latent.dynamic)}"
         )
+    name, shape = signature.latent.name, signature.latent.shape
+    if isinstance(own, str):
+        prior, content = fit_prior(own, name, _means(adapted, source))
+        line = f"prior: {own}, fitted to the latents of {len(source.observations)} observations"
+    else:
+        if own.means.shape[1] != math.prod(shape):
+            raise ExportError(
+                f"prior: expected {math.prod(shape)} dimensions, those of the latent {list(shape)}, got "
+                f"{own.means.shape[1]} from {own.origin}"
+            )
+        covariance = "full" if own.factors.ndim > own.means.ndim else "diagonal"
+        prior, content = mixture_prior(name, own.weights, own.means, own.factors, covariance)
+        line = f"prior: a mixture of {len(own.weights)}, {own.origin}"
+    latent = dataclasses.replace(signature.latent, prior=prior)
+    return dataclasses.replace(
+        adapted,
+        signature=dataclasses.replace(signature, latents=(latent,)),
+        recognised=(*adapted.recognised, line),
+        prior_file=content,
+    )
+
+
+def _means(adapted: Adapted, source: Source) -> NDArray[np.float32]:
+    """The posterior means of the observations, or the latents themselves."""
+    signature = adapted.signature
     rest = {name: tensor for name, tensor in adapted.examples.items() if name != signature.observation.name}
     if len(source.observations) > len(source.example) and any(c.components for c in signature.conditions):
         raise ExportError("prior: observations with conditions cannot be fitted; export without conditions")
@@ -84,12 +114,4 @@ def _with_prior(adapted: Adapted, source: Source, kind: str) -> Adapted:
     for chunk in source.observations.split(EXAMPLES):
         given = {signature.observation.name: chunk, **{name: tensor[: len(chunk)] for name, tensor in rest.items()}}
         means.append(run_module(adapted.modules["encoder"], adapted.given("encoder", given))[0].numpy())
-    prior, content = fit_prior(kind, signature.latent.name, np.concatenate(means))
-    latent = dataclasses.replace(signature.latent, prior=prior)
-    line = f"prior: {kind}, fitted to the latents of {len(source.observations)} observations"
-    return dataclasses.replace(
-        adapted,
-        signature=dataclasses.replace(signature, latents=(latent,)),
-        recognised=(*adapted.recognised, line),
-        prior_file=content,
-    )
+    return np.concatenate(means)

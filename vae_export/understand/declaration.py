@@ -6,11 +6,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 # The meanings that an encoder's second tensor, beside the mean, may have.
 SECOND = ("logvar", "std", "var", "log_std", "softplus")
 
 # Names that a bundle's own tensors have: conditions and further outputs take others.
 RESERVED = {"x", "z", "codes", "mu", "logvar", "std", "logits", "scale"}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A prior that is a mixture of normals over the numbers of one latent."""
+
+    weights: NDArray[np.float64]
+    """[K]."""
+    means: NDArray[np.float64]
+    """[K, D]."""
+    factors: NDArray[np.float64]
+    """The standard deviations [K, D], or the Cholesky factors of the covariances [K, D, D]."""
+    origin: str
+    """Where it comes from, for the record."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +44,7 @@ class Declaration:
     posterior_reason: str | None = None
     likelihood: str | None = None
     scale: float | None = None
-    prior: str | None = None
+    prior: str | Mixture | None = None
     prior_reason: str | None = None
     axes: Sequence[str] | None = None
     latent_axes: Sequence[str] | None = None

@@ -13,7 +13,7 @@ from vae_runtime.errors import error_line
 from vae_runtime.manifest import Latent, LatentPosterior, LatentPrior
 
 from ..errors import ExportError
-from .declaration import SECOND, Declaration
+from .declaration import SECOND, Declaration, Mixture
 from .draws import Draws
 from .edges import as_float32, at_edge, written_for
 from .functions import Functions, require_parameters, shape_advice
@@ -255,6 +255,7 @@ def _prior(kind: str, declaration: Declaration) -> LatentPrior:
     if kind == "codes":
         reason = declaration.prior_reason or "a vector-quantized model has no prior over its codes"
         return LatentPrior("none", reason=reason)
+    assert not isinstance(declaration.prior, Mixture)
     prior = declaration.prior or ("normal" if kind == "normal" else "none")
     if prior != "none":
         return LatentPrior(prior)

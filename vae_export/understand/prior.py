@@ -13,6 +13,7 @@ from vae_runtime.errors import InputError
 from vae_runtime.manifest import LatentPrior
 
 from ..errors import ExportError
+from .declaration import Mixture
 
 PRIOR_FILE = "prior.npz"
 FITTED = "diagonal, gaussian or mixture:K"
@@ -23,7 +24,7 @@ _RIDGE = 1e-6
 _FULL = 2048
 
 
-def is_fitted(kind: str | None) -> bool:
+def is_fitted(kind: object) -> bool:
     """Whether a prior of this name is fitted to data."""
     return kind in ("diagonal", "gaussian") or bool(isinstance(kind, str) and _MIXTURE.fullmatch(kind))
 
@@ -75,6 +76,21 @@ def fit_prior(kind: str, latent: str, z: NDArray[np.float32]) -> tuple[LatentPri
         else:
             factors = np.sqrt(flat.var(axis=0, keepdims=True) + ridge)
     return mixture_prior(latent, weights, means, factors, "full" if full else "diagonal")
+
+
+def gaussian_mixture(fitted: Any, origin: str) -> Mixture:
+    """The mixture of a fitted GaussianMixture of scikit-learn."""
+    means = np.asarray(fitted.means_, np.float64)
+    covariances = np.asarray(fitted.covariances_, np.float64)
+    count, dimensions = means.shape
+    kind = fitted.covariance_type
+    if kind in ("full", "tied"):
+        factors = np.linalg.cholesky(covariances)
+        factors = factors if kind == "full" else np.broadcast_to(factors, (count, dimensions, dimensions)).copy()
+    else:
+        variances = covariances if kind == "diag" else np.repeat(covariances[:, None], dimensions, axis=1)
+        factors = np.sqrt(variances)
+    return Mixture(np.asarray(fitted.weights_, np.float64), means, np.asarray(factors, np.float64), origin)
 
 
 def mixture_prior(

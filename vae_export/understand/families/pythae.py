@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..declaration import Declaration
+from ...errors import ExportError
+from ..declaration import Declaration, Mixture
+from ..prior import gaussian_mixture
+from ..state import unchanged
 from .family import CODING, Family
 
 _METHODS = (*CODING, "loss_function", "_sample_gauss")
@@ -61,8 +65,18 @@ def _adversarial(model: Any) -> Declaration:
 
 
 def _vamp(model: Any) -> Declaration:
-    reason = "the prior is a mixture of the posteriors of learned pseudo-inputs (VampPrior); fit one with prior="
-    return _gauss(model, prior="none", prior_reason=reason)
+    return _gauss(model, prior=_vamp_prior(model, "the posteriors of the learned pseudo-inputs (VampPrior)"))
+
+
+def _vamp_prior(model: Any, origin: str, bounded: bool = False) -> Mixture:
+    """The mixture whose density the loss has; with `bounded` that of VAMPSampler, which takes a tanh of the logvar."""
+    components = int(model.number_components)
+    with torch.no_grad():
+        rows = model.pseudo_inputs(torch.eye(components))
+        output = model.encoder(rows.reshape(components, *model.model_config.input_dim))
+        logvar = torch.tanh(output.log_covariance) if bounded else output.log_covariance
+        means, stds = output.embedding.double().numpy(), torch.exp(0.5 * logvar.double()).numpy()
+    return Mixture(np.full(components, 1 / components), means, stds, origin)
 
 
 def _hvae(model: Any) -> Declaration:
@@ -200,5 +214,44 @@ _DESCRIBE = {
     **dict.fromkeys(("RAE_L2", "RAE_GP"), _rae),
     "WAE_MMD": _wae,
     "VQVAE": _vqvae,
+}
+
+
+def _mixture_sampler(sampler: Any) -> Mixture:
+    if not sampler.is_fitted:
+        raise ExportError("prior: this GaussianMixtureSampler is not fitted; call its fit")
+    return gaussian_mixture(sampler.gmm, "a fitted GaussianMixtureSampler")
+
+
+def _vamp_sampler(sampler: Any) -> Mixture:
+    with unchanged(sampler.model):
+        return _vamp_prior(sampler.model, "VAMPSampler, which takes a tanh of the log-variances", bounded=True)
+
+
+def _no_sampler(name: str, what: str) -> Callable[[Any], Mixture]:
+    def refuse(sampler: Any) -> Mixture:
+        raise ExportError(
+            f"prior: {name} draws latents with {what}, which a bundle does not carry; fit a prior with "
+            'prior="mixture:10" and observations=, or pass prior="none"'
+        )
+
+    return refuse
+
+
+_NOT_CARRIED = {
+    "MAFSampler": "a normalizing flow",
+    "IAFSampler": "a normalizing flow",
+    "TwoStageVAESampler": "a second VAE over the latents",
+    "PixelCNNSampler": "an autoregressive network over the codes",
+    "RHVAESampler": "Hamiltonian steps on a learned metric",
+    "PoincareDiskSampler": "a distribution on the Poincaré ball",
+}
+SAMPLERS: Mapping[str, Callable[[Any], str | Mixture]] = {
+    "NormalSampler": lambda sampler: "normal",
+    "HypersphereUniformSampler": lambda sampler: "sphere",
+    "GaussianMixtureSampler": _mixture_sampler,
+    "VAMPSampler": _vamp_sampler,
+    **{name: _no_sampler(name, what) for name, what in _NOT_CARRIED.items()},
+    "BaseSampler": _no_sampler("this sampler", "a method of its own"),
 }
 MODELS = {name: Family(describe, _METHODS) for name, describe in _DESCRIBE.items()}

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..declaration import Declaration
+from ..declaration import Declaration, Mixture
 from .diffusers import MODELS as DIFFUSERS
 from .diffusers import other_model
 from .family import Family
 from .pythae import MODELS as PYTHAE
+from .pythae import SAMPLERS
 from .scvi import MODELS as SCVI
 
 # By the package that defines the class: the library's usual name, and its models.
@@ -46,6 +47,18 @@ def family_of(model: object) -> tuple[str, Declaration] | None:
         return None if declaration is None else (f"{library} {known.__name__}", declaration)
     declaration = other_model(model)
     return None if declaration is None else ("the config of a diffusers model", declaration)
+
+
+def sampler_prior(sampler: object) -> str | Mixture | None:
+    """Return the prior of a library's object that samples a model; None for an object that is not known.
+
+    Raises:
+        ExportError: the sampler is not fitted, or draws from what no bundle carries.
+    """
+    for cls in type(sampler).__mro__:
+        if _package(cls) == "pythae" and cls.__name__ in SAMPLERS:
+            return SAMPLERS[cls.__name__](sampler)
+    return None
 
 
 def _package(cls: type) -> str:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 MAX_TEMPERATURE = 1e6
 # Rows of noise drawn ahead for calls that take one index of a seed after the other, and the numbers in them at most.
 _AHEAD, _MAX_AHEAD = 128, 2**14
+_LOG_2PI = math.log(2 * math.pi)
 # How far from 1 the weights' sum may be, by rounding.
 _ROUNDING = 1e-6
 
@@ -147,11 +148,7 @@ class Prior:
                     f"latent_shape of {latent.name}: expected {list(latent.shape)}, for which the prior was fitted, "
                     f"got {list(shape)}"
                 )
-            mixture = self._mixtures.get(latent.name)
-            if mixture is None:
-                file = str(latent.prior.file)
-                mixture = read_mixture(latent, self._bundle.read(file), self._bundle.place(file))
-                self._mixtures[latent.name] = mixture
+            mixture = self.mixture(latent)
             return mixture.draw(seed, start, n, number, temperature, truncation).reshape(n, *shape)
         if kind == "sphere":
             if temperature != 1 or truncation is not None:
@@ -164,6 +161,19 @@ class Prior:
             f"{latent.name}: the bundle has no prior to draw from: {latent.prior.reason or 'no reason is given'}; "
             "fit one at export (prior=…), or give latents to decode()"
         )
+
+    def mixture(self, latent: Latent) -> Mixture:
+        """The parameters of a latent's mixture, read when they are first needed.
+
+        Raises:
+            BundleError: the file is damaged, or is not the one that the manifest describes.
+        """
+        mixture = self._mixtures.get(latent.name)
+        if mixture is None:
+            file = str(latent.prior.file)
+            mixture = read_mixture(latent, self._bundle.read(file), self._bundle.place(file))
+            self._mixtures[latent.name] = mixture
+        return mixture
 
     def _rows_ahead(self, seed: int, start: int, n: int) -> Array:
         """Standard-normal rows; where calls take one index of a seed after the other, many are drawn at once."""
@@ -232,6 +242,22 @@ class Mixture(Record):
                 part += factor[:, element] * given[:, element, None]
             z[rows] = part
         return z.astype(np.float32)
+
+    def log_prob(self, z: NDArray[np.float64]) -> NDArray[np.float64]:
+        """log p(z) in nats: float64 [n, D] → [n]; minus infinity where a component has no spread."""
+        terms = np.empty((len(z), len(self.weights)))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            for component, (mean, factor) in enumerate(zip(self.means, self.factors, strict=True)):
+                diagonal = factor if factor.ndim == 1 else np.diagonal(factor)
+                away = z - mean
+                eps = away / factor if factor.ndim == 1 else np.linalg.solve(factor, away.T).T
+                terms[:, component] = -0.5 * (eps**2 + _LOG_2PI).sum(axis=1) - np.log(np.abs(diagonal)).sum()
+            terms = np.where(np.isnan(terms), -np.inf, terms) + np.log(self.weights)
+        largest = terms.max(axis=1, keepdims=True)
+        largest[~np.isfinite(largest)] = 0.0
+        with np.errstate(divide="ignore"):
+            total: NDArray[np.float64] = np.log(np.exp(terms - largest).sum(axis=1)) + largest[:, 0]
+        return total
 
 
 def draw_sphere(seed: int, start: int, n: int, shape: Sequence[int], latent: int = 0) -> Array:

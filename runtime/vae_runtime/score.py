@@ -24,6 +24,7 @@ from .posterior import Encoder, Encoding, Posterior, why_no_distribution
 if TYPE_CHECKING:
     from .inputs import Feeds, Inputs
     from .networks import Networks
+    from .prior import Prior
 
 Floats = NDArray[np.float64]
 
@@ -45,8 +46,8 @@ PER_VALUE = ("mse", "mae")
 class Scores:
     """How well a VAE explains observations: float64 [n] each, in nats per observation where not said otherwise.
 
-    Where there is no likelihood, no posterior distribution or no normal prior, only `mse` and `mae` are there; the rest
-    is None, and `reason` says why.
+    Where there is no likelihood, no posterior distribution or no prior with a density, only `mse` and `mae` are there;
+    the rest is None, and `reason` says why.
     """
 
     elbo: Floats | None
@@ -54,9 +55,10 @@ class Scores:
     reconstruction: Floats | None
     """log p(x|z) of that sample."""
     kl: Floats | None
-    """KL(q(z|x) ‖ p(z)), analytic, of all latents together."""
+    """KL(q(z|x) ‖ p(z)) of all latents together: analytic where the prior is one normal with a diagonal covariance, and
+    else log q(z|x) − log p(z) of the sample, whose expectation it is."""
     kl_per_dimension: Floats | Mapping[str, Floats] | None
-    """Its terms, [n, *latent shape]; of several latents by name."""
+    """Its terms, [n, *latent shape]; of several latents by name; None where it is not analytic."""
     log_likelihood: Floats | None
     """The importance-weighted bound of log p(x) with k samples; None where no k was given."""
     mse: Floats | None
@@ -89,6 +91,7 @@ class Scorer:
     networks: Networks
     inputs: Inputs
     encoder: Encoder
+    prior: Prior
     seed: int
     """Seed of vnoise-1, for the samples of the posteriors."""
 
@@ -125,8 +128,8 @@ class Scorer:
             if reason is None:
                 q = self.encoder.encode(part, part_rows, self.seed, index, size) if self.inputs.encoder_noise else q
                 scores |= self._bounds(part, q, part_rows, k, index, size)
-                for name, posterior in q.items():
-                    terms.setdefault(name, []).append(posterior.kl_per_dimension())
+                for name, part_terms in self._kl_terms(q).items():
+                    terms.setdefault(name, []).append(part_terms)
             for name, column in scores.items():
                 columns.setdefault(name, []).append(column)
             if progress is not None:
@@ -160,7 +163,7 @@ class Scorer:
         """The columns `reconstruction` and `kl`, and with k `log_likelihood`."""
         z: Feeds = {name: part.sample(seed=self.seed, start=start) for name, part in q.items()}
         reconstruction = self._log_likelihood(x, z, rows, size, seed=self.seed, start=start)
-        columns = {"reconstruction": reconstruction, "kl": np.sum([part.kl() for part in q.values()], axis=0)}
+        columns = {"reconstruction": reconstruction, "kl": self._kl(q, z)}
         if k is not None:
             weights = np.empty((len(x), k))
             together = max(1, size // k)
@@ -175,6 +178,39 @@ class Scorer:
                 weights[some] = self._log_weights(x[some], parts, some_rows, k, noise.advance(start, first), size)
             columns["log_likelihood"] = importance_weighted_bound(weights)
         return columns
+
+    def _kl(self, q: Parts, z: Feeds) -> Floats:
+        """The column `kl`; `z` holds a sample of each posterior, by name."""
+        terms = self._kl_terms(q)
+        total = np.zeros(len(next(iter(z.values()))))
+        for name, part in q.items():
+            if name in terms:
+                total += terms[name].reshape(len(total), -1).sum(axis=1)
+            else:
+                total += part.log_prob(z[name]) - self._log_prior(name, z[name])
+        return total
+
+    def _kl_terms(self, q: Parts) -> dict[str, Floats]:
+        """The KL's terms for each number of a latent whose prior is one normal with a diagonal covariance."""
+        terms = {}
+        for latent in self.manifest.latents:
+            part = q.get(latent.name)
+            if not isinstance(part, Posterior):
+                continue
+            if latent.prior.kind == "normal":
+                terms[latent.name] = part.kl_per_dimension()
+            elif latent.prior.components == 1 and latent.prior.covariance == "diagonal":
+                mixture = self.prior.mixture(latent)
+                mean, std = (array[0].reshape(latent.shape) for array in (mixture.means, mixture.factors))
+                terms[latent.name] = normal_kl(part, mean, std)
+        return terms
+
+    def _log_prior(self, name: str, z: NDArray[Any]) -> Floats:
+        """log p(z), float64 [n], nats."""
+        latent = next(latent for latent in self.manifest.latents if latent.name == name)
+        if latent.prior.kind == "normal":
+            return log_standard_normal(z)
+        return self.prior.mixture(latent).log_prob(z.astype(np.float64).reshape(len(z), -1))
 
     def _log_weights(
         self, x: NDArray[Any], q: Mapping[str, Posterior], rows: Feeds, k: int, start: int, size: int
@@ -195,7 +231,7 @@ class Scorer:
             for name, part in q.items():
                 mean, std, logvar = (np.repeat(array, count, axis=0) for array in (part.mean, part.std, part.logvar))
                 drawn = mean + std * eps[name][:, first : first + count].reshape(mean.shape)
-                total += log_standard_normal(drawn) - Posterior(mean, std, logvar).log_prob(drawn)
+                total += self._log_prior(name, drawn) - Posterior(mean, std, logvar).log_prob(drawn)
                 z[name] = drawn
             repeated = {name: np.repeat(row, count, axis=0) for name, row in rows.items()}
             total += self._log_likelihood(np.repeat(x, count, axis=0), z, repeated, size)
@@ -227,10 +263,24 @@ def _why_no_elbo(manifest: Manifest) -> str | None:
     for latent in manifest.latents:
         if latent.posterior.kind != "normal" and latent.posterior.outputs:
             return f"{latent.name}: {why_no_distribution(latent)}"
-        if latent.prior.kind != "normal":
+        if latent.prior.kind not in ("normal", "mixture"):
             why = f", {latent.prior.reason}" if latent.prior.reason else ""
-            return f"{latent.name}: the KL is that to a standard normal, and the prior is {latent.prior.kind}{why}"
+            return f"{latent.name}: the KL needs a prior with a density, and the prior is {latent.prior.kind}{why}"
     return None
+
+
+def normal_kl(q: Posterior, mean: Floats, std: Floats) -> Floats:
+    """The terms of KL(q ‖ N(mean, std²)) in nats, float64 [n, *latent shape]; all are at least 0 but for rounding.
+
+    Args:
+        q: the posterior.
+        mean, std: of the prior, float64 [*latent shape].
+    """
+    own_mean, own_std, logvar = (part.astype(np.float64) for part in (q.mean, q.std, q.logvar))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = (own_std**2 + (own_mean - mean) ** 2) / std**2
+        terms: Floats = 0.5 * (ratio - 1.0 + 2 * np.log(std) - logvar)
+    return terms
 
 
 def log_likelihood(x: NDArray[Any], answers: Mapping[str, NDArray[Any]], likelihood: Likelihood) -> Floats:

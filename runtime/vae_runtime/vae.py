@@ -343,8 +343,8 @@ class VAE:
     ) -> Scores:  # fmt: skip
         """Score how well the VAE explains each observation, in nats.
 
-        The ELBO takes one posterior sample and the analytic KL; the bound of log p(x) takes k importance samples, of
-        which draw j is element j · D + e of the importance stream (docs/noise.md, section 6).
+        The ELBO takes one posterior sample, and the KL, analytic where the prior is one normal; the bound of log p(x)
+        takes k importance samples: draw j is element j · D + e of the importance stream (docs/noise.md, section 6).
 
         Args:
             x: [n, *observation_shape]; grey values under a bernoulli likelihood give a surrogate.
@@ -363,7 +363,7 @@ class VAE:
         x = observation_rows(self.manifest.observation, x)
         rows = self._inputs.conditions(None, conditions, len(x))
         seed = noise.new_seed() if seed is None else seed
-        scorer = Scorer(self.manifest, self._networks, self._inputs, self._encoder, seed)
+        scorer = Scorer(self.manifest, self._networks, self._inputs, self._encoder, self._prior, seed)
         return scorer.score(x, rows, k, start, batch_size, progress)
 
     @functools.cached_property

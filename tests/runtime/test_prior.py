@@ -164,8 +164,7 @@ def test_a_vae_draws_from_its_mixture(with_prior, covariance):
     same(z, mixture.draw(5, 2**64 - 7, 40, 0, 0.5, 1.5))
     for size in (1, 7, 40):
         same(vae.sample(40, seed=5, start=2**64 - 7, temperature=0.5, truncation=1.5, batch_size=size), z)
-    assert vae.score(z[:2]).elbo is None
-    assert "prior is mixture" in vae.score(z[:2]).reason
+    assert np.isfinite(vae.score(z[:2]).elbo).all()
 
 
 def test_a_vae_draws_from_its_sphere(with_prior):

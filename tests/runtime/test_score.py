@@ -251,11 +251,11 @@ def edited(small_bundle, edit_manifest):
         (lambda vae: vae.update(likelihood={"kind": "none", "mean": "x", "reason": "it is a game"}), "it is a game"),
         (
             lambda vae: vae["latents"][0].update(prior={"kind": "none", "reason": "there is none"}),
-            "z: the KL is that to a standard normal, and the prior is none, there is none",
+            "z: the KL needs a prior with a density, and the prior is none, there is none",
         ),
         (
             lambda vae: vae["latents"][0].update(prior={"kind": "sphere"}),
-            "z: the KL is that to a standard normal, and the prior is sphere",
+            "z: the KL needs a prior with a density, and the prior is sphere",
         ),
     ],
 )
@@ -265,3 +265,65 @@ def test_where_there_is_no_elbo_the_errors_and_the_reason_are_left(edited, chang
     assert [getattr(s, name) for name in COLUMNS[:4]] == [None] * 4
     assert s.kl_per_dimension is None
     assert s.mse.tolist() == s.mae.tolist() == [0.0] * 4
+
+
+# Priors that are mixtures of normals.
+
+WEIGHTS = np.array([0.5, 0.3, 0.2])
+MEANS = np.array([[0.0, 1.0, -1.0], [0.5, 0.5, 0.5], [-1.0, 0.1, 0.3]])
+STDS = np.array([[1.0, 0.5, 0.7], [0.3, 0.7, 2.0], [0.9, 1.0, 0.4]])
+FACTORS = np.linalg.cholesky(np.eye(3) * STDS[:, None] ** 2 + 0.1)
+
+
+@pytest.fixture
+def with_mixture(small_bundle, edit_manifest):
+    """Load a small VAE, its answers of scale 0.5, whose prior is a mixture."""
+
+    def load(weights, means, factors):
+        folder = small_bundle()
+        np.savez(folder / "prior.npz", **{"z/weights": weights, "z/means": means, "z/factors": factors})
+        covariance = "diagonal" if factors.ndim == 2 else "full"
+        prior = {"kind": "mixture", "file": "prior.npz", "components": len(weights), "covariance": covariance}
+        edit_manifest(folder, lambda document: document["additional_metadata"]["vae"]["latents"][0].update(prior=prior))
+        return vae_runtime.load(folder)
+
+    return load
+
+
+def log_density(z, weights, means, covariances):
+    """The density of a mixture, as books write it."""
+    total = 0.0
+    for weight, mean, covariance in zip(weights, means, covariances, strict=True):
+        away = z - mean
+        square = np.einsum("ni,ij,nj->n", away, np.linalg.inv(covariance), away)
+        total += weight * np.exp(-0.5 * square) / np.sqrt((2 * np.pi) ** 3 * np.linalg.det(covariance))
+    return np.log(total)
+
+
+def test_the_kl_to_one_normal_is_analytic(with_mixture):
+    x = noise.normal(5, 0, 4, (3,))
+    s = with_mixture(np.ones(1), MEANS[:1], STDS[:1]).score(x, seed=0)
+    mean, std = x.astype(np.float64), np.exp(-x.astype(np.float64) / 2)
+    terms = np.log(STDS[0] / std) + (std**2 + (mean - MEANS[0]) ** 2) / (2 * STDS[0] ** 2) - 0.5
+    np.testing.assert_allclose(s.kl_per_dimension, terms, rtol=1e-5)
+    np.testing.assert_allclose(s.kl, terms.sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(s.elbo, s.reconstruction - s.kl)
+    standard = with_mixture(np.ones(1), np.zeros((1, 3)), np.ones((1, 3))).score(x, seed=0)
+    np.testing.assert_allclose(standard.kl, Posterior(x, std.astype(np.float32), -x).kl(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("factors", [STDS, FACTORS], ids=["diagonal", "full"])
+def test_scores_under_a_mixture(with_mixture, factors):
+    covariances = [np.diag(std**2) for std in STDS] if factors.ndim == 2 else [each @ each.T for each in FACTORS]
+    vae = with_mixture(WEIGHTS, MEANS, factors)
+    x = 0.5 * noise.normal(5, 0, 4, (3,))
+    s = vae.score(x, k=20_000, seed=0)
+    q = vae.encode(x)
+    z = q.sample(seed=0)
+    np.testing.assert_allclose(s.kl, q.log_prob(z) - log_density(z, WEIGHTS, MEANS, covariances), rtol=1e-4)
+    assert s.kl_per_dimension is None
+    # The observation is the latent with noise of variance 0.25.
+    exact = log_density(x, WEIGHTS, MEANS, [each + 0.25 * np.eye(3) for each in covariances])
+    np.testing.assert_allclose(s.log_likelihood, exact, atol=0.03)
+    other = with_mixture(WEIGHTS[::-1].copy(), MEANS, factors).score(x, k=20_000, seed=0)
+    assert np.abs(other.log_likelihood - exact).max() > 0.03

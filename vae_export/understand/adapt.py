@@ -28,6 +28,7 @@ from .families.registry import family_of
 from .functions import Functions, MissingFunction, find_functions, tensors_in
 from .observation import conditions_of, observation_of
 from .posterior import SAME, ForwardDiffers, distance
+from .quantizer import cut_at_quantizers
 
 
 def declared(model: nn.Module) -> tuple[str | None, Declaration]:
@@ -156,6 +157,11 @@ def _from_halves(data: _Data, declaration: Declaration, reason: ExportError) -> 
         except ExportError as error:
             reasons.append(str(error))
     if declaration.posterior in (None, "codes"):
+        try:
+            functions = cut_at_quantizers(data.model, data.example, data.conditions)
+            return _proven(functions, data, dataclasses.replace(declaration, posterior=None))
+        except ExportError as error:
+            reasons.append(str(error))
         try:
             functions, count = cut_at_choices(data.model, data.example, data.conditions)
             codebook = count if declaration.codebook is None else declaration.codebook

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vae_runtime.errors import error_line
 from vae_runtime.manifest import Latent, LatentPosterior, LatentPrior
 
 from ..errors import ExportError
 from .declaration import SECOND, Declaration, Mixture
+from .decoding import decoding_codes, decoding_observations, number_of_codes
 from .draws import Draws
 from .edges import as_float32, at_edge, written_for
 from .functions import Functions, require_parameters, shape_advice
@@ -48,20 +50,26 @@ def understand_encoder(functions: Functions, declaration: Declaration) -> Unders
     quiet.require_normal_alone("encode")
     keep = None
     if isinstance(output, (tuple, list)) and all(isinstance(item, Tensor) for item in output):
-        keep = _kept(output, functions.encoded(Draws.constant(1.0)) if quiet.normal else output)
+        loud = functions.encoded(Draws.constant(1.0)) if quiet.normal else output
+        keep = _kept(output, loud, functions.example.shape)
     reading = EncoderReading(declaration, keep=keep)
     parts = reading.read(output)
+    if len(parts) == 1 and parts[0].kind == "codes" and len(parts[0].value) > len(functions.example):
+        reading = replace(reading, rows=len(parts[0].value) // len(functions.example))
+        parts = reading.read(output)
     lines: tuple[str, ...] = ()
     if len(parts) == 1 and parts[0].kind == "none" and declaration.posterior not in ("none", "codes"):
         axis = _halved_axis(parts[0].value, functions)
         if axis is not None:
             reading = replace(reading, doubled=axis)
             lines = (f"posterior: the encoder's tensor holds the mean and the second tensor along axis {axis}",)
+    if all(part.kind == "codes" for part in parts):
+        functions = decoding_codes(functions, [part.value for part in parts])
     require_parameters("decode", functions.decode, len(parts), functions.conditions)
     own = reading.read(output)
     parts = _as_declared(own, declaration)
     values = tuple(_at_edge(part).contiguous() for part in parts)
-    functions = functions.for_latents([part.value for part in own], values)
+    functions = decoding_observations(functions.for_latents([part.value for part in own], values), values)
     noises = _noises(functions, quiet, reading, parts)
     if [part.kind for part in parts] == ["none"] and declaration.posterior is None:
         refuse_hidden_posterior(functions)
@@ -90,20 +98,35 @@ def _answer(functions: Functions, declaration: Declaration, draws: Draws) -> Any
         raise (ForwardDiffers if not advice and functions.forward_runs() else ExportError)(message) from error
 
 
-def _kept(quiet: Sequence[Tensor], loud: Sequence[Tensor]) -> tuple[int, ...] | None:
-    """The tensors of a flat tuple, by number, that are no samples, which move with draws, and no numbers for the batch.
+def _kept(quiet: Sequence[Tensor], loud: Sequence[Tensor], shape: Sequence[int]) -> tuple[int, ...] | None:
+    """The tensors of a flat tuple, by number, that are latents; None if all are, or fewer than two.
 
-    If an odd number is left, a tensor that equals an earlier one is a sample too: many models return the mean as their
-    sample in evaluation mode. None if all are kept, or fewer than two.
+    Samples, which move with draws, and numbers for the batch are none. Nor is a tensor that follows from an earlier
+    one, such as its exp. If an odd number is left, a tensor that equals an earlier one is a sample too, since many
+    models return the mean as their sample in evaluation mode; and so is one of the observation's shape, `shape`, alone
+    with that shape: a reconstruction.
     """
     keep = [j for j, (a, b) in enumerate(zip(quiet, loud, strict=True)) if a.dim() and torch.equal(a, b)]
+    keep = [j for number, j in enumerate(keep) if not any(_follows(quiet[j], quiet[i]) for i in keep[:number])]
     if len(keep) % 2:
         keep = [j for number, j in enumerate(keep) if not any(_same(quiet[i], quiet[j]) for i in keep[:number])]
+    if len(keep) % 2:
+        whole = [j for j in keep if quiet[j].shape == shape]
+        keep = [j for j in keep if j not in whole] if len(whole) == 1 else keep
     return tuple(keep) if 2 <= len(keep) < len(quiet) else None
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a, b)
+
+
+def _follows(second: Tensor, first: Tensor) -> bool:
+    """Whether a tensor is the standard deviation or the variance that an earlier one is the logarithm of, or so."""
+    if first.shape != second.shape or not (first.is_floating_point() and second.is_floating_point()):
+        return False
+    made = (first.exp(), (0.5 * first).exp(), (2 * first).exp(), first.log(), 2 * first.log(), 0.5 * first.log())
+    further = (first**2, first.sqrt(), functional.softplus(first))
+    return any(bool(torch.isfinite(each).all()) and torch.allclose(each, second) for each in (*made, *further))
 
 
 def _halved_axis(value: Tensor, functions: Functions) -> int | None:
@@ -187,17 +210,21 @@ def _latents(
     for j, part in enumerate(parts):
         kind = declaration.posterior if declaration.posterior in ("codes", "none") else part.kind
         single = len(parts) == 1
-        name = ("codes" if kind == "codes" else "z") if single else part.name or f"z{j + 1}"
+        usual = "codes" if kind == "codes" else "z"
+        name = usual if single else part.name or f"{usual}{j + 1}"
         shape = tuple(part.value.shape[1:])
         if len(part.value) != n or not shape:
             raise ExportError(
                 f"encode: expected a latent [{n}, …] for {n} observations, got {list(part.value.shape)}; pass "
                 "encode=, a function that returns one row for each observation"
             )
-        posterior = _posterior(kind, name, "" if single else f"_{name}", part, functions.model, declaration)
+        codebook = None
+        if kind == "codes":
+            codebook = number_of_codes(functions, [each.value for each in parts], j, declaration.codebook)
+        posterior = _posterior(kind, name, "" if single else f"_{name}", codebook, declaration)
         if j in noisy:
             posterior = replace(posterior, noise=f"eps_{name}")
-        axes = tuple(declaration.latent_axes) if declaration.latent_axes else axis_names(shape, latent=True)
+        axes = tuple(declaration.latent_axes or axis_names(functions.model, shape, kind))
         if len(axes) != len(shape):
             raise ExportError(
                 f"latent_axes: expected {len(shape)} names for the latent {list(shape)}, got {list(axes)}"
@@ -222,33 +249,15 @@ def _latents(
     return tuple(latents)
 
 
-def _posterior(
-    kind: str, name: str, suffix: str, part: Part, model: nn.Module, declaration: Declaration
-) -> LatentPosterior:
+def _posterior(kind: str, name: str, suffix: str, codebook: int | None, declaration: Declaration) -> LatentPosterior:
     if kind == "normal":
         return LatentPosterior("normal", f"mu{suffix}", f"logvar{suffix}", f"std{suffix}")
     if kind == "codes":
-        codebook = _codebook(model, part.value, declaration)
         if declaration.prior not in (None, "none"):
             raise ExportError(f"prior: expected none for codes, got {declaration.prior!r}; leave it out")
         return LatentPosterior("codes", value=name, codebook=codebook)
     reason = declaration.posterior_reason or "the encoder is deterministic: it returns one latent and no distribution"
     return LatentPosterior("none", value=name, reason=reason)
-
-
-def _codebook(model: nn.Module, codes: Tensor, declaration: Declaration) -> int:
-    """The number of codes: declared, or the rows of the model's only table of embeddings."""
-    largest = int(codes.max())
-    if declaration.codebook is not None:
-        if declaration.codebook <= largest:
-            raise ExportError(
-                f"codebook: expected more than {largest} codes, as the example has, got {declaration.codebook}"
-            )
-        return int(declaration.codebook)
-    tables = {table.num_embeddings for table in model.modules() if isinstance(table, nn.Embedding)}
-    if len(tables) == 1 and max(tables) > largest:
-        return max(tables)
-    raise ExportError("codebook: the number of codes is unknown; pass codebook=")
 
 
 def _prior(kind: str, declaration: Declaration) -> LatentPrior:

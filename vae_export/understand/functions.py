@@ -231,6 +231,10 @@ def shape_advice(functions: Functions, declaration: Declaration) -> str:
         with contextlib.suppress(Exception), Draws.constant(0.0):
             functions.encode(one.clone(), **functions.encode_conditions)
             return "; it takes the same with one more axis; give observations [n, …], such as example[None] for one"
+    flat = example.flatten(1)
+    with contextlib.suppress(Exception), Draws.constant(0.0):
+        functions.encode(flat.clone(), **functions.encode_conditions)
+        return f"; it takes the same flattened; give the example in that shape, {list(flat.shape)}"
     return ""
 
 

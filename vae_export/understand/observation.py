@@ -17,15 +17,39 @@ from .likelihood import observation_range
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
-def axis_names(shape: Sequence[int], *, latent: bool = False) -> tuple[str, ...]:
-    """Return the names of the axes of an observation, or a latent, that are not declared."""
+_CONVOLUTIONS = {nn.Conv1d: ("time",), nn.Conv2d: ("height", "width"), nn.Conv3d: ("depth", "height", "width")}
+
+
+def axis_names(model: nn.Module, shape: Sequence[int], kind: str | None = None) -> tuple[str, ...]:
+    """Return the names of the axes of an observation, or a latent, that are not declared.
+
+    Which axis holds channels follows from the model's first layer that treats one as such.
+
+    Args:
+        model: the model.
+        shape: of an observation or a latent.
+        kind: of a latent's posterior; None for an observation.
+    """
+    numbered = tuple(f"axis_{number}" for number in range(1, len(shape) + 1))
+    first = next((module for module in model.modules() if isinstance(module, (*_CONVOLUTIONS, *_RECURRENT))), None)
+    space = next((names for layer, names in _CONVOLUTIONS.items() if isinstance(first, layer)), None)
+    if isinstance(first, _RECURRENT) and kind is None and len(shape) < 3:
+        return ("time", "feature")[: len(shape)]
+    if kind == "codes":
+        if space is not None and len(shape) == len(space):
+            return space
+        if space == ("time",) and len(shape) == 2:
+            return ("level", "time")
+        return ("latent",) if len(shape) == 1 else numbered
+    if space is not None and len(shape) == len(space) + 1 and len(space) != 1:
+        return ("channel", *space)
+    if space == ("time",) and len(shape) == 2 and (kind or getattr(first, "in_channels", None) == shape[0]):
+        return ("channel", "time")
     if len(shape) == 1:
-        return ("latent",) if latent else ("feature",)
+        return ("feature",) if kind is None else ("latent",)
     if len(shape) == 3:
         return ("channel", "height", "width")
-    if len(shape) == 2 and not latent:
-        return ("height", "width")
-    return tuple(f"axis_{number}" for number in range(1, len(shape) + 1))
+    return ("height", "width") if len(shape) == 2 and kind is None else numbered
 
 
 def observation_of(model: nn.Module, example: Tensor, declaration: Declaration, likelihood: str) -> Observation:
@@ -35,9 +59,7 @@ def observation_of(model: nn.Module, example: Tensor, declaration: Declaration, 
         ExportError: the declaration names more or fewer axes than there are.
     """
     shape = tuple(example.shape[1:])
-    axes = tuple(declaration.axes) if declaration.axes else axis_names(shape)
-    if not declaration.axes and any(isinstance(module, _RECURRENT) for module in model.modules()) and len(shape) < 3:
-        axes = ("time", "feature")[: len(shape)]
+    axes = tuple(declaration.axes or axis_names(model, shape))
     require_axes(axes, shape)
     dtype = "float32" if example.is_floating_point() else "int64"
     declared = (declaration.range[0], declaration.range[1]) if declaration.range else None

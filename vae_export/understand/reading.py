@@ -31,6 +31,7 @@ _SECONDS = {
 }
 _VALUES = ("z", "latent", "latents", "code")
 _CODES = ("codes", "indices", "quantized_indices", "encoding_indices")
+_CODE_WORDS = ("code", "indices", "token")
 _DECODED = ("x", "x_hat", "x_recon", "recon_x", "recon", "reconstruction", "sample", "mean", "mu", "loc", "output")
 
 
@@ -55,6 +56,8 @@ class EncoderReading:
     """The axis along which one tensor holds the mean and the second tensor."""
     keep: tuple[int, ...] | None = None
     """The tensors of a flat tuple that are no samples, by number."""
+    rows: int | None = None
+    """The number of codes for each observation, where an encoder returns the codes of all in one row."""
     meanings: tuple[str | None, ...] = ()
 
     def read(self, output: Any) -> list[Part]:
@@ -65,6 +68,8 @@ class EncoderReading:
         if self.doubled is not None:
             mean, second = parts[0].value.chunk(2, dim=self.doubled)
             parts = [Part("normal", mean, second)]
+        if self.rows is not None:
+            parts = [dataclasses.replace(parts[0], value=parts[0].value.reshape(-1, self.rows))]
         return parts
 
 
@@ -116,7 +121,7 @@ def parts_of(output: Any, declaration: Declaration) -> list[Part]:
     tensors = [item for item in items if isinstance(item, Tensor) and item.dim() > 0]
     whole_numbers = [tensor for tensor in tensors if not tensor.is_floating_point() and tensor.dim() > 1]
     if whole_numbers:
-        return [Part("codes", whole_numbers[0])]
+        return [Part("codes", tensor) for tensor in whole_numbers]
     if not tensors:
         raise ExportError("encode: expected tensors with a row for each observation, got none; pass encode=")
     if declaration.posterior == "none":
@@ -130,9 +135,10 @@ def _named_parts(output: Any, fields: Mapping[str, Any], declaration: Declaratio
     for name in ("latent_dist", "posterior", "qz", "q_z", "dist", "distribution"):
         if fields.get(name) is not None:
             return parts_of(fields[name], declaration)
-    for name in _CODES:
-        if isinstance(fields.get(name), Tensor):
-            return [Part("codes", fields[name])]
+    for name in (*_CODES, *(name for name in fields if any(word in name for word in _CODE_WORDS))):
+        codes = fields.get(name)
+        if isinstance(codes, Tensor) and (name in _CODES or not codes.is_floating_point()):
+            return [Part("codes", codes)]
     mean = next((fields[name] for name in _MEANS if isinstance(fields.get(name), Tensor)), None)
     if mean is not None:
         for meaning, names in _SECONDS.items():
@@ -146,6 +152,9 @@ def _named_parts(output: Any, fields: Mapping[str, Any], declaration: Declaratio
     if fields and all(isinstance(value, (Distribution, tuple, list)) for value in fields.values()):
         parts = {name: parts_of(value, declaration) for name, value in fields.items()}
         return [dataclasses.replace(part, name=name) for name, own in parts.items() for part in own]
+    whole_numbers = [value for value in fields.values() if isinstance(value, Tensor) and not value.is_floating_point()]
+    if len(whole_numbers) == 1:
+        return [Part("codes", whole_numbers[0])]
     raise ExportError(
         f"encode: expected fields such as mu and logvar, {type(output).__name__} has "
         f"{', '.join(map(str, fields)) or 'none'}; pass encode=, a function that returns (mu, logvar)"

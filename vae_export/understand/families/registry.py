@@ -12,6 +12,7 @@ from ..declaration import Declaration, Mixture
 from .diffusers import MODELS as DIFFUSERS
 from .diffusers import other_model
 from .family import Family
+from .monai import MODELS as MONAI
 from .pythae import MODELS as PYTHAE
 from .pythae import SAMPLERS
 from .scvi import MODELS as SCVI
@@ -19,6 +20,7 @@ from .scvi import MODELS as SCVI
 # By the package that defines the class: the library's usual name, and its models.
 _LIBRARIES: Mapping[str, tuple[str, Mapping[str, Family]]] = {
     "diffusers": ("diffusers", DIFFUSERS),
+    "monai": ("MONAI", MONAI),
     "pythae": ("pythae", PYTHAE),
     "scvi": ("scvi-tools", SCVI),
 }

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from vae_export import ExportError
 from vae_export.understand.adapt import adapt, declared
-from vae_export.understand.adapted import run_module
+from vae_export.understand.adapted import run_module, values_read
 from vae_export.understand.declaration import Declaration
 from vae_export.understand.probe import probe
 from vae_export.understand.state import unchanged
@@ -338,3 +338,79 @@ def test_axes_are_named_as_the_first_layer_treats_them(layer, shape, axes):
             return z * 1.0
 
     assert understood(Layered(), x=torch.rand(4, *shape))[0].signature.observation.axes == axes
+
+
+class Padded(nn.Module):
+    """A convolution whose paddings are computed of buffers, as codecs of sound do; the model's flag is a buffer too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv1d(1, 4, 4, 2), nn.ConvTranspose1d(4, 1, 2, 2)
+        self.register_buffer("stride", torch.tensor(2))
+        self.register_buffer("kernel", torch.tensor(4))
+        self.register_buffer("ready", torch.tensor([1.0]))
+
+    def encoder(self, x):
+        if not self.ready:
+            raise RuntimeError("not initialized")
+        total = self.kernel - self.stride
+        frames = torch.ceil((x.shape[-1] - self.kernel + total) / self.stride + 1).to(torch.int64) - 1
+        extra = frames * self.stride + self.kernel - total - x.shape[-1]
+        return self.conv(functional.pad(x, (max(total, extra), extra)))
+
+    def decoder(self, z):
+        h = self.head(z)
+        return h[..., : h.shape[-1] - (self.kernel - 2 * self.stride)]
+
+
+def values_that_python_reads(model, x):
+    with unchanged(model), torch.no_grad():
+        adapted = adapt(model, x, Declaration(posterior="none"))
+        return adapted, values_read(adapted, "encoder")
+
+
+def test_python_may_read_what_no_input_reaches():
+    torch.manual_seed(0)
+    model, x = Padded(), torch.randn(3, 1, 16)
+    adapted, values = values_that_python_reads(model, x)
+    assert values == []
+    with unchanged(model), torch.no_grad():
+        program = torch.export.export(
+            adapted.modules["encoder"], (x,), dynamic_shapes=(({0: torch.export.Dim.DYNAMIC},),), strict=False
+        )
+        torch.testing.assert_close(program.module()(x[:2])[0], model.encoder(x[:2]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model, x: bool(x.sum() > 0),
+        lambda model, x: bool(model.ready + x[0, 0, 0] > 0),
+        # Changed in place by an input, a buffer is a constant no more.
+        lambda model, x: bool(model.ready.copy_(x.sum().reshape(1)) > 0),
+    ],
+)
+def test_a_value_that_an_input_reaches_is_still_seen(change):
+    class Branching(Padded):
+        def encoder(self, x):
+            return super().encoder(x) if change(self, x) else super().encoder(x) * 2
+
+    _, values = values_that_python_reads(Branching(), torch.rand(3, 1, 16))
+    assert values
+    assert "lambda model, x" in values[0]
+
+
+def test_the_codecs_of_transformers_say_what_a_bundle_lacks():
+    """Classes with the library's names: what a family looks at is their config and their methods."""
+    frames = type("EncodecModel", (nn.Module,), {"__module__": "transformers.models.encodec.modeling_encodec"})
+    model = frames()
+    model.config = SimpleNamespace(normalize=False, chunk_length=None, codebook_size=16)
+    source, declaration = declared(model)
+    assert source == "transformers EncodecModel"
+    assert (declaration.codebook, declaration.latent_axes) == (16, ("level", "time"))
+    model.config.normalize = True
+    with pytest.raises(ExportError, match="keeps a scale of each chunk beside the codes"):
+        declared(model)
+    alone = type("ChameleonVQVAE", (nn.Module,), {"__module__": "transformers.models.chameleon"})
+    with pytest.raises(ExportError, match="a bundle needs a decoder"):
+        declared(alone())

@@ -78,7 +78,7 @@ class _Forward:
 
     def decode(self, *codes: Tensor, **conditions: Tensor) -> Tensor:
         """What `forward` makes of the codes."""
-        return self.answer(codes, self.row.expand(len(codes[0]), *self.row.shape[1:]), conditions)[self.item]
+        return self.answer(codes, self.row.expand(codes[0].shape[0], *self.row.shape[1:]), conditions)[self.item]
 
     def answer(self, codes: Sequence[Tensor], x: Tensor, conditions: Mapping[str, Tensor]) -> list[Tensor]:
         """The tensors that `forward` returns with these codes in the place of its choices."""

@@ -133,7 +133,7 @@ class _Forward:
 
     def decode(self, z: Tensor, **conditions: Tensor) -> Tensor:
         """What `forward` makes of a latent."""
-        return self.answer(z, self.row.expand(len(z), *self.row.shape[1:]), conditions)[0][self.item]
+        return self.answer(z, self.row.expand(z.shape[0], *self.row.shape[1:]), conditions)[0][self.item]
 
     def stop(self, x: Tensor, noise: float, conditions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Run `forward` up to the sum, and return the mean and the term with the noise."""

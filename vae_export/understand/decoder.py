@@ -12,6 +12,7 @@ from vae_runtime.errors import error_line
 from vae_runtime.manifest import Latent, LatentPosterior, Likelihood
 
 from ..errors import ExportError
+from .constants import Constants
 from .declaration import Declaration
 from .draws import Draws
 from .edges import as_float32, written_for
@@ -97,6 +98,7 @@ class _Decode(nn.Module):
         self._latents = functions.latent_dtypes
         self._conditions = {name: tensor.dtype for name, tensor in functions.decode_conditions.items()}
         self._noises = noises
+        self._constants = Constants(functions.model)
         self.training = False
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -104,7 +106,7 @@ class _Decode(nn.Module):
         rest = tensors[len(latents) :]
         noises, rest = rest[: len(self._noises)], rest[len(self._noises) :]
         draws = Draws.inputs(dict(zip(self._noises, noises, strict=True)))
-        with draws:
+        with draws, self._constants.folded():
             conditions = {
                 name: written_for(tensor, dtype)
                 for (name, dtype), tensor in zip(self._conditions.items(), rest, strict=True)

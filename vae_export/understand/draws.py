@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ _DROPOUT = {
     torch.native_dropout,
 }
 # Functions that turn a tensor's values into Python's, as a branch on them does. None of them can be exported.
-_VALUES = {
+VALUES_READ = {
     Tensor.__bool__,
     Tensor.__int__,
     Tensor.__float__,
@@ -147,7 +148,7 @@ class Draws(TorchFunctionMode):
             self.other.append(func.__name__)
         elif func in _DROPOUT and _drops(func, args, kwargs):
             self.other.append(f"{func.__name__}{_IN_TRAINING}")
-        elif func in _VALUES:
+        elif func in VALUES_READ:
             self.values.append(_place())
         result = TRANSLATABLE.get(func, func)(*args, **kwargs)
         if func in _SIGMOID:
@@ -240,10 +241,14 @@ def _drops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     return bool(training) and probability != 0
 
 
+# The files of the modes that a call passes through.
+_MODES = {__file__, str(Path(__file__).with_name("constants.py"))}
+
+
 def _place() -> str:
     """File and line of the innermost caller outside PyTorch, without the folder."""
     for frame in reversed(traceback.extract_stack()):
-        if "/torch/" not in frame.filename.replace("\\", "/") and not frame.filename.endswith("draws.py"):
+        if "/torch/" not in frame.filename.replace("\\", "/") and frame.filename not in _MODES:
             name = frame.filename.replace("\\", "/").rsplit("/", 1)[-1]
             return f"{name}:{frame.lineno}" + (f" ({frame.line})" if frame.line else "")
     return "an unknown line"

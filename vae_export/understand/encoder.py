@@ -14,6 +14,7 @@ from vae_runtime.errors import error_line
 from vae_runtime.manifest import Latent, LatentPosterior, LatentPrior
 
 from ..errors import ExportError
+from .constants import Constants
 from .declaration import SECOND, Declaration, Mixture
 from .decoding import decoding_codes, decoding_observations, number_of_codes
 from .draws import Draws
@@ -224,7 +225,7 @@ def _latents(
         posterior = _posterior(kind, name, "" if single else f"_{name}", codebook, declaration)
         if j in noisy:
             posterior = replace(posterior, noise=f"eps_{name}")
-        axes = tuple(declaration.latent_axes or axis_names(functions.model, shape, kind))
+        axes = tuple(declaration.latent_axes or axis_names(functions.model, shape, kind, functions.example.shape[1:]))
         if len(axes) != len(shape):
             raise ExportError(
                 f"latent_axes: expected {len(shape)} names for the latent {list(shape)}, got {list(axes)}"
@@ -299,6 +300,7 @@ class _Encode(nn.Module):
         self._dtype = functions.example.dtype
         self._conditions = {name: tensor.dtype for name, tensor in functions.encode_conditions.items()}
         self._latent_of_draw = dict(noises)
+        self._constants = Constants(functions.model)
         self.training = False
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -310,7 +312,8 @@ class _Encode(nn.Module):
         }
         # Noise inputs come in the order of the latents, draws in that of the model.
         noises = dict(zip(sorted(self._latent_of_draw.values()), rest[len(conditions) :], strict=True))
-        with Draws.inputs({index: noises[latent] for index, latent in self._latent_of_draw.items()}):
+        draws = Draws.inputs({index: noises[latent] for index, latent in self._latent_of_draw.items()})
+        with draws, self._constants.folded():
             parts = self._reading.read(self._encode[0](x, **conditions))
         outputs: list[Tensor] = []
         for part, kind, meaning in zip(parts, self._kinds, self._reading.meanings, strict=True):

@@ -20,7 +20,9 @@ _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _CONVOLUTIONS = {nn.Conv1d: ("time",), nn.Conv2d: ("height", "width"), nn.Conv3d: ("depth", "height", "width")}
 
 
-def axis_names(model: nn.Module, shape: Sequence[int], kind: str | None = None) -> tuple[str, ...]:
+def axis_names(
+    model: nn.Module, shape: Sequence[int], kind: str | None = None, whole: Sequence[int] = ()
+) -> tuple[str, ...]:
     """Return the names of the axes of an observation, or a latent, that are not declared.
 
     Which axis holds channels follows from the model's first layer that treats one as such.
@@ -29,6 +31,7 @@ def axis_names(model: nn.Module, shape: Sequence[int], kind: str | None = None) 
         model: the model.
         shape: of an observation or a latent.
         kind: of a latent's posterior; None for an observation.
+        whole: the shape of an observation, for a latent.
     """
     numbered = tuple(f"axis_{number}" for number in range(1, len(shape) + 1))
     first = next((module for module in model.modules() if isinstance(module, (*_CONVOLUTIONS, *_RECURRENT))), None)
@@ -36,11 +39,7 @@ def axis_names(model: nn.Module, shape: Sequence[int], kind: str | None = None) 
     if isinstance(first, _RECURRENT) and kind is None and len(shape) < 3:
         return ("time", "feature")[: len(shape)]
     if kind == "codes":
-        if space is not None and len(shape) == len(space):
-            return space
-        if space == ("time",) and len(shape) == 2:
-            return ("level", "time")
-        return ("latent",) if len(shape) == 1 else numbered
+        return _code_axes(shape, space, whole) or (("latent",) if len(shape) == 1 else numbered)
     if space is not None and len(shape) == len(space) + 1 and len(space) != 1:
         return ("channel", *space)
     if space == ("time",) and len(shape) == 2 and (kind or getattr(first, "in_channels", None) == shape[0]):
@@ -50,6 +49,17 @@ def axis_names(model: nn.Module, shape: Sequence[int], kind: str | None = None) 
     if len(shape) == 3:
         return ("channel", "height", "width")
     return ("height", "width") if len(shape) == 2 and kind is None else numbered
+
+
+def _code_axes(shape: Sequence[int], space: tuple[str, ...] | None, whole: Sequence[int]) -> tuple[str, ...] | None:
+    """The axes of codes that are laid out as the observation is, or in several levels along the time."""
+    if space is None or len(whole) != len(space) + 1:
+        return None
+    if len(shape) == len(space) and all(a * whole[1] == b * shape[0] for a, b in zip(shape, whole[1:], strict=True)):
+        return space
+    if space == ("time",) and len(shape) == 2 and shape[0] != shape[1]:
+        return ("level", "time") if shape[0] < shape[1] else ("time", "level")
+    return None
 
 
 def observation_of(model: nn.Module, example: Tensor, declaration: Declaration, likelihood: str) -> Observation:

@@ -43,10 +43,8 @@ class _Quantizer:
     """Gives the codes, [n, …], of the leaves of an answer."""
     vectors: Callable[[Tensor], Tensor]
     """Gives the vectors of codes."""
-
-
-class _Reached(Exception):
-    """The last quantizer has answered, and nothing after it is needed."""
+    answer: Any
+    """An answer, whose other tensors, such as losses, stand for those of any."""
 
 
 def cut_at_quantizers(model: nn.Module, example: Tensor, given: Mapping[str, Tensor]) -> Functions:
@@ -104,46 +102,34 @@ class _Halves:
     def encode(self, x: Tensor, **conditions: Tensor) -> tuple[Tensor, ...]:
         """The codes of each quantizer, in the order in which they answer."""
         codes: list[Tensor] = []
+        # To its end, although nothing after the quantizers is needed: an exception would end a trace.
+        with contextlib.ExitStack() as stack:
+            for quantizer in self.quantizers:
 
-        def collect(number: int, output: Any) -> Any:
-            codes.append(self.quantizers[number].codes(tree_leaves(output)))
-            if len(codes) == len(self.quantizers):
-                raise _Reached
-            return output
+                def collect(m: nn.Module, given: Any, output: Any, quantizer: _Quantizer = quantizer) -> None:
+                    codes.append(quantizer.codes(tree_leaves(output)))
 
-        with contextlib.suppress(_Reached), self._watched(collect):
+                stack.callback(quantizer.module.register_forward_hook(collect).remove)
             self.model(x, **conditions)
         return tuple(codes)
 
     def decode(self, *codes: Tensor, **conditions: Tensor) -> Tensor:
         """What `forward` makes of codes."""
-        return self.answer(codes, self.row.expand(len(codes[0]), *self.row.shape[1:]), conditions)[self.item]
+        return self.answer(codes, self.row.expand(codes[0].shape[0], *self.row.shape[1:]), conditions)[self.item]
 
     def answer(self, codes: Sequence[Tensor], x: Tensor, conditions: Mapping[str, Tensor]) -> list[Tensor]:
         """The tensors that `forward` returns where the quantizers give these codes."""
 
-        def put(number: int, output: Any) -> Any:
-            leaves, spec = tree_flatten(output)
-            quantizer = self.quantizers[number]
-            leaves[quantizer.leaf] = quantizer.vectors(codes[number])
-            return tree_unflatten(leaves, spec)
-
-        with self._watched(put):
+        with contextlib.ExitStack() as stack:
+            for quantizer, code in zip(self.quantizers, codes, strict=True):
+                leaves, spec = tree_flatten(quantizer.answer)
+                leaves[quantizer.leaf] = quantizer.vectors(code)
+                answer = tree_unflatten(leaves, spec)
+                # The quantizer itself does not run: nothing depends on it, and some fix the size of a batch.
+                object.__setattr__(quantizer.module, "forward", lambda *given, answer=answer, **named: answer)
+                stack.callback(object.__delattr__, quantizer.module, "forward")
             output = self.model(x, **conditions)
         return [leaf for leaf in tensors_in(output) if leaf.dim()]
-
-    @contextlib.contextmanager
-    def _watched(self, change: Callable[[int, Any], Any]) -> Iterator[None]:
-        """Let `change` give the answer of each quantizer, from its number and its own answer."""
-        hooks = [
-            quantizer.module.register_forward_hook(lambda m, a, output, number=number: change(number, output))
-            for number, quantizer in enumerate(self.quantizers)
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 def _reconstruction(halves: _Halves, codes: Sequence[Tensor], example: Tensor, conditions: Mapping[str, Tensor]) -> int:
@@ -212,7 +198,7 @@ def _quantizer(module: nn.Module, name: str, output: Any, n: int) -> _Quantizer 
         for codes in _codes_of(leaves, number, n):
             found = _vectors_of(codes(leaves), vectors, lookups, tables)
             if found is not None:
-                return _Quantizer(module, name, number, codes, found)
+                return _Quantizer(module, name, number, codes, found, output)
     return None
 
 

@@ -16,12 +16,14 @@ from .monai import MODELS as MONAI
 from .pythae import MODELS as PYTHAE
 from .pythae import SAMPLERS
 from .scvi import MODELS as SCVI
+from .transformers import MODELS as TRANSFORMERS
 
 # By the package that defines the class: the library's usual name, and its models.
 _LIBRARIES: Mapping[str, tuple[str, Mapping[str, Family]]] = {
     "diffusers": ("diffusers", DIFFUSERS),
     "monai": ("MONAI", MONAI),
     "pythae": ("pythae", PYTHAE),
+    "transformers": ("transformers", TRANSFORMERS),
     "scvi": ("scvi-tools", SCVI),
 }
 

@@ -28,6 +28,7 @@ from .training.data import Dataset
 from .training.evaluation import binarise, read_evaluation
 from .understand.declaration import SECOND, Declaration, Mixture
 from .understand.edges import at_edge
+from .understand.families.registry import object_data
 from .understand.inner import module_of
 from .understand.likelihood import observation_range, require_likelihood
 from .understand.observation import require_axes
@@ -59,6 +60,8 @@ class Source:
     card: Callable[[Manifest, Mapping[str, int], bool], str] | None = None
     holder: Any = None
     """The caller's object, if it is no module but holds one."""
+    notes: tuple[str, ...] = ()
+    """Lines on where the data came from."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,7 @@ def model_source(model: Any, declaration: Declaration, examples: Examples, name:
         InputError: an argument is invalid.
     """
     module = module_of(model)
+    examples, notes = _with_own_data(model, examples)
     if examples.example is None:
         raise InputError("example: expected observations [n, …], got nothing; pass some with example=")
     x = _tensor("example", examples.example)
@@ -219,7 +223,26 @@ def model_source(model: Any, declaration: Declaration, examples: Examples, name:
             "torch": torch.__version__,
         },
         holder=None if isinstance(model, nn.Module) else model,
+        notes=notes,
     )
+
+
+def _with_own_data(model: Any, examples: Examples) -> tuple[Examples, tuple[str, ...]]:
+    """Add the data that a trained object holds, and a line that says so; what the caller gives comes first."""
+    given = None if examples.example is None else _tensor("example", examples.example)
+    own = object_data(model, given)
+    if own is None:
+        return examples, ()
+    conditions = {**own.conditions, **dict(examples.conditions or {})}
+    names: dict[str, Sequence[str]] = {
+        name: names for name, names in own.class_names.items() if name not in (examples.conditions or {})
+    }
+    if isinstance(examples.class_names, Mapping):
+        names |= examples.class_names
+    added = [*([] if given is not None else ["the example"]), *(conditions.keys() - (examples.conditions or {}).keys())]
+    line = f"{', '.join(sorted(added))}: from the data of the {type(model).__name__}"
+    examples = dataclasses.replace(examples, example=own.example, conditions=conditions, class_names=names or None)
+    return examples, (line,) if added else ()
 
 
 def _conditions(conditions: Mapping[str, ArrayLike | Tensor] | None, n: int) -> dict[str, Tensor]:

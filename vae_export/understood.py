@@ -39,6 +39,7 @@ def understand_source(source: Source) -> Adapted:
         classes=source.classes,
         holder=holder,
     )
+    adapted = dataclasses.replace(adapted, recognised=(*source.notes, *adapted.recognised))
     if holder is not None:
         adapted = dataclasses.replace(adapted, recognised=(_held_line(holder, model, held_as), *adapted.recognised))
     adapted = probe(adapted, tuple(declaration.dynamic or ()))

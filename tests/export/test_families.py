@@ -3,6 +3,7 @@
 import dataclasses
 import types
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,7 +11,8 @@ from torch.distributions import Bernoulli, Normal
 from zoo.models import ENTRIES
 
 from vae_export.errors import ExportError
-from vae_export.understand.families.registry import family_of
+from vae_export.understand.families.registry import family_of, object_data
+from vae_export.understand.inner import module_of
 from vae_export.understand.reading import second_to
 
 # Third parties' own deprecations, at import and in their layers.
@@ -48,7 +50,7 @@ def mean_of(output):
 def compare(entry):
     """The largest differences between a family's encode and decode and the library's own."""
     model, arguments = entry.make()
-    _, known = family_of(model)
+    _, known = family_of(module_of(model))
     x, conditions = arguments["example"], arguments.get("conditions", {})
     latent = mean_of(take(known.encode, x, conditions))
     with torch.no_grad():
@@ -352,9 +354,67 @@ def test_scvi_is_its_inference_and_generative(options):
         known.decode(mean, batch_index=batch, y=y)
 
 
-def test_scvi_with_a_latent_library_size_is_not_spoken_for():
-    module = stand_in("scvi.module._vae", "VAE", use_observed_lib_size=False)
-    assert family_of(module) is None
+@pytest.mark.parametrize("observed", [True, False])
+def test_scvi_with_a_latent_library_size_takes_it_as_a_condition_and_says_so(observed):
+    further = {"use_observed_lib_size": observed, "gene_likelihood": "zinb", "batch_representation": "one-hot"}
+    _, known = family_of(stand_in("scvi.module._vae", "VAE", **further))
+    assert ("is a condition of the decoder" in (known.posterior_reason or "")) is not observed
+
+
+class Manager:
+    """What scvi-tools' manager of a data set is asked for."""
+
+    def __init__(self, **registry):
+        self.data_registry = registry
+
+    def get_from_registry(self, key):
+        return self.data_registry[key]
+
+    def get_state_registry(self, key):
+        return types.SimpleNamespace(categorical_mapping=np.array([f"{key} {number}" for number in range(2)], object))
+
+
+COUNTS = np.arange(70 * 3, dtype=np.float64).reshape(70, 3) + 1
+COLUMN = np.arange(70)[:, None] % 2
+
+
+@pytest.mark.parametrize(
+    ("module", "registry", "expected"),
+    [
+        ("VAE", {}, {"batch_index", "library"}),
+        ("LDVAE", {"extra_continuous_covs": COUNTS}, {"batch_index", "library", "cont_covs"}),
+        ("SCANVAE", {"dispersion": "gene-label"}, {"batch_index", "library", "y"}),
+        ("VAE", {"use_size_factor_key": True, "size_factor": COLUMN + 1}, {"batch_index", "size_factor"}),
+        ("VAE", {"n_batch": 1, "extra_categorical_covs": COLUMN}, {"library", "cat_covs"}),
+        ("VAEC", {"n_batch": 1}, {"library", "y"}),
+        ("TOTALVAE", {"proteins": COUNTS}, {"batch_index", "library", "proteins"}),
+    ],
+)
+def test_a_trained_object_of_scvi_gives_its_data(module, registry, expected):
+    settings = {"n_batch": 2, "use_size_factor_key": False, "dispersion": "gene"}
+    settings |= {name: registry.pop(name) for name in list(registry) if name in settings}
+    holder = types.SimpleNamespace
+    manager = Manager(X=COUNTS, batch=COLUMN, labels=COLUMN, **registry)
+    model = stand_in("scvi.model", "Trained", bases=(holder,), module=stand_in("scvi.module", module, **settings))
+    assert object_data(model, None) is None
+    model.adata_manager = manager
+    own = object_data(model, None)
+    assert own.conditions.keys() == expected
+    assert own.example.shape == (64, 3)
+    assert own.example.dtype == torch.float32
+    assert {len(tensor) for tensor in own.conditions.values()} == {64}
+    given = object_data(model, torch.tensor(COUNTS[:5], dtype=torch.float32))
+    if "library" in expected:
+        total = torch.tensor(COUNTS[:5].sum(1, keepdims=True), dtype=torch.float32)
+        own_size = total if module in ("VAEC", "TOTALVAE") else total.log()
+        torch.testing.assert_close(given.conditions["library"], own_size)
+    for name, key in (("batch_index", "batch"), ("y", "labels")):
+        if name in expected:
+            assert given.class_names[name] == [f"{key} 0", f"{key} 1"]
+            assert given.conditions[name].tolist() == [0, 1, 0, 1, 0]
+    # The same object from another package is not known.
+    other = stand_in("mine", "Trained", bases=(holder,), module=model.module, adata_manager=manager)
+    assert object_data(other, None) is None
 
 
 # Recognition, without any library.

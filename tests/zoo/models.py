@@ -768,6 +768,55 @@ def _scvi_decode(model: Any, z: tuple[Tensor, ...], conditions: Mapping[str, Ten
     return model.generative(z[0], conditions["library"], conditions["batch_index"][:, None])["px"].mu
 
 
+def _scvi_trained(name: str, label: str = "") -> Callable[[], tuple[Any, dict[str, Any]]]:
+    """A trained object of scvi.model with two batches, or labels; it gives the conditions itself."""
+
+    def make() -> tuple[Any, dict[str, Any]]:
+        import anndata
+        import numpy as np
+        import scvi
+
+        torch.manual_seed(_SEED)
+        rng = np.random.default_rng(_SEED)
+        data = anndata.AnnData(rng.poisson(rng.gamma(1.0, 2.0, (90, 30))).astype(np.float32))
+        data.obs["batch"] = np.where(np.arange(90) % 2, "a", "b")
+        data.obs["label"] = np.where(np.arange(90) % 3, "T", "B")
+        keys = {"labels_key": "label"} if label == "only" else {"batch_key": "batch"}
+        if label == "both":
+            keys |= {"labels_key": "label", "unlabeled_category": "?"}
+        cls = getattr(scvi.model, name)
+        cls.setup_anndata(data, **keys)
+        model = cls(data, n_latent=4, n_hidden=16)
+        model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False, logger=False)
+        model.module.eval()
+        counts = torch.tensor(data.X[:8])
+        conditions = {"y" if label == "only" else "batch_index": torch.arange(8) % 2}
+        if name != "PEAKVI":
+            total = counts.sum(1, keepdim=True)
+            conditions["library"] = total if name == "CondSCVI" else total.log()
+        return model, {"example": counts, "conditions": conditions}
+
+    return make
+
+
+def _scvi_object_encode(model: Any, x: Tensor, conditions: Mapping[str, Tensor]) -> Any:
+    if "y" in conditions:
+        return model.module.inference(x, conditions["y"][:, None])["qz"]
+    further = ([], None) if type(model).__name__ == "PEAKVI" else ()
+    return model.module.inference(x, conditions["batch_index"][:, None], *further)["qz"]
+
+
+def _scvi_object_decode(model: Any, z: tuple[Tensor, ...], conditions: Mapping[str, Tensor]) -> Tensor:
+    if "y" in conditions:
+        batch = torch.zeros(len(z[0]), dtype=torch.int64)
+        answer = model.module.generative(z[0], conditions["library"], conditions["y"][:, None], batch)
+    elif "library" in conditions:
+        answer = model.module.generative(z[0], conditions["library"], conditions["batch_index"][:, None])
+    else:
+        return model.module.generative(z[0], z[0], conditions["batch_index"][:, None])["px"]
+    return answer["px"].mu
+
+
 ENTRIES: tuple[Entry, ...] = (
     Entry("plain", "encode gives (mu, logvar)", _plain(Plain, (1, 8, 8))),
     *(
@@ -815,4 +864,16 @@ ENTRIES: tuple[Entry, ...] = (
     *_MORE_DIFFUSERS,
     *_PYTHAE,
     Entry("scvi-tools", "SCVI", _scvi, "scvi", slow=True, encode=_scvi_encode, decode=_scvi_decode),
+    *(
+        Entry(
+            "scvi-tools",
+            f"{name}, trained",
+            _scvi_trained(name, label),
+            "scvi",
+            slow=True,
+            encode=_scvi_object_encode,
+            decode=_scvi_object_decode,
+        )
+        for name, label in (("SCVI", ""), ("LinearSCVI", ""), ("SCANVI", "both"), ("PEAKVI", ""), ("CondSCVI", "only"))
+    ),
 )

@@ -1,10 +1,12 @@
-"""The record that describes one class of another library."""
+"""The records that describe one class of another library, and the data of a trained object."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from ..declaration import Declaration
 
@@ -20,3 +22,15 @@ class Family:
     """Gives the declaration of a model of this class; None for a model with settings that are not covered."""
     methods: tuple[str, ...] = CODING
     """The methods that the declaration replaces: it does not hold for a derived class with its own."""
+
+
+@dataclass(frozen=True)
+class ObjectData:
+    """The data that a trained object holds for the module in it."""
+
+    example: Tensor
+    """[n, …]."""
+    conditions: Mapping[str, Tensor]
+    """Values [n, …] by name."""
+    class_names: Mapping[str, Sequence[str]]
+    """The names of the classes of integer conditions."""

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from ..declaration import Declaration, Mixture
 from .diffusers import MODELS as DIFFUSERS
 from .diffusers import other_model
-from .family import Family
+from .family import Family, ObjectData
 from .monai import MODELS as MONAI
 from .pythae import MODELS as PYTHAE
 from .pythae import SAMPLERS
 from .scvi import MODELS as SCVI
+from .scvi import object_data as scvi_data
 from .transformers import MODELS as TRANSFORMERS
 
 # By the package that defines the class: the library's usual name, and its models.
@@ -51,6 +54,11 @@ def family_of(model: object) -> tuple[str, Declaration] | None:
         return None if declaration is None else (f"{library} {known.__name__}", declaration)
     declaration = other_model(model)
     return None if declaration is None else ("the config of a diffusers model", declaration)
+
+
+def object_data(holder: object, example: Tensor | None) -> ObjectData | None:
+    """Return the data that a library's trained object has for its module; None for any other object."""
+    return scvi_data(holder, example) if any(_package(cls) == "scvi" for cls in type(holder).__mro__) else None
 
 
 def sampler_prior(sampler: object) -> str | Mixture | None:

@@ -95,7 +95,7 @@ def test_a_size_that_exporters_may_freeze_is_refused_or_right(tmp_path):
 def test_a_size_that_a_tracer_freezes_is_found(tmp_path, monkeypatch):
     # Not by deleting: what is put back would stand last, and their order counts.
     monkeypatch.setattr(graphs, "_EXPORTERS", {"dynamo=False": graphs._EXPORTERS["dynamo=False"]})
-    monkeypatch.setattr(graphs, "values_read", lambda adapted, component: [])
+    monkeypatch.setattr(graphs, "branch_of", lambda adapted, component: None)
     x = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(2))
     arguments = {"example": x, "posterior": "logvar", "formats": ("onnx",)}
     with pytest.raises(ParityError, match="height"):

@@ -300,7 +300,8 @@ class Resting(Encode):
 
 class Checkpointed(Encode):
     def forward(self, x):
-        return self.posterior(checkpoint(torch.relu, x, use_reentrant=True))
+        rows = x.reshape(x.shape[0] * 5, 1) * torch.ones(x.shape[0] * 5, 1)
+        return self.posterior(checkpoint(torch.relu, rows.reshape(-1, 5), use_reentrant=True))
 
 
 class Lower(torch.autograd.Function):
@@ -329,6 +330,53 @@ class Detached(Encode):
 
     def forward(self, x):
         return self.posterior(x)
+
+
+class Initialised(Encode):
+    """Like a codebook that is set at the first call; its flag and its numbers are buffers, which no input reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("ready", torch.tensor([True]))
+        self.register_buffer("levels", torch.tensor([2, 3]))
+
+    def forward(self, x):
+        if not self.ready:
+            x = x.mean() + x
+        for level in self.levels.tolist():
+            x = x * level
+        return self.posterior(x * float(torch.tensor([0.5, 2.0]).prod()) + self.levels.float().numpy().sum())
+
+
+class BranchingFirst(Initialised):
+    def forward(self, x):
+        if x.abs().max() > 1000:
+            x = x / 1000
+        return super().forward(x)
+
+
+class BranchingLate(Initialised):
+    def forward(self, x):
+        mu, *others = super().forward(x)
+        return (mu if mu.sum() < 1000 else mu / 1000, *others)
+
+
+class Counting(Encode):
+    """The number is no input's, but the batch's."""
+
+    def forward(self, x):
+        return self.posterior(x * torch.arange(len(x)).tolist()[-1])
+
+
+class Packing(Encode):
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.GRU(1, 5, batch_first=True)
+
+    def forward(self, x):
+        lengths = 1 + (x[:, 0].abs() > 0.5).long()
+        packed = nn.utils.rnn.pack_padded_sequence(x[..., None], lengths, batch_first=True, enforce_sorted=False)
+        return self.posterior(self.rows(packed)[1][-1])
 
 
 class Compiled(Encode):
@@ -423,9 +471,29 @@ def test_torchscript_is_made_by_torch_export_where_the_tracer_fails(make, tmp_pa
     with unchanged(module):
         graphs, refused = make_graphs(encoding(module), None, tmp_path, require=require_same_rows(module))
     assert refused == []
-    traced = "torch.jit.trace" if make is Encode else "torch.jit.trace(torch.export.export)"
+    traced = "torch.jit.trace" if make is Encode else "torch.jit.script(torch.export.export)"
     assert [graph.exporter for graph in graphs] == ["torch.onnx.export(dynamo=True)", traced]
     assert b".py" not in without_weights(graphs[0].content)
+
+
+def test_values_that_no_input_reaches_are_folded(tmp_path):
+    module = Initialised()
+    (graph,), _ = make_graphs(encoding(module), ["onnx"], tmp_path / "folded", require=require_same_rows(module))
+    assert graph.executor == "ort"
+    module = Counting()
+    with pytest.raises(ExportError, match=r"^fp32 differs"):
+        make_graphs(encoding(module), ["onnx"], tmp_path, require=require_same_rows(module))
+
+
+@pytest.mark.parametrize("make", [BranchingFirst, BranchingLate, Packing])
+def test_a_branch_that_is_named_depends_on_an_input(make, tmp_path):
+    lines = {
+        BranchingFirst: r"on the values of a tensor at test_graphs\.py:\d+ \(if x\.abs\(\)\.max\(\) > 1000:\)",
+        BranchingLate: r"on the values of a tensor at test_graphs\.py:\d+ \(return \(mu if mu\.sum\(\) < 1000",
+        Packing: r"packed by their lengths at test_graphs\.py:\d+ \(packed = .*; run the layer over the padded",
+    }
+    with pytest.raises(ExportError, match=lines[make]):
+        make_graphs(encoding(make()), ["onnx"], tmp_path)
 
 
 def test_torchscript_alone_blocks_an_export_only_where_it_was_named(tmp_path, capsys):

@@ -17,13 +17,13 @@ from ..understand.adapted import Adapted
 from ..understand.state import release
 from .graph import FORMATS, Graph, graph_of, quiet, reason_of
 from .onnx_export import export_onnx
-from .torch_formats import export_pt2, trace_module, trace_program
+from .torch_formats import export_pt2, script_program, trace_module
 
 # The formats beside ONNX that are made where possible when none is named.
 _UNASKED = ("torchscript",)
 # How each format beside ONNX is made: the tracer is the faster way, and torch.export takes more models.
 _FURTHER: dict[str, dict[str, Callable[[Adapted, str, Path], None]]] = {
-    "torchscript": {"torch.jit.trace": trace_module, "torch.jit.trace(torch.export.export)": trace_program},
+    "torchscript": {"torch.jit.trace": trace_module, "torch.jit.script(torch.export.export)": script_program},
     "pt2": {"torch.export.export": export_pt2},
 }
 

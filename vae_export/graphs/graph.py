@@ -195,12 +195,10 @@ def reason_of(error: BaseException) -> str:
     """Return an error's reason in one line: the underlying cause, without the stacks and programs that PyTorch adds."""
     cause = error.__cause__ or error
     lines = str(cause).splitlines()
-    kept = list(takewhile(lambda line: not _NO_REASON.search(line), lines))
-    return (
-        error_line(cause)
-        if len(kept) == len(lines) or not "".join(kept).strip()
-        else error_line(Exception(" ".join(kept)))
-    )
+    kept = " ".join(takewhile(lambda line: not _NO_REASON.search(line), lines))
+    # TorchScript says last what failed, after its own stack.
+    last = lines[-1] if lines and re.match(r"\w+(Error|Exception): ", lines[-1]) else ""
+    return error_line(Exception(kept or last)) if kept or last else error_line(cause)
 
 
 @contextlib.contextmanager

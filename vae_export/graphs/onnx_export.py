@@ -18,7 +18,8 @@ from onnx.external_data_helper import convert_model_to_external_data
 from vae_runtime.manifest import TensorSpec
 
 from ..errors import ExportError, ParityError
-from ..understand.adapted import Adapted, values_read
+from ..understand.adapted import Adapted
+from ..understand.reads import branch_of
 from ..understand.state import release
 from .graph import (
     IR_VERSION,
@@ -43,8 +44,6 @@ _FROZEN = (
     "; the model fixes a size that must stay dynamic: use x.shape without int(), and -1 or x.shape[0] for the batch, "
     "or leave the axis out of dynamic="
 )
-# Words of PyTorch's exporter when it cannot follow a branch on the values of a tensor.
-_DATA_DEPENDENT = ("data-dependent", "DataDependent", "Could not extract specialized integer", "unbacked")
 
 
 def export_onnx(adapted: Adapted, component: str, path: Path, require: Callable[[Graph], None]) -> Graph:
@@ -107,19 +106,14 @@ def _choose_rewritten(
 
 
 def _refuse_branches(adapted: Adapted, component: str, error: Exception) -> None:
-    """Raise if an export failed because the model branches on values: the older exporter would freeze one branch."""
-    messages = chain_of(error)
+    """Raise if the model branches on values that depend on an input: the older exporter would freeze one branch."""
     try:
-        values = values_read(adapted, component)
+        branch = branch_of(adapted, component)
     except Exception:
         # A model that fails in PyTorch itself failed the export for the same reason.
-        values = []
-    if values or any(sign in messages for sign in _DATA_DEPENDENT):
-        where = f" at {values[0]}" if values else ""
-        raise ExportError(
-            f"{component}: a Python branch or loop depends on the values of a tensor{where}, which a graph cannot "
-            "follow; compute both sides and choose with torch.where"
-        ) from error
+        branch = None
+    if branch:
+        raise ExportError(f"{component}: {branch}") from error
 
 
 def _weight_bytes(model: onnx.ModelProto) -> int:

@@ -5,33 +5,45 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from ..understand.adapted import Adapted
 from .graph import axis_names, traced_inputs
 
 
 def trace_module(adapted: Adapted, component: str, path: Path) -> None:
-    """Trace, freeze and write a component as TorchScript."""
-    _trace(adapted.modules[component], traced_inputs(adapted, component), path)
+    """Trace a component, and write it as TorchScript."""
+    given = traced_inputs(adapted, component)
+    _write_frozen(torch.jit.trace(adapted.modules[component], given, check_trace=False), path)
 
 
-def trace_program(adapted: Adapted, component: str, path: Path) -> None:
+def script_program(adapted: Adapted, component: str, path: Path) -> None:
     """Write a component as TorchScript by way of torch.export.
 
     torch.export looks into compiled functions, checkpoints and functions with a gradient of their own, of which the
-    tracer sees the outside alone.
+    tracer sees the outside alone. Its program is compiled, since a trace of it would fix the sizes.
     """
-    _trace(_program(adapted, component).module(), traced_inputs(adapted, component), path)
+    # Without gradients, since a switch of that mode would divide the program into parts.
+    module = _program(adapted, component).module()
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.op == "call_module" and not node.users:
+            # It checks the inputs, in Python.
+            graph.erase_node(node)
+        elif node.target is torch.ops.aten.sym_size.int:
+            node.target = torch.ops.aten.size
+        elif isinstance(node.target, torch._ops.OpOverload):
+            # TorchScript chooses the overload itself.
+            node.target = node.target.overloadpacket
+    graph.set_codegen(torch.fx.graph.CodeGen())
+    _write_frozen(torch.jit.script(torch.fx.GraphModule(module, graph).eval()), path)
 
 
-def _trace(module: nn.Module, given: tuple[Tensor, ...], path: Path) -> None:
-    traced = torch.jit.trace(module, given, check_trace=False)
+def _write_frozen(module: torch.jit.ScriptModule, path: Path) -> None:
     # Freezing leaves out the weights that the graph does not use.
-    frozen = torch.jit.freeze(traced.eval())
+    frozen = torch.jit.freeze(module.eval())
     archive = path.with_name(f"{path.name}.debug")
     torch.jit.save(frozen, archive)
-    del traced, frozen
+    del frozen
     _copy_without_debug(archive, path)
     archive.unlink()
 
@@ -50,7 +62,9 @@ def _copy_without_debug(archive: Path, path: Path) -> None:
 
 def export_pt2(adapted: Adapted, component: str, path: Path) -> None:
     """Export and write a component as .pt2."""
-    program = _program(adapted, component)
+    # torch.distributions turns gradients on for derived parameters, and a switch of that mode cannot be saved.
+    with torch.enable_grad():
+        program = _program(adapted, component)
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
@@ -66,11 +80,9 @@ def export_pt2(adapted: Adapted, component: str, path: Path) -> None:
 def _program(adapted: Adapted, component: str) -> torch.export.ExportedProgram:
     """Export a component with torch.export, with a dynamic batch and dynamic axes."""
     shapes = tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in axis_names(adapted, component))
-    # torch.distributions turns gradients on for derived parameters, and a switch of that mode cannot be saved.
-    with torch.enable_grad():
-        return torch.export.export(
-            adapted.modules[component], traced_inputs(adapted, component), dynamic_shapes={"tensors": shapes}
-        )
+    return torch.export.export(
+        adapted.modules[component], traced_inputs(adapted, component), dynamic_shapes={"tensors": shapes}
+    )
 
 
 def _drop_unused(program: torch.export.ExportedProgram) -> None:

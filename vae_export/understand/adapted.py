@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from vae_runtime.manifest import Signature
 
-from .draws import Draws
-
 
 @dataclass(frozen=True)
 class Adapted:
@@ -42,14 +40,6 @@ def run_module(module: nn.Module, given: Sequence[Tensor]) -> list[Tensor]:
     with torch.no_grad():
         # Copies: some models change their input in place.
         return list(module(*(tensor.clone() for tensor in given)))
-
-
-def values_read(adapted: Adapted, component: str) -> list[str]:
-    """Where a component turns values of tensors into Python's, as a branch on them does."""
-    draws = Draws.constant(0.0)
-    with draws:
-        run_module(adapted.modules[component], adapted.given(component))
-    return draws.values
 
 
 def resized(tensor: Tensor, sizes: Mapping[int, int]) -> Tensor:

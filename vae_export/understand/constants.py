@@ -12,8 +12,26 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from .draws import VALUES_READ
-
+# Functions that turn a tensor's values into Python's, as a branch on them does. What operators read to check their
+# arguments is not among them.
+VALUES_READ = {
+    Tensor.__bool__,
+    Tensor.__int__,
+    Tensor.__float__,
+    Tensor.__index__,
+    Tensor.__complex__,
+    Tensor.__array__,
+    Tensor.__contains__,
+    Tensor.item,
+    Tensor.tolist,
+    Tensor.numpy,
+    Tensor.is_nonzero,
+    Tensor.equal,
+    Tensor.allclose,
+    torch.is_nonzero,
+    torch.equal,
+    torch.allclose,
+}
 # Buffers with more elements are no sizes, flags or the like.
 _SMALL = 16
 # Functions whose result is known where all of their tensors are.
@@ -59,17 +77,18 @@ class _Folded(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func in VALUES_READ and id(args[0]) in self._known:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        known = bool(tensors) and all(id(tensor) in self._known for tensor in tensors)
+        if func in VALUES_READ and known:
+            arguments = (_valued(argument, self._known) for argument in args)
             with _outside_of_modes():
-                return func(self._known[id(args[0])][1], *args[1:], **kwargs)
+                return func(*arguments, **kwargs)
         name = getattr(func, "__name__", "")
         if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i"):
             # What is changed in place is known no more.
             self._known.pop(id(args[0]) if args else 0, None)
             return func(*args, **kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        computed = bool(tensors) and name in _COMPUTED and all(id(tensor) in self._known for tensor in tensors)
-        if not computed:
+        if not (known and name in _COMPUTED):
             return func(
                 *(_plain(a, self._known) for a in args), **{k: _plain(v, self._known) for k, v in kwargs.items()}
             )

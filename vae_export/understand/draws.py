@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,16 +51,6 @@ _DROPOUT = {
     torch.dropout,
     torch.native_dropout,
 }
-# Functions that turn a tensor's values into Python's, as a branch on them does. None of them can be exported.
-VALUES_READ = {
-    Tensor.__bool__,
-    Tensor.__int__,
-    Tensor.__float__,
-    Tensor.__index__,
-    Tensor.item,
-    Tensor.tolist,
-    Tensor.numpy,
-}
 _TO_HALF = {Tensor.half, Tensor.bfloat16}
 _SIGMOID = {torch.sigmoid, Tensor.sigmoid, functional.sigmoid, torch.special.expit}
 
@@ -81,7 +69,7 @@ class Draws(TorchFunctionMode):
     `give` is called with the number of the draw and its shape, and returns standard normal numbers. `choose` is called
     with the shape of a draw of indices, and returns them; without it the model draws them. `normal` records the shapes
     of the normal draws, `other` the names of other random functions, `weights` those of the indices that `choose` gave,
-    `values` the lines where values of tensors became Python's, `sigmoid` the last sigmoid's input and output.
+    `sigmoid` the last sigmoid's input and output.
     """
 
     def __init__(
@@ -95,7 +83,6 @@ class Draws(TorchFunctionMode):
         self.weights: list[Tensor] = []
         self.normal: list[tuple[int, ...]] = []
         self.other: list[str] = []
-        self.values: list[str] = []
         self.sigmoid: tuple[Tensor, Tensor] | None = None
         self.widened = False
         """Whether the model asked for float16 or bfloat16, by a cast or by autocast, and got float32."""
@@ -148,8 +135,6 @@ class Draws(TorchFunctionMode):
             self.other.append(func.__name__)
         elif func in _DROPOUT and _drops(func, args, kwargs):
             self.other.append(f"{func.__name__}{_IN_TRAINING}")
-        elif func in VALUES_READ:
-            self.values.append(_place())
         result = TRANSLATABLE.get(func, func)(*args, **kwargs)
         if func in _SIGMOID:
             # A copy, since the model may change the result in place.
@@ -239,16 +224,3 @@ def _drops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else default))
     probability = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
     return bool(training) and probability != 0
-
-
-# The files of the modes that a call passes through.
-_MODES = {__file__, str(Path(__file__).with_name("constants.py"))}
-
-
-def _place() -> str:
-    """File and line of the innermost caller outside PyTorch, without the folder."""
-    for frame in reversed(traceback.extract_stack()):
-        if "/torch/" not in frame.filename.replace("\\", "/") and frame.filename not in _MODES:
-            name = frame.filename.replace("\\", "/").rsplit("/", 1)[-1]
-            return f"{name}:{frame.lineno}" + (f" ({frame.line})" if frame.line else "")
-    return "an unknown line"

@@ -81,6 +81,7 @@ def describe_bundle(
         conditions=signature.conditions,
         latents=signature.latents,
         likelihood=signature.likelihood,
+        tiles=signature.tiles,
         golden=golden.record,
         encoder=golden.variants["encoder"],
         decoder=golden.variants["decoder"],

@@ -18,6 +18,7 @@ from .understand.inner import inner_model
 from .understand.prior import fit_prior, is_fitted, mixture_prior
 from .understand.probe import probe
 from .understand.state import used_tensors
+from .understand.tiling import with_tiles
 
 
 def understand_source(source: Source) -> Adapted:
@@ -42,7 +43,7 @@ def understand_source(source: Source) -> Adapted:
     adapted = dataclasses.replace(adapted, recognised=(*source.notes, *adapted.recognised))
     if holder is not None:
         adapted = dataclasses.replace(adapted, recognised=(_held_line(holder, model, held_as), *adapted.recognised))
-    adapted = probe(adapted, tuple(declaration.dynamic or ()))
+    adapted = with_tiles(probe(adapted, tuple(declaration.dynamic or ())))
     adapted = _normalised(adapted, source)
     adapted = dataclasses.replace(adapted, recognised=(*adapted.recognised, *_left_out(source.model, adapted)))
     return adapted if own is None else _with_prior(adapted, source, own)

@@ -58,6 +58,7 @@ POSITIVE = Number("a positive number", above=0, name="positive")
 NUMBERS = Map(
     Number("a number of at least 0", min=0), name="numbers", description="A number of at least 0 for each output."
 )
+HALO = Map(Integer(0, 2**31 - 1), name="halo", description="Values of the latent on either side, by axis.")
 SHAPE = List(SIZE, "a list of 1 to 8 sizes", min=1, max=8, name="shape", description="Sizes without the batch axis.")
 ANY_SHAPE = List(SIZE, "a list of 0 to 8 sizes", max=8, name="any_shape", description="As shape, or [] for one value.")
 AXES = List(TEXT, "a list of 1 to 8 axis names", min=1, max=8, name="axes", description="A name for each size.")
@@ -359,6 +360,23 @@ class Variant(Record):
         return None if self.data is None else f"{self.folder}/{self.data}"
 
 
+@record(frozen=True)
+class Tiles(Record):
+    """How a component can be divided along dynamic axes into tiles that give the values of the undivided array.
+
+    `halo` is its receptive field, by axis: how many values of the latent on either side of one an answer depends on.
+    Borders of tiles are multiples of the latent's `multiple`. Where the component cannot be divided, `halo` is empty
+    and `reason` says why.
+    """
+
+    component: str = field(COMPONENT)
+    halo: Mapping[str, int] = field(HALO, default_factory=dict)
+    reason: str | None = field(TEXT, default=None)
+
+
+TILES = List(Struct(Tiles, name="tiles"), "a list of at most 2 objects", max=2)
+
+
 @record(frozen=True, kw_only=True)
 class Signature(Record):
     """The inputs and outputs of a VAE's two graphs, and their meaning."""
@@ -367,6 +385,7 @@ class Signature(Record):
     conditions: tuple[Condition, ...] = field(CONDITIONS, default=())
     latents: tuple[Latent, ...] = field(LATENTS)
     likelihood: Likelihood = field(LIKELIHOOD)
+    tiles: tuple[Tiles, ...] = field(TILES, default=())
 
     @property
     def latent(self) -> Latent:

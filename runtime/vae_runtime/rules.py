@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 
 from .fields import Problem, join
-from .manifest import Condition, Latent, Likelihood, Manifest, Sizes
+from .manifest import Condition, Latent, Likelihood, Manifest, Sizes, Tiles
 
 
 def contradictions(manifest: Manifest) -> list[Problem]:
@@ -20,6 +20,11 @@ def contradictions(manifest: Manifest) -> list[Problem]:
     for index, latent in enumerate(manifest.latents):
         found += _latent_problems(f"{vae}.latents[{index}]", latent)
     found += _likelihood_problems(f"{vae}.likelihood", manifest.likelihood)
+    for index, tiles in enumerate(manifest.tiles):
+        if any(other.component == tiles.component for other in manifest.tiles[:index]):
+            where = f"{vae}.tiles[{index}].component"
+            found.append(Problem(where, "each component once", json.dumps(tiles.component)))
+        found += _tiles_problems(f"{vae}.tiles[{index}]", tiles, manifest)
     found += _name_problems(vae, manifest)
     both = {"encoder": manifest.encoder, "decoder": manifest.decoder}
     for component, variants in ((manifest.packed_from and manifest.components) or both).items():
@@ -91,6 +96,21 @@ def _latent_problems(place: str, latent: Latent) -> Iterator[Problem]:
         if isinstance(numbers, tuple) and len(numbers) != latent.shape[0]:
             expected = f"one number, or {latent.shape[0]} for the first axis of the shape"
             yield Problem(f"{place}.{name}", expected, str(len(numbers)))
+
+
+def _tiles_problems(place: str, tiles: Tiles, manifest: Manifest) -> Iterator[Problem]:
+    latent, observation = manifest.latent, manifest.observation
+    for axis in tiles.halo:
+        if axis not in latent.dynamic or axis not in observation.dynamic:
+            where = join(f"{place}.halo", axis)
+            yield Problem(where, "a dynamic axis of the observation and of the first latent", json.dumps(axis))
+            return
+        usual = observation.shape[observation.axes.index(axis)], latent.shape[latent.axes.index(axis)]
+        if usual[0] % usual[1]:
+            where = join(f"{place}.halo", axis)
+            yield Problem(where, "an axis whose size is a multiple of the latent's", f"{usual[0]} and {usual[1]}")
+    if len(manifest.latents) > 1 and tiles.halo:
+        yield Problem(f"{place}.halo", "no tiles where there are several latents", str(len(manifest.latents)))
 
 
 def _likelihood_problems(place: str, likelihood: Likelihood) -> Iterator[Problem]:

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     # Imported where they are used: a device that samples starts without them.
     from numpy.typing import ArrayLike, NDArray
 
-    from .inputs import Conditions, Latents, LatentShape
+    from .inputs import Conditions, Feeds, Latents, LatentShape
     from .posterior import Encoder, Encoding, Posterior, Posteriors
     from .score import Scores
+    from .tiles import Tile
 
     Array = NDArray[np.float32]
 
@@ -71,6 +72,25 @@ def _main_component(manifest: Manifest) -> str:
     return "decoder" if "decoder" in manifest.components else "encoder"
 
 
+def _described(vae: VAE) -> str:
+    shapes = ", ".join(str(list(latent.shape)) for latent in vae.latents)
+    several = "s" if len(vae.latents) > 1 else ""
+    text = f"latent{several} {shapes} → observation {list(vae.observation_shape)}"
+    if vae.conditions:
+        text += f", given {', '.join(condition.name for condition in vae.conditions)}"
+    return f"<VAE {vae.manifest.name}: {text}, {vae.manifest.likelihood.kind}, {vae.variant} on {vae.device}>"
+
+
+def _whole_batches(draw: Callable[[int, Feeds], Array], given: Feeds, count: int, size: int) -> Iterator[Array]:
+    """Draw batches of one size, the conditions of the last filled up, and cut the last."""
+    for first in range(0, count, size):
+        rows = {name: row[first : first + size] for name, row in given.items()}
+        missing = first + size - count
+        if missing > 0:
+            rows = {name: np.concatenate([row, row[-1:].repeat(missing, 0)]) for name, row in rows.items()}
+        yield draw(first, rows)[: count - first]
+
+
 class VAE:
     """A Variational Autoencoder, ready to sample. Made by `load`; may be shared by threads.
 
@@ -89,6 +109,8 @@ class VAE:
         latent_shape: another shape of one latent, where axes are dynamic; of several latents, by name.
         observe: draw each observation from the likelihood instead of giving its mean.
         batch_size: how many rows to compute at once; bounds the memory beside the result.
+        tile: "auto", or the size of a tile in values of an observation, or sizes by axis: divides dynamic axes, which
+            bounds the memory and changes no value; refused, with the reason, where that is impossible.
         out: float32 [n, *observation_shape], C-contiguous: filled and returned.
 
     Every method raises InputError where an array has another dtype or shape, or holds NaN, infinity or values out of
@@ -104,7 +126,7 @@ class VAE:
         self.device = networks.device
         """The device in use."""
         self.variants = dict(networks.variants)
-        """The variant in use by component: where a component has none of the name asked for, its first declared one."""
+        """The variant in use by component."""
         self.variant = self.variants[_main_component(manifest)]
         """The decoder's variant in use; where the decoder was left out, the encoder's."""
         self.observation_shape = manifest.observation.shape
@@ -120,11 +142,7 @@ class VAE:
         self._inputs = Inputs(manifest, self._prior)
 
     def __repr__(self) -> str:
-        shapes = ", ".join(str(list(latent.shape)) for latent in self.latents)
-        text = f"latent{'s' if self._inputs.has_several else ''} {shapes} → observation {list(self.observation_shape)}"
-        if self.conditions:
-            text += f", given {', '.join(condition.name for condition in self.conditions)}"
-        return f"<VAE {self.manifest.name}: {text}, {self.manifest.likelihood.kind}, {self.variant} on {self.device}>"
+        return _described(self)
 
     def prior(
         self, n: int, *, seed: int | None = None, start: int = 0, temperature: float = 1.0,
@@ -183,7 +201,7 @@ class VAE:
         shapes = self._prior.shapes if latent_shape is None else self._inputs.shapes(latent_shape)
         feed = self._prior.feed(rows, fixed, start, count, shapes, temperature, truncation)
         if on_device is not False and require_bool("on_device", on_device):
-            for name, value in (("observe", observe or None), ("batch_size", batch_size), ("out", out)):
+            for name, value in {"observe": observe or None, "batch_size": batch_size, "out": out}.items():
                 if value is not None:
                     raise InputError(f"{name}: on_device decodes all at once and does not take it; leave it out")
             return self._networks.decode_on_device(feed, count)
@@ -197,8 +215,8 @@ class VAE:
     ) -> Iterator[Array]:  # fmt: skip
         """Give samples one batch after the other, for programs that need no files.
 
-        Every batch is decoded whole, and the last is cut, so that the values are those that `generate` writes with this
-        batch size, from a start that is a multiple of it.
+        Every batch is decoded whole, and the last is cut: these are the values that `generate` writes with this batch
+        size, from a start that is a multiple of it.
 
         Yields:
             float32 [batch_size, *observation shape]; the last may have fewer rows.
@@ -209,22 +227,17 @@ class VAE:
         fixed = noise.new_seed() if seed is None else seed
         given = self._inputs.conditions("decoder", conditions, count)
 
-        def samples() -> Iterator[Array]:
-            for first in range(0, count, size):
-                rows = {name: row[first : first + size] for name, row in given.items()}
-                if (missing := first + size - count) > 0:
-                    rows = {name: np.concatenate([row, row[-1:].repeat(missing, 0)]) for name, row in rows.items()}
-                x = self.sample(
-                    size, conditions=rows or None, seed=fixed, start=noise.advance(start, first),
-                    temperature=temperature, truncation=truncation, observe=observe, batch_size=size,
-                )  # fmt: skip
-                yield x[: count - first]
+        def draw(first: int, rows: Feeds) -> Array:
+            return self.sample(
+                size, conditions=rows or None, seed=fixed, start=noise.advance(start, first), temperature=temperature,
+                truncation=truncation, observe=observe, batch_size=size,
+            )  # fmt: skip
 
-        return samples()
+        return _whole_batches(draw, given, count, size)
 
     def decode(
         self, z: Latents, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
-        observe: bool = False, batch_size: int | None = None, out: Array | None = None,
+        observe: bool = False, batch_size: int | None = None, out: Array | None = None, tile: Tile | None = None,
     ) -> Array:  # fmt: skip
         """Give the likelihood's mean for each latent, in data space.
 
@@ -241,6 +254,11 @@ class VAE:
             InputError: with `observe`, there is no likelihood to draw from.
         """
         observe = observe is not False and require_bool("observe", observe)
+        if tile is not None:
+            from .tiles import decode_in_tiles
+
+            part = functools.partial(self.decode, conditions=conditions, batch_size=batch_size)
+            return decode_in_tiles(self.manifest, part, z, tile, observe, out)
         seed = noise.new_seed() if observe and seed is None else seed
         feeds, n = self._inputs.decoder(z, conditions, seed, start)
         if out is not None:
@@ -265,7 +283,7 @@ class VAE:
 
     def encode(
         self, x: ArrayLike, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
-        batch_size: int | None = None,
+        batch_size: int | None = None, tile: Tile | None = None,
     ) -> Posterior | Encoding | Posteriors:  # fmt: skip
         """Give the posterior of each observation.
 
@@ -278,6 +296,11 @@ class VAE:
             A `Posterior`; an `Encoding` where the latent is a code or has no distribution; of several latents, a
             mapping from their names to these, without the latents that are noise of the decoder.
         """
+        if tile is not None:
+            from .tiles import encode_in_tiles
+
+            part = functools.partial(self.encode, conditions=conditions, batch_size=batch_size)
+            return encode_in_tiles(self.manifest, part, x, tile)
         x = observation_rows(self.manifest.observation, x)
         rows = self._inputs.conditions("encoder", conditions, len(x))
         return self._encoder.posterior(x, rows, seed, start, batch_size)
@@ -313,10 +336,7 @@ class VAE:
     def scaled(self, z: ArrayLike) -> Array: ...
 
     def scaled(self, z: Latents) -> Array | dict[str, Array]:
-        """Give latents as other models take them, (z - shift) · scale of the manifest, in the form of `z`, float32.
-
-        Codes stay as they are.
-        """
+        """Give latents as other models take them, (z - shift) · scale, float32, in the form of `z`; codes stay."""
         return self._inputs.rescaled(z, lambda part, scale, shift: (part - shift) * scale)
 
     @overload

@@ -83,6 +83,7 @@ def edited(*edits: tuple[tuple[str | int, ...], Any]) -> Any:
 
 LABEL = {"name": "label", "dtype": "int64", "shape": [], "classes": ["a", "b"], "components": ["encoder", "decoder"]}
 MASK = {"name": "mask", "dtype": "float32", "shape": [8, 8], "range": [0, 1], "components": ["decoder"]}
+TILES = {"component": "decoder", "reason": "attention"}
 MIXTURE = {"kind": "mixture", "file": "prior.npz", "components": 10, "covariance": "full"}
 CODES = {"kind": "codes", "value": "codes", "codebook": 512}
 
@@ -282,6 +283,7 @@ def test_every_known_field_is_in_the_schema_and_the_specification() -> None:
         ("likelihood", "likelihood"),
         ("golden", "golden"),
         ("refused", "refusal"),
+        ("tiles", "tiles"),
     ):
         in_schema |= {f"{name}.{field}" for field in definitions[definition]["properties"]}
     assert in_schema == KNOWN_FIELDS
@@ -398,6 +400,8 @@ BROKEN: list[tuple[tuple[str | int, ...], Any]] = [
         for text in (None, 5, "", "0" * 64, "sha256:" + "A" * 64, "sha256:" + "0" * 64 + "\n")
     ),
     ((*FREE, "refused"), {}),
+    ((*FREE, "tiles"), {}),
+    ((*FREE, "tiles"), [TILES] * 3),
     ((*FREE, "refused"), None),
     *(((*FREE, name), ABSENT) for name in ("format_version", "name", "observation", "latents")),
     *(((*FREE, name), ABSENT) for name in ("likelihood", "noise", "golden")),
@@ -508,6 +512,16 @@ BROKEN_FURTHER: list[tuple[list[tuple[tuple[str | int, ...], Any]], str]] = [
         "components.decoder",
     ),
     ([((*FREE, "refused"), [5])], f"{place_of(FREE)}.refused[0]"),
+    ([((*FREE, "tiles"), [5])], f"{place_of(FREE)}.tiles[0]"),
+    ([((*FREE, "tiles"), [TILES]), ((*FREE, "tiles", 0, "component"), ABSENT)], f"{place_of(FREE)}.tiles[0].component"),
+    *(
+        ([((*FREE, "tiles"), [{**TILES, name: value}])], f"{place_of(FREE)}.tiles[0].{name}")
+        for name, value in (("component", "prior"), ("halo", []), ("reason", 5))
+    ),
+    *(
+        ([((*FREE, "tiles"), [{**TILES, "halo": {"width": value}}])], f"{place_of(FREE)}.tiles[0].halo.width")
+        for value in (-1, 2**31, 0.5, "1")
+    ),
     *(
         (
             [((*FREE, "refused"), [REFUSAL, {**REFUSAL, "variant": "fp16"}]), ((*FREE, "refused", 1, name), value)],
@@ -1155,6 +1169,9 @@ CONTRADICTIONS: list[tuple[int, list[tuple[tuple[str | int, ...], Any]], str]] =
     (13, [((*LATENT, "scale"), [1.0] * 15)], f"{place_of(LATENT)}.scale"),
     (13, [((*LATENT, "shift"), [1.0] * 17)], f"{place_of(LATENT)}.shift"),
     (14, [((*FREE, "refused"), [{**REFUSAL, "variant": "fp32"}])], f"{place_of(FREE)}.refused[0].variant"),
+    (15, [((*FREE, "tiles"), [TILES, TILES])], f"{place_of(FREE)}.tiles[1].component"),
+    (15, [((*FREE, "tiles"), [{**TILES, "halo": {"width": 1}}])], f"{place_of(FREE)}.tiles[0].halo.width"),
+    (15, [*DYNAMIC, ((*FREE, "tiles"), [{**TILES, "halo": {"width": 1}}])], f"{place_of(FREE)}.tiles[0].halo.width"),
 ]
 
 

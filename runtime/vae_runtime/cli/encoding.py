@@ -19,6 +19,7 @@ from .options import (
     add_out,
     add_start,
     add_threads,
+    add_tile,
     add_variant,
     add_verb,
     conditions_of,
@@ -58,7 +59,7 @@ def _add_encode(verbs: Verbs) -> None:
         type=SEED,
         help="return a posterior sample instead of the mean; .npz holds it under the latent's name",
     )
-    for add in (add_start, add_condition, add_device, add_threads, add_variant, add_batch_size):
+    for add in (add_start, add_condition, add_device, add_threads, add_variant, add_batch_size, add_tile):
         add(verb)
     add_out(verb, ".npz", ".npy")
 
@@ -78,6 +79,7 @@ def _encode(options: argparse.Namespace) -> None:
         seed=options.seed,
         start=start,
         batch_size=options.batch_size,
+        tile=options.tile,
     )
     parts = dict(q) if isinstance(q, Posteriors) else {vae.latents[0].name: q}
     z = q.mode() if options.seed is None else q.sample(seed=options.seed, start=start)

@@ -203,6 +203,20 @@ def add_batch_size(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--batch-size", type=integer("batch-size", 1, 2**31), help="rows to compute at once")
 
 
+def add_tile(verb: argparse.ArgumentParser) -> None:
+    """Add --tile."""
+    verb.add_argument(
+        "--tile",
+        type=_tile,
+        metavar="SIZE",
+        help='compute dynamic axes in tiles of this size, or "auto": the same values in less memory',
+    )
+
+
+def _tile(text: str) -> Any:
+    return text if text == "auto" else integer("tile", 1, 2**31)(text)
+
+
 def add_out(verb: argparse.ArgumentParser, *suffixes: str) -> None:
     """Add --out, a file that ends in one of the suffixes."""
     verb.add_argument(

@@ -20,6 +20,7 @@ from .options import (
     add_start,
     add_temperature,
     add_threads,
+    add_tile,
     add_truncation,
     add_variant,
     add_verb,
@@ -118,7 +119,7 @@ def _add_decode(verbs: Verbs) -> None:
     verb.add_argument(
         "z", type=file_name(".npy", ".npz"), help="latents [n, ...]; several latents by name in an .npz file"
     )
-    for add in (add_condition, add_device, add_threads, add_variant, add_batch_size, add_columns):
+    for add in (add_condition, add_device, add_threads, add_variant, add_batch_size, add_tile, add_columns):
         add(verb)
     add_out(verb, ".png", ".npy")
 
@@ -127,7 +128,8 @@ def _decode(options: argparse.Namespace) -> None:
     require_png(options)
     vae = load_vae(options)
     z = _read_latents(options.z, vae)
-    x = vae.decode(z, conditions=conditions_of(options, vae), batch_size=options.batch_size)
+    conditions = conditions_of(options, vae)
+    x = vae.decode(z, conditions=conditions, batch_size=options.batch_size, tile=options.tile)
     write_observations(options.out, x, vae, options.columns)
     print(f"{options.out}: {len(x)} observations")
 

@@ -1,0 +1,183 @@
+"""Tiles give the values of the undivided arrays, and what cannot be divided says why."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import vae_export
+import vae_runtime
+from vae_export.sources import Examples, model_source
+from vae_export.understand.declaration import Declaration
+from vae_export.understand.state import unchanged
+from vae_export.understood import understand_source
+from vae_runtime import InputError
+from vae_runtime.cli.main import main
+
+AXES = {"axes": ("channel", "height", "width"), "latent_axes": ("channel", "height", "width")}
+X = torch.rand(2, 1, 48, 48)
+
+
+class Local(nn.Module):
+    """Convolutions alone: 4 pixels for each latent."""
+
+    def __init__(self, layer=nn.Identity):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 4, 3, 2, 1), nn.SiLU(), layer(), nn.Conv2d(4, 4, 3, 2, 1), nn.SiLU(), nn.Conv2d(4, 4, 3, 1, 1)
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(2, 4, 3, 1, 1), nn.SiLU(), layer(), nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3, 1, 1),
+            nn.SiLU(), nn.Upsample(scale_factor=2), nn.Conv2d(4, 1, 3, 1, 1),
+        )  # fmt: skip
+
+    def encode(self, x):
+        return self.encoder(x).chunk(2, 1)
+
+    def decode(self, z):
+        return self.decoder(z)
+
+    def forward(self, x):
+        mean, logvar = self.encode(x)
+        return self.decode(mean + torch.randn_like(mean) * torch.exp(0.5 * logvar)), mean, logvar
+
+
+class Halving(Local):
+    """A decoder that shrinks its latents once more inside, so that borders of tiles must be even."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.Sequential(nn.Conv2d(2, 4, 2, 2), nn.SiLU(), nn.ConvTranspose2d(4, 1, 8, 8))
+
+
+class Attention(nn.Module):
+    def forward(self, x):
+        rows = x.flatten(2).transpose(1, 2)
+        return nn.functional.scaled_dot_product_attention(rows, rows, rows).transpose(1, 2).view_as(x)
+
+
+class Wide(Local):
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.Sequential(
+            *(nn.Conv2d(2, 2, 3, 1, 2**k, dilation=2**k) for k in range(5)), nn.ConvTranspose2d(2, 1, 4, 4)
+        )
+
+
+def tiles_of(model, x=X):
+    declaration = Declaration(dynamic=("height", "width"), **AXES)
+    model = model.eval()
+    with unchanged(model):
+        signature = understand_source(model_source(model, declaration, Examples(x), None)).signature
+    return {tiles.component: tiles for tiles in signature.tiles}
+
+
+def test_the_receptive_field_is_measured():
+    tiles = tiles_of(Local())
+    # Three convolutions at strides of 1, ½ and ¼ of a latent: 1 + 1/2 + 1/4, and so 2 latents on either side.
+    assert dict(tiles["decoder"].halo) == {"height": 2, "width": 2}
+    assert set(tiles["encoder"].halo.values()) == {2}
+    assert dict(tiles_of(Halving())["decoder"].halo) == {"height": 1, "width": 1}
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (lambda: Local(lambda: nn.GroupNorm(2, 4)), "every answer depends on the whole, by a layer GroupNorm"),
+        (lambda: Local(lambda: nn.InstanceNorm2d(4)), "by a layer InstanceNorm2d"),
+        (lambda: Local(Attention), "by a layer Attention"),
+        (Wide, "a tile with its halo of 31 is larger than any proven size, 96; an example of"),
+    ],
+)
+def test_what_cannot_be_divided_says_why(model, words):
+    tiles = tiles_of(model())["decoder"]
+    assert not tiles.halo
+    assert words in tiles.reason
+
+
+def test_a_model_without_dynamic_axes_has_no_tiles():
+    model = Local().eval()
+    with unchanged(model):
+        signature = understand_source(model_source(model, Declaration(**AXES), Examples(X), None)).signature
+    assert signature.tiles == ()
+
+
+def exported(model, folder):
+    vae_export.export(model.eval(), folder, example=X, dynamic=("height", "width"), formats=("onnx",), **AXES)
+    return vae_runtime.load(folder)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    return exported(Local(), tmp_path_factory.mktemp("tiles") / "bundle")
+
+
+def test_borders_are_multiples_of_what_the_latents_are(tmp_path):
+    vae = exported(Halving(), tmp_path / "bundle")
+    z = np.random.default_rng(0).normal(size=(1, 2, 24, 18)).astype(np.float32)
+    for tile in (4, 24, 40):
+        np.testing.assert_allclose(vae.decode(z, tile=tile), vae.decode(z), atol=1e-6)
+
+
+def test_the_command_takes_tiles(local, tmp_path):
+    z = np.random.default_rng(0).normal(size=(1, 2, 20, 20)).astype(np.float32)
+    np.save(tmp_path / "z.npy", z)
+    x = tmp_path / "x.npy"
+    assert main(["decode", str(local.bundle.path), str(tmp_path / "z.npy"), "--tile", "16", "--out", str(x)]) == 0
+    np.testing.assert_allclose(np.load(x), local.decode(z), atol=1e-6)
+    mean = tmp_path / "mean.npy"
+    assert main(["encode", str(local.bundle.path), str(x), "--tile", "auto", "--out", str(mean)]) == 0
+    np.testing.assert_allclose(np.load(mean), local.encode(np.load(x)).mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("tile", ["auto", 4, 17, 40, 1000, {"height": 24}, {"height": 8, "width": 60}])
+def test_tiles_give_the_values_of_the_undivided_arrays(local, tile):
+    z = np.random.default_rng(0).normal(size=(2, 2, 23, 19)).astype(np.float32)
+    whole = local.decode(z)
+    np.testing.assert_allclose(local.decode(z, tile=tile), whole, atol=1e-6)
+    x = np.random.default_rng(1).random((2, 1, 92, 76), np.float32)
+    q, tiled = local.encode(x), local.encode(x, tile=tile)
+    for name in ("mean", "std", "logvar"):
+        np.testing.assert_allclose(getattr(tiled, name), getattr(q, name), atol=1e-6)
+
+
+def test_tiles_go_beyond_the_proven_sizes(local):
+    z = np.random.default_rng(0).normal(size=(1, 2, 61, 30)).astype(np.float32)
+    with pytest.raises(InputError, match="height"):
+        local.decode(z)
+    out = np.empty((1, 1, 244, 120), np.float32)
+    assert local.decode(z, tile=32, out=out) is out
+    np.testing.assert_allclose(out, local.decode(z, tile=48), atol=1e-6)
+    with torch.no_grad():
+        expected = Local().eval().decode(torch.from_numpy(z)).numpy()
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def test_a_halo_that_is_too_small_would_be_seen(local, monkeypatch):
+    z = np.random.default_rng(0).normal(size=(1, 2, 20, 20)).astype(np.float32)
+    whole = local.decode(z)
+    decoder = next(tiles for tiles in local.manifest.tiles if tiles.component == "decoder")
+    monkeypatch.setitem(decoder.halo, "height", 0)
+    assert np.abs(local.decode(z, tile=16) - whole).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"tile": "large"}, 'expected "auto", a size, or sizes by axis'),
+        ({"tile": 0}, "tile: expected"),
+        ({"tile": {"depth": 8}}, "expected sizes of height, width, got 'depth'"),
+        ({"tile": 8, "observe": True}, "observe"),
+        ({"tile": 8, "out": np.empty((1, 1, 8, 8), np.float32)}, r"out: expected .* \[1, 1, 80, 80\]"),
+    ],
+)
+def test_wrong_tiles_are_refused(local, arguments, words):
+    with pytest.raises(InputError, match=words):
+        local.decode(np.zeros((1, 2, 20, 20), np.float32), **arguments)
+
+
+def test_a_bundle_that_cannot_be_divided_says_so():
+    vae = vae_runtime.load("models/digits")
+    with pytest.raises(InputError, match="tile: the decoder cannot be divided: no axis of the bundle is dynamic"):
+        vae.decode(vae.prior(1, seed=0), tile="auto")

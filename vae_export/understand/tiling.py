@@ -1,0 +1,187 @@
+"""Measure how a component can be divided into tiles along its dynamic axes: its receptive field, or why it has none.
+
+A number that is not a number spreads through every layer as far as it is read: what it reaches is the receptive field,
+whatever the weights are. Crops with a halo of that size are then held against the undivided answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from vae_runtime.errors import error_line
+from vae_runtime.manifest import Tiles
+
+from .adapted import Adapted, resized, run_module
+from .posterior import distance
+
+# How far crops may be from the undivided answer: other sizes take other kernels, whose roundings differ.
+_SAME = 1e-4
+_CROPS = 4
+# How much larger a tensor is tried where the proven sizes do not show the receptive field.
+_LARGER = 4
+
+
+def with_tiles(adapted: Adapted) -> Adapted:
+    """Return the same, with how each component can be divided; nothing for a model without dynamic axes."""
+    signature = adapted.signature
+    if not signature.observation.dynamic or not any(latent.dynamic for latent in signature.latents):
+        return adapted
+    tiles = tuple(_measured(adapted, component) for component in ("encoder", "decoder"))
+    lines = [f"tiles: {each.component}: {_described(each)}" for each in tiles]
+    return replace(adapted, signature=replace(signature, tiles=tiles), recognised=(*adapted.recognised, *lines))
+
+
+def _described(tiles: Tiles) -> str:
+    if not tiles.halo:
+        return f"none, {tiles.reason}"
+    return ", ".join(f"{axis} with a halo of {halo}" for axis, halo in tiles.halo.items())
+
+
+def _measured(adapted: Adapted, component: str) -> Tiles:
+    signature = adapted.signature
+    if len(signature.latents) > 1:
+        return Tiles(component, reason="there are several latents")
+    if component == "decoder" and signature.likelihood.shape is not None:
+        return Tiles(component, reason="the decoder's answer has another shape than the observation")
+    halos: dict[str, int] = {}
+    reasons = []
+    for axis in signature.observation.dynamic:
+        if axis not in signature.latent.dynamic:
+            continue
+        try:
+            halos[axis] = _Component(adapted, component, axis).halo()
+        except _GlobalError as reason:
+            reasons.append(f"{axis}: {reason}")
+        except Exception as error:
+            reasons.append(f"{axis}: {error_line(error)}")
+    if not halos:
+        return Tiles(component, reason="; ".join(reasons) or "no axis of the latent is dynamic")
+    return Tiles(component, halos)
+
+
+class _GlobalError(Exception):
+    """Every answer depends on everything, or the example is too small to tell."""
+
+
+class _Component:
+    """One component along one dynamic axis; sizes are those of the latent."""
+
+    def __init__(self, adapted: Adapted, component: str, axis: str) -> None:
+        signature = adapted.signature
+        latent, observation = signature.latent, signature.observation
+        self._adapted, self._component, self._axis = adapted, component, axis
+        self._module = adapted.modules[component]
+        self._latent, self._other = latent.axes.index(axis) + 1, observation.axes.index(axis) + 1
+        usual = observation.shape[self._other - 1], latent.shape[self._latent - 1]
+        if usual[0] % usual[1]:
+            raise _GlobalError(f"its size, {usual[0]}, is no multiple of the latent's, {usual[1]}")
+        self._ratio = usual[0] // usual[1]
+        self._sizes = latent.dynamic[axis]
+        self._decodes = component == "decoder"
+        # Where the given tensor and the answer are divided, and how many of their values make one of the latent.
+        self._given = (self._latent, 1) if self._decodes else (self._other, self._ratio)
+        self._answer = (self._other, self._ratio) if self._decodes else (self._latent, 1)
+
+    def halo(self) -> int:
+        """How far a value of the latent reaches, to the farther side."""
+        multiple = self._sizes.multiple
+        size = self._sizes.max // multiple * multiple
+        if not self._tensors(size)[0].is_floating_point():
+            raise _GlobalError("the codes of a vector quantizer are not measured")
+        halo = self._reach(size)
+        if halo is None:
+            # A larger tensor tells a wide field from none.
+            size *= _LARGER
+            halo = self._reach(size)
+        if halo is None:
+            raise _GlobalError("every answer depends on the whole" + self._by(size))
+        needed = 2 * (halo + multiple) + multiple
+        if self._sizes.max < needed:
+            raise _GlobalError(
+                f"a tile with its halo of {halo} is larger than any proven size, {self._sizes.max * self._ratio}; an "
+                f"example of {-(-needed // 2) * self._ratio} or more proves larger ones"
+            )
+        if not self._holds(size, halo):
+            raise _GlobalError("tiles with the halo differ from the undivided answer")
+        return halo
+
+    def _tensors(self, size: int) -> list[Tensor]:
+        """The component's inputs, one row, with this size of the axis; the first is the one that is divided."""
+        examples = {name: tensor[:1] for name, tensor in self._adapted.examples.items()}
+        axis, values = self._given
+        tensors = list(self._adapted.given(self._component, examples))
+        tensors[0] = resized(tensors[0], {axis: size * values})
+        return tensors
+
+    def _run(self, given: Sequence[Tensor]) -> list[Tensor]:
+        return [output for output in run_module(self._module, given) if output.is_floating_point()]
+
+    def _spoiled(self, size: int) -> list[Tensor]:
+        """The inputs, with no number in the place of one value of the latent, in the middle."""
+        given = self._tensors(size)
+        axis, values = self._given
+        given[0] = given[0].clone()
+        given[0].narrow(axis, size // 2 * values, values).fill_(float("nan"))
+        return given
+
+    def _reach(self, size: int) -> int | None:
+        """How far a value of the latent reaches, to the farther side; None if it reaches a border."""
+        halo = 0
+        axis, values = self._answer
+        for output in self._run(self._spoiled(size)):
+            other = [index for index in range(output.dim()) if index != axis]
+            reached = torch.isnan(output).amax(dim=other).nonzero().flatten()
+            if not len(reached):
+                raise _GlobalError("its answer does not depend on single values")
+            first, last = int(reached[0]) // values, int(reached[-1]) // values
+            if first == 0 or last == size - 1:
+                return None
+            halo = max(halo, size // 2 - first, last - size // 2)
+        return halo
+
+    def _by(self, size: int) -> str:
+        """The kind of the layer that makes the answer depend on the whole."""
+        names: list[str] = []
+
+        def note(layer: nn.Module, given: tuple[object, ...], output: object) -> None:
+            if given and isinstance(given[0], Tensor) and _no_numbers(output) and not _no_numbers(given[0]):
+                names.append(type(layer).__name__)
+
+        hooks = [layer.register_forward_hook(note) for layer in self._module.modules() if not layer._modules]
+        try:
+            self._run(self._spoiled(size))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return f", by a layer {names[0]}" if names else ""
+
+    def _holds(self, size: int, halo: int) -> bool:
+        """Whether crops with this halo give the undivided answer."""
+        given = self._tensors(size)
+        whole = self._run(given)
+        multiple = self._sizes.multiple
+        generator = torch.Generator().manual_seed(0)
+        length = max(2 * halo + 2 * multiple, self._sizes.min)
+        for _ in range(_CROPS):
+            start = int(torch.randint(max(1, size - length), (1,), generator=generator)) // multiple * multiple
+            stop = min(size, -(-(start + length) // multiple) * multiple)
+            first = 0 if start == 0 else start + halo
+            last = size if stop == size else stop - halo
+            if first >= last:
+                continue
+            axis, values = self._given
+            part = self._run([given[0].narrow(axis, start * values, (stop - start) * values), *given[1:]])
+            axis, values = self._answer
+            for own, undivided in zip(part, whole, strict=True):
+                a = own.narrow(axis, (first - start) * values, (last - first) * values)
+                if distance(a, undivided.narrow(axis, first * values, (last - first) * values)) > _SAME:
+                    return False
+        return True
+
+
+def _no_numbers(tensor: object) -> bool:
+    return isinstance(tensor, Tensor) and bool(torch.isnan(tensor).all())

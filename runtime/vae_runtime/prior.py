@@ -157,9 +157,11 @@ class Prior:
                     f"got {temperature} and {truncation}; leave them out"
                 )
             return draw_sphere(seed, start, n, shape, number)
+        # A prior is fitted to latents of one size, and codes have none.
+        fitting = latent.posterior.kind != "codes" and not latent.dynamic
         raise InputError(
             f"{latent.name}: the bundle has no prior to draw from: {latent.prior.reason or 'no reason is given'}; "
-            "fit one at export (prior=…), or give latents to decode()"
+            f"{'fit one at export (prior=…), or ' if fitting else ''}give latents to decode()"
         )
 
     def mixture(self, latent: Latent) -> Mixture:

@@ -58,8 +58,9 @@ class Levels(nn.Module):
 class Residual(nn.Module):
     """Three tables, each of what the former left; codes [n, h * w, 3] beside vectors [n, h * w, d]."""
 
-    def __init__(self):
+    def __init__(self, size=None):
         super().__init__()
+        self.codebook_size, self.asked = size, 0
         self.tables = nn.ParameterList(torch.randn(9, 4) / (number + 1) for number in range(3))
 
     def forward(self, x):
@@ -70,6 +71,7 @@ class Residual(nn.Module):
         return x - left, torch.stack(codes, -1)
 
     def get_output_from_indices(self, codes):
+        self.asked += 1
         return sum(table[codes[..., number]] for number, table in enumerate(self.tables))
 
 
@@ -96,6 +98,9 @@ QUANTIZERS = {
     "codes in one row": (lambda: Table(lambda vectors, codes: (vectors, (None, codes.reshape(-1, 1)))), (2, 2), 12),
     "finite scalars": (Levels, (2, 2), 81),
     "residual": (Residual, (4, 3), 9),
+    "residual, of a known size": (lambda: Residual(9), (4, 3), 9),
+    # Larger than its tables, so that no table of it can be made.
+    "residual, of a wrong size": (lambda: Residual(10), (4, 3), 9),
 }
 
 
@@ -103,13 +108,24 @@ QUANTIZERS = {
 def test_a_quantizer_in_forward_gives_codes_of_its_own_shape(name):
     torch.manual_seed(0)
     make, shape, count = QUANTIZERS[name]
-    model = Layers(make(), flat=name == "residual")
+    model = Layers(make(), flat=name.startswith("residual"))
     adapted, outputs = understood(model)
     (latent,) = adapted.signature.latents
     assert (latent.posterior.kind, latent.shape, latent.posterior.codebook) == ("codes", shape, count)
     with torch.no_grad():
         torch.testing.assert_close(outputs["decoder"][0], model(X)[0])
     assert any("cut at its quantizer, layers.1" in line for line in adapted.recognised)
+
+
+@pytest.mark.parametrize(("size", "asked"), [(9, False), (None, True)])
+def test_a_lookup_becomes_a_table_where_the_number_of_codes_is_known(size, asked):
+    torch.manual_seed(0)
+    model = Layers(Residual(size), flat=True)
+    with unchanged(model), torch.no_grad():
+        adapted = adapt(model, X, Declaration())
+        before = model.layers[1].asked
+        run_module(adapted.modules["decoder"], adapted.given("decoder"))
+        assert (model.layers[1].asked > before) == asked
 
 
 def test_a_decoder_that_sees_the_observation_beside_the_codes_is_refused():

@@ -137,7 +137,7 @@ def number_of_codes(functions: Functions, codes: Sequence[Tensor], which: int, d
             return False
         return True
 
-    named = {size for size in _named_sizes(functions.model) if size > max_code}
+    named = {size for size in sizes_named(functions.model) if size > max_code}
     for size in sorted(named):
         if decodes(size - 1) and not decodes(size):
             return size
@@ -154,8 +154,8 @@ def number_of_codes(functions: Functions, codes: Sequence[Tensor], which: int, d
     raise ExportError("codebook: the number of codes is unknown; pass codebook=")
 
 
-def _named_sizes(model: nn.Module) -> Iterator[int]:
-    """What a model, its parts and its configuration give as the number of codes."""
+def sizes_named(model: nn.Module) -> Iterator[int]:
+    """Yield what a model, its parts and its configuration give as the number of codes."""
     for owner in (*model.modules(), getattr(model, "config", None)):
         for name in _SIZES:
             value = getattr(owner, name, None)

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from vae_runtime.errors import error_line
 
 from ..errors import ExportError
+from .decoding import sizes_named
 from .draws import Draws
 from .functions import Functions, conditions_taken, tensors_in
 from .posterior import SAME, distance
@@ -29,6 +30,9 @@ _LOOKUPS = (
     "get_output_from_indices", "get_codes_from_indices", "indices_to_codes", "from_codes", "get_codebook_entry",
     "lookup", "embed_code", "embed", "decode", "dequantize", "codes_to_vectors", "indices_to_embeddings",
 )  # fmt: skip
+
+# A table with more numbers is not made.
+_MAX_TABLE = 2**26
 
 
 @dataclass(frozen=True)
@@ -266,7 +270,7 @@ def _vectors_of(
             with contextlib.suppress(Exception):
                 answer = found(codes.clone())
                 if answer.shape == vectors.shape and distance(answer, vectors) <= SAME:
-                    return found
+                    return (_tabulated(lookup, found, codes, vectors) if lookup in lookups else None) or found
     return None
 
 
@@ -282,3 +286,42 @@ def _numbers_second(vectors: Tensor) -> Tensor:
 def _alone(vectors: Tensor) -> Tensor:
     """The only vector of each row."""
     return vectors.squeeze(1)
+
+
+def _tabulated(
+    lookup: Callable[[Tensor], Any], found: Callable[[Tensor], Tensor], codes: Tensor, vectors: Tensor
+) -> Callable[[Tensor], Tensor] | None:
+    """The same as a method that turns codes into vectors, by a table for each level; None if that is something else.
+
+    The methods of libraries compute with sizes that a trace fixes. A vector is the sum of a row of each table, whether
+    the levels are residual, groups or heads.
+    """
+    owner = getattr(lookup, "__self__", None)
+    sizes = set(sizes_named(owner)) if isinstance(owner, nn.Module) else set()
+    count = max(sizes, default=0)
+    several = codes.dim() == vectors.dim()
+    levels = codes.shape[-1] if several else 1
+    if len(sizes) != 1 or count <= int(codes.max()) or count * levels * vectors.shape[1] > _MAX_TABLE:
+        return None
+    places = [1] * (vectors.dim() - 2)
+    rows = torch.zeros(count, *places, *([levels] if several else []), dtype=torch.int64)
+    tables: list[Tensor] = []
+    with contextlib.suppress(Exception):
+        zero = found(rows).reshape(count, -1)
+        for level in range(levels):
+            moved = rows.clone()
+            (moved[..., level] if several else moved)[:] = torch.arange(count).reshape(count, *places)
+            tables.append(found(moved).reshape(count, -1).detach() - (zero if level else 0))
+        for arrange in (_as_it_is, _numbers_second):
+
+            def summed(codes: Tensor, arrange: Callable[[Tensor], Tensor] = arrange) -> Tensor:
+                each = codes.unbind(-1) if several else (codes,)
+                # In float64 all numbers of a model are.
+                dtype = torch.get_default_dtype()
+                parts = [functional.embedding(code, table.to(dtype)) for code, table in zip(each, tables, strict=True)]
+                return arrange(torch.stack(parts).sum(0) if several else parts[0])
+
+            answer = summed(codes)
+            if answer.shape == vectors.shape and distance(answer, vectors) <= SAME:
+                return summed
+    return None

@@ -17,6 +17,7 @@ from .understand.declaration import Mixture
 from .understand.inner import inner_model
 from .understand.prior import fit_prior, is_fitted, mixture_prior
 from .understand.probe import probe
+from .understand.soundness import require_sound
 from .understand.state import used_tensors
 from .understand.tiling import with_tiles
 
@@ -31,15 +32,22 @@ def understand_source(source: Source) -> Adapted:
     own = declaration.prior if isinstance(declaration.prior, Mixture) or is_fitted(declaration.prior) else None
     if own is not None:
         declaration = dataclasses.replace(declaration, prior="none")
-    adapted = adapt(
-        model,
-        source.example,
-        declaration,
-        source=by,
-        conditions=source.conditions,
-        classes=source.classes,
-        holder=holder,
-    )
+    try:
+        adapted = adapt(
+            model,
+            source.example,
+            declaration,
+            source=by,
+            conditions=source.conditions,
+            classes=source.classes,
+            holder=holder,
+        )
+    except ExportError as error:
+        try:
+            require_sound(model, source.example, source.conditions, declaration)
+        except ExportError as fault:
+            raise fault from error
+        raise
     adapted = dataclasses.replace(adapted, recognised=(*source.notes, *adapted.recognised))
     if holder is not None:
         adapted = dataclasses.replace(adapted, recognised=(_held_line(holder, model, held_as), *adapted.recognised))

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vae_export.errors import ExportError
+from vae_export.sources import Examples, model_source
+from vae_export.understand.declaration import Declaration
+from vae_export.understand.state import unchanged
+from vae_export.understood import understand_source
+
+X = torch.rand(6, 12, generator=torch.Generator().manual_seed(0))
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(12, 8), nn.Linear(4, 12)
+
+    def encode(self, x):
+        return self.body(x).chunk(2, 1)
+
+    def decode(self, z):
+        return self.head(z)
+
+    def noise(self, mu):
+        return torch.randn_like(mu)
+
+    def forward(self, x):
+        mu, logvar = self.encode(x)
+        return self.decode(mu + self.noise(mu) * torch.exp(0.5 * logvar)), mu, logvar
+
+
+class Diverged(Plain):
+    def __init__(self):
+        super().__init__()
+        self.body.weight.data[3, 1] = float("nan")
+
+
+class Coupled(Plain):
+    def encode(self, x):
+        return super().encode(x - x.mean(0))
+
+
+class ByTheBatch(Plain):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(12, track_running_stats=False)
+
+    def encode(self, x):
+        return super().encode(self.norm(x))
+
+
+class OfNumpy(Plain):
+    def noise(self, mu):
+        return torch.from_numpy(np.random.standard_normal(mu.shape).astype(np.float32))
+
+
+class Dividing(Plain):
+    def encode(self, x):
+        return super().encode(x / torch.zeros(()))
+
+
+class Still(Plain):
+    def noise(self, mu):
+        return torch.zeros_like(mu)
+
+
+def understood(model):
+    source = model_source(model, Declaration(), Examples(X), None)
+    with unchanged(source.model):
+        return understand_source(source)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (Diverged, r"model: body\.weight\[3, 1\]: expected finite weights, got nan; load those"),
+        (Dividing, r"expected finite numbers"),
+        (Coupled, r"row 0 differs .*rows of a batch influence each other"),
+        (ByTheBatch, r"rows of a batch influence each other"),
+        (OfNumpy, r"forward: two runs with the same noise differ: .* numpy's generator; draw with torch\.randn_like"),
+        # Its answers are in doubt for no other reason.
+        (Still, r"^posterior: cannot find out what encode's second tensor is, forward draws no normal noise; pass"),
+    ],
+)
+def test_a_model_is_refused_for_its_fault_and_not_for_the_doubt_that_follows(make, reason):
+    with pytest.raises(ExportError, match=reason):
+        understood(make())
+
+
+def test_the_model_without_a_fault_is_understood():
+    assert understood(Plain()).signature.latent.posterior.kind == "normal"

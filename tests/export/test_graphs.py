@@ -1,4 +1,5 @@
 import io
+import logging
 import math
 import sys
 import tempfile
@@ -427,12 +428,35 @@ def encoder_of(adapted, folder):
         (Failing, "^encoder: both of PyTorch's exporters failed; dynamo: the layer is broken; legacy: the layer"),
     ],
 )
-def test_a_module_that_breaks_the_contract_is_refused_in_one_line(module, words, tmp_path):
+def test_a_module_that_breaks_the_contract_is_refused_in_one_line(module, words, tmp_path, capfd):
     with pytest.raises(ExportError, match=words) as caught:
         make_graphs(encoding(module()), FORMATS, tmp_path)
     text = str(caught.value)
     assert text.isprintable()
     assert len(text) < 900
+    assert capfd.readouterr() == ("", "")
+
+
+def test_pytorch_says_nothing_while_it_is_kept_quiet(capsys):
+    def speak():
+        print("graph(%x)")
+        warnings.warn("deprecated", DeprecationWarning, stacklevel=1)
+        logger.error("stack")
+
+    logger = logging.getLogger("torch._dynamo.output_graph")
+    logger.setLevel(logging.DEBUG)
+    stream = io.StringIO()
+    logger.addHandler(handler := logging.StreamHandler(stream))
+    try:
+        with quiet():
+            speak()
+        assert (capsys.readouterr().out, stream.getvalue()) == ("", "")
+        with pytest.warns(DeprecationWarning, match="deprecated"):
+            speak()
+        assert (capsys.readouterr().out, stream.getvalue()) == ("graph(%x)\n", "stack\n")
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
 
 
 def test_what_the_older_exporter_freezes_the_comparison_finds(tmp_path):

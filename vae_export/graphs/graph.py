@@ -204,10 +204,9 @@ def reason_of(error: BaseException) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence PyTorch's notes on internals, deprecations and missing packages, which users cannot act on."""
-    logs = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx.experimental.symbolic_shapes")]
-    levels = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.ERROR)
+    # PyTorch sets the levels of many loggers one by one, so their common parent cannot silence them.
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     # When the tracer fails it prints the whole graph; the error itself has the reason.
     discarded = io.StringIO()
     try:
@@ -220,5 +219,4 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
             yield
     finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.setLevel(level)
+        logging.disable(disabled)

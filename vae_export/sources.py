@@ -28,7 +28,7 @@ from .training.data import Dataset
 from .training.evaluation import binarise, read_evaluation
 from .understand.declaration import SECOND, Declaration, Mixture
 from .understand.edges import at_edge
-from .understand.families.registry import object_data
+from .understand.families.registry import object_data, require_whole
 from .understand.inner import module_of
 from .understand.likelihood import observation_range, require_likelihood
 from .understand.observation import require_axes
@@ -186,9 +186,11 @@ def model_source(model: Any, declaration: Declaration, examples: Examples, name:
 
     Raises:
         InputError: an argument is invalid.
+        ExportError: the object keeps no whole model.
     """
+    require_whole(model)
     module = module_of(model)
-    examples, notes = _with_own_data(model, examples)
+    examples, notes, normalisation = _with_own_data(model, examples)
     if examples.example is None:
         raise InputError("example: expected observations [n, …], got nothing; pass some with example=")
     x = _tensor("example", examples.example)
@@ -224,25 +226,36 @@ def model_source(model: Any, declaration: Declaration, examples: Examples, name:
         },
         holder=None if isinstance(model, nn.Module) else model,
         notes=notes,
+        normalisation=normalisation,
     )
 
 
-def _with_own_data(model: Any, examples: Examples) -> tuple[Examples, tuple[str, ...]]:
-    """Add the data that a trained object holds, and a line that says so; what the caller gives comes first."""
+def _with_own_data(model: Any, examples: Examples) -> tuple[Examples, tuple[str, ...], Normalisation | None]:
+    """Add the data that a trained object holds, a line that says so, and its normalization.
+
+    What the caller gives comes first.
+    """
     given = None if examples.example is None else _tensor("example", examples.example)
     own = object_data(model, given)
     if own is None:
-        return examples, ()
+        return examples, (), None
     conditions = {**own.conditions, **dict(examples.conditions or {})}
     names: dict[str, Sequence[str]] = {
         name: names for name, names in own.class_names.items() if name not in (examples.conditions or {})
     }
-    if isinstance(examples.class_names, Mapping):
-        names |= examples.class_names
+    listed = examples.class_names
+    class_names = {**names, **(listed or {})} if listed is None or isinstance(listed, Mapping) else listed
+    whose = type(model).__name__
     added = [*([] if given is not None else ["the example"]), *(conditions.keys() - (examples.conditions or {}).keys())]
-    line = f"{', '.join(sorted(added))}: from the data of the {type(model).__name__}"
-    examples = dataclasses.replace(examples, example=own.example, conditions=conditions, class_names=names or None)
-    return examples, (line,) if added else ()
+    notes = [f"{', '.join(sorted(added))}: from the data of the {whose}"] if added else []
+    changed = dataclasses.replace(examples, example=own.example, conditions=conditions, class_names=class_names or None)
+    if own.normalisation is None:
+        return changed, tuple(notes), None
+    notes.append(f"example: raw data, standardized as the {whose} does; the bundle takes standardized features")
+    if examples.observations is not None:
+        raw = object_data(model, _tensor("observations", examples.observations))
+        changed = dataclasses.replace(changed, observations=raw.example if raw else None)
+    return changed, tuple(notes), Normalisation(*own.normalisation)
 
 
 def _conditions(conditions: Mapping[str, ArrayLike | Tensor] | None, n: int) -> dict[str, Tensor]:

@@ -81,6 +81,7 @@ SCALE = Either(
     description="One, or one for each index of axis 0 of the shape.",
 )
 SHIFT = Either(NUMBER, "a number, or a list of numbers", description="As scale.")
+DIVISOR = Either(POSITIVE, "a positive number, or a list of such", description="As scale.")
 
 
 @record(frozen=True)
@@ -121,10 +122,10 @@ class TensorSpec(Record):
 
 @record(frozen=True)
 class Normalisation(Record):
-    """The map from raw data to observations: x = (raw - offset) / divisor."""
+    """The map from raw data to observations: x = (raw - offset) / divisor, with a number or one for each of axis 0."""
 
-    offset: float = field(NUMBER)
-    divisor: float = field(POSITIVE)
+    offset: float | tuple[float, ...] = field(SHIFT)
+    divisor: float | tuple[float, ...] = field(DIVISOR)
 
 
 NORMALISATION = Struct(Normalisation, name="normalisation", description="x = (raw - offset) / divisor.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from .fields import Problem, join
 from .manifest import Condition, Latent, Likelihood, Manifest, Sizes, Tiles
@@ -15,6 +15,10 @@ def contradictions(manifest: Manifest) -> list[Problem]:
     observation = manifest.observation
     found = [*_axes_problems(f"{vae}.observation", observation.shape, observation.axes, observation.dynamic)]
     found += _range_problems(f"{vae}.observation", observation.range)
+    raw = observation.normalisation
+    if raw is not None:
+        place = f"{vae}.observation.normalisation"
+        found += _count_problems(place, observation.shape, offset=raw.offset, divisor=raw.divisor)
     for index, condition in enumerate(manifest.conditions):
         found += _condition_problems(f"{vae}.conditions[{index}]", condition)
     for index, latent in enumerate(manifest.latents):
@@ -92,9 +96,13 @@ def _latent_problems(place: str, latent: Latent) -> Iterator[Problem]:
         yield Problem(f"{place}.prior.kind", expected, json.dumps(prior.kind))
     if prior.kind == "mixture" and latent.dynamic:
         yield Problem(f"{place}.prior.kind", "another prior for a latent with dynamic axes", json.dumps(prior.kind))
-    for name, numbers in (("scale", latent.scale), ("shift", latent.shift)):
-        if isinstance(numbers, tuple) and len(numbers) != latent.shape[0]:
-            expected = f"one number, or {latent.shape[0]} for the first axis of the shape"
+    yield from _count_problems(place, latent.shape, scale=latent.scale, shift=latent.shift)
+
+
+def _count_problems(place: str, shape: Sequence[int], **fields: float | tuple[float, ...]) -> Iterator[Problem]:
+    for name, numbers in fields.items():
+        if isinstance(numbers, tuple) and len(numbers) != shape[0]:
+            expected = f"one number, or {shape[0]} for the first axis of the shape"
             yield Problem(f"{place}.{name}", expected, str(len(numbers)))
 
 

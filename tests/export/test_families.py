@@ -11,6 +11,8 @@ from torch.distributions import Bernoulli, Normal
 from zoo.models import ENTRIES
 
 from vae_export.errors import ExportError
+from vae_export.sources import Examples, model_source
+from vae_export.understand.declaration import Declaration
 from vae_export.understand.families.registry import family_of, object_data
 from vae_export.understand.inner import module_of
 from vae_export.understand.reading import second_to
@@ -415,6 +417,63 @@ def test_a_trained_object_of_scvi_gives_its_data(module, registry, expected):
     # The same object from another package is not known.
     other = stand_in("mine", "Trained", bases=(holder,), module=model.module, adata_manager=manager)
     assert object_data(other, None) is None
+
+
+class Detector(nn.Module):
+    """The module of a pyod detector: its forward takes the logvar within bounds."""
+
+    def __init__(self):
+        super().__init__()
+        self.logvar_clip = (-1.0, 1.0)
+        self.layer = nn.Linear(3, 3)
+
+    def encode(self, x):
+        return self.layer(x), 10 * self.layer(x)
+
+    def decode(self, z):
+        return 2 * z
+
+
+def test_a_detector_of_pyod_gives_the_logvar_of_its_loss():
+    model = stand_in("pyod.models.vae", "VAEModel", bases=(Detector,))
+    name, known = family_of(model)
+    with torch.no_grad():
+        _, logvar = known.encode(torch.randn(20, 3))
+    assert name == "pyod VAEModel"
+    assert (float(logvar.min()), float(logvar.max())) == (-1.0, 1.0)
+    assert (known.posterior, known.prior, known.likelihood) == ("logvar", "normal", "none")
+
+
+RAW = np.random.default_rng(0).normal(size=(20, 3)) * [1, 10, 100] + [0, 5, -50]
+
+
+@pytest.mark.parametrize("standardized", [True, False])
+def test_a_detector_of_pyod_standardizes_its_example_and_says_how(standardized):
+    statistics = {"X_mean": RAW.mean(0), "X_std": RAW.std(0)} if standardized else {"X_mean": None, "X_std": None}
+    module = stand_in("pyod.models.vae", "VAEModel", bases=(Detector,))
+    detector = stand_in("pyod.models.vae", "VAE", bases=(types.SimpleNamespace,), model=module, **statistics)
+    source = model_source(detector, Declaration(), Examples(RAW, observations=RAW[:8]), None)
+    if not standardized:
+        assert source.normalisation is None
+        torch.testing.assert_close(source.example[:20], torch.tensor(RAW, dtype=torch.float32))
+        return
+    offset, divisor = (np.array(each) for each in (source.normalisation.offset, source.normalisation.divisor))
+    np.testing.assert_allclose(divisor, RAW.std(0) + 1e-8, rtol=0)
+    expected = torch.tensor((RAW - offset) / divisor, dtype=torch.float32)
+    torch.testing.assert_close(source.example[:20], expected)
+    torch.testing.assert_close(source.observations, expected[:8])
+    assert "standardized as the VAE does" in source.notes[-1]
+
+
+def test_a_model_that_keeps_its_decoder_alone_is_refused_for_that():
+    holder = (types.SimpleNamespace,)
+    for package, refused in (("ctgan.synthesizers.tvae", True), ("mine", False)):
+        model = stand_in(package, "TVAE", bases=holder, decoder=nn.Linear(3, 3))
+        error, words = (
+            (ExportError, "ctgan TVAE: its fit keeps the decoder alone") if refused else (Exception, "numbers")
+        )
+        with pytest.raises(error, match=words):
+            model_source(model, Declaration(), Examples(np.array([["a table", "of texts"]], object)), None)
 
 
 # Recognition, without any library.

@@ -33,7 +33,7 @@ def _info(options: argparse.Namespace) -> None:
     observation, likelihood = manifest.observation, manifest.likelihood
     within = f", values {observation.range[0]:g} … {observation.range[1]:g}" if observation.range else ""
     raw = observation.normalisation
-    scaled = f", x = (raw - {raw.offset:g}) / {raw.divisor:g}" if raw else ""
+    scaled = f", x = (raw - {_number(raw.offset)}) / {_number(raw.divisor)}" if raw else ""
     dims = _dims(observation.axes, observation.shape, observation.dynamic)
     scale = f", scale {likelihood.scale:g}" if likelihood.scale else ""
     rows = [
@@ -65,6 +65,10 @@ def _info(options: argparse.Namespace) -> None:
             f"  {one_line(key.replace('_', ' ')):26}{one_line(f'{value:.6g}' if isinstance(value, float) else value)}"
         )
     _print_graphs(manifest, sizes)
+
+
+def _number(number: float | tuple[float, ...]) -> str:
+    return f"[{len(number)} numbers]" if isinstance(number, tuple) else f"{number:g}"
 
 
 def _print_graphs(manifest: Manifest, sizes: Mapping[str, float]) -> None:

@@ -34,3 +34,5 @@ class ObjectData:
     """Values [n, …] by name."""
     class_names: Mapping[str, Sequence[str]]
     """The names of the classes of integer conditions."""
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Offset and divisor of each feature, which the example was standardized with."""

@@ -6,15 +6,18 @@ objects that wrap the answer, and losses.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from ...errors import ExportError
 from ..declaration import Declaration, Mixture
 from .diffusers import MODELS as DIFFUSERS
 from .diffusers import other_model
 from .family import Family, ObjectData
 from .monai import MODELS as MONAI
+from .pyod import MODELS as PYOD
+from .pyod import object_data as pyod_data
 from .pythae import MODELS as PYTHAE
 from .pythae import SAMPLERS
 from .scvi import MODELS as SCVI
@@ -25,10 +28,14 @@ from .transformers import MODELS as TRANSFORMERS
 _LIBRARIES: Mapping[str, tuple[str, Mapping[str, Family]]] = {
     "diffusers": ("diffusers", DIFFUSERS),
     "monai": ("MONAI", MONAI),
+    "pyod": ("pyod", PYOD),
     "pythae": ("pythae", PYTHAE),
     "transformers": ("transformers", TRANSFORMERS),
     "scvi": ("scvi-tools", SCVI),
 }
+
+# By the package: the data that its trained objects hold.
+_DATA: Mapping[str, Callable[[object, Tensor | None], ObjectData | None]] = {"pyod": pyod_data, "scvi": scvi_data}
 
 
 def family_of(model: object) -> tuple[str, Declaration] | None:
@@ -58,7 +65,23 @@ def family_of(model: object) -> tuple[str, Declaration] | None:
 
 def object_data(holder: object, example: Tensor | None) -> ObjectData | None:
     """Return the data that a library's trained object has for its module; None for any other object."""
-    return scvi_data(holder, example) if any(_package(cls) == "scvi" for cls in type(holder).__mro__) else None
+    for cls in type(holder).__mro__:
+        if _package(cls) in _DATA:
+            return _DATA[_package(cls)](holder, example)
+    return None
+
+
+def require_whole(holder: object) -> None:
+    """Refuse a trained object that keeps no whole model.
+
+    Raises:
+        ExportError: it is one.
+    """
+    if any((_package(cls), cls.__name__) == ("ctgan", "TVAE") for cls in type(holder).__mro__):
+        raise ExportError(
+            "ctgan TVAE: its fit keeps the decoder alone, and a bundle needs an encoder too; keep the encoder in a fit "
+            "of your own, and export a module of both with the rows that its transformer makes as the example"
+        )
 
 
 def sampler_prior(sampler: object) -> str | Mixture | None:

@@ -127,6 +127,8 @@ def check_declaration(declaration: Declaration) -> None:
         listed = isinstance(names, Iterable) and not isinstance(names, str)
         if names is not None and not (listed and all(isinstance(n, str) and n for n in names)):
             raise InputError(f"{name}: expected a sequence of names, got {names!r}")
+        if names is not None and len(set(names)) < len(tuple(names)):
+            raise InputError(f"{name}: expected different names, got {list(names)}")
     for name, what in (("encode", declaration.encode), ("decode", declaration.decode)):
         if what is not None and not (callable(what) or (isinstance(what, str) and what)):
             raise InputError(f"{name}: expected the name of a method or a function, got {what!r}")
@@ -273,15 +275,15 @@ def _conditions(conditions: Mapping[str, ArrayLike | Tensor] | None, n: int) -> 
 
 
 def _halves(x: Tensor, conditions: Mapping[str, Tensor]) -> tuple[Observations, Observations]:
-    """Divide observations for calibration and measurement: every other one each, or all for both below 4."""
+    """Divide observations for calibration and measurement: every other one each; a single one serves for both."""
     # Every other: the first half may be of other classes.
-    first, second = (slice(0, None, 2), slice(1, None, 2)) if len(x) >= 4 else (slice(None), slice(None))
+    first, second = (slice(0, None, 2), slice(1, None, 2)) if len(x) > 1 else (slice(None), slice(None))
 
     def some(part: slice, what: str) -> Observations:
         inputs = {name: at_edge(rows[part]).numpy() for name, rows in conditions.items()}
         return Observations(at_edge(x[part]).numpy(), inputs, what)
 
-    return some(first, "the caller's"), some(second, "the caller's" + (", others" if len(x) >= 4 else ""))
+    return some(first, "the caller's"), some(second, "the caller's, " + ("others" if len(x) > 1 else "the same"))
 
 
 def _tensor(what: str, value: ArrayLike | Tensor) -> Tensor:

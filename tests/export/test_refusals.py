@@ -430,6 +430,7 @@ def test_the_plain_model_exports(tmp_path):
         ("range", ("a", "b"), r"^range: expected two finite numbers, min and max, got \('a', 'b'\)"),
         ("codebook", "a", r"^codebook: expected an integer, got 'a'"),
         ("axes", 5, r"^axes: expected a sequence of names, got 5"),
+        ("axes", ("side", "side"), r"^axes: expected different names, got \['side', 'side'\]"),
         ("axes", ("a", "b", "c", "d"), r"^axes: expected 1 names for an observation \[10\]"),
         ("likelihood", "cauchy", r"^likelihood: expected bernoulli, .* got 'cauchy'"),
         ("likelihood", 5, r"^likelihood: expected bernoulli, .* got 5"),

@@ -67,8 +67,19 @@ class Still(Plain):
         return torch.zeros_like(mu)
 
 
-def understood(model):
-    source = model_source(model, Declaration(), Examples(X), None)
+class Forced(Plain):
+    """Its decoder is shown the observation, as a decoder of sequences is in training."""
+
+    def decode(self, z, x):
+        return self.head(z) + 0.1 * x
+
+    def forward(self, x):
+        mu, logvar = self.encode(x)
+        return self.decode(mu + self.noise(mu) * torch.exp(0.5 * logvar), x), mu, logvar
+
+
+def understood(model, x=X):
+    source = model_source(model, Declaration(), Examples(x), None)
     with unchanged(source.model):
         return understand_source(source)
 
@@ -81,6 +92,10 @@ def understood(model):
         (Coupled, r"row 0 differs .*rows of a batch influence each other"),
         (ByTheBatch, r"rows of a batch influence each other"),
         (OfNumpy, r"forward: two runs with the same noise differ: .* numpy's generator; draw with torch\.randn_like"),
+        (
+            Forced,
+            r"^decode: also takes x, the observation itself, as in teacher forcing; pass decode=, a function of the",
+        ),
         # Its answers are in doubt for no other reason.
         (Still, r"^posterior: cannot find out what encode's second tensor is, forward draws no normal noise; pass"),
     ],
@@ -88,6 +103,16 @@ def understood(model):
 def test_a_model_is_refused_for_its_fault_and_not_for_the_doubt_that_follows(make, reason):
     with pytest.raises(ExportError, match=reason):
         understood(make())
+
+
+def test_no_observation_that_measures_also_calibrates():
+    for n in (1, 2, 3, 7):
+        source = model_source(Plain(), Declaration(), Examples(X[:n] if n < 7 else torch.cat([X, X[:1] + 1])), None)
+        shared = {tuple(row) for row in source.calibration.x.tolist()} & {
+            tuple(row) for row in source.measured.x.tolist()
+        }
+        assert bool(shared) == (n == 1)
+        assert str(source.measured).endswith("the caller's, the same" if n == 1 else "the caller's, others")
 
 
 def test_the_model_without_a_fault_is_understood():

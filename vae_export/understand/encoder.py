@@ -66,7 +66,7 @@ def understand_encoder(functions: Functions, declaration: Declaration) -> Unders
             lines = (f"posterior: the encoder's tensor holds the mean and the second tensor along axis {axis}",)
     if all(part.kind == "codes" for part in parts):
         functions = decoding_codes(functions, [part.value for part in parts])
-    require_parameters("decode", functions.decode, len(parts), functions.conditions)
+    require_parameters("decode", functions.decode, len(parts), functions.conditions, functions.observed)
     own = reading.read(output)
     parts = _as_declared(own, declaration)
     values = tuple(_at_edge(part).contiguous() for part in parts)

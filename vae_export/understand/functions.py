@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,6 +68,11 @@ class Functions:
             latents = [latent.to(dtype) for latent, dtype in zip(latents, self.latent_dtypes, strict=True)]
         with draws:
             return self.decode(*latents, **self.decode_conditions)
+
+    @property
+    def observed(self) -> set[str]:
+        """The names of the parameters by which the model takes an observation."""
+        return {p.name for function in (self.encode, self.model.forward) for p in _parameters(function)[:1]}
 
     def for_latents(self, own: Sequence[Tensor], edge: Sequence[Tensor]) -> Functions:
         """Return the functions with the dtypes in which decode takes the latents and its conditions.
@@ -193,7 +198,13 @@ def _changed_lines(function: str, own: Mapping[str, Tensor], changed: Sequence[s
     ]
 
 
-def require_parameters(name: str, function: Callable[..., Any], first: int, conditions: Mapping[str, Tensor]) -> None:
+def require_parameters(
+    name: str,
+    function: Callable[..., Any],
+    first: int,
+    conditions: Mapping[str, Tensor],
+    observed: Collection[str] = (),
+) -> None:
     """Refuse a function that needs other arguments than its first ones and the conditions.
 
     Args:
@@ -201,6 +212,7 @@ def require_parameters(name: str, function: Callable[..., Any], first: int, cond
         function: encode or decode.
         first: the number of its arguments that are no conditions.
         conditions: their values by name.
+        observed: the names of parameters that take the observation itself.
 
     Raises:
         ExportError: it does.
@@ -208,6 +220,11 @@ def require_parameters(name: str, function: Callable[..., Any], first: int, cond
     parameters = [p for p in _parameters(function)[first:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     missing = [p.name for p in parameters if p.default is p.empty and p.name not in conditions]
     if missing:
+        if missing[0] in observed:
+            raise ExportError(
+                f"{name}: also takes {missing[0]}, the observation itself, as in teacher forcing; pass {name}=, a "
+                "function of the latents alone"
+            )
         names = {p.name for p in parameters}
         other = [condition for condition in conditions if condition not in names]
         advice = (

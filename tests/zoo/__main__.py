@@ -22,7 +22,7 @@ from .models import ENTRIES, Entry
 
 ROOT = Path(__file__).parents[2]
 # What a library's package is called, where it is not called as its module.
-_PACKAGES = {"scvi": "scvi-tools"}
+_PACKAGES = {"scvi": "scvi-tools", "vector_quantize_pytorch": "vector-quantize-pytorch"}
 # Long enough for Stable Diffusion's autoencoder on two cores.
 _TIMEOUT = 1800
 # Below this, the memory of an export is that of Python and PyTorch, and says nothing of the model.

@@ -817,6 +817,247 @@ def _scvi_object_decode(model: Any, z: tuple[Tensor, ...], conditions: Mapping[s
     return answer["px"].mu
 
 
+# Codecs and quantizers.
+
+
+def _random_codebooks(model: Any) -> Any:
+    """Fill the codebooks that are zero until a model is trained, and mark them as filled."""
+    for name, tensor in (*model.named_buffers(), *model.named_parameters()):
+        if name.endswith(("embed", "embed_sum", "embed_avg")):
+            tensor.data.normal_(std=0.02)
+        if name.endswith(("inited", "initialized", "cluster_size", "cluster_usage")):
+            tensor.data.fill_(1)
+    return model
+
+
+def _transformers(name: str, shape: tuple[int, ...], **config: Any) -> Callable[[], tuple[Any, dict[str, Any]]]:
+    def make() -> tuple[Any, dict[str, Any]]:
+        import transformers
+
+        cls = getattr(transformers, f"{name}Model")
+        model, example = _made(
+            lambda: _random_codebooks(cls(getattr(transformers, f"{name}Config")(**config))), shape, 4, normal=True
+        )
+        return model, {"example": 0.3 * example}
+
+    return make
+
+
+def _snac() -> tuple[Any, dict[str, Any]]:
+    import snac
+
+    model, example = _made(
+        lambda: snac.SNAC(
+            encoder_dim=8,
+            encoder_rates=[2, 4],
+            decoder_dim=32,
+            decoder_rates=[4, 2],
+            attn_window_size=None,
+            codebook_size=16,
+            codebook_dim=4,
+            vq_strides=[4, 2, 1],
+        ),
+        (1, 256),
+        4,
+        normal=True,
+    )
+    return model, {"example": 0.3 * example}
+
+
+class WithQuantizer(nn.Module):
+    """Layers with a quantizer of vector-quantize-pytorch among them, and no encode and decode, as in its examples."""
+
+    def __init__(self, quantizer: Any, width: int, *, flat: bool = False) -> None:
+        super().__init__()
+        self.down, self.quantizer, self.up = (
+            nn.Conv2d(1, width, 4, 4),
+            quantizer,
+            nn.ConvTranspose2d(width, 1, 4, 4),
+        )
+        self.flat = flat
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.down(x)
+        vectors, codes, *_ = self.quantizer(h.flatten(2).transpose(1, 2) if self.flat else h)
+        return self.decoded(vectors), codes
+
+    def decoded(self, vectors: Tensor) -> Tensor:
+        return self.up(vectors.transpose(1, 2).reshape(vectors.shape[0], -1, 4, 4) if self.flat else vectors)
+
+
+def _quantizer(
+    name: str, width: int, *, flat: bool = False, **options: Any
+) -> Callable[[], tuple[Any, dict[str, Any]]]:
+    def make() -> tuple[Any, dict[str, Any]]:
+        import vector_quantize_pytorch
+
+        quantizer = getattr(vector_quantize_pytorch, name)
+        model, example = _made(lambda: WithQuantizer(quantizer(**options), width, flat=flat), (1, 16, 16))
+        return model, {"example": 2 * example - 1}
+
+    return make
+
+
+def _quantized(name: str, lookup: str, width: int, **options: Any) -> Entry:
+    return Entry(
+        "vector-quantize-pytorch",
+        name,
+        _quantizer(name, width, **options),
+        "vector_quantize_pytorch",
+        encode=lambda m, x, c: m(x)[1],
+        decode=lambda m, z, c: m.decoded(getattr(m.quantizer, lookup)(z[0])),
+    )
+
+
+def _monai(name: str, shape: tuple[int, ...], **config: Any) -> Callable[[], tuple[Any, dict[str, Any]]]:
+    def make() -> tuple[Any, dict[str, Any]]:
+        import monai.networks.nets
+
+        model, example = _made(lambda: getattr(monai.networks.nets, name)(**config), shape)
+        if name == "VQVAE":
+            # The codebook of a fresh model lies far from what its encoder gives.
+            model.quantizer.quantizer.embedding.weight.data.mul_(0.05)
+        return model, {"example": example}
+
+    return make
+
+
+_MONAI_KL = {
+    "in_channels": 1,
+    "out_channels": 1,
+    "num_res_blocks": 1,
+    "channels": (8, 16),
+    "attention_levels": (False, True),
+    "latent_channels": 4,
+    "norm_num_groups": 4,
+}
+_FSQ = {"levels": [5, 4, 3]}
+_CODEBOOK = {"dim": 8, "codebook_size": 32}
+_AUDIO_CODES = {
+    "encode": lambda m, x, c: m.encode(x).audio_codes,
+    "decode": lambda m, z, c: m.decode(audio_codes=z[0]).audio_values,
+}
+_CODECS = (
+    Entry(
+        "transformers",
+        "EncodecModel",
+        _transformers(
+            "Encodec",
+            (1, 256),
+            num_filters=4,
+            hidden_size=16,
+            codebook_size=16,
+            upsampling_ratios=[2, 2],
+            num_lstm_layers=1,
+            target_bandwidths=[24.0, 48.0],
+        ),
+        "transformers",
+        encode=lambda m, x, c: m.encode(x).audio_codes[0],
+        decode=lambda m, z, c: m.decode(z[0][None], [None]).audio_values,
+    ),
+    Entry(
+        "transformers",
+        "DacModel",
+        _transformers(
+            "Dac",
+            (1, 256),
+            encoder_hidden_size=8,
+            downsampling_ratios=[2, 4],
+            decoder_hidden_size=32,
+            n_codebooks=2,
+            codebook_size=16,
+            codebook_dim=4,
+        ),
+        "transformers",
+        **_AUDIO_CODES,
+    ),
+    Entry(
+        "transformers",
+        "MimiModel",
+        _transformers(
+            "Mimi",
+            (1, 512),
+            num_filters=4,
+            hidden_size=32,
+            upsampling_ratios=[2, 4],
+            codebook_size=16,
+            codebook_dim=16,
+            num_quantizers=3,
+            vector_quantization_hidden_dimension=16,
+            upsample_groups=32,
+            num_hidden_layers=1,
+            intermediate_size=32,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            sliding_window=16,
+        ),
+        "transformers",
+        **_AUDIO_CODES,
+    ),
+    Entry(
+        "snac",
+        "SNAC",
+        _snac,
+        "snac",
+        encode=lambda m, x, c: [(codes, None) for codes in m.encode(x)],
+        decode=lambda m, z, c: m.decode(list(z)),
+    ),
+    _quantized("VectorQuantize", "get_output_from_indices", 8, **_CODEBOOK, accept_image_fmap=True),
+    _quantized("ResidualVQ", "get_output_from_indices", 8, **_CODEBOOK, num_quantizers=3, flat=True),
+    _quantized("FSQ", "indices_to_codes", 3, **_FSQ),
+    _quantized("ResidualFSQ", "get_output_from_indices", 8, **_FSQ, dim=8, num_quantizers=2, flat=True),
+    _quantized("LFQ", "indices_to_codes", 4, dim=4, codebook_size=16),
+    _quantized("SimVQ", "indices_to_codes", 8, **_CODEBOOK, channel_first=True),
+    *(
+        Entry(
+            "monai",
+            f"AutoencoderKL, {dimensions}-D",
+            _monai("AutoencoderKL", (1, *(8,) * dimensions), spatial_dims=dimensions, **_MONAI_KL),
+            "monai",
+        )
+        for dimensions in (2, 3)
+    ),
+    Entry(
+        "monai",
+        "VarAutoEncoder",
+        _monai(
+            "VarAutoEncoder",
+            (1, 16, 16),
+            spatial_dims=2,
+            in_shape=(1, 16, 16),
+            out_channels=1,
+            latent_size=5,
+            channels=(4, 8),
+            strides=(2, 2),
+        ),
+        "monai",
+        encode=lambda m, x, c: m.encode_forward(x),
+        decode=lambda m, z, c: m.decode_forward(z[0], m.use_sigmoid),
+    ),
+    Entry(
+        "monai",
+        "VQVAE",
+        _monai(
+            "VQVAE",
+            (1, 16, 16),
+            spatial_dims=2,
+            in_channels=1,
+            out_channels=1,
+            channels=(8, 16),
+            num_res_channels=(8, 16),
+            num_res_layers=1,
+            downsample_parameters=((2, 4, 1, 1),) * 2,
+            upsample_parameters=((2, 4, 1, 1, 0),) * 2,
+            num_embeddings=16,
+            embedding_dim=8,
+        ),
+        "monai",
+        encode=lambda m, x, c: m.index_quantize(x),
+        decode=lambda m, z, c: m.decode_samples(z[0]),
+    ),
+)
+
+
 ENTRIES: tuple[Entry, ...] = (
     Entry("plain", "encode gives (mu, logvar)", _plain(Plain, (1, 8, 8))),
     *(
@@ -860,6 +1101,7 @@ ENTRIES: tuple[Entry, ...] = (
         )
         for prior in ("gaussian", "diagonal", "mixture:4")
     ),
+    *_CODECS,
     *_DIFFUSERS,
     *_MORE_DIFFUSERS,
     *_PYTHAE,

@@ -242,7 +242,7 @@ def _without_prefix(
 ) -> dict[str, torch.Tensor]:
     """The weights below the one prefix where they are the model's, such as "net." or "module."; else all of them.
 
-    torch.compile adds "_orig_mod." in the middle of names too.
+    torch.compile adds "_orig_mod." in the middle of names too. A wrapper may have a prefix that the weights lack.
     """
     state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
     prefixes = {""}
@@ -256,4 +256,8 @@ def _without_prefix(
             fits[prefix] = below
     if len(fits) > 1:
         raise InputError(f"{path}: the weights of several models fit, {', '.join(fits)}; save those of one alone")
-    return next(iter(fits.values()), state)
+    if fits:
+        return next(iter(fits.values()))
+    prefix = next(iter(wanted)).partition(".")[0] + "."
+    longer = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+    return longer if longer.keys() == wanted.keys() else state

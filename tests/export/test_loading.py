@@ -481,6 +481,19 @@ def test_weights_with_a_prefix_are_the_models(prefix, place, tmp_path):
     assert all(torch.equal(tensor, place[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.usefixtures("odd")
+def test_weights_of_a_wrapped_model_are_those_of_its_wrapper(place, tmp_path):
+    (tmp_path / "wrapper_of_test.py").write_text(
+        "from mine_of_test import Mine\nfrom torch import nn\n"
+        "def one():\n    return nn.ModuleDict({'net': Mine()})\n"
+        "def two():\n    return nn.ModuleDict({'net': Mine(), 'other': Mine()})\n"
+    )
+    model = load_model("wrapper_of_test:one", tmp_path / "mine.pt")
+    assert all(torch.equal(tensor, place[name]) for name, tensor in model["net"].state_dict().items())
+    with pytest.raises(InputError, match="these weights are not the model's"):
+        load_model("wrapper_of_test:two", tmp_path / "mine.pt")
+
+
 def test_weights_of_two_models_are_refused(place, tmp_path):
     averaged = {name: tensor * 2 for name, tensor in place.items()}
     torch.save(prefixed(place, "net.", **prefixed(averaged, "ema.")), tmp_path / "two.pt")

@@ -117,10 +117,12 @@ def _export(entry: Entry) -> dict[str, Any]:
     warnings.filterwarnings("ignore")
     import vae_export
     import vae_runtime
+    from vae_export.understand.inner import module_of
 
     try:
         model, arguments = entry.make()
-        tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+        module = module_of(model)
+        tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}.values()
         weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         before = _peak()
         with tempfile.TemporaryDirectory() as folder:

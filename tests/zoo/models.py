@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Independent, Normal
 from torch.nn import functional
 
+from vae_export.understand.draws import Draws
+
 _SEED = 20
 
 
@@ -670,7 +672,7 @@ def _pythae(name: str, config: str, *, own: bool = False, **options: Any) -> Cal
         import pythae.models
 
         def model() -> Any:
-            settings = getattr(pythae.models, config)(input_dim=(1, 12, 12), latent_dim=6, **options)
+            settings = getattr(pythae.models, config)(**{"input_dim": (1, 12, 12), "latent_dim": 6, **options})
             return getattr(pythae.models, name)(settings, *(_own_networks(settings) if own else ()))
 
         built, example = _made(model, (1, 12, 12))
@@ -712,6 +714,12 @@ def _embedding(model: Any, x: Tensor, _: Mapping[str, Tensor]) -> Tensor:
     return model.encoder(x).embedding
 
 
+def _in_forward(model: Any, x: Tensor, _: Mapping[str, Tensor]) -> Tensor:
+    """The latent that `forward` itself decodes, without noise."""
+    with Draws.constant(0.0):
+        return model({"data": x}).z
+
+
 def _direction(model: Any, x: Tensor, _: Mapping[str, Tensor]) -> Tensor:
     return functional.normalize(model.encoder(x).embedding, dim=-1)
 
@@ -744,6 +752,30 @@ _PYTHAE = tuple(
         ("SVAE", _pythae("SVAE", "SVAEConfig"), _direction, _reconstruction),
         ("AE", _pythae("AE", "AEConfig"), _embedding, _reconstruction),
         ("VQVAE", _pythae("VQVAE", "VQVAEConfig", num_embeddings=32), _quantised, _looked_up),
+        *(
+            (name, _pythae(name, config or f"{name}Config", **options), _in_forward, _reconstruction)
+            for name, config, options in (
+                ("BetaTCVAE", None, {}),
+                ("DisentangledBetaVAE", None, {}),
+                ("INFOVAE_MMD", "INFOVAE_MMD_Config", {}),
+                ("VAMP", None, {"number_components": 8}),
+                ("VAEGAN", None, {}),
+                ("Adversarial_AE", "Adversarial_AE_Config", {}),
+                ("WAE_MMD", "WAE_MMD_Config", {}),
+                ("RAE_L2", "RAE_L2_Config", {}),
+                ("VAE_IAF", "VAE_IAF_Config", {}),
+                ("VAE_LinNF", "VAE_LinNF_Config", {"flows": ["Planar", "Radial"]}),
+            )
+        ),
+        *(
+            (name, _pythae(name, config or f"{name}Config"), _embedding, _reconstruction)
+            # forward of these works on parts of the batch, on copies of it, or needs gradients.
+            for name, config in (
+                *((name, None) for name in ("FactorVAE", "RHVAE", "CIWAE", "MIWAE", "PIWAE")),
+                ("RAE_GP", "RAE_GP_Config"),
+            )
+        ),
+        ("PoincareVAE", _pythae("PoincareVAE", "PoincareVAEConfig", latent_dim=2), _embedding, _reconstruction),
     )
 )
 

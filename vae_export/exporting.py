@@ -65,6 +65,11 @@ class Options:
         require_bool("force", self.force)
         require_bool("progress", self.progress)
 
+    def report(self, text: str) -> None:
+        """Print what is being done to stderr, if progress is asked for."""
+        if self.progress:
+            print(text, file=sys.stderr, flush=True)
+
 
 def require_folder(out: object) -> Path:
     """Return the place of a bundle's folder.
@@ -180,9 +185,10 @@ def export(
 
 def _export_source(source: Source, out: Path, labels: Labels, options: Options, folder: Path) -> Exported:
     """Understand the model, make its graphs, hold them against PyTorch, make variants, and write the bundle."""
+    options.report("running the model to understand it")
     adapted = understand_source(source)
-    if options.progress:
-        print("\n".join(adapted.recognised), file=sys.stderr, flush=True)
+    options.report("\n".join(adapted.recognised))
+    options.report("running PyTorch in float32 and float64 for the comparison")
     comparison = Comparison(adapted)
     graphs, left_out = make_graphs(
         adapted, options.formats, folder, require=comparison.require, progress=options.progress
@@ -191,6 +197,7 @@ def _export_source(source: Source, out: Path, labels: Labels, options: Options, 
     report.require()
     release(adapted.modules.values())
 
+    options.report("making golden vectors")
     golden = golden_vectors(adapted, graphs)
     manifest = describe_bundle(source, adapted, golden, labels, graphs=graphs)
     prior_file = {str(manifest.latent.prior.file): adapted.prior_file} if adapted.prior_file else {}
@@ -206,6 +213,7 @@ def _export_source(source: Source, out: Path, labels: Labels, options: Options, 
     gate = options.gate if set(options.variants) - {"fp32"} else None
     manifest = describe_bundle(source, adapted, golden, labels, graphs=graphs, refused=refused, gate=gate)
     files = bundle_files(source, adapted, manifest, golden, graphs, prior_file)
+    options.report("writing the bundle, and running it with vae-runtime")
     # Checked again: another process may have written there while the graphs were made.
     require_replaceable(out, options.force, refusal=ExportError)
     write_folder(out, files, replace=options.force, check=lambda written: require_runnable(written, adapted))

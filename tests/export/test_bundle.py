@@ -64,6 +64,15 @@ def test_torchscript_comes_unasked_and_pt2_when_asked_for(tiny_run, tmp_path, pr
     }
 
 
+def test_progress_says_what_is_being_done(tiny_run, tmp_path, prepared, capsys):
+    export(tiny_run, tmp_path / "told", progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "running the model to understand it"
+    assert lines[-1] == "writing the bundle, and running it with vae-runtime"
+    export(tiny_run, tmp_path / "untold")
+    assert capsys.readouterr().err == ""
+
+
 def test_a_format_that_was_left_out_is_listed_with_its_reason(tiny_run, tiny_graphs, tmp_path, monkeypatch):
     graphs = [graph for graph in tiny_graphs.values() if graph.executor == "ort"]
     refusal = Refusal("decoder", "torchscript", "the tracer fails")

@@ -72,7 +72,8 @@ class _Forward:
             self.model(x, **conditions)
         # A model that chooses for all positions of a batch at once has them in the order of the observations.
         levels = [
-            chosen if chosen.dim() > 1 and len(chosen) == len(x) else chosen.reshape(len(x), -1) for chosen in at.chosen
+            chosen if chosen.dim() > 1 and chosen.shape[0] == x.shape[0] else chosen.reshape(x.shape[0], -1)
+            for chosen in at.chosen
         ]
         return levels[0] if len(levels) == 1 else levels
 

@@ -732,7 +732,7 @@ def test_a_sampler_of_classes_shows_what_a_failing_forward_does_not():
         def sample(self, n):
             return self.decode(functional.one_hot(torch.randint(5, (n, 3)), 5).float())
 
-    with pytest.raises(ExportError, match="sample: draws latents with indices"):
+    with pytest.raises(ExportError, match="sample: draws classes as latents"):
         understood(Listed())
 
 
@@ -755,3 +755,278 @@ def test_distances_are_pytorch_s(rows, codes):
         other = torch.cdist(a, b, p=1.0)
     torch.testing.assert_close(own, torch.cdist(a, b), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(other, torch.cdist(a, b, p=1.0))
+
+
+# What a comparison by one number, one shape or one observation would miss.
+
+
+class Correlating(Plain):
+    def reparameterize(self, mu, logvar):
+        return mu + torch.exp(0.5 * logvar) * (torch.randn_like(mu) @ torch.tril(torch.ones(4, 4)))
+
+
+class Averaging(Plain):
+    def reparameterize(self, mu, logvar):
+        return (mu + torch.randn(5, *mu.shape) * torch.exp(0.5 * logvar)).mean(0)
+
+
+class Sharing(Plain):
+    def reparameterize(self, mu, logvar):
+        return mu + torch.exp(0.5 * logvar) * torch.randn(len(mu), 1)
+
+
+class Cumulative(Plain):
+    def encode(self, x):
+        mu, logvar = super().encode(x)
+        return Normal(mu, torch.exp(0.5 * logvar))
+
+    def forward(self, x):
+        q = self.encode(x)
+        return self.decode(q.loc + q.scale * torch.randn_like(q.loc).cumsum(1))
+
+
+@pytest.mark.parametrize("cls", [Correlating, Averaging, Sharing, Cumulative])
+def test_noise_that_is_not_each_number_s_own_is_no_diagonal_normal(cls):
+    with pytest.raises(ExportError, match="forward"):
+        understood(cls())
+
+
+class Viewed(Softmax):
+    """Its answer has another shape than decode's."""
+
+    def encode(self, x):
+        mu, logvar = super().encode(x)
+        return Normal(mu, torch.exp(0.5 * logvar))
+
+    def forward(self, x):
+        return self.decode(self.between(self.encode(x).rsample())).view(-1, 3, 4)
+
+
+class Losing(Plain):
+    """It returns its loss alone."""
+
+    def encode(self, x):
+        mu, logvar = super().encode(x)
+        return {"mu": mu, "logvar": logvar}
+
+    def forward(self, x):
+        return (self.decode(self.between(self.reparameterize(**self.encode(x)))) - x).pow(2).mean()
+
+
+class LosingSoftmax(Losing):
+    def between(self, z):
+        return torch.softmax(z, 1)
+
+
+class LosingClasses(Losing):
+    def encode(self, x):
+        return self.fc_mu(self.body(x))
+
+    def forward(self, x):
+        return (self.decode(functional.gumbel_softmax(self.encode(x))) - x).pow(2).mean()
+
+
+def test_what_forward_decodes_counts_where_it_returns_something_else():
+    assert understood(Losing()).signature.latent.posterior.kind == "normal"
+    viewed = understood(Viewed())
+    assert any("halves of forward" in line for line in viewed.recognised)
+    for cls in (LosingSoftmax, LosingClasses):
+        with pytest.raises(ExportError, match="forward"):
+            understood(cls())
+
+
+class Apart(nn.Module):
+    """Its forward encodes, and the VAE is in the training step."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.fc_mu, self.fc_var = nn.Linear(12, 16), nn.Linear(16, 4), nn.Linear(16, 4)
+        self.decoder_input, self.decoder = nn.Linear(4, 16), nn.Linear(16, 12)
+
+    def forward(self, x):
+        return self.encoder(x)
+
+
+def test_layers_of_a_posterior_that_nothing_reads_are_not_left_out():
+    with pytest.raises(ExportError, match=r"neither encode nor decode reads fc_mu.weight"):
+        understood(Apart())
+
+
+class TrainingEncoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mu, self.log_std = nn.Linear(12, 4), nn.Linear(12, 4)
+
+    def forward(self, x):
+        mu = self.mu(x)
+        return mu + self.log_std(x).exp() * torch.randn_like(mu) if self.training else mu
+
+
+class SamplingInside(nn.Module):
+    """A submodule with weights samples in training mode alone."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(7)
+        self.encoder, self.decoder = TrainingEncoder(), nn.Linear(4, 12)
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+
+def test_a_submodule_that_samples_in_training_mode_has_a_posterior():
+    adapted = understood(SamplingInside())
+    assert adapted.signature.latent.posterior.kind == "normal"
+
+
+class LaplaceInTraining(Plain):
+    def encode(self, x):
+        mu, logvar = super().encode(x)
+        return {"loc": mu, "scale": logvar.exp()}
+
+    def forward(self, x):
+        q = self.encode(x)
+        z = torch.distributions.Laplace(q["loc"], q["scale"]).rsample() if self.training else q["loc"]
+        return self.decode(z)
+
+
+class LaplaceAlways(Plain):
+    def forward(self, x):
+        mu, logvar = self.encode(x)
+        return self.decode(torch.distributions.Laplace(mu, logvar.exp()).rsample())
+
+
+@pytest.mark.parametrize("cls", [LaplaceInTraining, LaplaceAlways])
+def test_other_noise_is_seen_in_either_mode(cls):
+    for posterior in (None, "std"):
+        with pytest.raises(ExportError, match="not normal") as refusal:
+            understood(cls(), posterior=posterior)
+        assert "posterior=" not in str(refusal.value)
+
+
+class FlowAlone(nn.Module):
+    """A flow, no encode, and a decode of the latents behind it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(8)
+        self.first, self.flow, self.last = nn.Linear(12, 8), nn.Linear(4, 4), nn.Linear(4, 12)
+
+    def decode(self, z):
+        return self.last(z)
+
+    def forward(self, x):
+        mu, logvar = self.first(x).chunk(2, 1)
+        z = mu + torch.randn_like(mu) * logvar.exp()
+        return self.decode(z + torch.tanh(self.flow(z)))
+
+
+class FlowInside(FlowAlone):
+    decode = None
+
+    def forward(self, x):
+        mu, logvar = self.first(x).chunk(2, 1)
+        z = mu + torch.randn_like(mu) * logvar.exp()
+        return self.last(z + torch.tanh(self.flow(z)))
+
+
+@pytest.mark.parametrize("cls", [FlowAlone, FlowInside])
+def test_a_flow_behind_the_cut_leaves_the_prior_open(cls):
+    assert "before or after" in prior_of(cls()).reason
+
+
+class Logits(Sampling):
+    def decode(self, z):
+        return self.head(z)
+
+    def sample(self, num_samples):
+        return torch.sigmoid(self.decode(self.noise(num_samples)))
+
+
+class Pixels(Sampling):
+    def sample(self, num_samples):
+        return (self.decode(self.noise(num_samples)) + 1) * 127.5
+
+
+class Drawn(Sampling):
+    """Its sample draws pixels from the decoder's answer."""
+
+    def sample(self, num_samples):
+        return torch.bernoulli(0.5 + 0.5 * self.decode(self.noise(num_samples)))
+
+
+class Rejecting(Sampling):
+    def noise(self, n):
+        z = torch.randn(n, 4)
+        while bool((z.abs() > 2).any()):
+            z = torch.randn(n, 4)
+        return z
+
+
+class NumPy(Sampling):
+    def noise(self, n):
+        return torch.as_tensor(np.random.default_rng().normal(3, 0.5, (n, 4)), dtype=torch.float32)
+
+
+def test_what_a_sampler_returns_counts():
+    with pytest.raises(ExportError, match=r'likelihood="bernoulli"'):
+        understood(Logits())
+    assert prior_of(Logits(), likelihood="bernoulli").kind == "normal"
+    with pytest.raises(ExportError, match="returns something other than decode's answer; pass decode="):
+        understood(Pixels())
+    assert prior_of(Drawn()).kind == "normal"
+    assert prior_of(NumPy()).kind == "none"
+    assert prior_of(Rejecting()).kind in ("none", "normal")
+
+
+def test_an_example_of_equal_rows_hides_nothing():
+    model = Skipping().eval()
+    with pytest.raises(ExportError, match="depends on the observation, too"), unchanged(model):
+        adapt(model, X[:1].repeat(6, 1), Declaration())
+
+
+def test_a_large_column_hides_no_small_one():
+    class Columns(Softmax):
+        def decode(self, z):
+            return super().decode(z) * torch.tensor([1000.0] + [1.0] * 11)
+
+    model = Columns()
+    assert any("halves of forward" in line for line in understood(model).recognised)
+
+
+class Numbers(Plain):
+    def __init__(self):
+        super().__init__()
+        self.prior_std = 2.0
+
+
+class Network(Plain):
+    """Its prior is a network of a condition."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 8))
+
+
+class Steady(Plain):
+    """Noise on the latents of an autoencoder."""
+
+    def encode(self, x):
+        return Normal(super().encode(x)[0], 0.1)
+
+    def forward(self, x):
+        return self.decode(self.encode(x).rsample())
+
+
+@pytest.mark.parametrize(
+    ("model", "words"), [(Numbers, "prior_std"), (Network, "net.1"), (Steady, "same spread for every observation")]
+)
+def test_less_evident_priors_are_none(model, words):
+    assert words in prior_of(model()).reason
+
+
+def test_a_distribution_of_single_numbers_is_that_of_each():
+    assert prior_of(Stated(Normal(torch.zeros(1), torch.ones(1)))).kind == "normal"
+    assert prior_of(Stated(Normal(0.0, 1.0))).kind == "normal"
+    _, means, _ = mixture_of(Stated(Normal(2.0, 1.0)))
+    np.testing.assert_allclose(means, np.full((1, 4), 2.0))

@@ -23,9 +23,9 @@ from .decoder import understand_decoder
 from .draws import Draws
 from .edges import at_edge
 from .encoder import understand_encoder
-from .evidence import find_prior, with_prior
+from .evidence import find_prior, require_posterior, with_prior
 from .families.registry import family_of
-from .functions import Functions, MissingFunction, find_functions, tensors_in
+from .functions import Functions, MissingFunction, find_functions, own_decode, tensors_in
 from .observation import conditions_of, observation_of
 from .posterior import SAME, ForwardDiffers, distance
 from .quantizer import cut_at_quantizers
@@ -81,13 +81,19 @@ def adapt(
     try:
         functions = find_functions(model, example, model_data.conditions, declaration)
         functions, adapted = _adapted(functions, model_data, declaration)
-        adapted = _held(functions, adapted, stated)
+        adapted, shown = _held(functions, adapted, stated)
         settled = True
     except (ForwardDiffers, MissingFunction) as reason:
         if stated or declaration.posterior == "none":
             raise
         functions, adapted = _from_halves(model_data, declaration, reason)
-        settled = _decodes_alike(functions, adapted)
+        settled, shown = _decodes_alike(functions, adapted), True
+    if (
+        declaration.posterior is None
+        and not shown
+        and all(latent.posterior.kind == "none" for latent in adapted.signature.latents)
+    ):
+        require_posterior(functions, adapted)
     if source:
         adapted = dataclasses.replace(adapted, recognised=(f"declared by {source}", *adapted.recognised))
     if declaration.prior is None and any(latent.posterior.kind != "codes" for latent in adapted.signature.latents):
@@ -130,16 +136,19 @@ def _adapted(functions: Functions, data: _Data, declaration: Declaration) -> tup
     return functions, Adapted(modules, signature, examples, recognised)
 
 
-def _held(functions: Functions, adapted: Adapted, stated: bool) -> Adapted:
-    """Require that `forward` does the same; functions that were stated win, and the difference is noted."""
+def _held(functions: Functions, adapted: Adapted, stated: bool) -> tuple[Adapted, bool]:
+    """Require that `forward` does the same; functions that were stated win, and the difference is noted.
+
+    Returns:
+        The same with that note, and whether `forward` showed anything or need not.
+    """
     try:
-        require_forward(functions, adapted)
+        return adapted, require_forward(functions, adapted) or stated
     except ForwardDiffers as difference:
         if not stated:
             raise
         line = f"the stated functions win: {difference}".partition("; pass ")[0]
-        return dataclasses.replace(adapted, recognised=(*adapted.recognised, line))
-    return adapted
+        return dataclasses.replace(adapted, recognised=(*adapted.recognised, line)), True
 
 
 def _from_halves(data: _Data, declaration: Declaration, reason: ExportError) -> tuple[Functions, Adapted]:
@@ -180,9 +189,11 @@ def _proven(functions: Functions, data: _Data, declaration: Declaration) -> tupl
 def _decodes_alike(functions: Functions, adapted: Adapted) -> bool:
     """Whether the model's own decode, if it has one, does what the second half of `forward` does."""
     try:
-        own = find_functions(functions.model, functions.example, functions.conditions, Declaration())
+        own = own_decode(functions)
     except ExportError:
-        return True
+        # Layers between the latents and the answer may still be a flow.
+        names = [name.lower() for name, _ in functions.model.named_modules()]
+        return not any(word in name for name in names for word in ("flow", "planar", "nvp", "maf", "iaf"))
     latents = [adapted.examples[latent.name] for latent in adapted.signature.latents]
     try:
         answer = own.decoded(latents, Draws.constant(0.0))

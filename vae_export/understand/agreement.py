@@ -8,60 +8,73 @@ import torch
 from torch import Tensor
 
 from .adapted import Adapted, run_module
+from .draws import fixed_noise
 from .functions import Forward, Functions
 from .posterior import SAME, ForwardDiffers, distance
 from .reading import AS_CODES
 
-# What every draw is set to: two numbers, since a function of the noise may leave one of them as it is.
-_NOISES = (1.0, -0.6)
 
+def require_forward(functions: Functions, adapted: Adapted) -> bool:
+    """Compare `forward` with the components, both with the same noise: what it decodes, and its reconstruction.
 
-def require_forward(functions: Functions, adapted: Adapted) -> None:
-    """Compare `forward`, with every normal draw set to the same number, with the reconstruction by both components.
-
-    Where `forward` fails, or returns nothing of the shape of the decoder's answer, there is nothing to compare.
+    Returns:
+        Whether there was anything to compare.
 
     Raises:
-        ForwardDiffers: the two differ.
+        ForwardDiffers: the two differ, or `forward` draws and shows neither.
     """
     if type(functions.model).forward is torch.nn.Module.forward:
-        return
+        return False
+    forward = _compared(functions, adapted, training=False)
     sampled = any(latent.posterior.kind == "normal" for latent in adapted.signature.latents)
-    normal = False
-    for noise in _NOISES if sampled else (0.0,):
-        forward = _compared(functions, adapted, noise, training=False)
-        if forward is None:
-            return
-        normal |= forward.normal
-    # Many models sample in training mode alone.
-    for noise in _NOISES if sampled and not normal else ():
-        if _compared(functions, adapted, noise, training=True) is None:
-            return
+    if forward is not None and sampled and not forward.normal:
+        # Many models sample in training mode alone.
+        _compared(functions, adapted, training=True)
+    return forward is not None
 
 
-def _compared(functions: Functions, adapted: Adapted, noise: float, *, training: bool) -> Forward | None:
+def _compared(functions: Functions, adapted: Adapted, *, training: bool) -> Forward | None:
     """Compare one run of `forward`, and return it; None where there is nothing to compare."""
     try:
-        forward = functions.forward(noise, training=training)
-        drawn = noise if forward.normal else 0.0
-        expected, again = _reconstructed(adapted, drawn), _reconstructed(adapted, drawn)
+        forward = functions.forward(None, training=training)
+        expected, again = (_reconstructed(adapted, float(forward.normal)) for _ in range(2))
         # A model may subtract its noise, which is as good: the normal is symmetric.
-        either = [*expected, *_reconstructed(adapted, -drawn)]
+        other = _reconstructed(adapted, -1.0) if forward.normal else expected
     except Exception:
         # Not every model has a forward that takes the example, and none is needed. A failure of the components has a
         # reason of its own, which is looked for later, and so has an answer that is not finite or not stable.
         return None
-    if forward.dropout or (training and not forward.normal):
+    if training and not forward.normal:
+        if forward.other:
+            raise ForwardDiffers(_reason(0, forward.other))
         return None
-    if not all(torch.isfinite(a).all() and torch.equal(a, b) for a, b in zip(expected, again, strict=True)):
+    if forward.dropout or (training and forward.other):
         return None
-    comparable = [(tensor.float(), own) for own in either for tensor in forward.tensors if tensor.shape == own.shape]
-    if not comparable:
+    if not all(torch.isfinite(a).all() and torch.equal(a, b) for a, b in zip(expected[1], again[1], strict=True)):
         return None
-    gap = min(distance(tensor, own) for tensor, own in comparable)
-    if gap > SAME:
-        raise ForwardDiffers(_reason(gap, forward.other))
+    latents = _gap(forward.decoded, [*expected[0], *other[0]])
+    if latents is not None and latents > SAME:
+        raise ForwardDiffers(_reason(latents, forward.other))
+    answers = _gap(forward.tensors, [*expected[1], *other[1]], reshaped=True)
+    if answers is not None and answers > SAME:
+        raise ForwardDiffers(_reason(answers, forward.other))
+    if latents is None and answers is None:
+        if not (forward.normal or forward.other):
+            return None
+        raise ForwardDiffers(
+            "forward: returns no reconstruction, so that nothing shows what it does with the latents that it draws; "
+            "pass encode= and decode=, functions that do the same"
+        )
     return forward
+
+
+def _gap(shown: Sequence[Tensor], expected: Sequence[Tensor], *, reshaped: bool = False) -> float | None:
+    """The smallest distance of a tensor from one that is expected; None if none has its shape."""
+    pairs = [(a.float(), b) for a in shown for b in expected if a.shape == b.shape]
+    if not pairs and reshaped:
+        same = [(a, b) for a in shown for b in expected if a.dim() and a.numel() == b.numel() and len(a) == len(b)]
+        pairs = [(a.float().reshape(b.shape), b) for a, b in same]
+    return min((distance(a, b) for a, b in pairs), default=None)
 
 
 def _reason(gap: float, other: Sequence[str]) -> str:
@@ -76,21 +89,24 @@ def _reason(gap: float, other: Sequence[str]) -> str:
     )
 
 
-def _reconstructed(adapted: Adapted, noise: float) -> list[Tensor]:
-    """The decoder's outputs for the example, with every noise set to this number."""
+def _reconstructed(adapted: Adapted, sign: float) -> tuple[list[Tensor], list[Tensor]]:
+    """The latents of the example and the decoder's outputs for them, with fixed noise times this sign."""
     signature = adapted.signature
     examples = dict(adapted.examples)
     names = [latent.posterior.noise for latent in signature.latents]
     names += [latent.name for latent in signature.latents if not latent.posterior.outputs]
     for name in names:
         if name is not None:
-            examples[name] = torch.full_like(examples[name], noise)
+            examples[name] = fixed_noise(examples[name].shape) * abs(sign)
     encoded = run_module(adapted.modules["encoder"], adapted.given("encoder", examples))
     outputs = dict(zip(adapted.outputs("encoder"), encoded, strict=True))
+    latents = []
     for latent in signature.latents:
         posterior = latent.posterior
         if posterior.kind == "normal":
-            examples[latent.name] = outputs[str(posterior.mu)] + outputs[str(posterior.std)] * noise
+            mean, std = outputs[str(posterior.mu)], outputs[str(posterior.std)]
+            examples[latent.name] = mean + std * fixed_noise(mean.shape) * sign
         elif posterior.value:
             examples[latent.name] = outputs[posterior.value]
-    return run_module(adapted.modules["decoder"], adapted.given("decoder", examples))
+        latents.append(examples[latent.name])
+    return latents, run_module(adapted.modules["decoder"], adapted.given("decoder", examples))

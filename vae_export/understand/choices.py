@@ -15,7 +15,7 @@ from vae_runtime.errors import error_line
 
 from ..errors import ExportError
 from .draws import Draws
-from .functions import Functions, conditions_taken, tensors_in
+from .functions import Functions, another, conditions_taken, tensors_in
 from .posterior import SAME, distance
 
 # Functions that choose an index along an axis; those of the second kind return the values too.
@@ -140,6 +140,6 @@ def _cut(forward: _Forward, example: Tensor) -> list[int]:
         raise ExportError("no reconstruction depends on the codes that it chooses")
     forward.item = item
     # The first half sees another observation, so that nothing but the codes can lead to the same answer.
-    if distance(forward.answer(codes, example.roll(1, 0).clone(), forward.taken)[item], own[item]) > SAME:
+    if distance(forward.answer(codes, another(example), forward.taken)[item], own[item]) > SAME:
         raise ExportError("its reconstruction depends on the observation, too, and not on the codes alone")
     return recorder.sizes

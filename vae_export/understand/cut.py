@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from vae_runtime.errors import error_line
 
 from ..errors import ExportError
-from .draws import Draws
-from .functions import Functions, conditions_taken, sampling, tensors_in
+from .draws import Draws, fixed_noise
+from .functions import Functions, another, conditions_taken, sampling, tensors_in
 from .posterior import SAME, distance
 from .state import used_tensors
 
@@ -38,8 +38,8 @@ class _AtSum(Draws):
     posterior's own mean and standard deviation, and adds them itself; None finds it out.
     """
 
-    def __init__(self, noise: float = 1.0, latent: Tensor | None = None, drawn: bool | None = None) -> None:
-        super().__init__(lambda index, shape: torch.full(shape, noise))
+    def __init__(self, noise: float | None = 1.0, latent: Tensor | None = None, drawn: bool | None = None) -> None:
+        super().__init__(lambda index, shape: fixed_noise(shape) if noise is None else torch.full(shape, noise))
         self.latent = latent
         self.drawn = drawn
         self.mean: Tensor | None = None
@@ -135,11 +135,11 @@ class _Forward:
         """What `forward` makes of a latent."""
         return self.answer(z, self.row.expand(z.shape[0], *self.row.shape[1:]), conditions)[0][self.item]
 
-    def stop(self, x: Tensor, noise: float, conditions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Run `forward` up to the sum, and return the mean and the term with the noise."""
+    def stop(self, x: Tensor, noise: float | None, conditions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Run `forward` up to the sum, and return the mean and the term with the noise, `fixed_noise` if it is None."""
         at = _AtSum(noise, drawn=self.drawn)
         try:
-            with sampling(self.model, self.training), at:
+            with sampling(self.model, self.training, keep=False), at:
                 self.model(x, **conditions)
         except _Reached:
             self.drawn = bool(at.drawn)
@@ -151,7 +151,7 @@ class _Forward:
     def answer(self, z: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> tuple[list[Tensor], int]:
         """The tensors that `forward` returns with this latent in the place of the sum, and how often it drew."""
         at = _AtSum(latent=z, drawn=self.drawn)
-        with sampling(self.model, self.training), at:
+        with sampling(self.model, self.training, keep=False), at:
             output = self.model(x, **conditions)
         return [leaf for leaf in tensors_in(output) if leaf.dim()], len(at.normal)
 
@@ -198,10 +198,10 @@ def _latent(forward: _Forward, example: Tensor) -> Tensor:
         # Many models sample in training mode alone.
         forward.training = True
         mean, term = forward.stop(example.clone(), 1.0, forward.taken)
-    same_mean, double = forward.stop(example.clone(), 2.0, forward.taken)
+    same_mean, scaled = forward.stop(example.clone(), None, forward.taken)
     # The term of `torch.normal` is its standard deviation, whatever the noise.
-    if not _close(same_mean, mean) or not _close(double, term if forward.drawn else 2 * term):
-        raise ExportError("its latent is no mean plus noise times a standard deviation")
+    if not _close(same_mean, mean) or not _close(scaled, term if forward.drawn else term * fixed_noise(term.shape)):
+        raise ExportError("its latent is no mean plus noise times a standard deviation, each number for itself")
     if len(mean) != len(example):
         raise ExportError(f"it draws noise of the shape {list(mean.shape)}, not a row for each observation")
     weights = list(forward.model.parameters())
@@ -215,13 +215,13 @@ def _reconstruction(forward: _Forward, latent: Tensor, example: Tensor) -> int:
     own, draws = forward.answer(latent, example.clone(), forward.taken)
     if draws > 1:
         raise ExportError(f"it draws normal noise {draws} times")
-    moved, _ = forward.answer(latent + 0.5, example.clone(), forward.taken)
+    moved, _ = forward.answer(latent + fixed_noise(latent.shape), example.clone(), forward.taken)
     changed = [j for j, (a, b) in enumerate(zip(own, moved, strict=True)) if not torch.equal(a, b)]
     # The first that the latent changes and that looks like the observation, or else the first of any shape.
     item = next((j for j in changed if own[j].shape == example.shape), changed[0] if changed else None)
     if item is None:
         raise ExportError("nothing that it returns depends on the latent")
-    elsewhere, _ = forward.answer(latent, example.roll(1, 0).clone(), forward.taken)
+    elsewhere, _ = forward.answer(latent, another(example), forward.taken)
     if not _close(elsewhere[item], own[item]):
         raise ExportError("its reconstruction depends on the observation, too, and not on the latent alone")
     return item

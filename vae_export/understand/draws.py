@@ -63,6 +63,11 @@ def in_training(name: str) -> bool:
     return name.endswith(_IN_TRAINING)
 
 
+def fixed_noise(shape: Sequence[int]) -> Tensor:
+    """Return standard normal numbers, the same for the same shape; no two are alike, so that none can be exchanged."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float32)
+
+
 class Draws(TorchFunctionMode):
     """While active, take each normal draw from `give`, and record the model's other draws.
 
@@ -86,6 +91,11 @@ class Draws(TorchFunctionMode):
         self.sigmoid: tuple[Tensor, Tensor] | None = None
         self.widened = False
         """Whether the model asked for float16 or bfloat16, by a cast or by autocast, and got float32."""
+
+    @classmethod
+    def fixed(cls) -> Draws:
+        """Set every normal draw to random numbers that depend on its shape alone: see `fixed_noise`."""
+        return cls(lambda index, shape: fixed_noise(shape))
 
     @classmethod
     def constant(cls, value: float, only: int | None = None) -> Draws:

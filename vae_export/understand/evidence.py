@@ -6,13 +6,14 @@ for or against is marked as assumed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vae_runtime.errors import error_line
 from vae_runtime.manifest import Latent, LatentPrior
@@ -34,7 +35,20 @@ _PARTS = (
     "enable_tiling",
 )  # fmt: skip
 # Words in the names of weights that belong to a prior.
-_PRIOR_WORDS = ("prior", "pseudo", "vamp", "flow", "mixture", "gmm", "cluster", "made", "realnvp")
+_PRIOR_WORDS = (
+    "prior", "pseudo", "vamp", "flow", "mixture", "gmm", "cluster", "made", "realnvp", "coupling", "p_z", "pz", "p_net",
+    "nf",
+)  # fmt: skip
+# Words in the names of weights that serve training, or classify.
+_OTHER_WORDS = (
+    "disc", "critic", "classif", "clf", "loss", "percept", "lpips", "vgg", "ema", "teacher", "target", "pos_weight",
+    "log_scale", "log_sigma_x", "x_mean", "x_std", "head_y",
+)  # fmt: skip
+# Words, between dots, underscores and digits, in the names of layers that give a posterior or its codes.
+_POSTERIOR_WORDS = {
+    "mu", "mean", "means", "var", "variance", "logvar", "lv", "sigma", "logsigma", "std", "logstd", "codebook", "vq",
+    "quantize", "quantizer",
+}  # fmt: skip
 _ROWS = 5
 _SETTLE = 'pass prior="normal" if the latents are standard normal, "none", or a prior to fit, such as prior="diagonal"'
 
@@ -86,11 +100,12 @@ def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True, 
             "the latents before or after"
         )
         return _none(reason)
-    left = _left_over(holder if isinstance(holder, nn.Module) else functions.model, adapted)
+    left = [name for owner in owners for name in _stated_numbers(owner)]
+    left += _left_over(holder if isinstance(holder, nn.Module) else functions.model, adapted)
     if left:
-        names = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
-        reason = f"neither encode nor decode reads {names}, which may be a learned prior"
-        return _none(reason)
+        return _none(f"neither encode nor decode reads {_names(left)}, which may be a learned prior")
+    if len(latents) == 1 and _is_constant(adapted, latents[0]):
+        return _none("the posterior has the same spread for every observation, as noise on an autoencoder has")
     return Evidence(
         LatentPrior("normal", assumed=True), "prior: normal, assumed, since nothing in the model speaks for another"
     )
@@ -129,8 +144,12 @@ def _scaling(model: object, channels: int) -> tuple[float | tuple[float, ...], f
     return one, float(shift) if isinstance(shift, (int, float)) else 0.0
 
 
-def _left_over(model: nn.Module, adapted: Adapted) -> list[str]:
-    """The names of weights that neither component reads and that may be those of a prior."""
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _unread(model: nn.Module, adapted: Adapted) -> dict[str, Tensor]:
+    """The weights that neither component reads, by name."""
 
     def run() -> None:
         for component, module in adapted.modules.items():
@@ -139,23 +158,64 @@ def _left_over(model: nn.Module, adapted: Adapted) -> list[str]:
     buffers = {name: tensor for name, tensor in model.named_buffers() if tensor.numel()}
     tensors = {**dict(model.named_parameters()), **buffers}
     used = {id(tensor) for tensor in used_tensors(run, tensors.values())}
+    return {name: tensor for name, tensor in tensors.items() if id(tensor) not in used and tensor.is_floating_point()}
+
+
+def require_posterior(functions: Functions, adapted: Adapted) -> None:
+    """Refuse to take for an autoencoder a model with layers for a posterior, or a codebook, that nothing reads.
+
+    Raises:
+        ExportError: it has such layers.
+    """
+    parameters = dict(functions.model.named_parameters())
+    unread = [name for name in _unread(functions.model, adapted) if name in parameters]
+    layers = [name for name in unread if _POSTERIOR_WORDS & set(re.split(r"[._0-9]+", name.lower()))]
+    if layers:
+        raise ExportError(
+            f"encode: returns one tensor, and neither encode nor decode reads {_names(layers)}: the model has a "
+            "posterior or a codebook that these do not use; pass encode= and decode=, functions that do"
+        )
+
+
+def _left_over(model: nn.Module, adapted: Adapted) -> list[str]:
+    """The names of weights that neither component reads and that may be those of a prior."""
+    buffers = dict(model.named_buffers())
     sizes = set()
     for latent in adapted.signature.latents:
-        sizes |= {int(np.prod(latent.shape)), latent.shape[0]}
+        for size in (int(np.prod(latent.shape)), latent.shape[0]):
+            sizes |= {size, 2 * size}
     observation = adapted.signature.observation.shape
-    sizes |= {int(np.prod(observation))}
+    pixels = int(np.prod(observation))
     left = []
-    for name, tensor in tensors.items():
-        if id(tensor) in used or not tensor.is_floating_point():
-            continue
+    for name, tensor in _unread(model, adapted).items():
         if name in buffers and (bool((tensor == 0).all()) or bool((tensor == 1).all())):
             # The mean and the standard deviation of a standard normal.
             continue
         named = any(word in name.lower() for word in _PRIOR_WORDS)
-        shaped = bool(tensor.dim()) and (tensor.shape[-1] in sizes or tuple(tensor.shape[1:]) == observation)
-        if named or shaped:
+        # Along the first axis a layer has its answers, along the last its inputs, and a parameter of its own numbers.
+        ends = {tensor.shape[0], tensor.shape[-1]} if tensor.dim() else set()
+        shaped = bool(ends & {*sizes, pixels}) or tuple(tensor.shape[1:]) == observation
+        if named or (shaped and not any(word in name.lower() for word in _OTHER_WORDS)):
             left.append(name)
     return left
+
+
+def _stated_numbers(owner: object) -> list[str]:
+    """Attributes with the word prior that are numbers other than those of a standard normal, and no weights."""
+    found = []
+    for name, value in vars(owner).items():
+        if "prior" in name.lower() and isinstance(value, (float, Tensor)):
+            numbers = torch.as_tensor(value)
+            if not bool(((numbers == 0) | (numbers == 1)).all()):
+                found.append(name)
+    return found
+
+
+def _is_constant(adapted: Adapted, latent: Latent) -> bool:
+    """Whether the posterior's spread is the same for every observation and every number."""
+    outputs = run_module(adapted.modules["encoder"], adapted.given("encoder"))
+    std = dict(zip(adapted.outputs("encoder"), outputs, strict=True)).get(str(latent.posterior.std))
+    return std is not None and std.numel() > len(std) and bool((std == std.flatten()[0]).all())
 
 
 # The model's own sampler.
@@ -165,7 +225,7 @@ def _from_sampler(owner: object, functions: Functions, adapted: Adapted, latents
     """The prior that the model's own `sample` draws from; None if it has none, or none that can be called."""
     for sampler in samplers_of(owner, functions, adapted):
         try:
-            return _shown(sampler, adapted, latents)
+            return _shown(sampler, functions, adapted, latents)
         except NotASampler:
             continue
         except ExportError:
@@ -175,19 +235,24 @@ def _from_sampler(owner: object, functions: Functions, adapted: Adapted, latents
     return None
 
 
-def _shown(sampler: Sampler, adapted: Adapted, latents: Sequence[Latent]) -> Evidence:
+def _shown(sampler: Sampler, functions: Functions, adapted: Adapted, latents: Sequence[Latent]) -> Evidence:
     """The prior of a sampler, found by giving it its draws."""
     trial = sampler.run(_ROWS)
     draws = trial.draws
-    if not (draws.normal or draws.weights or draws.other) or not (trial.returned or trial.latents is not None):
+    if not (draws.normal or draws.weights or draws.other):
+        if trial.decoded and sampler.random():
+            return _none(f"{sampler.name} draws with something other than PyTorch")
         raise NotASampler
-    if any(latent.posterior.kind != "normal" for latent in latents) and (draws.other or draws.weights):
-        what = draws.other[0] if draws.other else "indices"
-        raise ExportError(
-            f"{sampler.name}: draws latents with {what}, which are not points without a distribution; {AS_CODES}"
-        )
-    if draws.other:
-        return _none(f"{sampler.name} draws with {draws.other[0]}, neither normal noise nor the choice of a component")
+    if not trial.returned and trial.latents is None:
+        raise NotASampler
+    if any(latent.posterior.kind != "normal" for latent in latents) and draws.weights:
+        raise ExportError(f"{sampler.name}: draws classes as latents, and encode gives none; {AS_CODES}")
+    if trial.other:
+        return _none(f"{sampler.name} draws with {trial.other[0]}, neither normal noise nor the choice of a component")
+    if draws.weights and functions.decode_conditions:
+        return _none(f"{sampler.name} draws an index, which may be that of a condition")
+    if len(latents) == 1 and trial.latents is not None and trial.answers:
+        _require_answer(sampler, trial, adapted, latents[0])
     if not draws.weights and _is_noise(trial, adapted, latents):
         return Evidence(LatentPrior("normal"), f"prior: normal, as {sampler.name} draws it")
     if trial.latents is None or len(latents) > 1:
@@ -207,6 +272,29 @@ def _shown(sampler: Sampler, adapted: Adapted, latents: Sequence[Latent]) -> Evi
         f"a mixture of {len(weights)} normals" if len(weights) > 1 else "a normal with a mean and variances of its own"
     )
     return Evidence(prior, f"prior: {what}, as {sampler.name} draws it", file)
+
+
+def _require_answer(sampler: Sampler, trial: Trial, adapted: Adapted, latent: Latent) -> None:
+    """Require that a sampler returns what the bundle's decoder gives for its latents.
+
+    Raises:
+        ExportError: it does something else with decode's answer.
+    """
+    assert trial.latents is not None
+    n = len(trial.latents)
+    examples = {name: tensor[:1].expand(n, *tensor.shape[1:]) for name, tensor in adapted.examples.items()}
+    examples[latent.name] = trial.latents.contiguous()
+    mean = run_module(adapted.modules["decoder"], adapted.given("decoder", examples))[0]
+    answers = [answer.float().reshape(mean.shape) for answer in trial.answers if answer.numel() == mean.numel()]
+    if not answers or any(bool(((answer == 0) | (answer == 1)).all()) for answer in answers):
+        # Binary pictures are drawn, or cut off, from the mean.
+        return
+    if min(distance(answer, mean) for answer in answers) <= SAME:
+        return
+    advice = "pass decode=, a function that does the same, or a prior of your own"
+    if min(distance(answer, torch.sigmoid(mean)) for answer in answers) <= SAME:
+        advice = 'pass likelihood="bernoulli", since decode gives logits'
+    raise ExportError(f"{sampler.name}: returns something other than decode's answer; {advice}")
 
 
 def _is_noise(trial: Trial, adapted: Adapted, latents: Sequence[Latent]) -> bool:

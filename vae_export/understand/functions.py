@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 from ..errors import ExportError
 from .declaration import RESERVED, Declaration
-from .draws import Draws, in_training
+from .draws import Draws, fixed_noise, in_training
 from .edges import at_edge, fitting
 from .reading import fields_of
 
@@ -35,6 +35,8 @@ class Forward:
     """The other random functions that it called; dropout in training mode is none of them."""
     dropout: bool
     """Whether dropout in training mode was among them."""
+    decoded: Sequence[Tensor] = ()
+    """What it called the model's own decode with."""
 
 
 @dataclass(frozen=True)
@@ -110,30 +112,71 @@ class Functions:
             return False
         return True
 
-    def forward(self, noise: float = 1.0, *, training: bool = True) -> Forward:
+    def forward(self, noise: float | None = 1.0, *, training: bool = True) -> Forward:
         """Run `forward` on the example.
 
         Args:
-            noise: what every normal draw is set to.
+            noise: what every normal draw is set to; None sets them to `fixed_noise`.
             training: whether a model that draws nothing is tried in training mode too: the model itself and submodules
                 that may sample, but not its layers.
         """
         model = self.model
         taken = conditions_taken(model, self.conditions)
         for mode in (False, True) if training else (False,):
-            draws = Draws.constant(noise)
-            with sampling(model, mode), draws:
+            draws = Draws.fixed() if noise is None else Draws.constant(noise)
+            decoded: list[Tensor] = []
+            with sampling(model, mode), self.watching(decoded.append), draws:
                 output = model(self.example.clone(), **taken)
             other = [name for name in draws.other if not in_training(name)]
             if draws.normal or other:
                 break
-        return Forward(tensors_in(output), bool(draws.normal), other, len(other) < len(draws.other))
+        return Forward(tensors_in(output), bool(draws.normal), other, len(other) < len(draws.other), decoded)
+
+    @contextlib.contextmanager
+    def watching(self, note: Callable[[Tensor], object]) -> Iterator[None]:
+        """Note what the model's own decode, a method or a submodule, is called with."""
+        decode, model = self.decode, self.model
+        if isinstance(decode, nn.Module):
+            hook = decode.register_forward_pre_hook(
+                lambda module, given: note(given[0]) if given and isinstance(given[0], Tensor) else None
+            )
+            try:
+                yield
+            finally:
+                hook.remove()
+            return
+        name = getattr(decode, "__name__", "")
+        if getattr(decode, "__self__", None) is not model or not name:
+            yield
+            return
+
+        def watch(z: Any, *others: Any, **named: Any) -> Any:
+            if isinstance(z, Tensor):
+                note(z)
+            return decode(z, *others, **named)
+
+        own = vars(model).get(name)
+        object.__setattr__(model, name, watch)
+        try:
+            yield
+        finally:
+            if own is None:
+                object.__delattr__(model, name)
+            else:
+                object.__setattr__(model, name, own)
 
 
 @contextlib.contextmanager
-def sampling(model: nn.Module, mode: bool) -> Iterator[None]:
-    """Put a model, and its submodules that may sample, into training mode or not; its layers stay as they are."""
-    samplers = [model, *(module for module in model.modules() if _may_sample(module))]
+def sampling(model: nn.Module, mode: bool, *, keep: bool = True) -> Iterator[None]:
+    """Put a model and its submodules into training mode or not; PyTorch's own layers stay as they are.
+
+    Args:
+        model: in evaluation mode.
+        mode: whether to train.
+        keep: put buffers back, since a layer may keep averages in training mode; not while a graph is made.
+    """
+    samplers = [module for module in model.modules() if module is model or _may_sample(module)]
+    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()] if mode and keep else []
     for module in samplers:
         module.training = mode
     try:
@@ -141,6 +184,8 @@ def sampling(model: nn.Module, mode: bool) -> Iterator[None]:
     finally:
         for module in samplers:
             module.training = False
+        for buffer, value in kept:
+            buffer.detach().copy_(value)
 
 
 def find_functions(
@@ -174,6 +219,17 @@ def find_functions(
         decode_conditions=conditions_taken(decode, conditions),
         recognised=(*encode_line, *decode_line, *_changed_lines("encode", {"x": example, **taken}, changed)),
     )
+
+
+def own_decode(functions: Functions) -> Functions:
+    """Return the functions with the model's own decode, found by its name.
+
+    Raises:
+        MissingFunction: the model has none.
+    """
+    decode, _ = _function(functions.model, "decode", None)
+    taken = conditions_taken(decode, functions.conditions)
+    return replace(functions, decode=decode, decode_conditions=taken, latent_dtypes=())
 
 
 def _at_edge(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -313,10 +369,17 @@ def conditions_taken(function: Callable[..., Any], conditions: Mapping[str, Tens
     return {name: tensor for name, tensor in conditions.items() if name in names}
 
 
+def another(example: Tensor) -> Tensor:
+    """Return other observations of the same kind: the rows in another order and, of floats, other values."""
+    rolled = example.roll(1, 0)
+    if not example.is_floating_point():
+        return rolled.clone()
+    return rolled * 0.7 + 0.1 + 0.05 * fixed_noise(example.shape).to(example.dtype)
+
+
 def _may_sample(module: nn.Module) -> bool:
-    """Whether a submodule may sample by its own mode: it has no parameters, buffers or submodules, and no dropout."""
-    holds = [*module._parameters.values(), *module._buffers.values(), *module._modules.values()]
-    return not holds and not isinstance(module, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._NormBase)
+    """Whether a submodule may sample by its own mode: none of PyTorch's own layers does."""
+    return not type(module).__module__.startswith("torch.")
 
 
 def tensors_in(output: Any) -> list[Tensor]:

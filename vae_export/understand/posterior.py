@@ -15,7 +15,7 @@ from .declaration import SECOND, Declaration
 from .draws import Draws
 from .edges import as_float32
 from .functions import Functions
-from .reading import Part, mean_of, second_to
+from .reading import AS_CODES, Part, mean_of, second_to
 
 
 class ForwardDiffers(ExportError):
@@ -163,6 +163,8 @@ def _errors(functions: Functions, parts: Sequence[Part], unknown: Sequence[int],
         forward = functions.forward()
     except Exception as error:
         raise ExportError(f"posterior: forward fails on the example: {error_line(error)}; {settle}") from error
+    if not forward.normal and forward.other:
+        raise ForwardDiffers(f"forward: draws latents with {forward.other[0]}, which are not normal; {AS_CODES}")
     if not forward.normal:
         raise ExportError(
             f"posterior: cannot find out what encode's second tensor is, forward draws no normal noise; {settle}"
@@ -187,7 +189,14 @@ def _errors(functions: Functions, parts: Sequence[Part], unknown: Sequence[int],
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """Return the largest difference as a share of the largest magnitude; infinite where anything is not finite."""
+    """Return the largest difference as a share of the largest magnitude at its place in any row.
+
+    Infinite where anything is not finite. A magnitude counts as a thirtieth of the largest of all at least.
+    """
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         return float("inf")
-    return float((a - b).abs().max() / b.abs().max().clamp(min=1e-6))
+    if not a.numel():
+        return 0.0
+    largest = b.abs().max().clamp(min=1e-6)
+    magnitude = b.abs().amax(dim=0, keepdim=True).clamp(min=float(largest) / 30)
+    return float(((a - b).abs() / magnitude).max())

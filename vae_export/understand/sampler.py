@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
+from ..errors import ExportError
 from .adapted import Adapted
 from .draws import Draws
 from .functions import Functions, tensors_in
@@ -28,11 +29,12 @@ _SAMPLERS = (
 # Distributions of the prior, or methods without arguments that give one.
 _DISTRIBUTIONS = ("prior", "p_z", "pz", "prior_dist", "prior_distribution", "get_prior")
 _COUNTS = (
-    "n", "num", "n_samples", "num_samples", "n_sample", "num_sample", "batch_size", "batch", "size", "count", "k", "bs",
-    "samples", "nsamples", "num_images", "n_images", "number", "N",
+    "n", "num", "n_samples", "num_samples", "n_sample", "num_sample", "batch_size", "count", "k", "bs",
+    "samples", "nsamples", "num_images", "n_images", "number", "N", "nb_samples", "sample_size", "how_many",
 )  # fmt: skip
 # Far from 0 in places, so that a sampler that cuts off its noise is seen.
 _SPREAD = 2.5
+_MAX_DRAWS = 1000
 # The most components and dimensions that are tried one by one.
 _MAX_COMPONENTS, _MAX_DIMENSIONS = 4096, 512
 
@@ -53,6 +55,15 @@ class Trial:
     """Every draw of normal numbers."""
     returned: Sequence[Tensor]
     draws: Draws
+    other: Sequence[str]
+    """The other random functions that it called before it decoded."""
+    decoded: bool
+    """Whether it called the model's own decode."""
+
+    @property
+    def answers(self) -> Sequence[Tensor]:
+        """What it returned of its latents: nothing where it drew after it decoded, or decoded by none of its own."""
+        return self.returned if self.decoded and len(self.other) == len(self.draws.other) else ()
 
 
 class Sampler:
@@ -106,7 +117,12 @@ class Sampler:
             elif shape == (1, *self._shape) and len(given) < n:
                 numbers = own[len(given)][None]
             else:
-                numbers = _SPREAD * torch.randn(shape, generator=torch.Generator().manual_seed(2 + index))
+                numbers = torch.randn(shape, generator=torch.Generator().manual_seed(2 + index)) / (1 + index)
+            if index and tuple(numbers.shape) == tuple(given[-1].shape) and len(numbers) > 1:
+                # A sampler that rejects some of its noise draws until it is small.
+                numbers = torch.randn(shape, generator=torch.Generator().manual_seed(2 + index)) / (1 + index)
+            if index > _MAX_DRAWS:
+                raise ExportError(f"it draws noise more than {_MAX_DRAWS} times")
             given.append(numbers)
             return numbers
 
@@ -115,9 +131,17 @@ class Sampler:
 
         draws = Draws(give, choose)
         decoded: list[Tensor] = []
-        with _watched(self._functions, decoded), draws, torch.no_grad():
+        before = 0
+
+        def note(z: Tensor) -> None:
+            nonlocal before
+            decoded.append(z)
+            before = len(draws.other)
+
+        with self._functions.watching(note), draws, torch.no_grad():
             output = self._call(n, row)
         returned = tensors_in(output)
+        by_model = bool(decoded)
         if not decoded and self._apart:
             decoded = [tensor for tensor in returned if tuple(tensor.shape[1:]) == self._shape][:1]
         latents = self._joined(decoded)
@@ -126,7 +150,15 @@ class Sampler:
             numbers = own
         if latents is None or numbers is None or numbers.shape != latents.shape:
             numbers = None
-        return Trial(latents, numbers, given, returned, draws)
+        other = draws.other[:before] if by_model else draws.other
+        return Trial(latents, numbers, given, returned, draws, other, by_model)
+
+    def random(self) -> bool:
+        """Whether two runs with the same draws of PyTorch decode different latents."""
+        first, second = self.run(3), self.run(3)
+        if first.latents is None or second.latents is None:
+            return True
+        return first.latents.shape != second.latents.shape or not torch.equal(first.latents, second.latents)
 
     def mixture(self, trial: Trial) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], str] | None:
         """The weights [K], means [K, D] and factors of the normals that latents are drawn from; None if they are not.
@@ -189,20 +221,30 @@ def samplers_of(model: object, functions: Functions, adapted: Adapted) -> Iterat
         adapted: the same as modules.
     """
     owner = type(model).__name__
-    for name in _SAMPLERS:
+    own = [name for cls in type(model).__mro__ if not cls.__module__.startswith("torch.") for name in vars(cls)]
+    drawing = [name for name in own if any(word in name.lower() for word in ("sample", "generate", "draw"))]
+    for name in dict.fromkeys([*_SAMPLERS, *drawing]):
         found = _call_of(model, name, functions.conditions)
         if found is not None:
             yield Sampler(f"{owner}.{name}", found[0], functions, adapted, counted=found[1])
-    for name in _DISTRIBUTIONS:
+    stated = [name for name, value in vars(model).items() if isinstance(value, Distribution)]
+    for name in dict.fromkeys([*_DISTRIBUTIONS, *stated]):
         distribution = _distribution(model, name)
         if distribution is not None:
-            yield Sampler(f"{owner}.{name}", partial(_samples, distribution), functions, adapted, gives_latents=True)
+            shape = next(latent.shape for latent in adapted.signature.latents if latent.posterior.outputs)
+            draw = partial(_samples, distribution, shape)
+            yield Sampler(f"{owner}.{name}", draw, functions, adapted, gives_latents=True)
 
 
-def _samples(distribution: Distribution, n: int, row: int) -> Tensor:
-    z = distribution.sample((n,))
-    # A distribution of a batch of one has an axis of its own.
-    return z[:, 0] if distribution.batch_shape[:1] == (1,) else z
+def _samples(distribution: Distribution, shape: tuple[int, ...], n: int, row: int) -> Tensor:
+    if distribution.batch_shape + distribution.event_shape == (1, *shape):
+        # A distribution of a batch of one has an axis of its own.
+        return distribution.sample((n,))[:, 0]
+    if len(distribution.event_shape) < len(shape):
+        batch = shape[: len(shape) - len(distribution.event_shape)]
+        with contextlib.suppress(RuntimeError, NotImplementedError):
+            distribution = distribution.expand(torch.Size(batch))
+    return distribution.sample((n,))
 
 
 def _distribution(model: object, name: str) -> Distribution | None:
@@ -252,33 +294,6 @@ def _call_of(
         return method(**dict.fromkeys(counts, n), **given)
 
     return call, bool(counts)
-
-
-@contextlib.contextmanager
-def _watched(functions: Functions, latents: list[Tensor]) -> Iterator[None]:
-    """Note what a model's own decode, a method or a submodule, is called with."""
-    decode, model = functions.decode, functions.model
-    if isinstance(decode, nn.Module):
-        hook = decode.register_forward_pre_hook(lambda module, given: latents.append(given[0]))
-        try:
-            yield
-        finally:
-            hook.remove()
-        return
-    name = getattr(decode, "__name__", "")
-    if getattr(decode, "__self__", None) is not model or not name:
-        yield
-        return
-
-    def watch(z: Tensor, *others: Any, **named: Any) -> Any:
-        latents.append(z)
-        return decode(z, *others, **named)
-
-    object.__setattr__(model, name, watch)
-    try:
-        yield
-    finally:
-        object.__delattr__(model, name)
 
 
 def _floats(tensor: Tensor) -> NDArray[np.float64]:

@@ -435,7 +435,7 @@ def test_the_plain_model_exports(tmp_path):
         ("likelihood", "cauchy", r"^likelihood: expected bernoulli, .* got 'cauchy'"),
         ("likelihood", 5, r"^likelihood: expected bernoulli, .* got 5"),
         ("posterior", "precision", r"^posterior: expected one of logvar, .* got 'precision'"),
-        ("prior", 5, r"^prior: expected normal, none, sphere, .* got 5"),
+        ("prior", 5, r"^prior: expected normal, none, sphere, .* got int"),
         ("formats", ("tflite",), r"^formats: expected some of onnx, torchscript, pt2, got 'tflite'"),
         ("formats", "onnx", r"^formats: expected some of onnx, torchscript, pt2, got 'onnx'"),
         ("formats", 5, r"^formats: expected some of onnx, torchscript, pt2, got 5"),

@@ -69,7 +69,7 @@ def _compared(functions: Functions, adapted: Adapted, *, training: bool) -> Forw
 
 
 def _gap(shown: Sequence[Tensor], expected: Sequence[Tensor], *, reshaped: bool = False) -> float | None:
-    """The smallest distance of a tensor from one that is expected; None if none has its shape."""
+    """The smallest distance of a tensor from an expected one; None if none has its shape."""
     pairs = [(a.float(), b) for a in shown for b in expected if a.shape == b.shape]
     if not pairs and reshaped:
         same = [(a, b) for a in shown for b in expected if a.dim() and a.numel() == b.numel() and len(a) == len(b)]

@@ -56,15 +56,19 @@ class Constants:
         self._buffers = [
             (module, name, buffer.detach().clone())
             for module in model.modules()
+            # Python reads no statistics.
+            if not isinstance(module, nn.modules.batchnorm._NormBase)
             for name, buffer in module._buffers.items()
             if buffer is not None and buffer.numel() <= _SMALL
         ]
 
-    def folded(self) -> _Folded:
+    def folded(self) -> contextlib.AbstractContextManager[object]:
         """A mode in which Python reads these buffers, and what is computed of them, as the numbers that they are."""
         # In a trace, modules hold other tensors under the same names.
-        return _Folded([(buffer, value) for module, name, value in self._buffers
-                        if (buffer := module._buffers.get(name)) is not None])  # fmt: skip
+        held = [(module._buffers.get(name), value) for module, name, value in self._buffers]
+        known = [(buffer, value) for buffer, value in held if buffer is not None]
+        # Without any there is nothing to read, and exporters follow sizes further without another mode.
+        return _Folded(known) if known else contextlib.nullcontext()
 
 
 class _Folded(TorchFunctionMode):

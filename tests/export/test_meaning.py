@@ -981,8 +981,9 @@ def test_what_a_sampler_returns_counts():
 
 def test_an_example_of_equal_rows_hides_nothing():
     model = Skipping().eval()
-    with pytest.raises(ExportError, match="depends on the observation, too"), unchanged(model):
-        adapt(model, X[:1].repeat(6, 1), Declaration())
+    for x in (X[:1].repeat(6, 1), torch.zeros(4, 12)):
+        with pytest.raises(ExportError, match="depends on the observation, too"), unchanged(model):
+            adapt(model, x, Declaration())
 
 
 def test_a_large_column_hides_no_small_one():

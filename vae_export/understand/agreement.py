@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from .adapted import Adapted, run_module
 from .draws import fixed_noise
-from .functions import Forward, Functions
+from .edges import at_edge
+from .functions import Forward, Functions, another
 from .posterior import SAME, ForwardDiffers, distance
 from .reading import AS_CODES
 
@@ -26,6 +28,10 @@ def require_forward(functions: Functions, adapted: Adapted) -> bool:
     if type(functions.model).forward is torch.nn.Module.forward:
         return False
     forward = _compared(functions, adapted, training=False)
+    # An example may hide what other observations show, such as zeros that are added.
+    other = another(functions.example)
+    examples = {**adapted.examples, adapted.signature.observation.name: at_edge(other)}
+    _compared(replace(functions, example=other), replace(adapted, examples=examples), training=False)
     sampled = any(latent.posterior.kind == "normal" for latent in adapted.signature.latents)
     if forward is not None and sampled and not forward.normal:
         # Many models sample in training mode alone.

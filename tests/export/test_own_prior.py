@@ -190,7 +190,8 @@ def test_a_distribution_of_pytorch(prior):
         ("gauss", InputError, "got 'gauss'"),
         (Independent(Normal(torch.zeros(3), torch.ones(3)), 1), ExportError, "expected 2 dimensions"),
     ],
-    ids=str,
+    # Names without an address: workers must collect the same tests.
+    ids=["another distribution", "an object", "a wrong name", "another size"],
 )
 def test_what_is_no_prior_of_this_latent_is_refused(prior, error, words):
     with pytest.raises(error, match=words):

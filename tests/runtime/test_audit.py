@@ -163,7 +163,7 @@ def test_what_cannot_be_made_again_is_said(digits, tmp_path, capsys):
     assert main([*command, "--replay", "0"]) == 0
     assert main([*command, "--reconstruct", str(tmp_path / "x.npy")]) == 0
     assert main([*command, "--encode", str(tmp_path / "x.npy")]) == 1
-    assert "made by `reconstruct`, not by `encode`" in capsys.readouterr().err
+    assert "made by --reconstruct, not by --encode" in capsys.readouterr().err
     assert verify_samples(tmp_path / "s", digits, files={"x": tmp_path / "x.npy"}).checks[-1].passed
     forge(tmp_path / "s", 0, machine={"processor": "z80"})
     report = verify_samples(tmp_path / "s", digits, files={"x": tmp_path / "x.npy"})

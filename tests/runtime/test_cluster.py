@@ -187,7 +187,7 @@ def test_other_versions_on_a_node_are_refused(on_cluster, tmp_path, monkeypatch)
     monkeypatch.setattr(executor, "_versions", lambda: versions)
     with pytest.raises(VaeError, match=r"^node \S+: numpy [\d.]+ there, 1\.0 here; install the same on every node$"):
         on_cluster()
-    assert not content(tmp_path / "s")
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_folder_that_nodes_do_not_see_is_refused(on_cluster, tmp_path, monkeypatch):
@@ -196,7 +196,7 @@ def test_a_folder_that_nodes_do_not_see_is_refused(on_cluster, tmp_path, monkeyp
     monkeypatch.setattr(executor, "marker", lambda store: contextlib.nullcontext(".nowhere"))
     with pytest.raises(VaeError, match=f"^{tmp_path}/s{words}"):
         on_cluster()
-    assert not content(tmp_path / "s")
+    assert not (tmp_path / "s").exists()
     monkeypatch.setattr(executor, "marker", marker)
     pytest.importorskip("fsspec", reason="the store memory:// needs fsspec")
     with pytest.raises(VaeError, match=f"^memory://{tmp_path.name}{words}"):

@@ -37,7 +37,9 @@ def run(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[str]
         print(end="", flush=True)
         return status
     except VaeError as error:
-        message = str(error) if options is None else options.with_flags(str(error))
+        # A command of this package knows the flags of its arguments.
+        with_flags = getattr(options, "with_flags", str)
+        message = with_flags(str(error))
         # Some errors list several problems, one per line.
         print("error: " + "\n".join(map(one_line, message.splitlines())), file=sys.stderr)
         return 1

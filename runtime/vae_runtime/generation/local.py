@@ -77,6 +77,8 @@ def make_shards(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+# How many seconds a worker that was told to end may take to remove its temporary file.
+_PATIENCE = 5.0
 # The state of a worker process: its arguments, the loaded model, and whether a shard is under way.
 _arguments: tuple[str, str, str, Store, Job] | None = None
 _vae: VAE | None = None
@@ -139,7 +141,15 @@ def _start(bundle: str, digest: str, device: str, store: Store, job: Job) -> Non
 
 def _end(*_: object) -> None:
     """End the process; a shard under way is dropped, and its temporary file removed."""
+    import signal
+
     if _at_work:
+        # The pool of a parent that ends sends the signal again, which must not cut the removal short.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # Raised in a callback of a library, the exception may get lost, and the parent would wait forever.
+        end = threading.Timer(_PATIENCE, os._exit, (1,))
+        end.daemon = True
+        end.start()
         raise KeyboardInterrupt
     os._exit(1)
 

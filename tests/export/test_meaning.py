@@ -260,9 +260,35 @@ class Leaking(Quantized):
         return self.decoder(self.choose(z.reshape(-1, 4)).view_as(z) + 0.5 * z)
 
 
-def test_codes_beside_something_else_are_refused():
-    with pytest.raises(ExportError, match="depends on the observation, too, and not on the codes alone"):
-        understood(Leaking())
+class Book(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.codebook = nn.Embedding(16, 8)
+
+    def forward(self, z):
+        codes = torch.cdist(z, self.codebook.weight).argmin(1)
+        return self.codebook(codes), codes
+
+
+class LeakingModule(Quantized):
+    """The same with a submodule that quantizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.quantizer = Book()
+
+    def forward(self, x):
+        z = self.encoder(x)
+        return self.decoder(self.quantizer(z)[0] + 0.5 * z)
+
+
+@pytest.mark.parametrize("cls", [Leaking, LeakingModule])
+def test_codes_beside_something_else_are_refused(cls):
+    # Rows that are alike hide nothing either.
+    for x in (X, X[:1].repeat(6, 1)):
+        model = cls().eval()
+        with pytest.raises(ExportError, match="the observation, too, and not on the codes alone"), unchanged(model):
+            adapt(model, x, Declaration())
 
 
 class Denoising(Plain):

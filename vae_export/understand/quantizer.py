@@ -22,7 +22,7 @@ from vae_runtime.errors import error_line
 from ..errors import ExportError
 from .decoding import sizes_named
 from .draws import Draws
-from .functions import Functions, conditions_taken, tensors_in
+from .functions import Functions, another, conditions_taken, tensors_in
 from .posterior import SAME, distance
 
 # Methods that turn codes into vectors. One of these is believed only where it gives those that the quantizer gave.
@@ -146,7 +146,7 @@ def _reconstruction(halves: _Halves, codes: Sequence[Tensor], example: Tensor, c
     item = next((j for j in changed if own[j].shape == example.shape), changed[0] if changed else None)
     if item is None:
         raise ExportError("nothing that it returns depends on the codes")
-    elsewhere = halves.answer(codes, example.roll(1, 0).clone(), conditions)[item]
+    elsewhere = halves.answer(codes, another(example), conditions)[item]
     if distance(elsewhere, own[item]) > SAME:
         raise ExportError("its reconstruction depends on the observation, too, and not on the codes alone")
     return item

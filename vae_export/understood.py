@@ -14,11 +14,11 @@ from .sources import EXAMPLES, Source, check_declaration
 from .understand.adapt import adapt, declared
 from .understand.adapted import Adapted, run_module
 from .understand.declaration import Mixture
+from .understand.evidence import unread
 from .understand.inner import inner_model
 from .understand.prior import fit_prior, is_fitted, mixture_prior
 from .understand.probe import probe
 from .understand.soundness import require_sound
-from .understand.state import used_tensors
 from .understand.tiling import with_tiles
 
 
@@ -65,14 +65,8 @@ def _held_line(holder: object, model: nn.Module, name: str | None) -> str:
 
 def _left_out(model: nn.Module, adapted: Adapted) -> list[str]:
     """Return a line that names the parameters that neither function reads, since the bundle loses them."""
-
-    def run() -> None:
-        for component, module in adapted.modules.items():
-            run_module(module, [tensor[:2] for tensor in adapted.given(component)])
-
     parameters = dict(model.named_parameters())
-    used = {id(tensor) for tensor in used_tensors(run, parameters.values())}
-    left = [name for name, tensor in parameters.items() if id(tensor) not in used]
+    left = [name for name in unread(model, adapted, rows=2) if name in parameters]
     more = f" and {len(left) - 4} more" if len(left) > 4 else ""
     return [f"left out, since neither encode nor decode reads them: {', '.join(left[:4])}{more}"] if left else []
 

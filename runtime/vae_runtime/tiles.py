@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -71,17 +71,14 @@ def decode_in_tiles(
     latents = _array("z", z, len(manifest.latent.shape))
     result = out
     for spans in _tiles(axes, [latents.shape[axis.latent] for axis in axes]):
-        part = decode(_cut(latents, axes, spans))
+        part = decode(latents[_region(latents, axes, [(span.start, span.stop) for span in spans])])
         if result is None or result is out:
             shape = list(part.shape)
             for axis in axes:
                 shape[axis.observation] = latents.shape[axis.latent] * axis.ratio
             result = _result(shape, part.dtype) if result is None else _checked(result, shape)
-        inner, place = [slice(None)] * part.ndim, [slice(None)] * part.ndim
-        for axis, span in zip(axes, spans, strict=True):
-            inner[axis.observation] = _scaled(span.first - span.start, span.last - span.start, axis.ratio)
-            place[axis.observation] = _scaled(span.first, span.last, axis.ratio)
-        result[tuple(place)] = part[tuple(inner)]
+        inner = _region(part, axes, _within(spans), observed=True)
+        result[_region(result, axes, [(span.first, span.last) for span in spans], observed=True)] = part[inner]
     assert result is not None
     return result
 
@@ -104,10 +101,7 @@ def encode_in_tiles(
     results: dict[str, NDArray[Any]] = {}
     whole = [rows.shape[axis.observation] // axis.ratio for axis in axes]
     for spans in _tiles(axes, whole):
-        cut = [slice(None)] * rows.ndim
-        for axis, span in zip(axes, spans, strict=True):
-            cut[axis.observation] = _scaled(span.start, span.stop, axis.ratio)
-        q = encode(rows[tuple(cut)])
+        q = encode(rows[_region(rows, axes, [(span.start, span.stop) for span in spans], observed=True)])
         parts = {"value": q.value} if isinstance(q, Encoding) else _parts(q)
         for name, part in parts.items():
             if name not in results:
@@ -115,11 +109,8 @@ def encode_in_tiles(
                 for axis, size in zip(axes, whole, strict=True):
                     shape[axis.latent] = size
                 results[name] = _result(shape, part.dtype)
-            inner, place = [slice(None)] * part.ndim, [slice(None)] * part.ndim
-            for axis, span in zip(axes, spans, strict=True):
-                inner[axis.latent] = slice(span.first - span.start, span.last - span.start)
-                place[axis.latent] = slice(span.first, span.last)
-            results[name][tuple(place)] = part[tuple(inner)]
+            place = _region(part, axes, [(span.first, span.last) for span in spans])
+            results[name][place] = part[_region(part, axes, _within(spans))]
     if isinstance(q, Encoding):
         return Encoding(results["value"], q.reason)
     return Posterior(results["mean"], results["std"], results["logvar"])
@@ -188,15 +179,20 @@ def _spans(axis: _Axis, whole: int) -> list[_Span]:
     return spans
 
 
-def _cut(array: NDArray[Any], axes: list[_Axis], spans: tuple[_Span, ...]) -> NDArray[Any]:
-    cut = [slice(None)] * array.ndim
-    for axis, span in zip(axes, spans, strict=True):
-        cut[axis.latent] = slice(span.start, span.stop)
-    return array[tuple(cut)]
+def _within(spans: Sequence[_Span]) -> list[tuple[int, int]]:
+    """Where each tile lies in itself with its halo."""
+    return [(span.first - span.start, span.last - span.start) for span in spans]
 
 
-def _scaled(first: int, last: int, ratio: int) -> slice:
-    return slice(first * ratio, last * ratio)
+def _region(
+    array: NDArray[Any], axes: Sequence[_Axis], ends: Sequence[tuple[int, int]], *, observed: bool = False
+) -> tuple[slice, ...]:
+    """The part of an array of latents, or of observations, between these ends of each axis, in values of the latent."""
+    region = [slice(None)] * array.ndim
+    for axis, (first, last) in zip(axes, ends, strict=True):
+        ratio = axis.ratio if observed else 1
+        region[axis.observation if observed else axis.latent] = slice(first * ratio, last * ratio)
+    return tuple(region)
 
 
 def _array(name: str, value: ArrayLike, rank: int) -> NDArray[Any]:

@@ -148,12 +148,18 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _unread(model: nn.Module, adapted: Adapted) -> dict[str, Tensor]:
-    """The weights that neither component reads, by name."""
+def unread(model: nn.Module, adapted: Adapted, rows: int | None = None) -> dict[str, Tensor]:
+    """Return the weights that neither component reads, by name; buffers come last.
+
+    Args:
+        model: its weights.
+        adapted: its components.
+        rows: how many rows of the example they are run on; all by default.
+    """
 
     def run() -> None:
         for component, module in adapted.modules.items():
-            run_module(module, adapted.given(component))
+            run_module(module, [tensor[:rows] for tensor in adapted.given(component)])
 
     buffers = {name: tensor for name, tensor in model.named_buffers() if tensor.numel()}
     tensors = {**dict(model.named_parameters()), **buffers}
@@ -168,8 +174,8 @@ def require_posterior(functions: Functions, adapted: Adapted) -> None:
         ExportError: it has such layers.
     """
     parameters = dict(functions.model.named_parameters())
-    unread = [name for name in _unread(functions.model, adapted) if name in parameters]
-    layers = [name for name in unread if _POSTERIOR_WORDS & set(re.split(r"[._0-9]+", name.lower()))]
+    names = [name for name in unread(functions.model, adapted) if name in parameters]
+    layers = [name for name in names if _POSTERIOR_WORDS & set(re.split(r"[._0-9]+", name.lower()))]
     if layers:
         raise ExportError(
             f"encode: returns one tensor, and neither encode nor decode reads {_names(layers)}: the model has a "
@@ -187,7 +193,7 @@ def _left_over(model: nn.Module, adapted: Adapted) -> list[str]:
     observation = adapted.signature.observation.shape
     pixels = int(np.prod(observation))
     left = []
-    for name, tensor in _unread(model, adapted).items():
+    for name, tensor in unread(model, adapted).items():
         if name in buffers and (bool((tensor == 0).all()) or bool((tensor == 1).all())):
             # The mean and the standard deviation of a standard normal.
             continue
@@ -274,6 +280,13 @@ def _shown(sampler: Sampler, functions: Functions, adapted: Adapted, latents: Se
     return Evidence(prior, f"prior: {what}, as {sampler.name} draws it", file)
 
 
+def _decoded(adapted: Adapted, latents: Mapping[str, Tensor]) -> list[Tensor]:
+    """The decoder's outputs for latents by name, all with the conditions of the example's first row."""
+    n = len(next(iter(latents.values())))
+    examples = {name: tensor[:1].expand(n, *tensor.shape[1:]) for name, tensor in adapted.examples.items()}
+    return run_module(adapted.modules["decoder"], adapted.given("decoder", {**examples, **latents}))
+
+
 def _require_answer(sampler: Sampler, trial: Trial, adapted: Adapted, latent: Latent) -> None:
     """Require that a sampler returns what the bundle's decoder gives for its latents.
 
@@ -281,10 +294,7 @@ def _require_answer(sampler: Sampler, trial: Trial, adapted: Adapted, latent: La
         ExportError: it does something else with decode's answer.
     """
     assert trial.latents is not None
-    n = len(trial.latents)
-    examples = {name: tensor[:1].expand(n, *tensor.shape[1:]) for name, tensor in adapted.examples.items()}
-    examples[latent.name] = trial.latents.contiguous()
-    mean = run_module(adapted.modules["decoder"], adapted.given("decoder", examples))[0]
+    mean = _decoded(adapted, {latent.name: trial.latents.contiguous()})[0]
     answers = [answer.float().reshape(mean.shape) for answer in trial.answers if answer.numel() == mean.numel()]
     if not answers or any(bool(((answer == 0) | (answer == 1)).all()) for answer in answers):
         # Binary pictures are drawn, or cut off, from the mean.
@@ -305,10 +315,7 @@ def _is_noise(trial: Trial, adapted: Adapted, latents: Sequence[Latent]) -> bool
     given = [noise for noise in trial.given if noise.dim() > 1]
     if [tuple(noise.shape[1:]) for noise in given] != [latent.shape for latent in latents]:
         return False
-    n = len(given[0])
-    examples = {name: tensor[:1].expand(n, *tensor.shape[1:]) for name, tensor in adapted.examples.items()}
-    examples |= {latent.name: noise for latent, noise in zip(latents, given, strict=True)}
-    own = run_module(adapted.modules["decoder"], adapted.given("decoder", examples))
+    own = _decoded(adapted, {latent.name: noise for latent, noise in zip(latents, given, strict=True)})
     pairs = [(a.float(), b) for a in trial.returned for b in own if a.shape == b.shape]
     return any(distance(a, b) <= SAME for a, b in pairs)
 

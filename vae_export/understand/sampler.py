@@ -110,19 +110,18 @@ class Sampler:
         given: list[Tensor] = []
 
         def give(index: int, shape: tuple[int, ...]) -> Tensor:
+            if index > _MAX_DRAWS:
+                raise ExportError(f"it draws noise more than {_MAX_DRAWS} times")
             between = len(shape) - own.dim()
-            if between >= 0 and shape[:1] + shape[between + 1 :] == tuple(own.shape):
+            # A sampler that rejects some of its noise draws until it is small.
+            again = bool(given) and shape == tuple(given[-1].shape) and shape[:1] != (1,)
+            if not again and between >= 0 and shape[:1] + shape[between + 1 :] == tuple(own.shape):
                 # A mixture may draw a number for each component, of which one is chosen.
                 numbers = own.reshape(n, *[1] * between, *self._shape).expand(shape)
-            elif shape == (1, *self._shape) and len(given) < n:
+            elif not again and shape == (1, *self._shape) and len(given) < n:
                 numbers = own[len(given)][None]
             else:
                 numbers = torch.randn(shape, generator=torch.Generator().manual_seed(2 + index)) / (1 + index)
-            if index and tuple(numbers.shape) == tuple(given[-1].shape) and len(numbers) > 1:
-                # A sampler that rejects some of its noise draws until it is small.
-                numbers = torch.randn(shape, generator=torch.Generator().manual_seed(2 + index)) / (1 + index)
-            if index > _MAX_DRAWS:
-                raise ExportError(f"it draws noise more than {_MAX_DRAWS} times")
             given.append(numbers)
             return numbers
 

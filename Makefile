@@ -13,7 +13,7 @@ test: $(VENV)/installed-dev
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/installed-dev
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m slow -n auto --maxprocesses 4 --dist loadfile
 
 # The runtime's tests on the oldest ONNX Runtime and numpy that are supported, without torch.
 test-oldest: .venvs/oldest/installed

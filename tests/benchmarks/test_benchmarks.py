@@ -67,6 +67,7 @@ def bench(data, tmp_path):
         process.close()
 
 
+@pytest.mark.slow
 def test_a_quick_run_measures_every_contender_at_every_work(found):
     cells = {(entry["model"], entry["threads"], entry["work"], entry["batch"]) for entry in found["rounds"]}
     assert {(1, work, batch) for _, *rest in cells for threads, work, batch in [rest] if threads == 1} >= {
@@ -80,6 +81,7 @@ def test_a_quick_run_measures_every_contender_at_every_work(found):
     assert found["skipped"] == [{"contender": "ours-int8", "model": "tiny", "reason": "the bundle has no variant int8"}]
 
 
+@pytest.mark.slow
 def test_every_answer_was_compared_before_it_was_timed(found):
     compared_ = {(e["contender"], e["work"], e["batch"], e["threads"]) for e in found["parity"] if e["passed"]}
     for entry in found["rounds"]:
@@ -88,6 +90,7 @@ def test_every_answer_was_compared_before_it_was_timed(found):
     assert all(entry["difference"] <= TOLERANCE for entry in found["parity"] if entry.get("difference"))
 
 
+@pytest.mark.slow
 def test_a_run_measures_cold_starts_workers_and_limits(found):
     for entry in found["cold"]:
         assert set(entry["contenders"]) == set(HERE)
@@ -101,6 +104,7 @@ def test_a_run_measures_cold_starts_workers_and_limits(found):
     assert packages["onnxruntime"][1] > 2**20 < packages["numpy"][1]
 
 
+@pytest.mark.slow
 def test_samples_are_written_to_files_and_decoding_alone_is_beside_them(found):
     kinds = {(turn["kind"], turn["workers"]) for turn in found["generation"]}
     assert kinds == {("decode", 1), ("decode", 2), ("files", 1), ("files", 2), ("start", 1), ("disk", 1)}
@@ -113,6 +117,7 @@ def test_samples_are_written_to_files_and_decoding_alone_is_beside_them(found):
     assert report.generation_section({**found, "generation": []}) == "Not measured in this run."
 
 
+@pytest.mark.slow
 def test_a_part_that_is_left_out_keeps_its_figures(data, finished, tmp_path):
     out = Path(shutil.copytree(finished, tmp_path / "docs"))
     figures = out / report.FIGURES
@@ -141,6 +146,7 @@ def test_the_benchmark_of_gpus_runs_and_refuses_where_there_is_none(data, tmp_pa
         assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_figures_say(finished, found):
     page = (finished / report.PAGE).read_text(encoding="utf-8")
     ratios = [
@@ -157,6 +163,7 @@ def test_the_page_says_what_the_figures_say(finished, found):
         assert (finished / "images" / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_page_is_made_of_the_figures_alone(finished, found, tmp_path):
     report.write(found, tmp_path)
     again = (tmp_path / report.PAGE).read_text(encoding="utf-8")
@@ -167,6 +174,7 @@ def test_the_page_is_made_of_the_figures_alone(finished, found, tmp_path):
     assert (tmp_path / report.PAGE).read_text(encoding="utf-8") != again
 
 
+@pytest.mark.slow
 def test_figures_name_no_place_of_this_machine(finished, data):
     text = (finished / report.FIGURES).read_text(encoding="utf-8")
     assert str(ROOT) not in text
@@ -321,6 +329,7 @@ def test_few_bits_are_judged_over_many_rows(data, monkeypatch):
     assert parity(0.01, 1)["psnr"] == pytest.approx(parity(0.01, 8)["psnr"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_targets_are_judged_by_their_figures(found):
     def line(seconds):
         for entry in found["rounds"]:
@@ -336,6 +345,7 @@ def test_targets_are_judged_by_their_figures(found):
     assert at_most._replace(bound=1.1).met is False
 
 
+@pytest.mark.slow
 def test_a_run_of_few_rounds_is_called_a_trial(found):
     found["quick"] = False
     assert "A trial" not in report.run_section(found)

@@ -53,7 +53,9 @@ def close(found, expected):
 
 
 # One of each family in every run; all of the table in the slow tests, but what takes minutes is left to `make zoo`.
-FIRST = {entry.family: entry for entry in reversed(ENTRIES) if not entry.slow}.values()
+# These take longer than ten seconds each.
+LONG = {"AutoencoderKL", "GRU, a latent for every step"}
+FIRST = {entry.family: entry for entry in reversed(ENTRIES) if not entry.slow and entry.name not in LONG}.values()
 CHOSEN = [
     pytest.param(entry, marks=() if entry in FIRST else pytest.mark.slow, id=str(entry))
     for entry in ENTRIES

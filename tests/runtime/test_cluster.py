@@ -137,6 +137,7 @@ def test_a_part_of_another_format_made_on_a_cluster_and_the_rest_here(on_cluster
     assert content(tmp_path / "s") == content(tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_actors_that_are_killed_lose_nothing(on_cluster, nodes, tmp_path, undisturbed):
     killed = Once(lambda: kill_workers(nodes))
     on_cluster(progress=killed)
@@ -146,6 +147,7 @@ def test_actors_that_are_killed_lose_nothing(on_cluster, nodes, tmp_path, undist
     assert killed.calls[-1] == (3000, 3000)
 
 
+@pytest.mark.slow
 def test_a_node_that_is_killed_loses_nothing(on_cluster, nodes, tmp_path, undisturbed):
     node = nodes.list_all_nodes()[1]
     killed = Once(lambda: nodes.remove_node(node, allow_graceful=False))
@@ -157,6 +159,7 @@ def test_a_node_that_is_killed_loses_nothing(on_cluster, nodes, tmp_path, undist
     assert killed.calls[-1] == (3000, 3000)
 
 
+@pytest.mark.slow
 def test_a_shard_that_kills_its_workers_ends_the_call(on_cluster, nodes, mnist, tmp_path, undisturbed, monkeypatch):
     monkeypatch.setattr(executor, "_MAX_DEATHS", 1)
     with pytest.raises(VaeError, match=r"shard-\d+\.npy: 1 workers died while making it"):
@@ -217,6 +220,7 @@ def test_a_shard_that_cannot_be_written_is_told_once(on_cluster, tmp_path):
     assert len(str(told.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_no_room_is_told_and_then_used(mnist, nodes, tmp_path, undisturbed, monkeypatch):
     """In a program that is connected to the cluster itself, and stays so."""
 
@@ -269,6 +273,7 @@ def settled(folder):
     return counts[-1]
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_after_it_was_killed(mnist, nodes, tmp_path, undisturbed):
     folder = tmp_path / "s"
     with start(mnist, folder, "--address", nodes.address) as process:
@@ -303,6 +308,7 @@ def members(session):
     return [line for line in found.stdout.splitlines() if "<defunct>" not in line]
 
 
+@pytest.mark.slow
 def test_a_local_cluster_ends_with_the_command(mnist, tmp_path, undisturbed):
     folder = tmp_path / "s"
     with start(mnist, folder, "-n", "10000000", "--workers", "2") as process:

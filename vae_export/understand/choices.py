@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vae_runtime.errors import error_line
-
 from ..errors import ExportError
 from .draws import Draws
-from .functions import Functions, another, conditions_taken, tensors_in
-from .posterior import SAME, distance
+from .functions import Functions, tensors_in
+from .halves import Halves, checked
 
 # Functions that choose an index along an axis; those of the second kind return the values too.
 _INDEX = {torch.argmin, torch.argmax, Tensor.argmin, Tensor.argmax}
@@ -55,15 +53,8 @@ class _AtChoices(Draws):
         return result
 
 
-class _Forward:
+class _Forward(Halves):
     """The two halves of a model's `forward`."""
-
-    def __init__(self, model: nn.Module, example: Tensor, conditions: Mapping[str, Tensor]) -> None:
-        self.model = model
-        # What the first half, whose result is replaced, is run on.
-        self.row = example[:1].clone()
-        self.taken = conditions_taken(model, conditions)
-        self.item = 0
 
     def encode(self, x: Tensor, **conditions: Tensor) -> Tensor | list[Tensor]:
         """The codes, [n, …], or those of each level."""
@@ -77,15 +68,26 @@ class _Forward:
         ]
         return levels[0] if len(levels) == 1 else levels
 
-    def decode(self, *codes: Tensor, **conditions: Tensor) -> Tensor:
-        """What `forward` makes of the codes."""
-        return self.answer(codes, self.row.expand(codes[0].shape[0], *self.row.shape[1:]), conditions)[self.item]
-
-    def answer(self, codes: Sequence[Tensor], x: Tensor, conditions: Mapping[str, Tensor]) -> list[Tensor]:
+    def answer(self, latents: Sequence[Tensor], x: Tensor, conditions: Mapping[str, Tensor]) -> list[Tensor]:
         """The tensors that `forward` returns with these codes in the place of its choices."""
-        with _AtChoices(codes):
+        with _AtChoices(latents):
             output = self.model(x, **conditions)
-        return [leaf for leaf in tensors_in(output) if leaf.dim() and leaf.is_floating_point()]
+        return [leaf for leaf in tensors_in(output) if leaf.dim()]
+
+    def cut(self) -> list[int]:
+        """Check that forward can be cut, find the reconstruction, and return the codebooks' sizes."""
+        recorder = _AtChoices()
+        with recorder:
+            self.model(self.example.clone(), **self.taken)
+        if recorder.normal or recorder.other:
+            raise ExportError("it draws noise")
+        if not 0 < len(recorder.chosen) <= _MAX_CHOICES:
+            raise ExportError(f"it chooses codes {len(recorder.chosen)} times")
+        levels = self.encode(self.example.clone(), **self.taken)
+        codes = [levels] if isinstance(levels, Tensor) else levels
+        moved = [(level + 1) % size for level, size in zip(codes, recorder.sizes, strict=True)]
+        self.find_reconstruction(codes, moved, "codes")
+        return recorder.sizes
 
 
 def cut_at_choices(model: nn.Module, example: Tensor, given: Mapping[str, Tensor]) -> tuple[Functions, int]:
@@ -100,46 +102,5 @@ def cut_at_choices(model: nn.Module, example: Tensor, given: Mapping[str, Tensor
         ExportError: `forward` chooses no codes, or its second half depends on more than these.
     """
     forward = _Forward(model, example, given)
-    try:
-        with torch.no_grad():
-            sizes = _cut(forward, example)
-    except ExportError:
-        raise
-    except Exception as error:
-        raise ExportError(f"forward fails on the example: {error_line(error)}") from error
-    halves = Functions(
-        model=model,
-        encode=forward.encode,
-        decode=forward.decode,
-        example=example,
-        conditions=given,
-        encode_conditions=forward.taken,
-        decode_conditions=forward.taken,
-        recognised=("encode and decode: the two halves of forward, cut where it chooses the codes",),
-    )
-    return halves, max(sizes)
-
-
-def _cut(forward: _Forward, example: Tensor) -> list[int]:
-    """Check that forward can be cut, find the tensor that is the reconstruction, and return the codebooks' sizes."""
-    recorder = _AtChoices()
-    with recorder:
-        forward.model(example.clone(), **forward.taken)
-    if recorder.normal or recorder.other:
-        raise ExportError("it draws noise")
-    if not 0 < len(recorder.chosen) <= _MAX_CHOICES:
-        raise ExportError(f"it chooses codes {len(recorder.chosen)} times")
-    levels = forward.encode(example.clone(), **forward.taken)
-    codes = [levels] if isinstance(levels, Tensor) else levels
-    own = forward.answer(codes, example.clone(), forward.taken)
-    moved = forward.answer([(level + 1) % size for level, size in zip(codes, recorder.sizes, strict=True)],
-                           example.clone(), forward.taken)  # fmt: skip
-    changed = [j for j, (a, b) in enumerate(zip(own, moved, strict=True)) if not torch.equal(a, b)]
-    item = next((j for j in changed if own[j].shape == example.shape), None)
-    if item is None:
-        raise ExportError("no reconstruction depends on the codes that it chooses")
-    forward.item = item
-    # The first half sees another observation, so that nothing but the codes can lead to the same answer.
-    if distance(forward.answer(codes, another(example), forward.taken)[item], own[item]) > SAME:
-        raise ExportError("its reconstruction depends on the observation, too, and not on the codes alone")
-    return recorder.sizes
+    sizes = checked(forward.cut)
+    return forward.functions("where it chooses the codes"), max(sizes)

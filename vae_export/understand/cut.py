@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vae_runtime.errors import error_line
-
 from ..errors import ExportError
 from .draws import Draws, fixed_noise
-from .functions import Functions, another, conditions_taken, sampling, tensors_in
+from .functions import Functions, sampling, tensors_in
+from .halves import Halves, checked
 from .posterior import SAME, distance
 from .state import used_tensors
 
@@ -113,27 +112,21 @@ class _AtSum(Draws):
         return self.latent.to(result.dtype)
 
 
-class _Forward:
+class _Forward(Halves):
     """The two halves of a model's `forward`."""
 
-    def __init__(self, model: nn.Module, example: Tensor, conditions: Mapping[str, Tensor]) -> None:
-        self.model = model
-        self.item = 0
-        # What the first half, whose result is replaced, is run on.
-        self.row = example[:1].clone()
-        self.taken = conditions_taken(model, conditions)
+    def __init__(self, model: nn.Module, example: Tensor, given: Mapping[str, Tensor]) -> None:
+        super().__init__(model, example, given)
         self.drawn: bool | None = None
         self.training = False
+        # How often the last answer drew.
+        self.draws = 0
 
     def encode(self, x: Tensor, **conditions: Tensor) -> dict[str, Tensor]:
         """The mean and the standard deviation of the posterior that `forward` samples from."""
         mean, term = self.stop(x, 1.0, conditions)
         # A model that subtracts the noise, or has a negative factor, samples from the same normal.
         return {"mean": mean, "std": term.abs()}
-
-    def decode(self, z: Tensor, **conditions: Tensor) -> Tensor:
-        """What `forward` makes of a latent."""
-        return self.answer(z, self.row.expand(z.shape[0], *self.row.shape[1:]), conditions)[0][self.item]
 
     def stop(self, x: Tensor, noise: float | None, conditions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Run `forward` up to the sum, and return the mean and the term with the noise, `fixed_noise` if it is None."""
@@ -148,12 +141,42 @@ class _Forward:
             return at.mean, at.term
         raise ExportError("it adds normal noise to no mean" if at.normal else "it draws no normal noise")
 
-    def answer(self, z: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> tuple[list[Tensor], int]:
-        """The tensors that `forward` returns with this latent in the place of the sum, and how often it drew."""
-        at = _AtSum(latent=z, drawn=self.drawn)
+    def answer(self, latents: Sequence[Tensor], x: Tensor, conditions: Mapping[str, Tensor]) -> list[Tensor]:
+        """The tensors that `forward` returns with this latent in the place of the sum."""
+        at = _AtSum(latent=latents[0], drawn=self.drawn)
         with sampling(self.model, self.training, keep=False), at:
             output = self.model(x, **conditions)
-        return [leaf for leaf in tensors_in(output) if leaf.dim()], len(at.normal)
+        self.draws = len(at.normal)
+        return [leaf for leaf in tensors_in(output) if leaf.dim()]
+
+    def cut(self) -> None:
+        """Check that forward can be cut, and find the reconstruction."""
+        latent = self._latent()
+        self.find_reconstruction([latent], [latent + fixed_noise(latent.shape)], "latent")
+        if self.draws > 1:
+            raise ExportError(f"it draws normal noise {self.draws} times")
+
+    def _latent(self) -> Tensor:
+        """The latents of the example, with every draw set to 1."""
+
+        def stop(noise: float | None = 1.0) -> tuple[Tensor, Tensor]:
+            return self.stop(self.example.clone(), noise, self.taken)
+
+        try:
+            mean, term = stop()
+        except ExportError:
+            # Many models sample in training mode alone.
+            self.training = True
+            mean, term = stop()
+        same_mean, scaled = stop(None)
+        # The term of `torch.normal` is its standard deviation, whatever the noise.
+        if not _close(same_mean, mean) or not _close(scaled, term if self.drawn else term * fixed_noise(term.shape)):
+            raise ExportError("its latent is no mean plus noise times a standard deviation, each number for itself")
+        if len(mean) != len(self.example):
+            raise ExportError(f"it draws noise of the shape {list(mean.shape)}, not a row for each observation")
+        if not used_tensors(stop, list(self.model.parameters())):
+            raise ExportError("it adds noise to the observation, before any layer")
+        return mean + term
 
 
 def cut_forward(model: nn.Module, example: Tensor, given: Mapping[str, Tensor]) -> Functions:
@@ -169,62 +192,8 @@ def cut_forward(model: nn.Module, example: Tensor, given: Mapping[str, Tensor]) 
             than the latent and the conditions; the message says which.
     """
     forward = _Forward(model, example, given)
-    try:
-        latent = _latent(forward, example)
-        with torch.no_grad():
-            forward.item = _reconstruction(forward, latent, example)
-    except ExportError:
-        raise
-    except Exception as error:
-        raise ExportError(f"forward fails on the example: {error_line(error)}") from error
-    conditions = forward.taken
-    return Functions(
-        model=model,
-        example=example,
-        conditions=given,
-        encode=forward.encode,
-        decode=forward.decode,
-        encode_conditions=conditions,
-        decode_conditions=conditions,
-        recognised=("encode and decode: the two halves of forward, cut where it adds noise to the mean",),
-    )
-
-
-def _latent(forward: _Forward, example: Tensor) -> Tensor:
-    """The latents of the example, with every draw set to 1."""
-    try:
-        mean, term = forward.stop(example.clone(), 1.0, forward.taken)
-    except ExportError:
-        # Many models sample in training mode alone.
-        forward.training = True
-        mean, term = forward.stop(example.clone(), 1.0, forward.taken)
-    same_mean, scaled = forward.stop(example.clone(), None, forward.taken)
-    # The term of `torch.normal` is its standard deviation, whatever the noise.
-    if not _close(same_mean, mean) or not _close(scaled, term if forward.drawn else term * fixed_noise(term.shape)):
-        raise ExportError("its latent is no mean plus noise times a standard deviation, each number for itself")
-    if len(mean) != len(example):
-        raise ExportError(f"it draws noise of the shape {list(mean.shape)}, not a row for each observation")
-    weights = list(forward.model.parameters())
-    if not used_tensors(lambda: forward.stop(example.clone(), 1.0, forward.taken), weights):
-        raise ExportError("it adds noise to the observation, before any layer")
-    return mean + term
-
-
-def _reconstruction(forward: _Forward, latent: Tensor, example: Tensor) -> int:
-    """The number of the tensor that is the reconstruction, among those that `forward` returns."""
-    own, draws = forward.answer(latent, example.clone(), forward.taken)
-    if draws > 1:
-        raise ExportError(f"it draws normal noise {draws} times")
-    moved, _ = forward.answer(latent + fixed_noise(latent.shape), example.clone(), forward.taken)
-    changed = [j for j, (a, b) in enumerate(zip(own, moved, strict=True)) if not torch.equal(a, b)]
-    # The first that the latent changes and that looks like the observation, or else the first of any shape.
-    item = next((j for j in changed if own[j].shape == example.shape), changed[0] if changed else None)
-    if item is None:
-        raise ExportError("nothing that it returns depends on the latent")
-    elsewhere, _ = forward.answer(latent, another(example), forward.taken)
-    if not _close(elsewhere[item], own[item]):
-        raise ExportError("its reconstruction depends on the observation, too, and not on the latent alone")
-    return item
+    checked(forward.cut)
+    return forward.functions("where it adds noise to the mean")
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from vae_runtime.errors import error_line
-
 from ..errors import ExportError
 from .decoding import sizes_named
 from .draws import Draws
-from .functions import Functions, another, conditions_taken, tensors_in
+from .functions import Functions, tensors_in
+from .halves import Halves, checked
 from .posterior import SAME, distance
 
 # Methods that turn codes into vectors. One of these is believed only where it gives those that the quantizer gave.
@@ -63,45 +62,34 @@ def cut_at_quantizers(model: nn.Module, example: Tensor, given: Mapping[str, Ten
         ExportError: `forward` has no quantizer, or fails, or what follows the quantizers depends on more than the codes
             and the conditions.
     """
-    taken = conditions_taken(model, given)
-    try:
-        with torch.no_grad(), Draws.constant(0.0):
-            quantizers = _quantizers(model, example, taken)
-    except Exception as error:
-        raise ExportError(f"forward fails on the example: {error_line(error)}") from error
-    if not quantizers:
-        raise ExportError("it has no submodule that quantizes")
-    halves = _Halves(model, example[:1].clone(), quantizers)
-    with torch.no_grad(), Draws.constant(0.0):
-        try:
-            codes = halves.encode(example.clone(), **taken)
-            halves.item = _reconstruction(halves, codes, example, taken)
-        except ExportError:
-            raise
-        except Exception as error:
-            raise ExportError(f"its codes cannot be decoded: {error_line(error)}") from error
-    names = ", ".join(quantizer.name for quantizer in quantizers)
-    return Functions(
-        model=model,
-        example=example,
-        conditions=given,
-        encode=halves.encode,
-        decode=halves.decode,
-        encode_conditions=taken,
-        decode_conditions=taken,
-        recognised=(f"encode and decode: the two parts of forward, cut at its quantizer, {names}",),
-    )
+    halves = _Halves(model, example, given)
+    with Draws.constant(0.0):
+        checked(halves.find_quantizers)
+        checked(halves.cut)
+    names = ", ".join(quantizer.name for quantizer in halves.quantizers)
+    return halves.functions(f"at its quantizer, {names}")
 
 
-class _Halves:
+class _Halves(Halves):
     """What a model's `forward` does before its quantizers have answered, and after."""
 
-    def __init__(self, model: nn.Module, row: Tensor, quantizers: Sequence[_Quantizer]) -> None:
-        self.model = model
-        self.quantizers = quantizers
-        self.item = 0
-        # What the first part, whose result is replaced, is run on.
-        self.row = row
+    quantizers: Sequence[_Quantizer] = ()
+
+    def find_quantizers(self) -> None:
+        """Find the quantizers.
+
+        Raises:
+            ExportError: there is none.
+        """
+        self.quantizers = _quantizers(self.model, self.example, self.taken)
+        if not self.quantizers:
+            raise ExportError("it has no submodule that quantizes")
+
+    def cut(self) -> None:
+        """Check that forward can be cut, and find the reconstruction."""
+        codes = self.encode(self.example.clone(), **self.taken)
+        # Every codebook has the codes 0 and 1.
+        self.find_reconstruction(codes, [(code == 0).long() for code in codes], "codes")
 
     def encode(self, x: Tensor, **conditions: Tensor) -> tuple[Tensor, ...]:
         """The codes of each quantizer, in the order in which they answer."""
@@ -117,15 +105,11 @@ class _Halves:
             self.model(x, **conditions)
         return tuple(codes)
 
-    def decode(self, *codes: Tensor, **conditions: Tensor) -> Tensor:
-        """What `forward` makes of codes."""
-        return self.answer(codes, self.row.expand(codes[0].shape[0], *self.row.shape[1:]), conditions)[self.item]
-
-    def answer(self, codes: Sequence[Tensor], x: Tensor, conditions: Mapping[str, Tensor]) -> list[Tensor]:
+    def answer(self, latents: Sequence[Tensor], x: Tensor, conditions: Mapping[str, Tensor]) -> list[Tensor]:
         """The tensors that `forward` returns where the quantizers give these codes."""
 
         with contextlib.ExitStack() as stack:
-            for quantizer, code in zip(self.quantizers, codes, strict=True):
+            for quantizer, code in zip(self.quantizers, latents, strict=True):
                 leaves, spec = tree_flatten(quantizer.answer)
                 leaves[quantizer.leaf] = quantizer.vectors(code)
                 answer = tree_unflatten(leaves, spec)
@@ -134,22 +118,6 @@ class _Halves:
                 stack.callback(object.__delattr__, quantizer.module, "forward")
             output = self.model(x, **conditions)
         return [leaf for leaf in tensors_in(output) if leaf.dim()]
-
-
-def _reconstruction(halves: _Halves, codes: Sequence[Tensor], example: Tensor, conditions: Mapping[str, Tensor]) -> int:
-    """The number of the tensor that is the reconstruction, among those that `forward` returns."""
-    own = halves.answer(codes, example.clone(), conditions)
-    # Every codebook has the codes 0 and 1.
-    moved = halves.answer([(code == 0).long() for code in codes], example.clone(), conditions)
-    floating = [j for j, tensor in enumerate(own) if tensor.is_floating_point() and len(tensor) == len(example)]
-    changed = [j for j in floating if not torch.equal(own[j], moved[j])]
-    item = next((j for j in changed if own[j].shape == example.shape), changed[0] if changed else None)
-    if item is None:
-        raise ExportError("nothing that it returns depends on the codes")
-    elsewhere = halves.answer(codes, another(example), conditions)[item]
-    if distance(elsewhere, own[item]) > SAME:
-        raise ExportError("its reconstruction depends on the observation, too, and not on the codes alone")
-    return item
 
 
 # Finding quantizers.

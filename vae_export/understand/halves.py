@@ -1,0 +1,102 @@
+"""Two halves of a model's `forward` as encode and decode: what is common to all places where it can be cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vae_runtime.errors import error_line
+
+from ..errors import ExportError
+from .functions import Functions, another, conditions_taken
+from .posterior import SAME, distance
+
+Result = TypeVar("Result")
+
+
+class Halves:
+    """The first half of a model's `forward` encodes, the second, run with given latents, decodes.
+
+    Args:
+        model: in evaluation mode.
+        example: observations [n, …].
+        given: the conditions' values [n, …] by name.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor, given: Mapping[str, Tensor]) -> None:
+        self.model = model
+        self.example = example
+        self.given = given
+        self.taken = conditions_taken(model, given)
+        self.item = 0
+        # What the first half, whose result is replaced, is run on.
+        self.row = example[:1].clone()
+
+    def encode(self, x: Tensor, **conditions: Tensor) -> object:
+        """Return the answer of the first half."""
+        raise NotImplementedError
+
+    def answer(self, latents: Sequence[Tensor], x: Tensor, conditions: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the tensors that `forward` returns with these latents in the place of those of the first half."""
+        raise NotImplementedError
+
+    def decode(self, *latents: Tensor, **conditions: Tensor) -> Tensor:
+        """Return what `forward` makes of latents."""
+        return self.answer(latents, self.row.expand(len(latents[0]), *self.row.shape[1:]), conditions)[self.item]
+
+    def find_reconstruction(self, latents: Sequence[Tensor], others: Sequence[Tensor], name: str) -> None:
+        """Find the tensor that is the reconstruction, among those that `forward` returns.
+
+        Args:
+            latents: of the example.
+            others: others of the same shapes.
+            name: of the latents, for errors.
+
+        Raises:
+            ExportError: no tensor depends on the latents, or the reconstruction also depends on the observation.
+        """
+        own = self.answer(latents, self.example.clone(), self.taken)
+        moved = self.answer(others, self.example.clone(), self.taken)
+        kinds = [j for j, tensor in enumerate(own) if tensor.is_floating_point() or tensor.dtype == self.example.dtype]
+        rows = [j for j in kinds if len(own[j]) == len(self.example)]
+        changed = [j for j in rows if not torch.equal(own[j], moved[j])]
+        # The first that looks like the observation, or else the first of any shape.
+        item = next((j for j in changed if own[j].shape == self.example.shape), changed[0] if changed else None)
+        if item is None:
+            raise ExportError(f"nothing that it returns depends on the {name}")
+        # The first half sees another observation, so that nothing but the latents can lead to the same answer.
+        elsewhere = self.answer(latents, another(self.example), self.taken)[item]
+        if elsewhere.shape != own[item].shape or distance(elsewhere, own[item]) > SAME:
+            raise ExportError(f"its reconstruction depends on the observation, too, and not on the {name} alone")
+        self.item = item
+
+    def functions(self, place: str) -> Functions:
+        """Return the halves as encode and decode; `place` says where `forward` was cut."""
+        return Functions(
+            model=self.model,
+            example=self.example,
+            conditions=self.given,
+            encode=self.encode,
+            decode=self.decode,
+            encode_conditions=self.taken,
+            decode_conditions=self.taken,
+            recognised=(f"encode and decode: the two halves of forward, cut {place}",),
+        )
+
+
+def checked(cut: Callable[[], Result]) -> Result:
+    """Run the checks of a cut without gradients, and return their result.
+
+    Raises:
+        ExportError: `forward` cannot be cut, or fails.
+    """
+    try:
+        with torch.no_grad():
+            return cut()
+    except ExportError:
+        raise
+    except Exception as error:
+        raise ExportError(f"forward fails on the example: {error_line(error)}") from error

@@ -405,6 +405,90 @@ def test_a_standard_normal_is_found_in_the_models_own_sampler_or_assumed():
     assert (stated.kind, stated.assumed) == ("normal", False)
 
 
+class Samples(Plain):
+    """forward draws several latents of each observation, along this axis."""
+
+    def __init__(self, axis, factor=1.0):
+        super().__init__()
+        self.axis, self.factor = axis, factor
+
+    def forward(self, x):
+        mu, logvar = (tensor.unsqueeze(self.axis) for tensor in self.encode(x))
+        shape = [*mu.shape]
+        shape[self.axis] = 3
+        z = mu + self.factor * torch.randn(shape) * torch.exp(0.5 * logvar)
+        return self.decode(z), z, mu, logvar
+
+
+class SamplesInDecode(Plain):
+    """The same, where decode itself takes latents [batch, samples, latent]."""
+
+    def decode(self, z):
+        rows, _, latent = z.shape
+        return super().decode(z.reshape(-1, latent)).view(rows, -1, 12)
+
+    def forward(self, x):
+        mu, logvar = (tensor.unsqueeze(1).expand(-1, 3, -1) for tensor in self.encode(x))
+        return self.decode(self.reparameterize(mu, logvar)), mu, logvar
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_forward_may_draw_several_latents_of_each_observation(axis):
+    adapted = understood(Samples(axis))
+    assert adapted.signature.latent.shape == (4,)
+    assert adapted.signature.observation.shape == (12,)
+    assert any("the second tensor is the logvar" in line for line in adapted.recognised)
+    assert any(line.startswith("checked: forward") for line in adapted.recognised)
+
+
+def test_a_decode_of_several_latents_is_refused_with_a_remedy_that_works():
+    m = SamplesInDecode()
+    with pytest.raises(ExportError, match=r"several latents of each .* lambda z: m.decode\(z.unsqueeze\(1\)\).squeeze"):
+        understood(m)
+    adapted = understood(m, decode=lambda z: m.decode(z.unsqueeze(1)).squeeze(1))
+    assert any(line.startswith("checked: forward") for line in adapted.recognised)
+
+
+class Mixing(Samples):
+    """The samples of an observation are not its own: each is the mean of all."""
+
+    def forward(self, x):
+        _, z, mu, logvar = super().forward(x)
+        return self.decode(z.mean(self.axis, keepdim=True).expand_as(z)), mu, logvar
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_an_average_over_several_latents_is_seen(axis):
+    with pytest.raises(ExportError, match="changes the latents"):
+        understood(Mixing(axis))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_several_latents_with_less_noise_are_seen(axis):
+    for declaration in ({}, {"posterior": "logvar"}):
+        with pytest.raises(ExportError, match=r"changes the latents or|cannot be cut"):
+            understood(Samples(axis, factor=0.1), **declaration)
+
+
+class Encoding(Plain):
+    """A model that is never called as a whole."""
+
+    forward = nn.Module.forward
+
+
+def test_the_record_says_which_of_the_models_own_functions_were_compared():
+    def checked(model, **declaration):
+        lines = understood(model, **declaration).recognised
+        return [line.removeprefix("checked: ").split(",")[0] for line in lines if line.startswith("checked: ")]
+
+    assert checked(Sampling()) == ["forward", "Sampling.sample"]
+    assert checked(Plain()) == ["forward"]
+    assert checked(Encoding(), posterior="logvar") == []
+    # Functions that do something else than forward win, and nothing was compared.
+    model = Plain()
+    assert checked(model, encode=lambda x: x[:, :4], decode=model.decode, posterior="none") == []
+
+
 def mixture_of(model):
     adapted = understood(model)
     assert adapted.signature.latent.prior.kind == "mixture"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from .models import ENTRIES, Entry
+from .truth import differences
 
 ROOT = Path(__file__).parents[2]
 # What a library's package is called, where it is not called as its module.
 _PACKAGES = {"scvi": "scvi-tools", "vector_quantize_pytorch": "vector-quantize-pytorch"}
 # Long enough for Stable Diffusion's autoencoder on two cores.
 _TIMEOUT = 1800
-# Below this, the memory of an export is that of Python and PyTorch, and says nothing of the model.
-_WORTH_A_RATIO = 2**26
 # What optimum-onnx calls the models that it can be asked for, and what its own code makes of their forward.
 _OPTIMUM = {"AutoencoderKL": "vae", "AutoencoderDC": "dcae"}
 _OPTIMUM_SCRIPT = """
@@ -77,17 +75,22 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "compatibility.md")
     parser.add_argument("--optimum", help="a Python that has optimum-onnx, diffusers and onnxruntime")
     parser.add_argument("--only", default="", help="only models whose name has this in it; nothing is written")
+    parser.add_argument("--results", type=Path, help="a file for the results by model; those in it are taken from it")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one is not None:
         print(json.dumps(_export(ENTRIES[arguments.one])))
         return 0
     results = []
+    known = json.loads(arguments.results.read_text()) if arguments.results and arguments.results.exists() else {}
     for number, entry in enumerate(ENTRIES):
         if arguments.only not in str(entry):
             continue
         print(f"{entry}: ", end="", flush=True)
-        result = _in_a_process([sys.executable, "-m", "zoo", "--one", str(number)])
+        result = known.get(str(entry)) or _in_a_process([sys.executable, "-m", "zoo", "--one", str(number)])
+        if arguments.results:
+            known[str(entry)] = result
+            arguments.results.write_text(json.dumps(known, indent=1))
         # As a test does: what is expected to be refused must be, and for the reason that is stated.
         refused = entry.expect and entry.expect.removeprefix("refused: ") in result.get("failed", "")
         result["as_expected"] = bool(refused) if entry.expect else "failed" not in result
@@ -117,52 +120,62 @@ def _export(entry: Entry) -> dict[str, Any]:
     warnings.filterwarnings("ignore")
     import vae_export
     import vae_runtime
-    from vae_export.understand.inner import module_of
 
     try:
         model, arguments = entry.make()
-        module = module_of(model)
-        tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}.values()
-        weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        before = _peak()
         with tempfile.TemporaryDirectory() as folder:
             begun = time.perf_counter()
             exported = vae_export.export(model, Path(folder) / "out", **arguments)
             seconds = time.perf_counter() - begun
-            peak = _peak() - before
             report = vae_runtime.verify(exported.path)
             if not report.passed:
                 return {"failed": f"verify: {report}"}
-            manifest = vae_runtime.load(exported.path).manifest
+            vae = vae_runtime.load(exported.path)
+            differ = differences(entry, model, arguments, vae)
     except (vae_export.ExportError, vae_export.ParityError) as error:
         return {"failed": " ".join(str(error).split())}
-    exporters = {
-        variant.component: str(variant.exporter).removeprefix("torch.onnx.export(").removesuffix(")")
-        for variant in manifest.variants
-        if variant.executor == "ort"
-    }
+    if differ:
+        return {"failed": f"the bundle is not what the library gives: {', '.join(differ)}"}
+    manifest = vae.manifest
+    lines = [line.removeprefix("checked: ") for line in exported.recognised if line.startswith("checked: ")]
+    latents = [latent for latent in manifest.latents if latent.posterior.outputs]
     return {
-        "weights": weights,
-        "peak": peak,
         "seconds": seconds,
         "error": exported.parity.max_abs,
-        "exporters": exporters,
+        "prior": sorted({_prior(latent) for latent in latents}),
+        "scaled": sorted({_scaled(latent) for latent in latents} - {""}),
+        "tiles": [_tiles(tiles) for tiles in manifest.tiles],
         "dynamic": {name: str(sizes) for name, sizes in manifest.observation.dynamic.items()},
         "hints": sorted(set(arguments) - {"example", "observations"}),
+        "checked": [line.partition(",")[0] for line in lines],
     }
 
 
-def _peak() -> int:
-    """The most memory that this process has held, in bytes; Linux counts in KiB, macOS in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def _prior(latent: Any) -> str:
+    if latent.posterior.kind == "codes":
+        return "none, codes"
+    return f"{latent.prior.kind}, assumed" if latent.prior.assumed else str(latent.prior.kind)
+
+
+def _scaled(latent: Any) -> str:
+    """How another model takes the latents, where it does not take them as they are."""
+    parts = [
+        "per channel" if isinstance(value, (tuple, list)) else f"{value:.5g}" for value in (latent.scale, latent.shift)
+    ]
+    return "" if parts == ["1", "0"] else parts[0] if parts[1] in ("0", parts[0]) else "; ".join(parts)
+
+
+def _tiles(tiles: Any) -> str:
+    if not tiles.halo:
+        return f"{tiles.component} no"
+    halos = sorted(set(tiles.halo.values()))
+    return f"{tiles.component} halo {', '.join(map(str, halos))}"
 
 
 def _optimum(entry: Entry, python: str | None) -> str:
     cls = entry.name.partition(",")[0]
-    if entry.library != "diffusers" or cls not in _OPTIMUM:
-        return "no exporter configuration"
-    if python is None:
-        return "not run"
+    if python is None or entry.library != "diffusers" or cls not in _OPTIMUM:
+        return ""
     import torch
 
     with tempfile.TemporaryDirectory() as name:
@@ -178,54 +191,108 @@ def _optimum(entry: Entry, python: str | None) -> str:
 
 def _plain(text: str) -> str:
     """Text for a cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|")[:200]
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _document(results: list[tuple[Entry, dict[str, Any]]], optimum: str | None) -> str:
-    libraries = ["torch", "onnx", "onnxscript", "onnxruntime", *sorted({e.library for e in ENTRIES if e.library})]
-    versions = ", ".join(f"{_package(name)} {_version(name)}" for name in libraries)
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "onnx", "onnxscript", "onnxruntime"))
+    exported = [(entry, result) for entry, result in results if "failed" not in result]
+    others = [pair for pair in exported if pair[0].library]
+    own = [pair for pair in exported if not pair[0].library]
+    refused = [pair for pair in results if "failed" in pair[1]]
     lines = [
         "# Compatibility",
         "",
-        f"Written by `make zoo`, with {versions}.",
+        f"Written by `make zoo`, with {versions}: {len(others)} models of other libraries, {len(own)} of our own, and",
+        f"{len(refused)} that are refused. {_BRING_YOUR_OWN}",
         "",
-        "Every model is a class as it is, with random weights, exported by one call of `vae_export.export` with the",
-        "arguments in the column *declared*, beside the example. A row means: both graphs gave what eager PyTorch",
-        "gives, at batch sizes, sizes of the dynamic axes and latents that were not traced. *error* is the largest",
-        "absolute difference from PyTorch in float64, of ONNX and TorchScript. *exporter* is the one of PyTorch's that",
-        "served, `torch.onnx.export` with the argument shown. *memory* is how far the export went beyond the model in",
-        "memory, as a multiple of its weights, where they are large enough to tell.",
+        *_INTRODUCTION,
         "",
-        "| model | exporter | dynamic axes, proven sizes | declared | seconds | error | memory | optimum-onnx |",
-        "|---|---|---|---|---|---|---|---|",
+        "## Models of other libraries",
+        "",
+        *_table(others),
+        "",
+        *_optimum_lines(results, optimum),
+        "",
+        "## Refused, with the reason",
+        "",
+        "| model | version | reason |",
+        "|---|---|---|",
     ]
-    for entry, result in results:
-        name = f"{entry.family}: {entry.name}"
-        if "failed" in result:
-            note = "refused, as it must be" if result["as_expected"] else "fails"
-            lines.append(f"| {name} | {note}: {_plain(result['failed'])} | | | | | | {result['optimum']} |")
-            continue
-        dynamic = "; ".join(f"{axis} {sizes}" for axis, sizes in result["dynamic"].items()) or "–"
-        declared = ", ".join(f"`{hint}`" for hint in result["hints"]) or "–"
-        exporters = result["exporters"]
-        exporter = (
-            f"`{exporters['encoder']}`"
-            if len(set(exporters.values())) == 1
-            else ", ".join(f"{component} `{name}`" for component, name in exporters.items())
-        )
-        large = result["weights"] >= _WORTH_A_RATIO
-        memory = f"{result['peak'] / result['weights']:.1f}" if large else "–"
-        figures = f"{result['seconds']:.0f} | {result['error']:.1e} | {memory}"
-        lines.append(f"| {name} | {exporter} | {dynamic} | {declared} | {figures} | {result['optimum']} |")
+    for entry, result in refused:
+        reason = _plain(result["failed"])
+        lines.append(f"| {entry} | {_library(entry)} | {reason if result['as_expected'] else f'**fails**: {reason}'} |")
     lines += [
         "",
-        "optimum-onnx exports the parts of diffusers' pipelines and has configurations for no other kind of VAE. Its",
-        "figures are of the same weights, by its own functions for one part of a pipeline; its error is the largest",
-        "difference from PyTorch in float32, at another batch size and width than it traced.",
-        *([f"It ran with {_optimum_versions(optimum)}."] if optimum else []),
+        "## Models of our own",
+        "",
+        "Written for the tests, as people write them.",
+        "",
+        *_table(own),
         "",
     ]
     return "\n".join(lines)
+
+
+_BRING_YOUR_OWN = "[Bring your own model](bring-your-own.md) says how a model is understood."
+_INTRODUCTION = """\
+Every model is a class of its library as it is, small, with random weights (an object that a library trains is trained),
+exported by one call of `vae_export.export`. A row means that the graphs gave what eager PyTorch gives, at batch sizes,
+sizes of the dynamic axes and latents that were not traced, and that the bundle passed `verify`.
+
+- *call*: *first* where `export(model, out, example=x)` was enough, else the arguments beside these.
+- *prior*: what `sample` draws from; *assumed* where nothing in the model speaks for another. With *none*, `sample`
+  refuses and says why, such as that another model supplies the latents.
+- *scale; shift*: other models take (z − shift) · scale.
+- *dynamic axes*: their proven sizes.
+- *error*: the largest absolute difference from PyTorch in float64, of ONNX and TorchScript.
+- *tiles*: the halo of exact tiles, in latents, or *no* where an answer depends on the whole.
+- *meaning checked against*: what the bundle was compared with, beside its own graphs. The export runs the model's own
+  *forward* with the same noise, and its own sampler. This page asks *encode and decode* of the library, as its users
+  call them, and its *pipeline* for the latents that it decodes.""".splitlines()
+
+
+def _table(results: list[tuple[Entry, dict[str, Any]]]) -> list[str]:
+    columns = (
+        "model", "version", "call", "prior", "scale; shift", "dynamic axes", "error", "seconds", "tiles",
+        "meaning checked against",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for entry, result in results:
+        by_sizes: dict[str, list[str]] = {}
+        for axis, sizes in result["dynamic"].items():
+            by_sizes.setdefault(sizes, []).append(axis)
+        checked = [*result["checked"], "encode and decode", *(["pipeline"] if entry.unscaled else [])]
+        cells = (
+            str(entry),
+            _library(entry),
+            ", ".join(f"`{hint}`" for hint in result["hints"]) or "first",
+            "; ".join(result["prior"]),
+            "; ".join(result["scaled"]) or "–",
+            "; ".join(f"{', '.join(axes)} {sizes}" for sizes, axes in by_sizes.items()) or "–",
+            f"{result['error']:.1e}",
+            f"{result['seconds']:.0f}",
+            ", ".join(result["tiles"]) or "–",
+            ", ".join(checked),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _optimum_lines(results: list[tuple[Entry, dict[str, Any]]], python: str | None) -> list[str]:
+    """What optimum-onnx makes of the few models that it has a configuration for."""
+    text = (
+        "optimum-onnx, which exports the parts of diffusers' pipelines, has configurations for two of these classes: "
+        f"{' and '.join(_OPTIMUM)}."
+    )
+    if python is None:
+        return [text]
+    figures = "; ".join(f"{entry.name}: {result['optimum']}" for entry, result in results if result["optimum"])
+    return [f"{text} With {_optimum_versions(python)}: {figures}."]
+
+
+def _library(entry: Entry) -> str:
+    return f"{_package(entry.library)} {_version(entry.library)}" if entry.library else "–"
 
 
 def _package(name: str) -> str:

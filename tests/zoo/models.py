@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,38 +12,11 @@ from torch.nn import functional
 
 from vae_export.understand.draws import Draws
 
-_SEED = 20
-
-
-def _encode(model: Any, x: Tensor, conditions: Mapping[str, Tensor]) -> Any:
-    return model.encode(x, **conditions)
-
-
-def _decode(model: Any, z: tuple[Tensor, ...], conditions: Mapping[str, Tensor]) -> Any:
-    return model.decode(*z, **conditions)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model of the table.
-
-    `make` gives the model and the arguments of `vae_export.export`: the fewest that a user would have to give. `encode`
-    and `decode` ask the model itself, as its library or its class means it to be asked: the truth that bundles are held
-    against. `expect` starts with "refused: " where the export must refuse, and says what the error names.
-    """
-
-    family: str
-    name: str
-    make: Callable[[], tuple[Any, dict[str, Any]]]
-    library: str | None = None
-    expect: str | None = None
-    slow: bool = False
-    encode: Callable[[Any, Tensor, Mapping[str, Tensor]], Any] = _encode
-    decode: Callable[[Any, tuple[Tensor, ...], Mapping[str, Tensor]], Any] = _decode
-
-    def __str__(self) -> str:
-        return f"{self.family}: {self.name}"
-
+from .entry import SEED as _SEED
+from .entry import Entry
+from .entry import made as _made
+from .libraries import ENTRIES as _FURTHER
+from .shapes import ENTRIES as _SHAPES
 
 # Plain modules.
 
@@ -416,19 +388,6 @@ def _submodules(**kwargs: Any) -> dict[str, Any]:
 
 
 # Making them.
-
-
-def _made(make: Callable[[], Any], shape: tuple[int, ...], n: int = 8, *, normal: bool = False) -> tuple[Any, Tensor]:
-    """A model with random weights and statistics, in evaluation mode, and an example, from a fixed seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
-        model = make()
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                # As after training; fresh statistics would make the layer do nothing.
-                module.running_mean.uniform_(-0.5, 0.5)
-                module.running_var.uniform_(0.5, 1.5)
-        return model.eval(), (torch.randn if normal else torch.rand)(n, *shape)
 
 
 def _plain(cls: Callable[[], Any], shape: tuple[int, ...], **kwargs: Any) -> Callable[[], tuple[Any, dict[str, Any]]]:
@@ -1133,10 +1092,12 @@ ENTRIES: tuple[Entry, ...] = (
         )
         for prior in ("gaussian", "diagonal", "mixture:4")
     ),
+    *_SHAPES,
     *_CODECS,
     *_DIFFUSERS,
     *_MORE_DIFFUSERS,
     *_PYTHAE,
+    *_FURTHER,
     Entry("scvi-tools", "SCVI", _scvi, "scvi", slow=True, encode=_scvi_encode, decode=_scvi_decode),
     *(
         Entry(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,7 +12,7 @@ from .adapted import Adapted, run_module
 from .draws import fixed_noise
 from .edges import at_edge
 from .functions import Forward, Functions, another
-from .posterior import SAME, ForwardDiffers, distance
+from .posterior import SAME, ForwardDiffers, distance, one_sample, sample_axes
 from .reading import AS_CODES
 
 
@@ -42,7 +42,7 @@ def require_forward(functions: Functions, adapted: Adapted) -> bool:
 def _compared(functions: Functions, adapted: Adapted, *, training: bool) -> Forward | None:
     """Compare one run of `forward`, and return it; None where there is nothing to compare."""
     try:
-        forward = functions.forward(None, training=training)
+        forward = functions.forward(_in_first_sample(adapted), training=training)
         expected, again = (_reconstructed(adapted, float(forward.normal)) for _ in range(2))
         # A model may subtract its noise, which is as good: the normal is symmetric.
         other = _reconstructed(adapted, -1.0) if forward.normal else expected
@@ -74,9 +74,33 @@ def _compared(functions: Functions, adapted: Adapted, *, training: bool) -> Forw
     return forward
 
 
+def _in_first_sample(adapted: Adapted) -> Callable[[int, tuple[int, ...]], Tensor]:
+    """Give each draw of `forward` its fixed noise; where it draws several samples of a latent, the first one alone.
+
+    The others are 0, so that an average over samples is seen.
+    """
+    values = [adapted.examples[latent.name] for latent in adapted.signature.latents]
+
+    def give(number: int, shape: tuple[int, ...]) -> Tensor:
+        for value in values:
+            for axis in sample_axes(shape, value.shape):
+                noise = torch.zeros(shape)
+                noise.select(axis, 0).copy_(fixed_noise(value.shape))
+                return noise
+        return fixed_noise(shape)
+
+    return give
+
+
 def _gap(shown: Sequence[Tensor], expected: Sequence[Tensor], *, reshaped: bool = False) -> float | None:
     """The smallest distance of a tensor from an expected one; None if none has its shape."""
-    pairs = [(a.float(), b) for a in shown for b in expected if a.shape == b.shape]
+    pairs = [
+        (a.float(), b)
+        for whole in shown
+        for b in expected
+        for a in (whole, *one_sample(whole, b.shape))
+        if a.shape == b.shape
+    ]
     if not pairs and reshaped:
         same = [(a, b) for a in shown for b in expected if a.dim() and a.numel() == b.numel() and len(a) == len(b)]
         pairs = [(a.float().reshape(b.shape), b) for a, b in same]

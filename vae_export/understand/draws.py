@@ -93,11 +93,6 @@ class Draws(TorchFunctionMode):
         """Whether the model asked for float16 or bfloat16, by a cast or by autocast, and got float32."""
 
     @classmethod
-    def fixed(cls) -> Draws:
-        """Set every normal draw to random numbers that depend on its shape alone: see `fixed_noise`."""
-        return cls(lambda index, shape: fixed_noise(shape))
-
-    @classmethod
     def constant(cls, value: float, only: int | None = None) -> Draws:
         """Set every normal draw, or only the one with this number, to this value, and the others to 0."""
         return cls(lambda index, shape: torch.full(shape, value if only in (None, index) else 0.0))

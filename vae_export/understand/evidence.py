@@ -65,6 +65,8 @@ class Evidence:
     scale: float | tuple[float, ...] = 1.0
     """The model that supplies the latents takes (z - shift) · scale."""
     shift: float | tuple[float, ...] = 0.0
+    checked: tuple[str, ...] = ()
+    """The model's own sampler, if it was run and draws this prior, for the record."""
 
 
 def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True, holder: object = None) -> Evidence:
@@ -91,8 +93,6 @@ def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True, 
         shown = _from_sampler(owner, functions, adapted, latents)
         if shown is not None:
             return shown
-    if "encoder" not in adapted.modules:
-        return _none("nothing shows which latents the decoder is sampled from")
     if any(latent.posterior.kind != "normal" for latent in latents):
         reason = "a deterministic autoencoder has no prior over its latents"
         return Evidence(LatentPrior("none", reason=reason), f"prior: none, {reason}")
@@ -233,13 +233,16 @@ def _from_sampler(owner: object, functions: Functions, adapted: Adapted, latents
     """The prior that the model's own `sample` draws from; None if it has none, or none that can be called."""
     for sampler in samplers_of(owner, functions, adapted):
         try:
-            return _shown(sampler, functions, adapted, latents)
+            shown = _shown(sampler, functions, adapted, latents)
         except NotASampler:
             continue
         except ExportError:
             raise
         except Exception as error:
             return _none(f"{sampler.name} cannot be followed: {error_line(error)}")
+        if shown.prior.kind == "none":
+            return shown
+        return replace(shown, checked=(f"checked: {sampler.name}, which draws this prior",))
     return None
 
 
@@ -332,7 +335,7 @@ def with_prior(adapted: Adapted, evidence: Evidence) -> Adapted:
     return replace(
         adapted,
         signature=replace(signature, latents=latents),
-        recognised=(*adapted.recognised, evidence.line),
+        recognised=(*adapted.recognised, evidence.line, *evidence.checked),
         prior_file=evidence.file,
     )
 

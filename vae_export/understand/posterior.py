@@ -179,13 +179,35 @@ def _errors(functions: Functions, parts: Sequence[Part], unknown: Sequence[int],
         try:
             expected = mean_of(functions.decoded(latents, Draws.constant(1.0)))
         except Exception as error:
-            shape = list(latents[0].shape)
-            raise ExportError(f"decode: fails on a latent of shape {shape}: {error_line(error)}") from error
-        comparable = [as_float32(tensor) for tensor in forward.tensors if tensor.shape == expected.shape]
+            shape = latents[0].shape
+            axes = [axis for tensor in forward.decoded for axis in sample_axes(tensor.shape, shape)]
+            advice = (
+                "; forward gives it several latents of each observation; pass decode=, such as "
+                f"lambda z: m.decode(z.unsqueeze({axes[0]})).squeeze({axes[0]})"
+                if axes
+                else ""
+            )
+            raise ExportError(
+                f"decode: fails on a latent of shape {list(shape)}: {error_line(error)}{advice}"
+            ) from error
+        shown = [each for tensor in forward.tensors for each in (tensor, *one_sample(tensor, expected.shape))]
+        comparable = [as_float32(tensor) for tensor in shown if tensor.shape == expected.shape]
         if not comparable:
             raise ExportError(f"posterior: forward returns nothing of the shape of decode's answer; {settle}")
         errors[meaning] = min(distance(tensor, expected) for tensor in comparable)
     return errors
+
+
+def sample_axes(shape: Sequence[int], single: Sequence[int]) -> list[int]:
+    """Return which of the first two axes counts samples, if a tensor of this shape may hold several of a single one."""
+    return [
+        axis for axis in (0, 1) if (*shape[:axis], *shape[axis + 1 :]) == tuple(single) and len(shape) > len(single)
+    ]
+
+
+def one_sample(tensor: Tensor, single: Sequence[int]) -> list[Tensor]:
+    """Return the first of several samples that a tensor may hold, such as those of an importance-weighted model."""
+    return [tensor.select(axis, 0) for axis in sample_axes(tensor.shape, single)]
 
 
 def distance(a: Tensor, b: Tensor) -> float:

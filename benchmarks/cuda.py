@@ -23,7 +23,7 @@ import numpy as np
 import vae_runtime
 from vae_runtime.cli.main import run
 from vae_runtime.cli.options import argument
-from vae_runtime.errors import DeviceError, VaeError, require_integer
+from vae_runtime.errors import DeviceError, VaeError, error_line, require_integer
 from vae_runtime.files import write_atomic
 from vae_runtime.timing import in_turns, take_turn
 
@@ -92,13 +92,15 @@ def measure(data: Path, names: Sequence[str], device: str, batches: Sequence[int
     options = {"use_tf32": "0"} if device.startswith("cuda") else None
     chance = random.Random(0)
     title = torch.cuda.get_device_name() if device.startswith("cuda") else "CPU (to try the program)"
-    found: dict[str, Any] = {"device": title, "torch": torch.__version__, "rounds": []}
+    found: dict[str, Any] = {"device": title, "torch": torch.__version__, "rounds": [], "skipped": []}
     for model in names:
         folder = data / model
         variants = vae_runtime.load(folder / "bundle").bundle.manifest.decoder
         for precision in ("fp32", "fp16"):
             if precision not in variants:
                 continue
+            # PyTorch compiles a function for at most eight sizes, then runs it eagerly: each model starts anew.
+            torch._dynamo.reset()
             vae = vae_runtime.load(folder / "bundle", device=device, variant=precision, provider_options=options)
             plain = Torch(folder, device, precision, vae.latent_shape)
             reference = Torch(folder, "cpu", "fp32", vae.latent_shape)
@@ -117,7 +119,12 @@ def measure(data: Path, names: Sequence[str], device: str, batches: Sequence[int
                 **plain.ways(compiled=True),
             }
             for batch in batches:
-                taken = in_turns(ways, rounds, lambda way: _time(ways[way], batch, device), chance)  # noqa: B023 - at once
+                try:
+                    taken = in_turns(ways, rounds, lambda way: _time(ways[way], batch, device), chance)  # noqa: B023 - at once
+                except (VaeError, torch.OutOfMemoryError) as error:
+                    found["skipped"].append(f"{model} {precision} {batch}: {error_line(error)}")
+                    print(f"{found['skipped'][-1]} (skipped)", file=sys.stderr, flush=True)
+                    continue
                 for number in range(rounds):
                     place = {"model": model, "precision": precision, "batch": batch, "round": number}
                     seconds = {way: figures[number] for way, figures in taken.items()}
@@ -166,6 +173,7 @@ def table(found: dict[str, Any]) -> str:
             f"{ratio('torch.compile', 'vae-runtime')} | {ratio('vae-runtime', 'vae-runtime, to numpy')} | "
             f"{ratio('noise alone', 'vae-runtime')} |"
         )
+    lines += ["", *(f"Skipped: {line}" for line in found["skipped"])] if found["skipped"] else []
     return "\n".join(lines) + "\n"
 
 

@@ -26,6 +26,7 @@ from vae_runtime.generation.rows import _as_uint8
 from vae_runtime.generation.run import generate
 from vae_runtime.generation.samples import open_samples
 from vae_runtime.generation.store import LocalStore
+from vae_runtime.manifest import Latent, LatentPosterior, Likelihood, Observation, Signature
 
 # Six shards of four batches, the last cut short.
 JOB = {"n": 1400, "seed": 7, "batch_size": 64, "shard_size": 256, "workers": 1}
@@ -203,13 +204,43 @@ def test_uint8_is_rounded_and_takes_a_range(digits, tmp_path, undisturbed, small
         generate(small_bundle(), tmp_path / "t", **{**JOB, "dtype": "uint8"})
 
 
-def test_uint8_has_no_number_for_nan():
-    x = np.full((3, 2), 0.5, np.float32)
-    assert _as_uint8(x.copy(), (0, 1), 5).tolist() == [[128, 128]] * 3
-    assert _as_uint8(np.float32([[np.inf, -np.inf]]), (0, 1), 5).tolist() == [[255, 0]]
-    x[1, 0] = np.nan
-    with pytest.raises(VaeError, match=r"sample 6: the decoder gives NaN at \[0\]"):
-        _as_uint8(x, (0, 1), 5)
+def test_uint8_clips_to_the_range():
+    assert _as_uint8(np.full((3, 2), 0.5, np.float32), (0, 1)).tolist() == [[128, 128]] * 3
+    assert _as_uint8(np.float32([[1e30, -1e30]]), (0, 1)).tolist() == [[255, 0]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_a_decoder_that_gives_nan_ends_the_call(dtype, onnx_bytes, write_bundle, tmp_path):
+    o, rows = onnx_bytes, ["batch", 3]
+    decoder = o.model([o.node("Sqrt", ["z"], ["x"])], [o.value("z", rows)], [o.value("x", rows)])
+    encoder = o.model([o.node("Identity", ["x"], ["mu"])], [o.value("x", rows)], [o.value("mu", rows)])
+    signature = Signature(
+        observation=Observation("x", (3,), ("feature",), (0.0, 9.0)),
+        latents=(Latent("z", (3,), LatentPosterior("none", value="mu")),),
+        likelihood=Likelihood("gaussian", "x", scale=0.5),
+    )
+    bundle = write_bundle("root", signature, encoder, decoder, {"x": np.ones((2, 3), np.float32)})
+    # The first latent with a negative number.
+    z = vae_runtime.load(bundle).prior(300, seed=7)
+    row, column = np.argwhere(z < 0)[0]
+    with pytest.raises(
+        VaeError, match=rf"^sample {row}: expected finite values, the decoder gives nan at \[{column}\];"
+    ):
+        generate(bundle, tmp_path / "s", **{**JOB, "dtype": dtype})
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_encoder_that_gives_infinity_ends_the_call(small_bundle, tmp_path):
+    x = np.zeros((300, 3), np.float32)
+    x[257, 1] = -1000
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(VaeError, match=r"^sample 257: expected finite values, the encoder gives std inf at \[1\];"):
+        generate(small_bundle(), tmp_path / "s", **{**JOB, "n": None}, encode=tmp_path / "x.npy")
+    # Numbers whose sum overflows are finite.
+    x[:] = 3e38
+    np.save(tmp_path / "large.npy", x)
+    samples = generate(small_bundle(name="b"), tmp_path / "t", **{**JOB, "n": None}, encode=tmp_path / "large.npy")
+    assert np.array_equal(samples[:]["mu"], x)
 
 
 def test_draws_from_the_likelihood(digits, tmp_path):

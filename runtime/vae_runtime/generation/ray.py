@@ -27,6 +27,7 @@ from .folder import marker, remove_unfinished, shard_name
 from .job import Job
 from .local import usable_cores
 from .machine import describe_machine
+from .request import cluster_host
 from .shard import ShardResult, make_shard
 from .store import Store
 
@@ -293,18 +294,15 @@ def _connected(address: str | None, workers: int | None, size: int) -> Iterator[
 
 def _require_answer(address: str) -> None:
     """Try to connect: Ray itself takes minutes to notice that nothing answers."""
-    if address == "auto":
+    host = cluster_host(address)
+    if host is None:
         return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
-        raise InputError(f"address: expected auto, HOST:PORT or ray://HOST:PORT, got {address!r}")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+        socket.create_connection(host, _ANSWER_SECONDS).close()
     except OSError as error:
         raise VaeError(
             f"address: {address} does not answer: {error}; give the address of a running cluster (`ray start --head` "
-            "prints "
-            "it), or none for a local one"
+            "prints it), or none for a local one"
         ) from None
 
 

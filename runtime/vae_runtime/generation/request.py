@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -147,6 +148,8 @@ class Execution:
             raise InputError(
                 f"address: expected one with the executor ray alone, got {self.address!r} for {self.executor}"
             )
+        if self.address is not None:
+            cluster_host(self.address)
         self.shards(0)
 
     def shards(self, count: int) -> range:
@@ -157,6 +160,20 @@ class Execution:
             raise InputError(f"part: expected two integers, (k, m), got {self.part!r}")
         step = require_integer("part", self.part[1], 1, 2**31)
         return range(require_integer("part", self.part[0], 1, step) - 1, count, step)
+
+
+def cluster_host(address: str) -> tuple[str, int] | None:
+    """Return the host and the port of a Ray cluster's address; None for "auto".
+
+    Raises:
+        InputError: the address has another form.
+    """
+    if address == "auto":
+        return None
+    host, _, port = address.removeprefix("ray://").rpartition(":") if isinstance(address, str) else ("", "", "")
+    if not host or "/" in host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
+        raise InputError(f"address: expected auto, HOST:PORT or ray://HOST:PORT, got {address!r}")
+    return host.strip("[]"), int(port)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def make_rows(
 
     Raises:
         InputError: a row of the file of observations contradicts the manifest.
-        VaeError: a file was altered, which may show at the end alone.
+        VaeError: the model gives NaN or infinity; or a file was altered, which may show at the end alone.
     """
     size, seed = job.batch_size, job.seed
     strip = size * max(1, _STRIP // size)
@@ -70,6 +70,7 @@ def make_rows(
             try:
                 if job.verb == "encode":
                     for name, values in encoded_fields(vae, x, conditions, seed, first, size).items():
+                        _require_finite(values, first, f"the encoder gives {name}")
                         buffer[name][:count] = values
                 else:
                     z = vae.encode(x, conditions=conditions, batch_size=size).mode()
@@ -83,10 +84,11 @@ def make_rows(
                 z, conditions=conditions, seed=drawn, start=first, observe=job.observe, batch_size=size,
                 out=buffer[:count],
             )  # fmt: skip
+            _require_finite(buffer[: last - first], first, "the decoder gives")
             note("decode")
         rows = buffer[: last - first]
         if job.dtype == "uint8":
-            rows = _as_uint8(rows, job.range, first)
+            rows = _as_uint8(rows, job.range)
             note("convert")
         yield rows
         # The caller's time between two batches does not count.
@@ -129,8 +131,23 @@ def _with_row(vae: VAE, job: Job, x: NDArray[Any], first: int, error: InputError
     return error
 
 
-def _as_uint8(x: NDArray[np.float32], bounds: tuple[float, float] | None, first: int) -> NDArray[np.uint8]:
-    """Take the range to 0 … 255, rounded half to even; `x`, whose rows begin with `first`, is overwritten."""
+def _require_finite(x: NDArray[Any], first: int, subject: str) -> None:
+    """Refuse NaN and infinity in rows that begin with `first`."""
+    # A sum is finite only if all numbers are; one that overflows is looked at again.
+    with np.errstate(all="ignore"):
+        if np.isfinite(x.sum()):
+            return
+    wrong = np.argwhere(~np.isfinite(x))
+    if len(wrong):
+        place = [int(number) for number in wrong[0]]
+        raise VaeError(
+            f"sample {first + place[0]}: expected finite values, {subject} {x[tuple(place)]} at {place[1:]}; check "
+            "that observations, latents and conditions are like those that the model was trained on"
+        )
+
+
+def _as_uint8(x: NDArray[np.float32], bounds: tuple[float, float] | None) -> NDArray[np.uint8]:
+    """Take the range to 0 … 255, rounded half to even; `x` is overwritten."""
     assert bounds is not None
     low, high = bounds
     if low:
@@ -138,13 +155,6 @@ def _as_uint8(x: NDArray[np.float32], bounds: tuple[float, float] | None, first:
     np.multiply(x, np.float32(255 / (high - low)), out=x)
     np.rint(x, out=x)
     np.clip(x, 0, 255, out=x)
-    # The sum of numbers in a range is NaN only if one of them is.
-    if np.isnan(x.sum()):
-        place = [int(number) for number in np.argwhere(np.isnan(x))[0]]
-        raise VaeError(
-            f"sample {first + place[0]}: the decoder gives NaN at {place[1:]}, which uint8 cannot hold; check that "
-            "latents and conditions are like those it was trained on, or take float32"
-        )
     return x.astype(np.uint8)
 
 

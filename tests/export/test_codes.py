@@ -128,6 +128,37 @@ def test_a_lookup_becomes_a_table_where_the_number_of_codes_is_known(size, asked
         assert (model.layers[1].asked > before) == asked
 
 
+class Averages(nn.Module):
+    """A codebook, no buffer but the weight of a layer, that moves in training mode, as MONAI's does."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(12, 4)
+        self.embedding.weight.requires_grad = False
+
+    def forward(self, x):
+        rows = x.movedim(1, -1)
+        codes = (rows[..., None, :] - self.embedding.weight).pow(2).sum(-1).argmin(-1)
+        vectors = self.embedding(codes).movedim(-1, 1)
+        if self.training:
+            self.embedding.weight.data.mul_(0.5)
+        return x + (vectors - x).detach(), codes
+
+
+def test_a_codebook_that_moves_in_training_mode_stays_as_it_is():
+    torch.manual_seed(5)
+    model = Layers(Averages()).eval()
+    with torch.no_grad():
+        expected = model(X)[0]
+    adapted, outputs = understood(model)
+    assert "cut at its quantizer" in " ".join(adapted.recognised)
+    torch.testing.assert_close(outputs["decoder"][0], expected, rtol=0, atol=1e-6)
+    # In training mode it does move.
+    model.train()(X)
+    with torch.no_grad():
+        assert not torch.allclose(model.eval()(X)[0], expected, atol=1e-3)
+
+
 def test_a_decoder_that_sees_the_observation_beside_the_codes_is_refused():
     class Skipping(Layers):
         def forward(self, x):

@@ -27,8 +27,17 @@ pytestmark = [
 KNOWN = [
     pytest.param(entry, id=str(entry), marks=[pytest.mark.slow] if entry.slow else [])
     for entry in ENTRIES
-    if entry.library
+    if entry.library and not entry.expect
 ]
+# What these do shows their meaning.
+NEED_NO_FAMILY = {
+    *("transformers: DacModel", "transformers: MimiModel", "transformers: JanusVQVAE", "monai: AutoEncoder"),
+    *("monai: AutoencoderKL, 2-D", "monai: AutoencoderKL, 3-D", "monai: VQVAE", "monai: VQVAE, 3-D"),
+}
+
+
+def needs_no_family(entry):
+    return entry.family in ("lightning", "snac", "vector-quantize-pytorch") or str(entry) in NEED_NO_FAMILY
 
 
 def needs(library):
@@ -52,7 +61,8 @@ def mean_of(output):
 def compare(entry):
     """The largest differences between a family's encode and decode and the library's own."""
     model, arguments = entry.make()
-    _, known = family_of(module_of(model))
+    # As `export` does, in float32.
+    _, known = family_of(module_of(model).float())
     x, conditions = arguments["example"], arguments.get("conditions", {})
     latent = mean_of(take(known.encode, x, conditions))
     with torch.no_grad():
@@ -66,6 +76,9 @@ def compare(entry):
 @pytest.mark.parametrize("entry", KNOWN)
 def test_computes_what_the_library_computes(entry):
     needs(entry.library)
+    if needs_no_family(entry):
+        assert family_of(module_of(entry.make()[0])) is None
+        return
     # The straight-through estimator of vector-quantised models rounds once more than a look-up does.
     assert max(compare(entry)) <= 1e-6
 

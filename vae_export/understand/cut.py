@@ -132,7 +132,7 @@ class _Forward(Halves):
         """Run `forward` up to the sum, and return the mean and the term with the noise, `fixed_noise` if it is None."""
         at = _AtSum(noise, drawn=self.drawn)
         try:
-            with sampling(self.model, self.training, keep=False), at:
+            with sampling(self.model, self.training), at:
                 self.model(x, **conditions)
         except _Reached:
             self.drawn = bool(at.drawn)
@@ -144,7 +144,7 @@ class _Forward(Halves):
     def answer(self, latents: Sequence[Tensor], x: Tensor, conditions: Mapping[str, Tensor]) -> list[Tensor]:
         """The tensors that `forward` returns with this latent in the place of the sum."""
         at = _AtSum(latent=latents[0], drawn=self.drawn)
-        with sampling(self.model, self.training, keep=False), at:
+        with sampling(self.model, self.training), at:
             output = self.model(x, **conditions)
         self.draws = len(at.normal)
         return [leaf for leaf in tensors_in(output) if leaf.dim()]

@@ -169,16 +169,20 @@ class Functions:
 
 
 @contextlib.contextmanager
-def sampling(model: nn.Module, mode: bool, *, keep: bool = True) -> Iterator[None]:
+def sampling(model: nn.Module, mode: bool) -> Iterator[None]:
     """Put a model and its submodules into training mode or not; PyTorch's own layers stay as they are.
+
+    A layer may keep averages in training mode, such as those of a codebook: weights are put back, except while a graph
+    is made, which would hold the copies.
 
     Args:
         model: in evaluation mode.
         mode: whether to train.
-        keep: put buffers back, since a layer may keep averages in training mode; not while a graph is made.
     """
+    making = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    tensors = (*model.parameters(), *model.buffers()) if mode and not making else ()
+    kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
     samplers = [module for module in model.modules() if module is model or _may_sample(module)]
-    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()] if mode and keep else []
     for module in samplers:
         module.training = mode
     try:
@@ -186,8 +190,8 @@ def sampling(model: nn.Module, mode: bool, *, keep: bool = True) -> Iterator[Non
     finally:
         for module in samplers:
             module.training = False
-        for buffer, value in kept:
-            buffer.detach().copy_(value)
+        for tensor, value in kept:
+            tensor.detach().copy_(value)
 
 
 def find_functions(

@@ -29,6 +29,7 @@ from .graphs.variants import Gate
 from .parity.comparison import rows
 from .parity.golden import GoldenVectors
 from .sources import Source
+from .understand.adapt import WITHOUT_ENCODER
 from .understand.adapted import Adapted
 
 _PICTURES = 64
@@ -71,6 +72,8 @@ def describe_bundle(
     """
     signature = adapted.signature
     name = labels.name or source.name
+    if "encoder" not in adapted.modules:
+        refused = [Refusal("encoder", "fp32", WITHOUT_ENCODER), *refused]
     return Manifest(
         package_name=re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "vae",
         name=name,

@@ -25,7 +25,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int], picture: bool, *, r
         "",
         f"{manifest.description}.",
         "",
-        f"A Variational Autoencoder of {manifest.training['parameters']:,} parameters. {_shapes(manifest)}",
+        f"{_kind(manifest)} of {manifest.training['parameters']:,} parameters. {_shapes(manifest)}",
         "",
         *_picture(manifest, picture),
         *_use(manifest),
@@ -89,6 +89,10 @@ def run_card(
         *_graphs(manifest, sizes),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _kind(manifest: Manifest) -> str:
+    return "A Variational Autoencoder" if manifest.encoder else "A decoder, exported without an encoder, of a model"
 
 
 def _shapes(manifest: Manifest) -> str:

@@ -212,6 +212,9 @@ def _add_model(verb: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--example", type=Path, metavar="X.npy", help="observations [n, ...]")
     group.add_argument(
+        "--latents", type=Path, metavar="Z.npy", help="in place of --example: latents [n, ...], for the decoder alone"
+    )
+    group.add_argument(
         "--observations", type=Path, metavar="X.npy", help="real data, to fit a prior to and to measure variants on"
     )
     group.add_argument(
@@ -294,13 +297,13 @@ def _check_export(options: argparse.Namespace) -> None:
     if (options.run is None) == (options.model is None):
         options.misuse("expected either a run's folder or --model")
     if options.run is not None:
-        for name in (*_MODEL_ARGUMENTS, "weights", "example", "observations", "condition"):
+        for name in (*_MODEL_ARGUMENTS, "weights", "example", "latents", "observations", "condition"):
             if getattr(options, name) not in (None, []):
                 options.misuse(f"--{name.replace('_', '-')}: allowed only with --model, because a run states it itself")
     elif options.data is not None:
         options.misuse("--data: allowed only with a run; give --example")
-    elif options.example is None:
-        options.misuse("--model: --example is missing")
+    elif options.example is None and options.latents is None:
+        options.misuse("--model: --example is missing, or --latents for a decoder alone")
 
 
 def _model_arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -308,9 +311,9 @@ def _model_arguments(options: argparse.Namespace) -> dict[str, Any]:
     from vae_runtime.arrays import read_npy
 
     arguments = {name: getattr(options, name) for name in _MODEL_ARGUMENTS if getattr(options, name) is not None}
-    arguments["example"] = read_npy(options.example)
-    if options.observations:
-        arguments["observations"] = read_npy(options.observations)
+    for name in ("example", "latents", "observations"):
+        if getattr(options, name) is not None:
+            arguments[name] = read_npy(getattr(options, name))
     arguments["conditions"] = {}
     for text in options.condition:
         name, sign, path = text.partition("=")

@@ -91,6 +91,7 @@ def export(
     out: str | Path,
     *,
     example: ArrayLike | Tensor | None = None,
+    latents: ArrayLike | Tensor | Mapping[str, ArrayLike | Tensor] | None = None,
     conditions: Mapping[str, ArrayLike | Tensor] | None = None,
     class_names: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     encode: Callable[..., Any] | str | None = None,
@@ -124,6 +125,8 @@ def export(
         model: a VAE, whose state is left unchanged, an object that holds one, or the folder of a run that `train` made.
         out: the bundle's folder; must not exist unless `force`.
         example: observations, floats, integers or bools [n, ...]. Several make a stronger test.
+        latents: in the place of `example`, latents [n, ...], or several by name in the order of decode's arguments:
+            only the decoder is exported. Integers are codes.
         conditions: values [n, ...] by name, as the example; given to encode and decode by these names.
         class_names: names of the classes 0, 1, ... of the only integer condition, or names by condition.
         encode, decode: the name of a method, or a function of x or of the latents, and the conditions.
@@ -173,7 +176,7 @@ def export(
         codebook=codebook,
     )  # fmt: skip
     check_declaration(declaration)
-    examples = Examples(example, conditions, class_names, observations)
+    examples = Examples(example, conditions, class_names, observations, latents)
     if isinstance(model, (str, Path)):
         require_no_model_arguments(declaration, examples)
         source = run_source(Path(model), data, name)

@@ -62,6 +62,8 @@ class Source:
     """The caller's object, if it is no module but holds one."""
     notes: tuple[str, ...] = ()
     """Lines on where the data came from."""
+    latents: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    """Of a decoder alone, examples of its latents by name; `example` and `observations` are then the first of them."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Examples:
     conditions: Mapping[str, ArrayLike | Tensor] | None = None
     class_names: Sequence[str] | Mapping[str, Sequence[str]] | None = None
     observations: ArrayLike | Tensor | None = None
+    latents: ArrayLike | Tensor | Mapping[str, ArrayLike | Tensor] | None = None
 
 
 def require_no_model_arguments(declaration: Declaration, examples: Examples) -> None:
@@ -192,9 +195,14 @@ def model_source(model: Any, declaration: Declaration, examples: Examples, name:
     """
     require_whole(model)
     module = module_of(model)
+    if examples.latents is not None:
+        return _decoder_source(model, module, declaration, examples, name)
     examples, notes, normalisation = _with_own_data(model, examples)
     if examples.example is None:
-        raise InputError("example: expected observations [n, …], got nothing; pass some with example=")
+        raise InputError(
+            "example: expected observations [n, …], got nothing; pass some with example=, or latents= for a decoder "
+            "alone"
+        )
     x = _tensor("example", examples.example)
     if declaration.axes:
         require_axes(declaration.axes, x.shape[1:])
@@ -209,7 +217,7 @@ def model_source(model: Any, declaration: Declaration, examples: Examples, name:
     if examples.observations is not None and conditions:
         raise InputError("observations: only without conditions; pass all rows as the example and the conditions")
     classes = _class_names(examples.class_names, conditions)
-    calibration, measured = _halves(real, conditions)
+    calibration, measured = _halves(real, conditions, ())
     compared = x if examples.observations is None else torch.cat([x, real])
     return Source(
         model=module,
@@ -222,14 +230,61 @@ def model_source(model: Any, declaration: Declaration, examples: Examples, name:
         calibration=calibration,
         name=name or type(module).__name__,
         description=f"{type(module).__name__}, exported from PyTorch",
-        training={
-            "parameters": sum(parameter.numel() for parameter in module.parameters()),
-            "torch": torch.__version__,
-        },
+        training=_trained(module),
         holder=None if isinstance(model, nn.Module) else model,
         notes=notes,
         normalisation=normalisation,
     )
+
+
+def _decoder_source(
+    model: Any, module: nn.Module, declaration: Declaration, examples: Examples, name: str | None
+) -> Source:
+    """Return the source of a decoder alone.
+
+    Raises:
+        InputError: an argument is invalid, or one that needs an encoder.
+    """
+    needing = {
+        "example": examples.example, "observations": examples.observations, "encode": declaration.encode,
+        "posterior": declaration.posterior, "dynamic": declaration.dynamic,
+    }  # fmt: skip
+    for argument, value in needing.items():
+        if value is not None:
+            raise InputError(
+                f"{argument}: expected nothing beside latents=, which exports a decoder alone; leave it out"
+            )
+    given: Mapping[str, Any] = examples.latents if isinstance(examples.latents, Mapping) else {"z": examples.latents}
+    latents = {key: _tensor(f"latents[{key!r}]" if len(given) > 1 else "latents", rows) for key, rows in given.items()}
+    if not latents:
+        raise InputError("latents: expected examples of at least one latent, got none")
+    first = next(iter(latents.values()))
+    conditions = _conditions(examples.conditions, len(first), "the latents have")
+    for key, rows in latents.items():
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", key) or key == "x" or key in conditions:
+            raise InputError(f"latents: expected names of letters, digits and '_' that nothing else has, got {key!r}")
+        if len(rows) != len(first) or rows.dim() < 2:
+            raise InputError(f"latents[{key!r}]: expected [{len(first)}, …] as the first, got {list(rows.shape)}")
+    calibration, measured = _halves(first, conditions, tuple(latents.values()))
+    return Source(
+        model=module,
+        example=first,
+        declaration=declaration,
+        conditions={key: _at_least_two(tensor[:EXAMPLES]) for key, tensor in conditions.items()},
+        classes=_class_names(examples.class_names, conditions),
+        observations=first,
+        measured=measured,
+        calibration=calibration,
+        name=name or type(module).__name__,
+        description=f"{type(module).__name__}, exported from PyTorch",
+        training=_trained(module),
+        holder=None if isinstance(model, nn.Module) else model,
+        latents={key: _at_least_two(rows[:EXAMPLES]) for key, rows in latents.items()},
+    )
+
+
+def _trained(module: nn.Module) -> dict[str, Any]:
+    return {"parameters": sum(parameter.numel() for parameter in module.parameters()), "torch": torch.__version__}
 
 
 def _with_own_data(model: Any, examples: Examples) -> tuple[Examples, tuple[str, ...], Normalisation | None]:
@@ -260,7 +315,9 @@ def _with_own_data(model: Any, examples: Examples) -> tuple[Examples, tuple[str,
     return changed, tuple(notes), Normalisation(*own.normalisation)
 
 
-def _conditions(conditions: Mapping[str, ArrayLike | Tensor] | None, n: int) -> dict[str, Tensor]:
+def _conditions(
+    conditions: Mapping[str, ArrayLike | Tensor] | None, n: int, beside: str = "the example has"
+) -> dict[str, Tensor]:
     if conditions is not None and not isinstance(conditions, Mapping):
         raise InputError(
             f'conditions: expected arrays by name, such as {{"label": y}}, got {type(conditions).__name__}'
@@ -270,18 +327,20 @@ def _conditions(conditions: Mapping[str, ArrayLike | Tensor] | None, n: int) -> 
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", key):
             raise InputError(f"conditions: expected names of letters, digits and '_', got {key!r}")
         if len(tensor) != n:
-            raise InputError(f"conditions[{key!r}]: expected {n} rows, as the example has, got {len(tensor)}")
+            raise InputError(f"conditions[{key!r}]: expected {n} rows, as {beside}, got {len(tensor)}")
     return tensors
 
 
-def _halves(x: Tensor, conditions: Mapping[str, Tensor]) -> tuple[Observations, Observations]:
+def _halves(
+    x: Tensor, conditions: Mapping[str, Tensor], latents: tuple[Tensor, ...]
+) -> tuple[Observations, Observations]:
     """Divide observations for calibration and measurement: every other one each; a single one serves for both."""
     # Every other: the first half may be of other classes.
     first, second = (slice(0, None, 2), slice(1, None, 2)) if len(x) > 1 else (slice(None), slice(None))
 
     def some(part: slice, what: str) -> Observations:
         inputs = {name: at_edge(rows[part]).numpy() for name, rows in conditions.items()}
-        return Observations(at_edge(x[part]).numpy(), inputs, what)
+        return Observations(at_edge(x[part]).numpy(), inputs, what, tuple(at_edge(z[part]).numpy() for z in latents))
 
     return some(first, "the caller's"), some(second, "the caller's, " + ("others" if len(x) > 1 else "the same"))
 

@@ -11,7 +11,9 @@ from .understand.adapted import Adapted
 
 
 def require_runnable(folder: Path, adapted: Adapted) -> None:
-    """Load a bundle with vae-runtime, then encode and decode a row of the example, and sample where there is a prior.
+    """Load a bundle with vae-runtime, then encode, if it has an encoder, and decode a row of the example.
+
+    Where there is a prior, sample too.
 
     Args:
         folder: the bundle.
@@ -26,7 +28,8 @@ def require_runnable(folder: Path, adapted: Adapted) -> None:
     latents = {latent.name: row[latent.name] for latent in signature.latents}
     try:
         vae = load(folder)
-        vae.encode(row[signature.observation.name], conditions=conditions)
+        if "encoder" in adapted.modules:
+            vae.encode(row[signature.observation.name], conditions=conditions)
         vae.decode(latents if len(latents) > 1 else latents[signature.latent.name], conditions=conditions)
         if all(latent.prior.kind != "none" for latent in signature.latents):
             vae.sample(1, conditions=conditions, seed=0)

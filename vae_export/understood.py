@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from torch import nn
 
 from .errors import ExportError
 from .sources import EXAMPLES, Source, check_declaration
-from .understand.adapt import adapt, declared
+from .understand.adapt import adapt, adapt_decoder, declared
 from .understand.adapted import Adapted, run_module
 from .understand.declaration import Mixture
 from .understand.evidence import unread
@@ -24,7 +25,9 @@ from .understand.tiling import with_tiles
 
 def understand_source(source: Source) -> Adapted:
     """Return the model's pure functions, checked in eager PyTorch, with the prior that is known, found or fitted."""
-    model, held_as = inner_model(source.model, source.example, source.conditions)
+    model, held_as = source.model, None
+    if not source.latents:
+        model, held_as = inner_model(source.model, source.example, source.conditions)
     holder = source.holder if model is source.model else source.model
     by, known = declared(model)
     declaration = source.declaration.over(known)
@@ -33,16 +36,16 @@ def understand_source(source: Source) -> Adapted:
     if own is not None:
         declaration = dataclasses.replace(declaration, prior="none")
     try:
-        adapted = adapt(
-            model,
-            source.example,
-            declaration,
-            source=by,
-            conditions=source.conditions,
-            classes=source.classes,
-            holder=holder,
-        )
+        facts: dict[str, Any] = {
+            "source": by, "conditions": source.conditions, "classes": source.classes, "holder": holder,
+        }  # fmt: skip
+        if source.latents:
+            adapted = adapt_decoder(model, source.latents, declaration, **facts)
+        else:
+            adapted = adapt(model, source.example, declaration, **facts)
     except ExportError as error:
+        if source.latents:
+            raise
         try:
             require_sound(model, source.example, source.conditions, declaration)
         except ExportError as fault:
@@ -68,7 +71,8 @@ def _left_out(model: nn.Module, adapted: Adapted) -> list[str]:
     parameters = dict(model.named_parameters())
     left = [name for name in unread(model, adapted, rows=2) if name in parameters]
     more = f" and {len(left) - 4} more" if len(left) > 4 else ""
-    return [f"left out, since neither encode nor decode reads them: {', '.join(left[:4])}{more}"] if left else []
+    neither = "neither encode nor decode reads" if "encoder" in adapted.modules else "decode does not read"
+    return [f"left out, since {neither} them: {', '.join(left[:4])}{more}"] if left else []
 
 
 def _normalised(adapted: Adapted, source: Source) -> Adapted:
@@ -79,17 +83,19 @@ def _normalised(adapted: Adapted, source: Source) -> Adapted:
 def _with_prior(adapted: Adapted, source: Source, own: str | Mixture) -> Adapted:
     """Return the same with a prior that is given, or fitted to the observations."""
     signature = adapted.signature
-    what = own if isinstance(own, str) else "a mixture"
+    own_kind = own if isinstance(own, str) else "a mixture"
     if len(signature.latents) > 1 or signature.latent.posterior.kind == "codes" or signature.latent.dynamic:
         raise ExportError(
-            f"prior: {what} is over one latent of a fixed size that is no code; this model has the latents "
+            f"prior: {own_kind} is over one latent of a fixed size that is no code; this model has the latents "
             f"{[latent.name for latent in signature.latents]}, posterior {signature.latent.posterior.kind}, dynamic "
             f"axes {list(signature.latent.dynamic)}"
         )
     name, shape = signature.latent.name, signature.latent.shape
     if isinstance(own, str):
         prior, content = fit_prior(own, name, _means(adapted, source))
-        line = f"prior: {own}, fitted to the latents of {len(source.observations)} observations"
+        count = len(source.observations)
+        what = f"{count} latents" if source.latents else f"the latents of {count} observations"
+        line = f"prior: {own}, fitted to {what}"
     else:
         if own.means.shape[1] != math.prod(shape):
             raise ExportError(
@@ -110,6 +116,8 @@ def _with_prior(adapted: Adapted, source: Source, own: str | Mixture) -> Adapted
 
 def _means(adapted: Adapted, source: Source) -> NDArray[np.float32]:
     """The posterior means of the observations, or the latents themselves."""
+    if source.latents:
+        return np.asarray(source.observations, np.float32)
     signature = adapted.signature
     rest = {name: tensor for name, tensor in adapted.examples.items() if name != signature.observation.name}
     if len(source.observations) > len(source.example) and any(c.components for c in signature.conditions):

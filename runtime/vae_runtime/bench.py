@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import Bundle, open_bundle
+from .bundle import Bundle, absence, open_bundle
 from .devices import Device, resolve_device
 from .errors import BundleError, InputError, VaeError, one_line, require_integer
 from .golden import golden_inputs, read_golden
@@ -236,7 +236,7 @@ class _Plain:
         needed = {"decode": ("decoder",), "sample": ("decoder",), "encode": ("encoder",)}
         for component in needed.get(work, ("encoder", "decoder")):
             if component not in manifest.components:
-                return f"the {component} was left out when this bundle was packed"
+                return absence(manifest, component).partition("; ")[0]
         if work == "sample" and any(latent.prior.kind != "normal" for latent in manifest.latents):
             return "a plain session draws noise for a standard normal prior only, and the bundle has another prior"
         if work == "reconstruct" and len(manifest.latents) > 1:

@@ -93,10 +93,7 @@ class Bundle(Record):
         """
         variants = self.manifest.components.get(component, {})
         if not variants:
-            raise BundleError(
-                f"{self.root}: the {component} was left out when this bundle was packed; use the bundle it was packed "
-                f"from, {self.manifest.packed_from}, or pack that with --only {component}, too"
-            )
+            raise BundleError(f"{self.root}: {absence(self.manifest, component)}")
         runnable = [variant for variant in variants.values() if variant.executor == "ort"]
         if name is None:
             return runnable[0]
@@ -196,6 +193,19 @@ def open_bundle(path: str | os.PathLike[str], digest: str | None = None) -> Bund
                 f"{files.path_of(SUMS)}: {needed}, named by {MANIFEST}, is not listed; copy the bundle again"
             )
     return Bundle(root, manifest, sums, actual, files)
+
+
+def absence(manifest: Manifest, component: str) -> str:
+    """Say why a bundle lacks a component, and what to do."""
+    if component == "encoder" and manifest.without_encoder:
+        return (
+            "the model was exported without an encoder, so encode, reconstruct and score are unavailable; export it "
+            "with its encoder for these"
+        )
+    return (
+        f"the {component} was left out when this bundle was packed; use the bundle it was packed from, "
+        f"{manifest.packed_from}, or pack that with --only {component}, too"
+    )
 
 
 def require_replaceable(

@@ -88,7 +88,7 @@ _COMPONENT = Struct(
 
 
 class Document(Struct):
-    """The outer object, whose components are required unless the bundle is packed."""
+    """The outer object, whose components are required unless the bundle is packed or exported without an encoder."""
 
     def read(self, value: Any, place: str, problems: Problems) -> Any:
         """The members by key."""
@@ -159,7 +159,9 @@ def dump(manifest: Manifest) -> str:
     }
     if len(manifest.components) < len(COMPONENTS):
         # A reader that does not know the field would take the absent component for damage.
-        document["additional_metadata"]["vae"]["must_understand"] = ["packed_from"]
+        document["additional_metadata"]["vae"]["must_understand"] = [
+            "packed_from" if manifest.packed_from else "refused"
+        ]
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -248,12 +250,19 @@ def _variant(component: str, name: str, members: dict[str, Any]) -> Variant:
 
 
 def _missing_components(document: dict[str, Any]) -> list[str]:
-    """The components that are required and missing: both are, but a packed bundle needs one alone."""
+    """The components that are required and missing: both are, but a packed bundle needs one alone.
+
+    The decoder suffices where `refused` says that the export had no encoder.
+    """
     missing = [component for component in COMPONENTS if component not in document["components"]]
     metadata = document.get("additional_metadata")
     vae = metadata.get("vae") if isinstance(metadata, dict) else None
     if isinstance(vae, dict) and "packed_from" in vae:
         return ["decoder"] if len(missing) == len(COMPONENTS) else []
+    refused = vae.get("refused") if isinstance(vae, dict) else None
+    for each in refused if isinstance(refused, list) else []:
+        if isinstance(each, dict) and (each.get("component"), each.get("variant")) == ("encoder", "fp32"):
+            return [component for component in missing if component != "encoder"]
     return missing
 
 

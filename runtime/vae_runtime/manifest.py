@@ -477,9 +477,14 @@ class Manifest(Signature, Header):
 
     @property
     def components(self) -> dict[str, Mapping[str, Variant]]:
-        """The components of the bundle by name: both, unless one was left out of a packed bundle."""
+        """The components of the bundle by name: both, unless one was left out by packing or by the export."""
         both = {"encoder": self.encoder, "decoder": self.decoder}
         return {component: variants for component, variants in both.items() if variants}
+
+    @property
+    def without_encoder(self) -> bool:
+        """Whether the model was exported without an encoder, as `refused` then says."""
+        return not self.encoder and any((each.component, each.variant) == ("encoder", "fp32") for each in self.refused)
 
     @property
     def variants(self) -> list[Variant]:

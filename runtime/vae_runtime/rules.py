@@ -30,8 +30,10 @@ def contradictions(manifest: Manifest) -> list[Problem]:
             found.append(Problem(where, "each component once", json.dumps(tiles.component)))
         found += _tiles_problems(f"{vae}.tiles[{index}]", tiles, manifest)
     found += _name_problems(vae, manifest)
-    both = {"encoder": manifest.encoder, "decoder": manifest.decoder}
-    for component, variants in ((manifest.packed_from and manifest.components) or both).items():
+    required = {"encoder": manifest.encoder, "decoder": manifest.decoder}
+    if manifest.packed_from or manifest.without_encoder:
+        required = manifest.components or required
+    for component, variants in required.items():
         place = f"components.{component}.variants"
         outputs = [output.name for output in manifest.outputs(component)]
         if not any(variant.executor == "ort" for variant in variants.values()):

@@ -15,8 +15,12 @@ def json_schema() -> dict[str, Any]:
     """The schema, as JSON holds it; the rules between fields are beyond it."""
     definitions = _Definitions()
     document = definitions.schema(DOCUMENT)
-    required = {"properties": {"components": {"required": list(COMPONENTS)}}}
     packed = {"if": {"required": ["encoder"]}, "else": {"required": ["decoder"]}}
+    without = {
+        "required": ["component", "variant"],
+        "properties": {"component": {"const": "encoder"}, "variant": {"const": "fp32"}},
+    }
+    decoder_alone = {"required": ["refused"], "properties": {"refused": {"contains": without}}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:vae-export:bundle-format:2",
@@ -24,20 +28,25 @@ def json_schema() -> dict[str, Any]:
         "description": 'Made by `make schema`. bundle-format.md is the specification; its section "Cross-field rules" '
         "lists what this schema cannot express.",
         **document,
-        "if": {
-            "required": ["additional_metadata"],
-            "properties": {
-                "additional_metadata": {
-                    "type": "object",
-                    "required": ["vae"],
-                    "properties": {"vae": {"type": "object", "required": ["packed_from"]}},
-                }
-            },
+        "if": _where({"required": ["packed_from"]}),
+        "then": _components(packed),
+        "else": {
+            "if": _where(decoder_alone),
+            "then": _components({"required": ["decoder"]}),
+            "else": _components({"required": list(COMPONENTS)}),
         },
-        "then": {"properties": {"components": packed}},
-        "else": required,
         "$defs": definitions.named,
     }
+
+
+def _where(vae: dict[str, Any]) -> dict[str, Any]:
+    """The condition that our metadata satisfy a schema."""
+    members = {"type": "object", "required": ["vae"], "properties": {"vae": {"type": "object"} | vae}}
+    return {"required": ["additional_metadata"], "properties": {"additional_metadata": members}}
+
+
+def _components(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"properties": {"components": schema}}
 
 
 class _Definitions:

@@ -272,7 +272,9 @@ def test_codes_that_nothing_decodes_are_refused():
     class Undecoded(Named):
         decode_code = None
 
-    with pytest.raises(ExportError, match=r"decode: fails on latents \[4, 6\]: .*; encode gives codes, pass decode="):
+    with pytest.raises(
+        ExportError, match=r"decode: fails on latents \[4, 6\]: .*; the latents are codes, pass decode="
+    ):
         understood(Undecoded("method"))
 
 

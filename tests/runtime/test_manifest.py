@@ -512,6 +512,23 @@ BROKEN_FURTHER: list[tuple[list[tuple[tuple[str | int, ...], Any]], str]] = [
         ],
         "components.decoder",
     ),
+    *(
+        (
+            [
+                ((*FREE, "refused"), [{"component": "encoder", "variant": "fp32", "reason": "none"}]),
+                (("components", "encoder"), ABSENT),
+                (("components", "decoder"), ABSENT),
+            ],
+            "components.decoder",
+        ),
+        (
+            [
+                ((*FREE, "refused"), [{"component": "encoder", "variant": "fp16", "reason": "none"}]),
+                (("components", "encoder"), ABSENT),
+            ],
+            "components.encoder",
+        ),
+    ),
     ([((*FREE, "refused"), [5])], f"{place_of(FREE)}.refused[0]"),
     ([((*FREE, "tiles"), [5])], f"{place_of(FREE)}.tiles[0]"),
     ([((*FREE, "tiles"), [TILES]), ((*FREE, "tiles", 0, "component"), ABSENT)], f"{place_of(FREE)}.tiles[0].component"),

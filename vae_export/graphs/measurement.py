@@ -26,18 +26,27 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Observations:
-    """Real observations `x` [n, …], their conditions by name, and a description of them."""
+    """Real observations `x` [n, …], their conditions by name, and a description of them.
+
+    For a decoder alone, `latents` has one array [n, …] for each of its latents, and `x` is the first of them.
+    """
 
     x: Array
     conditions: Mapping[str, Array]
     description: str
+    latents: tuple[Array, ...] = ()
 
     def first(self, n: int) -> Observations:
         """Return the first `n` observations."""
-        return replace(self, x=self.x[:n], conditions={name: rows[:n] for name, rows in self.conditions.items()})
+        return replace(
+            self,
+            x=self.x[:n],
+            conditions={name: rows[:n] for name, rows in self.conditions.items()},
+            latents=tuple(rows[:n] for rows in self.latents),
+        )
 
     def __str__(self) -> str:
-        return f"{len(self.x):,} observations of {self.description}"
+        return f"{len(self.x):,} {'latents' if self.latents else 'observations'} of {self.description}"
 
 
 class Measurement:
@@ -70,8 +79,8 @@ class Measurement:
     def feeds(self, component: str, observed: Observations) -> dict[str, Array]:
         """Return a component's inputs for calibration by name.
 
-        The encoder gets the observations. The decoder gets samples of their latents and, where `draws_prior`, as many
-        draws from the prior.
+        The encoder gets the observations. The decoder gets samples of their latents, or the latents that were given for
+        a decoder alone, and, where `draws_prior`, as many draws from the prior.
         """
         vae, manifest, n = self._fp32, self.manifest, len(observed.x)
         conditions = dict(observed.conditions)
@@ -150,12 +159,17 @@ class Measurement:
 
     def _latents(self, vae: VAE, observed: Observations, sample: bool = False) -> dict[str, Array]:
         """Return the latents of observations by name: the modes, or samples where there is a posterior to draw from."""
-        encoded = vae.encode(observed.x, conditions=observed.conditions or None, seed=0)
-        parts = encoded if isinstance(encoded, Mapping) else {self.manifest.latent.name: encoded}
-        latents = {
-            name: part.sample(seed=0) if sample and isinstance(part, Posterior) else part.mode()
-            for name, part in parts.items()
-        }
+        latents: dict[str, Array]
+        if observed.latents:
+            named = [latent.name for latent in self.manifest.latents if latent.posterior.outputs]
+            latents = dict(zip(named, observed.latents, strict=True))
+        else:
+            encoded = vae.encode(observed.x, conditions=observed.conditions or None, seed=0)
+            parts = encoded if isinstance(encoded, Mapping) else {self.manifest.latent.name: encoded}
+            latents = {
+                name: part.sample(seed=0) if sample and isinstance(part, Posterior) else part.mode()
+                for name, part in parts.items()
+            }
         for number, latent in enumerate(self.manifest.latents):
             if sample and latent.name not in latents:
                 # The decoder takes this latent as noise, and the encoder does not infer it.
@@ -164,6 +178,8 @@ class Measurement:
         return latents
 
     def _score(self, vae: VAE) -> tuple[Array | None, str | None]:
+        if self.measured.latents:
+            return None, "the model was exported without an encoder"
         scores = vae.score(self.measured.x, conditions=self.measured.conditions or None, seed=0)
         return scores.elbo, scores.reason
 
@@ -177,7 +193,7 @@ class Measurement:
             variants[graph.component][graph.variant] = own
             self._write(own.path, graph.content)
             sums[own.path] = self._sums.pop(own.path)
-        manifest = replace(self.manifest, encoder=variants["encoder"], decoder=variants["decoder"])
+        manifest = replace(self.manifest, encoder=variants.get("encoder", {}), decoder=variants["decoder"])
         self._write(MANIFEST, dump(manifest).encode())
         sums[MANIFEST] = self._sums.pop(MANIFEST)
         lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(sums.items()))

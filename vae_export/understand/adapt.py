@@ -1,10 +1,11 @@
-"""Any VAE → two pure functions, encode and decode, and what their tensors mean.
+"""Any VAE → two pure functions, encode and decode, or a decoder alone, and what their tensors mean.
 
 Facts that are not declared are found by running the model: see docs/bring-your-own.md.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -20,15 +21,28 @@ from .choices import cut_at_choices
 from .cut import cut_forward
 from .declaration import SECOND, Declaration
 from .decoder import understand_decoder
+from .decoding import decoding_codes, decoding_observations
 from .draws import Draws
 from .edges import at_edge
-from .encoder import understand_encoder
+from .encoder import describe_latents, understand_encoder
 from .evidence import find_prior, require_posterior, with_prior
 from .families.registry import family_of
-from .functions import Functions, MissingFunction, find_functions, own_decode, tensors_in
+from .functions import (
+    Functions,
+    MissingFunction,
+    find_decode,
+    find_functions,
+    own_decode,
+    require_parameters,
+    tensors_in,
+)
 from .observation import conditions_of, observation_of
 from .posterior import SAME, ForwardDiffers, distance
 from .quantizer import cut_at_quantizers
+from .reading import Part, mean_of
+
+# The reason why an encoder, and a posterior, is missing.
+WITHOUT_ENCODER = "the model was exported without an encoder"
 
 _CHECKED = "checked: forward, which decodes the same latents and gives the same reconstruction, with the same noise"
 
@@ -102,6 +116,70 @@ def adapt(
         adapted = with_prior(adapted, find_prior(functions, adapted, settled=settled, holder=holder))
     lines = _described(adapted.signature, declaration)
     return dataclasses.replace(adapted, recognised=(*adapted.recognised, *lines))
+
+
+def adapt_decoder(
+    model: nn.Module,
+    latents: Mapping[str, Tensor],
+    declaration: Declaration,
+    *,
+    source: str | None = None,
+    conditions: Mapping[str, Tensor] | None = None,
+    classes: Mapping[str, Sequence[str]] | None = None,
+    holder: object = None,
+) -> Adapted:
+    """Find a decoder's pure function and what it means, for a model that is exported without an encoder.
+
+    Args:
+        model: as in `adapt`: it has a decode, or is the decoder itself.
+        latents: examples [n, …] by name, n at least 2, in the order in which decode takes them; integers are codes.
+        declaration: as in `adapt`; what it says of an encoder is left out.
+        source: as in `adapt`.
+        conditions: as in `adapt`.
+        classes: as in `adapt`.
+        holder: as in `adapt`.
+
+    Raises:
+        ExportError: as in `adapt`.
+    """
+    conditions = dict(conditions or {})
+    own = list(latents.values())
+    values = [at_edge(value) for value in own]
+    functions = find_decode(model, own[0], conditions, declaration)
+    parts = [
+        Part("none" if value.is_floating_point() else "codes", edge, name=name)
+        for (name, value), edge in zip(latents.items(), values, strict=True)
+    ]
+    if all(part.kind == "codes" for part in parts):
+        functions = decoding_codes(functions, own)
+    require_parameters("decode", functions.decode, len(own), conditions)
+    functions = decoding_observations(functions.for_latents(own, values), values, None)
+    with contextlib.suppress(Exception):
+        # Zeros of the shape of an observation, since no likelihood refuses them; where decode fails, the next says why.
+        mean = mean_of(functions.decoded(values, Draws.constant(0.0)))
+        functions = dataclasses.replace(functions, example=torch.zeros(mean.shape))
+    decoder = understand_decoder(functions, values, declaration)
+    reason = declaration.prior_reason or f"{WITHOUT_ENCODER}, and no prior was stated"
+    declaration = dataclasses.replace(
+        declaration, posterior=None, posterior_reason=WITHOUT_ENCODER, prior_reason=reason
+    )
+    described = describe_latents(functions, parts, set(), declaration)
+    signature = Signature(
+        observation=observation_of(model, functions.example, declaration, decoder.likelihood.kind),
+        latents=(*described, *decoder.noises),
+        likelihood=decoder.likelihood,
+        conditions=conditions_of(functions.conditions, {"decoder": functions.decode_conditions}, classes or {}),
+    )
+    examples = {name: at_edge(tensor) for name, tensor in conditions.items()}
+    examples |= {latent.name: value for latent, value in zip(described, values, strict=True)}
+    for latent in decoder.noises:
+        examples |= _noise(latent, len(own[0]))
+    lines = (*([f"declared by {source}"] if source else []), *functions.recognised, *decoder.recognised)
+    adapted = Adapted({"decoder": decoder.module}, signature, examples, lines)
+    if declaration.prior is None and any(part.kind != "codes" for part in parts):
+        adapted = with_prior(adapted, find_prior(functions, adapted, holder=holder))
+    lines = (*adapted.recognised, *_described(adapted.signature, declaration))
+    return dataclasses.replace(adapted, recognised=lines)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,9 @@ from vae_runtime.manifest import Signature
 class Adapted:
     """A VAE as two modules without randomness, with what their tensors mean.
 
-    `modules` has "encoder" and "decoder": each takes the tensors of `signature.inputs` and returns a tuple of those of
-    `signature.outputs`, in order. They share the model's weights. `examples` holds a value [n, …] for every input.
+    `modules` has "encoder" and "decoder", or the decoder alone: each takes the tensors of `signature.inputs` and
+    returns a tuple of those of `signature.outputs`, in order. They share the model's weights. `examples` holds a value
+    [n, …] for every input.
     """
 
     modules: Mapping[str, nn.Module]

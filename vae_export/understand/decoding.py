@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -51,7 +52,7 @@ def decoding_codes(functions: Functions, codes: Sequence[Tensor]) -> Functions:
     shapes = ", ".join(str(list(each.shape)) for each in codes)
     # Where forward takes the example, its halves may serve.
     raise (ForwardDiffers if functions.forward_runs() else ExportError)(
-        f"decode: fails on latents {shapes}: {failures[0]}; encode gives codes, pass decode=, a function of these"
+        f"decode: fails on latents {shapes}: {failures[0]}; the latents are codes, pass decode=, a function of these"
     )
 
 
@@ -75,13 +76,17 @@ def _decoders(functions: Functions) -> Iterator[tuple[Callable[..., Any], tuple[
             yield _listed(method), line
 
 
-def decoding_observations(functions: Functions, latents: Sequence[Tensor]) -> Functions:
+def decoding_observations(functions: Functions, latents: Sequence[Tensor], shape: Sequence[int] | None) -> Functions:
     """Return the functions with a decode that returns the observation alone, where its answer is a tuple.
 
     The first item is the observation. If it is none, such as in (None, x), or a tensor of another shape while a later
     item has the example's shape, that item is.
+
+    Args:
+        functions: encode and decode.
+        latents: those of the example.
+        shape: the example's shape, None for a decoder alone.
     """
-    shape = functions.example.shape
     try:
         with torch.no_grad():
             output = functions.decoded(latents, Draws.constant(0.0))
@@ -94,11 +99,17 @@ def decoding_observations(functions: Functions, latents: Sequence[Tensor]) -> Fu
     item = next((number for number in tensors if output[number].shape == shape), min(tensors, default=0))
     if item == 0 or (0 in tensors and output[item].shape != shape):
         return functions
-    decode = functions.decode
+    own = functions.decode
+
+    def decode(*given: Any, **others: Any) -> Any:
+        return own(*given, **others)[item]
+
+    # The model's own decode is what its sampler calls.
+    functools.update_wrapper(decode, own, updated=())
     line = f"decode: item {item + 1} of its answer is the observation, {list(output[item].shape[1:])}"
     return replace(
         functions,
-        decode=lambda *given, **others: decode(*given, **others)[item],
+        decode=decode,
         recognised=(*functions.recognised, line),
     )
 

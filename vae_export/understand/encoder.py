@@ -70,7 +70,8 @@ def understand_encoder(functions: Functions, declaration: Declaration) -> Unders
     own = reading.read(output)
     parts = _as_declared(own, declaration)
     values = tuple(_at_edge(part).contiguous() for part in parts)
-    functions = decoding_observations(functions.for_latents([part.value for part in own], values), values)
+    functions = functions.for_latents([part.value for part in own], values)
+    functions = decoding_observations(functions, values, functions.example.shape)
     noises = _noises(functions, quiet, reading, parts)
     if [part.kind for part in parts] == ["none"] and declaration.posterior is None:
         refuse_hidden_posterior(functions)
@@ -78,7 +79,7 @@ def understand_encoder(functions: Functions, declaration: Declaration) -> Unders
     ones = reading.read(functions.encoded(Draws.constant(1.0))) if noises else parts
     meanings, found = second_tensors(functions, ones, declaration, halved=reading.doubled is not None)
     reading = replace(reading, meanings=meanings)
-    latents = _latents(functions, parts, set(noises.values()), declaration)
+    latents = describe_latents(functions, parts, set(noises.values()), declaration)
     module = _Encode(functions, reading, latents, noises)
     return UnderstoodEncoder(module, latents, values, functions, (*lines, *found, *quiet.widened_line("encode")))
 
@@ -202,10 +203,14 @@ def _equal(a: Part, b: Part) -> bool:
     return torch.equal(a.value, b.value) and (a.second is None or b.second is None or torch.equal(a.second, b.second))
 
 
-def _latents(
+def describe_latents(
     functions: Functions, parts: Sequence[Part], noisy: set[int], declaration: Declaration
 ) -> tuple[Latent, ...]:
-    """Describe the latents; `noisy` holds the numbers of those whose noise the encoder draws."""
+    """Describe the latents of the example; `noisy` holds the numbers of those whose noise the encoder draws.
+
+    Raises:
+        ExportError: a latent has another number of rows than the example, or a declaration does not fit it.
+    """
     n = len(functions.example)
     latents = []
     for j, part in enumerate(parts):

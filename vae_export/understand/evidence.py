@@ -93,6 +93,8 @@ def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True, 
         shown = _from_sampler(owner, functions, adapted, latents)
         if shown is not None:
             return shown
+    if "encoder" not in adapted.modules:
+        return _none("nothing shows which latents the decoder is sampled from")
     if any(latent.posterior.kind != "normal" for latent in latents):
         reason = "a deterministic autoencoder has no prior over its latents"
         return Evidence(LatentPrior("none", reason=reason), f"prior: none, {reason}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -137,7 +137,7 @@ class Functions:
     @contextlib.contextmanager
     def watching(self, note: Callable[[Tensor], object]) -> Iterator[None]:
         """Note what the model's own decode, a method or a submodule, is called with."""
-        decode, model = self.decode, self.model
+        decode, model = getattr(self.decode, "__wrapped__", self.decode), self.model
         if isinstance(decode, nn.Module):
             hook = decode.register_forward_pre_hook(
                 lambda module, given: note(given[0]) if given and isinstance(given[0], Tensor) else None
@@ -206,9 +206,7 @@ def find_functions(
     encode, encode_line = _function(model, "encode", declaration.encode)
     decode, decode_line = _function(model, "decode", declaration.decode)
     require_parameters("encode", encode, 1, conditions)
-    reserved = sorted(set(conditions) & RESERVED)
-    if reserved:
-        raise ExportError(f"condition {reserved[0]!r}: expected another name, this one is taken; rename it")
+    _require_free(conditions)
     taken = conditions_taken(encode, conditions)
     arguments, changed = fitting(
         {"x": example, **taken},
@@ -227,6 +225,39 @@ def find_functions(
     )
 
 
+def find_decode(
+    model: nn.Module, latent: Tensor, conditions: Mapping[str, Tensor], declaration: Declaration
+) -> Functions:
+    """Find decode alone, by declaration, by name, or as the model's own `forward`.
+
+    Args:
+        model: a decoder, or a model that has one.
+        latent: [n, …], in the place of the example, which the decoder's answer has yet to show.
+        conditions: values [n, …] by name.
+        declaration: the known facts.
+
+    Raises:
+        ExportError: the model has no decode and no forward, or a condition's name is taken.
+    """
+    try:
+        decode, line = _function(model, "decode", declaration.decode)
+    except MissingFunction:
+        if type(model).forward is nn.Module.forward:
+            raise
+        decode, line = model, (f"decode: {type(model).__name__}.forward",)
+    _require_free(conditions)
+    return Functions(
+        model=model,
+        encode=_no_encode,
+        decode=decode,
+        example=latent,
+        conditions=conditions,
+        encode_conditions={},
+        decode_conditions=conditions_taken(decode, conditions),
+        recognised=line,
+    )
+
+
 def own_decode(functions: Functions) -> Functions:
     """Return the functions with the model's own decode, found by its name.
 
@@ -236,6 +267,16 @@ def own_decode(functions: Functions) -> Functions:
     decode, _ = _function(functions.model, "decode", None)
     taken = conditions_taken(decode, functions.conditions)
     return replace(functions, decode=decode, decode_conditions=taken, latent_dtypes=())
+
+
+def _no_encode(x: Tensor) -> Any:
+    raise ExportError("encode: the model is exported without an encoder")
+
+
+def _require_free(names: Iterable[str]) -> None:
+    reserved = sorted(set(names) & RESERVED)
+    if reserved:
+        raise ExportError(f"condition {reserved[0]!r}: expected another name, this one is taken; rename it")
 
 
 def _at_edge(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ def with_tiles(adapted: Adapted) -> Adapted:
     signature = adapted.signature
     if not signature.observation.dynamic or not any(latent.dynamic for latent in signature.latents):
         return adapted
-    tiles = tuple(_measured(adapted, component) for component in ("encoder", "decoder"))
+    tiles = tuple(_measured(adapted, component) for component in adapted.modules)
     lines = [f"tiles: {each.component}: {_described(each)}" for each in tiles]
     return replace(adapted, signature=replace(signature, tiles=tiles), recognised=(*adapted.recognised, *lines))
 

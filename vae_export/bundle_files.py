@@ -85,6 +85,7 @@ def describe_bundle(
         latents=signature.latents,
         likelihood=signature.likelihood,
         tiles=signature.tiles,
+        table=signature.table,
         golden=golden.record,
         encoder=golden.variants["encoder"],
         decoder=golden.variants["decoder"],

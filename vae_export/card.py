@@ -128,7 +128,12 @@ def _use(manifest: Manifest) -> list[str]:
     conditions = f", conditions={{{values}}}" if given else ""
     sampled = all(latent.prior.kind != "none" for latent in manifest.latents)
     call = f"x = vae.sample(16, seed=0{conditions})" if sampled else f"x = vae.decode(z{conditions})"
-    return ["```python", "import vae_runtime", "", 'vae = vae_runtime.load("path/to/this/folder")', call, "```"]
+    calls = [call]
+    if manifest.table:
+        # The library that made the table draws its numbers too.
+        calls = [call.replace("seed=0", "seed=0, observe=True") if manifest.likelihood.scale_output else call]
+        calls.append("columns = vae_runtime.to_table(vae, x)")
+    return ["```python", "import vae_runtime", "", 'vae = vae_runtime.load("path/to/this/folder")', *calls, "```"]
 
 
 def _graphs(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from vae_runtime.columns import Column
 from vae_runtime.errors import InputError, require_integer
 from vae_runtime.manifest import Manifest, Normalisation
 
@@ -28,7 +29,7 @@ from .training.data import Dataset
 from .training.evaluation import binarise, read_evaluation
 from .understand.declaration import SECOND, Declaration, Mixture
 from .understand.edges import at_edge
-from .understand.families.registry import object_data, require_whole
+from .understand.families.registry import decoder_data, object_data
 from .understand.inner import module_of
 from .understand.likelihood import observation_range, require_likelihood
 from .understand.observation import require_axes
@@ -64,6 +65,8 @@ class Source:
     """Lines on where the data came from."""
     latents: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     """Of a decoder alone, examples of its latents by name; `example` and `observations` are then the first of them."""
+    table: tuple[Column, ...] = ()
+    """The columns of the table whose rows the observations are."""
 
 
 @dataclass(frozen=True)
@@ -191,10 +194,22 @@ def model_source(model: Any, declaration: Declaration, examples: Examples, name:
 
     Raises:
         InputError: an argument is invalid.
-        ExportError: the object keeps no whole model.
+        ExportError: no bundle carries what the object has.
     """
-    require_whole(model)
+    own = decoder_data(model)
     module = module_of(model)
+    if own is not None:
+        latents = own.latents if examples.latents is None else examples.latents
+        source = _decoder_source(None, module, declaration, dataclasses.replace(examples, latents=latents), name)
+        named = type(model).__name__
+        return dataclasses.replace(
+            source,
+            declaration=declaration.over(own.declaration),
+            name=name or named,
+            description=f"{named}, exported from PyTorch",
+            notes=(own.note,),
+            table=own.table,
+        )
     if examples.latents is not None:
         return _decoder_source(model, module, declaration, examples, name)
     examples, notes, normalisation = _with_own_data(model, examples)
@@ -251,9 +266,7 @@ def _decoder_source(
     }  # fmt: skip
     for argument, value in needing.items():
         if value is not None:
-            raise InputError(
-                f"{argument}: expected nothing beside latents=, which exports a decoder alone; leave it out"
-            )
+            raise InputError(f"{argument}: expected nothing for a decoder alone, which takes latents; leave it out")
     given: Mapping[str, Any] = examples.latents if isinstance(examples.latents, Mapping) else {"z": examples.latents}
     latents = {key: _tensor(f"latents[{key!r}]" if len(given) > 1 else "latents", rows) for key, rows in given.items()}
     if not latents:

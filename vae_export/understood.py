@@ -77,7 +77,8 @@ def _left_out(model: nn.Module, adapted: Adapted) -> list[str]:
 
 def _normalised(adapted: Adapted, source: Source) -> Adapted:
     observation = dataclasses.replace(adapted.signature.observation, normalisation=source.normalisation)
-    return dataclasses.replace(adapted, signature=dataclasses.replace(adapted.signature, observation=observation))
+    signature = dataclasses.replace(adapted.signature, observation=observation, table=source.table)
+    return dataclasses.replace(adapted, signature=signature)
 
 
 def _with_prior(adapted: Adapted, source: Source, own: str | Mixture) -> Adapted:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .packing import pack
     from .posterior import Encoding, Posterior, Posteriors
     from .score import Scores
+    from .tables import to_table
     from .vae import VAE, load
     from .verification import Report, verify
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _LATER = {
     **dict.fromkeys(("Encoding", "Posterior", "Posteriors"), "posterior"),
     "Scores": "score",
+    "to_table": "tables",
     **dict.fromkeys(("finish_samples", "generate"), "generation.run"),
     "verify_samples": "generation.verification",
     **dict.fromkeys(("Samples", "open_samples"), "generation.samples"),
@@ -60,6 +62,7 @@ __all__ = [
     "new_seed",
     "open_samples",
     "pack",
+    "to_table",
     "traverse",
     "verify",
     "verify_samples",

@@ -223,6 +223,29 @@ class Either(Type):
         return (self.items if isinstance(value, tuple) else self.item).write(value)
 
 
+class Later(Type):
+    """A type of another module of this package, which is imported when a value is read or written."""
+
+    def __init__(self, module: str, attribute: str) -> None:
+        self.module, self.attribute = module, attribute
+
+    @property
+    def type(self) -> Type:
+        """The type itself."""
+        from importlib import import_module
+
+        found: Type = getattr(import_module(f".{self.module}", __package__), self.attribute)
+        return found
+
+    def read(self, value: Any, place: str, problems: Problems) -> Any:
+        """The value, as that type reads it."""
+        return self.type.read(value, place, problems)
+
+    def write(self, value: Any) -> Any:
+        """The value, as that type writes it."""
+        return self.type.write(value)
+
+
 class Map(Type):
     """An object with members of one type under names of any kind."""
 

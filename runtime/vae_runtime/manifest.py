@@ -7,12 +7,15 @@ writes the whole, `schema` makes docs/bundle-format.schema.json of these lines.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .fields import FREE, TEXT, Choice, Either, Flag, Integer, List, Map, Nullable, Number, Struct, Text
+from .fields import FREE, TEXT, Choice, Either, Flag, Integer, Later, List, Map, Nullable, Number, Struct, Text
 from .likelihood import KINDS
 from .noise import SPEC
 from .records import Record, field, record
+
+if TYPE_CHECKING:
+    from .columns import Column
 
 FORMAT_VERSION = "2.0"
 COMPONENTS = ("encoder", "decoder")
@@ -375,6 +378,8 @@ class Tiles(Record):
     reason: str | None = field(TEXT, default=None)
 
 
+# Bundles without a table start without its module.
+TABLE = List(Later("columns", "COLUMN"), "a list of columns")
 TILES = List(Struct(Tiles, name="tiles"), "a list of at most 2 objects", max=2)
 
 
@@ -387,6 +392,7 @@ class Signature(Record):
     latents: tuple[Latent, ...] = field(LATENTS)
     likelihood: Likelihood = field(LIKELIHOOD)
     tiles: tuple[Tiles, ...] = field(TILES, default=())
+    table: tuple[Column, ...] = field(TABLE, default=())
 
     @property
     def latent(self) -> Latent:

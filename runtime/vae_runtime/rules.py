@@ -30,6 +30,8 @@ def contradictions(manifest: Manifest) -> list[Problem]:
             found.append(Problem(where, "each component once", json.dumps(tiles.component)))
         found += _tiles_problems(f"{vae}.tiles[{index}]", tiles, manifest)
     found += _name_problems(vae, manifest)
+    if manifest.table:
+        found += _table_problems(f"{vae}.table", manifest)
     required = {"encoder": manifest.encoder, "decoder": manifest.decoder}
     if manifest.packed_from or manifest.without_encoder:
         required = manifest.components or required
@@ -121,6 +123,20 @@ def _tiles_problems(place: str, tiles: Tiles, manifest: Manifest) -> Iterator[Pr
             yield Problem(where, "an axis whose size is a multiple of the latent's", f"{usual[0]} and {usual[1]}")
     if len(manifest.latents) > 1 and tiles.halo:
         yield Problem(f"{place}.halo", "no tiles where there are several latents", str(len(manifest.latents)))
+
+
+def _table_problems(place: str, manifest: Manifest) -> Iterator[Problem]:
+    names = [column.name for column in manifest.table]
+    for index, column in enumerate(manifest.table):
+        if column.name in names[:index]:
+            yield Problem(f"{place}[{index}].name", "a name that no other column has", json.dumps(column.name))
+        if len(column.scales) != len(column.means):
+            yield Problem(
+                f"{place}[{index}].scales", f"one for each of {len(column.means)} means", f"{len(column.scales)}"
+            )
+    shape, width = manifest.outputs("decoder")[0].shape, sum(column.width for column in manifest.table)
+    if shape != (width,):
+        yield Problem(place, f"columns of {list(shape)} values, the decoder's", str(width))
 
 
 def _likelihood_problems(place: str, likelihood: Likelihood) -> Iterator[Problem]:

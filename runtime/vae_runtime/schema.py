@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from .columns import Scalar
 from .document import DOCUMENT, EXECUTORS, VARIANT, ExecutorInfo, Variants
-from .fields import MAX_NUMBER, Choice, Either, Flag, Integer, List, Map, Nullable, Number, Struct, Text, Type
+from .fields import MAX_NUMBER, Choice, Either, Flag, Integer, Later, List, Map, Nullable, Number, Struct, Text, Type
 from .manifest import COMPONENTS, VARIANT_NAME
 from .records import Field
 
@@ -56,6 +57,8 @@ class _Definitions:
         self.named: dict[str, Any] = {}
 
     def reference(self, type: Type) -> dict[str, Any]:
+        if isinstance(type, Later):
+            return self.reference(type.type)
         if type.name is None:
             return self.schema(type)
         if type.name not in self.named:
@@ -93,6 +96,8 @@ class _Definitions:
                 return {"type": "object"} | minimum | each
             case Struct():
                 return self.of_struct(type)
+            case Scalar():
+                return {"type": ["string", "number", "boolean", "null"], "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
             case ExecutorInfo():
                 return self.of_executor_info(type)
             case Variants():

@@ -175,11 +175,11 @@ def test_a_decode_that_fails_is_refused_with_its_reason():
 @pytest.mark.parametrize(
     ("examples", "declaration", "message"),
     [
-        (Examples(latents=Z, example=Z), {}, "example: expected nothing beside latents="),
-        (Examples(latents=Z, observations=Z), {}, "observations: expected nothing beside latents="),
-        (Examples(latents=Z), {"encode": "encode"}, "encode: expected nothing beside latents="),
-        (Examples(latents=Z), {"posterior": "codes"}, "posterior: expected nothing beside latents="),
-        (Examples(latents=Z), {"dynamic": ("height",)}, "dynamic: expected nothing beside latents="),
+        (Examples(latents=Z, example=Z), {}, "example: expected nothing for a decoder alone"),
+        (Examples(latents=Z, observations=Z), {}, "observations: expected nothing for a decoder alone"),
+        (Examples(latents=Z), {"encode": "encode"}, "encode: expected nothing for a decoder alone"),
+        (Examples(latents=Z), {"posterior": "codes"}, "posterior: expected nothing for a decoder alone"),
+        (Examples(latents=Z), {"dynamic": ("height",)}, "dynamic: expected nothing for a decoder alone"),
         (Examples(latents={}), {}, "latents: expected examples of at least one latent, got none"),
         (Examples(latents=Z[:, 0]), {}, r"latents\['z'\]: expected \[12, …\] as the first, got \[12\]"),
         (Examples(latents={"a": Z, "b": Z[:3]}), {}, r"latents\['b'\]: expected \[12, …\] as the first, got \[3, 5\]"),

@@ -478,17 +478,6 @@ def test_a_detector_of_pyod_standardizes_its_example_and_says_how(standardized):
     assert "standardized as the VAE does" in source.notes[-1]
 
 
-def test_a_model_that_keeps_its_decoder_alone_is_refused_for_that():
-    holder = (types.SimpleNamespace,)
-    for package, refused in (("ctgan.synthesizers.tvae", True), ("mine", False)):
-        model = stand_in(package, "TVAE", bases=holder, decoder=nn.Linear(3, 3))
-        error, words = (
-            (ExportError, "ctgan TVAE: its fit keeps the decoder alone") if refused else (Exception, "numbers")
-        )
-        with pytest.raises(error, match=words):
-            model_source(model, Declaration(), Examples(np.array([["a table", "of texts"]], object)), None)
-
-
 # Recognition, without any library.
 
 

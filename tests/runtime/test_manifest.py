@@ -84,6 +84,8 @@ def edited(*edits: tuple[tuple[str | int, ...], Any]) -> Any:
 LABEL = {"name": "label", "dtype": "int64", "shape": [], "classes": ["a", "b"], "components": ["encoder", "decoder"]}
 MASK = {"name": "mask", "dtype": "float32", "shape": [8, 8], "range": [0, 1], "components": ["decoder"]}
 TILES = {"component": "decoder", "reason": "attention"}
+NUMBERS_OF_MODES = {"name": "age", "kind": "modes", "means": [1, 2.5], "scales": [4, 5], "rounding": "nearest"}
+CATEGORIES = {"name": "city", "kind": "categories", "categories": ["a", 1, True, None]}
 MIXTURE = {"kind": "mixture", "file": "prior.npz", "components": 10, "covariance": "full"}
 CODES = {"kind": "codes", "value": "codes", "codebook": 512}
 
@@ -531,6 +533,35 @@ BROKEN_FURTHER: list[tuple[list[tuple[tuple[str | int, ...], Any]], str]] = [
     ),
     ([((*FREE, "refused"), [5])], f"{place_of(FREE)}.refused[0]"),
     ([((*FREE, "tiles"), [5])], f"{place_of(FREE)}.tiles[0]"),
+    ([((*FREE, "table"), {})], f"{place_of(FREE)}.table"),
+    ([((*FREE, "table"), [5])], f"{place_of(FREE)}.table[0]"),
+    *(
+        ([((*FREE, "table"), [{**column, name: value}])], f"{place_of(FREE)}.table[0].{name}")
+        for column, name, values in (
+            (CATEGORIES, "name", (5, None)),
+            (CATEGORIES, "kind", ("dates", None)),
+            (CATEGORIES, "categories", ([], "ab", None)),
+            (NUMBERS_OF_MODES, "means", ([], 5)),
+            (NUMBERS_OF_MODES, "scales", ([], 5)),
+            (NUMBERS_OF_MODES, "rounding", ("up", None)),
+        )
+        for value in values
+    ),
+    *(
+        ([((*FREE, "table"), [column]), ((*FREE, "table", 0, name), ABSENT)], f"{place_of(FREE)}.table[0].{name}")
+        for column in (NUMBERS_OF_MODES, CATEGORIES)
+        for name in column
+        if name != "rounding"
+    ),
+    *(
+        ([((*FREE, "table"), [{**column, name: [value]}])], f"{place_of(FREE)}.table[0].{name}[0]")
+        for column, name, values in (
+            (CATEGORIES, "categories", ([], 1e301, -1e301)),
+            (NUMBERS_OF_MODES, "means", ("1", None, 1e301, -1e301)),
+            (NUMBERS_OF_MODES, "scales", ("1", 0, -1, 1e301)),
+        )
+        for value in values
+    ),
     ([((*FREE, "tiles"), [TILES]), ((*FREE, "tiles", 0, "component"), ABSENT)], f"{place_of(FREE)}.tiles[0].component"),
     *(
         ([((*FREE, "tiles"), [{**TILES, name: value}])], f"{place_of(FREE)}.tiles[0].{name}")
@@ -1200,6 +1231,17 @@ CONTRADICTIONS: list[tuple[int, list[tuple[tuple[str | int, ...], Any]], str]] =
     (15, [((*FREE, "tiles"), [TILES, TILES])], f"{place_of(FREE)}.tiles[1].component"),
     (15, [((*FREE, "tiles"), [{**TILES, "halo": {"width": 1}}])], f"{place_of(FREE)}.tiles[0].halo.width"),
     (15, [*DYNAMIC, ((*FREE, "tiles"), [{**TILES, "halo": {"width": 1}}])], f"{place_of(FREE)}.tiles[0].halo.width"),
+    (16, [((*FREE, "table"), [CATEGORIES])], f"{place_of(FREE)}.table"),
+    (
+        16,
+        [((*LIKELIHOOD, "shape"), [8]), ((*FREE, "table"), [CATEGORIES, CATEGORIES])],
+        f"{place_of(FREE)}.table[1].name",
+    ),
+    (
+        16,
+        [((*LIKELIHOOD, "shape"), [3]), ((*FREE, "table"), [{**NUMBERS_OF_MODES, "scales": [1.0]}])],
+        f"{place_of(FREE)}.table[0].scales",
+    ),
 ]
 
 

@@ -12,6 +12,7 @@ from ..errors import one_line
 from .options import Verbs, add_bundle, add_device, add_threads, add_verb, argument, integer, integers, require_outside
 
 if TYPE_CHECKING:
+    from ..columns import Column
     from ..manifest import Condition, Latent, Manifest, Sizes
 
 
@@ -44,6 +45,7 @@ def _info(options: argparse.Namespace) -> None:
         *(("condition", _described_condition(condition)) for condition in manifest.conditions),
         *(("latent", _described_latent(latent)) for latent in manifest.latents),
         ("likelihood", likelihood.kind + scale + (f": {likelihood.reason}" if likelihood.reason else "")),
+        ("table", ", ".join(map(_described_column, manifest.table))),
         ("noise", manifest.noise),
         ("packed from", manifest.packed_from),
         ("format", manifest.format_version),
@@ -129,6 +131,11 @@ def _described_latent(latent: Latent) -> str:
     plain = latent.scale in (1, 1.0) and latent.shift in (0, 0.0)
     scaled = "" if plain else f", other models take (z - {_numbers(latent.shift)}) · {_numbers(latent.scale)}"
     return f"{latent.name} {latent.dtype} {_dims(latent.axes, latent.shape, latent.dynamic)}, {drawn}, {of}{scaled}"
+
+
+def _described_column(column: Column) -> str:
+    many = f"{len(column.categories)} categories" if column.kind == "categories" else f"{len(column.means)} modes"
+    return f"{column.name} ({many})"
 
 
 def _numbers(value: float | tuple[float, ...]) -> str:

@@ -26,8 +26,18 @@ def require_picture(vae: VAE) -> None:
     grid(np.zeros((1, *vae.manifest.outputs("decoder")[0].shape), np.float32))
 
 
+def require_form(path: Path, vae: VAE) -> None:
+    """Refuse a PNG or a CSV before anything is computed, if observations are not pictures or rows of a table."""
+    if path.suffix == ".png":
+        require_picture(vae)
+    elif path.suffix == ".csv":
+        from ..tables import require_table
+
+        require_table(str(path), vae)
+
+
 def write_observations(path: Path, x: Array, vae: VAE, columns: int | None) -> None:
-    """Write finite observations as an .npy array or a PNG sheet, depending on the suffix."""
+    """Write finite observations as an .npy array, a CSV table or a PNG sheet, depending on the suffix."""
     from ..image import grid, png, require_finite
 
     require_finite(x)
@@ -36,6 +46,11 @@ def write_observations(path: Path, x: Array, vae: VAE, columns: int | None) -> N
         return
     from ..files import write_atomic
 
+    if path.suffix == ".csv":
+        from ..tables import csv_of, to_table
+
+        write_atomic(path, csv_of(to_table(vae, x)))
+        return
     write_atomic(path, png(grid(x, columns=columns, value_range=vae.manifest.observation.range)))
 
 

@@ -33,7 +33,7 @@ from .options import (
     require_png,
     require_seed,
 )
-from .results import require_picture, write_npy, write_npz, write_observations
+from .results import require_form, write_npy, write_npz, write_observations
 
 if TYPE_CHECKING:
     from ..vae import VAE
@@ -46,7 +46,7 @@ def add_sampling(verbs: Verbs) -> None:
 
 
 def _add_sample(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "sample", _sample, "draw from the prior and decode, to a PNG sheet or an .npy array")
+    verb = add_verb(verbs, "sample", _sample, "draw from the prior and decode, to a PNG sheet, an array or a CSV table")
     add_bundle(verb)
     verb.add_argument("-n", type=integer("n", 1, 2**48), default=64, help="number of samples (default 64)")
     verb.add_argument("--seed", type=SEED, help="default: a new seed, which is printed")
@@ -66,7 +66,7 @@ def _add_sample(verbs: Verbs) -> None:
     )
     for add in (add_condition, add_device, add_threads, add_variant, add_batch_size, add_columns):
         add(verb)
-    add_out(verb, ".png", ".npy")
+    add_out(verb, ".png", ".npy", ".csv")
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -80,8 +80,7 @@ def _sample(options: argparse.Namespace) -> None:
     if options.latents:
         _require_latents(options.latents, vae)
     seed = new_seed() if options.seed is None else options.seed
-    if options.out.suffix == ".png":
-        require_picture(vae)
+    require_form(options.out, vae)
     drawn = {
         "seed": seed,
         "start": start,
@@ -114,19 +113,21 @@ def _write_latents(path: Path, z: Any) -> None:
 
 
 def _add_decode(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "decode", _decode, "decode latents, to a PNG sheet or an .npy array")
+    verb = add_verb(verbs, "decode", _decode, "decode latents, to a PNG sheet, an array or a CSV table")
     add_bundle(verb)
     verb.add_argument(
         "z", type=file_name(".npy", ".npz"), help="latents [n, ...]; several latents by name in an .npz file"
     )
     for add in (add_condition, add_device, add_threads, add_variant, add_batch_size, add_tile, add_columns):
         add(verb)
-    add_out(verb, ".png", ".npy")
+    add_out(verb, ".png", ".npy", ".csv")
 
 
 def _decode(options: argparse.Namespace) -> None:
     require_png(options)
     vae = load_vae(options)
+    if options.out.suffix == ".csv":
+        require_form(options.out, vae)
     z = _read_latents(options.z, vae)
     conditions = conditions_of(options, vae)
     x = vae.decode(z, conditions=conditions, batch_size=options.batch_size, tile=options.tile)

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vae_runtime.columns import Column
+
 from ..declaration import Declaration
 
 # Methods that a derived class must not replace where a family calls the modules behind them.
@@ -36,3 +38,17 @@ class ObjectData:
     """The names of the classes of integer conditions."""
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     """Offset and divisor of each feature, which the example was standardized with."""
+
+
+@dataclass(frozen=True)
+class DecoderData:
+    """A trained object that keeps a decoder alone."""
+
+    latents: Tensor
+    """Examples [n, …]."""
+    declaration: Declaration
+    """How the object itself decodes."""
+    table: tuple[Column, ...]
+    """The columns of the table whose rows the observations are."""
+    note: str
+    """A line on what is exported."""

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from ...errors import ExportError
 from ..declaration import Declaration, Mixture
+from .ctgan import tvae
 from .diffusers import MODELS as DIFFUSERS
 from .diffusers import other_model
-from .family import Family, ObjectData
+from .family import DecoderData, Family, ObjectData
 from .monai import MODELS as MONAI
 from .pyod import MODELS as PYOD
 from .pyod import object_data as pyod_data
@@ -71,17 +71,15 @@ def object_data(holder: object, example: Tensor | None) -> ObjectData | None:
     return None
 
 
-def require_whole(holder: object) -> None:
-    """Refuse a trained object that keeps no whole model.
+def decoder_data(holder: object) -> DecoderData | None:
+    """Return what a trained object that keeps a decoder alone has; None for any other object.
 
     Raises:
-        ExportError: it is one.
+        ExportError: no bundle carries what it has.
     """
     if any((_package(cls), cls.__name__) == ("ctgan", "TVAE") for cls in type(holder).__mro__):
-        raise ExportError(
-            "ctgan TVAE: its fit keeps the decoder alone, and a bundle needs an encoder too; keep the encoder in a fit "
-            "of your own, and export a module of both with the rows that its transformer makes as the example"
-        )
+        return tvae(holder)
+    return None
 
 
 def sampler_prior(sampler: object) -> str | Mixture | None:

@@ -13,6 +13,7 @@ from .errors import BundleError, InputError, VaeError
 from .manifest import Manifest, TensorSpec, Variant
 from .places import PATH, Place, open_place
 from .records import Record, record
+from .rules import is_decoder_alone
 
 if TYPE_CHECKING:
     # Not imported to sample: 3 % of a cold start.
@@ -197,7 +198,7 @@ def open_bundle(path: str | os.PathLike[str], digest: str | None = None) -> Bund
 
 def absence(manifest: Manifest, component: str) -> str:
     """Say why a bundle lacks a component, and what to do."""
-    if component == "encoder" and manifest.without_encoder:
+    if component == "encoder" and is_decoder_alone(manifest):
         return (
             "the model was exported without an encoder, so encode, reconstruct and score are unavailable; export it "
             "with its encoder for these"

@@ -378,8 +378,6 @@ class Tiles(Record):
     reason: str | None = field(TEXT, default=None)
 
 
-# Bundles without a table start without its module.
-TABLE = List(Later("columns", "COLUMN"), "a list of columns")
 TILES = List(Struct(Tiles, name="tiles"), "a list of at most 2 objects", max=2)
 
 
@@ -392,7 +390,8 @@ class Signature(Record):
     latents: tuple[Latent, ...] = field(LATENTS)
     likelihood: Likelihood = field(LIKELIHOOD)
     tiles: tuple[Tiles, ...] = field(TILES, default=())
-    table: tuple[Column, ...] = field(TABLE, default=())
+    # Bundles without a table start without its module.
+    table: tuple[Column, ...] = field(List(Later("columns", "COLUMN"), "a list of columns"), default=())
 
     @property
     def latent(self) -> Latent:
@@ -486,11 +485,6 @@ class Manifest(Signature, Header):
         """The components of the bundle by name: both, unless one was left out by packing or by the export."""
         both = {"encoder": self.encoder, "decoder": self.decoder}
         return {component: variants for component, variants in both.items() if variants}
-
-    @property
-    def without_encoder(self) -> bool:
-        """Whether the model was exported without an encoder, as `refused` then says."""
-        return not self.encoder and any((each.component, each.variant) == ("encoder", "fp32") for each in self.refused)
 
     @property
     def variants(self) -> list[Variant]:

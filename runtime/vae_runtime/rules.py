@@ -33,7 +33,7 @@ def contradictions(manifest: Manifest) -> list[Problem]:
     if manifest.table:
         found += _table_problems(f"{vae}.table", manifest)
     required = {"encoder": manifest.encoder, "decoder": manifest.decoder}
-    if manifest.packed_from or manifest.without_encoder:
+    if manifest.packed_from or is_decoder_alone(manifest):
         required = manifest.components or required
     for component, variants in required.items():
         place = f"components.{component}.variants"
@@ -55,6 +55,13 @@ def contradictions(manifest: Manifest) -> list[Problem]:
     for path in sorted({path for path in paths if paths.count(path) > 1}):
         found.append(Problem("components", f"one use of the file {path}", str(paths.count(path))))
     return found
+
+
+def is_decoder_alone(manifest: Manifest) -> bool:
+    """Whether the model was exported without an encoder, as `refused` then says."""
+    return not manifest.encoder and any(
+        (each.component, each.variant) == ("encoder", "fp32") for each in manifest.refused
+    )
 
 
 def _axes_problems(

@@ -68,7 +68,7 @@ def test_a_fitted_tvae_is_exported_with_its_table(tmp_path):
     exported = export(model, tmp_path / "b")
     vae = vae_runtime.load(tmp_path / "b")
     assert vae.manifest.name == "TVAE"
-    assert vae.manifest.without_encoder
+    assert list(vae.manifest.components) == ["decoder"]
     assert vae.manifest.latent.prior.kind == "normal"
     assert "columns of its transformer" in exported.recognised[0]
     z = vae.prior(200, seed=1)

@@ -31,7 +31,7 @@ def decoder(small_bundle, tmp_path, edit_manifest):
 
 def test_a_decoder_alone_samples_and_is_verified(decoder):
     vae = vae_runtime.load(decoder)
-    assert vae.manifest.without_encoder
+    assert list(vae.manifest.components) == ["decoder"]
     assert np.array_equal(vae.sample(2, seed=1), vae.prior(2, seed=1))
     assert vae_runtime.verify(decoder).passed
 

@@ -128,6 +128,15 @@ def test_a_lookup_becomes_a_table_where_the_number_of_codes_is_known(size, asked
         assert (model.layers[1].asked > before) == asked
 
 
+def test_half_of_a_forward_keeps_its_number_of_rows_free_in_a_graph():
+    torch.manual_seed(0)
+    adapted, _ = understood(Layers(QUANTIZERS["vectors and codes"][0]()))
+    (codes,) = adapted.given("decoder")
+    free = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(adapted.modules["decoder"], (codes[:3],), dynamic_shapes=(free,)).module()
+    torch.testing.assert_close(program(codes), adapted.modules["decoder"](codes))
+
+
 class Averages(nn.Module):
     """A codebook, no buffer but the weight of a layer, that moves in training mode, as MONAI's does."""
 

@@ -179,7 +179,7 @@ def sampling(model: nn.Module, mode: bool) -> Iterator[None]:
         model: in evaluation mode.
         mode: whether to train.
     """
-    making = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    making = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[no-untyped-call,attr-defined]
     tensors = (*model.parameters(), *model.buffers()) if mode and not making else ()
     kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
     samplers = [module for module in model.modules() if module is model or _may_sample(module)]

@@ -45,7 +45,8 @@ class Halves:
 
     def decode(self, *latents: Tensor, **conditions: Tensor) -> Tensor:
         """Return what `forward` makes of latents."""
-        return self.answer(latents, self.row.expand(len(latents[0]), *self.row.shape[1:]), conditions)[self.item]
+        # The size of the shape, which stays free in a graph; len() would fix it.
+        return self.answer(latents, self.row.expand(latents[0].shape[0], *self.row.shape[1:]), conditions)[self.item]
 
     def find_reconstruction(self, latents: Sequence[Tensor], others: Sequence[Tensor], name: str) -> None:
         """Find the tensor that is the reconstruction, among those that `forward` returns.

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vae_runtime import VAE
+
 SEED = 20
 
 
@@ -26,7 +28,8 @@ class Entry:
 
     `make` gives the model and the arguments of `vae_export.export`: the fewest that a user would have to give. `encode`
     and `decode` ask the model itself, as its library or its class means it to be asked: the truth that bundles are held
-    against. `unscaled` is what the library's pipeline decodes for the latents of another model. `expect` starts with
+    against. `unscaled` is what the library's pipeline decodes for the latents of another model. `differ` replaces
+    all three for a trained object: it lists what of a bundle is not what the object gives. `expect` starts with
     "refused: " where the export must refuse, and says what the error names.
     """
 
@@ -39,6 +42,7 @@ class Entry:
     encode: Callable[[Any, Tensor, Mapping[str, Tensor]], Any] = _encode
     decode: Callable[[Any, tuple[Tensor, ...], Mapping[str, Tensor]], Any] = _decode
     unscaled: Callable[[Any, Tensor], Tensor] | None = None
+    differ: Callable[[Any, dict[str, Any], VAE], list[str]] | None = None
 
     def __str__(self) -> str:
         return f"{self.family}: {self.name}"

@@ -17,6 +17,7 @@ from .entry import Entry
 from .entry import made as _made
 from .libraries import ENTRIES as _FURTHER
 from .shapes import ENTRIES as _SHAPES
+from .tabular import ENTRIES as _TABULAR
 
 # Plain modules.
 
@@ -772,19 +773,26 @@ def _scvi_trained(name: str, label: str = "") -> Callable[[], tuple[Any, dict[st
         data = anndata.AnnData(rng.poisson(rng.gamma(1.0, 2.0, (90, 30))).astype(np.float32))
         data.obs["batch"] = np.where(np.arange(90) % 2, "a", "b")
         data.obs["label"] = np.where(np.arange(90) % 3, "T", "B")
+        data.obsm["protein"] = rng.poisson(5.0, (90, 4)).astype(np.float32)
         keys = {"labels_key": "label"} if label == "only" else {"batch_key": "batch"}
         if label == "both":
             keys |= {"labels_key": "label", "unlabeled_category": "?"}
+        if name == "TOTALVI":
+            keys["protein_expression_obsm_key"] = "protein"
         cls = getattr(scvi.model, name)
         cls.setup_anndata(data, **keys)
-        model = cls(data, n_latent=4, n_hidden=16)
-        model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False, logger=False)
+        model = cls(data, n_latent=4, **({} if name == "TOTALVI" else {"n_hidden": 16}))
+        # TOTALVI watches its learning rate, which needs a logger.
+        logger = {} if name == "TOTALVI" else {"logger": False}
+        model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False, **logger)
         model.module.eval()
         counts = torch.tensor(data.X[:8])
         conditions = {"y" if label == "only" else "batch_index": torch.arange(8) % 2}
         if name != "PEAKVI":
             total = counts.sum(1, keepdim=True)
-            conditions["library"] = total if name == "CondSCVI" else total.log()
+            conditions["library"] = total if name in ("CondSCVI", "TOTALVI") else total.log()
+        if name == "TOTALVI":
+            conditions["proteins"] = torch.tensor(data.obsm["protein"][:8])
         return model, {"example": counts, "conditions": conditions}
 
     return make
@@ -793,6 +801,9 @@ def _scvi_trained(name: str, label: str = "") -> Callable[[], tuple[Any, dict[st
 def _scvi_object_encode(model: Any, x: Tensor, conditions: Mapping[str, Tensor]) -> Any:
     if "y" in conditions:
         return model.module.inference(x, conditions["y"][:, None])["qz"]
+    if "proteins" in conditions:
+        label = torch.zeros(len(x), 1, dtype=torch.int64)
+        return model.module.inference(x, conditions["proteins"], conditions["batch_index"][:, None], label)["qz"]
     further = ([], None) if type(model).__name__ == "PEAKVI" else ()
     return model.module.inference(x, conditions["batch_index"][:, None], *further)["qz"]
 
@@ -801,6 +812,11 @@ def _scvi_object_decode(model: Any, z: tuple[Tensor, ...], conditions: Mapping[s
     if "y" in conditions:
         batch = torch.zeros(len(z[0]), dtype=torch.int64)
         answer = model.module.generative(z[0], conditions["library"], conditions["y"][:, None], batch)
+    elif "proteins" in conditions:
+        latent = model.module.encoder.z_transformation(z[0])
+        label = torch.zeros(len(latent), 1, dtype=torch.int64)
+        further = conditions["library"], conditions["batch_index"][:, None], label
+        return model.module.generative(latent, *further)["px_"]["rate"]
     elif "library" in conditions:
         answer = model.module.generative(z[0], conditions["library"], conditions["batch_index"][:, None])
     else:
@@ -1098,6 +1114,7 @@ ENTRIES: tuple[Entry, ...] = (
     *_MORE_DIFFUSERS,
     *_PYTHAE,
     *_FURTHER,
+    *_TABULAR,
     Entry("scvi-tools", "SCVI", _scvi, "scvi", slow=True, encode=_scvi_encode, decode=_scvi_decode),
     *(
         Entry(
@@ -1109,6 +1126,13 @@ ENTRIES: tuple[Entry, ...] = (
             encode=_scvi_object_encode,
             decode=_scvi_object_decode,
         )
-        for name, label in (("SCVI", ""), ("LinearSCVI", ""), ("SCANVI", "both"), ("PEAKVI", ""), ("CondSCVI", "only"))
+        for name, label in (
+            ("SCVI", ""),
+            ("LinearSCVI", ""),
+            ("SCANVI", "both"),
+            ("PEAKVI", ""),
+            ("TOTALVI", ""),
+            ("CondSCVI", "only"),
+        )
     ),
 )

@@ -21,6 +21,8 @@ def differences(entry: Entry, model: Any, arguments: dict[str, Any], vae: vae_ru
     Its latents and its decoded observations are compared at another number of rows, and at another size of every
     dynamic axis; where the entry has `unscaled`, so are the latents that another model supplies.
     """
+    if entry.differ is not None:
+        return entry.differ(model, arguments, vae)
     found = []
     example = arguments["example"]
     for x in (rows(example, 5), widened(rows(example, 3), vae.manifest.observation)):

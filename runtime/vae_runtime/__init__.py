@@ -8,6 +8,7 @@
 Needs numpy; ONNX Runtime comes by the extra `cpu` or `gpu`. PyTorch is never imported.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from .tables import to_table
     from .vae import VAE, load
     from .verification import Report, verify
+
+# Since 1.29, ONNX Runtime reports its use over the network, writes files for that under the home folder, and lets a
+# forked process wait half a minute at its end. It reads this variable when it is imported; 0 lets it report.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # The module of each name, imported when the name is first used. The command line thus starts before numpy is imported,
 # and ends in order when it is interrupted meanwhile.

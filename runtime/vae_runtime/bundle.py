@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from .document import parse
 from .errors import BundleError, InputError, VaeError
 from .manifest import Manifest, TensorSpec, Variant
-from .places import PATH, Place, open_place
+from .places import PATH, Place, is_beside, open_place
 from .records import Record, record
 from .rules import is_decoder_alone
 
@@ -24,6 +25,8 @@ SUMS = "SHA256SUMS"
 
 # Far above the size of any real manifest or list; larger ones are not read into memory.
 _MAX_BYTES = 2**24
+
+_MAX_PROBLEMS = 20
 
 _LINE = re.compile(f"([0-9a-f]{{64}})  ({PATH})")
 
@@ -71,16 +74,15 @@ class Bundle(Record):
         """Return the content of a listed file after checking its hash.
 
         Raises:
-            BundleError: the file is not listed, missing, reached through a link, or its hash is not the listed one.
+            BundleError: the file is not listed, missing or not a plain file, or its hash is not the listed one.
         """
-        alone = any(relative == variant.data_path for variant in self.manifest.variants)
-        return _read_listed(self.files, relative, self.sums, alone=alone)
+        return _read_listed(self.files, relative, self.sums)
 
     def data(self, variant: Variant) -> dict[str, bytes]:
         """Return the content of a graph's file of weights by its name, its hash checked; empty without such a file.
 
         Raises:
-            BundleError: as `read`; or the file has further names on the disk (hard links), which could alter it.
+            BundleError: as `read`.
         """
         if variant.data is None or variant.data_path is None:
             return {}
@@ -138,15 +140,23 @@ class Bundle(Record):
             manifest.outputs(component),
         )  # fmt: skip
 
-    def unlisted(self) -> list[Path]:
-        """Return the files in the bundle that SHA256SUMS does not list."""
-        listed = {*self.sums, SUMS}
-        return [self.path / relative for relative in self.files.names() if relative not in listed]
+    def unlisted(self) -> Iterator[str]:
+        """Return the names of files that SHA256SUMS does not list, without those that are `beside` the bundle."""
+        return (name for name in self.files.names() if name not in self.sums and name != SUMS and not is_beside(name))
+
+    def beside(self) -> list[str]:
+        """Return the names of files and folders that tools keep beside a bundle, such as .git and model.sig."""
+        return sorted(name for name in self.files.names() if is_beside(name))
 
     def problems(self) -> list[str]:
-        """Read every file, and return what is wrong: altered, missing, unlisted or not plain files."""
-        problems = [f"{place}: not listed in {SUMS}; remove it, or copy the bundle again" for place in self.unlisted()]
+        """Read every file, and return what is wrong: altered, missing, unlisted or not plain files; the first 20."""
+        problems = [
+            f"{self.place(name)}: not listed in {SUMS}; remove it, or copy the bundle again"
+            for name in itertools.islice(self.unlisted(), _MAX_PROBLEMS)
+        ]
         for relative in sorted(self.sums):
+            if len(problems) == _MAX_PROBLEMS:
+                break
             try:
                 self.read(relative)
             except BundleError as error:
@@ -239,11 +249,12 @@ def require_replaceable(
     if not zipped and not any(out.iterdir()):
         return
     try:
-        unlisted = open_bundle(out).unlisted()
+        bundle = open_bundle(out)
+        unlisted = next(itertools.chain(bundle.unlisted(), bundle.beside()), None)
     except BundleError as error:
         raise refusal(f"{out}: is not a sound bundle, and --force replaces only bundles: {error}") from error
     if unlisted:
-        raise refusal(f"{unlisted[0]}: is not part of the bundle there and would be lost; move it away")
+        raise refusal(f"{out / unlisted}: is not part of the bundle there and would be lost; move it away")
 
 
 def parse_digest(text: str) -> str:
@@ -284,11 +295,11 @@ def format_sums(files: Iterable[tuple[str, bytes]]) -> bytes:
     return "".join(f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in sorted(files)).encode()
 
 
-def _read_listed(files: Place, relative: str, sums: Mapping[str, str], *, alone: bool = False) -> bytes:
+def _read_listed(files: Place, relative: str, sums: Mapping[str, str]) -> bytes:
     place = files.path_of(relative)
     if relative not in sums:
         raise BundleError(f"{place}: not listed in {SUMS}; copy the bundle again")
-    content = files.read(relative, limit=_MAX_BYTES if relative == MANIFEST else None, alone=alone)
+    content = files.read(relative, limit=_MAX_BYTES if relative == MANIFEST else None)
     actual = hashlib.sha256(content).hexdigest()
     if actual != sums[relative]:
         raise BundleError(f"{place}: expected the SHA-256 {sums[relative]}, got {actual}; copy the bundle again")

@@ -52,6 +52,8 @@ class Networks:
         self._bundle = bundle
         self._device = device
         self._threads = threads
+        self.settings = device.name, device.options, threads, variants
+        """What these were made with beside the bundle."""
         self._sessions: dict[str, Session] = {}
         self._computations: dict[tuple[str, tuple[str, ...] | None], Computation] = {}
         self._lock = threading.Lock()

@@ -21,8 +21,13 @@ PATH = "[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*"
 _LOCAL, _ENTRY, _END = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s4H2LH")
 # The one flag that may be set, and version 2.0, which suffices for uncompressed files.
 _UTF8, _VERSION = 0x800, 20
+# How files are opened.
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 # Far above any real bundle's.
 _MAX_DIRECTORY, _MAX_NAME = 2**20, 1024
+_MAX_FOLDERS = 1000
+# A signature of the OpenSSF Model Signing specification, which lies beside what it signs.
+_SIGNATURE = "model.sig"
 # Without Zip64, sizes and offsets have 32 bits.
 _MAX_ZIP = 2**32 - 2**21
 
@@ -41,11 +46,19 @@ def open_place(root: str) -> Place:
     raise BundleError(f"{root}: {state}; give the folder of a bundle, as `vae-export export` writes it")
 
 
+def is_beside(name: str) -> bool:
+    """Return whether a file or folder belongs to no bundle, but to a tool: .git, .cache, .gitattributes, model.sig."""
+    return name.startswith(".") or name == _SIGNATURE
+
+
 class Place:
     """Where the files of a bundle are. A file's name is its path relative to `root`, with forward slashes."""
 
     def __init__(self, root: str) -> None:
         self.root = root
+        """Its path as it was given, for errors."""
+        self.location = os.path.abspath(root)
+        """Its path, whatever the current folder becomes."""
 
     def path_of(self, relative: str) -> str:
         """Return the path of a file, for errors."""
@@ -59,13 +72,12 @@ class Place:
         """Return whether there is a file of this name."""
         raise NotImplementedError
 
-    def read(self, relative: str, *, limit: int | None = None, alone: bool = False) -> bytes:
+    def read(self, relative: str, *, limit: int | None = None) -> bytes:
         """Return the content of a file.
 
         Args:
             relative: the file.
             limit: the maximum size in bytes.
-            alone: whether to refuse a file that has further names (hard links).
 
         Raises:
             BundleError: the file is missing, not a plain file, too large, or cannot be read.
@@ -77,40 +89,50 @@ class Folder(Place):
     """The files of a bundle in a folder."""
 
     def names(self) -> Iterator[str]:
-        """Return the name of everything that is not a folder."""
-        for folder, folders, files in os.walk(self.root, onerror=_raise):
-            for entry in [*folders, *files]:
-                place = os.path.join(folder, entry)
-                if not stat.S_ISDIR(os.lstat(place).st_mode):
-                    yield os.path.relpath(place, self.root).replace(os.sep, "/")
+        """Return the name of everything that is not a folder, and of what `is_beside` a bundle as a whole."""
+        pending, seen = [""], set()
+        while pending:
+            folder = pending.pop()
+            try:
+                with os.scandir(os.path.join(self.location, folder)) as entries:
+                    for entry in entries:
+                        name = folder + entry.name
+                        # Through links, which may lead in a circle.
+                        status = entry.stat() if os.path.exists(entry.path) else None
+                        if status is None or not stat.S_ISDIR(status.st_mode) or is_beside(name):
+                            yield name
+                            continue
+                        if (status.st_dev, status.st_ino) not in seen:
+                            seen.add((status.st_dev, status.st_ino))
+                            pending.append(f"{name}/")
+                        if len(seen) > _MAX_FOLDERS:
+                            raise BundleError(
+                                f"{self.root}: expected at most {_MAX_FOLDERS} folders; copy the bundle again"
+                            )
+            except OSError as error:
+                raise BundleError(f"{self.path_of(folder)}: cannot be read: {error_line(error)}") from None
 
     def holds(self, relative: str) -> bool:
         """Return whether there is a file of this name."""
-        return os.path.isfile(self.path_of(relative))
+        return os.path.isfile(os.path.join(self.location, relative))
 
-    def read(self, relative: str, *, limit: int | None = None, alone: bool = False) -> bytes:
-        """Return the content of a plain file; refuse links (the root itself may be one), pipes and devices."""
-        place = self.root
+    def read(self, relative: str, *, limit: int | None = None) -> bytes:
+        """Return the content of a plain file. Links are followed: a hash is that of the content, not of a place."""
+        place, location = self.path_of(relative), os.path.join(self.location, relative)
         try:
-            for part in relative.split("/"):
-                place = os.path.join(place, part)
-                status = os.lstat(place)
-                if stat.S_ISLNK(status.st_mode):
-                    raise BundleError(f"{place}: expected a file, got a link; copy the bundle with its real files")
-            if not stat.S_ISREG(status.st_mode):
+            # Opening a device may have effects, and opening a pipe may wait. What was opened is looked at once more.
+            if not stat.S_ISREG(os.stat(location).st_mode):
                 raise BundleError(f"{place}: expected a plain file; copy the bundle again")
-            if alone and status.st_nlink > 1:
-                raise BundleError(
-                    f"{place}: expected a file of weights with one name, got one with {status.st_nlink} (hard "
-                    f"links); copy the bundle with its real files"
-                )
-            _require_small(place, status.st_size, limit)
-            with open(place, "rb") as file:
+            with open(os.open(location, _READ), "rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise BundleError(f"{place}: expected a plain file; copy the bundle again")
+                _require_small(place, status.st_size, limit)
                 return file.read()
         except FileNotFoundError:
-            raise BundleError(f"{self.path_of(relative)}: missing; copy the bundle again") from None
+            raise BundleError(f"{place}: missing; copy the bundle again") from None
         except OSError as error:
-            raise BundleError(f"{self.path_of(relative)}: cannot be read: {error_line(error)}") from None
+            raise BundleError(f"{place}: cannot be read: {error_line(error)}") from None
 
 
 class Archive(Place):
@@ -144,7 +166,7 @@ class Archive(Place):
         """Return whether there is a file of this name."""
         return relative in self._members
 
-    def read(self, relative: str, *, limit: int | None = None, alone: bool = False) -> bytes:
+    def read(self, relative: str, *, limit: int | None = None) -> bytes:
         """Return the content of a file. An archive has no links: each file has one name."""
         place = self.path_of(relative)
         if relative not in self._members:
@@ -154,7 +176,7 @@ class Archive(Place):
         import zlib  # folders do without
 
         try:
-            with open(self.root, "rb") as file:
+            with open(self.location, "rb") as file:
                 file.seek(start)
                 content = file.read(size)
         except OSError as error:
@@ -220,10 +242,6 @@ class Archive(Place):
 def _require_small(place: str, size: int, limit: int | None) -> None:
     if limit is not None and size > limit:
         raise BundleError(f"{place}: expected at most {limit} bytes, got {size}")
-
-
-def _raise(error: OSError) -> None:
-    raise BundleError(f"{error.filename}: cannot be read: {error_line(error)}") from None
 
 
 def is_zip(path: Path) -> bool:

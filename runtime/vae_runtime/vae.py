@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -43,10 +44,12 @@ def load(
 
     The decoder is loaded now, the encoder when it is first needed; each file's SHA-256 is checked as it is opened. A
     packed bundle may lack one of the two; a method that needs it then raises a BundleError. In a variant of 8 bits, a
-    row's numbers may depend on the other rows of its batch (docs/variants.md).
+    row's numbers may depend on the other rows of its batch (docs/variants.md). A pickled or copied VAE is loaded anew
+    from its path, with its digest, so that other processes of the same machine can take it.
 
     Args:
-        path: the bundle's folder or .zip file. It must stay where it is while the VAE is in use.
+        path: the bundle's folder or .zip file. It must stay where it is while the VAE is in use. The current folder may
+            change.
         device: "cpu", "cuda", "cuda:1", "auto" (CUDA if it works, else CPU; logged) or the name of an ONNX Runtime
             execution provider.
         threads: threads of one call, at least 1. For throughput, more workers of one thread beat more threads.
@@ -66,6 +69,11 @@ def load(
     networks = Networks(bundle, resolve_device(device, provider_options), count, variants)
     networks.session(_main_component(bundle.manifest))
     return VAE(bundle, networks)
+
+
+def _load_again(path: str, digest: str, device: str, options: Mapping[str, str], threads: int, variants: Any) -> VAE:
+    bundle = open_bundle(path, digest)
+    return VAE(bundle, Networks(bundle, resolve_device(device, options), threads, variants))
 
 
 def _main_component(manifest: Manifest) -> str:
@@ -391,3 +399,11 @@ class VAE:
         from .posterior import Encoder  # not needed to sample
 
         return Encoder(self._networks, self._inputs, self.latents)
+
+
+def _reduced(vae: VAE) -> tuple[Any, ...]:
+    """Pickle and copy a VAE as the place and the digest of its bundle, and load that anew."""
+    return _load_again, (vae.bundle.files.location, vae.digest, *vae._networks.settings)
+
+
+copyreg.pickle(VAE, _reduced)

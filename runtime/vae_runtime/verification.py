@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .bundle import Bundle, open_bundle
 from .devices import Device, resolve_device
-from .errors import BundleError, DeviceError, VaeError, one_line, require_integer
+from .errors import BundleError, DeviceError, VaeError, one_line, require_bool, require_integer
 from .golden import golden_inputs, read_golden
 from .manifest import Variant
 from .networks import run_variant
@@ -62,6 +62,7 @@ def verify(
     provider_options: Mapping[str, Any] | None = None,
     digest: str | None = None,
     runners: Mapping[str, Runner] | None = None,
+    strict: bool = False,
 ) -> Report:
     """Check every file of a bundle and what its graphs compute on this machine.
 
@@ -75,6 +76,7 @@ def verify(
         provider_options: as in `load`.
         digest: as in `load`.
         runners: how to run variants that are not ONNX Runtime's, by executor; without a runner they are skipped.
+        strict: whether files that tools keep beside the bundle, such as .git and model.sig, are failures.
 
     Raises:
         BundleError: there is no bundle, or its manifest cannot be read; later failures are in the report.
@@ -84,10 +86,15 @@ def verify(
     threads = require_integer("threads", threads, 1, 1024)
     bundle = open_bundle(path, digest)
     target = resolve_device(device, provider_options)
-    problems = bundle.problems()
+    problems, beside = bundle.problems(), bundle.beside()
+    if require_bool("strict", strict):
+        problems += [f"{bundle.place(name)}: not part of the bundle; move it away" for name in beside]
     checks = [Check("files", False, problem) for problem in problems]
     if not problems:
-        checks.append(Check("files", True, f"{len(bundle.sums)} files, every SHA-256 as listed; {bundle.digest}"))
+        others = f"; beside the bundle: {', '.join(beside)}" if beside else ""
+        checks.append(
+            Check("files", True, f"{len(bundle.sums)} files, every SHA-256 as listed; {bundle.digest}{others}")
+        )
     try:
         golden = read_golden(bundle)
     except BundleError as error:

@@ -1,6 +1,10 @@
 """What is drawn, decoded, encoded and scored, and that no way of asking changes the answer."""
 
+import concurrent.futures
+import copy
 import math
+import multiprocessing
+import pickle
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -620,3 +624,57 @@ def test_what_is_no_array_of_numbers_gets_advice_that_it_can_follow(digits):
     for value in (q, None, "x.npy"):
         with pytest.raises(InputError, match=r"give numbers, such as q\.mode\(\) or q\.sample\(\)"):
             vae.decode(value)
+
+
+# Other processes.
+
+
+def sampled(vae):
+    return vae.sample(4, seed=7)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda vae: pickle.loads(pickle.dumps(vae))])
+def test_a_copy_is_loaded_anew(digits, copied):
+    vae = vae_runtime.load(digits, threads=2, variant="int8")
+    other = copied(vae)
+    assert np.array_equal(other.sample(4, seed=7), vae.sample(4, seed=7))
+    assert (other.variants, other.device, other.digest) == (vae.variants, "cpu", vae.digest)
+    assert other._networks is not vae._networks
+    assert len(pickle.dumps(vae)) < 1000
+
+
+def test_a_pickle_of_another_bundle_is_refused(bundle_copy, resign):
+    kept = pickle.dumps(vae_runtime.load(bundle_copy))
+    (bundle_copy / "README.md").write_text("another card")
+    resign(bundle_copy)
+    with pytest.raises(BundleError, match="expected the digest"):
+        pickle.loads(kept)
+
+
+# Python 3.12 warns of a fork of a process with threads, such as those of the VAEs of other tests.
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_other_processes_take_a_vae(vae, method):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system does not {method}")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
+        assert np.array_equal(pool.submit(sampled, vae).result(timeout=60), vae.sample(4, seed=7))
+
+
+TELEMETRY = """
+import os, sys, time, vae_runtime
+vae_runtime.load(sys.argv[1]).sample(1, seed=0)
+time.sleep(1)
+print(os.environ["ORT_DISABLE_TELEMETRY"])
+"""
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("0", "0")])
+def test_nothing_is_written_unless_the_user_wants_telemetry(python, digits, tmp_path, monkeypatch, given, expected):
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    # Continuous integration suppresses it too.
+    env = {"HOME": str(tmp_path), "CI": "", **({} if given is None else {"ORT_DISABLE_TELEMETRY": given})}
+    done = python("-c", TELEMETRY, digits, env=env)
+    assert done.stdout.strip() == expected
+    if given is None:
+        assert list(tmp_path.iterdir()) == []

@@ -146,12 +146,17 @@ def _add_verify(verbs: Verbs) -> None:
     verb = add_verb(verbs, "verify", _verify, "check every file, then replay the golden vectors on this machine")
     for add in (add_bundle, add_device, add_threads):
         add(verb)
+    verb.add_argument(
+        "--strict", action="store_true", help="fail on files that tools keep beside the bundle, such as .git"
+    )
 
 
 def _verify(options: argparse.Namespace) -> int:
     from ..verification import verify
 
-    report = verify(options.bundle, device=options.device, threads=options.threads, digest=options.digest)
+    report = verify(
+        options.bundle, device=options.device, threads=options.threads, digest=options.digest, strict=options.strict
+    )
     print(report)
     if report.passed:
         skipped = sum(check.passed is None for check in report.checks)

@@ -17,6 +17,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from vae_export.understand.families.diffusers import REFUSED
+
 from .models import ENTRIES, Entry
 from .truth import differences
 
@@ -147,7 +149,10 @@ def _export(entry: Entry) -> dict[str, Any]:
         "tiles": [_tiles(tiles) for tiles in manifest.tiles],
         "dynamic": {name: str(sizes) for name, sizes in manifest.observation.dynamic.items()},
         "hints": sorted(set(arguments) - {"example", "observations"}),
-        "checked": [line.partition(",")[0] for line in lines],
+        "checked": [
+            *(line.partition(",")[0] for line in lines),
+            *("encode and decode", *(["pipeline"] if entry.unscaled else [])),
+        ],
     }
 
 
@@ -222,6 +227,12 @@ def _document(results: list[tuple[Entry, dict[str, Any]]], optimum: str | None) 
     for entry, result in refused:
         reason = _plain(result["failed"])
         lines.append(f"| {entry} | {_library(entry)} | {reason if result['as_expected'] else f'**fails**: {reason}'} |")
+    tried = {entry.name for entry, _ in results}
+    lines += [
+        f"| diffusers: {name} | diffusers {_version('diffusers')} | {_plain(reason)} |"
+        for name, reason in REFUSED.items()
+        if name not in tried
+    ]
     lines += [
         "",
         "## Models of our own",
@@ -262,7 +273,6 @@ def _table(results: list[tuple[Entry, dict[str, Any]]]) -> list[str]:
         by_sizes: dict[str, list[str]] = {}
         for axis, sizes in result["dynamic"].items():
             by_sizes.setdefault(sizes, []).append(axis)
-        checked = [*result["checked"], "encode and decode", *(["pipeline"] if entry.unscaled else [])]
         cells = (
             str(entry),
             _library(entry),
@@ -273,7 +283,7 @@ def _table(results: list[tuple[Entry, dict[str, Any]]]) -> list[str]:
             f"{result['error']:.1e}",
             f"{result['seconds']:.0f}",
             ", ".join(result["tiles"]) or "–",
-            ", ".join(checked),
+            ", ".join(result["checked"]),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return lines

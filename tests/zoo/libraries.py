@@ -25,12 +25,12 @@ def refused(family: str, name: str, make: Maker, reason: str, library: str) -> E
 # diffusers.
 
 
-def _shifted(model: Any, w: Tensor) -> Tensor:
+def shifted(model: Any, w: Tensor) -> Tensor:
     """As FluxPipeline and StableDiffusionPipeline before vae.decode."""
     return w / model.config.scaling_factor + (getattr(model.config, "shift_factor", None) or 0.0)
 
 
-def _normalized(model: Any, w: Tensor) -> Tensor:
+def normalized(model: Any, w: Tensor) -> Tensor:
     """As the pipelines of Wan, QwenImage and Mochi before vae.decode."""
     mean, std = (
         torch.tensor(getattr(model.config, name)).view(1, -1, *(1,) * (w.dim() - 2))
@@ -39,7 +39,7 @@ def _normalized(model: Any, w: Tensor) -> Tensor:
     return w * std / getattr(model.config, "scaling_factor", 1.0) + mean
 
 
-def _buffered(model: Any, w: Tensor) -> Tensor:
+def buffered(model: Any, w: Tensor) -> Tensor:
     """As LTXPipeline before vae.decode."""
     from diffusers import LTXPipeline
 
@@ -102,7 +102,7 @@ DIFFUSERS = (
         **_KL,
         force_upcast=True,
         scaling_factor=0.13025,
-        unscaled=_shifted,
+        unscaled=shifted,
     ),
     _described(
         "AutoencoderKL",
@@ -114,7 +114,7 @@ DIFFUSERS = (
         use_post_quant_conv=False,
         scaling_factor=0.3611,
         shift_factor=0.1159,
-        unscaled=_shifted,
+        unscaled=shifted,
     ),
     _described("AutoencoderKL", (3, 16, 16), title="AutoencoderKL, weights in float16", **_KL, half=True, **_IN_FLOAT),
     _described(
@@ -122,7 +122,7 @@ DIFFUSERS = (
         (3, 16, 16),
         **{"in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": (32, 64)},
         **{"layers_per_block": 1, "spatial_compression_ratio": 2, "sample_size": 32},
-        unscaled=_shifted,
+        unscaled=shifted,
     ),
     _described(
         "AutoencoderKLHunyuanImageRefiner",
@@ -147,7 +147,7 @@ DIFFUSERS = (
         **_LTX,
         **{"decoder_block_out_channels": (16, 32, 64), "decoder_layers_per_block": (1,) * 4, "patch_size_t": 1},
         **{"upsample_residual": (False,) * 3, "upsample_factor": (1,) * 3, "decoder_causal": False},
-        unscaled=_buffered,
+        unscaled=buffered,
     ),
     _described(
         "AutoencoderKLLTX2Audio",
@@ -195,6 +195,21 @@ DIFFUSERS = (
         **{"decoder_hidden_size": 64, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 4},
         **{"decoder_intermediate_size": 64, "patch_size": 4, "encoder_input_size": 16, "image_size": 16},
         encode=lambda m, x, c: m.encode(x).latent,
+    ),
+    _described(
+        "AutoencoderKLQwenImage21",
+        (4, 1, 32, 32),
+        **{"base_dim": 8, "decoder_base_dim": 8, "z_dim": 4, "dim_mult": [1, 1, 1], "num_res_blocks": 1},
+        **{"temperal_downsample": [False, True], "latents_mean": [0.5] * 4, "latents_std": [2.0] * 4},
+        unscaled=normalized,
+    ),
+    _described(
+        "Cosmos3AVAEAudioTokenizer",
+        (2, 2560),
+        **{"normalize_volume": False, "enc_dim": 8, "enc_intermediate_dim": 16, "enc_num_layers": 1},
+        **{"enc_num_blocks": 1, "enc_latent_dim": 8, "vocoder_input_dim": 4, "dec_dim": 16, "dec_c_mults": (1, 2)},
+        **{"dec_strides": (2, 4), "enc_c_mults": (1, 2), "enc_strides": (2, 4), "enc_n_fft": 16, "enc_hop_length": 4},
+        decode=lambda m, z, c: m.decode(z[0]),
     ),
     _diffusers_refused(
         "AutoencoderKLAllegro",
@@ -305,15 +320,18 @@ TRANSFORMERS = (
 # MONAI.
 
 
-def _monai(name: str, shape: tuple[int, ...], **config: Any) -> Maker:
+def _monai(name: str, shape: tuple[int, ...], conditions: Mapping[str, Tensor] | None = None, **config: Any) -> Maker:
     def make() -> tuple[Any, dict[str, Any]]:
         import monai.networks.nets
 
         model, example = made(lambda: getattr(monai.networks.nets, name)(**config), shape)
         if name == "VQVAE":
             # The codebook of a fresh model lies far from what its encoder gives.
-            model.quantizer.quantizer.embedding.weight.data.mul_(0.05)
-        return model, {"example": example}
+            codebook = model.quantizer.quantizer.embedding.weight
+            with torch.no_grad():
+                found = model.encode(example).movedim(1, -1).flatten(0, -2)
+            codebook.data.copy_(found[:: len(found) // len(codebook)][: len(codebook)])
+        return model, {"example": example, **({"conditions": conditions} if conditions else {})}
 
     return make
 
@@ -360,17 +378,21 @@ MONAI = (
         decode=lambda m, z, c: m.decode(z[0]),
         slow=True,
     ),
-    refused(
+    Entry(
         "monai",
         "SPADEAutoencoderKL",
         _monai(
             "SPADEAutoencoderKL",
             (1, 16, 16),
+            # A map of segments, one-hot.
+            conditions={"seg": torch.eye(3)[torch.arange(8 * 256).reshape(8, 16, 16) % 7 % 3].movedim(-1, 1)},
             **{"spatial_dims": 2, "label_nc": 3, "channels": (8, 16), "attention_levels": (False, False)},
             **{"latent_channels": 4, "norm_num_groups": 4, "num_res_blocks": 1, "spade_intermediate_channels": 8},
         ),
-        "SPADEAutoencoderKL",
         "monai",
+        decode=lambda m, z, c: m.decode(z[0], c["seg"]),
+        encode=lambda m, x, c: m.encode(x),
+        slow=True,
     ),
 )
 

@@ -16,6 +16,7 @@ from .entry import SEED as _SEED
 from .entry import Entry
 from .entry import made as _made
 from .libraries import ENTRIES as _FURTHER
+from .libraries import buffered, normalized, shifted
 from .shapes import ENTRIES as _SHAPES
 from .tabular import ENTRIES as _TABULAR
 
@@ -446,7 +447,14 @@ _KL_SMALL = {
     "norm_num_groups": 8,
 }
 _DIFFUSERS = (
-    Entry("diffusers", "AutoencoderKL", _diffusers("AutoencoderKL", (3, 16, 16), **_KL_SMALL), "diffusers", **_DIST),
+    Entry(
+        "diffusers",
+        "AutoencoderKL",
+        _diffusers("AutoencoderKL", (3, 16, 16), **_KL_SMALL),
+        "diffusers",
+        unscaled=shifted,
+        **_DIST,
+    ),
     Entry(
         "diffusers",
         "AutoencoderKL, Stable Diffusion 1.5",
@@ -557,16 +565,18 @@ _MORE_DIFFUSERS = (
         down_block_types=("DownEncoderBlock2D",) * 2,
         block_out_channels=(32, 32),
     ),
-    _autoencoder("AutoencoderKLWan", (3, 5, 16, 16), base_dim=4, **_CAUSAL),
+    _autoencoder("AutoencoderKLWan", (3, 5, 16, 16), options={"unscaled": normalized}, base_dim=4, **_CAUSAL),
     _autoencoder(
         "AutoencoderKLQwenImage",
         (3, 1, 16, 16),
+        options={"unscaled": normalized},
         **{"base_dim": 8, "z_dim": 4, "latents_mean": [0.5] * 4, "latents_std": [2.0] * 4},
         **_CAUSAL,
     ),
     _autoencoder(
         "AutoencoderKLCogVideoX",
         (3, 9, 16, 16),
+        options={"unscaled": shifted},
         down_block_types=("CogVideoXDownBlock3D",) * 4,
         up_block_types=("CogVideoXUpBlock3D",) * 4,
         **{"latent_channels": 4, "norm_num_groups": 2},
@@ -575,6 +585,7 @@ _MORE_DIFFUSERS = (
     _autoencoder(
         "AutoencoderKLLTXVideo",
         (3, 9, 16, 16),
+        options={"unscaled": buffered},
         **{
             "latent_channels": 8,
             "block_out_channels": (8, 8, 8, 8),
@@ -587,10 +598,18 @@ _MORE_DIFFUSERS = (
             "patch_size_t": 1,
         },
     ),
-    _autoencoder("AutoencoderKLHunyuanVideo", (3, 9, 16, 16), latent_channels=4, norm_num_groups=4, **_EIGHTS),
+    _autoencoder(
+        "AutoencoderKLHunyuanVideo",
+        (3, 9, 16, 16),
+        options={"unscaled": shifted},
+        latent_channels=4,
+        norm_num_groups=4,
+        **_EIGHTS,
+    ),
     _autoencoder(
         "AutoencoderKLMochi",
         (3, 7, 16, 16),
+        options={"unscaled": normalized},
         **{
             "latent_channels": 12,
             "encoder_block_out_channels": (32, 32, 32, 32),

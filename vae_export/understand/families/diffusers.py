@@ -306,7 +306,8 @@ def _cosmos_audio(model: Any) -> Declaration:
         )
     if model.encoder is None:
         raise ExportError("diffusers Cosmos3AVAEAudioTokenizer: expected an encoder, these weights have none")
-    return dataclasses.replace(_std(model, _AUDIO), decode=model.decode)
+    # Its encode pads a length to whole frames in Python, which a graph fixes.
+    return dataclasses.replace(_std(model, _AUDIO), decode=model.decode, dynamic=())
 
 
 def _rae(model: Any) -> Declaration:

@@ -133,7 +133,7 @@ def _export(entry: Entry) -> dict[str, Any]:
             if not report.passed:
                 return {"failed": f"verify: {report}"}
             vae = vae_runtime.load(exported.path)
-            differ = differences(entry, model, arguments, vae)
+            differ = differences(entry, model, arguments, vae, exported.parity.max_abs)
     except (vae_export.ExportError, vae_export.ParityError) as error:
         return {"failed": " ".join(str(error).split())}
     if differ:

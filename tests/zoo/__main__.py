@@ -195,7 +195,7 @@ def _optimum(entry: Entry, python: str | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text for a cell of a table."""
+    """Return text for a cell of a table."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
@@ -208,8 +208,9 @@ def _document(results: list[tuple[Entry, dict[str, Any]]], optimum: str | None) 
     lines = [
         "# Compatibility",
         "",
-        f"Written by `make zoo`, with {versions}: {len(others)} models of other libraries, {len(own)} of our own, and",
-        f"{len(refused)} that are refused. {_BRING_YOUR_OWN}",
+        f"Written by `make zoo`, with {versions}: {len(others)} models of other",
+        f"libraries, {len(own)} of our own, and {len(refused)} that are refused.",
+        _BRING_YOUR_OWN,
         "",
         *_INTRODUCTION,
         "",
@@ -257,6 +258,7 @@ sizes of the dynamic axes and latents that were not traced, and that the bundle 
 - *scale; shift*: other models take (z − shift) · scale.
 - *dynamic axes*: their proven sizes.
 - *error*: the largest absolute difference from PyTorch in float64, of ONNX and TorchScript.
+- *seconds*: of the export, on the machine that wrote this page: two busy cores.
 - *tiles*: the halo of exact tiles, in latents, or *no* where an answer depends on the whole.
 - *meaning checked against*: what the bundle was compared with, beside its own graphs. The export runs the model's own
   *forward* with the same noise, and its own sampler. This page asks *encode and decode* of the library, as its users

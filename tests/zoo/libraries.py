@@ -122,6 +122,7 @@ DIFFUSERS = (
         (3, 16, 16),
         **{"in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": (32, 64)},
         **{"layers_per_block": 1, "spatial_compression_ratio": 2, "sample_size": 32},
+        scaling_factor=0.75289,
         unscaled=shifted,
     ),
     _described(

@@ -138,33 +138,34 @@ def test_half_of_a_forward_keeps_its_number_of_rows_free_in_a_graph():
 
 
 class Averages(nn.Module):
-    """A codebook, no buffer but the weight of a layer, that moves in training mode, as MONAI's does."""
+    """A codebook, a buffer or the weight of a layer, that moves in training mode, as those of libraries do."""
 
-    def __init__(self):
+    def __init__(self, layer):
         super().__init__()
-        self.embedding = nn.Embedding(12, 4)
-        self.embedding.weight.requires_grad = False
+        self.embedding = nn.Embedding(12, 4).requires_grad_(False) if layer else None
+        self.register_buffer("embed", None if layer else torch.randn(12, 4))
 
     def forward(self, x):
-        rows = x.movedim(1, -1)
-        codes = (rows[..., None, :] - self.embedding.weight).pow(2).sum(-1).argmin(-1)
-        vectors = self.embedding(codes).movedim(-1, 1)
+        table = self.embedding.weight if self.embedding else self.embed
+        codes = (x.movedim(1, -1)[..., None, :] - table).pow(2).sum(-1).argmin(-1)
+        vectors = functional.embedding(codes, table).movedim(-1, 1)
         if self.training:
-            self.embedding.weight.data.mul_(0.5)
+            table.data.mul_(0.5)
         return x + (vectors - x).detach(), codes
 
 
-def test_a_codebook_that_moves_in_training_mode_stays_as_it_is():
+@pytest.mark.parametrize("layer", [False, True])
+def test_a_codebook_that_moves_in_training_mode_stays_as_it_is(layer):
     torch.manual_seed(5)
-    model = Layers(Averages()).eval()
+    model = Layers(Averages(layer)).eval()
     with torch.no_grad():
         expected = model(X)[0]
     adapted, outputs = understood(model)
     assert "cut at its quantizer" in " ".join(adapted.recognised)
     torch.testing.assert_close(outputs["decoder"][0], expected, rtol=0, atol=1e-6)
     # In training mode it does move.
-    model.train()(X)
     with torch.no_grad():
+        model.train()(X)
         assert not torch.allclose(model.eval()(X)[0], expected, atol=1e-3)
 
 

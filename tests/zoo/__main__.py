@@ -202,7 +202,7 @@ def _plain(text: str) -> str:
 def _document(results: list[tuple[Entry, dict[str, Any]]], optimum: str | None) -> str:
     versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "onnx", "onnxscript", "onnxruntime"))
     exported = [(entry, result) for entry, result in results if "failed" not in result]
-    others = [pair for pair in exported if pair[0].library]
+    others = sorted((pair for pair in exported if pair[0].library), key=lambda pair: pair[0].family)
     own = [pair for pair in exported if not pair[0].library]
     refused = [pair for pair in results if "failed" in pair[1]]
     lines = [

@@ -229,12 +229,14 @@ def _document(results: list[tuple[Entry, dict[str, Any]]], optimum: str | None) 
         reason = _plain(result["failed"])
         lines.append(f"| {entry} | {_library(entry)} | {reason if result['as_expected'] else f'**fails**: {reason}'} |")
     tried = {entry.name for entry, _ in results}
+    left = [str(entry) for entry in ENTRIES if entry.name not in tried]
     lines += [
         f"| diffusers: {name} | diffusers {_version('diffusers')} | {_plain(reason)} |"
         for name, reason in REFUSED.items()
         if name not in tried
     ]
     lines += [
+        *(["", f"Not measured for this page: {'; '.join(left)}."] if left else []),
         "",
         "## Models of our own",
         "",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_runtime.bundle import SUMS, format_sums
+from vae_runtime.places import SUMS, format_sums
 
 ROOT = Path(__file__).parents[1]
 

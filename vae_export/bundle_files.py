@@ -16,11 +16,12 @@ from torch import Tensor
 
 from vae_runtime import noise
 from vae_runtime._version import __version__
-from vae_runtime.bundle import MANIFEST, SUMS, format_sums
+from vae_runtime.bundle import MANIFEST
 from vae_runtime.document import dump, parse
 from vae_runtime.errors import InputError
 from vae_runtime.image import grid, png
 from vae_runtime.manifest import Manifest, Refusal
+from vae_runtime.places import SUMS, format_sums
 from vae_runtime.prior import read_mixture
 
 from .card import model_card

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from .document import parse
 from .errors import BundleError, InputError, VaeError
 from .manifest import Manifest, TensorSpec, Variant
-from .places import PATH, Place, is_beside, open_place
+from .places import SUMS, Place, is_beside, open_place, parse_digest, read_listed, read_sums
 from .records import Record, record
 from .rules import is_decoder_alone
 
@@ -21,14 +20,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MANIFEST = "manifest.json"
-SUMS = "SHA256SUMS"
 
 # Far above the size of any real manifest or list; larger ones are not read into memory.
 _MAX_BYTES = 2**24
 
 _MAX_PROBLEMS = 20
-
-_LINE = re.compile(f"([0-9a-f]{{64}})  ({PATH})")
 
 
 @record(frozen=True)
@@ -76,7 +72,7 @@ class Bundle(Record):
         Raises:
             BundleError: the file is not listed, missing or not a plain file, or its hash is not the listed one.
         """
-        return _read_listed(self.files, relative, self.sums)
+        return read_listed(self.files, relative, self.sums)
 
     def data(self, variant: Variant) -> dict[str, bytes]:
         """Return the content of a graph's file of weights by its name, its hash checked; empty without such a file.
@@ -168,7 +164,7 @@ def open_bundle(path: str | os.PathLike[str], digest: str | None = None) -> Bund
     """Open a bundle and check SHA256SUMS and the manifest.
 
     Args:
-        path: the bundle's folder or .zip file.
+        path: the bundle's folder or .zip file, or its URL, which `remote.fetch` describes.
         digest: "sha256:…" of the whole bundle, as `vae-runtime info` prints it; anything else is refused.
 
     Raises:
@@ -181,9 +177,13 @@ def open_bundle(path: str | os.PathLike[str], digest: str | None = None) -> Bund
         root = ""
     if not isinstance(root, str) or not root:
         raise InputError(
-            f"path: expected a folder or a .zip file on disk, got {path!r}; unpack a bundle from any other archive"
+            f"path: expected a folder, a .zip file or a URL, got {path!r}; unpack a bundle from any other archive"
         )
     expected = None if digest is None else parse_digest(digest)
+    if "://" in root:
+        from .remote import fetch  # not needed on a device
+
+        root = fetch(root, expected)
     files = open_place(root)
     if not files.holds(SUMS) and not files.holds(MANIFEST):
         raise BundleError(f"{root}: not a bundle: it holds neither {MANIFEST} nor {SUMS}; give the folder of a bundle")
@@ -196,7 +196,7 @@ def open_bundle(path: str | os.PathLike[str], digest: str | None = None) -> Bund
     sums = read_sums(content, files.path_of(SUMS))
     if MANIFEST not in sums:
         raise BundleError(f"{files.path_of(SUMS)}: {MANIFEST} is not listed; copy the bundle again")
-    manifest = parse(_read_listed(files, MANIFEST, sums), files.path_of(MANIFEST))
+    manifest = parse(read_listed(files, MANIFEST, sums, limit=_MAX_BYTES), files.path_of(MANIFEST))
     graphs = [path for variant in manifest.variants for path in (variant.path, variant.data_path)]
     for needed in [*graphs, manifest.golden.file, *(latent.prior.file for latent in manifest.latents)]:
         if needed is not None and needed not in sums:
@@ -255,52 +255,3 @@ def require_replaceable(
         raise refusal(f"{out}: is not a sound bundle, and --force replaces only bundles: {error}") from error
     if unlisted:
         raise refusal(f"{out / unlisted}: is not part of the bundle there and would be lost; move it away")
-
-
-def parse_digest(text: str) -> str:
-    """Check the form of a digest: as `info` prints it, or without "sha256:".
-
-    Raises:
-        InputError: the text is not a digest.
-    """
-    match = re.fullmatch("(?:sha256:)?([0-9a-f]{64})", text) if isinstance(text, str) else None
-    if match is None:
-        raise InputError(f'digest: expected "sha256:" and 64 hexadecimal digits, got {text!r}')
-    return "sha256:" + match[1]
-
-
-def read_sums(content: bytes, place: str) -> dict[str, str]:
-    """Return the hash of each path in a SHA256SUMS file: lines of `<64 hex digits>  <path>`, sorted by path.
-
-    Raises:
-        BundleError: a line has another form, a path stands twice, or the lines are not in order.
-    """
-    lines = content.decode("ascii", errors="replace").split("\n")
-    if lines.pop() != "" or not lines:
-        raise BundleError(f"{place}: expected lines that each end in a newline; copy the bundle again")
-    sums: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        match = _LINE.fullmatch(line)
-        if match is None:
-            got = repr(line[:200])
-            raise BundleError(f"{place}:{number}: expected '<64 hex digits>  <path>', got {got}; copy it again")
-        sums[match[2]] = match[1]
-    if list(sums) != sorted(sums) or len(sums) != len(lines):
-        raise BundleError(f"{place}: expected paths in order, each once; copy the bundle again")
-    return sums
-
-
-def format_sums(files: Iterable[tuple[str, bytes]]) -> bytes:
-    """Return the content of SHA256SUMS for (path, content) pairs; `sha256sum -c` reads it too."""
-    return "".join(f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in sorted(files)).encode()
-
-
-def _read_listed(files: Place, relative: str, sums: Mapping[str, str]) -> bytes:
-    place = files.path_of(relative)
-    if relative not in sums:
-        raise BundleError(f"{place}: not listed in {SUMS}; copy the bundle again")
-    content = files.read(relative, limit=_MAX_BYTES if relative == MANIFEST else None)
-    actual = hashlib.sha256(content).hexdigest()
-    if actual != sums[relative]:
-        raise BundleError(f"{place}: expected the SHA-256 {sums[relative]}, got {actual}; copy the bundle again")
-    return content

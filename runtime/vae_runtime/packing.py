@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ._version import __version__
-from .bundle import MANIFEST, SUMS, Bundle, format_sums, open_bundle, require_replaceable
+from .bundle import MANIFEST, Bundle, open_bundle, require_replaceable
 from .devices import onnxruntime_version
 from .document import dump
 from .errors import InputError, require_bool
@@ -18,7 +18,7 @@ from .files import lies_in, write_folder
 from .golden import golden_tensors, read_golden
 from .manifest import COMPONENTS, Manifest, Variant
 from .onnx_file import operators_of
-from .places import archive_entry, is_zip, write_zip
+from .places import SUMS, archive_entry, format_sums, is_zip, write_zip
 from .session import OPTIMIZATIONS, optimized
 
 OPERATORS = "required_operators.config"

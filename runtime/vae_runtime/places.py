@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
-from .errors import BundleError, VaeError, error_line
+from .errors import BundleError, InputError, VaeError, error_line
 
 if TYPE_CHECKING:
     # Not imported to sample: 3 % of a cold start.
     from pathlib import Path
 
+# The list of a bundle's files.
+SUMS = "SHA256SUMS"
 # The pattern of a file's path in a bundle.
 PATH = "[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*"
+_LINE = re.compile(f"([0-9a-f]{{64}})  ({PATH})")
 # A .zip file (APPNOTE.TXT of PKWARE): the header before each file's bytes, its entry in the directory, and the end.
 _LOCAL, _ENTRY, _END = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s4H2LH")
 # The one flag that may be set, and version 2.0, which suffices for uncompressed files.
@@ -307,3 +311,61 @@ def archive_entry(path: str) -> Any:
     entry.create_system = 3
     entry.external_attr = (stat.S_IFREG | 0o644) << 16
     return entry
+
+
+# SHA256SUMS.
+
+
+def parse_digest(text: str) -> str:
+    """Check the form of a digest: as `info` prints it, or without "sha256:".
+
+    Raises:
+        InputError: the text is not a digest.
+    """
+    match = re.fullmatch("(?:sha256:)?([0-9a-f]{64})", text) if isinstance(text, str) else None
+    if match is None:
+        raise InputError(f'digest: expected "sha256:" and 64 hexadecimal digits, got {text!r}')
+    return "sha256:" + match[1]
+
+
+def read_sums(content: bytes, place: str) -> dict[str, str]:
+    """Return the hash of each path in a SHA256SUMS file: lines of `<64 hex digits>  <path>`, sorted by path.
+
+    Raises:
+        BundleError: a line has another form, a path stands twice, or the lines are not in order.
+    """
+    lines = content.decode("ascii", errors="replace").split("\n")
+    if lines.pop() != "" or not lines:
+        raise BundleError(f"{place}: expected lines that each end in a newline; copy the bundle again")
+    sums: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        match = _LINE.fullmatch(line)
+        if match is None:
+            got = repr(line[:200])
+            raise BundleError(f"{place}:{number}: expected '<64 hex digits>  <path>', got {got}; copy it again")
+        sums[match[2]] = match[1]
+    if list(sums) != sorted(sums) or len(sums) != len(lines):
+        raise BundleError(f"{place}: expected paths in order, each once; copy the bundle again")
+    return sums
+
+
+def format_sums(files: Iterable[tuple[str, bytes]]) -> bytes:
+    """Return the content of SHA256SUMS for (path, content) pairs; `sha256sum -c` reads it too."""
+    return "".join(f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in sorted(files)).encode()
+
+
+def read_listed(files: Place, relative: str, sums: Mapping[str, str], *, limit: int | None = None) -> bytes:
+    """Return the content of a file after checking it against its listed hash.
+
+    Raises:
+        BundleError: the file is not listed, missing, larger than `limit` bytes or not a plain file, or its hash is
+            another.
+    """
+    place = files.path_of(relative)
+    if relative not in sums:
+        raise BundleError(f"{place}: not listed in {SUMS}; copy the bundle again")
+    content = files.read(relative, limit=limit)
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != sums[relative]:
+        raise BundleError(f"{place}: expected the SHA-256 {sums[relative]}, got {actual}; copy the bundle again")
+    return content

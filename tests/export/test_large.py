@@ -10,8 +10,8 @@ from torch import nn
 import vae_export
 import vae_runtime
 from vae_export.graphs import onnx_export as graphs
-from vae_runtime.bundle import SUMS
 from vae_runtime.errors import BundleError
+from vae_runtime.places import SUMS
 
 
 class Wide(nn.Module):

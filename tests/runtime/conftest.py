@@ -10,7 +10,6 @@ import pytest
 
 import vae_runtime
 from vae_runtime import noise
-from vae_runtime.bundle import SUMS, format_sums
 from vae_runtime.devices import resolve_device
 from vae_runtime.document import dump
 from vae_runtime.manifest import (
@@ -25,6 +24,7 @@ from vae_runtime.manifest import (
     Signature,
     Variant,
 )
+from vae_runtime.places import SUMS, format_sums
 from vae_runtime.session import Session
 
 

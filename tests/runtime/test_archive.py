@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 import vae_runtime
 from vae_runtime import BundleError
-from vae_runtime.bundle import SUMS, format_sums, open_bundle
+from vae_runtime.bundle import open_bundle
 from vae_runtime.cli import main as cli
-from vae_runtime.places import Archive, clash_of, write_zip
+from vae_runtime.places import SUMS, Archive, clash_of, format_sums, write_zip
 
 DIGITS = Path(__file__).parents[2] / "models" / "digits"
 DECODER = "decoder/fp32/model.onnx"

@@ -10,9 +10,9 @@ import pytest
 from vae_runtime import BundleError, InputError, VaeError
 from vae_runtime import bench as bench_module
 from vae_runtime.bench import WORK, bench
-from vae_runtime.bundle import SUMS, format_sums
 from vae_runtime.cli import main as cli
 from vae_runtime.packing import pack
+from vae_runtime.places import SUMS, format_sums
 
 
 def quickly(path, **options):

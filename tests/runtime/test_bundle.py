@@ -12,7 +12,8 @@ import pytest
 
 import vae_runtime
 from vae_runtime import BundleError, InputError
-from vae_runtime.bundle import SUMS, format_sums, open_bundle, read_sums
+from vae_runtime.bundle import open_bundle
+from vae_runtime.places import SUMS, format_sums, read_sums
 
 DIGITS = Path(__file__).parents[2] / "models" / "digits"
 FILES = sorted(path.relative_to(DIGITS).as_posix() for path in DIGITS.rglob("*") if path.is_file())
@@ -519,7 +520,7 @@ def test_what_is_no_bundle_is_refused(tmp_path):
 
 @pytest.mark.parametrize("path", [None, 3, b"models/digits", ["models/digits"]])
 def test_what_is_no_path_is_refused(path):
-    with pytest.raises(InputError, match=r"path: expected a folder or a \.zip file on disk"):
+    with pytest.raises(InputError, match=r"path: expected a folder, a \.zip file or a URL"):
         vae_runtime.load(path)
 
 

@@ -21,7 +21,7 @@ COMMANDS = (
     *("info", "verify", "pack", "bench"),
     *("sample", "decode", "interpolate", "traverse"),
     *("encode", "reconstruct", "score"),
-    "generate",
+    *("generate", "cache"),
 )
 posix = pytest.mark.skipif(os.name != "posix", reason="limits and signals as on POSIX")
 

@@ -97,7 +97,7 @@ def test_only_devices_imports_onnxruntime_and_nothing_imports_torch():
 
 def test_numpy_is_the_only_requirement():
     absolute = {name for module in MODULES for name in imports(module)}
-    optional = {"onnxruntime", "PIL", "fsspec", "pyarrow", "ray", "safetensors"}
+    optional = {"onnxruntime", "PIL", "fsspec", "huggingface_hub", "pyarrow", "ray", "safetensors"}
     assert absolute - sys.stdlib_module_names == {"numpy", *optional}
     (requirement,) = pyproject("runtime/pyproject.toml")["project"]["dependencies"]
     assert requirement.startswith("numpy>=")
@@ -151,6 +151,7 @@ def test_the_extras_are_those_that_errors_name():
         "safetensors": ["safetensors"],
         "ray": ["ray"],
         "remote": ["fsspec", "s3fs"],
+        "hub": ["huggingface-hub"],
     }
     named = {
         name

@@ -13,13 +13,14 @@ import pytest
 
 import vae_runtime
 from vae_runtime import BundleError, InputError, VaeError, document
-from vae_runtime.bundle import SUMS, open_bundle
+from vae_runtime.bundle import open_bundle
 from vae_runtime.cli import main as cli
 from vae_runtime.devices import resolve_device
 from vae_runtime.document import dump, parse
 from vae_runtime.golden import golden_inputs, golden_tensors, read_golden
 from vae_runtime.onnx_file import operators_of
 from vae_runtime.packing import OPERATORS, pack, parse_only
+from vae_runtime.places import SUMS
 from vae_runtime.session import Session
 
 MODELS = sorted(path.parent for path in (Path(__file__).parents[2] / "models").glob("*/manifest.json"))

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 import vae_runtime
 from vae_runtime import BundleError, Encoding, InputError, Posteriors, interpolate, noise, traverse
-from vae_runtime.bundle import SUMS, format_sums
 from vae_runtime.cli import main as cli
 from vae_runtime.document import dump
 from vae_runtime.manifest import (
@@ -25,6 +24,7 @@ from vae_runtime.manifest import (
     Sizes,
     Variant,
 )
+from vae_runtime.places import SUMS, format_sums
 
 CLASSES = ("one", "two", "three")
 TABLE = np.float32([[10, 0, 0], [0, 20, 0], [0, 0, 30]])

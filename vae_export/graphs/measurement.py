@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_runtime import noise
-from vae_runtime.bundle import MANIFEST, SUMS
+from vae_runtime.bundle import MANIFEST
 from vae_runtime.document import dump
 from vae_runtime.manifest import Manifest, Quality
+from vae_runtime.places import SUMS
 from vae_runtime.posterior import Posterior
 from vae_runtime.vae import VAE, load
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from .._version import __version__
 from ..errors import VaeError, one_line
+from .caching import add_caching
 from .encoding import add_encoding
 from .generating import add_generating
 from .inspecting import add_inspecting
@@ -79,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vae-runtime {__version__}")
     verbs = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_inspecting, add_sampling, add_encoding, add_generating):
+    for add in (add_inspecting, add_sampling, add_encoding, add_generating, add_caching):
         add(verbs)
     return parser
 

@@ -142,12 +142,12 @@ SEED = integer("seed", -(2**63), 2**64 - 1)
 
 def add_bundle(verb: argparse.ArgumentParser) -> None:
     """Add the bundle and --digest."""
-    verb.add_argument("bundle", help="the bundle's folder or .zip file")
+    verb.add_argument("bundle", help="the bundle's folder, .zip file or URL")
     verb.add_argument("--digest", type=argument(_digest), help="refuse the bundle unless it has this digest, sha256:…")
 
 
 def _digest(text: str) -> str:
-    from ..bundle import parse_digest
+    from ..places import parse_digest
 
     return parse_digest(text)
 

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from .._version import __version__
-from ..bundle import MANIFEST, SUMS, Bundle
+from ..bundle import MANIFEST, Bundle
 from ..devices import onnxruntime_version
 from ..errors import BundleError, InputError, VaeError, error_line
+from ..places import SUMS
 from ..vae import VAE, load
 from .folder import marker, remove_unfinished, shard_name
 from .job import Job

@@ -301,6 +301,26 @@ class RemoteStore:
             return None
         return content
 
+    def fetch(self, name: str, limit: int) -> bytes:
+        """Return the content of a file of at most `limit` bytes.
+
+        Raises:
+            VaeError: it is missing or larger, or cannot be read.
+        """
+
+        def read(fs: Any, path: str) -> bytes:
+            with fs.open(path, "rb") as file:
+                content: bytes = file.read(limit + 1)
+                return content
+
+        try:
+            content = self._do("reading", name, read)
+        except FileNotFoundError as error:
+            raise VaeError(f"{self}/{name}: missing; check the URL") from error
+        if len(content) > limit:
+            raise VaeError(f"{self}/{name}: expected at most {limit} bytes, got more; check the URL")
+        return content
+
     def read_all(self, names: Iterable[str]) -> Iterator[bytes | None]:
         """As in `LocalStore`; as many at once as the store serves."""
         waiting = iter(names)
@@ -426,4 +446,5 @@ def _lasting(error: Exception) -> bool:
     """Return whether an error is permanent, so that another try is of no use."""
     known = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ImportError, TypeError)
     # The libraries behind fsspec have no common base class of errors.
-    return isinstance(error, known) or "Credential" in type(error).__name__ or "Param" in type(error).__name__
+    refused = 400 <= getattr(error, "status", 0) < 500 and getattr(error, "status", 0) not in (408, 429)
+    return isinstance(error, known) or refused or any(word in type(error).__name__ for word in ("Credential", "Param"))

@@ -1,0 +1,36 @@
+"""The verb `cache`: the bundles that were fetched by URL."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from .options import Verbs, add_verb, argument
+
+
+def add_caching(verbs: Verbs) -> None:
+    """Add the verb."""
+    verb = add_verb(verbs, "cache", _cache, "list the bundles that were fetched by URL, or remove old ones")
+    verb.add_argument(
+        "--max-size", type=argument(_size), metavar="GIB", help="remove those unused for longest, down to this size"
+    )
+
+
+def _size(text: str) -> float:
+    from ..errors import require_number
+
+    return require_number("max_size", float(text), 0, 1e9)
+
+
+def _cache(options: argparse.Namespace) -> None:
+    from ..remote import cache_folder, entries, prune
+
+    if options.max_size is not None:
+        for entry in prune(options.max_size):
+            print(f"removed {entry.digest}")
+        return
+    found = entries()
+    for entry in found:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        print(f"{entry.digest}  {entry.size / 2**20:10.1f} MiB  last used {used}")
+    print(f"{len(found)} bundles, {sum(entry.size for entry in found) / 2**20:.1f} MiB, in {cache_folder()}")

@@ -300,8 +300,10 @@ class _Plain:
 
     def _open(self, component: str) -> Any:
         if component not in self._sessions:
-            # ONNX Runtime's own session, beneath what this package puts around it.
-            self._sessions[component] = open_session(self.bundle, component, None, self._device, self._threads).raw
+            session = open_session(self.bundle, component, None, self._device, self._threads)
+            # ONNX Runtime's own session, beneath what this package puts around it; a batch of one needs the loop.
+            in_rows = component in self.bundle.manifest.batch_of_one
+            self._sessions[component] = session if in_rows else session.raw
         return self._sessions[component]
 
 

@@ -157,11 +157,12 @@ def dump(manifest: Manifest) -> str:
         },
         "additional_metadata": {"vae": Struct(_VAE).write(manifest)},
     }
+    # A reader that does not know these fields would take an absent component, or a fixed batch, for damage.
+    needed = ["batch_of_one"] if manifest.batch_of_one else []
     if len(manifest.components) < len(COMPONENTS):
-        # A reader that does not know the field would take the absent component for damage.
-        document["additional_metadata"]["vae"]["must_understand"] = [
-            "packed_from" if manifest.packed_from else "refused"
-        ]
+        needed.append("packed_from" if manifest.packed_from else "refused")
+    if needed:
+        document["additional_metadata"]["vae"]["must_understand"] = needed
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

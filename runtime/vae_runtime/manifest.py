@@ -111,7 +111,7 @@ DYNAMIC = Map(
 
 @record(frozen=True)
 class TensorSpec(Record):
-    """One input or output of a graph, without its batch axis, which is axis 0 and always dynamic.
+    """One input or output of a graph, without its batch axis, which is axis 0.
 
     `shape` is the usual shape, which the golden vectors have. `dynamic` holds the numbers, from 0, of the axes that may
     have other sizes.
@@ -383,7 +383,10 @@ TILES = List(Struct(Tiles, name="tiles"), "a list of at most 2 objects", max=2)
 
 @record(frozen=True, kw_only=True)
 class Signature(Record):
-    """The inputs and outputs of a VAE's two graphs, and their meaning."""
+    """The inputs and outputs of a VAE's two graphs, and their meaning.
+
+    `batch_of_one` lists the components whose graphs take one row: a reader runs a batch row by row.
+    """
 
     observation: Observation = field(OBSERVATION)
     conditions: tuple[Condition, ...] = field(CONDITIONS, default=())
@@ -392,6 +395,7 @@ class Signature(Record):
     tiles: tuple[Tiles, ...] = field(TILES, default=())
     # Bundles without a table start without its module.
     table: tuple[Column, ...] = field(List(Later("columns", "COLUMN"), "a list of columns"), default=())
+    batch_of_one: tuple[str, ...] = field(COMPONENT_NAMES, default=())
 
     @property
     def latent(self) -> Latent:

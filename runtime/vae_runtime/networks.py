@@ -14,7 +14,7 @@ from .devices import CPU
 from .errors import BundleError, InputError, require_integer
 from .inputs import Feed, Feeds, latent_rows, rows_of
 from .likelihood import Parameters, kind_named
-from .session import Call, Session
+from .session import Call, RowSession, Session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -137,7 +137,8 @@ class Computation:
         """The largest number of rows of a bound call."""
         if self._in_place and not others and not self._feed.dynamic:
             row = max(math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize for tensor in (*inputs, *results))
-            self.max_rows = min(BATCH_SIZE, _MAX_BYTES // max(1, row))
+            batch = 1 if component in manifest.batch_of_one else BATCH_SIZE
+            self.max_rows = min(batch, _MAX_BYTES // max(1, row))
 
     def run(
         self, feed: Feed, n: int, batch_size: int | None = None, out: Array | None = None, finish: Finish | None = None
@@ -301,7 +302,8 @@ def open_session(bundle: Bundle, component: str, variant: str | None, device: De
     """
     graph = bundle.graph(component, variant)
     expected = {"input": graph.inputs, "output": graph.outputs}
-    return Session(graph.content, graph.place, device, threads, data=graph.data, expected=expected)
+    opened = RowSession if component in bundle.manifest.batch_of_one else Session
+    return opened(graph.content, graph.place, device, threads, data=graph.data, expected=expected)
 
 
 def _contiguous(feeds: Feeds) -> Feeds:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,9 @@ OPTIMIZATIONS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "
 
 class Session:
     """A loaded graph: it takes arrays by name and returns arrays by name. Threads may share it."""
+
+    _batch: int | None = None
+    """The size of axis 0 of the graph's inputs and outputs; None where it is dynamic."""
 
     def __init__(
         self,
@@ -65,11 +69,12 @@ class Session:
         options = session_options(place, threads, data)
         self.raw = open_on(device, content if isinstance(content, bytes) else str(content), options, place)
         self.place = place
-        self._provider, self._index = device.provider, int(device.options.get("device_id", 0))
+        on_cuda = device.provider == CUDA
+        self._memory = ("cuda", int(device.options.get("device_id", 0))) if on_cuda else ("cpu", 0)
         self.inputs = {item.name: (item.type, tuple(item.shape)) for item in self.raw.get_inputs()}
         self.outputs = {item.name: (item.type, tuple(item.shape)) for item in self.raw.get_outputs()}
         if expected is not None:
-            _require_described(place, expected, {"input": self.inputs, "output": self.outputs})
+            _require_described(place, expected, {"input": self.inputs, "output": self.outputs}, self._batch)
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Compute the named outputs from the named inputs.
@@ -117,12 +122,11 @@ class Session:
                 "on_device: expected an ONNX Runtime whose values other libraries take by DLPack, got "
                 f"{runtime.__version__}; install a newer one, or leave on_device out"
             )
-        kind, index = ("cuda", self._index) if self._provider == CUDA else ("cpu", 0)
         binding = self.raw.io_binding()
         try:
             for name, array in feeds.items():
                 binding.bind_cpu_input(name, array)
-            binding.bind_output(output, kind, index)
+            binding.bind_output(output, *self._memory)
             self.raw.run_with_iobinding(binding)
             binding.synchronize_outputs()
         except Exception as error:
@@ -138,7 +142,53 @@ class Session:
         return VaeError(f"{self.place}: ONNX Runtime failed: {message}; {advice}")
 
 
-def _require_described(place: str, expected: Mapping[str, Sequence[TensorSpec]], graph: Mapping[str, Tensors]) -> None:
+class RowSession(Session):
+    """A loaded graph that takes a batch of one: a larger batch runs row by row."""
+
+    _batch = 1
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """As `Session.run`."""
+        rows = [super(RowSession, self).run(outputs, row) for row in _rows(feeds)]
+        return rows[0] if len(rows) == 1 else [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+
+    def run_into(self, feeds: Mapping[str, NDArray[Any]], results: Mapping[str, NDArray[Any]]) -> None:
+        """As `Session.run_into`."""
+        for row, part in zip(_rows(feeds), _rows(results), strict=True):
+            super().run_into(row, part)
+
+    def run_on_device(self, output: str, feeds: Mapping[str, NDArray[Any]]) -> Any:
+        """As `Session.run_on_device`."""
+        rows = list(_rows(feeds))
+        first = super().run_on_device(output, rows[0])
+        if len(rows) == 1:
+            return first
+        # The first answer has the sizes that the manifest may leave open. Every row is then written into one array.
+        shape, binding = first.shape(), self.raw.io_binding()
+        create = import_onnxruntime().OrtValue.ortvalue_from_shape_and_type
+        whole = create([len(rows), *shape[1:]], np.float32, *self._memory)
+        size = math.prod(shape) * np.dtype(np.float32).itemsize
+        try:
+            for number, row in enumerate(rows):
+                for name, array in row.items():
+                    binding.bind_cpu_input(name, array)
+                binding.bind_output(output, *self._memory, np.float32, shape, whole.data_ptr() + number * size)
+                self.raw.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        except Exception as error:
+            raise self._failure(error) from error
+        return whole
+
+
+def _rows(arrays: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, NDArray[Any]]]:
+    """Divide arrays by name into batches of one."""
+    for row in range(len(next(iter(arrays.values())))):
+        yield {name: array[row : row + 1] for name, array in arrays.items()}
+
+
+def _require_described(
+    place: str, expected: Mapping[str, Sequence[TensorSpec]], graph: Mapping[str, Tensors], batch: int | None
+) -> None:
     """Raise BundleError unless a graph has the expected inputs and outputs."""
     for kind, tensors in expected.items():
         actual = graph[kind]
@@ -150,17 +200,20 @@ def _require_described(place: str, expected: Mapping[str, Sequence[TensorSpec]],
             )
         for tensor in tensors:
             dtype, sizes = actual[tensor.name]
-            if dtype != _ORT_TYPES[tensor.dtype] or not _fits(tensor, sizes):
-                shown = ["batch", *("dynamic" if i in tensor.dynamic else str(s) for i, s in enumerate(tensor.shape))]
+            if dtype != _ORT_TYPES[tensor.dtype] or not _fits(tensor, sizes, batch):
+                shown = [
+                    str(batch or "batch"),
+                    *("dynamic" if i in tensor.dynamic else str(s) for i, s in enumerate(tensor.shape)),
+                ]
                 raise BundleError(
                     f"{place}: {kind} {tensor.name}: expected {tensor.dtype} [{', '.join(shown)}] as in the "
                     f"manifest, the graph has {dtype} {list(sizes)}; export the bundle again"
                 )
 
 
-def _fits(tensor: TensorSpec, sizes: Sequence[Any]) -> bool:
-    """Whether a graph's sizes are a dynamic batch and the tensor's; of a dynamic axis a graph has no number."""
-    expected = [None, *(None if i in tensor.dynamic else size for i, size in enumerate(tensor.shape))]
+def _fits(tensor: TensorSpec, sizes: Sequence[Any], batch: int | None) -> bool:
+    """Whether a graph's sizes are the batch and the tensor's; a dynamic axis has no number."""
+    expected = [batch, *(None if i in tensor.dynamic else size for i, size in enumerate(tensor.shape))]
     return [size if isinstance(size, int) else None for size in sizes] == expected
 
 

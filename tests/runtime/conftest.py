@@ -25,7 +25,7 @@ from vae_runtime.manifest import (
     Variant,
 )
 from vae_runtime.places import SUMS, format_sums
-from vae_runtime.session import Session
+from vae_runtime.session import RowSession, Session
 
 
 @pytest.fixture(scope="session")
@@ -131,13 +131,13 @@ def onnx_bytes():
 def small_bundle(onnx_bytes, write_bundle):
     """Write a bundle known by heart, float32 [3] both ways: mu = x, logvar = -x, std = exp(-x / 2); x = z.
 
-    Of a bernoulli likelihood the logits are z, and x is their sigmoid.
+    Of a bernoulli likelihood the logits are z, and x is their sigmoid. The graphs of `batch_of_one` take one row.
     """
 
-    def write(kind="gaussian", scale=0.5, name="small"):
+    def write(kind="gaussian", scale=0.5, name="small", batch_of_one=()):
         o = onnx_bytes
         likelihood = Likelihood(kind, "x", "logits") if kind == "bernoulli" else Likelihood(kind, "x", scale=scale)
-        rows = ["batch", 3]
+        rows = [1 if "encoder" in batch_of_one else "batch", 3]
         encoder = o.model(
             [
                 o.node("Identity", ["x"], ["mu"]),
@@ -154,9 +154,13 @@ def small_bundle(onnx_bytes, write_bundle):
         else:
             nodes = [o.node("Identity", ["z"], ["x"])]
         outputs = ("x", "logits") if kind == "bernoulli" else ("x",)
+        rows = [1 if "decoder" in batch_of_one else "batch", 3]
         decoder = o.model(nodes, [o.value("z", rows)], [o.value(output, rows) for output in outputs])
         signature = Signature(
-            observation=Observation("x", (3,), ("feature",)), latents=(Latent("z", (3,)),), likelihood=likelihood
+            observation=Observation("x", (3,), ("feature",)),
+            latents=(Latent("z", (3,)),),
+            likelihood=likelihood,
+            batch_of_one=batch_of_one,
         )
         return write_bundle(name, signature, encoder, decoder, {"x": noise.normal(1, 0, 2, (3,))})
 
@@ -170,12 +174,13 @@ def codes_bundle(onnx_bytes, write_bundle):
     x float32 [3] in 0 … 4 has the codes int64 [3] floor(x) + label, of 8; and codes the x float32 [3] codes - label.
     """
 
-    def write(name="codes"):
+    def write(name="codes", batch_of_one=()):
         o = onnx_bytes
-        rows = ["batch", 3]
+        batch = 1 if batch_of_one else "batch"
+        rows = [batch, 3]
         column = o.node("Unsqueeze", ["label", "axis"], ["column"])
         axis = o.tensor("axis", [1], 7)
-        label = o.value("label", ["batch"], 7)
+        label = o.value("label", [batch], 7)
         encoder = o.model(
             [column, o.node("Cast", ["x"], ["floor"], to=7), o.node("Add", ["floor", "column"], ["codes"])],
             [o.value("x", rows), label],
@@ -194,6 +199,7 @@ def codes_bundle(onnx_bytes, write_bundle):
             conditions=(Condition("label", (), "int64", ("zero", "one", "two")),),
             latents=(Latent("z", (3,), posterior, LatentPrior("none", reason="of codes"), "int64"),),
             likelihood=Likelihood("none", reason="not stated"),
+            batch_of_one=batch_of_one,
         )
         arrays = {
             "x": np.array([[0.5, 1.5, 2.5], [3.5, 0.25, 4]], np.float32),
@@ -288,7 +294,9 @@ def write_bundle(tmp_path):
             weights = {"weights.bin": data[component]} if component in data else {}
             given = {tensor.name: (arrays | drawn)[tensor.name] for tensor in signature.inputs(component)}
             outputs = [tensor.name for tensor in signature.outputs(component)]
-            session = Session(content, component, resolve_device("cpu"), data=weights)
+            session = (RowSession if component in signature.batch_of_one else Session)(
+                content, component, resolve_device("cpu"), data=weights
+            )
             answers = session.run(outputs, given)
             for source in ("pytorch", "fp32"):
                 arrays |= {f"{component}/{source}/{o}": a for o, a in zip(outputs, answers, strict=True)}
@@ -319,6 +327,7 @@ def write_bundle(tmp_path):
             conditions=signature.conditions,
             latents=signature.latents,
             likelihood=signature.likelihood,
+            batch_of_one=signature.batch_of_one,
             golden=Golden("golden.npz", 0, 2),
             **variants,
         )

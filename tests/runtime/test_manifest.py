@@ -404,6 +404,7 @@ BROKEN: list[tuple[tuple[str | int, ...], Any]] = [
     ((*FREE, "refused"), {}),
     ((*FREE, "tiles"), {}),
     ((*FREE, "tiles"), [TILES] * 3),
+    *(((*FREE, "batch_of_one"), value) for value in (None, "encoder", [], ["encoder"] * 2, {"encoder": 1})),
     ((*FREE, "refused"), None),
     *(((*FREE, name), ABSENT) for name in ("format_version", "name", "observation", "latents")),
     *(((*FREE, name), ABSENT) for name in ("likelihood", "noise", "golden")),
@@ -562,6 +563,7 @@ BROKEN_FURTHER: list[tuple[list[tuple[tuple[str | int, ...], Any]], str]] = [
         )
         for value in values
     ),
+    ([((*FREE, "batch_of_one"), ["encoder", "prior"])], f"{place_of(FREE)}.batch_of_one[1]"),
     ([((*FREE, "tiles"), [TILES]), ((*FREE, "tiles", 0, "component"), ABSENT)], f"{place_of(FREE)}.tiles[0].component"),
     *(
         ([((*FREE, "tiles"), [{**TILES, name: value}])], f"{place_of(FREE)}.tiles[0].{name}")
@@ -1294,6 +1296,7 @@ LET_THROUGH: list[tuple[tuple[str | int, ...], Any]] = [
     ((*OURS, "quality"), QUALITY),
     ((*OURS, "quality"), {**QUALITY, "psnr": None, "elbo_change": None, "reason": "no likelihood", "later": 1}),
     ((*FREE, "packed_from"), "sha256:" + "0" * 64),
+    ((*FREE, "batch_of_one"), ["decoder", "encoder"]),
     ((*FREE, "refused"), []),
     ((*FREE, "refused"), [{**REFUSAL, "later": 1}, {**REFUSAL, "component": "decoder"}]),
     ((*FREE, "observation", "range"), None),
@@ -1381,7 +1384,7 @@ def test_a_newer_minor_version_loads_and_its_fields_are_ignored() -> None:
 
 def test_a_long_list_of_choices_is_shortened() -> None:
     message = refusal(json.dumps(edited(((*FREE, "must_understand"), [3]))))
-    assert 'must_understand[0]: expected "conditions" or "conditions.classes" or ' in message
+    assert 'must_understand[0]: expected "batch_of_one" or "conditions" or ' in message
     assert message.endswith(f" or … ({len(KNOWN_FIELDS)} in all), got 3; export the bundle again")
     assert len(message) < 500
 

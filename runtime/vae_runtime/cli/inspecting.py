@@ -46,6 +46,7 @@ def _info(options: argparse.Namespace) -> None:
         *(("latent", _described_latent(latent)) for latent in manifest.latents),
         ("likelihood", likelihood.kind + scale + (f": {likelihood.reason}" if likelihood.reason else "")),
         ("table", ", ".join(map(_described_column, manifest.table))),
+        ("batch of one", _in_rows(manifest)),
         ("noise", manifest.noise),
         ("packed from", manifest.packed_from),
         ("format", manifest.format_version),
@@ -67,6 +68,12 @@ def _info(options: argparse.Namespace) -> None:
             f"  {one_line(key.replace('_', ' ')):26}{one_line(f'{value:.6g}' if isinstance(value, float) else value)}"
         )
     _print_graphs(manifest, sizes)
+
+
+def _in_rows(manifest: Manifest) -> str:
+    """Which components run a batch row by row."""
+    components = " and ".join(manifest.batch_of_one)
+    return components and f"{components}: the graphs take one row, so a batch runs row by row"
 
 
 def _number(number: float | tuple[float, ...]) -> str:

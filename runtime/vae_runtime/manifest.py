@@ -89,23 +89,23 @@ DIVISOR = Either(POSITIVE, "a positive number, or a list of such", description="
 
 @record(frozen=True)
 class Sizes(Record):
-    """The proven sizes of a dynamic axis: the multiples of `multiple` from `min` to `max`."""
+    """The proven sizes of a dynamic axis: `min`, `min + step`, `min + 2 · step` and so on, up to `max`."""
 
     min: int = field(SIZE)
     max: int = field(SIZE)
-    multiple: int = field(SIZE, default=1)
+    step: int = field(SIZE, default=1)
 
     def __contains__(self, size: int) -> bool:
-        return self.min <= size <= self.max and size % self.multiple == 0
+        return self.min <= size <= self.max and (size - self.min) % self.step == 0
 
     def __str__(self) -> str:
-        return f"{self.min} … {self.max}" + (f" in steps of {self.multiple}" if self.multiple > 1 else "")
+        return f"{self.min} … {self.max}" + (f" in steps of {self.step}" if self.step > 1 else "")
 
 
 DYNAMIC = Map(
     Struct(Sizes, name="sizes"),
     name="dynamic",
-    description="The axes that may have other sizes, by name: the multiples of `multiple` from min to max.",
+    description="The axes that may have other sizes, by name: from min to max in steps of `step`.",
 )
 
 
@@ -369,7 +369,7 @@ class Tiles(Record):
     """How a component can be divided along dynamic axes into tiles that give the values of the undivided array.
 
     `halo` is its receptive field, by axis: how many values of the latent on either side of one an answer depends on.
-    Borders of tiles are multiples of the latent's `multiple`. Where the component cannot be divided, `halo` is empty
+    Borders of tiles are multiples of the latent's `step`. Where the component cannot be divided, `halo` is empty
     and `reason` says why.
     """
 

@@ -124,10 +124,11 @@ def _tiles_problems(place: str, tiles: Tiles, manifest: Manifest) -> Iterator[Pr
             where = join(f"{place}.halo", axis)
             yield Problem(where, "a dynamic axis of the observation and of the first latent", json.dumps(axis))
             return
-        usual = observation.shape[observation.axes.index(axis)], latent.shape[latent.axes.index(axis)]
-        if usual[0] % usual[1]:
+        whole, part = observation.dynamic[axis], latent.dynamic[axis]
+        ratio, rest = divmod(observation.shape[observation.axes.index(axis)], latent.shape[latent.axes.index(axis)])
+        if rest or (whole.min, whole.step) != (part.min * ratio, part.step * ratio) or part.min % part.step:
             where = join(f"{place}.halo", axis)
-            yield Problem(where, "an axis whose size is a multiple of the latent's", f"{usual[0]} and {usual[1]}")
+            yield Problem(where, "an axis whose sizes are multiples of the latent's", f"{whole} and {part}")
     if len(manifest.latents) > 1 and tiles.halo:
         yield Problem(f"{place}.halo", "no tiles where there are several latents", str(len(manifest.latents)))
 

@@ -133,7 +133,7 @@ def _axes(manifest: Manifest, component: str, tile: Tile) -> list[_Axis]:
         place, other = latent.axes.index(name), observation.axes.index(name)
         proven = latent.dynamic[name]
         ratio = observation.shape[other] // latent.shape[place]
-        step = proven.multiple
+        step = proven.step
         # A tile with its halo, which begins and ends at multiples of the step, is of a proven size.
         largest = (proven.max - 2 * (halo + step)) // step * step
         if largest < step:

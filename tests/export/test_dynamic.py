@@ -11,7 +11,12 @@ import vae_export
 import vae_runtime
 from vae_export import ExportError, ParityError
 from vae_export.graphs import onnx_export as graphs
+from vae_export.sources import Examples, model_source
+from vae_export.understand.declaration import Declaration
+from vae_export.understand.state import unchanged
+from vae_export.understood import understand_source
 from vae_runtime.errors import InputError
+from vae_runtime.manifest import Sizes
 
 
 class Convolutions(nn.Module):
@@ -50,8 +55,8 @@ def exported(tmp_path_factory):
 def test_the_sizes_that_passed_are_recorded(exported):
     vae = json.loads((exported[1].path / "manifest.json").read_text())["additional_metadata"]["vae"]
     assert vae["observation"]["dynamic"] == {
-        "height": {"min": 4, "max": 32, "multiple": 4},
-        "width": {"min": 4, "max": 48, "multiple": 4},
+        "height": {"min": 4, "max": 32, "step": 4},
+        "width": {"min": 4, "max": 48, "step": 4},
     }
     assert vae["latents"][0]["dynamic"]["height"]["max"] == 8
     assert {tensor.sizes for tensor in exported[1].parity.tensors} != {""}
@@ -71,6 +76,53 @@ def test_the_runtime_takes_them_and_no_others(exported):
     for height in (30, 36):
         with pytest.raises(InputError, match="height"):
             vae.encode(np.zeros((1, 1, height, 8), np.float32))
+
+
+class Causal(nn.Module):
+    """Keeps the first frame, and makes one latent of each `factor` frames that follow: factor · k + 1 frames."""
+
+    def __init__(self, factor=4):
+        super().__init__()
+        torch.manual_seed(0)
+        self.factor = factor
+        self.down, self.up = nn.Conv1d(2, 4, factor, factor), nn.Conv1d(2, 2, 1)
+
+    def encode(self, x):
+        return self.down(torch.cat([x[:, :, :1].repeat(1, 1, self.factor - 1), x], dim=2)).chunk(2, 1)
+
+    def decode(self, z):
+        return self.up(z).repeat_interleave(self.factor, dim=2)[:, :, self.factor - 1 :]
+
+
+FRAMES = {"posterior": "logvar", "axes": ("channel", "frame"), "latent_axes": ("channel", "frame")}
+
+
+def test_frames_may_have_an_offset(tmp_path):
+    x = torch.rand(3, 2, 9, generator=torch.Generator().manual_seed(2))
+    model = Causal()
+    done = vae_export.export(model, tmp_path / "b", example=x, formats=("onnx",), dynamic=("frame",), **FRAMES)
+    vae = vae_runtime.load(done.path)
+    assert vae.manifest.observation.dynamic == {"frame": Sizes(5, 17, 4)}
+    assert vae.manifest.latent.dynamic == {"frame": Sizes(2, 5)}
+    assert all("5 … 17 in steps of 4, are no multiples" in tiles.reason for tiles in vae.manifest.tiles)
+    y = np.random.default_rng(0).random((2, 2, 13), np.float32)
+    with torch.no_grad():
+        expected = model.decode(model.encode(torch.from_numpy(y))[0]).numpy()
+    np.testing.assert_allclose(vae.reconstruct(y), expected, atol=1e-6)
+    for frames in (1, 8, 12, 16, 21):
+        with pytest.raises(InputError, match=f"frame {frames} was not proven"):
+            vae.encode(np.zeros((1, 2, frames), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("factor", "frames", "sizes"),
+    [(2, 5, Sizes(3, 9, 2)), (3, 7, Sizes(4, 13, 3)), (8, 9, Sizes(9, 17, 8)), (1, 6, Sizes(2, 12))],
+)
+def test_the_probe_finds_the_offset(factor, frames, sizes):
+    model = Causal(factor).eval()
+    source = model_source(model, Declaration(dynamic=("frame",), **FRAMES), Examples(torch.rand(3, 2, frames)), None)
+    with unchanged(model):
+        assert understand_source(source).signature.observation.dynamic == {"frame": sizes}
 
 
 def test_a_size_that_exporters_may_freeze_is_refused_or_right(tmp_path):

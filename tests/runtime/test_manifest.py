@@ -102,7 +102,7 @@ def all_for(component: tuple[str | int, ...], names: list[str]) -> list[tuple[tu
 
 CONDITIONAL = [((*FREE, "conditions"), [LABEL, MASK])]
 DYNAMIC = [
-    ((*FREE, "observation", "dynamic"), {"width": {"min": 8, "max": 64, "multiple": 8}}),
+    ((*FREE, "observation", "dynamic"), {"width": {"min": 8, "max": 64, "step": 8}}),
     ((*LATENT, "axes"), ["code"]),
     ((*LATENT, "dynamic"), {"code": {"min": 1, "max": 99}}),
     ((*LATENT, "scale"), 0.18215),
@@ -613,7 +613,7 @@ BROKEN_FURTHER: list[tuple[list[tuple[tuple[str | int, ...], Any]], str]] = [
             f"{place_of(part)}.dynamic.width.{next(iter(sizes))}",
         )
         for part in ((*FREE, "observation"), LATENT)
-        for sizes in ({"min": 0}, {"max": None}, {"max": 2**31}, {"multiple": 0}, {"multiple": None})
+        for sizes in ({"min": 0}, {"max": None}, {"max": 2**31}, {"step": 0}, {"step": None})
     ),
     (
         [((*FREE, "observation", "dynamic"), {"width": {"max": 9}})],
@@ -811,8 +811,9 @@ def dynamic_of(draw: st.DrawFn, shape: tuple[int, ...], axes: tuple[str, ...]) -
     dynamic = {}
     for axis, size in zip(axes, shape, strict=True):
         if axes.count(axis) == 1 and draw(st.booleans()):
-            multiple = draw(st.sampled_from([1, size, next(n for n in (7, 3, 2, 1) if size % n == 0)]))
-            dynamic[axis] = Sizes(draw(st.integers(1, size)), draw(st.integers(size, 2**31 - 1)), multiple)
+            step = draw(st.integers(1, 9))
+            smallest = size - step * draw(st.integers(0, (size - 1) // step))
+            dynamic[axis] = Sizes(smallest, draw(st.integers(size, 2**31 - 1)), step)
     return dynamic
 
 
@@ -1197,7 +1198,7 @@ CONTRADICTIONS: list[tuple[int, list[tuple[tuple[str | int, ...], Any]], str]] =
         for sizes in (
             {"min": 9, "max": 64},
             {"min": 1, "max": 7},
-            {"min": 1, "max": 64, "multiple": 3},
+            {"min": 1, "max": 64, "step": 2},
             {"min": 64, "max": 1},
         )
     ),
@@ -1233,6 +1234,26 @@ CONTRADICTIONS: list[tuple[int, list[tuple[tuple[str | int, ...], Any]], str]] =
     (15, [((*FREE, "tiles"), [TILES, TILES])], f"{place_of(FREE)}.tiles[1].component"),
     (15, [((*FREE, "tiles"), [{**TILES, "halo": {"width": 1}}])], f"{place_of(FREE)}.tiles[0].halo.width"),
     (15, [*DYNAMIC, ((*FREE, "tiles"), [{**TILES, "halo": {"width": 1}}])], f"{place_of(FREE)}.tiles[0].halo.width"),
+    *(
+        (
+            15,
+            [
+                *DYNAMIC,
+                ((*FREE, "observation", "shape"), [1, 28, 32]),
+                ((*FREE, "observation", "dynamic"), {"width": {"min": 16, "max": 64} | sizes}),
+                ((*LATENT, "axes"), ["width"]),
+                ((*LATENT, "dynamic"), {"width": {"min": 8, "max": 32} | part}),
+                ((*FREE, "tiles"), [{**TILES, "halo": {"width": 1}}]),
+            ],
+            f"{place_of(FREE)}.tiles[0].halo.width",
+        )
+        for sizes, part in (
+            ({"min": 17, "step": 5}, {}),
+            ({"step": 4}, {}),
+            ({"step": 2}, {"min": 9}),
+            ({"min": 14, "step": 6}, {"min": 7, "step": 3}),
+        )
+    ),
     (16, [((*FREE, "table"), [CATEGORIES])], f"{place_of(FREE)}.table"),
     (
         16,
@@ -1538,13 +1559,13 @@ def test_a_nesting_that_just_passes_is_refused_as_any_wrong_value() -> None:
 def test_records_are_frozen_dataclasses():
     """As `dataclasses.dataclass(frozen=True)` makes them, though it does not."""
     sizes = Sizes(2, max=8)
-    assert (sizes.min, sizes.max, sizes.multiple) == (2, 8, 1)
-    assert dataclasses.replace(sizes, multiple=2) == Sizes(2, 8, 2)
+    assert (sizes.min, sizes.max, sizes.step) == (2, 8, 1)
+    assert dataclasses.replace(sizes, step=2) == Sizes(2, 8, 2)
     assert sizes != Sizes(2, 8, 2)
     assert sizes != (2, 8, 1)
     assert hash(sizes) == hash(Sizes(2, 8))
-    assert repr(sizes) == "Sizes(min=2, max=8, multiple=1)"
-    assert [each.name for each in dataclasses.fields(sizes)] == ["min", "max", "multiple"]
+    assert repr(sizes) == "Sizes(min=2, max=8, step=1)"
+    assert [each.name for each in dataclasses.fields(sizes)] == ["min", "max", "step"]
     observations = [Observation("x", (3,), ("feature",)) for _ in range(2)]
     assert observations[0].dynamic == {}
     assert observations[0].dynamic is not observations[1].dynamic

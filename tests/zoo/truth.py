@@ -87,7 +87,7 @@ def widened(x: Tensor, observation: Any) -> Tensor:
     for name, sizes in observation.dynamic.items():
         axis = observation.axes.index(name) + 1
         usual = x.shape[axis]
-        size = usual + sizes.multiple if usual + sizes.multiple in sizes else usual - sizes.multiple
+        size = usual + sizes.step if usual + sizes.step in sizes else usual - sizes.step
         x = torch.cat([x, x.flip(axis)], dim=axis).narrow(axis, 0, size)
     return x.contiguous()
 

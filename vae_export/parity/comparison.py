@@ -257,7 +257,7 @@ def _size_choices(inputs: Sequence[TensorSpec], signature: Signature) -> list[tu
                 size = {
                     "min": allowed.min,
                     "max": allowed.max,
-                    "step": tensor.shape[index] + allowed.multiple,
+                    "step": tensor.shape[index] + allowed.step,
                 }[choice[name]]
                 by_index[index] = by_name[name] = size
             sizes.append(by_index)

@@ -323,16 +323,17 @@ def _sizes_of(adapted: Adapted, name: str) -> _AxisSizes:
             f"dynamic: {name}: expected the model to work at other sizes than {size}, it fails: {reason}; leave {name} "
             "out of dynamic="
         )
-    smallest = next((smaller for smaller in _powers(step, size) if works(smaller)), size)
-    largest = 2 * size if works(2 * size) else size + step
+    smallest = next((smaller for smaller in _smaller(step, size) if works(smaller)), size)
+    doubled = size + size // step * step
+    largest = doubled if doubled > size and works(doubled) else size + step
     latents: dict[str, dict[int, Sizes]] = {}
     for latent in shapes[size]:
         for index, length in enumerate(shapes[size][latent]):
             at = {other: by_latent[latent][index] for other, by_latent in shapes.items()}
             moved = at[size + step] - length
             if moved:
-                multiple = moved if all(value % moved == 0 for value in at.values()) else 1
-                latents.setdefault(latent, {})[index] = Sizes(at[smallest], at[largest], multiple)
+                regular = all((value - length) % moved == 0 for value in at.values())
+                latents.setdefault(latent, {})[index] = Sizes(at[smallest], at[largest], moved if regular else 1)
     outputs = [
         (number, index)
         for number, shape in enumerate(decoded[size])
@@ -344,21 +345,22 @@ def _sizes_of(adapted: Adapted, name: str) -> _AxisSizes:
 
 def _steps(size: int, usual: Mapping[str, tuple[int, ...]]) -> list[int]:
     """Steps to try between sizes, the smallest first: none is smaller than what the encoder shrinks an axis by."""
-    # An axis that no latent shrinks by a whole factor may take any size.
-    ratios = {size // length for shape in usual.values() for length in shape if length > 1 and size % length == 0}
-    first = [1, *sorted(ratios)]
-    return [step for step in dict.fromkeys([*first, *(2**power for power in range(1, 17))]) if size % step == 0]
+    # An axis that no latent shrinks by a whole factor may take any size. A causal model keeps the first frame, and
+    # shrinks those that follow.
+    lengths = {length for shape in usual.values() for length in shape if length > 1}
+    ratios = {divmod(size - kept, length - kept) for length in lengths for kept in (0, 1)}
+    whole = sorted(ratio for ratio, rest in ratios if ratio and not rest)
+    return list(dict.fromkeys([1, *whole, *(2**power for power in range(1, 17) if 2**power <= max(size, 16))]))
 
 
-def _powers(step: int, size: int) -> list[int]:
-    """Sizes below the usual one, the smallest first."""
-    sizes, candidate = [], step
+def _smaller(step: int, size: int) -> list[int]:
+    """Sizes below the usual one by whole steps, the smallest first."""
+    sizes, candidate = [size % step], size % step + step
     while candidate < size:
-        # Compilers treat a size of 1 specially: it may also be an axis that is broadcast.
-        if candidate > 1:
-            sizes.append(candidate)
-        candidate *= 2
-    return sizes
+        sizes.append(candidate)
+        candidate += candidate // step * step
+    # Compilers treat a size of 1 specially: it may also be an axis that is broadcast.
+    return [each for each in sizes if each > 1]
 
 
 def _far(a: Tensor, b: Tensor) -> bool:

@@ -76,11 +76,11 @@ class _Component:
         self._adapted, self._component, self._axis = adapted, component, axis
         self._module = adapted.modules[component]
         self._latent, self._other = latent.axes.index(axis) + 1, observation.axes.index(axis) + 1
-        usual = observation.shape[self._other - 1], latent.shape[self._latent - 1]
-        if usual[0] % usual[1]:
-            raise _GlobalError(f"its size, {usual[0]}, is no multiple of the latent's, {usual[1]}")
-        self._ratio = usual[0] // usual[1]
-        self._sizes = latent.dynamic[axis]
+        self._sizes, whole = latent.dynamic[axis], observation.dynamic[axis]
+        self._ratio = observation.shape[self._other - 1] // latent.shape[self._latent - 1]
+        part = self._sizes
+        if (whole.min, whole.step) != (part.min * self._ratio, part.step * self._ratio) or part.min % part.step:
+            raise _GlobalError(f"its sizes, {whole}, are no multiples of the latent's, {part}")
         self._decodes = component == "decoder"
         # Where the given tensor and the answer are divided, and how many of their values make one of the latent.
         self._given = (self._latent, 1) if self._decodes else (self._other, self._ratio)
@@ -88,8 +88,8 @@ class _Component:
 
     def halo(self) -> int:
         """How far a value of the latent reaches, to the farther side."""
-        multiple = self._sizes.multiple
-        size = self._sizes.max // multiple * multiple
+        step = self._sizes.step
+        size = self._sizes.max // step * step
         if not self._tensors(size)[0].is_floating_point():
             raise _GlobalError("the codes of a vector quantizer are not measured")
         halo = self._reach(size)
@@ -99,7 +99,7 @@ class _Component:
             halo = self._reach(size)
         if halo is None:
             raise _GlobalError("every answer depends on the whole" + self._by(size))
-        needed = 2 * (halo + multiple) + multiple
+        needed = 2 * (halo + step) + step
         if self._sizes.max < needed:
             raise _GlobalError(
                 f"a tile with its halo of {halo} is larger than any proven size, {self._sizes.max * self._ratio}; an "
@@ -163,12 +163,12 @@ class _Component:
         """Whether crops with this halo give the undivided answer."""
         given = self._tensors(size)
         whole = self._run(given)
-        multiple = self._sizes.multiple
+        step = self._sizes.step
         generator = torch.Generator().manual_seed(0)
-        length = max(2 * halo + 2 * multiple, self._sizes.min)
+        length = max(2 * halo + 2 * step, self._sizes.min)
         for _ in range(_CROPS):
-            start = int(torch.randint(max(1, size - length), (1,), generator=generator)) // multiple * multiple
-            stop = min(size, -(-(start + length) // multiple) * multiple)
+            start = int(torch.randint(max(1, size - length), (1,), generator=generator)) // step * step
+            stop = min(size, -(-(start + length) // step) * step)
             first = 0 if start == 0 else start + halo
             last = size if stop == size else stop - halo
             if first >= last:

@@ -35,7 +35,7 @@ class _Axes:
 
 
 _IMAGE = _Axes(("channel", "height", "width"), ("channel", "height", "width"), ("height", "width"))
-# The causal models take 4k + 1 frames or the like, which a bundle cannot say: its sizes are multiples.
+# Most causal models loop over their frames in Python, which a graph unrolls: frames are dynamic only on request.
 _FRAMES = ("channel", "frame", "height", "width")
 _VIDEO = _Axes(_FRAMES, _FRAMES, ("height", "width"))
 _AUDIO = _Axes(("channel", "time"), ("channel", "time"), ("time",))

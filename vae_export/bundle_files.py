@@ -20,7 +20,7 @@ from vae_runtime.bundle import MANIFEST
 from vae_runtime.document import dump, parse
 from vae_runtime.errors import InputError
 from vae_runtime.image import grid, png
-from vae_runtime.manifest import Manifest, Refusal
+from vae_runtime.manifest import COMPONENTS, Manifest, Refusal
 from vae_runtime.places import SUMS, format_sums
 from vae_runtime.prior import read_mixture
 
@@ -73,6 +73,7 @@ def describe_bundle(
     """
     signature = adapted.signature
     name = labels.name or source.name
+    of_one = {graph.component for graph in graphs if graph.batch_of_one}
     if "encoder" not in adapted.modules:
         refused = [Refusal("encoder", "fp32", WITHOUT_ENCODER), *refused]
     return Manifest(
@@ -87,6 +88,7 @@ def describe_bundle(
         likelihood=signature.likelihood,
         tiles=signature.tiles,
         table=signature.table,
+        batch_of_one=tuple(name for name in COMPONENTS if name in of_one),
         golden=golden.record,
         encoder=golden.variants["encoder"],
         decoder=golden.variants["decoder"],

@@ -179,6 +179,9 @@ def _variants(manifest: Manifest) -> list[str]:
             )
         reasons = dict.fromkeys(v.quality.reason for v in measured if v.quality and v.quality.reason)
         lines += [line for reason in reasons for line in ("", f"No ELBO: {reason}.")]
+    if manifest.batch_of_one:
+        components = " and ".join(manifest.batch_of_one)
+        lines += ["", f"The graphs of the {components} take one row: a batch runs row by row."]
     if manifest.refused:
         lines += ["", "Left out:", ""]
         lines += [f"- {each.component}/{each.variant}: {each.reason}." for each in manifest.refused]

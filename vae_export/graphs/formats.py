@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vae_runtime.errors import error_line
-from vae_runtime.manifest import Refusal
+from vae_runtime.manifest import COMPONENTS, Refusal
 
 from ..errors import ExportError, ParityError
 from ..understand.adapted import Adapted
 from ..understand.state import release
 from .graph import FORMATS, Graph, graph_of, quiet, reason_of
-from .onnx_export import export_onnx
+from .onnx_export import BothFailed, export_onnx
 from .torch_formats import export_pt2, script_program, trace_module
 
 # The formats beside ONNX that are made where possible when none is named.
@@ -48,6 +49,8 @@ def make_graphs(
 ) -> tuple[list[Graph], list[Refusal]]:
     """Export both components in each format, encoder first, ONNX first.
 
+    A component whose graphs cannot have a free batch is exported for one row. `require` proves it row by row.
+
     Args:
         adapted: the VAE's pure functions.
         formats: names out of `FORMATS`; None stands for ONNX, and TorchScript for the components that it can hold.
@@ -74,8 +77,19 @@ def make_graphs(
             path = folder / component / form.variant / form.file
             path.parent.mkdir(parents=True)
             if name == "onnx":
-                with quiet(), torch.no_grad():
-                    graphs.append(export_onnx(adapted, component, path, require))
+                try:
+                    with quiet(), torch.no_grad():
+                        graphs.append(export_onnx(adapted, component, path, require))
+                except (BothFailed, ParityError) as error:
+                    adapted = _of_one_row(adapted, component)
+                    try:
+                        with quiet(), torch.no_grad():
+                            graphs.append(export_onnx(adapted, component, path, require))
+                    except ExportError:
+                        raise error from None
+                    print(
+                        f"{component}: exported for one row, and run row by row: {error_line(error)}", file=sys.stderr
+                    )
                 if progress:
                     print("".join(f"  {line}\n" for line in graphs[-1].rewrites), end="", file=sys.stderr)
                 continue
@@ -87,6 +101,13 @@ def make_graphs(
                 refused.append(Refusal(component, form.variant, error_line(error)))
                 print(f"left out: {component}/{form.variant}: {refused[-1].reason}", file=sys.stderr, flush=True)
     return graphs, refused
+
+
+def _of_one_row(adapted: Adapted, component: str) -> Adapted:
+    """Return the same functions, where graphs of this component take a batch of one."""
+    named = {*adapted.signature.batch_of_one, component}
+    signature = replace(adapted.signature, batch_of_one=tuple(name for name in COMPONENTS if name in named))
+    return replace(adapted, signature=signature)
 
 
 def _further(adapted: Adapted, component: str, name: str, path: Path, require: Callable[[Graph], None]) -> Graph:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vae_runtime.devices import resolve_device
 from vae_runtime.errors import error_line
-from vae_runtime.session import Session
+from vae_runtime.session import RowSession, Session
 
 from ..errors import ExportError, ParityError
 from ..understand.adapted import Adapted
@@ -41,7 +41,7 @@ class Graph:
 
     `source` is the file's content or its path. `inputs` and `outputs` are the component's, in order. `data` maps the
     names of separate weight files to their content or paths. `rewrites` lists how the graph differs from the one that
-    PyTorch's exporter wrote.
+    PyTorch's exporter wrote. A graph with a `batch_of_one` takes one row, and a larger batch runs row by row.
     """
 
     component: str
@@ -54,6 +54,7 @@ class Graph:
     exporter: str | None = None
     data: Mapping[str, bytes | Path] = field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
+    batch_of_one: bool = False
 
     @property
     def content(self) -> bytes:
@@ -90,21 +91,26 @@ def graph_of(
     form = FORMATS[name]
     inputs = tuple(tensor.name for tensor in adapted.signature.inputs(component))
     outputs = adapted.outputs(component)
-    return Graph(component, form.variant, form.executor, form.file, path, inputs, outputs, exporter, data or {})
+    one = component in adapted.signature.batch_of_one
+    return Graph(
+        component, form.variant, form.executor, form.file, path, inputs, outputs, exporter, data or {}, batch_of_one=one
+    )
 
 
 def traced_inputs(adapted: Adapted, component: str) -> tuple[Tensor, ...]:
-    """Return the inputs to trace with: two rows, because compilers treat a size of 1 specially."""
-    return tuple(tensor[:2].contiguous() for tensor in adapted.given(component))
+    """Return the inputs to trace with: two rows, because compilers treat a size of 1 specially; or a batch of one."""
+    rows = 1 if component in adapted.signature.batch_of_one else 2
+    return tuple(tensor[:rows].contiguous() for tensor in adapted.given(component))
 
 
 def axis_names(adapted: Adapted, component: str) -> list[dict[int, str]]:
-    """Return each input's dynamic axes, the batch included, as a mapping from index to name."""
+    """Return each input's dynamic axes, the batch included unless it is one, as a mapping from index to name."""
+    batch = {} if component in adapted.signature.batch_of_one else {0: "batch"}
     latents = {latent.name: latent.axes for latent in adapted.signature.latents}
     latents |= {latent.posterior.noise: latent.axes for latent in adapted.signature.latents if latent.posterior.noise}
     axes = {adapted.signature.observation.name: adapted.signature.observation.axes, **latents}
     return [
-        {0: "batch", **{index + 1: axes[tensor.name][index] for index in sorted(tensor.dynamic)}}
+        {**batch, **{index + 1: axes[tensor.name][index] for index in sorted(tensor.dynamic)}}
         for tensor in adapted.signature.inputs(component)
     ]
 
@@ -131,7 +137,7 @@ def require_same(names: Sequence[str], expected: Sequence[Array], answers: Seque
 
 
 def open_graph(graph: Graph) -> Run:
-    """Load a graph with its program, and return a function that runs it.
+    """Load a graph with its program, and return a function that runs it, row by row if its batch is one.
 
     Raises:
         VaeError: the graph cannot be loaded. The returned function raises VaeError if the graph cannot be run.
@@ -139,9 +145,20 @@ def open_graph(graph: Graph) -> Run:
     place = f"{graph.component}/{graph.variant}"
     if graph.executor == "ort":
         data = {name: bytes_of(source) for name, source in graph.data.items()}
-        session = Session(graph.source, place, resolve_device("cpu"), data=data)
+        session = (RowSession if graph.batch_of_one else Session)(graph.source, place, resolve_device("cpu"), data=data)
         return lambda arrays: session.run(list(graph.outputs), dict(zip(graph.inputs, arrays, strict=True)))
-    return _EXECUTORS[graph.executor](graph.source)
+    run = _EXECUTORS[graph.executor](graph.source)
+    return _by_rows(run) if graph.batch_of_one else run
+
+
+def _by_rows(run: Run) -> Run:
+    """Run a graph of a batch of one for each row."""
+
+    def run_rows(arrays: Sequence[Array]) -> list[Array]:
+        rows = [run([array[row : row + 1] for array in arrays]) for row in range(len(arrays[0]))]
+        return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+
+    return run_rows
 
 
 def _opener(load: Callable[[Any], Any]) -> Callable[[bytes | Path], Run]:

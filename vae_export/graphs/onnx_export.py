@@ -46,19 +46,25 @@ _FROZEN = (
 )
 
 
+class BothFailed(ExportError):
+    """Neither of PyTorch's exporters makes a graph of a component, or both graphs are wrong."""
+
+
 def export_onnx(adapted: Adapted, component: str, path: Path, require: Callable[[Graph], None]) -> Graph:
     """Export a component as ONNX, by the older exporter where PyTorch's current one fails.
 
     Raises:
-        ExportError: both exporters fail, or the model branches on the values of a tensor.
+        BothFailed: both exporters fail.
+        ExportError: the model branches on the values of a tensor.
         ParityError: the graphs of both exporters fail `require`.
     """
     failures: list[Exception] = []
     for exporter, make in _EXPORTERS.items():
         try:
             model = make(adapted, component)
-            _check_contract(model, component, adapted.signature.inputs(component))
-            _declare_shapes(model, adapted.signature.outputs(component))
+            one = component in adapted.signature.batch_of_one
+            _check_contract(model, component, adapted.signature.inputs(component), one)
+            _declare_shapes(model, adapted.signature.outputs(component), one)
             changed, rewrites = rewritten(model) if _weight_bytes(model) < _INLINE else (model, ())
             data = _write(model, path)
             graph = graph_of(adapted, component, "onnx", path, f"torch.onnx.export({exporter})", data)
@@ -78,7 +84,7 @@ def export_onnx(adapted: Adapted, component: str, path: Path, require: Callable[
     first, last = failures[0], failures[-1]
     if all(isinstance(failure, ParityError) for failure in failures):
         raise first
-    raise ExportError(
+    raise BothFailed(
         f"{component}: both of PyTorch's exporters failed; dynamo: {reason_of(first)}; legacy: {reason_of(last)}"
         + (_FROZEN if "static shape" in chain_of(first) or "specialized" in chain_of(first) else "")
     ) from last
@@ -204,7 +210,7 @@ def _legacy(adapted: Adapted, component: str) -> onnx.ModelProto:
     axes: dict[str, dict[int, str]] = dict(zip(inputs, axis_names(adapted, component), strict=True))
     for tensor in adapted.signature.outputs(component):
         axes[tensor.name] = {
-            0: "batch",
+            **({} if component in adapted.signature.batch_of_one else {0: "batch"}),
             **{index + 1: f"{tensor.name}_{index + 1}" for index in sorted(tensor.dynamic)},
         }
     file = io.BytesIO()
@@ -254,8 +260,11 @@ def _strip(model: onnx.ModelProto) -> None:
         part.doc_string = ""
 
 
-def _check_contract(model: onnx.ModelProto, component: str, inputs: Sequence[TensorSpec]) -> None:
-    """Raise ExportError unless a graph is free of random operators and has every input, with its dynamic axes."""
+def _check_contract(model: onnx.ModelProto, component: str, inputs: Sequence[TensorSpec], one: bool) -> None:
+    """Raise ExportError unless a graph is free of random operators and has every input, with its dynamic axes.
+
+    With `one`, its batch must be one.
+    """
     for node in (node for graph in _graphs(model) for node in graph.node):
         # A Dropout is active only with its third input, the training mode.
         if node.op_type in _RANDOM or (node.op_type == "Dropout" and any(node.input[2:])):
@@ -269,16 +278,21 @@ def _check_contract(model: onnx.ModelProto, component: str, inputs: Sequence[Ten
     for tensor in inputs:
         if tensor.name not in dims:
             raise ExportError(f"{component}: {tensor.name}: expected this input in the graph, the exporter dropped it")
-        for axis in (0, *(index + 1 for index in sorted(tensor.dynamic))):
+        for axis in (*(() if one else (0,)), *(index + 1 for index in sorted(tensor.dynamic))):
             if not dims[tensor.name][axis].dim_param:
                 what = "batch axis" if axis == 0 else f"axis {axis}"
                 raise ExportError(f"{component}: {tensor.name}: expected a dynamic {what}, got a fixed one")
     for value in model.graph.output:
-        if not value.type.tensor_type.shape.dim[0].dim_param:
+        batch = value.type.tensor_type.shape.dim[0]
+        if one and batch.dim_value != 1:
+            raise ExportError(
+                f"{component}: {value.name}: expected a batch of one, got {batch.dim_value or 'a dynamic one'}"
+            )
+        if not one and not batch.dim_param:
             raise ExportError(f"{component}: {value.name}: expected a dynamic batch axis, got a fixed one")
 
 
-def _declare_shapes(model: onnx.ModelProto, outputs: Sequence[TensorSpec]) -> None:
+def _declare_shapes(model: onnx.ModelProto, outputs: Sequence[TensorSpec], one: bool) -> None:
     """Declare the outputs' shapes with their dynamic axes, which exporters cannot always derive."""
     # The exporter's notes on intermediate tensors may hold sizes of the example.
     del model.graph.value_info[:]
@@ -286,7 +300,10 @@ def _declare_shapes(model: onnx.ModelProto, outputs: Sequence[TensorSpec]) -> No
     for tensor in outputs:
         shape = values[tensor.name].type.tensor_type.shape
         del shape.dim[:]
-        shape.dim.add().dim_param = "batch"
+        if one:
+            shape.dim.add().dim_value = 1
+        else:
+            shape.dim.add().dim_param = "batch"
         for index, size in enumerate(tensor.shape):
             if index in tensor.dynamic:
                 shape.dim.add().dim_param = f"{tensor.name}_{index + 1}"

@@ -166,7 +166,7 @@ def static_settings(
         quantize_static,
     )
 
-    new_reader = _reader_of(feeds)
+    new_reader = _reader_of(feeds, one=plain.batch_of_one)
 
     def quantize(operators: Sequence[str], kept: Collection[str], clipped: bool) -> onnx.ModelProto:
         source, target = _marked(_with_phases(plain, model, kept, feeds), folder)
@@ -208,13 +208,13 @@ def static_settings(
         ]
 
 
-def _reader_of(feeds: Mapping[str, Array]) -> Callable[[], Any]:
-    """Return a class whose objects pass calibration data to a quantizer, a few rows at a time."""
+def _reader_of(feeds: Mapping[str, Array], *, one: bool) -> Callable[[], Any]:
+    """Return a class whose objects pass calibration data to a quantizer, a few rows at a time, or one."""
     from onnxruntime.quantization import CalibrationDataReader
 
     n = len(next(iter(feeds.values())))
     size = max(math.prod(rows.shape[1:]) for rows in feeds.values())
-    step = max(1, min(_MAX_ROWS, _MAX_NUMBERS // size))
+    step = 1 if one else max(1, min(_MAX_ROWS, _MAX_NUMBERS // size))
     parts = [{name: rows[i : i + step] for name, rows in feeds.items()} for i in range(0, n, step)]
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]

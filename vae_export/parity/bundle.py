@@ -82,6 +82,7 @@ def read_graph(bundle: Bundle, variant: Variant) -> Graph:
         tuple(tensor.name for tensor in signature.outputs(variant.component)),
         variant.exporter,
         bundle.data(variant),
+        batch_of_one=variant.component in signature.batch_of_one,
     )
 
 

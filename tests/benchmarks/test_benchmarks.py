@@ -131,6 +131,7 @@ def test_a_part_that_is_left_out_keeps_its_figures(data, finished, tmp_path):
 
 
 # torch.compile itself imports what PyTorch deprecates.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_the_benchmark_of_gpus_runs_and_refuses_where_there_is_none(data, tmp_path, capsys):
     words = ["--models", "tiny", "--data", str(data), "--batches", "1", "--rounds", "1"]
@@ -181,6 +182,7 @@ def test_figures_name_no_place_of_this_machine(finished, data):
     assert str(data) not in text
 
 
+@pytest.mark.slow
 def test_wrong_numbers_are_refused_and_not_timed(data_copy, tmp_path, capsys):
     import onnx
     from onnx import numpy_helper
@@ -203,6 +205,7 @@ def test_wrong_numbers_are_refused_and_not_timed(data_copy, tmp_path, capsys):
     assert "naive tiny decode 1 1: skipped: not comparable" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_contender_that_dies_is_left_out_with_its_last_words(bench, tmp_path):
     bench.make_models()
     bench.make_environments()
@@ -223,6 +226,7 @@ def test_a_contender_that_dies_is_left_out_with_its_last_words(bench, tmp_path):
     assert "out of luck" in report.skipped_section(bench.found)
 
 
+@pytest.mark.slow
 def test_a_contender_that_dies_between_its_turns_ends_no_run(bench):
     bench.make_models()
     bench.make_environments()
@@ -236,6 +240,7 @@ def test_a_contender_that_dies_between_its_turns_ends_no_run(bench):
     assert [each["seconds"] for each in bench.found["rounds"]] == [{}]
 
 
+@pytest.mark.slow
 def test_work_that_would_take_the_last_memory_is_left_out(bench, monkeypatch):
     bench.make_models()
     bench.make_environments()
@@ -249,6 +254,7 @@ def test_work_that_would_take_the_last_memory_is_left_out(bench, monkeypatch):
     assert comparison.prepare(bench, [cell]) == {cell: ["naive"]}
 
 
+@pytest.mark.slow
 def test_a_model_that_is_closed_is_held_no_longer(data):
     folder = str(data / "tiny")
     worker = Worker("naive", 1)
@@ -295,6 +301,7 @@ def test_answers_are_compared_by_difference_or_by_noise():
             compared([(wrong, expected)], exact=True)
 
 
+@pytest.mark.slow
 def test_samples_that_are_not_of_their_noise_are_refused(data, monkeypatch):
     class Careless(Naive):
         def draw(self, batch, seed):
@@ -310,6 +317,7 @@ def test_samples_that_are_not_of_their_noise_are_refused(data, monkeypatch):
     assert not passes(Careless)
 
 
+@pytest.mark.slow
 def test_few_bits_are_judged_over_many_rows(data, monkeypatch):
     class Coarse(Naive):
         exact = False

@@ -62,7 +62,8 @@ class Coupled(Plain):
 @pytest.mark.parametrize(("cls", "component"), [(InALoop, "decoder"), (Encoding, "encoder")])
 def test_a_loop_over_rows_is_exported_for_one(cls, component, tmp_path, capfd):
     model = cls()
-    exported = vae_export.export(model, tmp_path / "b", example=X, variants=("fp32", "int8"), min_psnr=0)
+    variants = ("fp32", "int8") if component == "decoder" else ("fp32",)
+    exported = vae_export.export(model, tmp_path / "b", example=X, variants=variants, min_psnr=0)
     assert exported.parity.passed
     assert f"{component}: exported for one row, and run row by row: " in capfd.readouterr().err
     vae = vae_runtime.load(tmp_path / "b")

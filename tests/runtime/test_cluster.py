@@ -126,6 +126,7 @@ def test_the_same_bytes_and_calls_of_progress_and_a_word_on_another_processor(
     assert "abacus here" in said[0]
 
 
+@pytest.mark.slow
 def test_a_part_of_another_format_made_on_a_cluster_and_the_rest_here(on_cluster, mnist, tmp_path):
     pytest.importorskip("safetensors", reason="the format safetensors needs its library")
     said, words = [], {**JOB, "format": "safetensors", "workers": 1, "n": 1000}
@@ -169,6 +170,7 @@ def test_a_shard_that_kills_its_workers_ends_the_call(on_cluster, nodes, mnist, 
     assert content(tmp_path / "s") == content(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_bundle_that_nodes_do_not_have_travels(on_cluster, mnist, tmp_path, undisturbed, monkeypatch):
     bundle = Path(shutil.copytree(mnist, tmp_path / "bundle"))
     packed = executor._packed
@@ -185,6 +187,7 @@ def test_a_bundle_that_nodes_do_not_have_travels(on_cluster, mnist, tmp_path, un
     assert set(Path(tempfile.gettempdir()).glob("vae-runtime-bundle-*")) == before
 
 
+@pytest.mark.slow
 def test_other_versions_on_a_node_are_refused(on_cluster, tmp_path, monkeypatch):
     versions = {**executor._versions(), "numpy": "1.0"}
     monkeypatch.setattr(executor, "_versions", lambda: versions)
@@ -193,6 +196,7 @@ def test_other_versions_on_a_node_are_refused(on_cluster, tmp_path, monkeypatch)
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_nodes_do_not_see_is_refused(on_cluster, tmp_path, monkeypatch):
     words = r": node \S+ does not see this folder's files; give a folder that all nodes share"
     marker = executor.marker
@@ -206,6 +210,7 @@ def test_a_folder_that_nodes_do_not_see_is_refused(on_cluster, tmp_path, monkeyp
         on_cluster(out=f"memory://{tmp_path.name}")
 
 
+@pytest.mark.slow
 def test_a_shard_that_cannot_be_written_is_told_once(on_cluster, tmp_path):
     (tmp_path / "s" / "shard-00000003.npy" / "in-the-way").mkdir(parents=True)
     (tmp_path / "s" / "job.json").write_text("{}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
-from .errors import BundleError
+from .errors import BundleError, one_line
 
 # Where ONNX's messages hold tensors, by field number; onnx.proto is the specification.
 _HOLDS_TENSORS = {
@@ -104,6 +104,124 @@ def _varint(content: memoryview, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
     raise ValueError("a varint of more than ten bytes")
+
+
+# The strict reader of `graph_check`.
+
+
+class Malformed(Exception):
+    """What was expected of a graph, and what was found."""
+
+
+def refuse(expected: str, got: object) -> NoReturn:
+    """Raise Malformed."""
+    raise Malformed(f"expected {expected}, got {got}")
+
+
+def shown(content: bytes) -> str:
+    """Return a text from a graph as errors show it: short and printable."""
+    text = one_line(content[:200].decode(errors="replace"))
+    return f"'{text}'" if len(text) <= 80 else f"'{text[:79]}…'"
+
+
+# More integers than any list of them in a real graph has, and more bytes than any name.
+_MAX_INTEGERS = 2**14
+_MAX_NAME = 2**12
+
+
+class Frame:
+    """Read messages of which each field is known, and each that may not repeat stands once."""
+
+    def __init__(self, content: Any, max_fields: int) -> None:
+        """Take the bytes of a file, or a memory map of them."""
+        self.content = content
+        self._fields, self._max_fields = 0, max_fields
+
+    def message(self, span: tuple[int, int], schema: dict[int, int], kind: str) -> dict[int, Any]:
+        """Return the fields of a message by number: an integer, or the span of bytes; a list of these if repeated."""
+        content = self.content
+        position, end = span
+        fields: dict[int, Any] = {}
+        count = 0
+        while position < end:
+            count += 1
+            tag = content[position]
+            position += 1
+            if tag >= 0x80:
+                tag, position = self._varint(position - 1)
+            number = schema.get(tag)
+            if number is None:
+                refuse(f"a known field of {kind}", f"field {tag >> 3} of wire type {tag & 7}")
+            wire = tag & 7
+            if wire == 2:
+                length = content[position]
+                position += 1
+                if length >= 0x80:
+                    length, position = self._varint(position - 1)
+                value: Any = (position, position + length)
+                position += length
+            elif wire == 0:
+                value = content[position]
+                position += 1
+                if value >= 0x80:
+                    value, position = self._varint(position - 1)
+            else:
+                value = (position, position + 4)
+                position += 4
+            if number < 0:
+                if -number in fields:
+                    fields[-number].append(value)
+                else:
+                    fields[-number] = [value]
+            elif number in fields:
+                refuse(f"field {number} of {kind} once", "it twice")
+            else:
+                fields[number] = value
+        if position != end:
+            refuse(f"{kind} that ends within its bytes", f"a field that ends {position - end} bytes later")
+        self._fields += count
+        if self._fields > self._max_fields:
+            refuse(f"at most {self._max_fields} fields", "more")
+        return fields
+
+    def _varint(self, position: int) -> tuple[int, int]:
+        content, value = self.content, 0
+        for shift in range(0, 70, 7):
+            byte = content[position]
+            position += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if byte == 0 or value >= 1 << 64:
+                    break
+                return value, position
+        return refuse("integers of 64 bits in their shortest form", "a longer one")
+
+    def bytes(self, span: tuple[int, int] | None, what: str, most: int = _MAX_NAME) -> bytes:
+        """Return a text field, empty where it is absent."""
+        if span is None:
+            return b""
+        start, end = span
+        if end - start > most:
+            refuse(f"{what} of at most {most} bytes", end - start)
+        text: bytes = self.content[start:end]
+        return text
+
+    def packed_integers(self, span: tuple[int, int]) -> list[int]:
+        """Return the integers of a packed field, without signs."""
+        position, end = span
+        if end - position > 10 * _MAX_INTEGERS:
+            refuse(f"at most {_MAX_INTEGERS} integers", "more")
+        values = []
+        while position < end:
+            value, position = self._signed(position)
+            values.append(value)
+        if position != end:
+            refuse("integers within their bytes", "others")
+        return values
+
+    def _signed(self, position: int) -> tuple[int, int]:
+        byte = self.content[position]
+        return (byte, position + 1) if byte < 0x80 else self._varint(position)
 
 
 # An operator is a domain, the version of its operator set, and a name.

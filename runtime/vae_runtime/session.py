@@ -12,7 +12,7 @@ import numpy as np
 
 from .devices import CPU, CUDA, Device, import_onnxruntime, open_on, session_options
 from .errors import BundleError, DeviceError, VaeError, error_line
-from .onnx_file import check_external_data
+from .graph_check import check_graph
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,13 +59,14 @@ class Session:
             DeviceError: ONNX Runtime opened the session on another device.
         """
         data = data or {}
+        elements = sum(math.prod(tensor.shape) for tensors in (expected or {}).values() for tensor in tensors)
         if not isinstance(content, bytes):
             import mmap  # not needed on the start-up path
 
             with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                check_external_data(mapped, place, data)
+                check_graph(mapped, place, data, elements)
         else:
-            check_external_data(content, place, data)
+            check_graph(content, place, data, elements)
         options = session_options(place, threads, data)
         self.raw = open_on(device, content if isinstance(content, bytes) else str(content), options, place)
         self.place = place
@@ -295,6 +296,7 @@ def optimized(content: bytes, data: Mapping[str, bytes], level: str, place: str)
     """
     import tempfile  # not needed on the start-up path
 
+    check_graph(content, place, data)
     runtime = import_onnxruntime()
     with tempfile.TemporaryDirectory(prefix="vae-runtime-") as folder:
         path = os.path.join(folder, "model.onnx")

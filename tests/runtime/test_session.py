@@ -302,9 +302,7 @@ def test_external_data_are_found_wherever_a_tensor_can_be(onnx_bytes, external):
         with pytest.raises(BundleError, match="in another file"):
             Session(content, where, CPU)
         # ONNX Runtime would read some of these from the disk, bytes given or not.
-        expected = (
-            "does not load|cannot load weights" if where == "wide tag" else "only for initializers of the main graph"
-        )
+        expected = "expected a known field" if where == "wide tag" else "only for initializers of the main graph"
         with pytest.raises(BundleError, match=expected):
             Session(content, where, CPU, data={"weights.bin": EYE.tobytes()})
 
@@ -403,7 +401,7 @@ def test_a_length_that_is_not_the_tensors_is_refused(matmul, onnx_bytes):
     data = {"weights.bin": EYE.tobytes() * 2}
     for length in ("32", "128"):
         tensor = onnx_bytes.external_tensor("w", (4, 4), location="weights.bin", offset="0", length=length)
-        with pytest.raises(BundleError, match=r"^graph: ONNX Runtime .* does not load this graph"):
+        with pytest.raises(BundleError, match=rf"^graph: tensor 'w': expected 64 bytes of values, got '{length}'"):
             Session(matmul(tensor), "graph", CPU, data=data)
 
 

@@ -1,0 +1,288 @@
+"""Graphs are checked before ONNX Runtime reads a byte: each of these is refused, or accepted, for its own reason."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from vae_runtime.errors import BundleError
+from vae_runtime.graph_check import check_graph
+
+FLOAT, STRING, LONG = 1, 8, 7
+
+
+class Parts:
+    """The parts of a small model x = Exp(z), which a test replaces one by one."""
+
+    def __init__(self, onnx):
+        self.o = onnx
+        self.nodes = [self.node("Exp", ["z"], ["x"])]
+        self.inputs, self.outputs = [onnx.value("z", ["batch", 3])], [onnx.value("x", ["batch", 3])]
+        self.tensors = []
+        self.ir, self.opset = 8, 18
+        self.in_graph = self.in_model = b""
+
+    def node(self, operator, inputs, outputs, *attributes, domain=""):
+        o = self.o
+        node = o.field(1, *inputs) + o.field(2, *outputs) + o.field(4, operator) + o.field(5, *attributes)
+        return node + (o.field(7, domain) if domain else b"")
+
+    def attribute(self, name, kind, content):
+        return self.o.field(1, name) + content + self.o.field(20, kind)
+
+    def graph(self):
+        o = self.o
+        graph = o.field(1, *self.nodes) + o.field(2, "graph") + o.field(5, *self.tensors)
+        return graph + o.field(11, *self.inputs) + o.field(12, *self.outputs) + self.in_graph
+
+    def bytes(self):
+        o = self.o
+        opset = o.field(2, self.opset)
+        return o.field(1, self.ir) + o.field(7, self.graph()) + o.field(8, opset) + self.in_model
+
+    def after(self, *nodes, tensors=()):
+        """Put nodes before the last one, with tensors."""
+        self.nodes = [*nodes, *self.nodes]
+        self.tensors = [*self.tensors, *tensors]
+
+
+def grow(operator, *constants, inputs=("z",)):
+    """A node whose output has a size of its own; the constants are its further inputs."""
+
+    def change(parts):
+        names = [f"c{index}" for index in range(len(constants))]
+        tensors = [
+            parts.o.tensor(name, values, LONG if np.asarray(values).dtype.kind == "i" else FLOAT)
+            for name, values in zip(names, constants, strict=True)
+        ]
+        parts.after(parts.node(operator, [*inputs, *names], ["y"]), tensors=tensors)
+
+    return change
+
+
+def operator(name, domain=""):
+    return lambda parts: parts.after(parts.node(name, ["z"], ["y"], domain=domain))
+
+
+def branches(content):
+    """An If with branches around the content of a graph."""
+
+    def change(parts):
+        o = parts.o
+        graphs = [parts.attribute(f"{side}_branch", 5, o.field(6, content(parts))) for side in ("then", "else")]
+        parts.after(parts.node("If", ["c"], ["y"], *graphs))
+        parts.inputs = [*parts.inputs, o.value("c", [], 9)]
+
+    return change
+
+
+def deep(parts, depth=12):
+    o = parts.o
+    graph = o.field(1, parts.node("Exp", ["z"], ["q"])) + o.field(12, o.value("q", [3]))
+    for level in range(depth):
+        graphs = [parts.attribute(f"{side}_branch", 5, o.field(6, graph)) for side in ("then", "else")]
+        graph = o.field(1, parts.node("If", ["c"], [f"q{level}"], *graphs)) + o.field(12, o.value(f"q{level}", [3]))
+    return graph
+
+
+def setting(**changes):
+    return lambda parts: vars(parts).update(changes)
+
+
+def adding(where, *fields):
+    return lambda parts: setattr(parts, where, b"".join(parts.o.field(number, value) for number, value in fields))
+
+
+def tensor(*fields, name="w"):
+    def change(parts):
+        parts.tensors = [parts.o.field(8, name) + b"".join(parts.o.field(*field) for field in fields)]
+
+    return change
+
+
+def doubling(parts):
+    names = ["z", *(f"d{level}" for level in range(60))]
+    parts.after(*(parts.node("Concat", [a, a], [b], parts.attribute("axis", 2, parts.o.field(3, 1)))
+                  for a, b in itertools.pairwise(names)))  # fmt: skip
+
+
+def entry(onnx, key, value):
+    return onnx.field(1, key) + onnx.field(2, value)
+
+
+def metadata(key):
+    return lambda parts: setattr(parts, "in_model", parts.o.field(14, entry(parts.o, key, "1")))
+
+
+def twice(parts):
+    parts.after(parts.node("Exp", ["z"], ["x"]))
+
+
+def backwards(parts):
+    parts.nodes = [parts.node("Exp", ["y"], ["x"]), parts.node("Exp", ["z"], ["y"])]
+
+
+def circle(parts):
+    parts.nodes = [parts.node("Add", ["z", "x"], ["y"]), parts.node("Exp", ["y"], ["x"])]
+
+
+def attributes(*each):
+    return lambda parts: parts.after(
+        parts.node("Selu", ["z"], ["y"], *(parts.attribute(name, kind, content) for name, kind, content in each))
+    )
+
+
+REFUSED = {
+    # Operators.
+    "a random operator": (operator("RandomNormalLike"), r"node 0 \(RandomNormalLike ''\): expected an operator"),
+    "Multinomial": (operator("Multinomial"), "'Multinomial'"),
+    "Loop": (operator("Loop"), "'Loop'"),
+    "Scan": (operator("Scan"), "'Scan'"),
+    "a sequence": (operator("SequenceConstruct"), "'SequenceConstruct'"),
+    "an optional": (operator("Optional"), "'Optional'"),
+    "a string": (operator("StringConcat"), "'StringConcat'"),
+    "another domain": (operator("Exp", "evil.example"), "'evil.example.Exp'"),
+    "a context of a provider": (operator("EPContext", "com.microsoft"), "'com.microsoft.EPContext'"),
+    "a random operator in a branch": (
+        branches(lambda p: p.o.field(1, p.node("RandomUniform", [], ["q"])) + p.o.field(12, p.o.value("q", [3]))),
+        "'RandomUniform'",
+    ),
+    "a terminal command": (operator("\x1b[31mred"), r"'\\x1b\[31mred'"),
+    "training": (
+        lambda p: p.after(p.node("Dropout", ["z", "", "t"], ["y"]), tensors=[p.o.tensor("t", [1], LONG)]),
+        "Dropout that does not train",
+    ),
+    # Structure.
+    "a local function": (adding("in_model", (25, b"")), "a known field of a model, got field 25"),
+    "training information": (adding("in_model", (20, b"")), "field 20"),
+    "a sparse tensor": (adding("in_graph", (15, b"")), "field 15"),
+    "an unknown field": (adding("in_graph", (99, 1)), "field 99 of wire type 0"),
+    "a wrong wire type": (adding("in_graph", (2, 1)), "field 2 of wire type 0"),
+    "two graphs": (adding("in_model", (7, b"")), "field 7 of a model once"),
+    "a field cut short": (setting(in_model=b"\x32\x05abc"), "cut short|ends within"),
+    "an overlong integer": (setting(in_model=b"\x28\x80\x00"), "shortest form"),
+    "an integer of 70 bits": (setting(in_model=b"\x28" + b"\xff" * 10 + b"\x01"), "an ONNX graph|shortest form"),
+    "no IR version": (setting(ir=0), "an IR version from 3"),
+    "a future IR version": (setting(ir=99), "an IR version"),
+    "an old operator set": (setting(opset=1), "an operator set of ai.onnx from 9"),
+    "a future operator set": (setting(opset=999), "an operator set of ai.onnx"),
+    "an operator set twice": (
+        lambda p: setattr(p, "in_model", p.o.field(8, p.o.field(2, 17))),
+        "each operator set once",
+    ),
+    "options of ONNX Runtime": (metadata("ort_config"), "without options of ONNX Runtime, got 'ort_config'"),
+    "metadata twice": (
+        lambda p: setattr(p, "in_model", p.o.field(14, entry(p.o, "k", "1"), entry(p.o, "k", "2"))),
+        "each key of metadata once",
+    ),
+    "much metadata": (
+        lambda p: setattr(p, "in_model", p.o.field(14, *(entry(p.o, str(i), "") for i in range(999)))),
+        "entries of metadata",
+    ),
+    "a name twice": (twice, "each name defined once, got 'x' twice"),
+    "an input that nothing defines": (
+        lambda p: p.after(p.node("Exp", ["nowhere"], ["y"])),
+        "node 0 .*defined before, got 'nowhere'",
+    ),
+    "nodes out of order": (backwards, "defined before, got 'y'"),
+    "a circle": (circle, "defined before, got 'x'"),
+    "an output that nothing defines": (lambda p: p.outputs.append(p.o.value("y", [3])), "outputs that a node defines"),
+    "an output twice": (lambda p: p.outputs.append(p.o.value("x", ["batch", 3])), "each output once"),
+    "no outputs": (setting(outputs=[]), "a graph with outputs"),
+    "strings as an input": (lambda p: p.inputs.append(p.o.value("s", [3], STRING)), "a tensor of numbers"),
+    "deep branches": (branches(deep), "branches at most 8 deep"),
+    "many nodes": (
+        lambda p: setattr(p, "nodes", [p.node("Exp", ["z"], [f"y{i}"]) for i in range(20_000)] + p.nodes),
+        "at most 16384 nodes, got 20001",
+    ),
+    "a long name": (lambda p: p.after(p.node("Exp", ["z"], ["y" * 9999])), "names of at most 4096 bytes"),
+    # Attributes.
+    "an attribute twice": (attributes(*[("alpha", 2, b"")] * 2), "each attribute with a name, once"),
+    "an attribute without a name": (attributes(("", 2, b"")), "each attribute with a name"),
+    "an attribute of another type": (attributes(("alpha", 2, b"\x15\0\0\0\0")), "value of the attribute 'alpha'"),
+    "an attribute of no type": (attributes(("alpha", 0, b"")), "an attribute of a known type"),
+    "a graph in another operator": (attributes(("alpha", 5, b"\x32\0")), "an attribute of a known type"),
+    "pads beyond reason": (
+        attributes(("pads", 7, b"\x40\x80\x80\x80\x80\x08")),
+        "pads of at most 65536",
+    ),
+    # Tensors.
+    "a tensor of strings": (tensor((1, 1), (2, STRING), (6, b"text")), "tensor|field 6"),
+    "a tensor of an unknown type": (tensor((1, 1), (2, 77), (9, b"\0" * 4)), "a tensor of numbers, got one of type 77"),
+    "a tensor of too few values": (tensor((1, 4), (2, FLOAT), (9, b"\0" * 12)), "tensor 'w': expected 4 values of 32"),
+    "a tensor of too many values": (tensor((1, 2), (2, FLOAT), (9, b"\0" * 12)), "expected 2 values of 32 bits"),
+    "a tensor without values": (tensor((1, 4), (2, FLOAT)), "expected 4 values, got none"),
+    "a tensor with values in two places": (tensor((1, 1), (2, FLOAT), (9, b"\0" * 4), (4, b"\0" * 4)), "in one field"),
+    "a tensor with values in a wrong place": (tensor((1, 1), (2, FLOAT), (7, b"\0")), "in one field of its type"),
+    "a tensor of a negative size": (tensor((1, 2**64 - 1), (2, FLOAT)), "axes of possible sizes"),
+    "a tensor of an absurd size": (tensor((1, 2**40), (1, 2**40), (2, FLOAT)), "axes of possible sizes"),
+    "a tensor without a name": (tensor((1, 1), (2, FLOAT), (9, b"\0" * 4), name=""), "expected a name"),
+    # Sizes that constants alone give.
+    "ConstantOfShape": (grow("ConstantOfShape", [2**20, 2**20], inputs=()), r"ConstantOfShape.*, got 1099511627776"),
+    "Expand": (grow("Expand", [2**31, 3]), "tensors of at most"),
+    "Tile": (grow("Tile", [2**20, 2**20]), "tensors of at most"),
+    "Range": (grow("Range", 0, 2**40, 1, inputs=()), "tensors of at most"),
+    "Range by nothing": (grow("Range", 0, 2**40, 0, inputs=()), "sizes that are numbers"),
+    "Range to infinity": (grow("Range", 0.0, np.inf, 1.0, inputs=()), "sizes that are numbers"),
+    "Pad": (grow("Pad", [2**20, 2**20, 0, 0]), "tensors of at most"),
+    "Resize by scales": (grow("Resize", [1.0, 1e12], inputs=("z", "")), "tensors of at most"),
+    "Resize to sizes": (grow("Resize", [2**20, 2**20], inputs=("z", "", "")), "tensors of at most"),
+    "OneHot": (grow("OneHot", 2**40, [0.0, 1.0]), "tensors of at most"),
+    "a window": (grow("HannWindow", 2**40, inputs=()), "tensors of at most"),
+    "doubling": (doubling, r"node \d+ \(Concat ''\): expected tensors of at most"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_graph_may_have_is_refused(onnx_bytes, name):
+    change, message = REFUSED[name]
+    check_graph(Parts(onnx_bytes).bytes(), "graph", {})
+    parts = Parts(onnx_bytes)
+    change(parts)
+    with pytest.raises(BundleError, match=message) as caught:
+        check_graph(parts.bytes(), "graph", {})
+    text = str(caught.value)
+    assert text.startswith("graph: ")
+    assert text.isprintable()
+    assert len(text) < 400
+
+
+ACCEPTED = {
+    "an operator of a quantizer": lambda p: (
+        p.after(p.node("QuickGelu", ["z"], ["y"], domain="com.microsoft")),
+        setattr(p, "in_model", p.o.field(8, entry_opset(p.o))),
+    ),
+    "a branch that reads the graph around it": branches(
+        lambda p: p.o.field(1, p.node("Exp", ["z"], ["q"])) + p.o.field(12, p.o.value("q", [3]))
+    ),
+    "optional inputs": grow("Resize", [1.0, 2.0], inputs=("z", "")),
+    "a size that a graph may have": grow("Tile", [1, 1000]),
+    "metadata": metadata("author"),
+    "a tensor of no elements": tensor((1, 0), (2, FLOAT)),
+    "halves in the field of integers": tensor((1, 2), (2, 10), (5, b"\x80\x78\x80\x78")),
+    "an input with its initial value": lambda p: (
+        p.inputs.append(p.o.value("w", [1])),
+        tensor((1, 1), (2, FLOAT), (9, b"\0" * 4))(p),
+    ),
+    "Dropout that passes on": lambda p: p.after(p.node("Dropout", ["z"], ["y"])),
+    "packed axes": lambda p: tensor((1, b"\x02\x01"), (2, FLOAT), (9, b"\0" * 8))(p),
+}
+
+
+def entry_opset(onnx):
+    return onnx.field(1, "com.microsoft") + onnx.field(2, 1)
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_what_exporters_write_is_accepted(onnx_bytes, name):
+    parts = Parts(onnx_bytes)
+    ACCEPTED[name](parts)
+    check_graph(parts.bytes(), "graph", {})
+
+
+def test_the_limit_of_sizes_follows_from_the_bundle(onnx_bytes):
+    parts = Parts(onnx_bytes)
+    grow("Tile", [2**13, 2**13])(parts)
+    with pytest.raises(BundleError, match="tensors of at most"):
+        check_graph(parts.bytes(), "graph", {}, elements=10)
+    check_graph(parts.bytes(), "graph", {}, elements=2**18)

@@ -18,6 +18,8 @@ Array = NDArray[Any]
 
 # More than any header of an .npy file.
 _NPY_HEADER = 4096
+# Bytes that a small file may hold in compressed form.
+_MAX_UNPACKED = 2**25
 
 
 def read_npy(path: str | os.PathLike[str]) -> Array:
@@ -58,6 +60,13 @@ def read_npz(path: str | os.PathLike[str], names: Iterable[str]) -> dict[str, Ar
         ) from None
 
 
+def packed_limit(expected: Mapping[str, tuple[str, tuple[int, ...]]]) -> int:
+    """Return how many bytes an .npz file of these arrays has at most, their dtypes and shapes by name."""
+    values = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in expected.values())
+    # Enough for headers, and for arrays that a later version adds.
+    return 2 * values + len(expected) * 4 * _NPY_HEADER + 2**20
+
+
 def unpack_npz(content: bytes, place: str, expected: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Array]:
     """Read arrays of known dtypes and shapes from an .npz file of a bundle.
 
@@ -77,18 +86,26 @@ def unpack_npz(content: bytes, place: str, expected: Mapping[str, tuple[str, tup
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             sizes = {item.filename: item.file_size for item in archive.infolist()}
-        # Never unpack more bytes than the array may have.
+        # Never unpack more bytes than the array may have, nor reserve memory for more than there are.
         too_large = {name for name, limit in limits.items() if sizes.get(f"{name}.npy", 0) > limit}
+        too_small = {
+            name
+            for name, limit in limits.items()
+            if limit > _MAX_UNPACKED and 0 <= sizes.get(f"{name}.npy", -1) < limit - _NPY_HEADER
+        }
+        unpacked = sum(sizes.get(f"{name}.npy", 0) for name in expected)
+        if unpacked > _MAX_UNPACKED + 256 * len(content):
+            raise ValueError(f"expected at most {_MAX_UNPACKED} bytes and 256 times the file's, got {unpacked}")
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in expected if name in file.files and name not in too_large}
+            arrays = {name: file[name] for name in expected if name in file.files and name not in too_large | too_small}
     except Exception as error:  # numpy, zipfile and zlib each raise their own
-        raise BundleError(f"{place}: expected an .npz file: {error}; export the bundle again") from None
+        raise BundleError(f"{place}: expected an .npz file: {error_line(error)}; export the bundle again") from None
     for name, (dtype, shape) in expected.items():
         array = arrays.get(name)
         if array is not None and array.dtype == np.dtype(dtype) and array.shape == shape:
             continue
         if array is None:
-            got = "a larger array" if name in too_large else "nothing"
+            got = "a larger array" if name in too_large else "fewer values" if name in too_small else "nothing"
         else:
             got = f"{array.dtype} {list(array.shape)}"
         raise BundleError(f"{place}: {name}: expected {dtype} {list(shape)}, got {got}; export the bundle again")

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 
 # Far above the size of any real manifest or list; larger ones are not read into memory.
-_MAX_BYTES = 2**24
+_MAX_BYTES = 2**20
+# A protobuf message has no more.
+_MAX_GRAPH = 2**31
 
 _MAX_PROBLEMS = 20
 
@@ -66,13 +68,14 @@ class Bundle(Record):
         """Return the path of a file, for errors."""
         return self.files.path_of(relative)
 
-    def read(self, relative: str) -> bytes:
-        """Return the content of a listed file after checking its hash.
+    def read(self, relative: str, *, limit: int | None = None) -> bytes:
+        """Return the content of a listed file of at most `limit` bytes after checking its hash.
 
         Raises:
-            BundleError: the file is not listed, missing or not a plain file, or its hash is not the listed one.
+            BundleError: the file is not listed, missing, too large or not a plain file, or its hash is not the listed
+                one.
         """
-        return read_listed(self.files, relative, self.sums)
+        return read_listed(self.files, relative, self.sums, limit=limit)
 
     def data(self, variant: Variant) -> dict[str, bytes]:
         """Return the content of a graph's file of weights by its name, its hash checked; empty without such a file.
@@ -132,8 +135,8 @@ class Bundle(Record):
         """
         chosen, manifest = self.variant(component, name), self.manifest
         return StoredGraph(
-            self.place(chosen.path), self.read(chosen.path), self.data(chosen), manifest.inputs(component),
-            manifest.outputs(component),
+            self.place(chosen.path), self.read(chosen.path, limit=_MAX_GRAPH), self.data(chosen),
+            manifest.inputs(component), manifest.outputs(component),
         )  # fmt: skip
 
     def unlisted(self) -> Iterator[str]:

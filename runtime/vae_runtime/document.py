@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from ._version import __version__
-from .errors import BundleError
+from .errors import BundleError, one_line
 from .fields import FREE, TEXT, Choice, List, Map, Problem, Problems, Struct, Text, Type, join, shown
 from .manifest import COMPONENTS, FILE, FORMAT_VERSION, NAME, PATH, READER, VARIANT_NAME, VERSION, Manifest, Variant
 from .records import Field, fields_of
@@ -19,6 +19,9 @@ from .rules import contradictions
 
 # The keys of `executor_info` whose payload names a graph: for ONNX Runtime, torch.jit.load and torch.export.load.
 EXECUTORS = ("ort", "torchscript", "torch_export")
+
+# The limits of what is nested, told at once, and offered as variants; far above those of any real manifest.
+_MAX_DEPTH, _MAX_PROBLEMS, _MAX_VARIANTS = 64, 20, 64
 
 _OLDER = r"1\.(0|[1-9][0-9]*)"
 _NEWER = r"([3-9]|[1-9][0-9]+)\.(0|[1-9][0-9]*)"
@@ -49,6 +52,9 @@ class Variants(Type):
         """The members of each variant."""
         if not isinstance(value, dict) or not value:
             problems.note(place, "an object with at least one variant", value)
+            return {}
+        if len(value) > _MAX_VARIANTS:
+            problems.append(Problem(place, f"at most {_MAX_VARIANTS} variants", str(len(value))))
             return {}
         variants = {}
         for name, item in value.items():
@@ -128,6 +134,8 @@ def parse(content: str | bytes, place: str = "manifest.json") -> Manifest:
     """
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
+        if _is_deep(text):
+            raise RecursionError
         document = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated)
         # 1e999 and half of a surrogate pair can be read, and neither be written again nor printed.
         json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
@@ -176,6 +184,20 @@ def _written(variant: Variant) -> dict[str, Any]:
     }
 
 
+def _is_deep(text: str) -> bool:
+    """Return whether objects and lists are nested more than 64 deep."""
+    # Brackets in strings count at first, since finding the strings takes longer.
+    for brackets in (re.sub(r"[^\[\]{}]+", "", text), None):
+        depth = 0
+        for bracket in brackets if brackets is not None else re.sub(r'"(?:[^"\\]|\\.)*"|[^\[\]{}]', "", text):
+            depth += 1 if bracket in "[{" else -1
+            if depth > _MAX_DEPTH:
+                break
+        else:
+            return False
+    return True
+
+
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
@@ -183,8 +205,13 @@ def _refuse_constant(name: str) -> Any:
 def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
+        seen: set[str] = set()
+        twice = ""
+        for twice, _ in pairs:
+            if twice in seen:
+                break
+            seen.add(twice)
+        raise ValueError(f"the key {one_line(repr(twice[:80]))} stands twice in one object")
     return members
 
 
@@ -202,7 +229,9 @@ def _refusal(document: Any, found: list[Problem], place: str) -> str:
         remedy += f", or install a vae-runtime that knows more: {_install(document)}"
     if len(found) == 1:
         return f"{place}: {found[0]}; {remedy}"
-    lines = "".join(f"\n  {problem}" for problem in found)
+    lines = "".join(f"\n  {problem}" for problem in found[:_MAX_PROBLEMS])
+    if len(found) > _MAX_PROBLEMS:
+        lines += f"\n  and {len(found) - _MAX_PROBLEMS} more"
     return f"{place}: {len(found)} problems; {remedy}:{lines}"
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from .records import Field, Record, fields_of, record
 
 MAX_NUMBER = 1e300
+# Characters of a place or a value in an error, and of one name in a place.
+_MAX_TEXT, _MAX_NAME = 400, 80
 
 
 @record(frozen=True)
@@ -28,7 +30,11 @@ class Problem(Record):
     newer: bool = False
 
     def __str__(self) -> str:
-        return f"{self.place}: expected {self.expected}, got {self.got}"
+        place, expected, got = (
+            each if len(each) <= _MAX_TEXT else f"{each[: _MAX_TEXT - 1]}…"
+            for each in (self.place, self.expected, self.got)
+        )
+        return f"{place}: expected {expected}, got {got}"
 
 
 class Problems(list[Problem]):
@@ -327,6 +333,8 @@ FREE = Map()
 
 def join(place: str, name: str) -> str:
     """The place of a member."""
+    if len(name) > _MAX_NAME:
+        name = f"{name[: _MAX_NAME - 1]}…"
     if not (name.isascii() and name.isidentifier()):
         return f"{place}[{json.dumps(name)}]"
     return f"{place}.{name}" if place else name

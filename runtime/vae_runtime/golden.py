@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from . import noise
-from .arrays import unpack_npz
+from .arrays import packed_limit, unpack_npz
 from .bundle import Bundle
 from .manifest import Manifest, TensorSpec
 
@@ -38,7 +38,7 @@ def read_golden(bundle: Bundle) -> dict[str, Array]:
     file, n = manifest.golden.file, manifest.golden.n
     tensors = golden_tensors(manifest)
     expected = {name: (tensor.dtype, (n, *tensor.shape)) for name, tensor in tensors.items()}
-    return unpack_npz(bundle.read(file), bundle.place(file), expected)
+    return unpack_npz(bundle.read(file, limit=packed_limit(expected)), bundle.place(file), expected)
 
 
 def golden_inputs(bundle: Bundle, component: str, golden: Mapping[str, Array]) -> dict[str, Array]:

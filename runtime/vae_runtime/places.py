@@ -28,7 +28,7 @@ _UTF8, _VERSION = 0x800, 20
 # How files are opened.
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 # Far above any real bundle's.
-_MAX_DIRECTORY, _MAX_NAME = 2**20, 1024
+_MAX_DIRECTORY, _MAX_NAME, _MAX_PARTS = 2**20, 1024, 32
 _MAX_FOLDERS = 1000
 # A signature of the OpenSSF Model Signing specification, which lies beside what it signs.
 _SIGNATURE = "model.sig"
@@ -132,6 +132,7 @@ class Folder(Place):
                 if not stat.S_ISREG(status.st_mode):
                     raise BundleError(f"{place}: expected a plain file; copy the bundle again")
                 _require_small(place, status.st_size, limit)
+                _require_stored(place, file.fileno(), status)
                 return file.read()
         except FileNotFoundError:
             raise BundleError(f"{place}: missing; copy the bundle again") from None
@@ -248,6 +249,17 @@ def _require_small(place: str, size: int, limit: int | None) -> None:
         raise BundleError(f"{place}: expected at most {limit} bytes, got {size}")
 
 
+def _require_stored(place: str, descriptor: int, status: os.stat_result) -> None:
+    """Refuse a file that claims far more bytes than the disk has of it."""
+    stored = getattr(status, "st_blocks", status.st_size) * 512
+    # Some file systems count no blocks, and some compress.
+    if status.st_size > _MAX_DIRECTORY and stored * 64 < status.st_size and hasattr(os, "SEEK_HOLE"):
+        hole = os.lseek(descriptor, 0, os.SEEK_HOLE)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        if hole < status.st_size:
+            raise BundleError(f"{place}: expected {status.st_size} bytes, got a sparse file; copy the bundle again")
+
+
 def is_zip(path: Path) -> bool:
     """Return whether a bundle's path is that of a .zip file."""
     return path.suffix.lower() == ".zip"
@@ -260,6 +272,8 @@ def clash_of(paths: Collection[str]) -> str | None:
         if len(path) > _MAX_NAME:
             return f"{path[:200]}…: expected a path of at most {_MAX_NAME} characters, got {len(path)}"
         parts = path.split("/")
+        if len(parts) > _MAX_PARTS:
+            return f"{path[:200]}: expected at most {_MAX_PARTS - 1} folders, got {len(parts) - 1}"
         for depth in range(1, len(parts) + 1):
             part = "/".join(parts[:depth])
             other = spellings.setdefault(part.lower(), part)

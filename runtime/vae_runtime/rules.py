@@ -134,10 +134,11 @@ def _tiles_problems(place: str, tiles: Tiles, manifest: Manifest) -> Iterator[Pr
 
 
 def _table_problems(place: str, manifest: Manifest) -> Iterator[Problem]:
-    names = [column.name for column in manifest.table]
+    names = set()
     for index, column in enumerate(manifest.table):
-        if column.name in names[:index]:
+        if column.name in names:
             yield Problem(f"{place}[{index}].name", "a name that no other column has", json.dumps(column.name))
+        names.add(column.name)
         if len(column.scales) != len(column.means):
             yield Problem(
                 f"{place}[{index}].scales", f"one for each of {len(column.means)} means", f"{len(column.scales)}"

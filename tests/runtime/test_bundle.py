@@ -535,3 +535,14 @@ def test_a_variant_of_another_program_is_refused(digits):
     for name in (name for name, variant in variants.items() if "ort" not in variant["executor_info"]):
         with pytest.raises(BundleError, match=f"'{name}' of (en|de)coder is for .* not for ONNX Runtime"):
             vae_runtime.load(digits, variant=name)
+
+
+@pytest.mark.skipif(not hasattr(os, "SEEK_HOLE"), reason="this system tells no holes of files")
+def test_a_sparse_file_is_refused_before_it_is_read(bundle_copy):
+    file = bundle_copy / "decoder/fp32/model.onnx"
+    os.truncate(file, 2**30)
+    with pytest.raises(BundleError, match="got a sparse file"):
+        vae_runtime.load(bundle_copy)
+    os.truncate(file, 2**40)
+    with pytest.raises(BundleError, match="expected at most 2147483648 bytes, got 1099511627776"):
+        vae_runtime.load(bundle_copy)

@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import json
 import re
+import time
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator
@@ -1576,3 +1577,39 @@ def test_records_are_frozen_dataclasses():
         sizes.min = 3
     with pytest.raises(dataclasses.FrozenInstanceError, match="max"):
         del sizes.max
+
+
+# A manifest of a stranger's costs little, whatever is wrong with it.
+
+
+def test_a_manifest_nested_beyond_64_is_refused() -> None:
+    def nested(depth: int) -> str:
+        return EXAMPLE.replace('"portable"', "[" * depth + "]" * depth)
+
+    assert "too deeply nested" in refusal(nested(64))
+    assert "too deeply nested" not in refusal(nested(63))
+    # Brackets in strings nest nothing.
+    assert "too deeply nested" not in refusal(EXAMPLE.replace('"portable"', json.dumps("[" * 999 + '"')))
+
+
+def test_at_most_20_problems_are_told() -> None:
+    document = json.loads(EXAMPLE)
+    document.update({f"{'long' * 99}{index}": 0 for index in range(500)})
+    text = refusal(json.dumps(document))
+    assert "500 problems" in text
+    assert text.endswith("and 480 more")
+    assert len(text) < 10_000
+
+
+def test_a_key_that_stands_twice_is_found_in_linear_time() -> None:
+    keys = ", ".join(f'"{index}": 0' for index in [*range(60_000), 59_999])
+    start = time.perf_counter()
+    assert "the key '59999' stands twice" in refusal(f"{{{keys}}}")
+    assert time.perf_counter() - start < 5
+
+
+def test_the_number_of_variants_is_bounded() -> None:
+    document = json.loads(EXAMPLE)
+    variants = document["components"]["decoder"]["variants"]
+    variants.update({f"v{index}": {} for index in range(99)})
+    assert "components.decoder.variants: expected at most 64 variants, got" in refusal(json.dumps(document))

@@ -1,6 +1,7 @@
 """What is known of other libraries' models, held against the libraries themselves, in eager PyTorch."""
 
 import dataclasses
+import inspect
 import types
 
 import numpy as np
@@ -46,7 +47,7 @@ def needs(library):
 
 def take(function, value, conditions):
     """Call a family's function with those of the conditions that it takes."""
-    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    names = inspect.signature(function).parameters
     with torch.no_grad():
         return function(value, **{name: tensor for name, tensor in conditions.items() if name in names})
 
@@ -64,10 +65,11 @@ def compare(entry):
     # As `export` does, in float32.
     _, known = family_of(module_of(model).float())
     x, conditions = arguments["example"], arguments.get("conditions", {})
-    latent = mean_of(take(known.encode, x, conditions))
+    encode, decode = (getattr(model, each) if isinstance(each, str) else each for each in (known.encode, known.decode))
+    latent = mean_of(take(encode, x, conditions))
     with torch.no_grad():
         expected = mean_of(entry.encode(model, x, conditions)), mean_of(entry.decode(model, (latent,), conditions))
-    found = latent, mean_of(take(known.decode, latent, conditions))
+    found = latent, mean_of(take(decode, latent, conditions))
     assert [tensor.shape for tensor in found] == [tensor.shape for tensor in expected]
     assert known.posterior != "codes" or latent.dtype == torch.int64
     return [float((a.double() - b.double()).abs().max()) for a, b in zip(found, expected, strict=True)]

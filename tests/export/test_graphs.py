@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import vae_export
 from vae_export.errors import ExportError, ParityError
 from vae_export.graphs.formats import make_graphs
 from vae_export.graphs.graph import FORMATS, open_graph, quiet
@@ -411,6 +412,15 @@ def encoding(module):
     return Adapted({"encoder": Taking(module).eval()}, signature, {"x": torch.ones(2, 5)})
 
 
+class Unknown(nn.Module):
+    """An operator that the older exporter has no translation of, in a module that the current one fails on."""
+
+    def forward(self, x):
+        if torch.compiler.is_exporting():
+            raise RuntimeError("not this one")
+        return torch.fft.fft(x).real
+
+
 def encoder_of(adapted, folder):
     (graph, *_), _ = make_graphs(adapted, ["onnx"], folder)
     return graph.content
@@ -426,6 +436,7 @@ def encoder_of(adapted, folder):
         (OfTwo, "^encoder: PyTorch could not export it as pt2: Constraints violated"),
         (OfThreeAlways, "encoder: mu: expected a dynamic batch axis, got a fixed one"),
         (Failing, "^encoder: both of PyTorch's exporters failed; dynamo: the layer is broken; legacy: the layer"),
+        (Unknown, "^encoder: both of PyTorch's exporters failed; dynamo: not this one; legacy: Exporting the operator"),
     ],
 )
 def test_a_module_that_breaks_the_contract_is_refused_in_one_line(module, words, tmp_path, capfd):
@@ -553,3 +564,27 @@ def test_an_unknown_format_is_refused_before_any_work(tmp_path):
 
     with pytest.raises(ExportError, match="formats: expected some of onnx, torchscript, pt2, got 'tflite'"):
         make_graphs(encoding(Untouched()), ["onnx", "tflite"], tmp_path)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_a_convolution_without_a_bias_has_none_of_a_wrong_shape(axes, tmp_path):
+    convolution = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[axes]
+
+    class Convolved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = convolution(2, 4, 2, stride=2, bias=False)
+
+        def encode(self, x):
+            return self.layer(x).flatten(1).chunk(2, 1)
+
+        def decode(self, z):
+            return z
+
+    x = torch.rand(3, 2, *[4] * axes)
+    exported = vae_export.export(Convolved(), tmp_path / "b", example=x, formats=("onnx",), posterior="logvar")
+    assert exported.parity.passed
+    graph = onnx.load(tmp_path / "b" / "encoder" / "fp32" / "model.onnx").graph
+    (node,) = (node for node in graph.node if node.op_type == "Conv")
+    biases = [tensor for tensor in graph.initializer if tensor.name in node.input[2:]]
+    assert all(list(tensor.dims) == [4] for tensor in biases)

@@ -199,9 +199,38 @@ def _dynamo(adapted: Adapted, component: str) -> onnx.ModelProto:
     onnxscript.optimizer.fold_constants(program.model)
     onnxscript.optimizer.remove_unused_nodes(program.model)
     model = program.model_proto
+    _drop_wrong_biases(model)
     _strip(model)
     model.ir_version = IR_VERSION
     return model
+
+
+def _drop_wrong_biases(model: onnx.ModelProto) -> None:
+    """Remove the zeros [channels, 2] that onnxscript 0.7 writes as the bias of a 3-D convolution without one."""
+    wrong = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2 and tensor.dims[1] == 2}
+    for node in model.graph.node:
+        if node.op_type == "Conv" and len(node.input) == 3 and node.input[2] in wrong:
+            del node.input[2]
+
+
+@contextlib.contextmanager
+def _no_dump() -> Iterator[None]:
+    """Keep the older exporter from printing the whole graph when it fails, past Python's own standard output.
+
+    PyTorch 2.13 switches that log on whatever `verbose` says. With a version without that switch this changes nothing.
+    """
+    try:
+        from torch.onnx._internal.torchscript_exporter import utils
+
+        original = utils.setup_onnx_logging
+    except (ImportError, AttributeError):
+        yield
+        return
+    utils.setup_onnx_logging = lambda verbose: contextlib.nullcontext()
+    try:
+        yield
+    finally:
+        utils.setup_onnx_logging = original
 
 
 def _legacy(adapted: Adapted, component: str) -> onnx.ModelProto:
@@ -214,18 +243,19 @@ def _legacy(adapted: Adapted, component: str) -> onnx.ModelProto:
             **{index + 1: f"{tensor.name}_{index + 1}" for index in sorted(tensor.dynamic)},
         }
     file = io.BytesIO()
-    torch.onnx.export(
-        adapted.modules[component],
-        traced_inputs(adapted, component),
-        file,  # type: ignore[arg-type]
-        dynamo=False,
-        dynamic_axes=axes,
-        input_names=inputs,
-        output_names=list(outputs),
-        opset_version=OPSET,
-        do_constant_folding=True,
-        verbose=False,
-    )
+    with _no_dump():
+        torch.onnx.export(
+            adapted.modules[component],
+            traced_inputs(adapted, component),
+            file,  # type: ignore[arg-type]
+            dynamo=False,
+            dynamic_axes=axes,
+            input_names=inputs,
+            output_names=list(outputs),
+            opset_version=OPSET,
+            do_constant_folding=True,
+            verbose=False,
+        )
     model = onnx.load_model_from_string(file.getvalue())
     _strip(model)
     model.ir_version = IR_VERSION

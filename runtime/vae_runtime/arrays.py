@@ -97,14 +97,18 @@ def unpack_npz(content: bytes, place: str, expected: Mapping[str, tuple[str, tup
         if unpacked > _MAX_UNPACKED + 256 * len(content):
             raise ValueError(f"expected at most {_MAX_UNPACKED} bytes and 256 times the file's, got {unpacked}")
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in expected if name in file.files and name not in too_large | too_small}
+            arrays: dict[str, Any] = {
+                name: file[name] for name in expected if name in file.files and name not in too_large | too_small
+            }
     except Exception as error:  # numpy, zipfile and zlib each raise their own
         raise BundleError(f"{place}: expected an .npz file: {error_line(error)}; export the bundle again") from None
     for name, (dtype, shape) in expected.items():
         array = arrays.get(name)
-        if array is not None and array.dtype == np.dtype(dtype) and array.shape == shape:
+        if isinstance(array, np.ndarray) and array.dtype == np.dtype(dtype) and array.shape == shape:
             continue
-        if array is None:
+        if array is not None and not isinstance(array, np.ndarray):
+            got = "bytes that are no array"
+        elif array is None:
             got = "a larger array" if name in too_large else "fewer values" if name in too_small else "nothing"
         else:
             got = f"{array.dtype} {list(array.shape)}"

@@ -13,7 +13,7 @@ class Limits:
     # What the supported versions of ONNX Runtime load between them.
     IR_VERSIONS = 3, 14
     OPSETS = 9, 28
-    FIELDS = 2**20
+    FIELDS = 2**19
     NODES = 2**14
     ARGUMENTS = 2**11
     ATTRIBUTES = 64

@@ -142,9 +142,10 @@ class Frame:
         content = self.content
         position, end = span
         fields: dict[int, Any] = {}
-        count = 0
-        while position < end:
-            count += 1
+        total = self._fields
+        for total in range(self._fields, self._max_fields):  # noqa: B007 (its last value is kept)
+            if position >= end:
+                break
             tag = content[position]
             position += 1
             if tag >= 0x80:
@@ -177,11 +178,11 @@ class Frame:
                 refuse(f"field {number} of {kind} once", "it twice")
             else:
                 fields[number] = value
+        else:
+            refuse(f"at most {self._max_fields} fields", "more")
         if position != end:
             refuse(f"{kind} that ends within its bytes", f"a field that ends {position - end} bytes later")
-        self._fields += count
-        if self._fields > self._max_fields:
-            refuse(f"at most {self._max_fields} fields", "more")
+        self._fields = total
         return fields
 
     def _varint(self, position: int) -> tuple[int, int]:

@@ -226,7 +226,7 @@ def _no_dump() -> Iterator[None]:
     except (ImportError, AttributeError):
         yield
         return
-    utils.setup_onnx_logging = lambda verbose: contextlib.nullcontext()
+    utils.setup_onnx_logging = lambda verbose: contextlib.nullcontext()  # type: ignore[assignment, return-value]
     try:
         yield
     finally:

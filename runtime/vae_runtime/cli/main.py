@@ -23,7 +23,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(build_parser, argv)
 
 
-def run(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None) -> int:
+def limited_main(argv: Sequence[str]) -> int:
+    """As `main`, in the process that `--untrusted` starts."""
+    from .limits import set_limits
+
+    set_limits()
+    return run(build_parser, argv, is_limited=True)
+
+
+def run(
+    build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None, *, is_limited: bool = False
+) -> int:
     """Parse, call the chosen verb, and turn an error into one `error:` line and an exit status."""
     options: argparse.Namespace | None = None
     try:
@@ -33,6 +43,10 @@ def run(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[str]
             # Text of a bundle and names of files may lie outside the terminal's encoding.
             sys.stdout.reconfigure(errors="backslashreplace")
         options = build_parser().parse_args(argv)
+        if getattr(options, "untrusted", False) and not is_limited:
+            from .limits import run_limited
+
+            return run_limited(sys.argv[1:] if argv is None else argv)
         status: int = options.command(options) or 0
         # Unlike sys.stdout.flush(), this accepts a closed stdout.
         print(end="", flush=True)

@@ -141,9 +141,11 @@ SEED = integer("seed", -(2**63), 2**64 - 1)
 
 
 def add_bundle(verb: argparse.ArgumentParser) -> None:
-    """Add the bundle and --digest."""
+    """Add the bundle, --digest and --untrusted."""
     verb.add_argument("bundle", help="the bundle's folder, .zip file or URL")
     verb.add_argument("--digest", type=argument(_digest), help="refuse the bundle unless it has this digest, sha256:…")
+    text = "work in a process with at most 4 GiB of memory and 60 seconds of the processor (Linux)"
+    verb.add_argument("--untrusted", action="store_true", help=text)
 
 
 def _digest(text: str) -> str:

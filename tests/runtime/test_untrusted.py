@@ -1,0 +1,51 @@
+"""`--untrusted`: a verb in a process with limits, whose end is one line."""
+
+import sys
+
+import pytest
+
+from vae_runtime import VaeError
+from vae_runtime.cli import limits
+from vae_runtime.cli.main import main
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limits are those of Linux")
+
+
+@linux
+def test_an_untrusted_bundle_is_sampled_as_any_other(digits, tmp_path):
+    for name, flags in (("a.npy", ()), ("b.npy", ("--untrusted",))):
+        assert main(["sample", str(digits), "-n", "2", "--seed", "1", "--out", str(tmp_path / name), *flags]) == 0
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+@linux
+def test_the_limits_hold(monkeypatch, capfd):
+    limited = "import sys; from vae_runtime.cli.limits import set_limits; set_limits(); "
+    shown = "import resource as r; print(r.getrlimit(r.RLIMIT_AS)[0], r.getrlimit(r.RLIMIT_CORE)[0])"
+    monkeypatch.setattr(limits, "_CHILD", limited + shown)
+    assert limits.run_limited([]) == 0
+    assert capfd.readouterr().out == f"{limits.MEMORY} 0\n"
+    for code, message in (
+        ("bytearray(2**33)", None),
+        ("import os; os.kill(os.getpid(), 24)", "60 seconds of the processor"),
+        ("import os; os.abort()", r"crashed \(SIGABRT\), probably at the limit of 4 GiB"),
+    ):
+        monkeypatch.setattr(limits, "_CHILD", limited + code)
+        if message is None:
+            assert limits.run_limited([]) == 1
+            assert "MemoryError" in capfd.readouterr().err
+        else:
+            with pytest.raises(VaeError, match=message):
+                limits.run_limited([])
+
+
+@linux
+def test_a_refusal_in_that_process_is_one_line(tmp_path, capfd):
+    assert main(["info", str(tmp_path), "--untrusted"]) == 1
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+def test_other_systems_are_refused_by_name(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(VaeError, match="untrusted: expected Linux, got darwin"):
+        limits.run_limited([])

@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-slow test-oldest test-arm64 zoo bench check docs dist format models schema clean
+.PHONY: demo test test-long test-slow test-oldest test-arm64 zoo bench check docs dist format models schema clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/vae-export demo --out out/demo
@@ -12,6 +12,11 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
+# The guides, a cluster, kills at random, the quick benchmark.
+test-long: $(VENV)/installed-dev
+	$(RUN) -m pytest -m long -n auto --maxprocesses 4 --dist loadfile
+
+# Every model of docs/compatibility.md that the installed libraries have, and many kills: half an hour.
 test-slow: $(VENV)/installed-dev
 	$(RUN) -m pytest -m slow -n auto --maxprocesses 4 --dist loadfile
 

@@ -120,7 +120,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "document", [pytest.param(each, marks=[] if each == "README.md" else pytest.mark.slow) for each in DOCUMENTS]
+    "document", [pytest.param(each, marks=[] if each == "README.md" else pytest.mark.long) for each in DOCUMENTS]
 )
 def test_the_blocks_of_a_document_do_what_they_say(document, folder):
     ran, skipped = executed((ROOT / document).read_text(encoding="utf-8"), document, folder)

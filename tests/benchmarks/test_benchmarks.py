@@ -67,7 +67,7 @@ def bench(data, tmp_path):
         process.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_quick_run_measures_every_contender_at_every_work(found):
     cells = {(entry["model"], entry["threads"], entry["work"], entry["batch"]) for entry in found["rounds"]}
     assert {(1, work, batch) for _, *rest in cells for threads, work, batch in [rest] if threads == 1} >= {
@@ -81,7 +81,7 @@ def test_a_quick_run_measures_every_contender_at_every_work(found):
     assert found["skipped"] == [{"contender": "ours-int8", "model": "tiny", "reason": "the bundle has no variant int8"}]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_answer_was_compared_before_it_was_timed(found):
     compared_ = {(e["contender"], e["work"], e["batch"], e["threads"]) for e in found["parity"] if e["passed"]}
     for entry in found["rounds"]:
@@ -90,7 +90,7 @@ def test_every_answer_was_compared_before_it_was_timed(found):
     assert all(entry["difference"] <= TOLERANCE for entry in found["parity"] if entry.get("difference"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_measures_cold_starts_workers_and_limits(found):
     for entry in found["cold"]:
         assert set(entry["contenders"]) == set(HERE)
@@ -104,7 +104,7 @@ def test_a_run_measures_cold_starts_workers_and_limits(found):
     assert packages["onnxruntime"][1] > 2**20 < packages["numpy"][1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_samples_are_written_to_files_and_decoding_alone_is_beside_them(found):
     kinds = {(turn["kind"], turn["workers"]) for turn in found["generation"]}
     assert kinds == {("decode", 1), ("decode", 2), ("files", 1), ("files", 2), ("start", 1), ("disk", 1)}
@@ -117,7 +117,7 @@ def test_samples_are_written_to_files_and_decoding_alone_is_beside_them(found):
     assert report.generation_section({**found, "generation": []}) == "Not measured in this run."
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_part_that_is_left_out_keeps_its_figures(data, finished, tmp_path):
     out = Path(shutil.copytree(finished, tmp_path / "docs"))
     figures = out / report.FIGURES
@@ -131,7 +131,7 @@ def test_a_part_that_is_left_out_keeps_its_figures(data, finished, tmp_path):
 
 
 # torch.compile itself imports what PyTorch deprecates.
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_the_benchmark_of_gpus_runs_and_refuses_where_there_is_none(data, tmp_path, capsys):
     words = ["--models", "tiny", "--data", str(data), "--batches", "1", "--rounds", "1"]
@@ -147,7 +147,7 @@ def test_the_benchmark_of_gpus_runs_and_refuses_where_there_is_none(data, tmp_pa
         assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_says_what_the_figures_say(finished, found):
     page = (finished / report.PAGE).read_text(encoding="utf-8")
     ratios = [
@@ -164,7 +164,7 @@ def test_the_page_says_what_the_figures_say(finished, found):
         assert (finished / "images" / name).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_is_made_of_the_figures_alone(finished, found, tmp_path):
     report.write(found, tmp_path)
     again = (tmp_path / report.PAGE).read_text(encoding="utf-8")
@@ -175,14 +175,14 @@ def test_the_page_is_made_of_the_figures_alone(finished, found, tmp_path):
     assert (tmp_path / report.PAGE).read_text(encoding="utf-8") != again
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_figures_name_no_place_of_this_machine(finished, data):
     text = (finished / report.FIGURES).read_text(encoding="utf-8")
     assert str(ROOT) not in text
     assert str(data) not in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_wrong_numbers_are_refused_and_not_timed(data_copy, tmp_path, capsys):
     import onnx
     from onnx import numpy_helper
@@ -205,7 +205,7 @@ def test_wrong_numbers_are_refused_and_not_timed(data_copy, tmp_path, capsys):
     assert "naive tiny decode 1 1: skipped: not comparable" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_contender_that_dies_is_left_out_with_its_last_words(bench, tmp_path):
     bench.make_models()
     bench.make_environments()
@@ -226,7 +226,7 @@ def test_a_contender_that_dies_is_left_out_with_its_last_words(bench, tmp_path):
     assert "out of luck" in report.skipped_section(bench.found)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_contender_that_dies_between_its_turns_ends_no_run(bench):
     bench.make_models()
     bench.make_environments()
@@ -240,7 +240,7 @@ def test_a_contender_that_dies_between_its_turns_ends_no_run(bench):
     assert [each["seconds"] for each in bench.found["rounds"]] == [{}]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_work_that_would_take_the_last_memory_is_left_out(bench, monkeypatch):
     bench.make_models()
     bench.make_environments()
@@ -254,7 +254,7 @@ def test_work_that_would_take_the_last_memory_is_left_out(bench, monkeypatch):
     assert comparison.prepare(bench, [cell]) == {cell: ["naive"]}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_model_that_is_closed_is_held_no_longer(data):
     folder = str(data / "tiny")
     worker = Worker("naive", 1)
@@ -301,7 +301,7 @@ def test_answers_are_compared_by_difference_or_by_noise():
             compared([(wrong, expected)], exact=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_samples_that_are_not_of_their_noise_are_refused(data, monkeypatch):
     class Careless(Naive):
         def draw(self, batch, seed):
@@ -317,7 +317,7 @@ def test_samples_that_are_not_of_their_noise_are_refused(data, monkeypatch):
     assert not passes(Careless)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_few_bits_are_judged_over_many_rows(data, monkeypatch):
     class Coarse(Naive):
         exact = False
@@ -337,7 +337,7 @@ def test_few_bits_are_judged_over_many_rows(data, monkeypatch):
     assert parity(0.01, 1)["psnr"] == pytest.approx(parity(0.01, 8)["psnr"], abs=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_targets_are_judged_by_their_figures(found):
     def line(seconds):
         for entry in found["rounds"]:
@@ -353,7 +353,7 @@ def test_targets_are_judged_by_their_figures(found):
     assert at_most._replace(bound=1.1).met is False
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_of_few_rounds_is_called_a_trial(found):
     found["quick"] = False
     assert "A trial" not in report.run_section(found)

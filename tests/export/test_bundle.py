@@ -739,7 +739,7 @@ def test_data_that_changed_are_no_longer_the_runs(run_on_npy, tmp_path):
     assert os.listdir(tmp_path) == ["other.npy"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_exports_in_fresh_processes_are_the_same_to_the_bit(fresh_export, tmp_path):
     """Hashes, and so the order in sets, differ from process to process."""
     one, two = fresh_export("one", hash_seed=1), fresh_export("two", hash_seed=2)

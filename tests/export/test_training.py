@@ -150,7 +150,7 @@ def test_interrupted_after_any_write_it_ends_with_the_same_weights(model, digits
         assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_random_moments_it_ends_with_the_weights_of_a_run_never_killed(digits_npy, tmp_path):
     training = dataclasses.replace(TRAINING, epochs=60, importance_start=31)
     whole = run(tmp_path / "whole", training=training, source=digits_npy).folder

@@ -126,7 +126,7 @@ def test_the_same_bytes_and_calls_of_progress_and_a_word_on_another_processor(
     assert "abacus here" in said[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_part_of_another_format_made_on_a_cluster_and_the_rest_here(on_cluster, mnist, tmp_path):
     pytest.importorskip("safetensors", reason="the format safetensors needs its library")
     said, words = [], {**JOB, "format": "safetensors", "workers": 1, "n": 1000}
@@ -138,7 +138,7 @@ def test_a_part_of_another_format_made_on_a_cluster_and_the_rest_here(on_cluster
     assert content(tmp_path / "s") == content(tmp_path / "here")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_actors_that_are_killed_lose_nothing(on_cluster, nodes, tmp_path, undisturbed):
     killed = Once(lambda: kill_workers(nodes))
     on_cluster(progress=killed)
@@ -148,7 +148,7 @@ def test_actors_that_are_killed_lose_nothing(on_cluster, nodes, tmp_path, undist
     assert killed.calls[-1] == (3000, 3000)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_node_that_is_killed_loses_nothing(on_cluster, nodes, tmp_path, undisturbed):
     node = nodes.list_all_nodes()[1]
     killed = Once(lambda: nodes.remove_node(node, allow_graceful=False))
@@ -160,7 +160,7 @@ def test_a_node_that_is_killed_loses_nothing(on_cluster, nodes, tmp_path, undist
     assert killed.calls[-1] == (3000, 3000)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_shard_that_kills_its_workers_ends_the_call(on_cluster, nodes, mnist, tmp_path, undisturbed, monkeypatch):
     monkeypatch.setattr(executor, "_MAX_DEATHS", 1)
     with pytest.raises(VaeError, match=r"shard-\d+\.npy: 1 workers died while making it"):
@@ -170,7 +170,7 @@ def test_a_shard_that_kills_its_workers_ends_the_call(on_cluster, nodes, mnist, 
     assert content(tmp_path / "s") == content(undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_bundle_that_nodes_do_not_have_travels(on_cluster, mnist, tmp_path, undisturbed, monkeypatch):
     bundle = Path(shutil.copytree(mnist, tmp_path / "bundle"))
     packed = executor._packed
@@ -187,7 +187,7 @@ def test_a_bundle_that_nodes_do_not_have_travels(on_cluster, mnist, tmp_path, un
     assert set(Path(tempfile.gettempdir()).glob("vae-runtime-bundle-*")) == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_other_versions_on_a_node_are_refused(on_cluster, tmp_path, monkeypatch):
     versions = {**executor._versions(), "numpy": "1.0"}
     monkeypatch.setattr(executor, "_versions", lambda: versions)
@@ -196,7 +196,7 @@ def test_other_versions_on_a_node_are_refused(on_cluster, tmp_path, monkeypatch)
     assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_folder_that_nodes_do_not_see_is_refused(on_cluster, tmp_path, monkeypatch):
     words = r": node \S+ does not see this folder's files; give a folder that all nodes share"
     marker = executor.marker
@@ -210,7 +210,7 @@ def test_a_folder_that_nodes_do_not_see_is_refused(on_cluster, tmp_path, monkeyp
         on_cluster(out=f"memory://{tmp_path.name}")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_shard_that_cannot_be_written_is_told_once(on_cluster, tmp_path):
     (tmp_path / "s" / "shard-00000003.npy" / "in-the-way").mkdir(parents=True)
     (tmp_path / "s" / "job.json").write_text("{}")
@@ -225,7 +225,7 @@ def test_a_shard_that_cannot_be_written_is_told_once(on_cluster, tmp_path):
     assert len(str(told.value).splitlines()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_room_is_told_and_then_used(mnist, nodes, tmp_path, undisturbed, monkeypatch):
     """In a program that is connected to the cluster itself, and stays so."""
 
@@ -278,7 +278,7 @@ def settled(folder):
     return counts[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_goes_on_after_it_was_killed(mnist, nodes, tmp_path, undisturbed):
     folder = tmp_path / "s"
     with start(mnist, folder, "--address", nodes.address) as process:
@@ -313,7 +313,7 @@ def members(session):
     return [line for line in found.stdout.splitlines() if "<defunct>" not in line]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_local_cluster_ends_with_the_command(mnist, tmp_path, undisturbed):
     folder = tmp_path / "s"
     with start(mnist, folder, "-n", "10000000", "--workers", "2") as process:

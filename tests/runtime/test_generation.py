@@ -437,7 +437,7 @@ def kill_at_random(digits, folder, undisturbed, kills, n):
     assert not [name for name in os.listdir(folder) if name.startswith(".")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_random_moments_the_same_command_finishes(digits, tmp_path, undisturbed):
     kill_at_random(digits, tmp_path / "s", undisturbed, 5, 1400)
 

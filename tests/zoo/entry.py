@@ -30,7 +30,7 @@ class Entry:
     and `decode` ask the model itself, as its library or its class means it to be asked: the truth that bundles are held
     against. `unscaled` is what the library's pipeline decodes for the latents of another model. `differ` replaces
     all three for a trained object: it lists what of a bundle is not what the object gives. `expect` starts with
-    "refused: " where the export must refuse, and says what the error names.
+    "refused: " where the export must refuse, and says what the error names. `more_libraries` are needed, too.
     """
 
     family: str
@@ -43,6 +43,7 @@ class Entry:
     decode: Callable[[Any, tuple[Tensor, ...], Mapping[str, Tensor]], Any] = _decode
     unscaled: Callable[[Any, Tensor], Tensor] | None = None
     differ: Callable[[Any, dict[str, Any], VAE], list[str]] | None = None
+    more_libraries: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.family}: {self.name}"

@@ -67,7 +67,7 @@ def _described(name: str, shape: tuple[int, ...], *, title: str = "", **given: A
     asked = {
         "encode": lambda m, x, c: m.encode(x).latent_dist,
         "decode": lambda m, z, c: m.decode(z[0]).sample,
-        **{key: given.pop(key) for key in ("encode", "decode", "unscaled") if key in given},
+        **{key: given.pop(key) for key in ("encode", "decode", "unscaled", "more_libraries") if key in given},
     }
     return Entry("diffusers", title or name, _diffusers(name, shape, **given), "diffusers", slow=True, **asked)
 
@@ -149,6 +149,7 @@ DIFFUSERS = (
         **{"decoder_block_out_channels": (16, 32, 64), "decoder_layers_per_block": (1,) * 4, "patch_size_t": 1},
         **{"upsample_residual": (False,) * 3, "upsample_factor": (1,) * 3, "decoder_causal": False},
         unscaled=buffered,
+        more_libraries=("transformers",),
     ),
     _described(
         "AutoencoderKLLTX2Audio",
@@ -192,6 +193,7 @@ DIFFUSERS = (
     _described(
         "AutoencoderRAE",
         (3, 16, 16),
+        more_libraries=("transformers",),
         **{"encoder_type": "mae", "encoder_hidden_size": 64, "encoder_patch_size": 4, "encoder_num_hidden_layers": 1},
         **{"decoder_hidden_size": 64, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 4},
         **{"decoder_intermediate_size": 64, "patch_size": 4, "encoder_input_size": 16, "image_size": 16},

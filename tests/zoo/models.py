@@ -585,7 +585,7 @@ _MORE_DIFFUSERS = (
     _autoencoder(
         "AutoencoderKLLTXVideo",
         (3, 9, 16, 16),
-        options={"unscaled": buffered},
+        options={"unscaled": buffered, "more_libraries": ("transformers",)},
         **{
             "latent_channels": 8,
             "block_out_channels": (8, 8, 8, 8),

@@ -42,8 +42,15 @@ class Networks:
     A graph is loaded when it is first needed.
     """
 
-    def __init__(self, bundle: Bundle, device: Device, threads: int, variants: Mapping[str, str]) -> None:
-        """Take the variant of each component, as `Bundle.choose` gives them."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        threads: int,
+        variants: Mapping[str, str],
+        max_seconds: float | None = None,
+    ) -> None:
+        """Take the variant of each component, as `Bundle.choose` gives them; each batch may take `max_seconds`."""
         self.device = device.name
         self.in_place = device.provider == CPU
         """Whether graphs can read and write numpy's own arrays."""
@@ -52,7 +59,9 @@ class Networks:
         self._bundle = bundle
         self._device = device
         self._threads = threads
-        self.settings = device.name, device.options, threads, variants
+        self.max_seconds = max_seconds
+        """How long a graph may compute a batch; None sets no limit."""
+        self.settings = device.name, device.options, threads, variants, max_seconds
         """What these were made with beside the bundle."""
         self._sessions: dict[str, Session] = {}
         self._computations: dict[tuple[str, tuple[str, ...] | None], Computation] = {}
@@ -74,6 +83,7 @@ class Networks:
                 if session is None:
                     variant = self.variants.get(component)
                     session = open_session(self._bundle, component, variant, self._device, self._threads)
+                    session.max_seconds = self.max_seconds
                     self._sessions[component] = session
         return session
 
@@ -135,7 +145,8 @@ class Computation:
         self._free: dict[int, list[Call]] = _Pool()
         self.max_rows = 0
         """The largest number of rows of a bound call."""
-        if self._in_place and not others and not self._feed.dynamic:
+        # Bound calls go without a timer.
+        if self._in_place and not others and not self._feed.dynamic and networks.max_seconds is None:
             row = max(math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize for tensor in (*inputs, *results))
             batch = 1 if component in manifest.batch_of_one else BATCH_SIZE
             self.max_rows = min(batch, _MAX_BYTES // max(1, row))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,8 @@ class Session:
 
     _batch: int | None = None
     """The size of axis 0 of the graph's inputs and outputs; None where it is dynamic."""
+    max_seconds: float | None = None
+    """How long a call may take; it ends between two nodes. None sets no limit."""
 
     def __init__(
         self,
@@ -84,7 +88,8 @@ class Session:
             VaeError: ONNX Runtime failed, for example for lack of memory.
         """
         try:
-            results: list[NDArray[Any]] = self.raw.run(list(outputs), dict(feeds))
+            with self._limited() as limits:
+                results: list[NDArray[Any]] = self.raw.run(list(outputs), dict(feeds), limits)
         except Exception as error:
             raise self._failure(error) from error
         return results
@@ -103,7 +108,8 @@ class Session:
         for name, array in results.items():
             _bind(binding.bind_output, name, array)
         try:
-            self.raw.run_with_iobinding(binding)
+            with self._limited() as limits:
+                self.raw.run_with_iobinding(binding, limits)
         except Exception as error:
             raise self._failure(error) from error
 
@@ -128,14 +134,33 @@ class Session:
             for name, array in feeds.items():
                 binding.bind_cpu_input(name, array)
             binding.bind_output(output, *self._memory)
-            self.raw.run_with_iobinding(binding)
+            with self._limited() as limits:
+                self.raw.run_with_iobinding(binding, limits)
             binding.synchronize_outputs()
         except Exception as error:
             raise self._failure(error) from error
         return binding.get_outputs()[0]
 
+    @contextlib.contextmanager
+    def _limited(self) -> Iterator[Any]:
+        """Give the options of a call, which a timer tells to end; None without a limit."""
+        if self.max_seconds is None:
+            yield None
+            return
+        options = import_onnxruntime().RunOptions()
+        timer = threading.Timer(self.max_seconds, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield options
+        finally:
+            timer.cancel()
+
     def _failure(self, error: Exception) -> VaeError:
         message = error_line(error)
+        if self.max_seconds is not None and "terminate" in message:
+            advice = "compute fewer rows at a time, or allow more"
+            return VaeError(f"{self.place}: expected an answer within max_seconds={self.max_seconds:g}; {advice}")
         # Mostly an index into a table of embeddings.
         out_of_range = "out of" in message and "memory" not in message
         in_range = "give integers from the range that the model was trained on"
@@ -174,7 +199,8 @@ class RowSession(Session):
                 for name, array in row.items():
                     binding.bind_cpu_input(name, array)
                 binding.bind_output(output, *self._memory, np.float32, shape, whole.data_ptr() + number * size)
-                self.raw.run_with_iobinding(binding)
+                with self._limited() as limits:
+                    self.raw.run_with_iobinding(binding, limits)
             binding.synchronize_outputs()
         except Exception as error:
             raise self._failure(error) from error

@@ -13,7 +13,7 @@ import numpy as np
 from . import noise
 from .bundle import Bundle, open_bundle
 from .devices import resolve_device
-from .errors import InputError, require_bool, require_integer
+from .errors import InputError, require_bool, require_integer, require_number
 from .inputs import Inputs, observation_rows
 from .manifest import Manifest
 from .networks import Networks
@@ -39,6 +39,7 @@ def load(
     variant: str | None = None,
     provider_options: Mapping[str, Any] | None = None,
     digest: str | None = None,
+    max_seconds: float | None = None,
 ) -> VAE:
     """Open a bundle for sampling.
 
@@ -57,6 +58,8 @@ def load(
             declared one, which is also the default: see `VAE.variants`.
         provider_options: passed to the execution provider. On CUDA, TF32 is off unless given as {"use_tf32": 1}.
         digest: "sha256:…" of the bundle, as `vae-runtime info` prints it: any other bundle is refused.
+        max_seconds: how long a graph may compute one batch; it ends between two operators. Memory has no limit here:
+            `vae-runtime … --untrusted` limits both from outside (docs/security.md).
 
     Raises:
         BundleError: the bundle is missing, damaged or of a newer format, or no component has such a variant.
@@ -64,16 +67,17 @@ def load(
         InputError: an argument is not of the right form.
     """
     count = require_integer("threads", threads, 1, 1024)
+    seconds = None if max_seconds is None else require_number("max_seconds", max_seconds, 1e-3, 1e6)
     bundle = open_bundle(path, digest)
     variants = bundle.choose(variant)
-    networks = Networks(bundle, resolve_device(device, provider_options), count, variants)
+    networks = Networks(bundle, resolve_device(device, provider_options), count, variants, seconds)
     networks.session(_main_component(bundle.manifest))
     return VAE(bundle, networks)
 
 
-def _load_again(path: str, digest: str, device: str, options: Mapping[str, str], threads: int, variants: Any) -> VAE:
+def _load_again(path: str, digest: str, device: str, options: Mapping[str, str], *settings: Any) -> VAE:
     bundle = open_bundle(path, digest)
-    return VAE(bundle, Networks(bundle, resolve_device(device, options), threads, variants))
+    return VAE(bundle, Networks(bundle, resolve_device(device, options), *settings))
 
 
 def _main_component(manifest: Manifest) -> str:

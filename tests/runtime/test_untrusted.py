@@ -1,10 +1,12 @@
-"""`--untrusted`: a verb in a process with limits, whose end is one line."""
+"""Limits for bundles of strangers: `load(max_seconds=)`, and `--untrusted`, a verb in a process with limits."""
 
+import pickle
 import sys
 
 import pytest
 
-from vae_runtime import VaeError
+import vae_runtime
+from vae_runtime import InputError, VaeError
 from vae_runtime.cli import limits
 from vae_runtime.cli.main import main
 
@@ -49,3 +51,23 @@ def test_other_systems_are_refused_by_name(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(VaeError, match="untrusted: expected Linux, got darwin"):
         limits.run_limited([])
+
+
+def test_a_batch_within_its_time_gives_the_same_answer(digits, vae):
+    z = vae.prior(5, seed=0)
+    limited = vae_runtime.load(digits, max_seconds=60)
+    for each in (limited, pickle.loads(pickle.dumps(limited))):
+        assert (each.decode(z) == vae.decode(z)).all()
+        assert each._networks.max_seconds == 60
+
+
+def test_a_batch_that_takes_too_long_ends(digits):
+    slow = vae_runtime.load(digits, max_seconds=1e-3)
+    with pytest.raises(VaeError, match=r"model\.onnx: expected an answer within max_seconds=0\.001; compute fewer"):
+        slow.sample(300_000, seed=0, batch_size=300_000)
+
+
+def test_max_seconds_is_a_number(digits):
+    for wrong in (0, -1, "1", float("nan")):
+        with pytest.raises(InputError, match=r"^max_seconds: expected a number from 0\.001"):
+            vae_runtime.load(digits, max_seconds=wrong)

@@ -71,6 +71,8 @@ class Session:
                 check_graph(mapped, place, data, elements)
         else:
             check_graph(content, place, data, elements)
+        if threads > 1:
+            _require_own_threads(place, threads)
         options = session_options(place, threads, data)
         self.raw = open_on(device, content if isinstance(content, bytes) else str(content), options, place)
         self.place = place
@@ -166,6 +168,21 @@ class Session:
         in_range = "give integers from the range that the model was trained on"
         advice = in_range if out_of_range else "try a smaller batch size"
         return VaeError(f"{self.place}: ONNX Runtime failed: {message}; {advice}")
+
+
+# The process that first opened a session of several threads, in a list of one.
+_THREADED: list[int] = []
+
+
+def _require_own_threads(place: str, threads: int) -> None:
+    """Refuse threads in a process that was forked from one with such a session: ONNX Runtime would wait forever."""
+    if not _THREADED:
+        _THREADED.append(os.getpid())
+    if _THREADED[0] != os.getpid():
+        raise DeviceError(
+            f"{place}: expected threads=1, since this process was forked from one that uses ONNX Runtime with several "
+            f"threads, got {threads}; give threads=1, or start processes by spawn"
+        )
 
 
 class RowSession(Session):

@@ -4,6 +4,7 @@ import concurrent.futures
 import copy
 import math
 import multiprocessing
+import os
 import pickle
 import re
 import threading
@@ -678,3 +679,26 @@ def test_nothing_is_written_unless_the_user_wants_telemetry(python, digits, tmp_
     assert done.stdout.strip() == expected
     if given is None:
         assert list(tmp_path.iterdir()) == []
+
+
+FORKED = """
+import os, sys, vae_runtime
+vae_runtime.load(sys.argv[1], threads=2).sample(1, seed=0)
+child = os.fork()
+if child == 0:
+    try:
+        vae_runtime.load(sys.argv[1], threads=2)
+    except vae_runtime.DeviceError as error:
+        print(error, flush=True)
+    print(vae_runtime.load(sys.argv[1]).sample(1, seed=0).shape, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_threads_after_a_fork_are_refused_instead_of_waiting_forever(python, digits):
+    done = python("-W", "ignore", "-c", FORKED, digits, timeout=60)
+    lines = done.stdout.splitlines()
+    assert "expected threads=1, since this process was forked" in lines[0]
+    assert lines[1:] == ["(1, 1, 8, 8)"]

@@ -54,7 +54,7 @@ dist: $(VENV)/installed-dev
 	$(PYTHON) -m venv .venvs/dist
 	.venvs/dist/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		dist/vae_runtime-*.whl "$$(ls dist/vae_export-*.whl)[cpu]" pytest hypothesis
-	.venvs/dist/bin/python -m pytest tests/test_readme.py -k "README.md"
+	.venvs/dist/bin/python -m pytest tests/test_readme.py -m "not slow" -k "README.md"
 
 format: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check --fix .

@@ -32,7 +32,7 @@ def test_a_part_of_the_corpus_gets_its_verdicts(root):
     require_right(outcome(root, 6), 60)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_corpus_gets_its_verdicts(root):
     require_right(outcome(root, 1), 300)
 

@@ -93,7 +93,18 @@ _LTX = {
     "spatio_temporal_scaling": (True,) * 4,
     "patch_size": 1,
 }
-_VIDTOK = {"ch": 32, "ch_mult": [1, 2, 2, 2], "z_channels": 4, "num_res_blocks": 1, "is_causal": False}
+
+
+def _row_by_row(function: Callable[[Any, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Ask for one row at a time, where the library takes no more."""
+
+    def rows(model: Any, given: Tensor | tuple[Tensor, ...], _: Mapping[str, Tensor]) -> Tensor:
+        value = given if isinstance(given, Tensor) else given[0]
+        return torch.cat([function(model, row) for row in value.split(1)])
+
+    return rows
+
+
 DIFFUSERS = (
     _described(
         "AutoencoderKL",
@@ -205,6 +216,36 @@ DIFFUSERS = (
         **{"base_dim": 8, "decoder_base_dim": 8, "z_dim": 4, "dim_mult": [1, 1, 1], "num_res_blocks": 1},
         **{"temperal_downsample": [False, True], "latents_mean": [0.5] * 4, "latents_std": [2.0] * 4},
         unscaled=normalized,
+    ),
+    _described(
+        "AutoencoderKLHunyuanVideo15",
+        (3, 5, 32, 32),
+        **{"latent_channels": 4, "block_out_channels": (16,) * 5, "layers_per_block": 1},
+        encode=_row_by_row(lambda m, x: m.encode(x).latent_dist.mean),
+        decode=_row_by_row(lambda m, z: m.decode(z).sample),
+        unscaled=shifted,
+    ),
+    _described(
+        "AutoencoderKLKVAEVideo",
+        (3, 5, 16, 16),
+        **{"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "z_channels": 4, "temporal_compress_times": 2},
+    ),
+    _described(
+        "AutoencoderKLMiniMaxH3",
+        # It gives back 17 n + 5 frames.
+        (3, 22, 16, 16),
+        **{"latent_channels": 4, "block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4},
+        **{"spatial_downsample_factors": (2, 2), "temporal_downsample_factors": (2, 2), "decoder_num_layers": 1},
+        **{"decoder_num_attention_heads": 2, "decoder_attention_head_dim": 16},
+        **{"latents_mean": (0.5,) * 4, "latents_std": (2.0,) * 4},
+        unscaled=normalized,
+    ),
+    _described(
+        "AutoencoderVidTok",
+        # Its decode takes at least four frames of latents.
+        (3, 16, 16, 16),
+        **{"ch": 32, "ch_mult": [1, 2, 2, 2], "z_channels": 4, "num_res_blocks": 1, "is_causal": False},
+        decode=lambda m, z, c: m.decode(z[0]),
     ),
     _described(
         "Cosmos3AVAEAudioTokenizer",

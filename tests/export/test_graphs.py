@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import vae_export
+import vae_runtime
 from vae_export.errors import ExportError, ParityError
 from vae_export.graphs.formats import make_graphs
 from vae_export.graphs.graph import FORMATS, open_graph, quiet
@@ -584,6 +585,8 @@ def test_a_convolution_without_a_bias_has_none_of_a_wrong_shape(axes, tmp_path):
     x = torch.rand(3, 2, *[4] * axes)
     exported = vae_export.export(Convolved(), tmp_path / "b", example=x, formats=("onnx",), posterior="logvar")
     assert exported.parity.passed
+    # The older exporter, which would be tried next, knows no such bias.
+    assert vae_runtime.load(tmp_path / "b").manifest.encoder["fp32"].exporter == "torch.onnx.export(dynamo=True)"
     graph = onnx.load(tmp_path / "b" / "encoder" / "fp32" / "model.onnx").graph
     (node,) = (node for node in graph.node if node.op_type == "Conv")
     biases = [tensor for tensor in graph.initializer if tensor.name in node.input[2:]]

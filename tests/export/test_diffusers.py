@@ -166,6 +166,21 @@ def test_hunyuan_video_15_takes_several_rows():
             torch.testing.assert_close(known.decode(mean)[row : row + 1], own, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("frames", [1, 5, 17, 33, 37])
+def test_kvae_video_computes_its_segments_with_convolutions_in_one_piece(frames):
+    model = built(
+        "AutoencoderKLKVAEVideo",
+        **{"ch": 32, "ch_mult": (1, 2, 2), "num_res_blocks": 1, "z_channels": 4, "temporal_compress_times": 4},
+    ).double()
+    _, known = family_of(model)
+    x = 2 * torch.rand(1, 3, frames, 8, 8, dtype=torch.float64) - 1
+    with torch.no_grad():
+        mean, _ = known.encode(x)
+        torch.testing.assert_close(mean, model.encode(x).latent_dist.mean, rtol=0, atol=1e-12)
+        torch.testing.assert_close(known.decode(mean), model.decode(mean).sample, rtol=0, atol=1e-12)
+    assert not any("forward" in vars(layer) for layer in model.modules())
+
+
 def test_mochi_normalizes_all_frames_at_once_and_keeps_its_layers():
     needs_diffusers()
     model, arguments = next(entry for entry in ENTRIES if entry.name == "AutoencoderKLMochi").make()

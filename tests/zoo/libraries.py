@@ -54,9 +54,17 @@ def _library_class(name: str) -> Any:
     return getattr(diffusers, name, None) or getattr(diffusers.models.autoencoders, name)
 
 
-def _diffusers(name: str, shape: tuple[int, ...], n: int = 2, *, half: bool = False, **config: Any) -> Maker:
+def _diffusers(
+    name: str, shape: tuple[int, ...], n: int = 2, *, half: bool = False, zeros: bool = True, **config: Any
+) -> Maker:
     def make() -> tuple[Any, dict[str, Any]]:
         model, x = made(lambda: _library_class(name)(**config), shape, n)
+        if not zeros:
+            # As after training; a fresh layer of zeros would make the block do nothing.
+            generator = torch.Generator().manual_seed(SEED)
+            for weight in model.parameters():
+                if weight.dim() > 1 and not weight.any():
+                    weight.data.normal_(generator=generator)
         return model.half() if half else model, {"example": 2 * x - 1}
 
     return make
@@ -190,6 +198,7 @@ DIFFUSERS = (
     _described(
         "AutoencoderSAME",
         (2, 256),
+        zeros=False,
         **{"audio_channels": 2, "patch_size": 8, "encoder_channels": 16, "encoder_c_mults": [2], "latent_dim": 8},
         **{"encoder_strides": [4], "encoder_transformer_depths": [1], "dim_heads": 8, "ff_mult": 2},
         encode=lambda m, x, c: m.encode(x).latents,

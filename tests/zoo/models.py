@@ -798,6 +798,9 @@ def _scvi_trained(name: str, label: str = "") -> Callable[[], tuple[Any, dict[st
             keys |= {"labels_key": "label", "unlabeled_category": "?"}
         if name == "TOTALVI":
             keys["protein_expression_obsm_key"] = "protein"
+        if name == "PEAKVI":
+            # Whether a region is accessible; its decoder gives the probability.
+            data.X = (data.X > 1).astype(np.float32)
         cls = getattr(scvi.model, name)
         cls.setup_anndata(data, **keys)
         model = cls(data, n_latent=4, **({} if name == "TOTALVI" else {"n_hidden": 16}))

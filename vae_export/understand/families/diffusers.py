@@ -7,14 +7,14 @@ answer, slices do not; both only save memory.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ...errors import ExportError
@@ -203,17 +203,24 @@ def _replaced(layers: Sequence[Any], method: str, make: Callable[[Any], Callable
                 vars(layer)[method] = before
 
 
-def _kl_with(model: Any, attribute: str, method: str, make: Callable[[Any], Callable[..., Tensor]]) -> Declaration:
-    """A video model whose layers with this attribute compute the same by another method."""
-    layers = [module for module in model.modules() if hasattr(module, attribute)]
+def _kl_with(model: Any, method: str, makers: Mapping[str, Callable[[Any], Callable[..., Tensor]]]) -> Declaration:
+    """A video model whose layers with one of these attributes compute the same by another method."""
+    kinds = [([layer for layer in model.modules() if hasattr(layer, name)], make) for name, make in makers.items()]
+
+    @contextmanager
+    def replaced() -> Iterator[None]:
+        with ExitStack() as stack:
+            for layers, make in kinds:
+                stack.enter_context(_replaced(layers, method, make))
+            yield
 
     def encode(x: Tensor) -> tuple[Tensor, Tensor]:
-        with _replaced(layers, method, make):
+        with replaced():
             q = _encoded(model, x)
         return q.mean, q.logvar
 
     def decode(z: Tensor) -> Tensor:
-        with _replaced(layers, method, make):
+        with replaced():
             return _decoded(model, z)
 
     return _latents_of(model, _VIDEO, encode, decode)
@@ -222,12 +229,42 @@ def _kl_with(model: Any, attribute: str, method: str, make: Callable[[Any], Call
 def _hunyuan_video15(model: Any) -> Declaration:
     """The library fills its masks row by row, and they fit one observation alone: they lack an axis for the heads."""
     method = "prepare_causal_attention_mask"
-    return _kl_with(model, method, method, lambda layer: _causal_mask)
+    return _kl_with(model, method, {method: lambda layer: _causal_mask})
 
 
 def _mochi(model: Any) -> Declaration:
     """The library normalizes eight frames at a time to save memory, which bakes in the number of rows."""
-    return _kl_with(model, "norm_layer", "forward", _normalized_frames)
+    return _kl_with(model, "forward", {"norm_layer": _normalized_frames})
+
+
+def _kvae_video(model: Any) -> Declaration:
+    """The library splits a convolution by its size in bytes, and writes causal ones in two parts, to save memory."""
+    return _kl_with(model, "forward", {"transposed": _whole_convolution, "time_pad": _causal_convolution})
+
+
+def _whole_convolution(layer: Any) -> Callable[..., Tensor]:
+    def forward(x: Tensor, write_to: Tensor | None = None) -> Tensor:
+        return nn.Conv3d.forward(layer, x)
+
+    return forward
+
+
+def _causal_convolution(layer: Any) -> Callable[[Tensor, dict[str, Any]], Tensor]:
+    """The frames before those of x are in the cache, or are the first one; the cache keeps those that follow need."""
+
+    def forward(x: Tensor, cache: dict[str, Any]) -> Tensor:
+        height, width = layer.height_pad, layer.width_pad
+        padded = functional.pad(x, (height, height, width, width, 0, 0), mode="replicate")
+        before = cache["padding"]
+        if before is None:
+            before = padded[:, :, :1].repeat(1, 1, layer.time_pad, 1, 1)
+        frames = torch.cat([before, padded], dim=2)
+        stride = layer.stride[0]
+        used = (int(frames.shape[2]) - layer.time_kernel_size) // stride * stride + stride
+        cache["padding"] = frames[:, :, used:]
+        return layer.conv(frames)  # type: ignore[no-any-return]
+
+    return forward
 
 
 def _normalized_frames(layer: Any) -> Callable[[Tensor], Tensor]:
@@ -346,7 +383,7 @@ MODELS = {
     "AutoencoderKLHunyuanVideo15": Family(_hunyuan_video15),
     "AutoencoderKLKVAE": Family(partial(_kl, axes=_IMAGE)),
     "AutoencoderKLKVAEAudio": Family(partial(_kl, axes=_AUDIO)),
-    "AutoencoderKLKVAEVideo": Family(partial(_kl, axes=_VIDEO)),
+    "AutoencoderKLKVAEVideo": Family(_kvae_video),
     "AutoencoderKLLTX2Audio": Family(partial(_kl, axes=_SPECTROGRAM)),
     "AutoencoderKLLTX2Video": Family(_ltx),
     "AutoencoderKLLTXVideo": Family(_ltx),

@@ -148,6 +148,7 @@ def _export(entry: Entry) -> dict[str, Any]:
         "scaled": sorted({_scaled(latent) for latent in latents} - {""}),
         "tiles": [_tiles(tiles) for tiles in manifest.tiles],
         "dynamic": {name: str(sizes) for name, sizes in manifest.observation.dynamic.items()},
+        "row_by_row": list(manifest.batch_of_one),
         "hints": sorted(set(arguments) - {"example", "observations"}),
         "checked": [
             *(line.partition(",")[0] for line in lines),
@@ -258,7 +259,7 @@ sizes of the dynamic axes and latents that were not traced, and that the bundle 
 - *prior*: what `sample` draws from; *assumed* where nothing in the model speaks for another. With *none*, `sample`
   refuses and says why, such as that another model supplies the latents.
 - *scale; shift*: other models take (z − shift) · scale.
-- *dynamic axes*: their proven sizes.
+- *dynamic axes*: their proven sizes. The batch takes any size: *row by row* where the graph takes one row alone.
 - *error*: the largest absolute difference from PyTorch in float64, of ONNX and TorchScript.
 - *seconds*: of the export, on the machine that wrote this page: two busy cores.
 - *tiles*: the halo of exact tiles, in latents, or *no* where an answer depends on the whole.
@@ -277,13 +278,16 @@ def _table(results: list[tuple[Entry, dict[str, Any]]]) -> list[str]:
         by_sizes: dict[str, list[str]] = {}
         for axis, sizes in result["dynamic"].items():
             by_sizes.setdefault(sizes, []).append(axis)
+        sizes_of = [f"{', '.join(axes)} {sizes}" for sizes, axes in by_sizes.items()]
+        # The results of an older run may not say it.
+        sizes_of += [f"{component} row by row" for component in result.get("row_by_row", ())]
         cells = (
             str(entry),
             _library(entry),
             ", ".join(f"`{hint}`" for hint in result["hints"]) or "first",
             "; ".join(result["prior"]),
             "; ".join(result["scaled"]) or "–",
-            "; ".join(f"{', '.join(axes)} {sizes}" for sizes, axes in by_sizes.items()) or "–",
+            "; ".join(sizes_of) or "–",
             f"{result['error']:.1e}",
             f"{result['seconds']:.0f}",
             ", ".join(result["tiles"]) or "–",

@@ -234,22 +234,17 @@ def model_source(model: Any, declaration: Declaration, examples: Examples, name:
     classes = _class_names(examples.class_names, conditions)
     calibration, measured = _halves(real, conditions, ())
     compared = x if examples.observations is None else torch.cat([x, real])
-    return Source(
-        model=module,
+    return _source(
+        model, module, conditions, name,
         example=_at_least_two(compared[:EXAMPLES]),
         declaration=declaration,
-        conditions={key: _at_least_two(tensor[:EXAMPLES]) for key, tensor in conditions.items()},
         classes=classes,
         observations=real,
         measured=measured,
         calibration=calibration,
-        name=name or type(module).__name__,
-        description=f"{type(module).__name__}, exported from PyTorch",
-        training=_trained(module),
-        holder=None if isinstance(model, nn.Module) else model,
         notes=notes,
         normalisation=normalisation,
-    )
+    )  # fmt: skip
 
 
 def _decoder_source(
@@ -279,25 +274,32 @@ def _decoder_source(
         if len(rows) != len(first) or rows.dim() < 2:
             raise InputError(f"latents[{key!r}]: expected [{len(first)}, …] as the first, got {list(rows.shape)}")
     calibration, measured = _halves(first, conditions, tuple(latents.values()))
-    return Source(
-        model=module,
+    return _source(
+        model, module, conditions, name,
         example=first,
         declaration=declaration,
-        conditions={key: _at_least_two(tensor[:EXAMPLES]) for key, tensor in conditions.items()},
         classes=_class_names(examples.class_names, conditions),
         observations=first,
         measured=measured,
         calibration=calibration,
+        latents={key: _at_least_two(rows[:EXAMPLES]) for key, rows in latents.items()},
+    )  # fmt: skip
+
+
+def _source(
+    model: Any, module: nn.Module, conditions: Mapping[str, Tensor], name: str | None, **given: Any
+) -> Source:  # fmt: skip
+    """Return the source of a module, which the user's object `model` is or holds, with these further fields."""
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    return Source(
+        model=module,
+        conditions={key: _at_least_two(tensor[:EXAMPLES]) for key, tensor in conditions.items()},
         name=name or type(module).__name__,
         description=f"{type(module).__name__}, exported from PyTorch",
-        training=_trained(module),
+        training={"parameters": parameters, "torch": torch.__version__},
         holder=None if isinstance(model, nn.Module) else model,
-        latents={key: _at_least_two(rows[:EXAMPLES]) for key, rows in latents.items()},
+        **given,
     )
-
-
-def _trained(module: nn.Module) -> dict[str, Any]:
-    return {"parameters": sum(parameter.numel() for parameter in module.parameters()), "torch": torch.__version__}
 
 
 def _with_own_data(model: Any, examples: Examples) -> tuple[Examples, tuple[str, ...], Normalisation | None]:

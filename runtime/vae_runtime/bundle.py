@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from .document import parse
 from .errors import BundleError, InputError, VaeError
 from .manifest import Manifest, TensorSpec, Variant
-from .places import SUMS, Place, is_beside, open_place, parse_digest, read_listed, read_sums
+from .places import SUMS, Place, digest_of, is_beside, open_place, parse_digest, read_listed, read_sums
 from .records import Record, record
 from .rules import is_decoder_alone
 
@@ -191,7 +190,7 @@ def open_bundle(path: str | os.PathLike[str], digest: str | None = None) -> Bund
     if not files.holds(SUMS) and not files.holds(MANIFEST):
         raise BundleError(f"{root}: not a bundle: it holds neither {MANIFEST} nor {SUMS}; give the folder of a bundle")
     content = files.read(SUMS, limit=_MAX_BYTES)
-    actual = "sha256:" + hashlib.sha256(content).hexdigest()
+    actual = digest_of(content)
     if expected and expected != actual:
         raise BundleError(
             f"{root}: expected the digest {expected}, got {actual}; use the bundle that the digest belongs to"

@@ -6,6 +6,7 @@ of the package and of each variant.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from typing import Any
@@ -187,15 +188,12 @@ def _written(variant: Variant) -> dict[str, Any]:
 def _is_deep(text: str) -> bool:
     """Return whether objects and lists are nested more than 64 deep."""
     # Brackets in strings count at first, since finding the strings takes longer.
-    for brackets in (re.sub(r"[^\[\]{}]+", "", text), None):
-        depth = 0
-        for bracket in brackets if brackets is not None else re.sub(r'"(?:[^"\\]|\\.)*"|[^\[\]{}]', "", text):
-            depth += 1 if bracket in "[{" else -1
-            if depth > _MAX_DEPTH:
-                break
-        else:
-            return False
-    return True
+    return _depth(text) > _MAX_DEPTH and _depth(re.sub(r'"(?:[^"\\]|\\.)*"', "", text)) > _MAX_DEPTH
+
+
+def _depth(text: str) -> int:
+    steps = (1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", text))
+    return max(itertools.accumulate(steps), default=0)
 
 
 def _refuse_constant(name: str) -> Any:

@@ -342,6 +342,11 @@ def parse_digest(text: str) -> str:
     return "sha256:" + match[1]
 
 
+def digest_of(sums: bytes) -> str:
+    """Return the digest of a bundle, "sha256:…", from the content of its SHA256SUMS."""
+    return "sha256:" + hashlib.sha256(sums).hexdigest()
+
+
 def read_sums(content: bytes, place: str) -> dict[str, str]:
     """Return the hash of each path in a SHA256SUMS file: lines of `<64 hex digits>  <path>`, sorted by path.
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .errors import InputError, VaeError, error_line, require_number
 from .files import write_atomic, write_folder
-from .places import SUMS, open_place, read_listed, read_sums
+from .places import SUMS, digest_of, open_place, read_listed, read_sums
 
 # Set to a folder to keep the cache there, and to a number of GiB to bound it.
 FOLDER, SIZE = "VAE_RUNTIME_CACHE", "VAE_RUNTIME_CACHE_SIZE"
@@ -102,7 +101,7 @@ def _from_hub(url: str, digest: str | None) -> str:
 
 
 def _require_digest(url: str, sums: bytes, digest: str) -> None:
-    actual = "sha256:" + hashlib.sha256(sums).hexdigest()
+    actual = digest_of(sums)
     if actual != digest:
         raise VaeError(f"{_shown(url)}: expected the digest {digest}, got {actual}; use the bundle that it belongs to")
 
@@ -217,11 +216,10 @@ def prune(gib: float, keep: Path | None = None) -> list[Entry]:
             with contextlib.suppress(FileNotFoundError):
                 os.rename(entry.path, hidden)
                 removed.append(entry)
-            _remove(hidden)
+            if hidden.is_dir():
+                shutil.rmtree(hidden, ignore_errors=True)
+            else:
+                hidden.unlink(missing_ok=True)
         else:
             total += entry.size
     return removed
-
-
-def _remove(path: Path) -> Any:
-    return shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

@@ -170,15 +170,15 @@ class Session:
         return VaeError(f"{self.place}: ONNX Runtime failed: {message}; {advice}")
 
 
-# The process that first opened a session of several threads, in a list of one.
-_THREADED: list[int] = []
+@functools.cache
+def _threaded_process() -> int:
+    """The process that first opened a session of several threads; a fork keeps what its parent found."""
+    return os.getpid()
 
 
 def _require_own_threads(place: str, threads: int) -> None:
     """Refuse threads in a process that was forked from one with such a session: ONNX Runtime would wait forever."""
-    if not _THREADED:
-        _THREADED.append(os.getpid())
-    if _THREADED[0] != os.getpid():
+    if _threaded_process() != os.getpid():
         raise DeviceError(
             f"{place}: expected threads=1, since this process was forked from one that uses ONNX Runtime with several "
             f"threads, got {threads}; give threads=1, or start processes by spawn"

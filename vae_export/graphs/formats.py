@@ -77,19 +77,8 @@ def make_graphs(
             path = folder / component / form.variant / form.file
             path.parent.mkdir(parents=True)
             if name == "onnx":
-                try:
-                    with quiet(), torch.no_grad():
-                        graphs.append(export_onnx(adapted, component, path, require))
-                except (BothFailed, ParityError) as error:
-                    adapted = _of_one_row(adapted, component)
-                    try:
-                        with quiet(), torch.no_grad():
-                            graphs.append(export_onnx(adapted, component, path, require))
-                    except ExportError:
-                        raise error from None
-                    print(
-                        f"{component}: exported for one row, and run row by row: {error_line(error)}", file=sys.stderr
-                    )
+                adapted, graph = _onnx(adapted, component, path, require)
+                graphs.append(graph)
                 if progress:
                     print("".join(f"  {line}\n" for line in graphs[-1].rewrites), end="", file=sys.stderr)
                 continue
@@ -101,6 +90,27 @@ def make_graphs(
                 refused.append(Refusal(component, form.variant, error_line(error)))
                 print(f"left out: {component}/{form.variant}: {refused[-1].reason}", file=sys.stderr, flush=True)
     return graphs, refused
+
+
+def _onnx(
+    adapted: Adapted, component: str, path: Path, require: Callable[[Graph], None]
+) -> tuple[Adapted, Graph]:  # fmt: skip
+    """Return the ONNX graph of a component, and the functions, for one row where no graph has a free batch."""
+
+    def made(functions: Adapted) -> Graph:
+        with quiet(), torch.no_grad():
+            return export_onnx(functions, component, path, require)
+
+    try:
+        return adapted, made(adapted)
+    except (BothFailed, ParityError) as error:
+        of_one = _of_one_row(adapted, component)
+        try:
+            graph = made(of_one)
+        except ExportError:
+            raise error from None
+        print(f"{component}: exported for one row, and run row by row: {error_line(error)}", file=sys.stderr)
+        return of_one, graph
 
 
 def _of_one_row(adapted: Adapted, component: str) -> Adapted:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vae_runtime.devices import resolve_device
 from vae_runtime.errors import error_line
-from vae_runtime.session import RowSession, Session
+from vae_runtime.session import Session
 
 from ..errors import ExportError, ParityError
 from ..understand.adapted import Adapted
@@ -142,13 +142,14 @@ def open_graph(graph: Graph) -> Run:
     Raises:
         VaeError: the graph cannot be loaded. The returned function raises VaeError if the graph cannot be run.
     """
-    place = f"{graph.component}/{graph.variant}"
-    if graph.executor == "ort":
-        data = {name: bytes_of(source) for name, source in graph.data.items()}
-        session = (RowSession if graph.batch_of_one else Session)(graph.source, place, resolve_device("cpu"), data=data)
-        return lambda arrays: session.run(list(graph.outputs), dict(zip(graph.inputs, arrays, strict=True)))
-    run = _EXECUTORS[graph.executor](graph.source)
+    run = _open_onnx(graph) if graph.executor == "ort" else _EXECUTORS[graph.executor](graph.source)
     return _by_rows(run) if graph.batch_of_one else run
+
+
+def _open_onnx(graph: Graph) -> Run:
+    data = {name: bytes_of(source) for name, source in graph.data.items()}
+    session = Session(graph.source, f"{graph.component}/{graph.variant}", resolve_device("cpu"), data=data)
+    return lambda arrays: session.run(list(graph.outputs), dict(zip(graph.inputs, arrays, strict=True)))
 
 
 def _by_rows(run: Run) -> Run:

@@ -5,21 +5,14 @@ from __future__ import annotations
 import argparse
 import time
 
-from .options import Verbs, add_verb, argument
+from .options import Verbs, add_verb, number
 
 
 def add_caching(verbs: Verbs) -> None:
     """Add the verb."""
     verb = add_verb(verbs, "cache", _cache, "list the bundles that were fetched by URL, or remove old ones")
-    verb.add_argument(
-        "--max-size", type=argument(_size), metavar="GIB", help="remove those unused for longest, down to this size"
-    )
-
-
-def _size(text: str) -> float:
-    from ..errors import require_number
-
-    return require_number("max_size", float(text), 0, 1e9)
+    size = number("max_size", 0, 1e9)
+    verb.add_argument("--max-size", type=size, metavar="GIB", help="remove those unused for longest, down to this size")
 
 
 def _cache(options: argparse.Namespace) -> None:

@@ -101,8 +101,8 @@ def _in_range(adapted: Adapted, component: str, names: Sequence[str], outputs: S
         x = adapted.examples[adapted.signature.observation.name]
         if bounds and not bool(((x >= bounds[0]) & (x <= bounds[1])).all()):
             raise ExportError(
-                f"example: expected values from {bounds[0]:g} to {bounds[1]:g}, as range= says, got {float(x.min()):g} "
-                f"… {float(x.max()):g}; scale the example as in training, or pass another range="
+                f"example: expected values from {bounds[0]:g} to {bounds[1]:g}, the range of the observations, got "
+                f"{float(x.min()):g} … {float(x.max()):g}; scale the example as in training, or pass another range="
             )
         return
     # Answers to integers are numbers of another kind, such as a logit for each.
@@ -280,7 +280,8 @@ def _round_trip(adapted: Adapted, sizes: Mapping[str, int]) -> tuple[dict[str, t
     signature = adapted.signature
     observation = signature.observation
     axes = {observation.axes.index(name) + 1: size for name, size in sizes.items()}
-    examples = {name: tensor[:2] for name, tensor in adapted.examples.items()}
+    # One row shows the shapes, and large models take seconds for a row.
+    examples = {name: tensor[:1] for name, tensor in adapted.examples.items()}
     examples[observation.name] = resized(examples[observation.name], axes)
     encoded = run_module(adapted.modules["encoder"], adapted.given("encoder", examples))
     by_name = dict(zip(adapted.outputs("encoder"), encoded, strict=True))

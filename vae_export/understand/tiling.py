@@ -23,6 +23,8 @@ _SAME = 1e-4
 _CROPS = 4
 # How much larger a tensor is tried where the proven sizes do not show the receptive field.
 _LARGER = 4
+# Layers that read all of their input. A convolution may also spoil the last numbers of a small tensor.
+_GLOBAL = (nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 def with_tiles(adapted: Adapted) -> Adapted:
@@ -92,13 +94,14 @@ class _Component:
         size = self._sizes.max // step * step
         if not self._tensors(size)[0].is_floating_point():
             raise _GlobalError("the codes of a vector quantizer are not measured")
-        halo = self._reach(size)
-        if halo is None:
+        halo, layer = self._reach(size)
+        if halo is None and not isinstance(layer, _GLOBAL):
             # A larger tensor tells a wide field from none.
             size *= _LARGER
-            halo = self._reach(size)
+            halo, layer = self._reach(size)
         if halo is None:
-            raise _GlobalError("every answer depends on the whole" + self._by(size))
+            by = "" if layer is None else f", by a layer {type(layer).__name__}"
+            raise _GlobalError("every answer depends on the whole" + by)
         needed = 2 * (halo + step) + step
         if self._sizes.max < needed:
             raise _GlobalError(
@@ -128,36 +131,35 @@ class _Component:
         given[0].narrow(axis, size // 2 * values, values).fill_(float("nan"))
         return given
 
-    def _reach(self, size: int) -> int | None:
-        """How far a value of the latent reaches, to the farther side; None if it reaches a border."""
+    def _reach(self, size: int) -> tuple[int | None, nn.Module | None]:
+        """How far a value of the latent reaches, to the farther side, None if it reaches a border; and the first layer
+        whose answer holds no number although its input holds some."""
+        layers: list[nn.Module] = []
+
+        def note(layer: nn.Module, given: tuple[object, ...], output: object) -> None:
+            x = given[0] if given and not layers else None
+            if isinstance(x, Tensor) and _no_numbers(output) and not _no_numbers(x):
+                layers.append(layer)
+
+        hooks = [layer.register_forward_hook(note) for layer in self._module.modules() if not layer._modules]
+        try:
+            outputs = self._run(self._spoiled(size))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        layer = layers[0] if layers else None
         halo = 0
         axis, values = self._answer
-        for output in self._run(self._spoiled(size)):
+        for output in outputs:
             other = [index for index in range(output.dim()) if index != axis]
             reached = torch.isnan(output).amax(dim=other).nonzero().flatten()
             if not len(reached):
                 raise _GlobalError("its answer does not depend on single values")
             first, last = int(reached[0]) // values, int(reached[-1]) // values
             if first == 0 or last == size - 1:
-                return None
+                return None, layer
             halo = max(halo, size // 2 - first, last - size // 2)
-        return halo
-
-    def _by(self, size: int) -> str:
-        """The kind of the layer that makes the answer depend on the whole."""
-        names: list[str] = []
-
-        def note(layer: nn.Module, given: tuple[object, ...], output: object) -> None:
-            if given and isinstance(given[0], Tensor) and _no_numbers(output) and not _no_numbers(given[0]):
-                names.append(type(layer).__name__)
-
-        hooks = [layer.register_forward_hook(note) for layer in self._module.modules() if not layer._modules]
-        try:
-            self._run(self._spoiled(size))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return f", by a layer {names[0]}" if names else ""
+        return halo, layer
 
     def _holds(self, size: int, halo: int) -> bool:
         """Whether crops with this halo give the undivided answer."""

@@ -114,7 +114,8 @@ _CHANNELS = ("z_dim", "latent_channels", "z_channels")
 def _statistic(model: Any, name: str) -> list[float] | None:
     value = getattr(getattr(model, "config", None), name, None)
     if value is None:
-        value = getattr(model, name, None)
+        # The model's own attributes alone: it passes other names on to its configuration, with a warning.
+        value = {**vars(model), **dict(model.named_buffers(recurse=False))}.get(name)
     return None if value is None else [float(number) for number in value]
 
 

@@ -58,7 +58,7 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[IO[bytes
 
 def write_folder(
     target: str | os.PathLike[str],
-    files: Mapping[str, bytes | Path],
+    files: Mapping[str, bytes | Path | Callable[[], bytes]],
     *,
     replace: bool = False,
     check: Callable[[Path], object] | None = None,
@@ -71,7 +71,8 @@ def write_folder(
 
     Args:
         target: the folder to write; missing parents are made.
-        files: the content of each file, or a file to copy it from, by its relative path, with forward slashes.
+        files: the content of each file, a file to copy it from, or a function that returns it, by the file's relative
+            path, with forward slashes.
         replace: whether an existing folder is replaced.
         check: called with the hidden folder once it is whole; an error that it raises leaves the target as it was.
 
@@ -86,24 +87,68 @@ def write_folder(
             raise VaeError(f"{target}: already exists; choose another place or replace it with --force")
         if target.is_symlink() or (target.exists() and not target.is_dir()):
             raise VaeError(f"{target}: expected a folder, got a file or a link; choose another place")
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent))
+        with _partial(target) as partial:
+            try:
+                _fill_folder(partial, files)
+                if check is not None:
+                    check(partial)
+                _place(partial, target, replace)
+                sync_folder(target.parent)
+            except OSError as error:
+                raise VaeError(f"{target}: not written: {error_line(error)}; {_advice(error)}") from error
     except OSError as error:
         raise VaeError(f"{target}: cannot write here: {error_line(error)}; choose a folder that is writable") from error
+
+
+@contextlib.contextmanager
+def _partial(target: Path) -> Iterator[Path]:
+    """Make a hidden folder beside the target, locked; remove it, or what took its name, in the end."""
+    with contextlib.ExitStack() as lock:
+        while True:
+            partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent))
+            # Before it has its lock, another call may take it for one that was left behind, and remove it.
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                lock.enter_context(locked(partial))
+                if partial.exists():
+                    break
+            lock.close()
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _place(partial: Path, target: Path, replace: bool) -> None:
+    """Let a folder take the place of another, or an empty place that another call may fill first."""
+    if not os.path.lexists(target):
+        with contextlib.suppress(OSError) if replace else contextlib.nullcontext():
+            os.rename(partial, target)
+            return
+    _swap(partial, target)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its missing parents so that they survive a power failure."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in reversed(missing):
+        sync_folder(each.parent)
+
+
+def switch_link(link: Path, target: str) -> None:
+    """Let a symbolic link lead to a target; whatever interrupts it, the link leads to the old target or the new one.
+
+    Raises:
+        VaeError: the link cannot be made; it leads where it led.
+    """
+    temporary = link.with_name(f".{link.name}.tmp")
     try:
-        with locked(partial):
-            _fill_folder(partial, files)
-            if check is not None:
-                check(partial)
-            if os.path.lexists(target):
-                _swap(partial, target)
-            else:
-                os.rename(partial, target)
-            sync_folder(target.parent)
+        temporary.unlink(missing_ok=True)
+        os.symlink(target, temporary)
+        os.replace(temporary, link)
+        sync_folder(link.parent)
     except OSError as error:
-        raise VaeError(f"{target}: not written: {error_line(error)}; {_advice(error)}") from error
-    finally:
-        # The unfinished folder, or the old one after an exchange.
-        shutil.rmtree(partial, ignore_errors=True)
+        raise VaeError(f"{link}: not written: {error_line(error)}; {_advice(error)}") from error
 
 
 def lies_in(path: str | os.PathLike[str], place: str | os.PathLike[str]) -> bool:
@@ -117,7 +162,7 @@ def lies_in(path: str | os.PathLike[str], place: str | os.PathLike[str]) -> bool
     return False
 
 
-def _fill_folder(folder: Path, files: Mapping[str, bytes | Path]) -> None:
+def _fill_folder(folder: Path, files: Mapping[str, bytes | Path | Callable[[], bytes]]) -> None:
     os.chmod(folder, 0o777 & ~_umask())
     folders = {folder}
     for relative, content in files.items():
@@ -125,11 +170,11 @@ def _fill_folder(folder: Path, files: Mapping[str, bytes | Path]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         folders.update(parent for parent in path.parents if parent.is_relative_to(folder))
         with path.open("xb") as file:
-            if isinstance(content, bytes):
-                file.write(content)
-            else:
+            if isinstance(content, Path):
                 with content.open("rb") as original:
                     shutil.copyfileobj(original, file)
+            else:
+                file.write(content if isinstance(content, bytes) else content())
             file.flush()
             os.fsync(file.fileno())
     for each in folders:

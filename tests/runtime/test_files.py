@@ -238,6 +238,29 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path
     assert names(tmp_path) == ["folder"]
 
 
+def test_calls_at_once_do_not_disturb_each_other(tmp_path, either_way, monkeypatch):
+    """Another call removes the hidden folder before it is locked, or fills the place just before the rename."""
+    target, mkdtemp, rename, made = tmp_path / "folder", files.tempfile.mkdtemp, os.rename, []
+
+    def lose_the_first(**options):
+        made.append(mkdtemp(**options))
+        if len(made) == 1:
+            os.rmdir(made[0])
+        return made[-1]
+
+    def come_second(one, other):
+        monkeypatch.setattr(os, "rename", rename)
+        write_folder(target, OLD)
+        rename(one, other)
+
+    monkeypatch.setattr(files.tempfile, "mkdtemp", lose_the_first)
+    monkeypatch.setattr(os, "rename", come_second)
+    write_folder(target, NEW, replace=True)
+    assert len(made) == 3
+    assert content(target) == NEW
+    assert names(tmp_path) == ["folder"]
+
+
 # Killed calls.
 
 

@@ -223,6 +223,7 @@ OPENERS = {
     "vae_runtime.noise": "the noise table of the package",
     "vae_runtime.session": "a graph's file that ONNX Runtime has optimized, and one that it maps",
     "vae_runtime.bench": "the processor's name",
+    "vae_runtime.fleet": "the records of an installation",
     "vae_runtime.cli.main": "standard streams that the caller has closed",
     "vae_runtime.cli.results": "members of an .npz file that is written",
 }

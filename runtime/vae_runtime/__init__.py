@@ -15,6 +15,7 @@ from ._version import __version__
 from .errors import BundleError, DeviceError, InputError, VaeError
 
 if TYPE_CHECKING:
+    from .fleet import Event, Release, history, install, rollback, status
     from .generation.run import finish_samples, generate
     from .generation.samples import Samples, open_samples
     from .generation.verification import verify_samples
@@ -37,6 +38,7 @@ _LATER = {
     **dict.fromkeys(("Encoding", "Posterior", "Posteriors"), "posterior"),
     "Scores": "score",
     "to_table": "tables",
+    **dict.fromkeys(("Event", "Release", "history", "install", "rollback", "status"), "fleet"),
     **dict.fromkeys(("finish_samples", "generate"), "generation.run"),
     "verify_samples": "generation.verification",
     **dict.fromkeys(("Samples", "open_samples"), "generation.samples"),
@@ -52,9 +54,11 @@ __all__ = [
     "BundleError",
     "DeviceError",
     "Encoding",
+    "Event",
     "InputError",
     "Posterior",
     "Posteriors",
+    "Release",
     "Report",
     "Samples",
     "Scores",
@@ -62,11 +66,15 @@ __all__ = [
     "__version__",
     "finish_samples",
     "generate",
+    "history",
+    "install",
     "interpolate",
     "load",
     "new_seed",
     "open_samples",
     "pack",
+    "rollback",
+    "status",
     "to_table",
     "traverse",
     "verify",

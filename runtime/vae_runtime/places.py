@@ -61,8 +61,8 @@ class Place:
     def __init__(self, root: str) -> None:
         self.root = root
         """Its path as it was given, for errors."""
-        self.location = os.path.abspath(root)
-        """Its path, whatever the current folder becomes."""
+        self.location = os.path.realpath(root)
+        """Its path, whatever the current folder becomes, and whatever a link to it leads to later."""
 
     def path_of(self, relative: str) -> str:
         """Return the path of a file, for errors."""
@@ -74,6 +74,10 @@ class Place:
 
     def holds(self, relative: str) -> bool:
         """Return whether there is a file of this name."""
+        raise NotImplementedError
+
+    def size(self, relative: str) -> int:
+        """Return the size of a file in bytes; 0 where it is missing."""
         raise NotImplementedError
 
     def read(self, relative: str, *, limit: int | None = None) -> bytes:
@@ -120,6 +124,10 @@ class Folder(Place):
         """Return whether there is a file of this name."""
         return os.path.isfile(os.path.join(self.location, relative))
 
+    def size(self, relative: str) -> int:
+        """Return the size of a file in bytes; 0 where it is missing."""
+        return os.path.getsize(os.path.join(self.location, relative)) if self.holds(relative) else 0
+
     def read(self, relative: str, *, limit: int | None = None) -> bytes:
         """Return the content of a plain file. Links are followed: a hash is that of the content, not of a place."""
         place, location = self.path_of(relative), os.path.join(self.location, relative)
@@ -158,7 +166,7 @@ class Archive(Place):
         # The position, the size and the CRC-32 of each file's bytes.
         self._members: dict[str, tuple[int, int, int]] = {}
         try:
-            with open(root, "rb") as file:
+            with open(self.location, "rb") as file:
                 self._read_directory(file)
         except OSError as error:
             raise BundleError(f"{root}: cannot be read: {error_line(error)}") from None
@@ -170,6 +178,10 @@ class Archive(Place):
     def holds(self, relative: str) -> bool:
         """Return whether there is a file of this name."""
         return relative in self._members
+
+    def size(self, relative: str) -> int:
+        """Return the size of a file in bytes; 0 where it is missing."""
+        return self._members[relative][1] if relative in self._members else 0
 
     def read(self, relative: str, *, limit: int | None = None) -> bytes:
         """Return the content of a file. An archive has no links: each file has one name."""

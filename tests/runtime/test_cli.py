@@ -22,6 +22,7 @@ COMMANDS = (
     *("sample", "decode", "interpolate", "traverse"),
     *("encode", "reconstruct", "score"),
     *("generate", "cache"),
+    *("install", "rollback", "status", "history"),
 )
 posix = pytest.mark.skipif(os.name != "posix", reason="limits and signals as on POSIX")
 

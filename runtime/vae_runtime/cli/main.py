@@ -15,6 +15,7 @@ from .caching import add_caching
 from .encoding import add_encoding
 from .generating import add_generating
 from .inspecting import add_inspecting
+from .installing import add_installing
 from .sampling import add_sampling
 
 
@@ -94,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vae-runtime {__version__}")
     verbs = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_inspecting, add_sampling, add_encoding, add_generating, add_caching):
+    for add in (add_inspecting, add_sampling, add_encoding, add_generating, add_caching, add_installing):
         add(verbs)
     return parser
 

@@ -1,0 +1,403 @@
+"""Install bundles on a device: verify each before the link `current` leads to it, and keep the one before."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .bundle import Bundle, open_bundle
+from .devices import parse_device
+from .errors import BundleError, InputError, VaeError, error_line, require_bool, require_integer
+from .files import locked, make_folder, switch_link, sync_folder, write_atomic, write_folder
+from .places import SUMS
+from .verification import verify
+
+_LINK, _RELEASES, _RECORD, _HISTORY = "current", "releases", "release.json", "history.jsonl"
+_TARGET = re.compile(f"{_RELEASES}/([0-9]{{6,12}})/bundle")
+# The history stays short; the space beside the bundle is for it and for the records.
+_MAX_EVENTS, _MAX_NAME, _SPARE = 1000, 200, 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """A bundle as it was installed.
+
+    Attributes:
+        path: the bundle's folder, to load.
+        number: releases are numbered from 1.
+        name: of the bundle.
+        version: `package_version` of the bundle, such as "1.2.0"; None where it has none.
+        digest: of the bundle, "sha256:…".
+        device: on which it was verified.
+        time: of its installation, in UTC, such as "2026-11-28T06:30:00Z".
+        previous: the number of the release that it took the place of, or None.
+    """
+
+    path: str
+    number: int
+    name: str
+    version: str | None
+    digest: str
+    device: str
+    time: str
+    previous: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """A line of the history: what was done when. `result` is "ok", or "failed: " and the reason.
+
+    The fields between `action` and `result` are those of `Release`; None where they were not known yet.
+    """
+
+    time: str
+    action: str
+    release: int | None
+    name: str | None
+    version: str | None
+    digest: str | None
+    device: str | None
+    result: str
+
+
+def install(
+    source: str | os.PathLike[str],
+    root: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    provider_options: Mapping[str, Any] | None = None,
+    digest: str | None = None,
+    keep: int = 2,
+    allow_older: bool = False,
+    again: bool = False,
+) -> Release:
+    """Copy a bundle to this device, verify the copy, and let ROOT/current lead to it.
+
+    Whatever interrupts this, a kill or a power failure, ROOT/current leads to the old bundle or to the new one, whole
+    and verified. The next call removes what an interrupted one left. A bundle that is installed already, for
+    the same device, is hashed again and stays.
+
+    Args:
+        source: a folder, a .zip file or a URL, as in `load`.
+        root: the folder of the installation; a missing one is made.
+        device: where the golden vectors are replayed, as in `load`.
+        provider_options: as in `load`.
+        digest: as in `load`.
+        keep: how many releases stay, with the new one, at least 2.
+        allow_older: whether a version below the installed one is taken, and one without a version after one with it.
+        again: whether a bundle is taken that was rolled back.
+
+    Returns:
+        The release that ROOT/current leads to.
+
+    Raises:
+        BundleError: the source is no bundle, or damaged.
+        DeviceError: the device is unavailable.
+        InputError: an argument has the wrong form.
+        VaeError: the bundle is older, was rolled back, fails its verification or does not fit onto the disk; or another
+            process installs into the same root. Whatever is raised, ROOT/current leads where it led.
+    """
+    device = parse_device(device)
+    keep = require_integer("keep", keep, 2, 1000)
+    require_bool("allow_older", allow_older)
+    require_bool("again", again)
+    folder = _folder(root)
+    try:
+        make_folder(folder / _RELEASES)
+    except OSError as error:
+        raise VaeError(f"{folder}: cannot be made: {error_line(error)}; choose a root that is writable") from error
+    bundle = None
+    with _alone(folder):
+        active = _active(folder)
+        try:
+            bundle = open_bundle(source, digest)
+            if active is None or active.device != device or not _is_sound(active, bundle.digest):
+                if not allow_older:
+                    _require_newer(bundle, active)
+                if not again and bundle.digest in _left(_events(folder)):
+                    raise VaeError(f"{source}: this bundle was rolled back here; install another, or this with `again`")
+                active = _copy(bundle, folder, active, device, provider_options)
+                switch_link(folder / _LINK, f"{_RELEASES}/{active.number:06}/bundle")
+                _note(folder, _event("install", active))
+        except VaeError as error:
+            with contextlib.suppress(VaeError):  # the first error is the one to tell
+                _note(folder, _failure("install", bundle, device, error))
+            raise
+        kept = {release.number for release in _chain(folder, active)[:keep]}
+        _remove(folder, [number for number in _numbers(folder) if number not in kept])
+    return active
+
+
+def rollback(root: str | os.PathLike[str]) -> Release:
+    """Let ROOT/current lead to the release before, after hashing its files.
+
+    `install` refuses the bundle that was left until it is told `again`.
+
+    Returns:
+        The release that ROOT/current leads to now.
+
+    Raises:
+        InputError: the root is not a path.
+        VaeError: there is no release before, or it is damaged; ROOT/current leads where it led.
+    """
+    folder = _folder(root)
+    _require_installed(folder)
+    with _alone(folder):
+        current = _require_installed(folder)
+        try:
+            target = None if current.previous is None else _release(folder, current.previous)
+            if target is None:
+                raise VaeError(
+                    f"{folder}: no release before {current.number} is kept; install the bundle that you want"
+                )
+            if not _is_sound(target, target.digest):
+                raise VaeError(f"{target.path}: damaged; install the bundle that you want")
+            switch_link(folder / _LINK, f"{_RELEASES}/{target.number:06}/bundle")
+        except VaeError as error:
+            with contextlib.suppress(VaeError):
+                _note(folder, _failure("rollback", None, None, error))
+            raise
+        _note(folder, _event("rollback", target))
+    return target
+
+
+def status(root: str | os.PathLike[str]) -> tuple[Release, ...]:
+    """Return the release that ROOT/current leads to, then those that `rollback` goes to, one after the other.
+
+    Raises:
+        InputError: the root is not a path.
+        VaeError: nothing is installed there.
+    """
+    folder = _folder(root)
+    return tuple(_chain(folder, _require_installed(folder)))
+
+
+def history(root: str | os.PathLike[str]) -> tuple[Event, ...]:
+    """Return what was done in a root, the first event first; older ones than the last 1000 are forgotten.
+
+    Raises:
+        InputError: the root is not a path.
+        VaeError: nothing was installed there.
+    """
+    folder = _folder(root)
+    if not (folder / _HISTORY).exists():
+        raise VaeError(f"{folder}: expected a root that `vae-runtime install` made, got no {_HISTORY}; check the path")
+    return tuple(_events(folder))
+
+
+def _folder(root: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(root)
+    except TypeError:
+        raise InputError(f"root: expected the path of a folder, got {root!r:.99}") from None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a root; write down first what a killed process did and could not."""
+    try:
+        with locked(folder):
+            current, switches = _active(folder), [event for event in _events(folder) if event.result == "ok"]
+            last = switches[-1].release if switches else None
+            if current is not None and current.number != last:
+                went_back = last is not None and current.number < last
+                _note(folder, _event("rollback" if went_back else "install", current))
+            yield
+    except BlockingIOError:
+        raise VaeError(f"{folder}: another process installs here; wait until it has ended") from None
+    except OSError as error:
+        place = error.filename or folder
+        raise VaeError(f"{place}: {error_line(error)}; check the root, or choose another") from error
+
+
+# Releases.
+
+
+def _active(folder: Path) -> Release | None:
+    """Return the release that the link leads to; None without a link, or where it leads to nothing sound."""
+    link = folder / _LINK
+    if not os.path.lexists(link):
+        return None
+    match = _TARGET.fullmatch(os.readlink(link).replace(os.sep, "/")) if link.is_symlink() else None
+    if match is None:
+        raise VaeError(
+            f"{link}: expected a link that `vae-runtime install` made, got another file; choose another root"
+        )
+    return _release(folder, int(match[1]))
+
+
+def _require_installed(folder: Path) -> Release:
+    release = _active(folder)
+    if release is None:
+        raise VaeError(f"{folder}: nothing is installed here; run `vae-runtime install SOURCE --root {folder}`")
+    return release
+
+
+def _release(folder: Path, number: int) -> Release | None:
+    """Return a release; None where it was removed or its record is damaged."""
+    place = folder / _RELEASES / f"{number:06}"
+    try:
+        record = json.loads((place / _RECORD).read_text(encoding="utf-8"))
+        return Release(str(place / "bundle"), number, **record)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _chain(folder: Path, release: Release | None) -> list[Release]:
+    """Return a release and those before it that are kept, one after the other."""
+    chain: list[Release] = []
+    while release is not None and (not chain or release.number < chain[-1].number):
+        chain.append(release)
+        release = None if release.previous is None else _release(folder, release.previous)
+    return chain
+
+
+def _numbers(folder: Path) -> list[int]:
+    """Return the numbers of all releases on the disk."""
+    return sorted(int(name) for name in os.listdir(folder / _RELEASES) if re.fullmatch("[0-9]{6,12}", name))
+
+
+def _is_sound(release: Release, digest: str) -> bool:
+    """Return whether a release holds the bundle of a digest, all files as listed."""
+    try:
+        return not open_bundle(release.path, digest).problems()
+    except BundleError:
+        return False
+
+
+def _require_newer(bundle: Bundle, active: Release | None) -> None:
+    version = _version(bundle)
+    if version is None:
+        logging.getLogger("vae_runtime").warning(
+            "%s: the bundle has no package_version, so an older one cannot be told from a newer", bundle.root
+        )
+    if active is None or active.version is None:
+        return
+    if version is None or _parts(version) < _parts(active.version):
+        raise VaeError(
+            f"{bundle.root}: expected a version of at least {active.version}, which is installed, got "
+            f"{version or 'none'}; install it with `allow_older` if you mean it"
+        )
+
+
+def _version(bundle: Bundle) -> str | None:
+    version: str | None = getattr(bundle.manifest, "package_version", None)
+    return version
+
+
+def _parts(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
+
+
+def _copy(
+    bundle: Bundle, folder: Path, active: Release | None, device: str, provider_options: Mapping[str, Any] | None
+) -> Release:
+    """Write a bundle as the next release, verified."""
+    _clean(folder)
+    needed = sum(map(bundle.files.size, (SUMS, *bundle.sums))) + _SPARE
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise VaeError(
+            f"{folder}: expected {needed / 2**20:,.0f} MiB of free space, got {free / 2**20:,.0f}; free some space"
+        )
+    number = max(_numbers(folder), default=0) + 1
+    release = Release(
+        str(folder / _RELEASES / f"{number:06}" / "bundle"), number, bundle.manifest.name[:_MAX_NAME], _version(bundle),
+        bundle.digest, device, _now(), None if active is None else active.number,
+    )  # fmt: skip
+    record = {key: value for key, value in dataclasses.asdict(release).items() if key not in ("path", "number")}
+
+    def require_verified(partial: Path) -> None:
+        copy = partial / "bundle"
+        report = verify(copy, device=device, provider_options=provider_options, digest=bundle.digest)
+        failed = [f"{check.what}: {check.detail}" for check in report.checks if check.passed is False]
+        if failed:
+            raise VaeError(
+                f"{bundle.root}: not verified on {device}: {'; '.join(failed)}; `vae-runtime verify` tells more"
+            )
+
+    files: dict[str, bytes | Callable[[], bytes]] = {
+        f"bundle/{name}": functools.partial(bundle.read, name) for name in bundle.sums
+    }
+    files[f"bundle/{SUMS}"] = functools.partial(bundle.files.read, SUMS)
+    files[_RECORD] = json.dumps(record, ensure_ascii=False).encode()
+    write_folder(folder / _RELEASES / f"{number:06}", files, check=require_verified)
+    return release
+
+
+def _clean(folder: Path) -> None:
+    """Remove what interrupted calls left; the lock of the root is held, so none is at work."""
+    for path in (folder / _RELEASES).glob(".*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for name in (_LINK, _HISTORY):
+        for path in folder.glob(f".{name}.*"):
+            path.unlink(missing_ok=True)
+
+
+def _remove(folder: Path, numbers: Sequence[int]) -> None:
+    """Remove releases: each disappears at once, and is never seen by halves."""
+    releases = folder / _RELEASES
+    for number in numbers:
+        os.rename(releases / f"{number:06}", releases / f".{number:06}.removed")
+    if numbers:
+        sync_folder(releases)
+    _clean(folder)
+
+
+# The history.
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _event(action: str, release: Release) -> Event:
+    return Event(_now(), action, release.number, release.name, release.version, release.digest, release.device, "ok")
+
+
+def _failure(action: str, bundle: Bundle | None, device: str | None, error: VaeError) -> Event:
+    result = f"failed: {error_line(error)}"
+    if bundle is None:
+        return Event(_now(), action, None, None, None, None, device, result)
+    name = bundle.manifest.name[:_MAX_NAME]
+    return Event(_now(), action, None, name, _version(bundle), bundle.digest, device, result)
+
+
+def _events(folder: Path) -> list[Event]:
+    """Return the events of the history, without lines of another form."""
+    events = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in (folder / _HISTORY).read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError):
+                events.append(Event(**json.loads(line)))
+    return events
+
+
+def _note(folder: Path, event: Event) -> None:
+    """Append an event. The file is written anew: it is whole, whatever interrupts this, and stays small."""
+    events = [*_events(folder), event][-_MAX_EVENTS:]
+    lines = [json.dumps(dataclasses.asdict(each), ensure_ascii=False) + "\n" for each in events]
+    write_atomic(folder / _HISTORY, "".join(lines).encode())
+
+
+def _left(events: Sequence[Event]) -> set[str | None]:
+    """Return the digests that were rolled back, and not installed again since."""
+    left: set[str | None] = set()
+    active: str | None = None
+    for event in events:
+        if event.result == "ok":
+            if event.action == "rollback":
+                left.add(active)
+            left.discard(event.digest)
+            active = event.digest
+    return left

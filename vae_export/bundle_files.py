@@ -17,7 +17,7 @@ from torch import Tensor
 from vae_runtime import noise
 from vae_runtime._version import __version__
 from vae_runtime.bundle import MANIFEST
-from vae_runtime.document import dump, parse
+from vae_runtime.document import PACKAGE_VERSION, dump, parse
 from vae_runtime.errors import InputError
 from vae_runtime.image import grid, png
 from vae_runtime.manifest import COMPONENTS, Manifest, Refusal
@@ -43,11 +43,14 @@ class Labels:
     name: str | None = None
     description: str | None = None
     license: str | None = None
+    version: str | None = None
 
     def __post_init__(self) -> None:
         for field, text in asdict(self).items():
             if text is not None and not text.isprintable():
                 raise InputError(f"{field}: expected printable text, got {text!r}")
+        if self.version is not None and not PACKAGE_VERSION.matches(self.version):
+            raise InputError(f"version: expected {PACKAGE_VERSION.expected}, got {self.version!r:.99}")
 
 
 def describe_bundle(
@@ -66,7 +69,7 @@ def describe_bundle(
         source: the model and its origin.
         adapted: the model's pure functions.
         golden: the golden vectors and the variants.
-        labels: name, description and license.
+        labels: name, description, license and version.
         graphs: all graphs of the bundle.
         refused: the variants that were left out.
         gate: the limits that the variants had to meet, if any were asked for.
@@ -78,6 +81,7 @@ def describe_bundle(
         refused = [Refusal("encoder", "fp32", WITHOUT_ENCODER), *refused]
     return Manifest(
         package_name=re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "vae",
+        package_version=labels.version,
         name=name,
         description=labels.description or source.description,
         license=labels.license,

@@ -195,6 +195,7 @@ def _add_export(verbs: Verbs) -> None:
     verb.add_argument("--name", help="the bundle's name (default: that of the data or of the model's class)")
     verb.add_argument("--description", help="for the model card: what the model is and what it was trained on")
     verb.add_argument("--license", help="for the model card: the license of the weights")
+    verb.add_argument("--version", metavar="1.2.0", help="the bundle's version, dotted integers")
     verb.add_argument("--force", action="store_true", help="replace an existing bundle")
     _add_model(verb)
 
@@ -262,6 +263,7 @@ def _export(options: argparse.Namespace) -> None:
         name=options.name,
         description=options.description,
         license=options.license,
+        version=options.version,
         force=options.force,
         progress=options.model is not None,
         **arguments,
@@ -290,7 +292,7 @@ def _check_export(options: argparse.Namespace) -> None:
     try:
         require_folder(options.out)
         Gate(options.min_psnr, options.max_elbo_loss)
-        Labels(options.name, options.description, options.license)
+        Labels(options.name, options.description, options.license, options.version)
         check_declaration(Declaration(**{name: getattr(options, name) for name in _MODEL_ARGUMENTS}))
     except InputError as error:
         options.misuse(str(error))

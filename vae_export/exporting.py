@@ -116,6 +116,7 @@ def export(
     name: str | None = None,
     description: str | None = None,
     license: str | None = None,
+    version: str | None = None,
     force: bool = False,
     progress: bool = False,
 ) -> Exported:
@@ -155,6 +156,7 @@ def export(
         name: the bundle's name; by default that of the run's data, or the model's class.
         description: the model and its training data in words, for the manifest and the model card.
         license: the license of the weights, for the manifest and the model card.
+        version: the version of the bundle, 1 to 8 integers such as "1.2.0": devices refuse to go back to an older one.
         force: replace an existing bundle.
         progress: report each step on stderr.
 
@@ -166,7 +168,7 @@ def export(
         VaeError: the bundle cannot be written there.
     """
     out = require_folder(out)
-    labels = Labels(name, description, license)
+    labels = Labels(name, description, license, version)
     options = Options(formats, variants, Gate(min_psnr, max_elbo_loss), force, progress)
     require_replaceable(out, force, refusal=ExportError)
     declaration = Declaration(

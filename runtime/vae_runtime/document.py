@@ -24,6 +24,13 @@ EXECUTORS = ("ort", "torchscript", "torch_export")
 # The limits of what is nested, told at once, and offered as variants; far above those of any real manifest.
 _MAX_DEPTH, _MAX_PROBLEMS, _MAX_VARIANTS = 64, 20, 64
 
+PACKAGE_VERSION = Text(
+    r"(0|[1-9][0-9]{0,8})(\.(0|[1-9][0-9]{0,8})){0,7}",
+    'a version of 1 to 8 integers, such as "1.2.0"',
+    name="package_version",
+    description="The version of what is packed: integers of at most nine digits, compared one by one.",
+)
+
 _OLDER = r"1\.(0|[1-9][0-9]*)"
 _NEWER = r"([3-9]|[1-9][0-9]+)\.(0|[1-9][0-9]*)"
 
@@ -90,7 +97,13 @@ VARIANT = Struct(
     name="variant",
 )
 _COMPONENT = Struct(
-    [Field("variants", Variants()), Field("additional_metadata", FREE, required=False)], closed=True, name="component"
+    [
+        Field("component_name", TEXT, required=False),
+        Field("variants", Variants()),
+        Field("additional_metadata", FREE, required=False),
+    ],
+    closed=True,
+    name="component",
 )
 
 
@@ -114,6 +127,8 @@ DOCUMENT = Document(
             "schema_version", Text(r"1\.(0|[1-9][0-9]*)", 'ONNX Runtime\'s package schema "1.x"', name="schema_version")
         ),
         Field("package_name", NAME),
+        Field("package_version", PACKAGE_VERSION, required=False),
+        Field("description", TEXT, required=False),
         Field("layout", Choice("portable")),
         Field("components", Struct([Field(name, _COMPONENT, required=False) for name in COMPONENTS])),
         Field("additional_metadata", Struct([Field("vae", _PACKAGE)])),
@@ -159,6 +174,7 @@ def dump(manifest: Manifest) -> str:
     document: dict[str, Any] = {
         "schema_version": "1.0",
         "package_name": manifest.package_name,
+        **({"package_version": manifest.package_version} if manifest.package_version else {}),
         "layout": "portable",
         "components": {
             component: {"variants": {name: _written(variant) for name, variant in variants.items()}}
@@ -259,7 +275,8 @@ def _read(document: Any) -> tuple[Manifest | None, list[Problem]]:
         component: {name: _variant(component, name, each) for name, each in members["variants"].items()}
         for component, members in outer["components"].items()
     }
-    manifest = Manifest(package_name=outer["package_name"], **components, **vae)
+    names = {key: outer.get(key) for key in ("package_name", "package_version")}
+    manifest = Manifest(**names, **components, **vae)
     return manifest, contradictions(manifest)
 
 

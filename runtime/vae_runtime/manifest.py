@@ -470,10 +470,11 @@ class Manifest(Signature, Header):
     """The description of a bundle. Variants stand in the order of declaration: the first is the default.
 
     In a packed bundle `packed_from` is the digest, "sha256:…", of the original bundle, and a component that was left
-    out has no variants.
+    out has no variants. `package_version` is dotted integers, such as "1.2.0".
     """
 
     package_name: str
+    package_version: str | None = None
     encoder: Mapping[str, Variant] = field(default_factory=dict)
     decoder: Mapping[str, Variant] = field(default_factory=dict)
     noise: str = field(Choice(SPEC, open=True), default=SPEC, required=True)

@@ -148,7 +148,8 @@ def test_golden_vectors_are_pytorchs_and_each_variants_own(tiny_bundle, tiny_ada
 
 
 def test_the_card_states_data_license_training_and_graphs(tiny_run, tmp_path, prepared):
-    bundle = export(tiny_run, tmp_path / "bundle", name="My digits, v2", license="CC-BY-4.0").path
+    named = {"name": "My digits, v2", "license": "CC-BY-4.0", "version": "1.2.0"}
+    bundle = export(tiny_run, tmp_path / "bundle", **named).path
     card = (bundle / "README.md").read_text(encoding="utf-8")
     for words in (
         "# My digits, v2\n",
@@ -170,6 +171,8 @@ def test_the_card_states_data_license_training_and_graphs(tiny_run, tmp_path, pr
         assert re.search(rf"\| {name} \| \d+ \| \d\.\de[-+]\d\d \|", card)
     manifest = open_bundle(bundle).manifest
     assert (manifest.name, manifest.package_name, manifest.license) == ("My digits, v2", "My-digits-v2", "CC-BY-4.0")
+    assert manifest.package_version == "1.2.0"
+    assert json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["package_version"] == "1.2.0"
 
 
 @pytest.fixture(scope="module")

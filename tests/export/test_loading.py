@@ -291,6 +291,11 @@ def odd(place, tmp_path):
         ({"latent_scale": "0"}, 2, "error: --latent-scale: expected finite numbers other than 0, got 0.0"),
         ({"prior": "mixture:3"}, 1, "needs at least 12 observations, got 4; pass more with --observations"),
         ({"license": "\x1b[31m"}, 2, "expected printable text"),
+        (
+            {"version": "1.2-rc1"},
+            2,
+            "error: --version: expected a version of 1 to 8 integers, such as \"1.2.0\", got '1.2-rc1'",
+        ),
     ],
 )
 @pytest.mark.usefixtures("odd")

@@ -109,6 +109,9 @@ def test_an_unknown_key_is_refused_by_onnxruntime_and_by_us(tiny_bundle, tmp_pat
         ("additional_metadata", "other"),
         ("additional_metadata", "vae", "other"),
         ("components", "decoder", "additional_metadata"),
+        ("package_version",),
+        ("description",),
+        ("components", "decoder", "component_name"),
         (*FP32, "additional_metadata", "other"),
         (*FP32, "additional_metadata", "vae", "other"),
         (*FP32, "executor_info", "other"),
@@ -116,7 +119,8 @@ def test_an_unknown_key_is_refused_by_onnxruntime_and_by_us(tiny_bundle, tmp_pat
     ids=".".join,
 )
 def test_a_key_in_an_extension_slot_is_taken_by_onnxruntime_and_by_us(tiny_bundle, tmp_path, resign, place):
-    bundle = edited(tiny_bundle, tmp_path / "bundle", place, {"anything": [1, 2]})
+    texts = {"package_version": "1.2.0", "description": "text", "component_name": "name"}
+    bundle = edited(tiny_bundle, tmp_path / "bundle", place, texts.get(place[-1], {"anything": [1, 2]}))
     resign(bundle)
     agrees(bundle)
 

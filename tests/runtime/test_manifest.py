@@ -352,6 +352,9 @@ BROKEN: list[tuple[tuple[str | int, ...], Any]] = [
     *((("schema_version",), text) for text in ("1", "2.0", "1.01", "1.0\n", " 1.0", "")),
     (("package_name",), None),
     *((("package_name",), text) for text in ("", "a b", ".a", "a/b", "a\n", "é")),
+    *((("package_version",), text) for text in ("", "1.", "01", "1.2-rc1", "1234567890", "1\n", "1" + ".0" * 8)),
+    (("package_version",), 1.0),
+    (("description",), None),
     (("layout",), "installed"),
     (("components",), []),
     (("components", "encoder"), ABSENT),
@@ -359,6 +362,7 @@ BROKEN: list[tuple[tuple[str | int, ...], Any]] = [
     (("components", "encoder"), None),
     (("components", "encoder", "variants"), ABSENT),
     (("components", "encoder", "sha256"), 0),
+    (("components", "encoder", "component_name"), 0),
     (("components", "encoder", "additional_metadata"), []),
     (("components", "encoder", "variants"), []),
     (("components", "encoder", "variants"), {}),
@@ -1329,6 +1333,9 @@ LET_THROUGH: list[tuple[tuple[str | int, ...], Any]] = [
     ((*FREE, "license"), ABSENT),
     ((*FREE, "metrics"), ABSENT),
     (("schema_version",), "1.7"),
+    *((("package_version",), text) for text in ("0", "1.2.0", "2026.11.28", "999999999" + ".0" * 7)),
+    (("description",), "what any program may say"),
+    (("components", "encoder", "component_name"), "encoder"),
 ]
 
 

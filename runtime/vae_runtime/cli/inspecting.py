@@ -39,6 +39,7 @@ def _info(options: argparse.Namespace) -> None:
     scale = f", scale {likelihood.scale:g}" if likelihood.scale else ""
     rows = [
         ("name", manifest.name),
+        ("version", manifest.package_version),
         ("description", manifest.description),
         ("license", manifest.license or "not stated"),
         ("observation", f"{observation.name} {observation.dtype} {dims}{within}{scaled}"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .exporting import Exported, export
     from .parity.bundle import check_parity
     from .parity.report import ParityReport
+    from .signing import sign
     from .training.config import DataConfig, ModelConfig, TrainConfig
     from .training.evaluation import Evaluation, evaluate
     from .training.loop import train
@@ -36,6 +37,7 @@ __all__ = [
     "evaluate",
     "export",
     "reparameterize",
+    "sign",
     "train",
 ]
 
@@ -47,6 +49,7 @@ _MODULES = {
     "ParityReport": "parity.report",
     **dict.fromkeys(("DataConfig", "ModelConfig", "TrainConfig"), "training.config"),
     **dict.fromkeys(("Evaluation", "evaluate"), "training.evaluation"),
+    "sign": "signing",
     "train": "training.loop",
     **dict.fromkeys(("VAE", "reparameterize"), "training.model"),
 }

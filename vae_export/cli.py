@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vae-export {__version__}")
     verbs = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_train, _add_evaluate, _add_export, _add_parity, _add_demo):
+    for add in (_add_train, _add_evaluate, _add_export, _add_parity, _add_sign, _add_demo):
         add(verbs)
     return parser
 
@@ -351,6 +351,19 @@ def _parity(options: argparse.Namespace) -> int:
         return 0
     print(f"error: {options.bundle}: not equal to {options.run}; export it again", file=sys.stderr)
     return 1
+
+
+def _add_sign(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "sign", _sign, "sign a bundle, for `vae-runtime verify --key` and `load(key=)`")
+    verb.add_argument("bundle", type=Path, help="the bundle's folder or .zip file")
+    text = "a private key in PEM, such as `openssl ecparam -genkey -name prime256v1 -noout` makes"
+    verb.add_argument("--key", type=Path, required=True, help=text)
+
+
+def _sign(options: argparse.Namespace) -> None:
+    from .signing import sign
+
+    print(f"{sign(options.bundle, options.key)}: signed {options.bundle}")
 
 
 def _add_demo(verbs: Verbs) -> None:

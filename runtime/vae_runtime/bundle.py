@@ -47,7 +47,7 @@ class StoredGraph(Record):
 class Bundle(Record):
     """An opened bundle: SHA256SUMS and the manifest have been read, and `read` returns the other files.
 
-    `root` is its folder or .zip file.
+    `root` is its folder or .zip file; `key` is the path of the public key that its signature was checked with.
     """
 
     root: str
@@ -55,6 +55,7 @@ class Bundle(Record):
     sums: Mapping[str, str]
     digest: str
     files: Place
+    key: str | None = None
 
     @property
     def path(self) -> Path:
@@ -162,16 +163,21 @@ class Bundle(Record):
         return problems
 
 
-def open_bundle(path: str | os.PathLike[str], digest: str | None = None) -> Bundle:
+def open_bundle(
+    path: str | os.PathLike[str], digest: str | None = None, key: str | os.PathLike[str] | None = None
+) -> Bundle:
     """Open a bundle and check SHA256SUMS and the manifest.
 
     Args:
         path: the bundle's folder or .zip file, or its URL, which `remote.fetch` describes.
         digest: "sha256:…" of the whole bundle, as `vae-runtime info` prints it; anything else is refused.
+        key: the path of a public key in PEM; a bundle that its owner has not signed is refused.
 
     Raises:
-        BundleError: there is no bundle, a file is damaged, the manifest has problems, or the digest differs.
-        InputError: the path or the digest is not of the right form.
+        BundleError: there is no bundle, a file is damaged, the manifest has problems, the digest differs, or with `key`
+            the signature is missing or another's.
+        InputError: the path, the digest or the key is not of the right form.
+        VaeError: with `key`, the extra `sign` is not installed.
     """
     try:
         root = os.fspath(path)
@@ -185,7 +191,7 @@ def open_bundle(path: str | os.PathLike[str], digest: str | None = None) -> Bund
     if "://" in root:
         from .remote import fetch  # not needed on a device
 
-        root = fetch(root, expected)
+        root = fetch(root, expected, signed=key is not None)
     files = open_place(root)
     if not files.holds(SUMS) and not files.holds(MANIFEST):
         raise BundleError(f"{root}: not a bundle: it holds neither {MANIFEST} nor {SUMS}; give the folder of a bundle")
@@ -196,6 +202,7 @@ def open_bundle(path: str | os.PathLike[str], digest: str | None = None) -> Bund
             f"{root}: expected the digest {expected}, got {actual}; use the bundle that the digest belongs to"
         )
     sums = read_sums(content, files.path_of(SUMS))
+    owner = None if key is None else _require_signed(files, sums, actual, key)
     if MANIFEST not in sums:
         raise BundleError(f"{files.path_of(SUMS)}: {MANIFEST} is not listed; copy the bundle again")
     manifest = parse(read_listed(files, MANIFEST, sums, limit=_MAX_BYTES), files.path_of(MANIFEST))
@@ -205,7 +212,18 @@ def open_bundle(path: str | os.PathLike[str], digest: str | None = None) -> Bund
             raise BundleError(
                 f"{files.path_of(SUMS)}: {needed}, named by {MANIFEST}, is not listed; copy the bundle again"
             )
-    return Bundle(root, manifest, sums, actual, files)
+    return Bundle(root, manifest, sums, actual, files, owner)
+
+
+def _require_signed(files: Place, sums: Mapping[str, str], digest: str, key: str | os.PathLike[str]) -> str:
+    from .signatures import require_signed  # rarely needed
+
+    try:
+        path = os.path.abspath(os.fsdecode(key))
+    except TypeError:
+        raise InputError(f"key: expected the path of a public key in PEM, got {key!r:.99}") from None
+    require_signed(files, sums, digest, path)
+    return path
 
 
 def absence(manifest: Manifest, component: str) -> str:

@@ -19,7 +19,7 @@ from .bundle import Bundle, open_bundle
 from .devices import parse_device
 from .errors import BundleError, InputError, VaeError, error_line, require_bool, require_integer
 from .files import locked, make_folder, switch_link, sync_folder, write_atomic, write_folder
-from .places import SUMS
+from .places import SIGNATURE, SUMS
 from .verification import verify
 
 _LINK, _RELEASES, _RECORD, _HISTORY = "current", "releases", "release.json", "history.jsonl"
@@ -77,6 +77,7 @@ def install(
     device: str = "cpu",
     provider_options: Mapping[str, Any] | None = None,
     digest: str | None = None,
+    key: str | os.PathLike[str] | None = None,
     keep: int = 2,
     allow_older: bool = False,
     again: bool = False,
@@ -93,6 +94,7 @@ def install(
         device: where the golden vectors are replayed, as in `load`.
         provider_options: as in `load`.
         digest: as in `load`.
+        key: as in `load`. The signature of a folder is copied, too.
         keep: how many releases stay, with the new one, at least 2.
         allow_older: whether a version below the installed one is taken, and one without a version after one with it.
         again: whether a bundle is taken that was rolled back.
@@ -120,7 +122,7 @@ def install(
     with _alone(folder):
         active = _active(folder)
         try:
-            bundle = open_bundle(source, digest)
+            bundle = open_bundle(source, digest, key)
             if active is None or active.device != device or not _is_sound(active, bundle.digest):
                 if not allow_older:
                     _require_newer(bundle, active)
@@ -330,6 +332,8 @@ def _copy(
         f"bundle/{name}": functools.partial(bundle.read, name) for name in bundle.sums
     }
     files[f"bundle/{SUMS}"] = functools.partial(bundle.files.read, SUMS)
+    if bundle.files.holds(SIGNATURE):
+        files[f"bundle/{SIGNATURE}"] = functools.partial(bundle.files.read, SIGNATURE, limit=_SPARE)
     files[_RECORD] = json.dumps(record, ensure_ascii=False).encode()
     write_folder(folder / _RELEASES / f"{number:06}", files, check=require_verified)
     return release

@@ -30,8 +30,10 @@ _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) 
 # Far above any real bundle's.
 _MAX_DIRECTORY, _MAX_NAME, _MAX_PARTS = 2**20, 1024, 32
 _MAX_FOLDERS = 1000
-# A signature of the OpenSSF Model Signing specification, which lies beside what it signs.
-_SIGNATURE = "model.sig"
+# A signature of the OpenSSF Model Signing specification: in a folder, or beside a file under its name and a suffix.
+SIGNATURE, SIGNATURE_SUFFIX = "model.sig", ".sig"
+# One line for each file that is signed.
+_MAX_SIGNATURE = 2**22
 # Without Zip64, sizes and offsets have 32 bits.
 _MAX_ZIP = 2**32 - 2**21
 
@@ -52,7 +54,7 @@ def open_place(root: str) -> Place:
 
 def is_beside(name: str) -> bool:
     """Return whether a file or folder belongs to no bundle, but to a tool: .git, .cache, .gitattributes, model.sig."""
-    return name.startswith(".") or name == _SIGNATURE
+    return name.startswith(".") or name == SIGNATURE
 
 
 class Place:
@@ -79,6 +81,18 @@ class Place:
     def size(self, relative: str) -> int:
         """Return the size of a file in bytes; 0 where it is missing."""
         raise NotImplementedError
+
+    def signature(self) -> str | None:
+        """Return the path of the bundle's signature, a plain file, or None where there is none.
+
+        Raises:
+            BundleError: it is not a plain file, or too large.
+        """
+        raise NotImplementedError
+
+    def own_hash(self) -> str | None:
+        """Return the SHA-256 of a .zip file as a whole; None of a folder."""
+        return None
 
     def read(self, relative: str, *, limit: int | None = None) -> bytes:
         """Return the content of a file.
@@ -127,6 +141,10 @@ class Folder(Place):
     def size(self, relative: str) -> int:
         """Return the size of a file in bytes; 0 where it is missing."""
         return os.path.getsize(os.path.join(self.location, relative)) if self.holds(relative) else 0
+
+    def signature(self) -> str | None:
+        """Return the path of the signature in the folder, or None where there is none."""
+        return _plain_signature(os.path.join(self.location, SIGNATURE))
 
     def read(self, relative: str, *, limit: int | None = None) -> bytes:
         """Return the content of a plain file. Links are followed: a hash is that of the content, not of a place."""
@@ -182,6 +200,18 @@ class Archive(Place):
     def size(self, relative: str) -> int:
         """Return the size of a file in bytes; 0 where it is missing."""
         return self._members[relative][1] if relative in self._members else 0
+
+    def signature(self) -> str | None:
+        """Return the path of the signature beside the file, or None where there is none."""
+        return _plain_signature(self.location + SIGNATURE_SUFFIX)
+
+    def own_hash(self) -> str | None:
+        """Return the SHA-256 of the file as a whole."""
+        try:
+            with open(self.location, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise BundleError(f"{self.root}: cannot be read: {error_line(error)}") from None
 
     def read(self, relative: str, *, limit: int | None = None) -> bytes:
         """Return the content of a file. An archive has no links: each file has one name."""
@@ -256,6 +286,13 @@ class Archive(Place):
         return BundleError(f"{self.root}: not a bundle's .zip file: {why}; pack or copy it again")
 
 
+def _plain_signature(path: str) -> str | None:
+    if not os.path.lexists(path):
+        return None
+    Folder(os.path.dirname(path)).read(os.path.basename(path), limit=_MAX_SIGNATURE)
+    return path
+
+
 def _require_small(place: str, size: int, limit: int | None) -> None:
     if limit is not None and size > limit:
         raise BundleError(f"{place}: expected at most {limit} bytes, got {size}")
@@ -275,6 +312,11 @@ def _require_stored(place: str, descriptor: int, status: os.stat_result) -> None
 def is_zip(path: Path) -> bool:
     """Return whether a bundle's path is that of a .zip file."""
     return path.suffix.lower() == ".zip"
+
+
+def signature_of(path: Path) -> Path:
+    """Return where the signature of a bundle lies: in its folder, or beside its .zip file."""
+    return path.with_name(path.name + SIGNATURE_SUFFIX) if is_zip(path) else path / SIGNATURE
 
 
 def clash_of(paths: Collection[str]) -> str | None:

@@ -13,7 +13,17 @@ from typing import NamedTuple
 
 from .errors import InputError, VaeError, error_line, require_number
 from .files import write_atomic, write_folder
-from .places import SUMS, digest_of, open_place, read_listed, read_sums
+from .places import (
+    SIGNATURE,
+    SIGNATURE_SUFFIX,
+    SUMS,
+    digest_of,
+    is_zip,
+    open_place,
+    read_listed,
+    read_sums,
+    signature_of,
+)
 
 # Set to a folder to keep the cache there, and to a number of GiB to bound it.
 FOLDER, SIZE = "VAE_RUNTIME_CACHE", "VAE_RUNTIME_CACHE_SIZE"
@@ -24,20 +34,21 @@ _HUB = re.compile("hf://([A-Za-z0-9._-]+/[A-Za-z0-9._-]+)(?:@([A-Za-z0-9._-]+))?
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
-def fetch(url: str, digest: str | None) -> str:
+def fetch(url: str, digest: str | None, *, signed: bool = False) -> str:
     """Fetch a bundle, unless it is in the cache, and return its local path.
 
     Args:
         url: hf://org/name@revision, also with a folder of the repository behind it; or the URL of a folder or a .zip
             file that fsspec reaches, such as s3://… or https://….
         digest: of the bundle, "sha256:…". Only a commit of the Hub may do without.
+        signed: whether its signature is fetched too.
 
     Raises:
         InputError: the URL has another form, or what it leads to may change and there is no digest.
         VaeError: a library is missing, or the bundle cannot be fetched or is not the one of the digest.
     """
     if url.startswith("hf://"):
-        return _from_hub(url, digest)
+        return _from_hub(url, digest, signed)
     from .generation.store import open_store
 
     local = open_store(url).path("")
@@ -54,8 +65,32 @@ def fetch(url: str, digest: str | None) -> str:
             # The time of its last use.
             with contextlib.suppress(OSError):
                 os.utime(entry)
-            return str(entry)
-    return str(_from_store(url, digest, cache_folder() / name))
+            break
+    else:
+        entry = _from_store(url, digest, cache_folder() / name)
+    if signed and not signature_of(entry).exists():
+        _fetch_signature(url, entry)
+    return str(entry)
+
+
+def _fetch_signature(url: str, entry: Path) -> None:
+    plain, question, query = url.partition("?")
+    content = _fetch_file(
+        f"{plain}{SIGNATURE_SUFFIX if is_zip(entry) else f'/{SIGNATURE}'}{question}{query}", _MAX_SUMS
+    )
+    write_atomic(signature_of(entry), content)
+
+
+def _fetch_file(url: str, limit: int) -> bytes:
+    from .generation.store import RemoteStore
+
+    plain, question, query = url.partition("?")
+    parent, _, name = plain.rpartition("/")
+    try:
+        return RemoteStore(parent).fetch(name + question + query, limit)
+    except VaeError as error:
+        # The signature of a URL opens what it leads to. Libraries repeat it in their messages.
+        raise type(error)(re.sub(r"\?[^\s;'\"]*[^\s;:'\"]", "?…", str(error))) from None
 
 
 def _shown(url: str) -> str:
@@ -63,7 +98,7 @@ def _shown(url: str) -> str:
     return re.sub(r"//([^/@:]*):[^/@]*@", r"//\1:…@", url.partition("?")[0])
 
 
-def _from_hub(url: str, digest: str | None) -> str:
+def _from_hub(url: str, digest: str | None, signed: bool) -> str:
     """Fetch the files of a bundle in a repository into the Hub's own cache, and return the folder in it."""
     match = _HUB.fullmatch(url)
     if match is None or ".." in url:
@@ -87,7 +122,7 @@ def _from_hub(url: str, digest: str | None) -> str:
         sums = open_place(str(path.parent)).read(SUMS, limit=_MAX_SUMS)
         if digest is not None:
             _require_digest(url, sums, digest)
-        for name in read_sums(sums, f"{url}/{SUMS}"):
+        for name in [*read_sums(sums, f"{url}/{SUMS}"), *([SIGNATURE] if signed else [])]:
             # A branch may have moved since: the commit is the name of the folder of its files.
             hf_hub_download(repository, prefix + name, revision=root.name)
     except VaeError:
@@ -124,14 +159,12 @@ def _from_store(url: str, digest: str, target: Path) -> Path:
         for name in listed:
             read_listed(place, name, listed)
 
-    plain, question, query = url.partition("?")
-    if plain.lower().endswith(".zip"):
-        parent, _, name = plain.rpartition("/")
+    if url.partition("?")[0].lower().endswith(".zip"):
         target = target.with_suffix(".zip")
         # Checked under another name, which no other process takes for the bundle.
         unchecked = cache / f".{secrets.token_hex(8)}.zip"
         try:
-            write_atomic(unchecked, RemoteStore(parent).fetch(name + question + query, _MAX_ZIP))
+            write_atomic(unchecked, _fetch_file(url, _MAX_ZIP))
             require_sound(unchecked)
             os.replace(unchecked, target)
         finally:
@@ -216,6 +249,7 @@ def prune(gib: float, keep: Path | None = None) -> list[Entry]:
             with contextlib.suppress(FileNotFoundError):
                 os.rename(entry.path, hidden)
                 removed.append(entry)
+            signature_of(entry.path).unlink(missing_ok=True)
             if hidden.is_dir():
                 shutil.rmtree(hidden, ignore_errors=True)
             else:

@@ -39,6 +39,7 @@ def load(
     variant: str | None = None,
     provider_options: Mapping[str, Any] | None = None,
     digest: str | None = None,
+    key: str | os.PathLike[str] | None = None,
     max_seconds: float | None = None,
 ) -> VAE:
     """Open a bundle for sampling.
@@ -46,7 +47,7 @@ def load(
     The decoder is loaded now, the encoder when it is first needed; each file's SHA-256 is checked as it is opened. A
     packed bundle may lack one of the two; a method that needs it then raises a BundleError. In a variant of 8 bits, a
     row's numbers may depend on the other rows of its batch (docs/variants.md). A pickled or copied VAE is loaded anew
-    from its path, with its digest, so that other processes of the same machine can take it.
+    from its path, with its digest and key, so that other processes of the same machine can take it.
 
     Args:
         path: the bundle's folder or .zip file. It must stay where it is while the VAE is in use. The current folder may
@@ -58,6 +59,8 @@ def load(
             declared one, which is also the default: see `VAE.variants`.
         provider_options: passed to the execution provider. On CUDA, TF32 is off unless given as {"use_tf32": 1}.
         digest: "sha256:…" of the bundle, as `vae-runtime info` prints it: any other bundle is refused.
+        key: the path of a public key in PEM: a bundle that its owner has not signed is refused (docs/distribution.md).
+            Needs the extra `sign`.
         max_seconds: how long a graph may compute one batch; it ends between two operators. Memory has no limit here:
             `vae-runtime … --untrusted` limits both from outside (docs/security.md).
 
@@ -68,15 +71,17 @@ def load(
     """
     count = require_integer("threads", threads, 1, 1024)
     seconds = None if max_seconds is None else require_number("max_seconds", max_seconds, 1e-3, 1e6)
-    bundle = open_bundle(path, digest)
+    bundle = open_bundle(path, digest, key)
     variants = bundle.choose(variant)
     networks = Networks(bundle, resolve_device(device, provider_options), count, variants, seconds)
     networks.session(_main_component(bundle.manifest))
     return VAE(bundle, networks)
 
 
-def _load_again(path: str, digest: str, device: str, options: Mapping[str, str], *settings: Any) -> VAE:
-    bundle = open_bundle(path, digest)
+def _load_again(
+    path: str, digest: str, key: str | None, device: str, options: Mapping[str, str], *settings: Any
+) -> VAE:
+    bundle = open_bundle(path, digest, key)
     return VAE(bundle, Networks(bundle, resolve_device(device, options), *settings))
 
 
@@ -407,7 +412,7 @@ class VAE:
 
 def _reduced(vae: VAE) -> tuple[Any, ...]:
     """Pickle and copy a VAE as the place and the digest of its bundle, and load that anew."""
-    return _load_again, (vae.bundle.files.location, vae.digest, *vae._networks.settings)
+    return _load_again, (vae.bundle.files.location, vae.digest, vae.bundle.key, *vae._networks.settings)
 
 
 copyreg.pickle(VAE, _reduced)

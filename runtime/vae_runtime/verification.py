@@ -61,6 +61,7 @@ def verify(
     threads: int = 1,
     provider_options: Mapping[str, Any] | None = None,
     digest: str | None = None,
+    key: str | os.PathLike[str] | None = None,
     runners: Mapping[str, Runner] | None = None,
     strict: bool = False,
 ) -> Report:
@@ -75,6 +76,7 @@ def verify(
         threads: as in `load`.
         provider_options: as in `load`.
         digest: as in `load`.
+        key: as in `load`.
         runners: how to run variants that are not ONNX Runtime's, by executor; without a runner they are skipped.
         strict: whether files that tools keep beside the bundle, such as .git and model.sig, are failures.
 
@@ -84,7 +86,7 @@ def verify(
         InputError: an argument has the wrong form.
     """
     threads = require_integer("threads", threads, 1, 1024)
-    bundle = open_bundle(path, digest)
+    bundle = open_bundle(path, digest, key)
     target = resolve_device(device, provider_options)
     problems, beside = bundle.problems(), bundle.beside()
     if require_bool("strict", strict):
@@ -92,9 +94,9 @@ def verify(
     checks = [Check("files", False, problem) for problem in problems]
     if not problems:
         others = f"; beside the bundle: {', '.join(beside)}" if beside else ""
-        checks.append(
-            Check("files", True, f"{len(bundle.sums)} files, every SHA-256 as listed; {bundle.digest}{others}")
-        )
+        signed = "; signed" if bundle.key else ""
+        what = f"{len(bundle.sums)} files, every SHA-256 as listed; {bundle.digest}{signed}{others}"
+        checks.append(Check("files", True, what))
     try:
         golden = read_golden(bundle)
     except BundleError as error:

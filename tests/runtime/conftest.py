@@ -340,3 +340,41 @@ def write_bundle(tmp_path):
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory):
+    """The paths of pairs of keys, private and public, by name."""
+    ec = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ec", reason="cryptography is not installed")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    folder, pairs = tmp_path_factory.mktemp("keys"), {}
+    pem, public = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    form = serialization.PrivateFormat.PKCS8
+    for name, secret in {
+        "mine": ec.generate_private_key(ec.SECP256R1()),
+        "other": ec.generate_private_key(ec.SECP256R1()),
+        "larger": ec.generate_private_key(ec.SECP384R1()),
+        "rsa": rsa.generate_private_key(65537, 2048),
+    }.items():
+        pairs[name] = folder / f"{name}.pem", folder / f"{name}.pub.pem"
+        pairs[name][0].write_bytes(secret.private_bytes(pem, form, serialization.NoEncryption()))
+        pairs[name][1].write_bytes(secret.public_key().public_bytes(pem, public))
+    return pairs
+
+
+@pytest.fixture
+def sign(keys):
+    """Sign a bundle as the library model-signing itself does."""
+    signing = pytest.importorskip("model_signing.signing", reason="the extra `sign` is not installed")
+
+    def write(path, key="mine", hashing=None):
+        config = signing.Config().use_elliptic_key_signer(private_key=keys[key][0])
+        if hashing is not None:
+            config.set_hashing_config(hashing)
+        target = path.with_name(f"{path.name}.sig") if path.is_file() else path / "model.sig"
+        config.sign(path, target)
+        return target
+
+    return write

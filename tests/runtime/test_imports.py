@@ -35,6 +35,8 @@ HEAVY = (
     "fsspec",
     "s3fs",
     "ctypes.util",
+    "model_signing",
+    "cryptography",
 )
 
 
@@ -97,7 +99,7 @@ def test_only_devices_imports_onnxruntime_and_nothing_imports_torch():
 
 def test_numpy_is_the_only_requirement():
     absolute = {name for module in MODULES for name in imports(module)}
-    optional = {"onnxruntime", "PIL", "fsspec", "huggingface_hub", "pyarrow", "ray", "safetensors"}
+    optional = {"onnxruntime", "PIL", "fsspec", "huggingface_hub", "model_signing", "pyarrow", "ray", "safetensors"}
     assert absolute - sys.stdlib_module_names == {"numpy", *optional}
     (requirement,) = pyproject("runtime/pyproject.toml")["project"]["dependencies"]
     assert requirement.startswith("numpy>=")
@@ -138,7 +140,7 @@ def test_both_distributions_have_one_version():
         for each in requirements
         if "vae-runtime" in each
     )
-    assert pins == dict.fromkeys(["image", "cpu", "gpu"], vae_runtime.__version__)
+    assert pins == dict.fromkeys(["image", "cpu", "gpu", "sign"], vae_runtime.__version__)
 
 
 def test_the_extras_are_those_that_errors_name():
@@ -152,6 +154,7 @@ def test_the_extras_are_those_that_errors_name():
         "ray": ["ray"],
         "remote": ["fsspec", "s3fs"],
         "hub": ["huggingface-hub"],
+        "sign": ["model-signing", "pyopenssl"],
     }
     named = {
         name

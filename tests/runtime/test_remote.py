@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import vae_runtime
-from vae_runtime import InputError, VaeError
+from vae_runtime import BundleError, InputError, VaeError
 from vae_runtime.cli.main import main
 from vae_runtime.remote import entries, prune
 
@@ -143,6 +143,13 @@ def test_what_is_not_the_bundle_of_the_digest_leaves_nothing(server, cache, zipp
     assert os.listdir(cache) == []
 
 
+def test_the_signature_of_a_url_is_never_shown(server, cache, zipped):
+    url, server.token = f"{server.url}/small.zip?token=secret", "needed"
+    with pytest.raises(VaeError, match=r"/small\.zip\?…: ") as caught:
+        vae_runtime.load(url, digest=zipped)
+    assert "secret" not in str(caught.value)
+
+
 def test_a_file_url_is_a_path(digits, vae):
     assert vae_runtime.load(digits.as_uri()).digest == vae.digest
 
@@ -189,12 +196,34 @@ def test_the_last_used_stays(server, cache, zipped, vae):
     assert [entry.digest for entry in prune(sizes[vae.digest] / 2**30)] == [zipped]
 
 
+def test_the_signature_is_fetched_too(server, cache, zipped, digits, sign, keys, tmp_path):
+    mine, other = keys["mine"][1], keys["other"][1]
+    folder, digest = shutil.copytree(digits, tmp_path / "signed"), vae_runtime.load(digits).digest
+    (tmp_path / "small.zip").write_bytes(server.files["small.zip"])
+    signatures = {"folder/model.sig": sign(folder), "small.zip.sig": sign(tmp_path / "small.zip")}
+    for url, each in ((f"{server.url}/folder", digest), (f"{server.url}/small.zip?token=secret", zipped)):
+        vae_runtime.load(url, digest=each)
+        with pytest.raises(VaeError, match=r"\.sig(\?…)?: missing; check the URL") as caught:
+            vae_runtime.load(url, digest=each, key=mine)
+        assert "secret" not in str(caught.value)
+    server.files.update({name: path.read_bytes() for name, path in signatures.items()})
+    for url, each in ((f"{server.url}/folder", digest), (f"{server.url}/small.zip?token=secret", zipped)):
+        assert vae_runtime.load(url, digest=each, key=mine).digest == each
+        with pytest.raises(BundleError, match="not a signature by the owner of"):
+            vae_runtime.load(url, digest=each, key=other)
+    server.files.clear()
+    vae_runtime.load(f"{server.url}/small.zip", digest=zipped, key=mine)
+    assert len(entries()) == 2
+    prune(0)
+    assert os.listdir(cache) == []
+
+
 # The Hub.
 
 HUB = """
 import sys, vae_runtime
 try:
-    vae = vae_runtime.load(sys.argv[1], digest=sys.argv[2] or None)
+    vae = vae_runtime.load(sys.argv[1], digest=sys.argv[2] or None, key=(sys.argv[3:] or [None])[0])
     print(vae.digest, vae_runtime.verify(sys.argv[1], digest=sys.argv[2] or None).passed, vae.bundle.root)
 except vae_runtime.VaeError as error:
     print(type(error).__name__, error)
@@ -206,14 +235,14 @@ def hub(server, python, tmp_path):
     """Load from the server as the Hub, in a process of its own, with the library's own cache."""
     pytest.importorskip("huggingface_hub", reason="the extra `hub` is not installed")
 
-    def load(url, digest="", **environment):
+    def load(url, digest="", *key, **environment):
         env = {
             "HF_ENDPOINT": server.url,
             "HF_HOME": str(tmp_path / "hf"),
             "HF_HUB_DISABLE_TELEMETRY": "1",
             **environment,
         }
-        done = python("-W", "ignore", "-c", HUB, url, digest, env=env)
+        done = python("-W", "ignore", "-c", HUB, url, digest, *key, env=env)
         return done.stdout.strip() or done.stderr
 
     return load
@@ -238,6 +267,15 @@ def test_a_branch_of_the_hub_needs_a_digest(hub, server, vae):
     assert hub("hf://me/digits@main", vae.digest).startswith(f"{vae.digest} True")
     wrong = "sha256:" + "0" * 64
     assert hub("hf://me/digits", wrong).startswith(f"VaeError hf://me/digits: expected the digest {wrong}")
+
+
+def test_a_signature_in_a_repository(hub, server, vae, digits, sign, keys, tmp_path):
+    unsigned = hub(f"hf://me/digits@{COMMIT}", "", keys["mine"][1])
+    assert unsigned.startswith(f"VaeError hf://me/digits@{COMMIT}: cannot be fetched: ")
+    assert "model.sig" in unsigned
+    server.files["repository/model.sig"] = sign(shutil.copytree(digits, tmp_path / "signed")).read_bytes()
+    assert hub(f"hf://me/digits@{COMMIT}", "", keys["mine"][1]).startswith(f"{vae.digest} True")
+    assert hub(f"hf://me/digits@{COMMIT}", "", keys["other"][1]).startswith("BundleError ")
 
 
 def test_a_folder_of_a_repository(hub, server, vae):

@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import one_line
-from .options import Verbs, add_bundle, add_device, add_threads, add_verb, argument, integer, integers, require_outside
+from .options import (
+    Verbs,
+    add_bundle,
+    add_device,
+    add_key,
+    add_threads,
+    add_verb,
+    argument,
+    integer,
+    integers,
+    require_outside,
+)
 
 if TYPE_CHECKING:
     from ..columns import Column
@@ -152,7 +163,7 @@ def _numbers(value: float | tuple[float, ...]) -> str:
 
 def _add_verify(verbs: Verbs) -> None:
     verb = add_verb(verbs, "verify", _verify, "check every file, then replay the golden vectors on this machine")
-    for add in (add_bundle, add_device, add_threads):
+    for add in (add_bundle, add_key, add_device, add_threads):
         add(verb)
     verb.add_argument(
         "--strict", action="store_true", help="fail on files that tools keep beside the bundle, such as .git"
@@ -163,7 +174,12 @@ def _verify(options: argparse.Namespace) -> int:
     from ..verification import verify
 
     report = verify(
-        options.bundle, device=options.device, threads=options.threads, digest=options.digest, strict=options.strict
+        options.bundle,
+        device=options.device,
+        threads=options.threads,
+        digest=options.digest,
+        key=options.key,
+        strict=options.strict,
     )
     print(report)
     if report.passed:

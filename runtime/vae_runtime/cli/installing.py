@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import one_line
-from .options import Verbs, add_bundle, add_device, add_verb, integer
+from .options import Verbs, add_bundle, add_device, add_key, add_verb, integer
 
 if TYPE_CHECKING:
     from ..fleet import Release
@@ -17,9 +17,8 @@ def add_installing(verbs: Verbs) -> None:
     """Add the verbs of this module."""
     text = "verify a bundle on this device, then let the link ROOT/current lead to it"
     verb = add_verb(verbs, "install", _install, text)
-    add_bundle(verb)
-    _add_root(verb)
-    add_device(verb)
+    for add in (add_bundle, add_key, _add_root, add_device):
+        add(verb)
     keep = integer("keep", 2, 1000)
     verb.add_argument("--keep", type=keep, default=2, metavar="N", help="how many releases stay (default 2)")
     verb.add_argument("--allow-older", action="store_true", help="take a version below the installed one, too")
@@ -43,6 +42,7 @@ def _install(options: argparse.Namespace) -> None:
         options.root,
         device=options.device,
         digest=options.digest,
+        key=options.key,
         keep=options.keep,
         allow_older=options.allow_older,
         again=options.again,

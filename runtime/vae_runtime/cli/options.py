@@ -148,6 +148,12 @@ def add_bundle(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--untrusted", action="store_true", help=text)
 
 
+def add_key(verb: argparse.ArgumentParser) -> None:
+    """Add --key."""
+    text = "a public key in PEM: refuse the bundle unless its owner signed it"
+    verb.add_argument("--key", type=Path, metavar="FILE", help=text)
+
+
 def _digest(text: str) -> str:
     from ..places import parse_digest
 

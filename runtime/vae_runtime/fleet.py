@@ -278,7 +278,7 @@ def _is_sound(release: Release, digest: str) -> bool:
 
 
 def _require_newer(bundle: Bundle, active: Release | None) -> None:
-    version = _version(bundle)
+    version = bundle.manifest.package_version
     if version is None:
         logging.getLogger("vae_runtime").warning(
             "%s: the bundle has no package_version, so an older one cannot be told from a newer", bundle.root
@@ -292,13 +292,12 @@ def _require_newer(bundle: Bundle, active: Release | None) -> None:
         )
 
 
-def _version(bundle: Bundle) -> str | None:
-    version: str | None = getattr(bundle.manifest, "package_version", None)
-    return version
-
-
 def _parts(version: str) -> list[int]:
-    return [int(part) for part in version.split(".")]
+    """Return the integers of a version without zeros at the end: 1.2 and 1.2.0 are the same."""
+    parts = [int(part) for part in version.split(".")]
+    while parts and parts[-1] == 0:
+        parts.pop()
+    return parts
 
 
 def _copy(
@@ -314,9 +313,15 @@ def _copy(
         )
     number = max(_numbers(folder), default=0) + 1
     release = Release(
-        str(folder / _RELEASES / f"{number:06}" / "bundle"), number, bundle.manifest.name[:_MAX_NAME], _version(bundle),
-        bundle.digest, device, _now(), None if active is None else active.number,
-    )  # fmt: skip
+        path=str(folder / _RELEASES / f"{number:06}" / "bundle"),
+        number=number,
+        name=bundle.manifest.name[:_MAX_NAME],
+        version=bundle.manifest.package_version,
+        digest=bundle.digest,
+        device=device,
+        time=_now(),
+        previous=None if active is None else active.number,
+    )
     record = {key: value for key, value in dataclasses.asdict(release).items() if key not in ("path", "number")}
 
     def require_verified(partial: Path) -> None:
@@ -374,7 +379,7 @@ def _failure(action: str, bundle: Bundle | None, device: str | None, error: VaeE
     if bundle is None:
         return Event(_now(), action, None, None, None, None, device, result)
     name = bundle.manifest.name[:_MAX_NAME]
-    return Event(_now(), action, None, name, _version(bundle), bundle.digest, device, result)
+    return Event(_now(), action, None, name, bundle.manifest.package_version, bundle.digest, device, result)
 
 
 def _events(folder: Path) -> list[Event]:

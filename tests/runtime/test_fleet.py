@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import vae_runtime
-from vae_runtime import BundleError, DeviceError, InputError, VaeError, fleet, history, install, rollback, status
+from vae_runtime import BundleError, DeviceError, InputError, VaeError, history, install, rollback, status
 from vae_runtime.cli.main import main
 from vae_runtime.files import locked
 
@@ -452,10 +452,44 @@ def test_the_commands(bundles, site, capsys):
     assert lines[3].endswith("or this with `again`")
 
 
-def test_a_bundle_without_a_version_says_so(bundles, site, caplog):
-    install(bundles[0], site)
-    assert "a: the bundle has no package_version" in caplog.text
+# Versions.
+
+
+@pytest.fixture
+def versioned(small_bundle, edit_manifest):
+    """Write a small bundle of a version, or of none."""
+
+    def write(version):
+        bundle = small_bundle(name=f"v{version}")
+        edit_manifest(bundle, lambda document: document.update({"package_version": version} if version else {}))
+        return bundle
+
+    return write
+
+
+def test_an_older_version_is_refused(versioned, site):
+    assert install(versioned("1.2.0"), site).version == "1.2.0"
+    for newer in ("1.2", "1.10.0", "2"):
+        install(versioned(newer), site)
+    for older in ("1.99.99", "0.3"):
+        with pytest.raises(VaeError, match=rf"expected a version of at least 2, which is installed, got {older};"):
+            install(versioned(older), site)
+        assert status(site)[0].version == "2"
+    assert install(versioned("1.1"), site, allow_older=True).version == "1.1"
+    # Only what is installed counts: it was asked for.
+    install(versioned("1.1.1"), site)
+    rollback(site)
+    install(versioned("1.1.0.1"), site)
+
+
+def test_a_bundle_without_a_version(versioned, site, caplog, capsys):
+    plain = versioned(None)
+    assert install(plain, site).version is None
+    assert "vNone: the bundle has no package_version, so an older one cannot be told from a newer" in caplog.text
     caplog.clear()
-    install(bundles[0], site)
+    install(plain, site)
+    install(versioned("1.0"), site)
     assert caplog.text == ""
-    assert fleet.status(site)[0].version is None
+    assert main(["install", str(plain), "--root", str(site)]) == 1
+    assert "got none; install it with --allow-older if you mean it" in capsys.readouterr().err
+    assert main(["install", str(plain), "--root", str(site), "--allow-older"]) == 0

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .generation.samples import Samples, open_samples
     from .generation.verification import verify_samples
     from .latent_walks import interpolate, traverse
+    from .materials import bill_of_materials
     from .noise import new_seed
     from .packing import pack
     from .posterior import Encoding, Posterior, Posteriors
@@ -43,6 +44,7 @@ _LATER = {
     "verify_samples": "generation.verification",
     **dict.fromkeys(("Samples", "open_samples"), "generation.samples"),
     **dict.fromkeys(("interpolate", "traverse"), "latent_walks"),
+    "bill_of_materials": "materials",
     "new_seed": "noise",
     "pack": "packing",
     **dict.fromkeys(("VAE", "load"), "vae"),
@@ -64,6 +66,7 @@ __all__ = [
     "Scores",
     "VaeError",
     "__version__",
+    "bill_of_materials",
     "finish_samples",
     "generate",
     "history",

@@ -1,4 +1,4 @@
-"""The verbs `info`, `verify`, `pack` and `bench`, which take a bundle as a whole."""
+"""The verbs `info`, `bom`, `verify`, `pack` and `bench`, which take a bundle as a whole."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def add_inspecting(verbs: Verbs) -> None:
     """Add the verbs of this module."""
-    for add in (_add_info, _add_verify, _add_pack, _add_bench):
+    for add in (_add_info, _add_bom, _add_verify, _add_pack, _add_bench):
         add(verbs)
 
 
@@ -159,6 +159,18 @@ def _described_column(column: Column) -> str:
 
 def _numbers(value: float | tuple[float, ...]) -> str:
     return f"({', '.join(f'{each:g}' for each in value)})" if isinstance(value, tuple) else f"{value:g}"
+
+
+def _add_bom(verbs: Verbs) -> None:
+    add_bundle(add_verb(verbs, "bom", _bom, "print a bill of materials: a CycloneDX 1.6 ML-BOM in JSON"))
+
+
+def _bom(options: argparse.Namespace) -> None:
+    import json
+
+    from ..materials import bill_of_materials
+
+    print(json.dumps(bill_of_materials(options.bundle, digest=options.digest), indent=1))
 
 
 def _add_verify(verbs: Verbs) -> None:

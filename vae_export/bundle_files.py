@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +16,24 @@ from torch import Tensor
 from vae_runtime import noise
 from vae_runtime._version import __version__
 from vae_runtime.bundle import MANIFEST
-from vae_runtime.document import PACKAGE_VERSION, dump, parse
+from vae_runtime.document import dump, parse
 from vae_runtime.errors import InputError
 from vae_runtime.image import grid, png
 from vae_runtime.manifest import COMPONENTS, Manifest, Refusal
-from vae_runtime.places import SUMS, format_sums
+from vae_runtime.places import SUMS
 from vae_runtime.prior import read_mixture
 
 from .card import model_card
 from .graphs.graph import IR_VERSION, OPSET, Graph, open_graph
 from .graphs.variants import Gate
+from .labels import Labels, file_sizes, list_sums, package_name
+from .parity.answers import GoldenVectors
 from .parity.comparison import rows
-from .parity.golden import GoldenVectors
 from .sources import Source
 from .understand.adapt import WITHOUT_ENCODER
 from .understand.adapted import Adapted
 
 _PICTURES = 64
-
-
-@dataclass(frozen=True)
-class Labels:
-    """How the maker of a bundle names and describes it; None takes the source's own."""
-
-    name: str | None = None
-    description: str | None = None
-    license: str | None = None
-    version: str | None = None
-
-    def __post_init__(self) -> None:
-        for field, text in asdict(self).items():
-            if text is not None and not text.isprintable():
-                raise InputError(f"{field}: expected printable text, got {text!r}")
-        if self.version is not None and not PACKAGE_VERSION.matches(self.version):
-            raise InputError(f"version: expected {PACKAGE_VERSION.expected}, got {self.version!r:.99}")
 
 
 def describe_bundle(
@@ -80,7 +63,7 @@ def describe_bundle(
     if "encoder" not in adapted.modules:
         refused = [Refusal("encoder", "fp32", WITHOUT_ENCODER), *refused]
     return Manifest(
-        package_name=re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "vae",
+        package_name=package_name(name),
         package_version=labels.version,
         name=name,
         description=labels.description or source.description,
@@ -127,15 +110,8 @@ def bundle_files(
         else model_card(manifest, sizes, has_picture, recognised=adapted.recognised)
     )
     files["README.md"] = card.encode()
-    files[SUMS] = _sums(files)
+    files[SUMS] = list_sums(files)
     return files
-
-
-def file_sizes(files: Mapping[str, bytes | Path]) -> dict[str, int]:
-    """The bytes of each file by its path."""
-    return {
-        path: len(content) if isinstance(content, bytes) else content.stat().st_size for path, content in files.items()
-    }
 
 
 def _producer(adapted: Adapted, graphs: Sequence[Graph], gate: Gate | None) -> dict[str, Any]:
@@ -185,11 +161,3 @@ def _sample_sheet(adapted: Adapted, graphs: Sequence[Graph], fitted: bytes | Non
     with contextlib.suppress(InputError):
         return png(grid(x, columns=across, value_range=signature.observation.range))
     return None
-
-
-def _sums(files: Mapping[str, bytes | Path]) -> bytes:
-    """Return SHA256SUMS, with one file at a time in memory."""
-    return b"".join(
-        format_sums([(path, content if isinstance(content, bytes) else content.read_bytes())])
-        for path, content in sorted(files.items())
-    )

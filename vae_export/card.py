@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from vae_runtime.manifest import Manifest
 
-from .training.checkpoint import RunInfo
-from .training.evaluation import Evaluation
+# Graphs that exist already are adopted without PyTorch.
+if TYPE_CHECKING:
+    from .training.checkpoint import RunInfo
+    from .training.evaluation import Evaluation
 
 
 def model_card(manifest: Manifest, sizes: Mapping[str, int], picture: bool, *, recognised: Sequence[str] = ()) -> str:

@@ -276,11 +276,11 @@ def _export(options: argparse.Namespace) -> None:
 
 def _check_export(options: argparse.Namespace) -> None:
     """End as misuse where options are unknown, contradict each other or are missing."""
-    from .bundle_files import Labels
     from .exporting import require_folder
     from .graphs.graph import FORMATS
     from .graphs.variants import VARIANTS, Gate
-    from .sources import check_declaration
+    from .labels import Labels
+    from .understand.checks import check_declaration
 
     for flag, names, known in (
         ("--formats", options.formats or (), FORMATS),

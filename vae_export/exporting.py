@@ -18,16 +18,18 @@ from vae_runtime.files import write_folder
 from vae_runtime.manifest import Refusal
 from vae_runtime.places import is_zip
 
-from .bundle_files import Labels, bundle_files, describe_bundle, file_sizes
+from .bundle_files import bundle_files, describe_bundle
 from .errors import ExportError, require_path
 from .graphs.formats import make_graphs, require_formats
 from .graphs.graph import Graph
 from .graphs.variants import Gate, PassedVariant, make_variants, require_variants
+from .labels import Labels, file_sizes
 from .parity.comparison import Comparison
 from .parity.golden import golden_vectors
 from .parity.report import ParityReport
-from .sources import Examples, Source, check_declaration, model_source, require_no_model_arguments, run_source
+from .sources import Examples, Source, model_source, require_no_model_arguments, run_source
 from .trial import require_runnable
+from .understand.checks import check_declaration
 from .understand.declaration import Declaration
 from .understand.own_prior import prior_of
 from .understand.state import release, unchanged
@@ -221,7 +223,8 @@ def _export_source(source: Source, out: Path, labels: Labels, options: Options, 
     options.report("writing the bundle, and running it with vae-runtime")
     # Checked again: another process may have written there while the graphs were made.
     require_replaceable(out, options.force, refusal=ExportError)
-    write_folder(out, files, replace=options.force, check=lambda written: require_runnable(written, adapted))
+    examples = {name: tensor.numpy() for name, tensor in adapted.examples.items()}
+    write_folder(out, files, replace=options.force, check=lambda written: require_runnable(written, examples))
     sizes = file_sizes(files)
     graph_sizes = {variant.path: sizes[variant.path] for variant in manifest.variants}
     return Exported(out, open_bundle(out).digest, report, adapted.recognised, graph_sizes, tuple(refused))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from vae_runtime.columns import Column
-from vae_runtime.errors import InputError, require_integer
+from vae_runtime.errors import InputError
 from vae_runtime.manifest import Manifest, Normalisation
 
 from .card import run_card
@@ -27,13 +25,12 @@ from .training import checkpoint
 from .training.checkpoint import RunInfo
 from .training.data import Dataset
 from .training.evaluation import binarise, read_evaluation
-from .understand.declaration import SECOND, Declaration, Mixture
+from .understand.declaration import Declaration
 from .understand.edges import at_edge
 from .understand.families.registry import decoder_data, object_data
 from .understand.inner import module_of
-from .understand.likelihood import observation_range, require_likelihood
+from .understand.likelihood import observation_range
 from .understand.observation import require_axes
-from .understand.prior import FITTED, is_fitted
 
 Array = NDArray[Any]
 
@@ -90,62 +87,6 @@ def require_no_model_arguments(declaration: Declaration, examples: Examples) -> 
     for name, value in values.items():
         if value is not None and name != "class_names":
             raise InputError(f"{name}: expected nothing for a run, which states it itself; leave it out")
-
-
-def check_declaration(declaration: Declaration) -> None:
-    """Refuse invalid numbers and names, and name the argument.
-
-    Raises:
-        InputError: a value is wrong in itself, whatever the model.
-        ExportError: the likelihood is unknown.
-    """
-    require_likelihood(declaration.likelihood)
-    if declaration.posterior not in (None, *SECOND, "codes", "none"):
-        raise InputError(
-            f"posterior: expected one of {', '.join(SECOND)}, codes, none, got {declaration.posterior!r:.99}"
-        )
-    prior = declaration.prior
-    if not (isinstance(prior, Mixture) or prior in (None, "normal", "none", "sphere") or is_fitted(prior)):
-        raise InputError(f"prior: expected normal, none, sphere, {FITTED}, got {prior!r:.99}")
-    scale = declaration.scale
-    if scale is not None and not (isinstance(scale, Real) and math.isfinite(scale) and scale > 0):
-        raise InputError(f"scale: expected a positive number, got {scale!r:.99}")
-    for name, value, zero in (
-        ("latent_scale", declaration.latent_scale, False),
-        ("latent_shift", declaration.latent_shift, True),
-    ):
-        if value is not None:
-            numbers = _floats(value)
-            if not np.isfinite(numbers).all() or (not zero and not numbers.all()):
-                kind = "finite numbers" if zero else "finite numbers other than 0"
-                raise InputError(f"{name}: expected {kind}, got {value!r:.99}")
-    if declaration.range is not None:
-        ends = _floats(declaration.range)
-        if ends.shape != (2,) or not np.isfinite(ends).all() or not ends[0] < ends[1]:
-            raise InputError(f"range: expected two finite numbers, min and max, got {declaration.range!r:.99}")
-    if declaration.codebook is not None:
-        require_integer("codebook", declaration.codebook, 1, 2**31)
-    for name, names in (
-        ("axes", declaration.axes),
-        ("latent_axes", declaration.latent_axes),
-        ("dynamic", declaration.dynamic),
-    ):
-        listed = isinstance(names, Iterable) and not isinstance(names, str)
-        if names is not None and not (listed and all(isinstance(n, str) and n for n in names)):
-            raise InputError(f"{name}: expected a sequence of names, got {names!r}")
-        if names is not None and len(set(names)) < len(tuple(names)):
-            raise InputError(f"{name}: expected different names, got {list(names)}")
-    for name, what in (("encode", declaration.encode), ("decode", declaration.decode)):
-        if what is not None and not (callable(what) or (isinstance(what, str) and what)):
-            raise InputError(f"{name}: expected the name of a method or a function, got {what!r}")
-
-
-def _floats(value: Any) -> Array:
-    """Return a number or numbers as float64 [n]; NaN where they are none."""
-    try:
-        return np.asarray(value, np.float64).reshape(-1)
-    except (TypeError, ValueError, OverflowError):
-        return np.array([np.nan])
 
 
 def run_source(run: Path, data: str | None, name: str | None) -> Source:

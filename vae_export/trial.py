@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from vae_runtime.vae import load
 
 from .errors import ExportError
-from .understand.adapted import Adapted
 
 
-def require_runnable(folder: Path, adapted: Adapted) -> None:
+def require_runnable(folder: Path, examples: Mapping[str, NDArray[Any]]) -> None:
     """Load a bundle with vae-runtime, then encode, if it has an encoder, and decode a row of the example.
 
     Where there is a prior, sample too.
 
     Args:
         folder: the bundle.
-        adapted: the model's pure functions, with their examples.
+        examples: values [n, …] of every input of both components, by name; the first row is taken.
 
     Raises:
         ExportError: the runtime refuses the bundle, or one of its graphs fails.
     """
-    signature = adapted.signature
-    row = {name: tensor[:1].numpy() for name, tensor in adapted.examples.items()}
-    conditions = {condition.name: row[condition.name] for condition in signature.conditions} or None
-    latents = {latent.name: row[latent.name] for latent in signature.latents}
+    row = {name: array[:1] for name, array in examples.items()}
     try:
         vae = load(folder)
-        if "encoder" in adapted.modules:
+        signature = vae.manifest
+        conditions = {condition.name: row[condition.name] for condition in signature.conditions} or None
+        latents = {latent.name: row[latent.name] for latent in signature.latents}
+        if signature.encoder:
             vae.encode(row[signature.observation.name], conditions=conditions)
         vae.decode(latents if len(latents) > 1 else latents[signature.latent.name], conditions=conditions)
         if all(latent.prior.kind != "none" for latent in signature.latents):

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .errors import ExportError
-from .sources import EXAMPLES, Source, check_declaration
+from .sources import EXAMPLES, Source
 from .understand.adapt import adapt, adapt_decoder, declared
 from .understand.adapted import Adapted, run_module
+from .understand.checks import check_declaration
 from .understand.declaration import Mixture
 from .understand.evidence import unread
 from .understand.inner import inner_model

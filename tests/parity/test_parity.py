@@ -16,7 +16,8 @@ from vae_export.cli import main
 from vae_export.graphs.formats import make_graphs
 from vae_export.graphs.graph import EXECUTORS, FORMATS, quiet
 from vae_export.parity.bundle import golden_runner
-from vae_export.parity.comparison import BATCHES, LATENT_REACH, compare, tolerance
+from vae_export.parity.comparison import BATCHES, LATENT_REACH, compare
+from vae_export.parity.tolerances import tolerance
 from vae_export.training import checkpoint
 from vae_export.understand.adapt import adapt, declared
 from vae_export.understand.state import unchanged

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import vae_runtime
-from vae_export.parity.comparison import tolerance
+from vae_export.parity.tolerances import tolerance
 from vae_export.understand.draws import Draws
 
 from .models import Entry

@@ -11,19 +11,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vae_runtime.devices import resolve_device
 from vae_runtime.errors import error_line
 from vae_runtime.session import Session
 
 from ..errors import ExportError, ParityError
-from ..understand.adapted import Adapted
+
+# Graphs that exist already are adopted without PyTorch.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..understand.adapted import Adapted
 
 Array = NDArray[Any]
 # Runs a loaded graph: takes arrays in the order of its inputs, returns arrays in the order of its outputs.
@@ -166,6 +169,8 @@ def _opener(load: Callable[[Any], Any]) -> Callable[[bytes | Path], Run]:
     """Wrap one of PyTorch's loaders so that every failure, to load or to run, is an ExportError."""
 
     def open_module(source: bytes | Path) -> Run:
+        import torch
+
         try:
             with quiet(), torch.no_grad():
                 module = load(io.BytesIO(source) if isinstance(source, bytes) else source)
@@ -178,17 +183,26 @@ def _opener(load: Callable[[Any], Any]) -> Callable[[bytes | Path], Run]:
                     outputs = module(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
             except Exception as error:
                 raise ExportError(f"the graph cannot be run: {reason_of(error)}") from error
-            return [output.numpy() for output in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+            return [output.numpy() for output in ([outputs] if isinstance(outputs, torch.Tensor) else outputs)]
 
         return run
 
     return open_module
 
 
-_EXECUTORS = {
-    "torchscript": _opener(torch.jit.load),
-    "torch_export": _opener(lambda file: torch.export.load(file).module()),
-}
+def _load_torchscript(file: Any) -> Any:
+    import torch
+
+    return torch.jit.load(file)
+
+
+def _load_exported(file: Any) -> Any:
+    import torch
+
+    return torch.export.load(file).module()
+
+
+_EXECUTORS = {"torchscript": _opener(_load_torchscript), "torch_export": _opener(_load_exported)}
 # The programs other than ONNX Runtime that run graphs here.
 EXECUTORS = tuple(_EXECUTORS)
 
@@ -222,6 +236,8 @@ def reason_of(error: BaseException) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence PyTorch's notes on internals, deprecations and missing packages, which users cannot act on."""
+    import torch
+
     # PyTorch sets the levels of many loggers one by one, so their common parent cannot silence them.
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

@@ -22,6 +22,7 @@ from ..graphs.graph import Graph, Run, open_graph
 from ..understand.adapted import Adapted, resized, run_module
 from ..understand.state import LARGE, in_float64, release, used_tensors
 from .report import ParityReport, TensorParity
+from .tolerances import CODES, RELATIVE, is_whole, tolerance
 
 Array = NDArray[np.floating]
 
@@ -32,30 +33,10 @@ _FEW_BATCHES = (1, 2, 3)
 _MAX_SECONDS = 4.0
 # Latents go up to this magnitude: a prior draw exceeds it once in two million numbers.
 LATENT_REACH = 5.0
-# The allowed difference, as a share of the larger of 1 and the tensor's largest magnitude: about eighty roundings of
-# float32. Sound graphs of VAEs differ by one to thirty.
-_RELATIVE = 1e-5
 # Deep models round more: a graph may be this many times as far from float64 as PyTorch's own float32 is,
 _OWN_ERRORS = 4.0
 # but no farther than this share.
 _MAX_RELATIVE = 1e-3
-# The share of codes, and of answers that are whole numbers, that may differ: at a border rounding decides.
-_CODES = 1e-3
-
-
-def tolerance(reference: Array) -> float:
-    """Return the largest allowed difference from a reference tensor: 1e-5 of its largest finite magnitude, or of 1.
-
-    For integer codes, return the share that may differ: 0.001.
-    """
-    if reference.dtype.kind in "iu":
-        return _CODES
-    return _RELATIVE * float(np.max(np.abs(reference), where=np.isfinite(reference), initial=1.0))
-
-
-def is_whole(answer: Array) -> bool:
-    """Return whether an answer holds whole numbers alone, as codes, an argmax and pixels of 8 bits do."""
-    return answer.dtype.kind in "iu" or bool(np.array_equal(answer, np.rint(answer)))
 
 
 @dataclass(frozen=True)
@@ -299,9 +280,9 @@ def _compare_output(
         whole = is_whole(in64)
         if whole:
             difference = np.full(in64.shape, float(np.mean(~(_difference(got, in64) <= tolerance(in64)))))
-            limit = _CODES
+            limit = CODES
         else:
-            limit = tolerance(in64) / _RELATIVE * share
+            limit = tolerance(in64) / RELATIVE * share
             difference = _difference(got, in64)
         disagreeing += int(np.sum(difference > limit))
         compared += difference.size
@@ -326,12 +307,12 @@ def _allowed_share(cases: Sequence[_Case], index: int) -> float:
     Without answers in float64 the share is 4e-5, because PyTorch's error is then unknown.
     """
     pytorch = [
-        float(_difference(case.in32[index], case.in64[index]).max()) / (tolerance(case.in64[index]) / _RELATIVE)
+        float(_difference(case.in32[index], case.in64[index]).max()) / (tolerance(case.in64[index]) / RELATIVE)
         for case in cases
         if case.in64 is not None and case.in64[index].dtype.kind == "f"
     ]
-    error = max((each for each in pytorch if math.isfinite(each)), default=_RELATIVE)
-    return min(max(_RELATIVE, _OWN_ERRORS * error), _MAX_RELATIVE)
+    error = max((each for each in pytorch if math.isfinite(each)), default=RELATIVE)
+    return min(max(RELATIVE, _OWN_ERRORS * error), _MAX_RELATIVE)
 
 
 def _difference(one: Array, other: Array) -> Array:

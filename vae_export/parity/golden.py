@@ -2,51 +2,24 @@
 
 from __future__ import annotations
 
-import io
-import itertools
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vae_runtime import noise
-from vae_runtime.manifest import Golden, Signature, Variant
+from vae_runtime.manifest import Golden
 
-from ..graphs.graph import Graph, Run, open_graph
-from ..graphs.variants import REDUCTIONS, PassedVariant
+from ..graphs.graph import Graph
+from ..graphs.variants import PassedVariant
 from ..understand.adapted import Adapted, run_module
 from ..understand.state import release
-from .comparison import is_whole, rows, tolerance
+from .answers import GoldenVectors, collect_answers, golden_record
+from .comparison import rows
 
 Array = NDArray[Any]
-
-_GOLDEN_FILE = "golden.npz"
-_GOLDEN_ROWS = 4
-# Large models get fewer rows, because the file holds the answers of every variant.
-_GOLDEN_BYTES = 2**22
-# A device's kernels round differently: it may differ from the exporting machine by this factor more than a graph may
-# from PyTorch. A weight matrix that is off by 1 % causes differences some hundred times larger.
-_DEVICE_FACTOR = 2.0
-# The shares by which golden inputs are shifted to measure what rounding to integers makes of small differences, the
-# number of draws for each, and the margin.
-_JITTERS, _JITTER_DRAWS, _JITTER_MARGIN = (1e-3, 4e-3, 1.6e-2), 8, 1.25
-# The same for answers that the model itself rounds to whole numbers: about what float32 kernels differ by.
-_FLOAT_JITTERS = (1e-5,)
-
-
-@dataclass(frozen=True)
-class GoldenVectors:
-    """The golden vectors of a bundle: their entry in the manifest, their file's content, and the variants."""
-
-    record: Golden
-    content: bytes
-    variants: Mapping[str, Mapping[str, Variant]]
-    """Every variant by component and name, with the tolerance and the error of each output."""
 
 
 def golden_vectors(adapted: Adapted, graphs: Sequence[Graph], passed: Sequence[PassedVariant] = ()) -> GoldenVectors:
@@ -57,47 +30,14 @@ def golden_vectors(adapted: Adapted, graphs: Sequence[Graph], passed: Sequence[P
         graphs: all graphs of the bundle; each component's fp32 comes before the variants made from it.
         passed: the graphs in fewer bits among them, with their quality.
     """
-    in_fewer_bits = {(each.graph.component, each.graph.variant): each for each in passed}
-    record = Golden(file=_GOLDEN_FILE, seed=0, n=_golden_rows(adapted.signature))
-    inputs, arrays = _golden_inputs(adapted, record)
+    record = golden_record(adapted.signature)
+    inputs, stored = _golden_inputs(adapted, record)
     pytorch: dict[str, dict[str, Array]] = {}
     for component, module in adapted.modules.items():
         outputs = run_module(module, adapted.given(component, inputs))
         pytorch[component] = dict(zip(adapted.outputs(component), (o.numpy() for o in outputs), strict=True))
-        arrays |= {f"{component}/pytorch/{output}": array for output, array in pytorch[component].items()}
-    variants: dict[str, dict[str, Variant]] = {"encoder": {}, "decoder": {}}
-    for graph in graphs:
-        component = graph.component
-        graph_inputs = [tensor.numpy() for tensor in adapted.given(component, inputs)]
-        run = open_graph(graph)
-        graph_outputs = run(graph_inputs)
-        release(adapted.modules.values())
-        answers = dict(zip(graph.outputs, graph_outputs, strict=True))
-        arrays |= {f"{component}/{graph.variant}/{output}": array for output, array in answers.items()}
-        error = {output: _distance(array, pytorch[component][output]) for output, array in answers.items()}
-        variant = in_fewer_bits.get((component, graph.variant))
-        if variant is None:
-            # A deep model rounds more: its tolerance is at least a multiple of its own error.
-            tolerances = {
-                output: _DEVICE_FACTOR * max(tolerance(array), 2 * error[output]) for output, array in answers.items()
-            }
-            rounded = [array.dtype.kind == "f" and is_whole(array) for array in graph_outputs]
-            if any(rounded):
-                distances = _rounding_distances(run, graph_inputs, graph_outputs, _FLOAT_JITTERS)
-                for output, distance in itertools.compress(zip(graph.outputs, distances, strict=True), rounded):
-                    tolerances[output] = max(tolerances[output], distance)
-        else:
-            tolerances = dict(variants[component]["fp32"].tolerance)
-            if variant.integer:
-                distances = _rounding_distances(run, graph_inputs, graph_outputs)
-                tolerances = {
-                    output: max(tolerances[output], distance)
-                    for output, distance in zip(graph.outputs, distances, strict=True)
-                }
-        variants[component][graph.variant] = _variant(graph, tolerances, error, variant)
-    file = io.BytesIO()
-    np.savez_compressed(file, allow_pickle=False, **dict(sorted(arrays.items())))
-    return GoldenVectors(record, file.getvalue(), variants)
+    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+    return collect_answers(record, arrays, stored, pytorch, graphs, passed, lambda: release(adapted.modules.values()))
 
 
 def _golden_inputs(adapted: Adapted, record: Golden) -> tuple[dict[str, Tensor], dict[str, Array]]:
@@ -119,64 +59,3 @@ def _golden_inputs(adapted: Adapted, record: Golden) -> tuple[dict[str, Tensor],
     names = {tensor.name for component in adapted.modules for tensor in signature.inputs(component)}
     names -= {latent.name for latent in signature.latents}
     return inputs, stored | {name: inputs[name].numpy() for name in names}
-
-
-def _variant(
-    graph: Graph, tolerances: dict[str, float], error: dict[str, float], passed: PassedVariant | None
-) -> Variant:
-    in_onnx_runtime = graph.executor == "ort"
-    return Variant(
-        component=graph.component,
-        name=graph.variant,
-        folder=f"{graph.component}/{graph.variant}",
-        file=graph.file,
-        executor=graph.executor,
-        precision=REDUCTIONS[graph.variant].precision if graph.variant in REDUCTIONS else "float32",
-        tolerance=tolerances,
-        error=error,
-        ep="CPUExecutionProvider" if in_onnx_runtime else None,
-        device="cpu" if in_onnx_runtime else None,
-        exporter=graph.exporter,
-        data=next(iter(graph.data), None),
-        quality=passed.quality if passed else None,
-    )
-
-
-def _rounding_distances(
-    run: Run, inputs: Sequence[Array], answers: Sequence[Array], shares: Sequence[float] = _JITTERS
-) -> list[float]:
-    """Return how far each answer of an integer graph may be off on a device that rounds differently.
-
-    Different rounding moves a number between two layers to the next integer if it lies near the middle of two. Inputs
-    that are off by a thousandth, or by the larger ones of `shares` until every answer changes, move more numbers than
-    any device does. The margin covers what these few draws miss.
-    """
-    distances = [0.0] * len(answers)
-    for share in shares:
-        for seed in range(_JITTER_DRAWS):
-            shifted = [
-                (x * (1 + share * (2 * noise.uniform(seed, 0, len(x), x.shape[1:]) - 1))).astype(x.dtype)
-                if x.dtype.kind == "f"
-                else x
-                for x in inputs
-            ]
-            distances = [
-                max(distance, _distance(a, b)) for distance, a, b in zip(distances, answers, run(shifted), strict=True)
-            ]
-        if all(distance > tolerance(answer) for distance, answer in zip(distances, answers, strict=True)):
-            break
-    return [_JITTER_MARGIN * distance for distance in distances]
-
-
-def _golden_rows(signature: Signature) -> int:
-    """Return how many golden rows fit into the file's size limit, at least one."""
-    tensors = [t for c in ("encoder", "decoder") for t in (*signature.inputs(c), *signature.outputs(c))]
-    row = 4 * sum(math.prod(tensor.shape) for tensor in tensors)
-    return max(1, min(_GOLDEN_ROWS, _GOLDEN_BYTES // row))
-
-
-def _distance(one: Array, other: Array) -> float:
-    """Return the largest difference of two answers; for integer codes, the share that differs."""
-    if one.dtype.kind in "iu":
-        return float(np.mean(one != other))
-    return float(np.max(np.abs(one.astype(np.float64) - other)))

@@ -18,6 +18,7 @@ from vae_runtime.likelihood import KINDS
 from vae_runtime.manifest import Likelihood, Output
 
 from ..errors import ExportError
+from .checks import require_likelihood
 from .declaration import RESERVED, Declaration
 from .draws import Draws
 from .edges import as_float32, at_edge
@@ -135,12 +136,6 @@ def _require_scale_fits(base: Any, declaration: Declaration) -> None:
             f"scale: expected with likelihood {' or '.join(scaled)} only, got {declaration.scale:g}; pass "
             "likelihood= too"
         )
-
-
-def require_likelihood(declared: str | None) -> None:
-    """Raise ExportError if a declared kind is unknown."""
-    if declared not in (None, "none", *KINDS):
-        raise ExportError(f"likelihood: expected {', '.join(KINDS)} or none, got {declared!r:.99}")
 
 
 def _require_kind_fits(base: Any, kind: str | None, declared: str | None) -> None:

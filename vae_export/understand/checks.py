@@ -1,0 +1,80 @@
+"""Check the arguments that declare what a model is, whatever the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_runtime.errors import InputError, require_integer
+from vae_runtime.likelihood import KINDS
+
+from ..errors import ExportError
+from .declaration import SECOND, Declaration, Mixture
+from .prior import FITTED, is_fitted
+
+
+def require_likelihood(declared: str | None) -> None:
+    """Raise ExportError if a declared kind is unknown."""
+    if declared not in (None, "none", *KINDS):
+        raise ExportError(f"likelihood: expected {', '.join(KINDS)} or none, got {declared!r:.99}")
+
+
+def check_declaration(declaration: Declaration) -> None:
+    """Refuse invalid numbers and names, and name the argument.
+
+    Raises:
+        InputError: a value is wrong in itself, whatever the model.
+        ExportError: the likelihood is unknown.
+    """
+    require_likelihood(declaration.likelihood)
+    if declaration.posterior not in (None, *SECOND, "codes", "none"):
+        raise InputError(
+            f"posterior: expected one of {', '.join(SECOND)}, codes, none, got {declaration.posterior!r:.99}"
+        )
+    prior = declaration.prior
+    if not (isinstance(prior, Mixture) or prior in (None, "normal", "none", "sphere") or is_fitted(prior)):
+        raise InputError(f"prior: expected normal, none, sphere, {FITTED}, got {prior!r:.99}")
+    scale = declaration.scale
+    if scale is not None and not (isinstance(scale, Real) and math.isfinite(scale) and scale > 0):
+        raise InputError(f"scale: expected a positive number, got {scale!r:.99}")
+    for name, value, zero in (
+        ("latent_scale", declaration.latent_scale, False),
+        ("latent_shift", declaration.latent_shift, True),
+    ):
+        if value is not None:
+            numbers = _floats(value)
+            if not np.isfinite(numbers).all() or (not zero and not numbers.all()):
+                kind = "finite numbers" if zero else "finite numbers other than 0"
+                raise InputError(f"{name}: expected {kind}, got {value!r:.99}")
+    if declaration.range is not None:
+        ends = _floats(declaration.range)
+        if ends.shape != (2,) or not np.isfinite(ends).all() or not ends[0] < ends[1]:
+            raise InputError(f"range: expected two finite numbers, min and max, got {declaration.range!r:.99}")
+    if declaration.codebook is not None:
+        require_integer("codebook", declaration.codebook, 1, 2**31)
+    for name, names in (
+        ("axes", declaration.axes),
+        ("latent_axes", declaration.latent_axes),
+        ("dynamic", declaration.dynamic),
+    ):
+        listed = isinstance(names, Iterable) and not isinstance(names, str)
+        if names is not None and not (listed and all(isinstance(n, str) and n for n in names)):
+            raise InputError(f"{name}: expected a sequence of names, got {names!r}")
+        if names is not None and len(set(names)) < len(tuple(names)):
+            raise InputError(f"{name}: expected different names, got {list(names)}")
+    for name, what in (("encode", declaration.encode), ("decode", declaration.decode)):
+        if what is not None and not (callable(what) or (isinstance(what, str) and what)):
+            raise InputError(f"{name}: expected the name of a method or a function, got {what!r}")
+
+
+def _floats(value: Any) -> NDArray[np.float64]:
+    """Return a number or numbers as float64 [n]; NaN where they are none."""
+    try:
+        return np.asarray(value, np.float64).reshape(-1)
+    except (TypeError, ValueError, OverflowError):
+        return np.array([np.nan])

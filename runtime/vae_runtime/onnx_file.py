@@ -1,4 +1,4 @@
-"""Read the protobuf frame of an ONNX file: the places of its tensors' numbers, and its operators."""
+"""Read the protobuf frame of an ONNX file: the places of its tensors' numbers, its operators, its names."""
 
 from __future__ import annotations
 
@@ -263,6 +263,25 @@ def operators_of(content: bytes, place: str) -> set[tuple[str, int, str]]:
     except (IndexError, KeyError, ValueError, RecursionError):
         raise BundleError(f"{place}: expected an ONNX graph; copy or export the bundle again") from None
     return operators
+
+
+def names_of(content: bytes, place: str) -> tuple[list[str], list[str]]:
+    """Return the names of a graph's inputs and outputs, in its own order.
+
+    Raises:
+        BundleError: the content is not an ONNX graph.
+    """
+    graph, initializers, inputs, outputs = 7, 5, 11, 12
+    try:
+        with memoryview(content) as model:
+            fields = list(_fields(dict(_fields(model))[graph]))
+            # Before IR version 4, the weights stand among the inputs.
+            weights = {_text(value, 8) for number, value in fields if number == initializers}
+            taken = [_text(value, 1) for number, value in fields if number == inputs]
+            given = [_text(value, 1) for number, value in fields if number == outputs]
+    except (IndexError, KeyError, ValueError):
+        raise BundleError(f"{place}: expected an ONNX graph; copy or export the bundle again") from None
+    return [name for name in taken if name not in weights], given
 
 
 def _nodes(content: memoryview, message: str) -> Iterator[memoryview]:

@@ -18,6 +18,7 @@ from .files import lies_in, write_folder
 from .golden import golden_tensors, read_golden
 from .manifest import COMPONENTS, Manifest, Variant
 from .onnx_file import operators_of
+from .onnx_tests import test_data
 from .places import SUMS, archive_entry, format_sums, is_zip, write_zip
 from .session import OPTIMIZATIONS, optimized
 
@@ -37,6 +38,7 @@ def pack(
     *,
     only: str | Sequence[str] = (),
     operators: bool = False,
+    onnx_tests: bool = False,
     force: bool = False,
     digest: str | None = None,
 ) -> str:
@@ -51,6 +53,8 @@ def pack(
             sequence or joined by commas. By default, all graphs of both.
         operators: also write required_operators.config, for a build of ONNX Runtime with only the operators of the
             graphs, as they are and as ONNX Runtime optimizes them on this machine.
+        onnx_tests: also write the golden vectors of each graph as ONNX's own test data, test_data_set_0/input_0.pb and
+            so on, beside its model.onnx.
         force: replace an existing bundle.
         digest: "sha256:…" of the bundle to pack; any other bundle is refused.
 
@@ -66,6 +70,7 @@ def pack(
     if not isinstance(only, (str, Sequence)):
         raise InputError(f"only: expected names of graphs, got {only!r}")
     require_bool("operators", operators)
+    require_bool("onnx_tests", onnx_tests)
     require_bool("force", force)
     chosen = parse_only([only] if isinstance(only, str) else only)
     source = open_bundle(bundle, digest)
@@ -92,6 +97,8 @@ def pack(
         files[_CARD] = card
     if operators:
         files[OPERATORS] = _required_operators(source, manifest)
+    if onnx_tests:
+        files |= test_data(source, manifest, read_golden(source))
     files[SUMS] = format_sums(files.items())
     files = dict(sorted(files.items()))
     if is_zip(target):

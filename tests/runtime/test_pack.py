@@ -757,3 +757,25 @@ def test_commands_that_need_what_was_left_out_say_so(whole, tmp_path, monkeypatc
         assert re.fullmatch(rf"error: {form}: the encoder was left out when this bundle was packed; .*\n", error)
     assert paths_of(tmp_path) == before
     assert cli.main(["interpolate", form, "--seeds", "1", "2", "--out", "a.npy"]) == 0
+
+
+def test_onnx_tests_of_graphs_of_one_row_have_a_set_for_each(small_bundle, tmp_path, onnx_bytes):
+    pack(small_bundle("bernoulli", batch_of_one=("decoder",)), tmp_path / "tests", onnx_tests=True)
+    found = sorted(path.relative_to(tmp_path / "tests").as_posix() for path in (tmp_path / "tests").rglob("*.pb"))
+    one, two = (f"decoder/fp32/test_data_set_{number}" for number in (0, 1))
+    outputs = [f"encoder/fp32/test_data_set_0/output_{number}.pb" for number in range(3)]
+    expected = [f"{folder}/{name}.pb" for folder in (one, two) for name in ("input_0", "output_0", "output_1")]
+    assert found == [*expected, "encoder/fp32/test_data_set_0/input_0.pb", *outputs]
+    row = vae_runtime.noise.normal(0, 0, 2, (3,))[1:]
+    tensor = onnx_bytes.field(1, 1, 3) + onnx_bytes.field(2, 1) + onnx_bytes.field(8, "z")
+    assert (tmp_path / "tests" / two / "input_0.pb").read_bytes() == tensor + onnx_bytes.field(9, row.tobytes())
+
+
+def test_onnx_tests_need_the_graph_of_the_manifest(small_bundle, edit_manifest, tmp_path):
+    bundle = small_bundle()
+    graph = bundle / "decoder" / "fp32" / "model.onnx"
+    graph.write_bytes(graph.read_bytes().replace(b"\x01z", b"\x01q"))
+    edit_manifest(bundle, lambda document: None)
+    with pytest.raises(BundleError, match=r"model\.onnx: expected the inputs z, got q; copy the bundle again"):
+        pack(bundle, tmp_path / "tests", onnx_tests=True)
+    assert not (tmp_path / "tests").exists()

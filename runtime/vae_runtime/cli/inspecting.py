@@ -220,6 +220,8 @@ def _add_pack(verbs: Verbs) -> None:
         action="store_true",
         help="also write required_operators.config, for a build of ONNX Runtime with only these operators",
     )
+    text = "also write the golden vectors as ONNX's own test data, test_data_set_0 beside each graph"
+    verb.add_argument("--onnx-tests", action="store_true", help=text)
     verb.add_argument("--force", action="store_true", help="replace an existing bundle")
     verb.add_argument("--out", type=Path, required=True, help="the folder to write, or a file if the name ends in .zip")
 
@@ -241,6 +243,7 @@ def _pack(options: argparse.Namespace) -> None:
         options.out,
         only=options.only,
         operators=options.operators,
+        onnx_tests=options.onnx_tests,
         force=options.force,
         digest=options.digest,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -20,7 +20,7 @@ from .posterior import Encoding, Posterior
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from .manifest import Manifest
+    from .manifest import Manifest, Sizes
 
     Array = NDArray[np.float32]
 
@@ -55,6 +55,17 @@ class _Span:
     last: int
     start: int
     stop: int
+
+
+def of_any_size(manifest: Manifest) -> Manifest:
+    """Return the manifest as tiles see it: dynamic axes of the whole have no largest size."""
+
+    def unbounded(dynamic: Mapping[str, Sizes]) -> dict[str, Sizes]:
+        return {axis: replace(sizes, max=2**31) for axis, sizes in dynamic.items()}
+
+    latents = tuple(replace(latent, dynamic=unbounded(latent.dynamic)) for latent in manifest.latents)
+    observation = replace(manifest.observation, dynamic=unbounded(manifest.observation.dynamic))
+    return replace(manifest, latents=latents, observation=observation)
 
 
 def decode_in_tiles(

@@ -98,14 +98,34 @@ def _described(vae: VAE) -> str:
     return f"<VAE {vae.manifest.name}: {text}, {vae.manifest.likelihood.kind}, {vae.variant} on {vae.device}>"
 
 
-def _whole_batches(draw: Callable[[int, Feeds], Array], given: Feeds, count: int, size: int) -> Iterator[Array]:
+def _refuse_on_device(**arguments: Any) -> None:
+    """Refuse arguments of `sample` that are given beside `on_device`."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise InputError(f"{name}: on_device decodes all at once and does not take it; leave it out")
+
+
+def _latents_of_any_size(
+    vae: VAE, n: int, seed: int, start: int, latent_shape: LatentShape, temperature: float, truncation: float | None
+) -> Latents:
+    """Draw latents from the prior; tiles take them beyond the proven sizes, too."""
+    from .tiles import of_any_size
+
+    shapes = Inputs(of_any_size(vae.manifest), vae._prior).shapes(latent_shape)
+    parts = vae._prior.draw(seed, start, n, shapes, temperature, truncation)
+    return parts if len(parts) > 1 else parts[vae.latents[0].name]
+
+
+def _whole_batches(
+    draw: Callable[..., Array], given: Feeds, start: int, count: int, size: int
+) -> Iterator[Array]:  # fmt: skip
     """Draw batches of one size, the conditions of the last filled up, and cut the last."""
     for first in range(0, count, size):
         rows = {name: row[first : first + size] for name, row in given.items()}
         missing = first + size - count
         if missing > 0:
             rows = {name: np.concatenate([row, row[-1:].repeat(missing, 0)]) for name, row in rows.items()}
-        yield draw(first, rows)[: count - first]
+        yield draw(conditions=rows or None, start=noise.advance(start, first))[: count - first]
 
 
 class VAE:
@@ -124,10 +144,11 @@ class VAE:
         temperature: scales the noise of the prior, 0 … 1e6.
         truncation: bounds that noise before the temperature: no number is beyond ± this; 0.01 … 1e6.
         latent_shape: another shape of one latent, where axes are dynamic; of several latents, by name.
-        observe: draw each observation from the likelihood instead of giving its mean.
+        observe: draw each observation from the likelihood instead of giving its mean; refused without a likelihood.
         batch_size: how many rows to compute at once; bounds the memory beside the result.
         tile: "auto", or the size of a tile in values of an observation, or sizes by axis: divides dynamic axes, which
-            bounds the memory and changes no value; refused, with the reason, where that is impossible.
+            bounds the memory, takes larger arrays, and changes no value but for rounding; refused, with the reason,
+            where that is impossible.
         out: float32 [n, *observation_shape], C-contiguous: filled and returned.
 
     Every method raises InputError where an array has another dtype or shape, or holds NaN, infinity or values out of
@@ -182,7 +203,7 @@ class VAE:
     def sample(
         self, n: int, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
         temperature: float = 1.0, truncation: float | None = None, latent_shape: LatentShape = None,
-        observe: bool = False, batch_size: int | None = None, out: Array | None = None,
+        observe: bool = False, batch_size: int | None = None, out: Array | None = None, tile: Tile | None = None,
         on_device: Literal[False] = False,
     ) -> Array: ...  # fmt: skip
 
@@ -190,37 +211,40 @@ class VAE:
     def sample(
         self, n: int, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
         temperature: float = 1.0, truncation: float | None = None, latent_shape: LatentShape = None,
-        observe: bool = False, batch_size: int | None = None, out: Array | None = None, on_device: bool,
+        observe: bool = False, batch_size: int | None = None, out: Array | None = None, tile: Tile | None = None,
+        on_device: bool,
     ) -> Any: ...  # fmt: skip
 
     def sample(
         self, n: int, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
         temperature: float = 1.0, truncation: float | None = None, latent_shape: LatentShape = None,
-        observe: bool = False, batch_size: int | None = None, out: Array | None = None, on_device: bool = False,
+        observe: bool = False, batch_size: int | None = None, out: Array | None = None, tile: Tile | None = None,
+        on_device: bool = False,
     ) -> Array | Any:  # fmt: skip
         """Draw latents from the prior and decode them.
 
         Args:
             n: how many, at least 1; the other arguments are those of the class.
             on_device: decode all at once and leave the result on the device, for `torch.from_dlpack` or
-                `cupy.from_dlpack`, which copy nothing; without `observe`, `batch_size` and `out`.
+                `cupy.from_dlpack`, which copy nothing; without `observe`, `batch_size`, `out` and `tile`.
 
         Returns:
             float32 [n, *observation shape]; `on_device` an `onnxruntime.OrtValue` of these.
 
         Raises:
             DeviceError: `on_device`, and this ONNX Runtime is too old for it.
-            InputError: there is no prior, or with `observe` no likelihood, to draw from.
+            InputError: there is no prior to draw from.
         """
         count = require_integer("n", n, 1, 2**48)
         fixed = noise.new_seed() if seed is None else seed
+        if tile is not None and not on_device:
+            z = _latents_of_any_size(self, count, fixed, start, latent_shape, temperature, truncation)
+            return self.decode(z, conditions=conditions, observe=observe, batch_size=batch_size, out=out, tile=tile)
         rows = self._inputs.conditions("decoder", conditions, count)
         shapes = self._prior.shapes if latent_shape is None else self._inputs.shapes(latent_shape)
         feed = self._prior.feed(rows, fixed, start, count, shapes, temperature, truncation)
         if on_device is not False and require_bool("on_device", on_device):
-            for name, value in {"observe": observe or None, "batch_size": batch_size, "out": out}.items():
-                if value is not None:
-                    raise InputError(f"{name}: on_device decodes all at once and does not take it; leave it out")
+            _refuse_on_device(observe=observe or None, batch_size=batch_size, out=out, tile=tile)
             return self._networks.decode_on_device(feed, count)
         if observe is not False and require_bool("observe", observe):
             return self._networks.observe(feed, count, fixed, start, batch_size, out)
@@ -243,14 +267,9 @@ class VAE:
         require_bool("observe", observe)
         fixed = noise.new_seed() if seed is None else seed
         given = self._inputs.conditions("decoder", conditions, count)
-
-        def draw(first: int, rows: Feeds) -> Array:
-            return self.sample(
-                size, conditions=rows or None, seed=fixed, start=noise.advance(start, first), temperature=temperature,
-                truncation=truncation, observe=observe, batch_size=size,
-            )  # fmt: skip
-
-        return _whole_batches(draw, given, count, size)
+        draw = functools.partial(self.sample, size, seed=fixed, temperature=temperature, truncation=truncation,
+                                 observe=observe, batch_size=size)  # fmt: skip
+        return _whole_batches(draw, given, start, count, size)
 
     def decode(
         self, z: Latents, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
@@ -266,9 +285,6 @@ class VAE:
 
         Returns:
             float32 [n, *observation shape]; latents far beyond the prior may give values that are not finite.
-
-        Raises:
-            InputError: with `observe`, there is no likelihood to draw from.
         """
         observe = observe is not False and require_bool("observe", observe)
         if tile is not None:
@@ -324,7 +340,7 @@ class VAE:
 
     def reconstruct(
         self, x: ArrayLike, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
-        batch_size: int | None = None,
+        batch_size: int | None = None, tile: Tile | None = None,
     ) -> Array:  # fmt: skip
         """Encode and decode: through the posterior's mean, or with a seed through a sample of it.
 
@@ -334,7 +350,7 @@ class VAE:
         Raises:
             InputError: a seed is given where there is no distribution to draw from.
         """
-        if seed is None:
+        if seed is None and tile is None:
             x = observation_rows(self.manifest.observation, x)
             rows = self._inputs.conditions("encoder", conditions, len(x))
             chain = self._encoder.chain
@@ -342,9 +358,9 @@ class VAE:
                 return chain.run(x)
             z: Latents = self._encoder.modes(x, rows, batch_size)
         else:
-            q = self.encode(x, conditions=conditions, seed=seed, start=start, batch_size=batch_size)
-            z = q.sample(seed=seed, start=start)
-        return self.decode(z, conditions=conditions, seed=seed, start=start, batch_size=batch_size)
+            q = self.encode(x, conditions=conditions, seed=seed, start=start, batch_size=batch_size, tile=tile)
+            z = q.mode() if seed is None else q.sample(seed=seed, start=start)
+        return self.decode(z, conditions=conditions, seed=seed, start=start, batch_size=batch_size, tile=tile)
 
     @overload
     def scaled(self, z: Mapping[str, ArrayLike]) -> dict[str, Array]: ...

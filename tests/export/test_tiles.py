@@ -1,5 +1,7 @@
 """Tiles give the values of the undivided arrays, and what cannot be divided says why."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from vae_export.sources import Examples, model_source
 from vae_export.understand.declaration import Declaration
 from vae_export.understand.state import unchanged
 from vae_export.understood import understand_source
-from vae_runtime import InputError
+from vae_runtime import InputError, noise
 from vae_runtime.cli.main import main
 
 AXES = {"axes": ("channel", "height", "width"), "latent_axes": ("channel", "height", "width")}
@@ -152,6 +154,91 @@ def test_tiles_go_beyond_the_proven_sizes(local):
     with torch.no_grad():
         expected = Local().eval().decode(torch.from_numpy(z)).numpy()
     np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def test_samples_and_reconstructions_take_tiles(local):
+    np.testing.assert_allclose(local.sample(3, seed=7, tile=16), local.sample(3, seed=7), atol=1e-6)
+    options = {"seed": 7, "start": 5, "temperature": 0.5, "latent_shape": (2, 20, 18)}
+    np.testing.assert_allclose(local.sample(2, **options, tile=32), local.sample(2, **options), atol=1e-6)
+    x = np.random.default_rng(1).random((2, 1, 80, 72), np.float32)
+    for seed in (None, 3):
+        tiled = local.reconstruct(x, seed=seed, start=4 if seed else 0, tile=24)
+        np.testing.assert_allclose(tiled, local.reconstruct(x, seed=seed, start=4 if seed else 0), atol=1e-6)
+
+
+def test_samples_go_beyond_the_proven_sizes(local):
+    with pytest.raises(InputError, match="height 61 was not proven"):
+        local.sample(1, seed=7, latent_shape=(2, 61, 30))
+    x = local.sample(1, seed=7, latent_shape=(2, 61, 30), tile="auto")
+    z = noise.normal(7, 0, 1, (2, 61, 30))
+    np.testing.assert_allclose(x, local.decode(z, tile=32), atol=1e-6)
+    assert local.reconstruct(x, tile=32).shape == x.shape
+    with pytest.raises(InputError, match=r"expected \[2, height, width\]"):
+        local.sample(1, seed=7, latent_shape=(3, 61, 30), tile="auto")
+    for wrong, words in (({"on_device": True}, "tile: on_device decodes"), ({"observe": True}, "observe")):
+        with pytest.raises(InputError, match=words):
+            local.sample(1, seed=7, tile=32, **wrong)
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A file of pictures of a size that was not proven."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(1).random((5, 1, 100, 60), np.float32))
+    return tmp_path / "x.npy"
+
+
+def test_generation_takes_tiles(local, tmp_path, large):
+    job = {"seed": 7, "batch_size": 2, "workers": 1, "tile": 32}
+    whole = vae_runtime.generate(local.bundle.path, tmp_path / "a", 5, **job | {"tile": None})
+    tiled = vae_runtime.generate(local.bundle.path, tmp_path / "b", 5, **job)
+    np.testing.assert_allclose(tiled[:], whole[:], atol=1e-6)
+    x = np.load(large)
+    with pytest.raises(InputError, match=r"x\.npy: row 0: .* height 100 was not proven"):
+        vae_runtime.generate(local.bundle.path, tmp_path / "c", reconstruct=large, **job | {"tile": None})
+    again = vae_runtime.generate(local.bundle.path, tmp_path / "c", reconstruct=large, **job)
+    np.testing.assert_allclose(again[:], local.reconstruct(x, tile=40), atol=1e-6)
+    latents = vae_runtime.generate(local.bundle.path, tmp_path / "d", encode=large, **job)
+    q = local.encode(x, tile=40)
+    np.testing.assert_allclose(latents[:]["mu"], q.mean, atol=1e-6)
+    np.testing.assert_allclose(latents[:]["z"], q.sample(seed=7), atol=1e-6)
+
+
+def test_a_wrong_value_in_a_large_picture_is_named_by_its_row(local, tmp_path, large):
+    x = np.load(large)
+    x[3, 0, 99, 59] = np.nan
+    np.save(large, x)
+    with pytest.raises(InputError, match=r"x\.npy: row 3: x.*nan"):
+        vae_runtime.generate(local.bundle.path, tmp_path / "s", reconstruct=large, seed=7, workers=1, tile=32)
+
+
+def test_tiles_are_part_of_the_job(local, tmp_path):
+    job = {"seed": 7, "batch_size": 2, "workers": 1}
+    vae_runtime.generate(local.bundle.path, tmp_path / "s", 4, **job, tile=32)
+    for other in ({"tile": 16}, {"tile": "auto"}, {}):
+        with pytest.raises(InputError, match=f"tile: 32 in the folder, {other.get('tile')!r} now"):
+            vae_runtime.generate(local.bundle.path, tmp_path / "s", 4, **job, **other)
+    vae_runtime.generate(local.bundle.path, tmp_path / "s", 6, **job, tile=32)
+    assert vae_runtime.verify_samples(tmp_path / "s", local.bundle.path).passed
+    # Jobs without tiles are those of folders that were written before there were any.
+    vae_runtime.generate(local.bundle.path, tmp_path / "t", 4, **job)
+    assert "tile" not in json.loads((tmp_path / "t" / "job.json").read_text())
+    with pytest.raises(InputError, match="tile: None in the folder, 8 now"):
+        vae_runtime.generate(local.bundle.path, tmp_path / "t", 4, **job, tile=8)
+
+
+def test_the_commands_that_sample_take_tiles(local, tmp_path, large):
+    bundle, out = str(local.bundle.path), str(tmp_path / "x.npy")
+    shape = ["--latent-shape", "2,40,30"]
+    assert main(["sample", bundle, "-n", "2", "--seed", "7", *shape, "--tile", "32", "--out", out]) == 0
+    np.testing.assert_allclose(np.load(out), local.sample(2, seed=7, latent_shape=(2, 40, 30), tile=32), atol=1e-6)
+    assert main(["reconstruct", bundle, out, "--tile", "24", "--out", str(tmp_path / "r.npy")]) == 0
+    np.testing.assert_allclose(np.load(tmp_path / "r.npy"), local.reconstruct(np.load(out), tile=24), atol=1e-6)
+    samples = str(tmp_path / "samples")
+    words = ["generate", bundle, "--reconstruct", out, "--out", samples]
+    assert main([*words, "--seed", "7", "--tile", "32"]) == 0
+    assert main([*words, "--verify"]) == 0
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--verify", "--tile", "32"])
 
 
 def test_a_halo_that_is_too_small_would_be_seen(local, monkeypatch):

@@ -107,7 +107,7 @@ def _add_reconstruct(verbs: Verbs) -> None:
     add_bundle(verb)
     verb.add_argument("x", type=file_name(".npy"), help="observations [n, ...]")
     verb.add_argument("--seed", type=SEED, help="decode a posterior sample instead of the mean")
-    for add in (add_start, add_condition, add_device, add_threads, add_variant, add_batch_size, add_columns):
+    for add in (add_start, add_condition, add_device, add_threads, add_variant, add_batch_size, add_tile, add_columns):
         add(verb)
     add_out(verb, ".png", ".npy")
 
@@ -120,7 +120,12 @@ def _reconstruct(options: argparse.Namespace) -> None:
     vae = load_vae(options)
     x = read_npy(options.x)
     r = vae.reconstruct(
-        x, conditions=conditions_of(options, vae), seed=options.seed, start=start, batch_size=options.batch_size
+        x,
+        conditions=conditions_of(options, vae),
+        seed=options.seed,
+        start=start,
+        batch_size=options.batch_size,
+        tile=options.tile,
     )
     alike = r.shape == x.shape
     if options.out.suffix == ".png" and alike:

@@ -18,6 +18,7 @@ from .options import (
     add_condition,
     add_device,
     add_temperature,
+    add_tile,
     add_truncation,
     add_variant,
     add_verb,
@@ -81,6 +82,7 @@ def _add_samples(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--shard-size", type=integer("shard-size", 1, 2**40), help="samples per file (default: about 64 MB)"
     )
+    add_tile(verb)
 
 
 def _format(text: str) -> str:
@@ -143,7 +145,7 @@ def _generate(options: argparse.Namespace) -> int | None:
 # Options whose values --finish and --verify take from the folder, and those that --verify needs again.
 _JOB_OPTIONS = (
     *("n", "seed", "part", "format", "dtype", "temperature", "truncation", "observe", "balanced"),
-    *("batch_size", "shard_size"),
+    *("batch_size", "shard_size", "tile"),
 )
 _FILE_OPTIONS = ("reconstruct", "encode", "condition")
 
@@ -170,7 +172,7 @@ def _generate_samples(options: argparse.Namespace) -> None:
     try:
         place = str(open_store(options.out))
         source = Source(options.reconstruct, options.encode)
-        output = Output(options.format, options.dtype, options.batch_size, options.shard_size)
+        output = Output(options.format, options.dtype, options.batch_size, options.shard_size, options.tile)
         Request(options.n, draw, source, output=output)
         Execution(options.workers, options.executor, options.address, options.part)
     except InputError as error:
@@ -182,7 +184,7 @@ def _generate_samples(options: argparse.Namespace) -> None:
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
     names = (
         *("seed", "reconstruct", "encode", "workers", "device", "variant", "format", "dtype", "observe", "temperature"),
-        *("truncation", "balanced", "batch_size", "shard_size", "part", "executor", "address"),
+        *("truncation", "balanced", "batch_size", "shard_size", "tile", "part", "executor", "address"),
     )
     arguments = {name: getattr(options, name) for name in names}
     began, progress, timings = time.monotonic(), _Progress(options.json), dict[str, float]()

@@ -64,7 +64,7 @@ def _add_sample(verbs: Verbs) -> None:
         type=file_name(".npy", ".npz"),
         help="also write the latents: .npy, or .npz for several latents",
     )
-    for add in (add_condition, add_device, add_threads, add_variant, add_batch_size, add_columns):
+    for add in (add_condition, add_device, add_threads, add_variant, add_batch_size, add_tile, add_columns):
         add(verb)
     add_out(verb, ".png", ".npy", ".csv")
 
@@ -89,9 +89,17 @@ def _sample(options: argparse.Namespace) -> None:
         "latent_shape": options.latent_shape,
     }
     conditions = conditions_of(options, vae)
-    x = vae.sample(options.n, conditions=conditions, observe=options.observe, batch_size=options.batch_size, **drawn)
+    z = vae.prior(options.n, **drawn) if options.latents else None
+    x = vae.sample(
+        options.n,
+        conditions=conditions,
+        observe=options.observe,
+        batch_size=options.batch_size,
+        tile=options.tile,
+        **drawn,
+    )
     if options.latents:
-        _write_latents(options.latents, vae.prior(options.n, **drawn))
+        _write_latents(options.latents, z)
     write_observations(options.out, x, vae, options.columns)
     print(f"{options.out}: {options.n} samples, seed {seed}, start {start}, device {vae.device}")
 

@@ -20,6 +20,8 @@ from .formats.table import FORMATS
 VERSION = "1.0"
 # Fields that a later call may change: the number of samples may grow, the machine and the places of files may differ.
 _MACHINE, _GROWING, _FILES = "machine", "n", "files"
+# Fields that are written where they are set alone: jobs without them are those of folders that do not know them.
+_OPTIONAL = ("tile",)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Job:
     `conditions` maps names to {"value": …}, to {"balanced": classes}: class i mod classes for sample i, or to the
     content of an .npy file, a row for each sample. A content is {"name": …, "sha256": …, "shape": …, "dtype": …}.
     `files` has the locations by name, with attributes that tell whether a file was altered: {"path": …, "sha256": …,
-    "size": …, "mtime_ns": …}. `dtype` has the form of `row_types.dtype_to_json`.
+    "size": …, "mtime_ns": …}. `dtype` has the form of `row_types.dtype_to_json`. `tile` is that of `VAE`.
     """
 
     bundle: str
@@ -52,6 +54,7 @@ class Job:
     conditions: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]]
     machine: Mapping[str, str]
+    tile: int | str | Mapping[str, int] | None = None
     noise: str = noise.SPEC
     format_version: str = VERSION
 
@@ -105,6 +108,9 @@ class Job:
         document: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         for file in document[_FILES].values():
             file.pop("path", None)
+        for name in _OPTIONAL:
+            if not document[name]:
+                del document[name]
         return document
 
     def differences(self, written: Mapping[str, Any], *, growing: bool) -> list[str]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..errors import InputError, require_bool, require_integer
 from ..inputs import observation_rows
 from ..networks import BATCH_SIZE
+from ..tiles import Tile, of_any_size
 from ..vae import VAE
 from .formats import table
 from .formats.row_types import dtype_from_json, dtype_to_json
@@ -78,12 +79,13 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Output:
-    """The format of the files, and how many rows are decoded and stored together."""
+    """The format of the files, how many rows are decoded and stored together, and the tiles that divide them."""
 
     format: str = "npy"
     dtype: str = "float32"
     batch_size: int | None = None
     shard_size: int | None = None
+    tile: Tile | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
@@ -223,7 +225,7 @@ def describe_job(vae: VAE, request: Request, written: Mapping[str, Any] | None =
         batch_size=batch_size, format=output.format, dtype=dtype, shape=tuple(int(size) for size in shape),
         range=vae.manifest.observation.range, observe=bool(draw.observe), temperature=float(draw.temperature),
         truncation=None if draw.truncation is None else float(draw.truncation), conditions=conditions, files=files,
-        machine=describe_machine(vae.device),
+        tile=output.tile, machine=describe_machine(vae.device),
     )  # fmt: skip
 
 
@@ -256,28 +258,28 @@ def _row_of(
     Returns:
         Its shape, and its dtype in the form for JSON.
     """
-    draw, source = request.draw, request.source
+    draw, source, tile = request.draw, request.source, request.output.tile
     conditions = {
         name: map_file(files[name])[:1] if name in files else each.get("value", 0) for name, each in sources.items()
     } or None
     if source.path is None:
         row = vae.sample(
             1, conditions=conditions, seed=draw.seed, temperature=draw.temperature, truncation=draw.truncation,
-            observe=draw.observe,
+            observe=draw.observe, tile=tile,
         )  # fmt: skip
         return row.shape[1:], request.output.dtype
-    observation = vae.manifest.observation
+    observation = (vae.manifest if tile is None else of_any_size(vae.manifest)).observation
     x: NDArray[Any] = map_file(files[observation.name])[:1]
     try:
         observation_rows(observation, x)
     except InputError as error:
         raise InputError(f"{source.path}: row 0: {error}") from None
     if source.verb == "encode":
-        fields = encoded_fields(vae, x, conditions, draw.seed, 0, 1)
+        fields = encoded_fields(vae, x, conditions, draw.seed, 0, 1, tile)
         return (), dtype_to_json([(name, values.dtype, values.shape[1:]) for name, values in fields.items()])
     row = vae.decode(
-        vae.encode(x, conditions=conditions).mode(), conditions=conditions, seed=draw.seed if draw.observe else None,
-        observe=draw.observe,
+        vae.encode(x, conditions=conditions, tile=tile).mode(), conditions=conditions,
+        seed=draw.seed if draw.observe else None, observe=draw.observe, tile=tile,
     )  # fmt: skip
     return row.shape[1:], request.output.dtype
 

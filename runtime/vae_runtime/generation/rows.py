@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..errors import InputError, VaeError
 from ..inputs import observation_rows
 from ..posterior import Posterior, Posteriors
+from ..tiles import Tile, of_any_size
 from ..vae import VAE
 from .job import Job
 from .sources import map_file
@@ -44,7 +45,8 @@ def make_rows(
         VaeError: the model gives NaN or infinity; or a file was altered, which may show at the end alone.
     """
     size, seed = job.batch_size, job.seed
-    strip = size * max(1, _STRIP // size)
+    # No larger than what is asked for: rows may be large pictures.
+    strip = min(size * max(1, _STRIP // size), -(-(stop - start) // size) * size)
     spent = {} if seconds is None else seconds
     files = {name: map_file(location) for name, location in job.files.items()}
     x: NDArray[Any] | None = None
@@ -69,11 +71,11 @@ def make_rows(
         else:
             try:
                 if job.verb == "encode":
-                    for name, values in encoded_fields(vae, x, conditions, seed, first, size).items():
+                    for name, values in encoded_fields(vae, x, conditions, seed, first, size, job.tile).items():
                         _require_finite(values, first, f"the encoder gives {name}")
                         buffer[name][:count] = values
                 else:
-                    z = vae.encode(x, conditions=conditions, batch_size=size).mode()
+                    z = vae.encode(x, conditions=conditions, batch_size=size, tile=job.tile).mode()
             except InputError as error:
                 raise _with_row(vae, job, x, first, error) from None
             note("encode")
@@ -82,7 +84,7 @@ def make_rows(
             drawn = seed if x is None or job.observe else None
             vae.decode(
                 z, conditions=conditions, seed=drawn, start=first, observe=job.observe, batch_size=size,
-                out=buffer[:count],
+                out=buffer[:count], tile=job.tile,
             )  # fmt: skip
             _require_finite(buffer[: last - first], first, "the decoder gives")
             note("decode")
@@ -122,9 +124,10 @@ def _conditions(
 def _with_row(vae: VAE, job: Job, x: NDArray[Any], first: int, error: InputError) -> InputError:
     """Return the error of a batch of observations, with the file and the row."""
     assert job.observations is not None
+    observation = (vae.manifest if job.tile is None else of_any_size(vae.manifest)).observation
     for index in range(len(x)):
         try:
-            observation_rows(vae.manifest.observation, x[index : index + 1])
+            observation_rows(observation, x[index : index + 1])
         except InputError as wrong:
             path = job.files[job.observations["name"]]["path"]
             return InputError(f"{path}: row {first + index}: {wrong}")
@@ -159,7 +162,13 @@ def _as_uint8(x: NDArray[np.float32], bounds: tuple[float, float] | None) -> NDA
 
 
 def encoded_fields(
-    vae: VAE, x: NDArray[Any], conditions: Mapping[str, Any] | None, seed: int, start: int, batch_size: int
+    vae: VAE,
+    x: NDArray[Any],
+    conditions: Mapping[str, Any] | None,
+    seed: int,
+    start: int,
+    batch_size: int,
+    tile: Tile | None,
 ) -> dict[str, NDArray[Any]]:
     """Return the fields that are written for the latents of observations, by name.
 
@@ -172,7 +181,7 @@ def encoded_fields(
         encoder; int64 codes of an encoder that gives codes. With several latents, each name begins with the latent's
         and a dot.
     """
-    encoded = vae.encode(x, conditions=conditions, seed=seed, start=start, batch_size=batch_size)
+    encoded = vae.encode(x, conditions=conditions, seed=seed, start=start, batch_size=batch_size, tile=tile)
     parts = dict(encoded) if isinstance(encoded, Posteriors) else {"": encoded}
     fields: dict[str, NDArray[Any]] = {}
     for name, part in parts.items():

@@ -13,6 +13,7 @@ from typing import Any
 from ..bundle import open_bundle
 from ..errors import InputError, VaeError
 from ..files import lies_in
+from ..tiles import Tile
 from ..vae import VAE, load
 from . import local, ray
 from .folder import (
@@ -54,6 +55,7 @@ def generate(
     balanced: str | None = None,
     batch_size: int | None = None,
     shard_size: int | None = None,
+    tile: Tile | None = None,
     part: tuple[int, int] | None = None,
     executor: str = "local",
     address: str | None = None,
@@ -88,6 +90,7 @@ def generate(
         balanced: the name of a condition with classes: sample i gets the class i mod their number.
         batch_size: rows decoded at once; None takes 64.
         shard_size: samples of a shard, a multiple of the batch size; None takes about 64 MB.
+        tile: as in the methods of `VAE`, for pictures larger than memory; other tiles are another job.
         part: (k, m), for the k-th, from 1, of m calls that share the work: shards k - 1, k - 1 + m, … The last call to
             end writes the index.
         executor: "local": processes of this machine; "ray": actors of a Ray cluster.
@@ -109,7 +112,7 @@ def generate(
             is missing, or a worker died.
     """
     source, draw = Source(reconstruct, encode), Draw(seed, temperature, truncation, observe)
-    output = Output(format, dtype, batch_size, shard_size)
+    output = Output(format, dtype, batch_size, shard_size, tile)
     request = Request(n, draw, source, Conditions(conditions, balanced), output)
     execution, callbacks = Execution(workers, executor, address, part), Callbacks(progress, warn, timings)
     store = open_store(out)

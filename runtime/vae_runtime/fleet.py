@@ -18,7 +18,7 @@ from typing import Any
 from .bundle import Bundle, open_bundle
 from .devices import parse_device
 from .errors import BundleError, InputError, VaeError, error_line, require_bool, require_integer
-from .files import locked, make_folder, switch_link, sync_folder, write_atomic, write_folder
+from .files import lies_in, locked, make_folder, switch_link, sync_folder, write_atomic, write_folder
 from .places import SIGNATURE, SUMS
 from .verification import verify
 
@@ -114,6 +114,8 @@ def install(
     require_bool("allow_older", allow_older)
     require_bool("again", again)
     folder = _folder(root)
+    if isinstance(source, (str, os.PathLike)) and lies_in(folder, source):
+        raise InputError(f"root: expected a place outside the bundle, got {folder}")
     try:
         make_folder(folder / _RELEASES)
     except OSError as error:
@@ -185,7 +187,7 @@ def status(root: str | os.PathLike[str]) -> tuple[Release, ...]:
 
 
 def history(root: str | os.PathLike[str]) -> tuple[Event, ...]:
-    """Return what was done in a root, the first event first; older ones than the last 1000 are forgotten.
+    """Return what was done in a root, the first event first; beyond 1000, the oldest failures are forgotten first.
 
     Raises:
         InputError: the root is not a path.
@@ -394,7 +396,11 @@ def _events(folder: Path) -> list[Event]:
 
 def _note(folder: Path, event: Event) -> None:
     """Append an event. The file is written anew: it is whole, whatever interrupts this, and stays small."""
-    events = [*_events(folder), event][-_MAX_EVENTS:]
+    events = [*_events(folder), event]
+    # Failures go first: a timer may fail every hour, and what was rolled back must not be forgotten for that.
+    spare = len(events) - _MAX_EVENTS
+    failures = [index for index, each in enumerate(events[:-1]) if each.result != "ok"][: max(spare, 0)]
+    events = [each for index, each in enumerate(events) if index not in set(failures)][-_MAX_EVENTS:]
     lines = [json.dumps(dataclasses.asdict(each), ensure_ascii=False) + "\n" for each in events]
     write_atomic(folder / _HISTORY, "".join(lines).encode())
 

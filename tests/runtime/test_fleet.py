@@ -5,6 +5,8 @@ import copy
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,8 @@ import pytest
 
 import vae_runtime
 from vae_runtime import BundleError, DeviceError, InputError, VaeError, history, install, rollback, status
-from vae_runtime.cli.main import main
+from vae_runtime.bundle import open_bundle
+from vae_runtime.cli.main import build_parser, main
 from vae_runtime.files import locked
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a link is replaced in one step on POSIX alone")
@@ -42,6 +45,13 @@ def used(site):
     """The name of the bundle that is in use, which must be whole and verified."""
     assert vae_runtime.verify(site / "current").passed
     return vae_runtime.load(site / "current").manifest.name
+
+
+def whole(site):
+    """The name of the bundle that is in use, whose files are as listed."""
+    bundle = open_bundle(site / "current")
+    assert bundle.problems() == []
+    return bundle.manifest.name
 
 
 def results(site):
@@ -256,6 +266,33 @@ def test_the_history_is_bounded_and_takes_damaged_lines(bundles, site):
         }  # fmt: skip
 
 
+def test_a_timer_that_fails_for_months_does_not_forget_what_was_rolled_back(bundles, site):
+    for bundle in bundles[:2]:
+        install(bundle, site)
+    rollback(site)
+    with pytest.raises(VaeError, match="rolled back"):
+        install(bundles[1], site)
+    lines = (site / "history.jsonl").read_bytes().splitlines(keepends=True)
+    (site / "history.jsonl").write_bytes(b"".join(lines) + lines[-1] * 2000)
+    for _ in range(2):
+        with pytest.raises(VaeError, match="rolled back"):
+            install(bundles[1], site)
+    assert results(site)[:4] == [
+        *(("install", name, "ok") for name in "ab"),
+        ("rollback", "a", "ok"),
+        results(site)[-1],
+    ]
+    assert len(history(site)) == 1000
+
+
+def test_the_root_lies_outside_the_bundle(bundles):
+    before = sorted(bundles[0].rglob("*"))
+    for root in (bundles[0], bundles[0] / "site"):
+        with pytest.raises(InputError, match="root: expected a place outside the bundle"):
+            install(bundles[0], root)
+    assert sorted(bundles[0].rglob("*")) == before
+
+
 # Kills.
 
 
@@ -286,7 +323,9 @@ def killed_at(step):
 
 
 def test_killed_at_any_step_the_old_or_the_new_one_is_there(bundles, site, tmp_path):
-    a, b, c = bundles
+    a, b, c = (tmp_path / f"small {bundle.name}" for bundle in bundles)
+    for bundle, small in zip(bundles, (a, b, c), strict=True):
+        vae_runtime.pack(bundle, small, only="decoder")
     for bundle in (a, b):
         install(bundle, site)
     with killed_at(10**6) as calls:
@@ -297,12 +336,12 @@ def test_killed_at_any_step_the_old_or_the_new_one_is_there(bundles, site, tmp_p
         scratch = Path(shutil.copytree(site, tmp_path / f"killed {step}", symlinks=True))
         with contextlib.suppress(Killed), killed_at(step):
             install(c, scratch)
-        seen.add((used(scratch), len(results(scratch))))
-        before = used(scratch)
+        seen.add((whole(scratch), len(results(scratch))))
+        before = whole(scratch)
         # The next command sees what happened, and cleans up.
         with contextlib.suppress(VaeError):
             install(c, scratch)
-        assert used(scratch) == "c"
+        assert whole(scratch) == "c"
         assert names(scratch) == ["c", "b"], step
         assert left_behind(scratch) == []
         assert results(scratch) == [("install", name, "ok") for name in "abc"]
@@ -450,6 +489,13 @@ def test_the_commands(bundles, site, capsys):
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[1] for line in lines] == ["install", "install", "rollback", "install", "install"]
     assert lines[3].endswith("or this with `again`")
+
+
+def test_the_units_of_the_guide_call_commands_that_exist(root):
+    text = (root / "docs" / "fleet.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^ExecStart=/opt/vae/bin/vae-runtime (.+)$", text, re.MULTILINE)
+    verbs = [build_parser().parse_args(shlex.split(line.replace("${DIGEST}", "0" * 64))).command for line in commands]
+    assert [verb.__name__ for verb in verbs] == ["_install", "_rollback"]
 
 
 # Versions.

@@ -218,6 +218,22 @@ def test_the_signature_is_fetched_too(server, cache, zipped, digits, sign, keys,
     assert os.listdir(cache) == []
 
 
+def test_a_device_installs_from_a_server_and_goes_back(server, cache, zipped, digits, sign, keys, tmp_path, capsys):
+    (tmp_path / "small.zip").write_bytes(server.files["small.zip"])
+    server.files["small.zip.sig"] = sign(tmp_path / "small.zip").read_bytes()
+    server.files["folder/model.sig"] = sign(shutil.copytree(digits, tmp_path / "signed")).read_bytes()
+    site, key = ["--root", str(tmp_path / "site")], ["--key", str(keys["mine"][1])]
+    whole = vae_runtime.load(digits).digest
+    for url, digest in ((f"{server.url}/folder", whole), (f"{server.url}/small.zip?token=secret", zipped)):
+        assert main(["install", url, "--digest", digest, *key, *site]) == 0
+    assert vae_runtime.load(tmp_path / "site" / "current").digest == zipped
+    assert main(["rollback", *site]) == 0
+    assert vae_runtime.load(tmp_path / "site" / "current", key=keys["mine"][1]).digest == whole
+    assert main(["install", f"{server.url}/small.zip?token=secret", *site]) == 1
+    assert main(["history", *site]) == 0
+    assert "secret" not in capsys.readouterr().out + (tmp_path / "site" / "history.jsonl").read_text()
+
+
 # The Hub.
 
 HUB = """

@@ -129,16 +129,18 @@ def install(
                 if not allow_older:
                     _require_newer(bundle, active)
                 if not again and bundle.digest in _left(_events(folder)):
-                    raise VaeError(f"{source}: this bundle was rolled back here; install another, or this with `again`")
+                    raise VaeError(
+                        f"{bundle.root}: this bundle was rolled back here; install another, or this with `again`"
+                    )
+                # What is removed first makes room, and releases that never were in use do not gather.
+                _prune(folder, active, keep)
                 active = _copy(bundle, folder, active, device, provider_options)
-                switch_link(folder / _LINK, f"{_RELEASES}/{active.number:06}/bundle")
-                _note(folder, _event("install", active))
+                _switch(folder, "install", active)
         except VaeError as error:
             with contextlib.suppress(VaeError):  # the first error is the one to tell
                 _note(folder, _failure("install", bundle, device, error))
             raise
-        kept = {release.number for release in _chain(folder, active)[:keep]}
-        _remove(folder, [number for number in _numbers(folder) if number not in kept])
+        _prune(folder, active, keep)
     return active
 
 
@@ -166,12 +168,11 @@ def rollback(root: str | os.PathLike[str]) -> Release:
                 )
             if not _is_sound(target, target.digest):
                 raise VaeError(f"{target.path}: damaged; install the bundle that you want")
-            switch_link(folder / _LINK, f"{_RELEASES}/{target.number:06}/bundle")
+            _switch(folder, "rollback", target)
         except VaeError as error:
             with contextlib.suppress(VaeError):
                 _note(folder, _failure("rollback", None, None, error))
             raise
-        _note(folder, _event("rollback", target))
     return target
 
 
@@ -215,13 +216,22 @@ def _alone(folder: Path) -> Iterator[None]:
             last = switches[-1].release if switches else None
             if current is not None and current.number != last:
                 went_back = last is not None and current.number < last
-                _note(folder, _event("rollback" if went_back else "install", current))
+                # A full disk must not keep a device from going back.
+                with contextlib.suppress(VaeError):
+                    _note(folder, _event("rollback" if went_back else "install", current))
             yield
     except BlockingIOError:
         raise VaeError(f"{folder}: another process installs here; wait until it has ended") from None
     except OSError as error:
         place = error.filename or folder
         raise VaeError(f"{place}: {error_line(error)}; check the root, or choose another") from error
+
+
+def _switch(folder: Path, action: str, release: Release) -> None:
+    switch_link(folder / _LINK, f"{_RELEASES}/{release.number:06}/bundle")
+    # It is done, even if the disk is full now: the next call writes it down.
+    with contextlib.suppress(VaeError):
+        _note(folder, _event(action, release))
 
 
 # Releases.
@@ -306,14 +316,14 @@ def _copy(
     bundle: Bundle, folder: Path, active: Release | None, device: str, provider_options: Mapping[str, Any] | None
 ) -> Release:
     """Write a bundle as the next release, verified."""
-    _clean(folder)
     needed = sum(map(bundle.files.size, (SUMS, *bundle.sums))) + _SPARE
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise VaeError(
             f"{folder}: expected {needed / 2**20:,.0f} MiB of free space, got {free / 2**20:,.0f}; free some space"
         )
-    number = max(_numbers(folder), default=0) + 1
+    # Never that of a release that a process may still have open.
+    number = max([0, *_numbers(folder), *(event.release or 0 for event in _events(folder))]) + 1
     release = Release(
         path=str(folder / _RELEASES / f"{number:06}" / "bundle"),
         number=number,
@@ -346,23 +356,21 @@ def _copy(
     return release
 
 
-def _clean(folder: Path) -> None:
-    """Remove what interrupted calls left; the lock of the root is held, so none is at work."""
-    for path in (folder / _RELEASES).glob(".*"):
+def _prune(folder: Path, active: Release | None, keep: int) -> None:
+    """Remove what interrupted calls left, and releases beyond those to keep; the lock of the root is held."""
+    releases = folder / _RELEASES
+    kept = {release.number for release in _chain(folder, active)[:keep]}
+    unused = [number for number in _numbers(folder) if number not in kept]
+    for number in unused:
+        # A release disappears at once, and is never seen by halves.
+        os.rename(releases / f"{number:06}", releases / f".{number:06}.removed")
+    if unused:
+        sync_folder(releases)
+    for path in releases.glob(".*"):
         shutil.rmtree(path, ignore_errors=True)
     for name in (_LINK, _HISTORY):
         for path in folder.glob(f".{name}.*"):
             path.unlink(missing_ok=True)
-
-
-def _remove(folder: Path, numbers: Sequence[int]) -> None:
-    """Remove releases: each disappears at once, and is never seen by halves."""
-    releases = folder / _RELEASES
-    for number in numbers:
-        os.rename(releases / f"{number:06}", releases / f".{number:06}.removed")
-    if numbers:
-        sync_folder(releases)
-    _clean(folder)
 
 
 # The history.
@@ -390,7 +398,9 @@ def _events(folder: Path) -> list[Event]:
     with contextlib.suppress(FileNotFoundError):
         for line in (folder / _HISTORY).read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, TypeError):
-                events.append(Event(**json.loads(line)))
+                event = Event(**json.loads(line))
+                if isinstance(event.release, int | None) and isinstance(event.result, str):
+                    events.append(event)
     return events
 
 

@@ -210,6 +210,39 @@ def test_a_disk_that_is_full_meanwhile(bundles, digits, site, python):
     assert left_behind(site) == []
 
 
+def test_what_cannot_be_written_down_is_done_and_written_down_later(bundles, site, monkeypatch):
+    install(bundles[0], site)
+    with monkeypatch.context() as patch:
+
+        def full(*arguments):
+            raise VaeError("no space")
+
+        patch.setattr("vae_runtime.fleet.write_atomic", full)
+        assert install(bundles[1], site).name == used(site) == "b"
+        assert rollback(site).name == used(site) == "a"
+        assert results(site) == [("install", "a", "ok")]
+    install(bundles[2], site)
+    assert results(site) == [("install", "a", "ok"), ("install", "c", "ok")]
+
+
+def test_copies_that_never_were_in_use_do_not_gather(bundles, site, monkeypatch):
+    install(bundles[0], site)
+
+    def refuse(*arguments):
+        raise OSError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "symlink", refuse)
+        for _ in range(3):
+            with pytest.raises(VaeError, match="current: not written: Operation not permitted; choose another place"):
+                install(bundles[1], site)
+    assert used(site) == "a"
+    assert len(os.listdir(site / "releases")) == 2
+    install(bundles[1], site)
+    assert names(site) == ["b", "a"]
+    assert len(os.listdir(site / "releases")) == 2
+
+
 def test_one_at_a_time(bundles, site):
     install(bundles[0], site)
     with locked(site):
@@ -247,7 +280,7 @@ def test_a_link_that_leads_to_nothing_is_made_good(bundles, site):
         status(site)
     install(bundles[1], site)
     assert names(site) == ["b"]
-    (site / "releases" / "000001" / "release.json").write_text("{")
+    Path(status(site)[0].path).with_name("release.json").write_text("{")
     install(bundles[2], site)
     assert names(site) == ["c"]
     assert used(site) == "c"
@@ -256,7 +289,7 @@ def test_a_link_that_leads_to_nothing_is_made_good(bundles, site):
 def test_the_history_is_bounded_and_takes_damaged_lines(bundles, site):
     install(bundles[0], site)
     line = (site / "history.jsonl").read_bytes()
-    (site / "history.jsonl").write_bytes(line * 1100 + b'{"time": 3}\n\xff\n{"time')
+    (site / "history.jsonl").write_bytes(line * 1100 + line.replace(b": 1,", b': "1",') + b'{"time": 3}\n\xff\n{"time')
     install(bundles[1], site)
     assert len(history(site)) == 1000
     assert [event.name for event in history(site)[-2:]] == ["a", "b"]

@@ -229,9 +229,12 @@ def test_a_device_installs_from_a_server_and_goes_back(server, cache, zipped, di
     assert vae_runtime.load(tmp_path / "site" / "current").digest == zipped
     assert main(["rollback", *site]) == 0
     assert vae_runtime.load(tmp_path / "site" / "current", key=keys["mine"][1]).digest == whole
-    assert main(["install", f"{server.url}/small.zip?token=secret", *site]) == 1
+    for more in ((), ("--digest", zipped), ("--digest", "0" * 64)):
+        assert main(["install", f"{server.url}/small.zip?token=secret", *more, *site]) == 1
     assert main(["history", *site]) == 0
-    assert "secret" not in capsys.readouterr().out + (tmp_path / "site" / "history.jsonl").read_text()
+    printed, told = capsys.readouterr()
+    assert "rolled back here" in told
+    assert "secret" not in printed + told + (tmp_path / "site" / "history.jsonl").read_text()
 
 
 # The Hub.

@@ -77,3 +77,9 @@ def test_a_missing_library_is_named(bundle, keys, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "model_signing", None)
     assert main(["sign", str(bundle), "--key", str(keys[0])]) == 1
     assert "pip install 'vae-export[sign]'" in capsys.readouterr().err
+
+
+def test_signing_needs_no_pytorch(bundle, keys, python):
+    code = "import sys; sys.modules['torch'] = None; from vae_export.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = python("-c", code, "sign", bundle, "--key", keys[0])
+    assert (done.returncode, done.stderr) == (0, "")

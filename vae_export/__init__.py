@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vae_runtime._version import __version__
 
 if TYPE_CHECKING:
+    from .adopting import Adopted, adopt
     from .errors import ExportError, ParityError, TrainingError
     from .exporting import Exported, export
     from .parity.bundle import check_parity
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "VAE",
+    "Adopted",
     "DataConfig",
     "Evaluation",
     "ExportError",
@@ -33,6 +35,7 @@ __all__ = [
     "TrainConfig",
     "TrainingError",
     "__version__",
+    "adopt",
     "check_parity",
     "evaluate",
     "export",
@@ -44,6 +47,7 @@ __all__ = [
 # The module of each name, imported when the name is first used: PyTorch takes seconds to import.
 _MODULES = {
     **dict.fromkeys(("ExportError", "ParityError", "TrainingError"), "errors"),
+    **dict.fromkeys(("Adopted", "adopt"), "adopting"),
     **dict.fromkeys(("Exported", "export"), "exporting"),
     "check_parity": "parity.bundle",
     "ParityReport": "parity.report",

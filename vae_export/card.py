@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from vae_runtime.golden import reference_of
 from vae_runtime.manifest import Manifest
 
 # Graphs that exist already are adopted without PyTorch.
@@ -33,6 +34,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int], picture: bool, *, r
         *_picture(manifest, picture),
         *_use(manifest),
         "",
+        *_origin(manifest),
         f"License of the weights: {manifest.license or 'not stated'}.",
         "",
         "## What was understood of the model",
@@ -98,6 +100,14 @@ def _kind(manifest: Manifest) -> str:
     return "A Variational Autoencoder" if manifest.encoder else "A decoder, exported without an encoder, of a model"
 
 
+def _origin(manifest: Manifest) -> list[str]:
+    """Return what readers of an adopted bundle must know."""
+    if "adopted" not in manifest.producer:
+        return []
+    text = f"Adopted from {manifest.producer['adopted']}: parity with the original framework was not checked."
+    return [f"{text} The graphs compute what the graphs that were given compute.", ""]
+
+
 def _shapes(manifest: Manifest) -> str:
     shape = "×".join(map(str, manifest.observation.shape))
     latents = " and ".join(
@@ -143,7 +153,7 @@ def _graphs(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
     return [
         "## Graphs",
         "",
-        "| file | KiB | largest difference from PyTorch (golden vectors) |",
+        f"| file | KiB | largest difference from {reference_of(manifest)} (golden vectors) |",
         "|---|---|---|",
         *(
             f"| {variant.path} | {sizes[variant.path] / 1024:,.0f} | {max(variant.error.values()):.1e} |"

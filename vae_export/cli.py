@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vae-export {__version__}")
     verbs = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_train, _add_evaluate, _add_export, _add_parity, _add_sign, _add_demo):
+    for add in (_add_train, _add_evaluate, _add_export, _add_adopt, _add_parity, _add_sign, _add_demo):
         add(verbs)
     return parser
 
@@ -192,11 +192,7 @@ def _add_export(verbs: Verbs) -> None:
         help="leave out variants with a larger loss of ELBO (default 0.5)",
     )
     verb.add_argument("--data", help="where the run's data are now")
-    verb.add_argument("--name", help="the bundle's name (default: that of the data or of the model's class)")
-    verb.add_argument("--description", help="for the model card: what the model is and what it was trained on")
-    verb.add_argument("--license", help="for the model card: the license of the weights")
-    verb.add_argument("--version", metavar="1.2.0", help="the bundle's version, dotted integers")
-    verb.add_argument("--force", action="store_true", help="replace an existing bundle")
+    _add_labels(verb, "that of the data or of the model's class")
     _add_model(verb)
 
 
@@ -222,19 +218,33 @@ def _add_model(verb: argparse.ArgumentParser) -> None:
         "--condition", action="append", default=[], metavar="NAME=C.npy", help="values [n, ...] of a condition"
     )
     group.add_argument("--class-names", metavar="A,B,C", help="names of the classes of the integer condition")
+    _add_meaning(group, help="normal, none, sphere; or a prior to fit: diagonal, gaussian, mixture:K")
+    for name in ("encode", "decode"):
+        group.add_argument(f"--{name}", metavar="METHOD", help=f"name of the method (default {name})")
+
+
+def _add_meaning(group: Any, **prior: Any) -> None:
+    """Add the options that declare what a model's tensors mean."""
     group.add_argument("--posterior", choices=POSTERIORS, help="meaning of the encoder's second tensor")
     group.add_argument("--likelihood", choices=LIKELIHOODS, help="without it, the bundle samples but does not score")
     group.add_argument("--scale", type=float, help="scale of a gaussian or laplace likelihood (default 1)")
-    group.add_argument("--prior", help="normal, none, sphere; or a prior to fit: diagonal, gaussian, mixture:K")
+    group.add_argument("--prior", **prior)
     group.add_argument("--axes", type=_names, metavar="A,B,C", help="names of an observation's axes")
     group.add_argument("--latent-axes", type=_names, metavar="A,B,C", help="names of the latent's axes")
     group.add_argument("--dynamic", type=_names, metavar="A,B,C", help="names of the axes whose sizes may change")
     group.add_argument("--range", type=float, nargs=2, metavar=("MIN", "MAX"), help="range of an observation's values")
-    for name in ("encode", "decode"):
-        group.add_argument(f"--{name}", metavar="METHOD", help=f"name of the method (default {name})")
     group.add_argument("--latent-scale", type=float, help="other models take (z - shift) * scale")
     group.add_argument("--latent-shift", type=float, help="see --latent-scale")
     group.add_argument("--codebook", type=int, help="number of codes")
+
+
+def _add_labels(verb: argparse.ArgumentParser, default: str) -> None:
+    """Add the options that name and describe a bundle, and the one that replaces another."""
+    verb.add_argument("--name", help=f"the bundle's name (default: {default})")
+    verb.add_argument("--description", help="for the model card: what the model is and what it was trained on")
+    verb.add_argument("--license", help="for the model card: the license of the weights")
+    verb.add_argument("--version", metavar="1.2.0", help="the bundle's version, dotted integers")
+    verb.add_argument("--force", action="store_true", help="replace an existing bundle")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -325,6 +335,43 @@ def _model_arguments(options: argparse.Namespace) -> dict[str, Any]:
     if options.class_names is not None:
         arguments["class_names"] = options.class_names.split(",")
     return arguments
+
+
+def _add_adopt(verbs: Verbs) -> None:
+    text = "make a bundle of an encoder and a decoder that are ONNX graphs already, without PyTorch"
+    verb = add_verb(verbs, "adopt", _adopt, text)
+    verb.add_argument(
+        "source",
+        nargs="+",
+        metavar="PATH",
+        help="ENCODER.onnx DECODER.onnx; or one folder: optimum's (vae_encoder, vae_decoder) or a model package",
+    )
+    verb.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="the bundle's folder")
+    verb.add_argument(
+        "--shape", type=_sizes, metavar="A,B,C", help="sizes of one observation that the graph leaves open"
+    )
+    verb.add_argument("--logits", action="store_true", help="the decoder's first output is before the sigmoid")
+    _add_meaning(verb, choices=("normal", "none", "sphere"), help="the prior of the latents")
+    _add_labels(verb, "that of the folder or package")
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split(","))
+
+
+def _adopt(options: argparse.Namespace) -> None:
+    from .adopting import adopt
+
+    if len(options.source) > 2:
+        options.misuse(f"PATH: expected ENCODER.onnx DECODER.onnx or one folder, got {len(options.source)} paths")
+    names = (
+        "shape", "logits", "posterior", "likelihood", "prior", "scale", "axes", "latent_axes", "dynamic", "range",
+        "latent_scale", "latent_shift", "codebook", "name", "description", "license", "version", "force",
+    )  # fmt: skip
+    source = options.source[0] if len(options.source) == 1 else options.source
+    adopted = adopt(source, options.out, **{name: getattr(options, name) for name in names})
+    print("\n".join(adopted.recognised))
+    print(f"{adopted.path}: {adopted.digest}; parity with the original framework was not checked")
 
 
 def _add_parity(verbs: Verbs) -> None:

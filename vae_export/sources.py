@@ -25,11 +25,11 @@ from .training import checkpoint
 from .training.checkpoint import RunInfo
 from .training.data import Dataset
 from .training.evaluation import binarise, read_evaluation
+from .understand.checks import observation_range
 from .understand.declaration import Declaration
 from .understand.edges import at_edge
 from .understand.families.registry import decoder_data, object_data
 from .understand.inner import module_of
-from .understand.likelihood import observation_range
 from .understand.observation import require_axes
 
 Array = NDArray[Any]

@@ -57,6 +57,11 @@ def golden_inputs(bundle: Bundle, component: str, golden: Mapping[str, Array]) -
     return {tensor.name: value(tensor) for tensor in bundle.manifest.inputs(component)}
 
 
+def reference_of(manifest: Manifest) -> str:
+    """Return what the stored answers are held against: PyTorch, or the graphs that a bundle was adopted from."""
+    return "the graph that was given" if "adopted" in manifest.producer else "PyTorch"
+
+
 def _drawn(manifest: Manifest) -> dict[str, int]:
     """Return the numbers of the latents that the golden vectors do not store, by name."""
     return {latent.name: j for j, latent in enumerate(manifest.latents) if latent.prior.kind == "normal"}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .bundle import Bundle, open_bundle
 from .devices import Device, resolve_device
 from .errors import BundleError, DeviceError, VaeError, one_line, require_bool, require_integer
-from .golden import golden_inputs, read_golden
+from .golden import golden_inputs, read_golden, reference_of
 from .manifest import Variant
 from .networks import run_variant
 
@@ -136,12 +136,14 @@ def _replay(
         yield Check(what, False, f"expected {len(outputs)} outputs, got {len(answers)}")
         return
     for output, answer in zip(outputs, answers, strict=True):
-        yield _compare(f"{what} {output}", variant, output, answer, golden)
+        yield _compare(f"{what} {output}", variant, output, answer, golden, reference_of(bundle.manifest))
 
 
-def _compare(what: str, variant: Variant, output: str, answer: Array, golden: Mapping[str, Array]) -> Check:
+def _compare(
+    what: str, variant: Variant, output: str, answer: Array, golden: Mapping[str, Array], reference: str
+) -> Check:
     own = golden[f"{variant.component}/{variant.name}/{output}"]
-    pytorch = golden[f"{variant.component}/pytorch/{output}"]
+    expected = golden[f"{variant.component}/pytorch/{output}"]
     tolerance, declared = variant.tolerance[output], variant.error[output]
     if answer.shape != own.shape:
         return Check(what, False, f"expected the shape {list(own.shape)}, got {list(answer.shape)}")
@@ -160,14 +162,14 @@ def _compare(what: str, variant: Variant, output: str, answer: Array, golden: Ma
             f"disagrees with {many} of {own.size} golden values{share}; worst at {list(worst)}: expected "
             f"{own[worst]:.6g}, got {answer[worst]:.6g}, difference {largest:.2g}, tolerance {tolerance:.2g}",
         )
-    distance = float(np.max(np.abs(own.astype(np.float64) - pytorch)))
+    distance = float(np.max(np.abs(own.astype(np.float64) - expected)))
     if not distance <= declared:
         return Check(
             what,
             False,
-            f"golden.npz: the stored answer is {distance:.2g} from PyTorch's, the manifest declares {declared:.2g}",
+            f"golden.npz: the stored answer is {distance:.2g} from {reference}'s, the manifest declares {declared:.2g}",
         )
     result = f"max difference {largest:.2g}"
     if codes:
         result = f"{int(np.sum(answer != own))} of {own.size} codes differ ({np.mean(answer != own):.2%})"
-    return Check(what, True, f"{result}, tolerance {tolerance:.2g}; from PyTorch {declared:.2g}")
+    return Check(what, True, f"{result}, tolerance {tolerance:.2g}; from {reference} {declared:.2g}")

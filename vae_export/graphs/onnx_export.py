@@ -13,7 +13,6 @@ from typing import Any
 import onnx
 import onnxscript.optimizer
 import torch
-from onnx.external_data_helper import convert_model_to_external_data
 
 from vae_runtime.manifest import TensorSpec
 
@@ -21,6 +20,7 @@ from ..errors import ExportError, ParityError
 from ..understand.adapted import Adapted
 from ..understand.reads import branch_of
 from ..understand.state import release
+from .files import INLINE, RANDOM, graphs_of, strip, weight_bytes, write_graph
 from .graph import (
     IR_VERSION,
     OPSET,
@@ -35,11 +35,8 @@ from .graph import (
 )
 from .rewrites import rewritten
 
-# A protobuf message, and so an ONNX file, holds at most 2 GiB, some of which the graph itself needs.
-_INLINE = 2**31 - 2**24
 # How many rows a rewritten graph is compared with the original on.
 _ROWS = 4
-_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 _FROZEN = (
     "; the model fixes a size that must stay dynamic: use x.shape without int(), and -1 or x.shape[0] for the batch, "
     "or leave the axis out of dynamic="
@@ -65,8 +62,8 @@ def export_onnx(adapted: Adapted, component: str, path: Path, require: Callable[
             one = component in adapted.signature.batch_of_one
             _check_contract(model, component, adapted.signature.inputs(component), one)
             _declare_shapes(model, adapted.signature.outputs(component), one)
-            changed, rewrites = rewritten(model) if _weight_bytes(model) < _INLINE else (model, ())
-            data = _write(model, path)
+            changed, rewrites = rewritten(model) if weight_bytes(model) < INLINE else (model, ())
+            data = write_graph(model, path)
             graph = graph_of(adapted, component, "onnx", path, f"torch.onnx.export({exporter})", data)
             del model
             release(adapted.modules.values())
@@ -101,7 +98,7 @@ def _choose_rewritten(
     assert isinstance(original.source, Path)
     path = original.source.with_name("rewritten.onnx")
     try:
-        _write(changed, path)
+        write_graph(changed, path)
         graph = replace(original, source=path, rewrites=rewrites)
         inputs = [tensor[:_ROWS].numpy() for tensor in adapted.given(original.component)]
         require_same(original.outputs, open_graph(original)(inputs), open_graph(graph)(inputs))
@@ -120,24 +117,6 @@ def _refuse_branches(adapted: Adapted, component: str, error: Exception) -> None
         branch = None
     if branch:
         raise ExportError(f"{component}: {branch}") from error
-
-
-def _weight_bytes(model: onnx.ModelProto) -> int:
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-
-
-def _write(model: onnx.ModelProto, path: Path) -> dict[str, Path]:
-    """Write a graph, and return the names and paths of separate weight files, used where one file is too small."""
-    if _weight_bytes(model) < _INLINE:
-        path.write_bytes(model.SerializeToString(deterministic=True))
-        model.Clear()
-        # Checked by its path, because the checker would serialize a model in memory once more.
-        onnx.checker.check_model(path, full_check=True)
-        return {}
-    name = f"{path.name}.data"
-    convert_model_to_external_data(model, all_tensors_to_one_file=True, location=name, size_threshold=1024)
-    onnx.save_model(model, path)
-    return {name: path.with_name(name)}
 
 
 @contextlib.contextmanager
@@ -200,7 +179,7 @@ def _dynamo(adapted: Adapted, component: str) -> onnx.ModelProto:
     onnxscript.optimizer.remove_unused_nodes(program.model)
     model = program.model_proto
     _drop_wrong_biases(model)
-    _strip(model)
+    strip(model)
     model.ir_version = IR_VERSION
     return model
 
@@ -257,7 +236,7 @@ def _legacy(adapted: Adapted, component: str) -> onnx.ModelProto:
             verbose=False,
         )
     model = onnx.load_model_from_string(file.getvalue())
-    _strip(model)
+    strip(model)
     model.ir_version = IR_VERSION
     return model
 
@@ -268,36 +247,14 @@ _EXPORTERS: dict[str, Callable[[Adapted, str], onnx.ModelProto]] = {
 }
 
 
-def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    """Yield the main graph, the functions, and the branches and loop bodies nested in them."""
-    waiting = [model.graph, *model.functions]
-    while waiting:
-        graph = waiting.pop()
-        yield graph
-        waiting += [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
-        waiting += [nested for node in graph.node for attribute in node.attribute for nested in attribute.graphs]
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    """Remove the exporter's notes about the source: class names, and stack traces with this machine's paths."""
-    parts: list[Any] = [model]
-    for graph in _graphs(model):
-        parts += [graph, *graph.node, *graph.value_info]
-        if isinstance(graph, onnx.GraphProto):
-            parts += [*graph.input, *graph.output, *graph.initializer]
-    for part in parts:
-        del part.metadata_props[:]
-        part.doc_string = ""
-
-
 def _check_contract(model: onnx.ModelProto, component: str, inputs: Sequence[TensorSpec], one: bool) -> None:
     """Raise ExportError unless a graph is free of random operators and has every input, with its dynamic axes.
 
     With `one`, its batch must be one.
     """
-    for node in (node for graph in _graphs(model) for node in graph.node):
+    for node in (node for graph in graphs_of(model) for node in graph.node):
         # A Dropout is active only with its third input, the training mode.
-        if node.op_type in _RANDOM or (node.op_type == "Dropout" and any(node.input[2:])):
+        if node.op_type in RANDOM or (node.op_type == "Dropout" and any(node.input[2:])):
             raise ExportError(
                 f"{component}: node {node.name}: expected no random operator in a graph, got {node.op_type}; draw "
                 "noise outside and pass it in"

@@ -78,3 +78,9 @@ def _floats(value: Any) -> NDArray[np.float64]:
         return np.asarray(value, np.float64).reshape(-1)
     except (TypeError, ValueError, OverflowError):
         return np.array([np.nan])
+
+
+def observation_range(kind: str) -> tuple[float, float] | None:
+    """Return the range outside which a likelihood is not defined, where it has two finite ends."""
+    support = KINDS[kind].support if kind in KINDS else None
+    return support if support and all(map(math.isfinite, support)) else None

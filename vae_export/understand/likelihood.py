@@ -67,12 +67,6 @@ class _Parameters:
     scale_output: bool = False
 
 
-def observation_range(kind: str) -> tuple[float, float] | None:
-    """Return the range outside which a likelihood is not defined, where it has two finite ends."""
-    support = KINDS[kind].support if kind in KINDS else None
-    return support if support and all(map(math.isfinite, support)) else None
-
-
 def mean_range(kind: str, observations: tuple[float, float] | None) -> tuple[float, float] | None:
     """Return the range that a decoder's mean must keep, None if it may be any number.
 

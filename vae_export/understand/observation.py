@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from vae_runtime.manifest import Condition, Observation
 
 from ..errors import ExportError
+from .checks import observation_range
 from .declaration import Declaration
 from .edges import range_of
-from .likelihood import observation_range
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from vae_runtime.errors import error_line
-from vae_runtime.manifest import Sizes
 
 from ..errors import ExportError
 from .adapted import Adapted, resized, run_module
+from .axis_sizes import with_dynamic_axes
 from .likelihood import mean_range
 
 # How far two computations of the same row may be apart, as a share of the largest magnitude: other batch sizes take
@@ -54,7 +54,10 @@ def probe(adapted: Adapted, dynamic: Sequence[str] = ()) -> Adapted:
             f"condition {left[0]!r}: encode and decode do not depend on it; leave it out, or check that "
             "the model uses it"
         )
-    return _dynamic(adapted, dynamic) if dynamic else adapted
+    if not dynamic:
+        return adapted
+    signature = with_dynamic_axes(adapted.signature, dynamic, partial(_round_trip, adapted))
+    return dataclasses.replace(adapted, signature=signature)
 
 
 def _batch_norm(component: str, module: nn.Module) -> None:
@@ -219,62 +222,6 @@ def _moved(tensor: Tensor) -> Tensor:
     return torch.where(tensor > 0, tensor - 1, tensor + 1)
 
 
-# Dynamic axes.
-
-
-def _dynamic(adapted: Adapted, names: Sequence[str]) -> Adapted:
-    signature = adapted.signature
-    observation = signature.observation
-    for name in names:
-        if name not in observation.axes:
-            raise ExportError(
-                f"dynamic: expected one of the axes {list(observation.axes)}, got {name!r}; name the axes with axes="
-            )
-    sizes: dict[str, Sizes] = {}
-    latents = {latent.name: latent for latent in signature.latents}
-    # The names of the dynamic axes of the decoder's outputs, by the output's number and the axis.
-    named: dict[int, dict[int, str]] = {}
-    for name in names:
-        axis_sizes = _sizes_of(adapted, name)
-        sizes[name] = axis_sizes.sizes
-        for latent, axes in axis_sizes.latents.items():
-            old = latents[latent]
-            spelled = tuple(name if index in axes else axis for index, axis in enumerate(old.axes))
-            dynamic = {**old.dynamic, **({name: next(iter(axes.values()))} if axes else {})}
-            latents[latent] = dataclasses.replace(old, axes=spelled, dynamic=dynamic)
-        for number, axis in axis_sizes.outputs:
-            named.setdefault(number, {})[axis] = name
-    likelihood = signature.likelihood
-    own = [name for name in (likelihood.mean, likelihood.logits, likelihood.scale_output) if name]
-    further = tuple(
-        dataclasses.replace(output, axes=_axes(output.shape, named.get(number, {})))
-        for number, output in enumerate(likelihood.outputs, len(own))
-    )
-    mean_axes = () if likelihood.shape is None else _axes(likelihood.shape, named.get(0, {}))
-    return dataclasses.replace(
-        adapted,
-        signature=dataclasses.replace(
-            signature,
-            observation=dataclasses.replace(observation, dynamic=sizes),
-            latents=tuple(latents.values()),
-            likelihood=dataclasses.replace(likelihood, axes=mean_axes, outputs=further),
-        ),
-    )
-
-
-def _axes(shape: Sequence[int], named: Mapping[int, str]) -> tuple[str, ...]:
-    return tuple(named.get(index, f"axis_{index + 1}") for index in range(len(shape)))
-
-
-@dataclass(frozen=True)
-class _AxisSizes:
-    """The sizes of a dynamic axis, those of the axes of each latent that depend on it, and which axes of outputs do."""
-
-    sizes: Sizes
-    latents: Mapping[str, Mapping[int, Sizes]]
-    outputs: Sequence[tuple[int, int]]
-
-
 def _round_trip(adapted: Adapted, sizes: Mapping[str, int]) -> tuple[dict[str, tuple[int, ...]], list[tuple[int, ...]]]:
     """The shapes of the latents and of the decoder's outputs for an observation of other sizes."""
     signature = adapted.signature
@@ -293,75 +240,6 @@ def _round_trip(adapted: Adapted, sizes: Mapping[str, int]) -> tuple[dict[str, t
         latent.name: tuple(examples[latent.name].shape[1:]) for latent in signature.latents if latent.posterior.outputs
     }
     return shapes, [tuple(output.shape[1:]) for output in decoded]
-
-
-def _sizes_of(adapted: Adapted, name: str) -> _AxisSizes:
-    observation = adapted.signature.observation
-    axis = observation.axes.index(name)
-    size = observation.shape[axis]
-    same = adapted.signature.likelihood.shape is None
-    reason = ""
-    shapes: dict[int, dict[str, tuple[int, ...]]] = {}
-    decoded: dict[int, list[tuple[int, ...]]] = {}
-    shapes[size], decoded[size] = _round_trip(adapted, {})
-
-    def works(other: int) -> bool:
-        nonlocal reason
-        try:
-            latents, outputs = _round_trip(adapted, {name: other})
-        except Exception as error:
-            reason = error_line(error)
-            return False
-        if same and outputs[0][axis] != other:
-            reason = f"{other} in, {outputs[0][axis]} out"
-            return False
-        shapes[other], decoded[other] = latents, outputs
-        return True
-
-    step = next((step for step in _steps(size, shapes[size]) if works(size + step)), None)
-    if step is None:
-        raise ExportError(
-            f"dynamic: {name}: expected the model to work at other sizes than {size}, it fails: {reason}; leave {name} "
-            "out of dynamic="
-        )
-    smallest = next((smaller for smaller in _smaller(step, size) if works(smaller)), size)
-    doubled = size + size // step * step
-    largest = doubled if doubled > size and works(doubled) else size + step
-    latents: dict[str, dict[int, Sizes]] = {}
-    for latent in shapes[size]:
-        for index, length in enumerate(shapes[size][latent]):
-            at = {other: by_latent[latent][index] for other, by_latent in shapes.items()}
-            moved = at[size + step] - length
-            if moved:
-                regular = all((value - length) % moved == 0 for value in at.values())
-                latents.setdefault(latent, {})[index] = Sizes(at[smallest], at[largest], moved if regular else 1)
-    outputs = [
-        (number, index)
-        for number, shape in enumerate(decoded[size])
-        for index, length in enumerate(shape)
-        if decoded[size + step][number][index] != length
-    ]
-    return _AxisSizes(Sizes(smallest, largest, step), latents, outputs)
-
-
-def _steps(size: int, usual: Mapping[str, tuple[int, ...]]) -> list[int]:
-    """Steps to try between sizes, the smallest first: none is smaller than what the encoder shrinks an axis by."""
-    # An axis that no latent shrinks by a whole factor may take any size. A causal model keeps the first frame, and
-    # shrinks those that follow.
-    lengths = {length for shape in usual.values() for length in shape if length > 1}
-    ratios = {divmod(size - kept, length - kept) for length in lengths for kept in (0, 1)}
-    whole = sorted(ratio for ratio, rest in ratios if ratio and not rest)
-    return list(dict.fromkeys([1, *whole, *(2**power for power in range(1, 17) if 2**power <= max(size, 16))]))
-
-
-def _smaller(step: int, size: int) -> list[int]:
-    """Sizes below the usual one by whole steps, the smallest first."""
-    sizes, candidate = [size % step], size % step + step
-    while candidate < size:
-        sizes.append(candidate)
-        candidate += candidate // step * step
-    # Compilers treat a size of 1 specially: it may also be an axis that is broadcast.
-    return [each for each in sizes if each > 1]
 
 
 def _far(a: Tensor, b: Tensor) -> bool:

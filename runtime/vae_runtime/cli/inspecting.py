@@ -61,6 +61,7 @@ def _info(options: argparse.Namespace) -> None:
         ("batch of one", _in_rows(manifest)),
         ("noise", manifest.noise),
         ("packed from", manifest.packed_from),
+        ("adopted from", manifest.producer.get("adopted")),
         ("format", manifest.format_version),
         ("digest", bundle.digest),
     ]
@@ -95,7 +96,9 @@ def _number(number: float | tuple[float, ...]) -> str:
 def _print_graphs(manifest: Manifest, sizes: Mapping[str, float]) -> None:
     """Print a line for each graph, and one for each variant that was measured or left out."""
     print()
-    print(f"{'graph':28}{'KiB':>8}  {'precision':10} largest difference from PyTorch")
+    from ..golden import reference_of
+
+    print(f"{'graph':28}{'KiB':>8}  {'precision':10} largest difference from {reference_of(manifest)}")
     for variant in manifest.variants:
         errors = ", ".join(f"{name} {error:.1e}" for name, error in variant.error.items())
         print(

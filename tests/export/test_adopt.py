@@ -1,0 +1,324 @@
+"""Graphs that exist already become bundles, without PyTorch."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import vae_runtime
+from vae_export import ExportError, adopt
+from vae_export.cli import main
+from vae_runtime import InputError
+
+random = np.random.default_rng(0)
+FLOAT, HALF, INT = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
+
+
+def saved(path, nodes, inputs, outputs, weights=(), opset=17):
+    """Write a graph of plain nodes; inputs and outputs are (name, type, sizes)."""
+    values = [[helper.make_tensor_value_info(*each) for each in each_side] for each_side in (inputs, outputs)]
+    tensors = [numpy_helper.from_array(array, name) for name, array in dict(weights).items()]
+    graph = helper.make_graph([helper.make_node(*node[:3], **(node[3] if node[3:] else {})) for node in nodes],
+                              "g", *values, tensors)  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], producer_name="test"), path)
+    return path
+
+
+def floats(*shape, dtype=np.float32):
+    return (0.3 * random.normal(size=shape)).astype(dtype)
+
+
+def encoder(path, out="latent_parameters", channels=8, axes=("b", 3, "h", "w"), kind=FLOAT, **further):
+    """Convolutions that halve height and width, as optimum exports an encoder."""
+    dtype = np.float16 if kind == HALF else np.float32
+    nodes = [("Conv", ["sample", "k"], ["c"], {"strides": [2, 2], "kernel_shape": [2, 2]}), ("Tanh", ["c"], [out])]
+    ends = [("sample", kind, axes)], [(out, kind, ["b", channels, "h2", "w2"])]
+    return saved(path, nodes, *ends, {"k": 5 * floats(channels, 3, 2, 2, dtype=dtype)}, **further)
+
+
+def decoder(path, out="sample", end="Identity", kind=FLOAT):
+    dtype = np.float16 if kind == HALF else np.float32
+    strides = {"strides": [2, 2], "kernel_shape": [2, 2]}
+    nodes = [("ConvTranspose", ["latent_sample", "k"], ["c"], strides), (end, ["c"], [out])]
+    ends = [("latent_sample", kind, ["b", 4, "h", "w"])], [(out, kind, ["b", 3, "h2", "w2"])]
+    return saved(path, nodes, *ends, {"k": floats(4, 3, 2, 2, dtype=dtype)})
+
+
+@pytest.fixture
+def optimum(tmp_path):
+    folder = tmp_path / "sd"
+    encoder(folder / "vae_encoder" / "model.onnx")
+    decoder(folder / "vae_decoder" / "model.onnx")
+    config = {"in_channels": 3, "sample_size": 16, "scaling_factor": 0.5, "shift_factor": 0.25}
+    (folder / "vae_decoder" / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def dense(path, names, outputs, inputs=("x", 6), kind=FLOAT):
+    """A layer for each output, [b, size]; `outputs` are the operators at their ends by name."""
+    (name, size), nodes, weights = inputs, [], {}
+    for number, (out, end) in enumerate(outputs.items()):
+        weights[f"w{number}"] = floats(size, names[out])
+        nodes += [("MatMul", [name, f"w{number}"], [f"m{number}"]), (end, [f"m{number}"], [out])]
+    ends = [(name, kind, ["b", size])], [(out, kind, ["b", names[out]]) for out in outputs]
+    return saved(path, nodes, *ends, weights)
+
+
+def run(path, x, feed=None):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {feed or session.get_inputs()[0].name: x})
+
+
+def test_optimums_layout(optimum, tmp_path):
+    adopted = adopt(optimum, tmp_path / "out")
+    vae = vae_runtime.load(adopted.path, digest=adopted.digest)
+    assert vae_runtime.verify(adopted.path).passed
+    manifest, latent = vae.manifest, vae.manifest.latent
+    assert (manifest.name, manifest.observation.name, latent.name) == ("sd", "sample", "latent_sample")
+    assert (latent.scale, latent.shift, latent.prior.kind) == (0.5, 0.25, "none")
+    assert "another model" in latent.prior.reason
+    assert manifest.likelihood.kind == "none"
+    x = floats(3, 3, 16, 16)
+    (parameters,) = run(optimum / "vae_encoder" / "model.onnx", x)
+    q = vae.encode(x)
+    assert np.allclose(q.mean, parameters[:, :4], atol=1e-6)
+    assert np.allclose(q.logvar, np.clip(parameters[:, 4:], -30, 20), atol=1e-6)
+    assert np.allclose(q.std, np.exp(parameters[:, 4:] / 2), atol=1e-6)
+    (decoded,) = run(optimum / "vae_decoder" / "model.onnx", q.mean)
+    assert np.allclose(vae.decode(q.mean), decoded, atol=1e-6)
+    # The sizes that the graphs leave open are dynamic, with those that were shown to work.
+    assert sorted(manifest.observation.dynamic) == ["height", "width"]
+    assert vae.encode(floats(1, 3, 8, 32)).mean.shape == (1, 4, 4, 16)
+    card = (adopted.path / "README.md").read_text(encoding="utf-8")
+    assert "Adopted from optimum's layout: parity with the original framework was not checked." in card
+    assert "PyTorch" not in card
+
+
+def test_the_clip_of_diffusers_is_that_of_latent_parameters_alone(tmp_path):
+    """A second half beyond -30 … 20 shows it."""
+    for name, logvar in (("latent_parameters", 20.0), ("moments", 40.0)):
+        path = tmp_path / name / "e.onnx"
+        nodes = [("Identity", ["w"], ["one"]), ("Mul", ["x", "one"], [name])]
+        weights = {"w": np.array([1, 1, 40, -40], np.float32)}
+        saved(path, nodes, [("x", FLOAT, ["b", 4])], [(name, FLOAT, ["b", 4])], weights)
+        back = dense(tmp_path / name / "d.onnx", {"y": 4}, {"y": "Tanh"}, ("z", 2))
+        adopted = adopt((path, back), tmp_path / name / "out", posterior="logvar")
+        q = vae_runtime.load(adopted.path).encode(np.ones((1, 4), np.float32))
+        assert q.logvar[0, 0] == logvar
+
+
+@pytest.mark.parametrize(
+    ("second", "end", "meaning", "std"),
+    [
+        ("logvar", "Tanh", None, lambda t: np.exp(t / 2)),
+        ("z_log_var", "Tanh", None, lambda t: np.exp(t / 2)),
+        ("b", "Tanh", "log_std", np.exp),
+        ("sigma", "Exp", None, lambda t: t),
+        ("b", "Exp", "var", np.sqrt),
+        ("b", "Tanh", "softplus", lambda t: np.log1p(np.exp(t))),
+    ],
+)
+def test_two_outputs_by_name_or_declaration(tmp_path, second, end, meaning, std):
+    paths = (
+        dense(tmp_path / "e.onnx", {"mu": 2, second: 2}, {second: end, "mu": "Tanh"}),
+        dense(tmp_path / "d.onnx", {"x_hat": 6}, {"x_hat": "Sigmoid"}, ("z", 2)),
+    )
+    adopted = adopt(paths, tmp_path / "out", posterior=meaning, likelihood="bernoulli", version="1.2.0")
+    vae = vae_runtime.load(adopted.path)
+    x = random.uniform(size=(5, 6)).astype(np.float32)
+    b, mu = run(paths[0], x)
+    q = vae.encode(x)
+    assert np.allclose(q.mean, mu, atol=1e-6)
+    assert np.allclose(q.std, std(b), atol=1e-6)
+    assert np.allclose(q.logvar, 2 * np.log(std(b)), atol=1e-5)
+    assert (vae.manifest.latent.prior.kind, vae.manifest.latent.prior.assumed) == ("normal", True)
+    assert vae.manifest.package_version == "1.2.0"
+    assert vae.sample(3, seed=0).shape == (3, 6)
+    assert np.isfinite(vae.score(x, seed=0).elbo).all()
+
+
+def test_logits_float16_codes_and_one_row(tmp_path):
+    half = encoder(tmp_path / "half" / "e.onnx", kind=HALF), decoder(tmp_path / "half" / "d.onnx", "logits", kind=HALF)
+    vae = vae_runtime.load(adopt(half, tmp_path / "a", shape=(3, 8, 8), likelihood="bernoulli").path)
+    z = floats(2, 4, 4, 4)
+    (logits,) = run(half[1], z.astype(np.float16))
+    assert vae.manifest.likelihood.logits == "logits"
+    assert np.allclose(vae.decode(z), 1 / (1 + np.exp(-logits.astype(np.float32))), atol=1e-3)
+
+    nodes = [("ArgMax", ["x"], ["codes"], {"axis": 2, "keepdims": 0})]
+    paths = [saved(tmp_path / "e.onnx", nodes, [("x", FLOAT, ["b", 3, 5])], [("codes", INT, ["b", 3])])]
+    nodes = [("Gather", ["table", "codes"], ["y"])]
+    ends = [("codes", INT, ["b", 3])], [("y", FLOAT, ["b", 3, 5])]
+    paths.append(saved(tmp_path / "d.onnx", nodes, *ends, {"table": floats(5, 5)}))
+    vae = vae_runtime.load(adopt(paths, tmp_path / "b", codebook=5).path)
+    x = floats(2, 3, 5)
+    assert (vae.encode(x).mode() == x.argmax(2)).all()
+
+    fixed = encoder(tmp_path / "one.onnx", "mean", 4, (1, 3, 8, 8)), decoder(tmp_path / "dec.onnx")
+    vae = vae_runtime.load(adopt(fixed, tmp_path / "c").path)
+    assert vae.manifest.batch_of_one == ("encoder",)
+    assert vae.manifest.latent.posterior.kind == "none"
+    x = floats(3, 3, 8, 8)
+    assert np.allclose(vae.encode(x).mode()[1:2], run(fixed[0], x[1:2])[0], atol=1e-6)
+
+
+def package(folder, **manifest):
+    """A model package as another tool writes it: a component in its own file, a shared asset, a variant for CUDA."""
+    encoder(folder / "enc" / "cpu" / "model.onnx")
+    asset = "0" * 64
+    decoder(folder / "shared_assets" / f"sha256-{asset}" / "weights" / "model.onnx")
+    component = {
+        "component_name": "vae_encoder",
+        "variants": {
+            "cuda": {"ep": "CUDAExecutionProvider", "executor_info": {"ort": {"model_file": "none.onnx"}}},
+            "cpu": {"ep": "CPUExecutionProvider", "device": "cpu", "executor_info": {"ort": "ort_info.json"}},
+        },
+    }
+    (folder / "enc" / "component.json").write_text(json.dumps(component))
+    (folder / "enc" / "cpu" / "ort_info.json").write_text(json.dumps({"model_file": "model.onnx"}))
+    file = {"model_file": f"sha256:{asset}/weights/model.onnx"}
+    variants = {"all": {"variant_directory": "dec", "executor_info": {"ort": file}}}
+    (folder / "dec").mkdir()
+    document = {
+        "schema_version": "1.0", "package_name": "mine", "package_version": "2.1", "description": "Pictures",
+        "components": {"vae_encoder": "enc", "vae_decoder": {"variants": variants}}, **manifest,
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_a_model_package_of_another_tool(tmp_path):
+    folder = package(tmp_path / "package")
+    if hasattr(onnxruntime, "ModelPackageContext"):
+        # ONNX Runtime reads it as the specification says.
+        assert onnxruntime.ModelPackageContext(str(folder)).get_component_names() == ["vae_encoder", "vae_decoder"]
+    adopted = adopt(folder, tmp_path / "out", shape=(3, 8, 8))
+    manifest = vae_runtime.load(adopted.path).manifest
+    assert (manifest.name, manifest.package_version, manifest.description) == ("mine", "2.1", "Pictures")
+    assert vae_runtime.verify(adopted.path).passed
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schema_version": "2.0"}, "expected a model package of schema 1.x, got '2.0'"),
+        ({"components": []}, "components: expected a JSON object"),
+        ({"components": {"decoder": "dec"}}, "expected one component whose name ends in encoder"),
+        ({"components": {"vae_encoder": "../sd", "vae_decoder": "dec"}}, "which leads out of it"),
+        ({"components": {"vae_encoder": "/etc/passwd", "vae_decoder": "dec"}}, "which leads out of it"),
+        ({"components": {"vae_encoder": {"variants": {}}, "vae_decoder": "dec"}}, "expected a variant for the CPU"),
+        ({"additional_metadata": {"vae": {}}}, "is a bundle already"),
+    ],
+)
+def test_what_is_no_package_of_a_vae(tmp_path, change, words):
+    with pytest.raises(InputError, match=words):
+        adopt(package(tmp_path / "package", **change), tmp_path / "out", shape=(3, 8, 8))
+    assert not (tmp_path / "out").exists()
+
+
+def refused(tmp_path, paths, **arguments):
+    with pytest.raises(ExportError) as caught:
+        adopt(paths, tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+    return str(caught.value)
+
+
+def test_what_cannot_be_understood_is_refused_with_the_argument_that_says_it(tmp_path):
+    back = dense(tmp_path / "d.onnx", {"y": 6}, {"y": "Identity"}, ("z", 2))
+    two = dense(tmp_path / "two.onnx", {"a": 2, "b": 2}, {"a": "Tanh", "b": "Tanh"})
+    assert "b: expected to know what it is beside the mean; give posterior=" in refused(tmp_path, (two, back))
+    moments = dense(tmp_path / "m.onnx", {"moments": 4}, {"moments": "Tanh"})
+    assert "moments: expected to know what it is" in refused(tmp_path, (moments, back))
+    other = dense(tmp_path / "o.onnx", {"h": 5}, {"h": "Tanh"})
+    assert "give the two graphs of one model" in refused(tmp_path, (other, back))
+    pictures = encoder(tmp_path / "e.onnx"), decoder(tmp_path / "d2.onnx")
+    assert "got [3, 'h', 'w'] in the graph; give shape=" in refused(tmp_path, pictures)
+    assert "shape: expected [3, 'h', 'w'] of sample, got [4, 8, 8]" in refused(tmp_path, pictures, shape=(4, 8, 8))
+    words = refused(tmp_path, (moments, back), posterior="logvar", likelihood="bernoulli")
+    assert "expected means from 0 to 1 for the likelihood bernoulli" in words
+    assert "logits= says that they are logits" in words
+    codes = [("ArgMax", ["x"], ["c"], {"axis": 1})]
+    integers = saved(tmp_path / "c.onnx", codes, [("x", FLOAT, ["b", 6])], [("c", INT, ["b", 1])])
+    assert "c: expected codebook=" in refused(tmp_path, (integers, back))
+    fixed = encoder(tmp_path / "f.onnx", axes=(2, 3, 8, 8))
+    assert "expected a dynamic batch axis, got one of 2" in refused(tmp_path, (fixed, pictures[1]))
+
+
+def test_graphs_that_no_bundle_can_have(tmp_path):
+    back = dense(tmp_path / "d.onnx", {"y": 6}, {"y": "Identity"}, ("z", 6))
+    value = [("x", FLOAT, ["b", 6])], [("z", FLOAT, ["b", 6])]
+    noise = saved(tmp_path / "n.onnx", [("RandomNormalLike", ["x"], ["e"]), ("Add", ["x", "e"], ["z"])], *value)
+    assert "expected a graph without random operators, got RandomNormalLike" in refused(tmp_path, (noise, back))
+    mixed = saved(
+        tmp_path / "b.onnx", [("ReduceMean", ["x"], ["m"], {"axes": [0]}), ("Sub", ["x", "m"], ["z"])], *value
+    )
+    assert "expected rows that do not depend on each other" in refused(tmp_path, (mixed, back))
+    undefined = saved(tmp_path / "u.onnx", [("Log", ["x"], ["z"])], *value)
+    assert "z: expected finite numbers, got others; range=" in refused(tmp_path, (undefined, back))
+    inputs = [*value[0], ("t", FLOAT, ["b", 6])]
+    timed = saved(tmp_path / "t.onnx", [("Add", ["x", "t"], ["z"])], inputs, value[1])
+    assert "expected one input, x, got x, t; conditions cannot be adopted" in refused(tmp_path, (timed, back))
+    old = saved(tmp_path / "old.onnx", [("Tanh", ["x"], ["z"])], *value, opset=9)
+    assert "expected opset 11 or later, got 9" in refused(tmp_path, (old, back))
+    loop = [("Loop", ["", "", "x"], ["z"], {"body": onnx.load(noise).graph})]
+    assert "RandomNormalLike" in refused(tmp_path, (saved(tmp_path / "l.onnx", loop, *value), back))
+    (tmp_path / "junk.onnx").write_bytes(b"\x00junk")
+    assert "expected an ONNX graph" in refused(tmp_path, (tmp_path / "junk.onnx", back))
+
+
+def test_weights_beside_a_graph_and_those_outside_of_it(tmp_path):
+    paths = encoder(tmp_path / "in" / "e.onnx"), decoder(tmp_path / "in" / "d.onnx")
+    model = onnx.load(paths[0])
+    onnx.save(model, paths[0], save_as_external_data=True, location="e.data", size_threshold=0)
+    adopted = adopt(paths, tmp_path / "out", shape=(3, 8, 8))
+    assert vae_runtime.verify(adopted.path).passed
+    model = onnx.load(paths[0], load_external_data=False)
+    shutil.move(tmp_path / "in" / "e.data", tmp_path / "e.data")
+    for entry in model.graph.initializer[0].external_data:
+        entry.value = "../e.data" if entry.key == "location" else entry.value
+    paths[0].write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match="expected an ONNX graph and its weights"):
+        adopt(paths, tmp_path / "other", shape=(3, 8, 8))
+
+
+def test_what_is_not_there(optimum, tmp_path):
+    with pytest.raises(InputError, match=r"give ENCODER\.onnx DECODER\.onnx"):
+        adopt(tmp_path / "nothing", tmp_path / "out")
+    (optimum / "vae_decoder" / "model.onnx").unlink()
+    with pytest.raises(InputError, match=r"vae_decoder/model\.onnx is missing"):
+        adopt(optimum, tmp_path / "out")
+    os.mkfifo(optimum / "vae_decoder" / "model.onnx")
+    with pytest.raises(InputError, match="expected an ONNX file, got something else"):
+        adopt(optimum, tmp_path / "out")
+    for arguments, words in (
+        ({"prior": "mixture:3"}, "prior: expected normal, none or sphere"),
+        ({"shape": 3}, "shape: expected the sizes"),
+        ({"shape": (0,)}, "shape: expected"),
+    ):
+        with pytest.raises(InputError, match=words):
+            adopt(optimum, tmp_path / "out", **arguments)
+
+
+def test_pytorch_is_not_imported(optimum, tmp_path, python):
+    code = "import sys; sys.modules['torch'] = None; from vae_export.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = python("-c", code, "adopt", optimum, "--out", tmp_path / "out", "--likelihood", "gaussian")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "parity with the original framework was not checked" in done.stdout
+    # The check sees a module that needs it.
+    assert python("-c", code.replace("vae_export.cli", "vae_export.training.model")).returncode == 1
+
+
+def test_the_command_names_its_options(optimum, tmp_path, capsys):
+    (optimum / "vae_decoder" / "config.json").unlink()
+    assert main(["adopt", str(optimum), "--out", str(tmp_path / "out")]) == 1
+    assert "give --shape" in capsys.readouterr().err
+    assert main(["adopt", str(optimum), "--out", str(tmp_path / "out"), "--shape", "3,8,8"]) == 0
+    assert vae_runtime.load(tmp_path / "out").manifest.observation.shape == (3, 8, 8)
+    with pytest.raises(SystemExit, match="2"):
+        main(["adopt", "a", "b", "c", "--out", str(tmp_path / "no")])

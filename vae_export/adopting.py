@@ -1,0 +1,253 @@
+"""Adopt graphs that exist already as a bundle, without PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_runtime import noise
+from vae_runtime._version import __version__
+from vae_runtime.bundle import MANIFEST, open_bundle, require_replaceable
+from vae_runtime.document import PACKAGE_VERSION, dump, parse
+from vae_runtime.errors import InputError, require_bool, require_integer
+from vae_runtime.files import write_folder
+from vae_runtime.manifest import COMPONENTS, Manifest
+from vae_runtime.places import SUMS, is_zip
+
+from .card import model_card
+from .errors import ExportError, ParityError, require_path
+from .graphs.existing import ExistingGraph
+from .graphs.files import write_graph
+from .graphs.graph import Graph
+from .labels import Labels, file_sizes, list_sums, package_name
+from .packages import GraphFiles, find_graphs
+from .parity.answers import GoldenVectors, collect_answers, golden_record
+from .parity.tolerances import tolerance
+from .trial import require_runnable
+from .understand.checks import check_declaration
+from .understand.declaration import Declaration
+from .understand.existing import Facts, UnderstoodGraphs, understand_graphs
+
+Array = NDArray[Any]
+
+# ONNX Runtime rounds to float16 between other operators once a graph's ends are float32: some ten roundings of float16.
+_HALF = 500
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """The result of `adopt`: the bundle that was written."""
+
+    path: Path
+    digest: str
+    recognised: tuple[str, ...]
+    """The facts found out about the graphs, one line each."""
+    sizes: Mapping[str, int]
+    """Bytes of each graph file by its path in the bundle."""
+
+
+def adopt(
+    source: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    shape: Sequence[int] | None = None,
+    posterior: str | None = None,
+    likelihood: str | None = None,
+    logits: bool = False,
+    scale: float | None = None,
+    prior: str | None = None,
+    axes: Sequence[str] | None = None,
+    latent_axes: Sequence[str] | None = None,
+    dynamic: Sequence[str] | None = None,
+    range: tuple[float, float] | None = None,
+    latent_scale: float | Sequence[float] | None = None,
+    latent_shift: float | Sequence[float] | None = None,
+    codebook: int | None = None,
+    name: str | None = None,
+    description: str | None = None,
+    license: str | None = None,
+    version: str | None = None,
+    force: bool = False,
+) -> Adopted:
+    """Make a bundle of an encoder and a decoder that are ONNX graphs already. PyTorch is neither needed nor imported.
+
+    The bundle computes what the graphs compute; whether that is what the original model computes was not checked.
+
+    Args:
+        source: the files (encoder, decoder); or a folder in optimum's layout, with vae_encoder/model.onnx and
+            vae_decoder/model.onnx; or a model package of ONNX Runtime that another tool wrote.
+        out: the bundle's folder; must not exist unless `force`.
+        shape: of one observation, where the graph or config.json does not say it.
+        posterior: the meaning of the encoder's second tensor, or of the second half of its only one: "logvar", "std",
+            "var", "log_std" or "softplus"; or "codes" or "none". By default by the output's name.
+        likelihood: "bernoulli", "gaussian", "laplace" or "poisson"; without it the bundle gives no scores.
+        logits: the decoder's first output is the value before the sigmoid.
+        scale: the scale of a gaussian or laplace likelihood, in units of x; 1 by default.
+        prior: "normal", "none" or "sphere".
+        axes, latent_axes: names of the axes of one observation and of one latent.
+        dynamic: names of the axes whose size may vary; by default those that the graph leaves open and that work.
+        range: min and max value of an observation.
+        latent_scale, latent_shift: other models take (z - shift) * scale; by default as config.json says.
+        codebook: number of codes.
+        name, description, license, version: for the manifest and the model card; by default those of a package.
+        force: replace an existing bundle.
+
+    Raises:
+        InputError: an argument is invalid, or the graphs are not there.
+        ExportError: the graphs cannot be understood, and the error names the argument that would say it; or vae-runtime
+            cannot run the bundle. Nothing is written.
+        VaeError: the bundle cannot be written there.
+    """
+    out = require_path("out", out)
+    if is_zip(out):
+        raise InputError(f"{out}: expected a folder, got the name of a .zip file; `vae-runtime pack` writes one")
+    require_bool("force", force)
+    require_bool("logits", logits)
+    declaration = Declaration(
+        posterior=posterior, likelihood=likelihood, scale=scale, prior=prior, axes=axes, latent_axes=latent_axes,
+        dynamic=dynamic, range=range, latent_scale=latent_scale, latent_shift=latent_shift, codebook=codebook,
+    )  # fmt: skip
+    check_declaration(declaration)
+    if prior not in (None, "normal", "none", "sphere"):
+        raise InputError(f"prior: expected normal, none or sphere, got {prior!r:.99}")
+    if shape is not None:
+        if not isinstance(shape, (list, tuple)):
+            raise InputError(f"shape: expected the sizes of one observation, got {shape!r:.99}")
+        for size in shape:
+            require_integer("shape", size, 1, 2**31 - 1)
+    labels = Labels(name, description, license, version)
+    require_replaceable(out, force, refusal=ExportError)
+    files = find_graphs(source)
+    graphs = {component: ExistingGraph(files.graphs[component], files.weights[component]) for component in COMPONENTS}
+    understood = understand_graphs(
+        graphs["encoder"], graphs["decoder"], Facts(declaration, shape, logits, files.config)
+    )
+    with tempfile.TemporaryDirectory(prefix="vae-export-") as folder:
+        return _write(understood, files, labels, out, force, Path(folder))
+
+
+def _write(
+    understood: UnderstoodGraphs, files: GraphFiles, labels: Labels, out: Path, force: bool, folder: Path
+) -> Adopted:
+    """Change the graphs, hold them against what was given, and write the bundle."""
+    parameters = sum(given.graph.parameters for given in understood.given.values())
+    opsets = {component: given.graph.opset for component, given in understood.given.items()}
+    understood.meaning.change(understood.signature, understood.given)
+    graphs = [_graph(understood, component, folder) for component in COMPONENTS]
+    golden = _golden(understood, graphs)
+    manifest = _manifest(understood, files, labels, golden)
+    manifest = dataclasses.replace(
+        manifest,
+        training={"parameters": parameters},
+        producer={
+            "vae_export": __version__,
+            "onnx": importlib.metadata.version("onnx"),
+            "opset": opsets,
+            "recognised": list(understood.recognised),
+            "adopted": files.origin,
+        },
+    )
+    document = dump(manifest)
+    # Parsed before it is written: a reader must accept it.
+    parse(document)
+    content: dict[str, bytes | Path] = {MANIFEST: document.encode(), golden.record.file: golden.content}
+    for graph in graphs:
+        content[f"{graph.component}/{graph.variant}/{graph.file}"] = graph.source
+    content["README.md"] = model_card(manifest, file_sizes(content), False, recognised=understood.recognised).encode()
+    content[SUMS] = list_sums(content)
+    write_folder(out, content, replace=force, check=lambda written: require_runnable(written, understood.examples))
+    sizes = file_sizes(content)
+    graph_sizes = {variant.path: sizes[variant.path] for variant in manifest.variants}
+    return Adopted(out, open_bundle(out).digest, understood.recognised, graph_sizes)
+
+
+def _graph(understood: UnderstoodGraphs, component: str, folder: Path) -> Graph:
+    signature = understood.signature
+    existing = understood.given[component].graph
+    inputs, outputs = signature.inputs(component), signature.outputs(component)
+    one = component in signature.batch_of_one
+    path = folder / component / "model.onnx"
+    path.parent.mkdir()
+    exporter = " ".join(text for text in (existing.model.producer_name, existing.model.producer_version) if text)
+    try:
+        write_graph(existing.finish(inputs, outputs, one), path)
+    except Exception as error:  # ONNX's checker raises errors of its own
+        raise ExportError(f"{existing.path}: expected a sound graph: {error}".splitlines()[0]) from error
+    return Graph(
+        component, "fp32", "ort", path.name, path, tuple(each.name for each in inputs),
+        tuple(each.name for each in outputs), exporter[:200] or None, batch_of_one=one,
+    )  # fmt: skip
+
+
+def _golden(understood: UnderstoodGraphs, graphs: Sequence[Graph]) -> GoldenVectors:
+    """Run the graphs, as they were given and as they are now, on the golden inputs.
+
+    Raises:
+        ParityError: the two do not agree.
+    """
+    signature = understood.signature
+    record = golden_record(signature)
+    inputs = {name: array[: record.n] for name, array in understood.examples.items()}
+    observation, latent = signature.observation, signature.latent
+
+    def reference(component: str, tensor: str) -> dict[str, Array]:
+        outputs = understood.given[component](inputs[tensor])
+        return understood.meaning.compute(signature, component, outputs)
+
+    stored = {}
+    if latent.prior.kind == "normal":
+        inputs[latent.name] = noise.normal(record.seed, 0, record.n, latent.shape, noise.stream_of(noise.PRIOR, 0))
+    else:
+        stored[latent.name] = inputs[latent.name]
+    decoded = reference("decoder", latent.name)
+    if signature.likelihood.shape is None and observation.dtype == "float32":
+        # The decoder's means look like the data. They may leave the range.
+        mean = decoded[signature.likelihood.mean]
+        inputs[observation.name] = np.clip(mean, *observation.range) if observation.range else mean
+    stored[observation.name] = inputs[observation.name]
+    answers = {"encoder": reference("encoder", observation.name), "decoder": decoded}
+    golden = collect_answers(record, inputs, stored, answers, graphs)
+    for component, variants in golden.variants.items():
+        for output, error in variants["fp32"].error.items():
+            half = understood.given[component].graph.precision == "float16"
+            # Written so that NaN fails.
+            if not error <= (_HALF if half else 1) * tolerance(answers[component][output]):
+                raise ParityError(
+                    f"{component}: {output}: expected the numbers of the graph as it was given, got a difference of "
+                    f"{error:.2g}; report this with the graph"
+                )
+    return golden
+
+
+def _manifest(understood: UnderstoodGraphs, files: GraphFiles, labels: Labels, golden: GoldenVectors) -> Manifest:
+    signature = understood.signature
+    name = labels.name or files.name
+    variants = {
+        component: {"fp32": dataclasses.replace(each["fp32"], precision=understood.given[component].graph.precision)}
+        for component, each in golden.variants.items()
+    }
+    version = labels.version or (files.version if PACKAGE_VERSION.matches(files.version) else None)
+    description = labels.description or files.description
+    return Manifest(
+        package_name=package_name(name),
+        package_version=version,
+        name=name,
+        description=description or f"A VAE adopted from {files.origin}",
+        license=labels.license,
+        reader="vae-runtime>=0.1",
+        observation=signature.observation,
+        latents=signature.latents,
+        likelihood=signature.likelihood,
+        batch_of_one=signature.batch_of_one,
+        golden=golden.record,
+        encoder=variants["encoder"],
+        decoder=variants["decoder"],
+    )

@@ -1,0 +1,348 @@
+"""Understand two graphs that exist already: what their tensors mean, and which sizes they may have."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_runtime import noise
+from vae_runtime.errors import VaeError, error_line
+from vae_runtime.likelihood import KINDS
+from vae_runtime.manifest import (
+    COMPONENTS,
+    TENSOR,
+    Latent,
+    LatentPosterior,
+    LatentPrior,
+    Likelihood,
+    Observation,
+    Output,
+    Signature,
+)
+
+from ..errors import ExportError
+from ..graphs.existing import Edge, ExistingGraph
+from ..graphs.given import GivenGraph
+from .axis_sizes import with_dynamic_axes
+from .checks import observation_range
+from .computed import OWN, Meaning
+from .config import configured_scaling, configured_size
+from .declaration import SECOND, Declaration
+
+Array = NDArray[Any]
+
+_ROWS = 4
+_NOT_NORMAL = "the latents are not standard normal: another model, such as a diffusion model, supplies them"
+# The words by which exporters name an encoder's outputs, without punctuation.
+_MEANS = ("mu", "mean", "zmean", "zmu", "loc", "latentmean")
+_SECONDS = {
+    "logvar": ("logvar", "zlogvar", "logvariance", "latentlogvar", "latentparameters"),
+    "std": ("std", "stddev", "sigma", "zstd"),
+    "var": ("var", "variance"),
+    "log_std": ("logstd", "logsigma"),
+}
+_AXES = {1: ("feature",), 2: ("height", "width"), 3: ("channel", "height", "width")}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of two graphs beside the graphs: arguments, and the configuration of the model."""
+
+    declared: Declaration
+    shape: Sequence[int] | None = None
+    """Of one observation."""
+    logits: bool = False
+    """The decoder's first output is the value before the sigmoid."""
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """config.json of diffusers; a declared value counts first."""
+
+
+@dataclass(frozen=True)
+class UnderstoodGraphs:
+    """Two graphs with their meaning."""
+
+    signature: Signature
+    meaning: Meaning
+    given: Mapping[str, GivenGraph]
+    """The graph of each component, as it was given."""
+    examples: Mapping[str, Array]
+    """Observations and latents [n, …] by name."""
+    recognised: tuple[str, ...]
+
+
+def understand_graphs(encoder: ExistingGraph, decoder: ExistingGraph, facts: Facts) -> UnderstoodGraphs:
+    """Find the meaning of the tensors of an encoder and a decoder.
+
+    Raises:
+        ExportError: the graphs cannot be understood; the message names the argument that would say it.
+    """
+    return _Understanding(encoder, decoder, facts).result()
+
+
+class _Understanding:
+    def __init__(self, encoder: ExistingGraph, decoder: ExistingGraph, facts: Facts) -> None:
+        self.facts, self.declared = facts, facts.declared
+        self.given = {"encoder": GivenGraph(encoder, "encoder"), "decoder": GivenGraph(decoder, "decoder")}
+        self.encoder, self.decoder = self.given["encoder"], self.given["decoder"]
+        self.lines: list[str] = []
+        name = self.encoder.input.name
+        self.x_name = name if TENSOR.matches(name) and name not in OWN else "x"
+        name = self.decoder.input.name
+        self.z_name = name if TENSOR.matches(name) and name != self.x_name else "z"
+        self.x = self._observations()
+        self.encoded = self.encoder.checked(self.x, "shape")
+        self.meaning = dataclasses.replace(self._meaning(), logits=self._has_logits())
+        self.z = self._latents()
+        self.decoded = self.decoder.checked(self.z, "posterior")
+
+    def _observations(self) -> Array:
+        """Return examples of observations, of the shape that the graph, the argument or the configuration gives."""
+        edge, shape = self.encoder.input, self.facts.shape
+        axes = edge.axes[1:] if edge.axes else None
+        if axes is not None and shape is None:
+            known = [configured_size(self.facts.config, number, len(axes)) for number in range(len(axes))]
+            shape = [axis.size or size or 0 for axis, size in zip(axes, known, strict=True)]
+        if shape is None or not shape or min(shape) < 1:
+            raise ExportError(
+                f"{self.encoder.graph.path}: {edge.name}: expected the sizes of one observation, got "
+                f"{[axis.size or axis.name or '?' for axis in axes] if axes else 'none'} in the graph; give shape="
+            )
+        if axes is not None and (
+            len(axes) != len(shape) or any(a.size not in (None, b) for a, b in zip(axes, shape, strict=True))
+        ):
+            raise ExportError(
+                f"shape: expected {[axis.size or axis.name for axis in axes]} of {edge.name}, got {list(shape)}"
+            )
+        bounds = self.declared.range or observation_range(self.declared.likelihood or "none")
+        if edge.dtype == "int64" and bounds is None:
+            raise ExportError(
+                f"{self.encoder.graph.path}: {edge.name}: expected range=, since x holds integers, got none"
+            )
+        low, high = bounds or (-1.0, 1.0)
+        x = low + (high - low) * noise.uniform(0, 0, _ROWS, tuple(shape))
+        return np.rint(x).astype(np.int64) if edge.dtype == "int64" else x.astype(np.float32)
+
+    def _meaning(self) -> Meaning:
+        """Return the meaning of the encoder's outputs."""
+        edges, declared = self.encoder.graph.outputs, self.declared.posterior
+        words = [re.sub("[^a-z]", "", edge.name.lower()) for edge in edges]
+        if edges[0].dtype == "int64" or declared == "codes":
+            if self.declared.codebook is None:
+                raise ExportError(
+                    f"{self.encoder.graph.path}: {edges[0].name}: expected codebook=, since it holds codes"
+                )
+            return Meaning("codes")
+        if declared == "none":
+            return Meaning("none")
+        named = {kind: [i for i, word in enumerate(words) if word in known] for kind, known in _SECONDS.items()}
+        by_name = next((kind for kind, found in named.items() if found), None)
+        if len(edges) == 1:
+            size = self.encoded[0].shape[1]
+            if declared is None and (by_name is None or size % 2) and self._decodes(self.encoded[0]):
+                return Meaning("none")
+            if size % 2 or not self._decodes(self.encoded[0][:, : size // 2]):
+                raise ExportError(
+                    f"{self.decoder.graph.path}: expected to take {self.decoder.input.name} of the shape of "
+                    f"{edges[0].name}, {list(self.encoded[0].shape[1:])}, or half of it along its first axis, and does "
+                    "neither; give the two graphs of one model"
+                )
+            clips = edges[0].name == "latent_parameters"
+            return Meaning(self._second_kind(by_name, edges[0]), split=size // 2, clips=clips)
+        means = [i for i, word in enumerate(words) if word in _MEANS]
+        mean = means[0] if means else 0
+        second = named[by_name][0] if by_name else next(i for i in range(len(edges)) if i != mean)
+        if second == mean or (len(edges) > 2 and not (means and by_name)):
+            names = ", ".join(edge.name for edge in edges)
+            raise ExportError(
+                f"{self.encoder.graph.path}: expected outputs named mu and logvar among {names}; export the "
+                "encoder with these two outputs"
+            )
+        return Meaning(self._second_kind(by_name, edges[second]), mean, second)
+
+    def _second_kind(self, by_name: str | None, edge: Edge) -> str:
+        kind = self.declared.posterior or by_name
+        if kind is None:
+            raise ExportError(
+                f"{self.encoder.graph.path}: {edge.name}: expected to know what it is beside the mean; give "
+                f"posterior=, one of {', '.join(SECOND)}, or none"
+            )
+        return kind
+
+    def _decodes(self, z: Array) -> bool:
+        try:
+            self.decoder(z[:1].astype(self.decoder.input.dtype))
+        except VaeError:
+            return False
+        return True
+
+    def _latents(self) -> Array:
+        """Return the latents of the example."""
+        z = self.meaning.latents(self.encoded)
+        expected = self.decoder.input.dtype
+        if (expected == "int64") != (self.meaning.posterior == "codes"):
+            what = "codes" if expected == "int64" else "floats"
+            raise ExportError(
+                f"{self.decoder.graph.path}: {self.decoder.input.name}: expected {what}, the decoder's input, got "
+                f"{'floats' if what == 'codes' else 'codes'} from the encoder; posterior= says what they are"
+            )
+        return z.astype(expected)
+
+    def _has_logits(self) -> bool:
+        """Whether the decoder's first output is the value before the sigmoid."""
+        kind = KINDS.get(self.declared.likelihood or "none")
+        named = "logit" in self.decoder.graph.outputs[0].name.lower()
+        return self.facts.logits or (named and kind is not None and kind.logits)
+
+    def _likelihood(self) -> Likelihood:
+        kind = self.declared.likelihood or "none"
+        edges = self.decoder.graph.outputs
+        if any(edge.dtype != "float32" for edge in edges):
+            raise ExportError(f"{self.decoder.graph.path}: expected floats from the decoder, got integers")
+        names = [edge.name if TENSOR.matches(edge.name) else f"output_{i}" for i, edge in enumerate(edges)]
+        mean = self.decoded[0]
+        shape = None if mean.shape == self.x.shape else tuple(mean.shape[1:])
+        shared = {
+            "shape": shape,
+            "axes": tuple(f"axis_{number}" for number in range(1, len(shape or ()) + 1)),
+            "outputs": tuple(
+                Output(name, tuple(each.shape[1:])) for name, each in zip(names[1:], self.decoded[1:], strict=True)
+            ),
+        }
+        known = KINDS.get(kind)
+        if self.meaning.logits and not (known and known.logits):
+            raise ExportError(f"logits: expected a likelihood that takes logits, got {kind}; give likelihood= too")
+        if known is None:
+            reason = "no likelihood was declared; adopt the graphs again with likelihood="
+            return Likelihood("none", mean=names[0], reason=reason, **shared)  # type: ignore[arg-type]
+        if self.meaning.logits:
+            free = next(name for name in ("mean", "x", "probability") if name not in names)
+            return Likelihood(kind, mean=free, logits=names[0], **shared)  # type: ignore[arg-type]
+        if known.support and not (known.support[0] <= mean.min() and mean.max() <= known.support[1]):
+            raise ExportError(
+                f"{self.decoder.graph.path}: {names[0]}: expected means from {known.support[0]:g} to "
+                f"{known.support[1]:g} for the likelihood {kind}, got {mean.min():g} … {mean.max():g}; logits= says "
+                "that they are logits"
+            )
+        scale = (1.0 if self.declared.scale is None else float(self.declared.scale)) if known.scale else None
+        return Likelihood(kind, mean=names[0], scale=scale, **shared)  # type: ignore[arg-type]
+
+    def _latent(self) -> Latent:
+        scale, shift, scaled = configured_scaling(self.facts.config)
+        declared = self.declared
+        prior = LatentPrior("normal", assumed=True)
+        value = self.encoder.graph.outputs[self.meaning.mean].name
+        value = value if TENSOR.matches(value) and value != self.x_name else "value"
+        if self.meaning.posterior == "codes":
+            posterior = LatentPosterior("codes", value=value, codebook=declared.codebook)
+            prior = LatentPrior("none", reason="codes have no prior of their own")
+        elif self.meaning.posterior == "none":
+            posterior = LatentPosterior("none", value=value, reason="the encoder's graph gives no distribution")
+            prior = LatentPrior("none", reason="the encoder's graph gives no distribution")
+        else:
+            posterior = LatentPosterior("normal", *OWN)
+        if scaled:
+            prior = LatentPrior("none", reason=_NOT_NORMAL)
+        if declared.prior is not None and self.meaning.posterior != "codes":
+            prior = LatentPrior(str(declared.prior))
+            if prior.kind == "none":
+                prior = LatentPrior("none", reason="declared to have none")
+        shape = tuple(self.z.shape[1:])
+        axes = tuple(declared.latent_axes or ({1: ("latent",)} | _AXES).get(len(shape)) or _numbered(shape))
+        if len(shape) == 1 and declared.latent_axes is None:
+            axes = ("latent",)
+        if len(axes) != len(shape):
+            raise ExportError(
+                f"latent_axes: expected {len(shape)} names for the latent {list(shape)}, got {list(axes)}"
+            )
+        return Latent(
+            self.z_name, shape, posterior, prior, dtype=self.decoder.input.dtype, axes=axes,
+            scale=_numbers(declared.latent_scale, scale), shift=_numbers(declared.latent_shift, shift),
+        )  # fmt: skip
+
+    def result(self) -> UnderstoodGraphs:
+        """Return the signature, with the graphs changed to compute it."""
+        shape = tuple(self.x.shape[1:])
+        axes = tuple(self.declared.axes or _AXES.get(len(shape)) or _numbered(shape))
+        if len(axes) != len(shape):
+            raise ExportError(f"axes: expected {len(shape)} names for an observation {list(shape)}, got {list(axes)}")
+        bounds = self.declared.range or observation_range(self.declared.likelihood or "none")
+        observation = Observation(
+            self.x_name, shape, axes, None if bounds is None else (float(bounds[0]), float(bounds[1])),
+            dtype=self.encoder.input.dtype,
+        )  # fmt: skip
+        ones = {"encoder": self.encoder.one, "decoder": self.decoder.one}
+        signature = Signature(
+            observation=observation,
+            latents=(self._latent(),),
+            likelihood=self._likelihood(),
+            batch_of_one=tuple(component for component in COMPONENTS if ones[component]),
+        )
+        signature = self._dynamic(signature)
+        latent, meaning = signature.latent, self.meaning
+        self.lines += [
+            f"x: {self.encoder.input.name} {list(shape)}",
+            f"posterior: {latent.posterior.kind}"
+            + (f", by {meaning.posterior}" if meaning.posterior in SECOND else "")
+            + (", the halves of latent_parameters, the second clipped to -30 … 20" if meaning.clips else ""),
+            f"prior: {latent.prior.kind}" + (", assumed" if latent.prior.assumed else ""),
+            f"likelihood: {signature.likelihood.kind}",
+        ]
+        examples = {self.x_name: self.x, self.z_name: self.z}
+        return UnderstoodGraphs(signature, meaning, self.given, examples, tuple(self.lines))
+
+    def _dynamic(self, signature: Signature) -> Signature:
+        """Return the signature with the axes that the graph leaves open, where other sizes are shown to work."""
+
+        def round_trip(sizes: Mapping[str, int]) -> tuple[dict[str, tuple[int, ...]], list[tuple[int, ...]]]:
+            shape = [sizes.get(axis, size) for axis, size in zip(observation.axes, observation.shape, strict=True)]
+            x = np.resize(self.x[:1], (1, *shape))
+            z = self.meaning.latents(self.encoder(x)).astype(self.z.dtype)
+            return {latent.name: tuple(z.shape[1:])}, [tuple(each.shape[1:]) for each in self.decoder(z)]
+
+        observation, (latent,) = signature.observation, signature.latents
+        edge_axes = self.encoder.input.axes
+        if self.declared.dynamic is not None:
+            names = list(self.declared.dynamic)
+        elif edge_axes is None:
+            names = []
+        else:
+            open_axes = [name for name, axis in zip(observation.axes, edge_axes[1:], strict=True) if axis.size is None]
+            names = []
+            for name in open_axes:
+                try:
+                    with_dynamic_axes(signature, [name], round_trip)
+                    names.append(name)
+                except ExportError as error:
+                    self.lines.append(f"axis {name}: fixed, although the graph leaves it open: {error_line(error)}")
+        if not names:
+            return signature
+        dynamic = with_dynamic_axes(signature, names, round_trip)
+        for size in ("min", "max"):
+            chosen = {name: getattr(sizes, size) for name, sizes in dynamic.observation.dynamic.items()}
+            shapes, _ = round_trip(chosen)
+            expected = tuple(
+                getattr(dynamic.latent.dynamic[axis], size) if axis in dynamic.latent.dynamic else length
+                for axis, length in zip(dynamic.latent.axes, dynamic.latent.shape, strict=True)
+            )
+            if shapes[latent.name] != expected:
+                raise ExportError(
+                    f"dynamic: expected latents of {list(expected)} at {chosen}, got {list(shapes[latent.name])}; "
+                    "leave an axis out of dynamic="
+                )
+        self.lines += [f"axis {name}: {sizes}" for name, sizes in dynamic.observation.dynamic.items()]
+        return dynamic
+
+
+def _numbered(shape: Sequence[int]) -> tuple[str, ...]:
+    return tuple(f"axis_{number}" for number in range(1, len(shape) + 1))
+
+
+def _numbers(declared: Any, default: Any) -> Any:
+    value = default if declared is None else declared
+    return tuple(float(each) for each in value) if isinstance(value, (list, tuple)) else float(value)

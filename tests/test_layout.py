@@ -220,6 +220,7 @@ OPENERS = {
     "vae_runtime.places": "the files of a bundle",
     "vae_runtime.files": "files that are written whole",
     "vae_runtime.arrays": "arrays of the user's",
+    "vae_runtime.input_files": "files that the caller names",
     "vae_runtime.noise": "the noise table of the package",
     "vae_runtime.session": "a graph's file that ONNX Runtime has optimized, and one that it maps",
     "vae_runtime.bench": "the processor's name",

@@ -13,7 +13,7 @@ from typing import Any
 from vae_runtime._version import __version__
 from vae_runtime.cli.main import run
 from vae_runtime.cli.options import Verbs, add_verb
-from vae_runtime.errors import InputError
+from vae_runtime.errors import InputError, lines_of, one_line
 from vae_runtime.likelihood import KINDS
 
 from .training.config import RECIPES, DataConfig, ModelConfig, TrainConfig
@@ -162,7 +162,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     for name, value in dataclasses.asdict(evaluation).items():
         kind = "surrogate " if evaluation.surrogate and name in ("elbo", "nll") else ""
-        print(f"{kind + name.replace('_', ' '):28}{f'{value:.6g}' if isinstance(value, float) else value}")
+        print(one_line(f"{kind + name.replace('_', ' '):28}{f'{value:.6g}' if isinstance(value, float) else value}"))
 
 
 def _add_export(verbs: Verbs) -> None:
@@ -391,8 +391,7 @@ def _parity(options: argparse.Namespace) -> int:
     from .parity.bundle import check_parity
 
     verification, report = check_parity(options.run, options.bundle, data=options.data)
-    print(verification)
-    print(report)
+    print(lines_of(f"{verification}\n{report}"))
     if verification.passed and report.passed:
         print(f"{options.bundle}: equal to {options.run}")
         return 0

@@ -18,7 +18,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from vae_runtime.errors import InputError, one_line
+from vae_runtime.errors import InputError, error_line, one_line
+from vae_runtime.input_files import open_plain, open_safetensors
 
 
 def load_model(spec: str, weights: Path | None) -> nn.Module:
@@ -64,13 +65,16 @@ def load_model(spec: str, weights: Path | None) -> nn.Module:
 
 # Methods of a class that read a folder which its library wrote.
 _FOLDER_READERS = ("from_pretrained", "load_from_folder")
+# Bytes of the pickle in a file of weights: far above the names and shapes of any real model's.
+_MAX_PICKLE = 2**22
 _LFS = b"version https://git-lfs.github.com/spec/"
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
 def _from_folder(found: Any, reader: str, spec: str, folder: Path) -> nn.Module:
     for path in sorted(folder.iterdir()):
-        _refuse_pointer(path)
+        if not path.is_dir():
+            _refuse_pointer(path)
     # transformers and diffusers would otherwise take a folder that is missing files for a name on their hub.
     local = {"local_files_only": True} if reader == "from_pretrained" else {}
     try:
@@ -144,8 +148,11 @@ class _Unread(dict[Any, Any]):
         """Take items."""
 
 
-class _Unpickler(pickle.Unpickler):
-    """Read tensors and plain values alone; every other object becomes an `_Unread`."""
+class _Unpickler(pickle._Unpickler):
+    """Read tensors and plain values alone; every other object becomes an `_Unread`.
+
+    The class in Python: the one in C takes the memory that a number in the file names.
+    """
 
     _ALLOWED: ClassVar = {
         ("collections", "OrderedDict"),
@@ -169,8 +176,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _refuse_pointer(path: Path) -> None:
-    """Refuse the short text that a checkout without git-lfs has in the place of a large file."""
-    if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS):
+    """Refuse what is no plain file, and the short text that a checkout without git-lfs has in place of a large one."""
+    with open_plain(path) as file:
+        pointer = os.fstat(file.fileno()).st_size < 1024 and file.read().startswith(_LFS)
+    if pointer:
         raise InputError(f"{path}: this is a pointer of git-lfs, not the file itself; run `git lfs pull` in its folder")
 
 
@@ -179,17 +188,22 @@ def _read_checkpoint(path: Path) -> Any:
     try:
         _refuse_pointer(path)
         if path.suffix == ".safetensors":
+            open_safetensors(path).close()
             return safetensors.torch.load_file(path)
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            _require_records(path)
         with warnings.catch_warnings():
             # Warnings about pickle's protocol: a file that torch.save did not write raises an error below.
             warnings.simplefilter("ignore")
             try:
-                return torch.load(path, map_location="cpu", weights_only=True)
+                # Mapped, tensors lie within the file: read, PyTorch takes their sizes on trust.
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
             except pickle.UnpicklingError:
-                if not zipfile.is_zipfile(path):
+                if not zipped:
                     raise
                 reader = types.SimpleNamespace(Unpickler=_Unpickler, load=None, __name__="reader")
-                found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
+                found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader, mmap=True)
                 if isinstance(found, _Unread):
                     raise
                 return found
@@ -205,8 +219,18 @@ def _read_checkpoint(path: Path) -> Any:
         raise
     except Exception as error:  # the readers let through what their parts raise
         raise InputError(
-            f"{path}: expected .safetensors or torch.save(model.state_dict(), …): {one_line(error)[:300]}"
+            f"{path}: expected .safetensors or torch.save(model.state_dict(), …): {error_line(error)[:300]}"
         ) from error
+
+
+def _require_records(path: Path) -> None:
+    """Refuse an archive that PyTorch did not write: its records are not compressed, and its pickle is small."""
+    with zipfile.ZipFile(path) as archive:
+        for item in archive.infolist():
+            if item.compress_type != zipfile.ZIP_STORED or item.file_size != item.compress_size:
+                raise ValueError(f"{item.filename!r:.99}: expected a record that is not compressed")
+            if item.filename.endswith(".pkl") and item.file_size > _MAX_PICKLE:
+                raise ValueError(f"{item.filename!r:.99}: expected at most {_MAX_PICKLE} bytes, got {item.file_size}")
 
 
 def _state_of(checkpoint: Any, path: Path) -> dict[str, torch.Tensor]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import io
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BundleError, InputError, error_line
+from .input_files import open_plain, require_unpacked
 
 Array = NDArray[Any]
 
 # More than any header of an .npy file.
 _NPY_HEADER = 4096
+# The most that every numpy has.
+_MAX_AXES = 32
 # Bytes that a small file may hold in compressed form.
 _MAX_UNPACKED = 2**25
 
@@ -29,7 +32,8 @@ def read_npy(path: str | os.PathLike[str]) -> Array:
         InputError: there is no such file, or it does not hold an array of numbers.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_plain(path) as file:
+            require_npy(file, os.fstat(file.fileno()).st_size)
             array: Array = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give an .npy file") from None
@@ -38,8 +42,37 @@ def read_npy(path: str | os.PathLike[str]) -> Array:
             f"{path}: expected an .npy file of numbers: {error_line(error)}; write it with numpy.save"
         ) from None
     if array.dtype.kind not in "biuf":
-        raise InputError(f"{path}: expected numbers, got dtype {array.dtype}; write them with numpy.save")
+        raise InputError(f"{path}: expected numbers, got dtype {array.dtype!s:.99}; write them with numpy.save")
     return array
+
+
+def require_npy(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Hold the header of an .npy file against its size, and return to its beginning.
+
+    Args:
+        file: the file, at its beginning.
+        size: how many bytes it has.
+
+    Returns:
+        The shape and the dtype of its array.
+
+    Raises:
+        ValueError: the file does not hold all values of an array, or holds Python objects.
+    """
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    with warnings.catch_warnings():
+        # numpy warns of headers that Python 2 wrote.
+        warnings.simplefilter("ignore")
+        shape, _, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("expected numbers, got Python objects")
+    # In Python's integers: numpy's would overflow.
+    expected, values = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if min(shape, default=0) < 0 or len(shape) > _MAX_AXES or expected > values:
+        raise ValueError(f"expected {expected} bytes of values for the shape {list(shape)!s:.99}, got {values}")
+    file.seek(0)
+    return shape, dtype
 
 
 def read_npz(path: str | os.PathLike[str], names: Iterable[str]) -> dict[str, Array]:
@@ -50,8 +83,14 @@ def read_npz(path: str | os.PathLike[str], names: Iterable[str]) -> dict[str, Ar
     """
     try:
         # Opened here: numpy would leave open a file that is not an archive.
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in names if name in archive.files}
+        with open_plain(path) as file, np.load(file, allow_pickle=False) as archive:
+            present = [name for name in names if name in archive.files]
+            sizes = {item.filename: item.file_size for item in archive.zip.infolist()}
+            require_unpacked(sum(sizes.get(f"{name}.npy", 0) for name in present), os.fstat(file.fileno()).st_size)
+            for name in present:
+                with archive.zip.open(f"{name}.npy") as member:
+                    require_npy(member, sizes[f"{name}.npy"])
+            return {name: archive[name] for name in present}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give an .npz file") from None
     except Exception as error:  # numpy, zipfile and zlib each raise their own

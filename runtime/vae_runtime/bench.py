@@ -69,8 +69,8 @@ class Benchmark:
         busy = f"load {self.load[0]:.1f} before, {self.load[1]:.1f} after" if self.load else "load unknown"
         contenders = list(dict.fromkeys(timing.contender for timing in self.timings))
         lines = [
-            f"{one_line(self.bundle)}  {self.digest}",
-            f"{one_line(self.processor)}, {self.processors} processors, {busy}",
+            f"{self.bundle}  {self.digest}",
+            f"{self.processor}, {self.processors} processors, {busy}",
             "Time of a call of a plain session; for each variant, how many times as fast it is, with the quartiles.",
             f"{'work':12}{'batch':>6}{'threads':>8}" + "".join(f"{name:>24}" for name in contenders),
         ]
@@ -80,7 +80,7 @@ class Benchmark:
         for (work, batch, threads), row in rows.items():
             cells = [_cell(row[name]) if name in row else "–" for name in contenders]
             lines.append(f"{work:12}{batch:6}{threads:8}" + "".join(f"{cell:>24}" for cell in cells))
-        return "\n".join([*lines, *map(one_line, self.left_out)])
+        return "\n".join(map(one_line, [*lines, *self.left_out]))
 
 
 def bench(

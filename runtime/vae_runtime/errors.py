@@ -37,9 +37,33 @@ class DeviceError(VaeError):
     """A device, an execution provider or ONNX Runtime itself is unavailable."""
 
 
+_MAX_LINE, _MAX_LINES = 2000, 100
+
+
 def one_line(text: object) -> str:
-    """Return the text with line ends and terminal commands spelled out: no bundle can forge a line of output."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in str(text))
+    """Return the text as it is printed: no bundle can forge a line of output, or flood a terminal.
+
+    Line ends and terminal commands are spelled out, and a text of more than 2000 characters loses its middle.
+    """
+    whole = str(text)
+    if len(whole) > _MAX_LINE:
+        whole = _without_middle(whole, _MAX_LINE)
+    if whole.isprintable():
+        return whole
+    line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in whole)
+    return line if len(line) <= _MAX_LINE else _without_middle(line, _MAX_LINE)
+
+
+def lines_of(message: str) -> str:
+    """Return a message of several lines as it is printed: each is `one_line`, and they are at most 100."""
+    lines = message.splitlines()
+    more = [f"  and {len(lines) - _MAX_LINES} lines more"] if len(lines) > _MAX_LINES else []
+    return "\n".join([*map(one_line, lines[:_MAX_LINES]), *more])
+
+
+def _without_middle(line: str, length: int) -> str:
+    half = length // 2
+    return f"{line[:half]} … {line[3 + half - length :]}"
 
 
 def error_line(error: BaseException) -> str:
@@ -48,7 +72,7 @@ def error_line(error: BaseException) -> str:
     message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     line = one_line(" ".join(message.split())) or type(error).__name__
     # Some libraries say first what failed, others where.
-    return line if len(line) <= 400 else f"{line[:200]} … {line[-197:]}"
+    return line if len(line) <= 400 else _without_middle(line, 400)
 
 
 def require_integer(name: str, value: object, low: int, high: int) -> int:

@@ -25,8 +25,8 @@ _LINE = re.compile(f"([0-9a-f]{{64}})  ({PATH})")
 _LOCAL, _ENTRY, _END = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s4H2LH")
 # The one flag that may be set, and version 2.0, which suffices for uncompressed files.
 _UTF8, _VERSION = 0x800, 20
-# How files are opened.
-_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+# How files are opened: without waiting for what is no plain file.
+READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 # Far above any real bundle's.
 _MAX_DIRECTORY, _MAX_NAME, _MAX_PARTS = 2**20, 1024, 32
 _MAX_FOLDERS = 1000
@@ -153,12 +153,15 @@ class Folder(Place):
             # Opening a device may have effects, and opening a pipe may wait. What was opened is looked at once more.
             if not stat.S_ISREG(os.stat(location).st_mode):
                 raise BundleError(f"{place}: expected a plain file; copy the bundle again")
-            with open(os.open(location, _READ), "rb") as file:
+            with open(os.open(location, READ), "rb") as file:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
                     raise BundleError(f"{place}: expected a plain file; copy the bundle again")
                 _require_small(place, status.st_size, limit)
-                _require_stored(place, file.fileno(), status)
+                if is_sparse(file.fileno(), status):
+                    raise BundleError(
+                        f"{place}: expected {status.st_size} bytes, got a sparse file; copy the bundle again"
+                    )
                 return file.read()
         except FileNotFoundError:
             raise BundleError(f"{place}: missing; copy the bundle again") from None
@@ -298,15 +301,15 @@ def _require_small(place: str, size: int, limit: int | None) -> None:
         raise BundleError(f"{place}: expected at most {limit} bytes, got {size}")
 
 
-def _require_stored(place: str, descriptor: int, status: os.stat_result) -> None:
-    """Refuse a file that claims far more bytes than the disk has of it."""
+def is_sparse(descriptor: int, status: os.stat_result) -> bool:
+    """Return whether an open file claims far more bytes than the disk has of it."""
     stored = getattr(status, "st_blocks", status.st_size) * 512
     # Some file systems count no blocks, and some compress.
-    if status.st_size > _MAX_DIRECTORY and stored * 64 < status.st_size and hasattr(os, "SEEK_HOLE"):
-        hole = os.lseek(descriptor, 0, os.SEEK_HOLE)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        if hole < status.st_size:
-            raise BundleError(f"{place}: expected {status.st_size} bytes, got a sparse file; copy the bundle again")
+    if status.st_size <= _MAX_DIRECTORY or stored * 64 >= status.st_size or not hasattr(os, "SEEK_HOLE"):
+        return False
+    hole = os.lseek(descriptor, 0, os.SEEK_HOLE)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return hole < status.st_size
 
 
 def is_zip(path: Path) -> bool:

@@ -19,6 +19,9 @@ from .networks import run_variant
 
 Array = NDArray[Any]
 
+# Of the column of names in a report.
+_MAX_WIDTH = 80
+
 # Runs a graph of another executor: takes the bundle, the variant and the inputs by name, and returns the outputs, both
 # in the order of the graph's signature.
 Runner = Callable[[Bundle, Variant, Mapping[str, Array]], Sequence[Array]]
@@ -50,8 +53,8 @@ class Report:
         return all(check.passed is not False for check in self.checks)
 
     def __str__(self) -> str:
-        width = max(len(check.what) for check in self.checks)
-        return "\n".join(f"{check.verdict:8}{check.what:{width}}  {one_line(check.detail)}" for check in self.checks)
+        width = min(_MAX_WIDTH, max(len(check.what) for check in self.checks))
+        return "\n".join(one_line(f"{check.verdict:8}{check.what:{width}}  {check.detail}") for check in self.checks)
 
 
 def verify(

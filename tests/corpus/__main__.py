@@ -12,7 +12,7 @@ from tests.corpus.cases import FAILS, LOADS, REFUSED, Case, cases
 from vae_runtime.places import archive_entry
 
 
-def _peak() -> float:
+def peak() -> float:
     """Return the peak of this process's memory in MiB; what `getrusage` says starts with that of the parent."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 1024
@@ -69,7 +69,7 @@ def main() -> None:
                 slowest = max(slowest, (took, case.name))
                 if len(words) > 10_000:
                     wrong.append(f"{case.name}: {len(words)} characters")
-    memory = _peak()
+    memory = peak()
     print(json.dumps({"cases": count, "wrong": wrong, "slowest": slowest, "MiB": memory}))
 
 

@@ -684,7 +684,7 @@ def evaluation_with_a_mistyped_field(run):
         (config_without_a_field, r"run/config\.json: .*provenance"),
         (
             config_with_a_mistyped_field,
-            r"run/config\.json: model\.latent: expected an integer from 1 to 16777216, got '4'",
+            r"run/config\.json: model\.latent: expected an integer from 1 to 65536, got '4'",
         ),
         (config_with_a_mistyped_count, r"run/config\.json: .*provenance.*many"),
         (config_with_a_mistyped_result, r"run/config\.json: .*result.*long"),

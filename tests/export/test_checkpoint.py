@@ -100,7 +100,7 @@ def test_a_tensor_that_does_not_fit_is_named(folder, change, message):
         ),
         (lambda c: c["provenance"].update(licence=c["provenance"].pop("license")), "licence"),
         (lambda c: c.pop("train"), "the field 'train' is missing"),
-        (lambda c: c["model"].update(latent="6"), "model.latent: expected an integer from 1 to 16777216, got '6'"),
+        (lambda c: c["model"].update(latent="6"), "model.latent: expected an integer from 1 to 65536, got '6'"),
         (lambda c: c["model"].update(width=3), "model.width: no such field"),
         (lambda c: c["provenance"].pop("digest"), "digest"),
         (lambda c: c["result"].update(extra=1), "extra"),

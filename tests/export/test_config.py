@@ -38,11 +38,14 @@ def test_json_gives_back_an_equal_configuration(config):
     ("make", "message"),
     [
         (lambda: ModelConfig(architecture="rnn"), "model.architecture: expected one of mlp, conv, got 'rnn'"),
-        (lambda: ModelConfig(latent=0), "model.latent: expected an integer from 1 to 16777216, got 0"),
-        (lambda: ModelConfig(latent=True), "model.latent: expected an integer from 1 to 16777216, got True"),
+        (lambda: ModelConfig(latent=0), "model.latent: expected an integer from 1 to 65536, got 0"),
+        (lambda: ModelConfig(latent=True), "model.latent: expected an integer from 1 to 65536, got True"),
         (lambda: ModelConfig(latent=2.0), "model.latent: expected an integer"),
-        (lambda: ModelConfig(hidden=(3, -1)), "model.hidden: expected a list of integers from 1 to 16777216"),
-        (lambda: ModelConfig(hidden="64"), "model.hidden: expected a list of integers from 1 to 16777216, got '64'"),
+        (lambda: ModelConfig(hidden=(3, -1)), "model.hidden: expected a list of at most 64 integers from 1 to 65536"),
+        (
+            lambda: ModelConfig(hidden="64"),
+            "model.hidden: expected a list of at most 64 integers from 1 to 65536, got '64'",
+        ),
         (lambda: ModelConfig(scale=0), "model.scale: expected a number above 0, got 0"),
         (lambda: ModelConfig(learn_scale=True), "model.learn_scale: a bernoulli likelihood has no scale"),
         (lambda: ModelConfig(learn_scale=1), "model.learn_scale: expected true or false, got 1"),

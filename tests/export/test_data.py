@@ -157,7 +157,7 @@ def test_data_of_two_values_are_known_as_binary(tmp_path, top):
         (np.arange(6).reshape(3, 2), "expected uint8 or floating-point values, got int64"),
         (np.zeros(5, np.uint8), "expected an array [n, *shape] with at least one value, got [5]"),
         (np.zeros((0, 3), np.uint8), "at least one value, got [0, 3]"),
-        (np.array([[object()]]), "expected an .npy file of numbers: Object arrays cannot be loaded"),
+        (np.array([[object()]]), "expected an .npy file of numbers: expected numbers, got Python objects"),
     ],
 )
 def test_an_unfit_array_is_refused(tmp_path, values, message):

@@ -236,7 +236,7 @@ def test_other_files_and_no_number_are_refused(digits, tmp_path):
         with pytest.raises(InputError, match=rf"{name}: expected an \.npy file of rows"):
             generate(digits, tmp_path / "s", seed=7, encode=tmp_path / name)
     os.mkfifo(tmp_path / "j.npy")
-    with pytest.raises(InputError, match="it is not a file"):
+    with pytest.raises(InputError, match="expected a plain file, got a pipe"):
         generate(digits, tmp_path / "s", seed=7, encode=tmp_path / "j.npy")
     np.savez(tmp_path / "d.npy", a=np.zeros(3))
     np.save(tmp_path / "e.npy", np.array([{}]), allow_pickle=True)

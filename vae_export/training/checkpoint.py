@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vae_runtime.errors import InputError
+from vae_runtime.errors import InputError, error_line
 from vae_runtime.files import write_atomic
+from vae_runtime.input_files import open_plain, open_safetensors, read_json
 
 from . import data
 from .config import DataConfig, ModelConfig, TrainConfig
@@ -91,16 +92,16 @@ def read_info(folder: Path) -> RunInfo:
     """
     path = folder / "config.json"
     try:
-        content: Any = json.loads(path.read_bytes())
+        content: Any = read_json(path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give the folder of a run that `vae-export train` made") from error
     except ValueError as error:
-        raise InputError(f"{path}: expected JSON: {error}; restore it or train again") from error
+        raise InputError(f"{path}: expected JSON: {error_line(error)}; restore it or train again") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if version not in _READ_VERSIONS:
         expected = " or ".join(map(str, _READ_VERSIONS))
         raise InputError(
-            f"{path}: expected format_version {expected}, got {version!r}; update vae-export or train again"
+            f"{path}: expected format_version {expected}, got {version!r:.99}; update vae-export or train again"
         )
     try:
         result, provenance = content["result"], {**content["provenance"]}
@@ -133,7 +134,7 @@ def typed(record: _Record, place: str) -> _Record:
         # JSON has one kind of number: 3 is a float too.
         kinds = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}[str(item.type)]
         if type(value) not in kinds:
-            raise TypeError(f"{place}.{item.name}: expected {item.type}, got {value!r}")
+            raise TypeError(f"{place}.{item.name}: expected {item.type}, got {value!r:.99}")
     return record
 
 
@@ -151,7 +152,8 @@ def weights_digest(folder: Path) -> str:
     """
     path = folder / "model.safetensors"
     try:
-        return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+        with open_plain(path) as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; train the run again, or restore the file") from error
 
@@ -166,11 +168,14 @@ def load(folder: str | Path) -> tuple[VAE, RunInfo]:
     info = read_info(folder)
     path = folder / "model.safetensors"
     try:
-        tensors = safetensors.torch.load(path.read_bytes())
+        with open_safetensors(path) as file:
+            tensors = safetensors.torch.load(file.read())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; restore it or train again") from error
-    except SafetensorError as error:
-        raise InputError(f"{path}: expected a whole safetensors file: {error}; restore it or train again") from error
+    except (SafetensorError, ValueError) as error:
+        raise InputError(
+            f"{path}: expected a whole safetensors file: {error_line(error)}; restore it or train again"
+        ) from error
     with torch.device("meta"):  # weights that are about to be read are not drawn first
         vae = VAE(info.model)
     expected = vae.state_dict()

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
-from vae_runtime.errors import InputError
+from vae_runtime.errors import InputError, one_line
 from vae_runtime.likelihood import KINDS
 
 # Words for the allowed values, and a function that returns a value in its canonical type, or None if it is not allowed.
@@ -21,6 +22,13 @@ _Rule = tuple[str, Callable[[Any], Any]]
 
 # Far above what any machine trains, far below what numpy and PyTorch overflow at.
 _MAX_INTEGER = 2**24
+# With these, no layer has more weights than PyTorch can count.
+_MAX_WIDTH, _MAX_VALUES, _MAX_LAYERS, _MAX_AXES = 2**16, 2**44, 64, 16
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 99 else f"{text[:98]}…"
 
 
 def _is_integer(value: Any, low: int, high: int = _MAX_INTEGER) -> bool:
@@ -35,17 +43,22 @@ def _integer(default: int, low: int, high: int = _MAX_INTEGER) -> Any:
     return field(default=default, metadata={"rule": rule})
 
 
-def _integers(default: tuple[int, ...]) -> Any:
+def _integers(default: tuple[int, ...], high: int, count: int) -> Any:
     def of(value: Any) -> tuple[int, ...] | None:
-        fits = isinstance(value, list | tuple) and all(_is_integer(item, 1) for item in value)
+        fits = (
+            isinstance(value, list | tuple)
+            and len(value) <= count
+            and all(_is_integer(item, 1, high) for item in value)
+        )
         return tuple(value) if fits else None
 
-    return field(default=default, metadata={"rule": (f"a list of integers from 1 to {_MAX_INTEGER}", of)})
+    return field(default=default, metadata={"rule": (f"a list of at most {count} integers from 1 to {high}", of)})
 
 
 def _number(default: float, low: float, high: float = math.inf, *, open_low: bool = False) -> Any:
     def of(value: Any) -> float | None:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        # Not math.isfinite, which fails for an integer that no float can hold.
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
             return None
         return float(value) if low <= value <= high and not (open_low and value == low) else None
 
@@ -81,7 +94,7 @@ class _Config:
             value = getattr(self, item.name)
             canonical = of(value)
             if canonical is None:
-                problems.append(f"{self.place}.{item.name}: expected {expected}, got {value!r}")
+                problems.append(f"{self.place}.{item.name}: expected {expected}, got {_shown(value)}")
             else:
                 object.__setattr__(self, item.name, canonical)
         problems = problems or self._conflicts()
@@ -106,11 +119,13 @@ class _Config:
             InputError: not an object, an unknown field, or a value of the wrong type or out of range.
         """
         if not isinstance(fields, Mapping):
-            raise InputError(f"{cls.place}: expected an object, got {fields!r}")
+            raise InputError(f"{cls.place}: expected an object, got {_shown(fields)}")
         known = [item.name for item in dataclasses.fields(cls)]
         unknown = [name for name in fields if name not in known]
         if unknown:
-            raise InputError(f"{cls.place}.{unknown[0]}: no such field; the fields are {', '.join(known)}")
+            raise InputError(
+                f"{cls.place}.{one_line(unknown[0])[:99]}: no such field; the fields are {', '.join(known)}"
+            )
         return cls(**fields)
 
 
@@ -122,17 +137,17 @@ class ModelConfig(_Config):
 
     architecture: str = _choice("mlp", "mlp", "conv")
     """`mlp` takes any shape; `conv` takes [C, H, W] with 1–4 channels, H and W multiples of 4."""
-    observation_shape: tuple[int, ...] = _integers(())
+    observation_shape: tuple[int, ...] = _integers((), _MAX_INTEGER, _MAX_AXES)
     """Shape of one observation, without the batch; empty: that of the training data."""
-    latent: int = _integer(16, low=1)
+    latent: int = _integer(16, low=1, high=_MAX_WIDTH)
     """Number of latent dimensions."""
-    hidden: tuple[int, ...] = _integers((128, 64))
+    hidden: tuple[int, ...] = _integers((128, 64), _MAX_WIDTH, _MAX_LAYERS)
     """Widths of the dense layers between observation (or feature maps) and latent; the decoder mirrors them."""
-    channels: tuple[int, ...] = _integers((32, 64))
+    channels: tuple[int, ...] = _integers((32, 64), _MAX_WIDTH, _MAX_LAYERS)
     """conv: channels at half and at a quarter of the resolution."""
-    encoder_blocks: int = _integer(1, low=0)
+    encoder_blocks: int = _integer(1, low=0, high=_MAX_LAYERS)
     """conv: residual blocks at each of the two resolutions, in the encoder."""
-    decoder_blocks: int = _integer(1, low=0)
+    decoder_blocks: int = _integer(1, low=0, high=_MAX_LAYERS)
     """conv: residual blocks at each of the two resolutions, in the decoder."""
     activation: str = _choice("relu", "relu", "elu", "silu")
     """The nonlinearity after each hidden layer."""
@@ -145,6 +160,10 @@ class ModelConfig(_Config):
 
     def _conflicts(self) -> list[str]:
         problems = []
+        wide = max(self.channels, default=1) if self.architecture == "conv" else 1
+        values = math.prod(self.observation_shape) * wide
+        if values > _MAX_VALUES:
+            problems.append(f"model.observation_shape: expected layers of at most {_MAX_VALUES} values, got {values}")
         if self.learn_scale and not KINDS[self.likelihood].scale:
             problems.append(f"model.learn_scale: a {self.likelihood} likelihood has no scale; leave it out")
         if self.architecture == "conv":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import struct
+import warnings
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from vae_runtime.arrays import read_npy
 from vae_runtime.errors import InputError, error_line
+from vae_runtime.input_files import open_plain, require_unpacked
 from vae_runtime.likelihood import KINDS, Kind
 
 from .config import DataConfig
@@ -23,6 +26,9 @@ Observations = NDArray[np.float32]
 
 _KINDS_OF_ANY_NUMBER = " or ".join(name for name, kind in KINDS.items() if kind.support is None)
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+# Whatever its name, a file of another format is not opened: PostScript is code, which Pillow gives to Ghostscript.
+_IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+_MAX_PIXELS = 2**22
 _IDX_IMAGES = 0x00000803  # unsigned bytes, three dimensions
 
 # Data known by their digest, whatever the file or folder is called: name, description, license.
@@ -248,24 +254,35 @@ def _idx_path(folder: Path, part: str) -> Path:
 def _idx(path: Path) -> NDArray[np.uint8]:
     """Images of an IDX file, uint8 [n, 1, H, W]: big-endian magic, three sizes, then bytes."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: expected a whole gzip file: {error_line(error)}; fetch it again") from error
-    if len(content) < 16:
-        raise InputError(f"{path}: expected an IDX header of 16 bytes, got {len(content)}; fetch it again")
-    magic, n, height, width = struct.unpack(">4I", content[:16])
-    if magic != _IDX_IMAGES:
+        with open_plain(path) as file:
+            packed = os.fstat(file.fileno()).st_size
+            opened: Any = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+            header = opened.read(16)
+            if len(header) < 16:
+                raise InputError(f"{path}: expected an IDX header of 16 bytes, got {len(header)}; fetch it again")
+            magic, n, height, width = struct.unpack(">4I", header)
+            if magic != _IDX_IMAGES:
+                raise InputError(
+                    f"{path}: expected magic number {_IDX_IMAGES:#010x} (images), got {magic:#010x}; take the images "
+                    "file"
+                )
+            size = n * height * width
+            if not size:
+                raise InputError(f"{path}: expected at least one image, got {n} of {height}×{width}; take another file")
+            require_unpacked(size, packed)
+            # One byte more shows a file that is too long.
+            content = opened.read(size + 1)
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        form = "gzip" if path.suffix == ".gz" else "IDX"
+        raise InputError(f"{path}: expected a whole {form} file: {error_line(error)}; fetch it again") from error
+    if len(content) != size:
+        got = f"{16 + len(content)}{' or more' if len(content) > size else ''}"
         raise InputError(
-            f"{path}: expected magic number {_IDX_IMAGES:#010x} (images), got {magic:#010x}; take the images file"
+            f"{path}: expected {n} images of {height}×{width}, {16 + size} bytes, got {got}; fetch it again"
         )
-    if not n * height * width:
-        raise InputError(f"{path}: expected at least one image, got {n} of {height}×{width}; take another file")
-    if len(content) != 16 + n * height * width:
-        raise InputError(
-            f"{path}: expected {n} images of {height}×{width}, {16 + n * height * width} bytes, "
-            f"got {len(content)}; fetch it again"
-        )
-    return np.frombuffer(content, np.uint8, offset=16).reshape(n, 1, height, width)
+    return np.frombuffer(content, np.uint8).reshape(n, 1, height, width)
 
 
 def _images(folder: Path) -> _Source:
@@ -275,11 +292,26 @@ def _images(folder: Path) -> _Source:
     if not paths:
         raise InputError(f"{folder}: expected IDX files or images, got neither; add some, or give another folder")
     images: list[NDArray[np.uint8]] = []
+    packed = unpacked = 0
     for path in paths:
         try:
-            with Image.open(path) as image:
-                images.append(np.asarray(image.convert(_mode(image)), np.uint8))
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            with open_plain(path) as file, warnings.catch_warnings():
+                # Pillow's own, of bombs and broken notes: what matters of them is an error here.
+                warnings.simplefilter("ignore")
+                packed += os.fstat(file.fileno()).st_size
+                with Image.open(file, formats=_IMAGE_FORMATS) as image:
+                    if image.width * image.height > _MAX_PIXELS:
+                        raise ValueError(f"expected at most {_MAX_PIXELS} pixels, got {image.width}×{image.height}")
+                    unpacked += image.width * image.height * len(image.getbands())
+                    require_unpacked(unpacked, packed)
+                    images.append(np.asarray(image.convert(_mode(image)), np.uint8))
+        except UnidentifiedImageError:
+            # Pillow's words name an object of Python.
+            known = ", ".join(_IMAGE_FORMATS)
+            raise InputError(
+                f"{path}: expected an image as {known}, got another format; replace or remove it"
+            ) from None
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(f"{path}: expected an image: {error_line(error)}; replace or remove it") from error
         if images[-1].shape != images[0].shape:
             raise InputError(

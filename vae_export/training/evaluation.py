@@ -22,6 +22,7 @@ from tqdm import tqdm
 from vae_runtime import noise
 from vae_runtime.errors import InputError, require_bool, require_integer
 from vae_runtime.files import write_atomic
+from vae_runtime.input_files import read_json
 
 from ..errors import require_path
 from . import checkpoint, objective
@@ -135,7 +136,7 @@ def read_evaluation(run_folder: str | Path) -> Evaluation | None:
     """
     path = Path(run_folder) / "evaluation.json"
     try:
-        fields = json.loads(path.read_bytes())
+        fields = read_json(path)
         # Infinity and NaN can be read, and not be written again.
         json.dumps(fields, allow_nan=False)
         evaluation = checkpoint.typed(Evaluation(**fields), "figures")

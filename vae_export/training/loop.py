@@ -28,9 +28,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae_runtime import noise
-from vae_runtime.errors import InputError, require_bool
+from vae_runtime.errors import InputError, error_line, require_bool
 from vae_runtime.files import locked, write_atomic
 from vae_runtime.image import grid, png
+from vae_runtime.input_files import open_safetensors
 from vae_runtime.likelihood import KINDS
 
 from ..errors import TrainingError, require_path
@@ -44,6 +45,8 @@ _STATE = "state.safetensors"
 _RESULTS = ("config.json", "model.safetensors", "metrics.jsonl", "curve.png", "samples.png")
 # What Adam keeps of each weight, by its own names.
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+# Bytes of the header of a resume state: some 300 for each epoch.
+_MAX_HEADER = 2**24
 # Observations per step of a validation pass, and seconds between pictures of a run under way.
 _VALIDATION_BATCH = 250
 _PICTURE_SECONDS = 60.0
@@ -152,7 +155,7 @@ def _identity(info: RunInfo) -> dict[str, Any]:
 
 def _require_same(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
     differences = [
-        f"{section}.{name} is {found[section].get(name)!r}, asked for {value!r}"
+        f"{section}.{name} is {found[section].get(name)!r:.99}, asked for {value!r}"
         for section, fields in asked.items()
         for name, value in fields.items()
         if found[section].get(name) != value
@@ -408,25 +411,28 @@ class _Training:
         if not path.exists():
             return 0
         try:
+            open_safetensors(path, _MAX_HEADER).close()
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             identity, records = json.loads(metadata["identity"]), json.loads(metadata["records"])
             epoch, best_epoch = int(metadata["epoch"]), int(metadata["best_epoch"])
-        except (safetensors.SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+            _require_same(self.folder, identity, _identity(self.info))
+            for name, tensor in self.vae.state_dict().items():
+                tensor.copy_(tensors[f"model.{name}"])
+            for name, weight in self.vae.named_parameters():
+                if weight.requires_grad:
+                    # copies into memory laid out as the weight's, so that each sum runs in the order it would have
+                    moments = {key: torch.zeros_like(weight).copy_(tensors[f"{key}.{name}"]) for key in _MOMENTS}
+                    self.optimizer.state[weight] = {"step": torch.tensor(float(epoch * self.steps)), **moments}
+            best = {name.removeprefix("best."): tensor for name, tensor in tensors.items() if name.startswith("best.")}
+            bound = records[best_epoch - 1]["validation"]["bound"]
+        except TrainingError:
+            raise
+        except Exception as error:  # whatever a damaged file leads to
             raise TrainingError(
-                f"{path}: expected a complete resume state: {error}; delete the file to start over"
+                f"{path}: expected a complete resume state: {error_line(error)}; delete the file to start over"
             ) from error
-        _require_same(self.folder, identity, _identity(self.info))
-        for name, tensor in self.vae.state_dict().items():
-            tensor.copy_(tensors[f"model.{name}"])
-        for name, weight in self.vae.named_parameters():
-            if weight.requires_grad:
-                # copies into memory laid out as the weight's, so that each sum runs in the order it would have
-                moments = {key: torch.zeros_like(weight).copy_(tensors[f"{key}.{name}"]) for key in _MOMENTS}
-                self.optimizer.state[weight] = {"step": torch.tensor(float(epoch * self.steps)), **moments}
-        best = {name.removeprefix("best."): tensor for name, tensor in tensors.items() if name.startswith("best.")}
-        bound = records[best_epoch - 1]["validation"]["bound"]
         self.state = _State(epoch, records, best_epoch, bound, best)
         checkpoint.save_weights(self.folder, best)
         self._write_metrics()

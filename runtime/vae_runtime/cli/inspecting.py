@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from ..columns import Column
     from ..manifest import Condition, Latent, Manifest, Sizes
 
+# Lines of one kind, of which a bundle may have any number.
+_MAX_ROWS = 64
+
 
 def add_inspecting(verbs: Verbs) -> None:
     """Add the verbs of this module."""
@@ -72,14 +75,14 @@ def _info(options: argparse.Namespace) -> None:
     }
     for key, value in rows:
         if value:
-            print(f"{key:28}{one_line(value)}")
+            _print(f"{key:28}{value}")
     if manifest.metrics:
         surrogate = ", figures of a surrogate likelihood" if manifest.metrics.get("surrogate") is True else ""
         print(f"\nmeasured before export{surrogate}")
-    for key, value in manifest.metrics.items():
-        print(
-            f"  {one_line(key.replace('_', ' ')):26}{one_line(f'{value:.6g}' if isinstance(value, float) else value)}"
-        )
+    for key, value in list(manifest.metrics.items())[:_MAX_ROWS]:
+        _print(f"  {key.replace('_', ' '):26}{f'{value:.6g}' if isinstance(value, float) else value}")
+    if len(manifest.metrics) > _MAX_ROWS:
+        print(f"  and {len(manifest.metrics) - _MAX_ROWS} more")
     _print_graphs(manifest, sizes)
 
 
@@ -101,7 +104,7 @@ def _print_graphs(manifest: Manifest, sizes: Mapping[str, float]) -> None:
     print(f"{'graph':28}{'KiB':>8}  {'precision':10} largest difference from {reference_of(manifest)}")
     for variant in manifest.variants:
         errors = ", ".join(f"{name} {error:.1e}" for name, error in variant.error.items())
-        print(
+        _print(
             f"{variant.component + '/' + variant.name:28}{sizes[variant.path]:8,.0f}  {variant.precision:10} {errors}"
         )
     measured = [(variant, variant.quality) for variant in manifest.variants if variant.quality]
@@ -111,12 +114,16 @@ def _print_graphs(manifest: Manifest, sizes: Mapping[str, float]) -> None:
         psnr = "same" if quality.psnr is None else f"{quality.psnr:.1f} dB"
         elbo = "-" if quality.elbo_change is None else f"{quality.elbo_change:+.3f} nats"
         making = ", ".join([quality.method, f"on {quality.measured}", *([quality.reason] if quality.reason else [])])
-        print(
-            f"{variant.component + '/' + variant.name:28}{sizes[variant.path]:8,.0f}  {psnr:>10}  {elbo:>12}  "
-            f"{one_line(making)}"
+        _print(
+            f"{variant.component + '/' + variant.name:28}{sizes[variant.path]:8,.0f}  {psnr:>10}  {elbo:>12}  {making}"
         )
-    for refusal in manifest.refused:
-        print(f"{refusal.component + '/' + refusal.variant:28}left out: {one_line(refusal.reason)}")
+    for refusal in manifest.refused[:_MAX_ROWS]:
+        _print(f"{refusal.component + '/' + refusal.variant:28}left out: {refusal.reason}")
+
+
+def _print(line: str) -> None:
+    """Print a line with text from a bundle."""
+    print(one_line(line))
 
 
 def _dims(axes: Sequence[str], shape: Sequence[int], dynamic: Mapping[str, Sizes]) -> str:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from .._version import __version__
-from ..errors import VaeError, one_line
+from ..errors import VaeError, lines_of, one_line
 from .caching import add_caching
 from .encoding import add_encoding
 from .generating import add_generating
@@ -57,10 +57,10 @@ def run(
         with_flags = getattr(options, "with_flags", str)
         message = with_flags(str(error))
         # Some errors list several problems, one per line.
-        print("error: " + "\n".join(map(one_line, message.splitlines())), file=sys.stderr)
+        print(lines_of(f"error: {message}"), file=sys.stderr)
         return 1
     except MemoryError as error:
-        print(f"error: out of memory: {error}; compute fewer at a time", file=sys.stderr)
+        print(one_line(f"error: out of memory: {error}; compute fewer at a time"), file=sys.stderr)
         return 1
     except BrokenPipeError:
         # The reader of the output has ended; keep Python from complaining when it flushes at exit.

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import require_npy
 from ..errors import InputError, VaeError, error_line
+from ..input_files import open_plain
 
 
 def describe_file(
@@ -32,11 +34,9 @@ def describe_file(
     """
     try:
         place = Path(path).absolute()
-        # Opening a pipe would wait for a writer.
-        if place.exists() and not place.is_file():
-            raise ValueError("it is not a file")
-        rows = np.lib.format.open_memmap(place, mode="r")
-        shape, dtype = list(rows.shape), rows.dtype.name
+        with open_plain(place) as file:
+            header = require_npy(file, os.fstat(file.fileno()).st_size)
+        shape, dtype = list(header[0]), header[1].name
         if not shape or not shape[0]:
             raise ValueError("it has no rows")
         stamp = _stamp(place)

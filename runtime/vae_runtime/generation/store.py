@@ -19,6 +19,7 @@ from typing import IO, Any, TypeVar
 
 from ..errors import InputError, VaeError, error_line
 from ..files import locked, write_atomic
+from ..input_files import open_plain
 
 T = TypeVar("T")
 
@@ -104,7 +105,8 @@ class LocalStore:
             VaeError: the file cannot be read.
         """
         try:
-            return (self._path / name).read_bytes()
+            with open_plain(self._path / name) as file:
+                return file.read()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:

@@ -1,0 +1,117 @@
+"""Hostile files for the commands' arguments: each is refused in one line, with nothing written, in little memory."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from PIL import EpsImagePlugin, Image
+from safetensors.torch import save_file
+
+from vae_export.cli import main
+from vae_export.loading import load_model
+from vae_export.training import data
+from vae_export.training.config import DataConfig, ModelConfig, TrainConfig
+from vae_runtime.errors import InputError
+
+if not os.path.exists("/proc/self/clear_refs"):
+    pytest.skip("memory is measured by /proc", allow_module_level=True)
+
+
+def outcome(root, every):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root / "runtime"), str(root)])}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.corpus.inputs", str(every)], cwd=root, env=environment,
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def require_right(result, cases):
+    assert result["wrong"] == []
+    assert result["cases"] >= cases
+    # A busy machine takes longer than the second that each is allowed.
+    assert result["slowest"][0] < 5, result["slowest"]
+    assert result["largest"][0] < 300, result["largest"]
+
+
+def test_a_part_of_the_hostile_files_is_refused(root):
+    require_right(outcome(root, 4), 80)
+
+
+@pytest.mark.long
+def test_all_hostile_files_are_refused(root):
+    require_right(outcome(root, 1), 350)
+
+
+@pytest.mark.parametrize("wrong", [{"wrong": ["x"]}, {"cases": 1}, {"slowest": [9, ""]}, {"largest": [301, ""]}])
+def test_a_wrong_refusal_is_seen(wrong):
+    right = {"wrong": [], "cases": 99, "slowest": [0, ""], "largest": [0, ""]}
+    require_right(right, 99)
+    with pytest.raises(AssertionError):
+        require_right({**right, **wrong}, 99)
+
+
+def test_postscript_by_the_name_of_a_picture_reaches_no_interpreter(tmp_path, monkeypatch):
+    (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    opened = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: opened.append(1) or Image.new("RGB", (8, 8)).im)
+    with pytest.raises(InputError, match=r"x\.png: expected an image as PNG, JPEG, .*, got another format; replace"):
+        data.load(DataConfig(str(tmp_path)))
+    assert not opened
+    # Pillow by itself would.
+    with Image.open(tmp_path / "x.png") as image:
+        image.load()
+    assert opened
+
+
+def test_numbers_beyond_any_float_are_refused_as_others():
+    for value in (10**400, float("nan"), float("inf")):
+        with pytest.raises(InputError, match=r"^train\.learning_rate: expected a number above 0, got"):
+            TrainConfig(learning_rate=value)
+    with pytest.raises(InputError, match=r"^model\.observation_shape: expected layers of at most"):
+        ModelConfig(observation_shape=(2**24, 2**24))
+    assert ModelConfig(observation_shape=(2**14, 2**14), hidden=(2**16,) * 64).hidden
+
+
+def test_a_tensor_that_ends_beyond_its_record_is_refused(tmp_path, monkeypatch):
+    """Read into memory, PyTorch would take what lies behind it."""
+    sys_path = tmp_path / "modules"
+    sys_path.mkdir()
+    (sys_path / "beyond_model.py").write_text("import torch\n\n\ndef make():\n    return torch.nn.Linear(512, 512)\n")
+    monkeypatch.syspath_prepend(str(sys_path))
+    model = torch.nn.Linear(512, 512)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    loaded = load_model("beyond_model:make", tmp_path / "w.pt")
+    assert torch.equal(loaded.weight, model.weight)
+    whole = (tmp_path / "w.pt").read_bytes()
+    small = torch.nn.Linear(4, 4)
+    torch.save(small.state_dict(), tmp_path / "small.pt")
+    # The pickle of the large one, and the records of the small one.
+    with (
+        zipfile.ZipFile(tmp_path / "w.pt") as large,
+        zipfile.ZipFile(tmp_path / "small.pt") as other,
+        zipfile.ZipFile(tmp_path / "forged.pt", "w") as forged,
+    ):
+        for name in large.namelist():
+            short = name.partition("/")[2]
+            source = other if short.startswith("data/") else large
+            forged.writestr(f"forged/{short}", source.read(f"{'small' if source is other else 'w'}/{short}"))
+    assert len((tmp_path / "forged.pt").read_bytes()) < len(whole)
+    with pytest.raises(InputError, match=r"forged\.pt: expected \.safetensors or torch\.save"):
+        load_model("beyond_model:make", tmp_path / "forged.pt")
+
+
+def test_a_resume_state_that_lacks_something_is_one_line(tiny_run, tmp_path, capsys):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    save_file({"x": torch.zeros(1)}, tmp_path / "run" / "state.safetensors", {"identity": "{}", "records": "[]"})
+    (tmp_path / "run" / "config.json").unlink()
+    assert main(["train", "--out", str(tmp_path / "run"), "--epochs", "1"]) == 1
+    words = capsys.readouterr().err
+    assert words.count("\n") == 1
+    assert "state.safetensors: expected a complete resume state" in words

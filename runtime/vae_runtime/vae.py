@@ -149,6 +149,7 @@ class VAE:
         tile: "auto", or the size of a tile in values of an observation, or sizes by axis: divides dynamic axes, which
             bounds the memory, takes larger arrays, and changes no value but for rounding; refused, with the reason,
             where that is impossible.
+        tile_blend: where that is impossible, blend tiles that overlap by a quarter, or by this part: values differ.
         out: float32 [n, *observation_shape], C-contiguous: filled and returned.
 
     Every method raises InputError where an array has another dtype or shape, or holds NaN, infinity or values out of
@@ -204,7 +205,7 @@ class VAE:
         self, n: int, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
         temperature: float = 1.0, truncation: float | None = None, latent_shape: LatentShape = None,
         observe: bool = False, batch_size: int | None = None, out: Array | None = None, tile: Tile | None = None,
-        on_device: Literal[False] = False,
+        tile_blend: bool | float = False, on_device: Literal[False] = False,
     ) -> Array: ...  # fmt: skip
 
     @overload
@@ -212,14 +213,14 @@ class VAE:
         self, n: int, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
         temperature: float = 1.0, truncation: float | None = None, latent_shape: LatentShape = None,
         observe: bool = False, batch_size: int | None = None, out: Array | None = None, tile: Tile | None = None,
-        on_device: bool,
+        tile_blend: bool | float = False, on_device: bool,
     ) -> Any: ...  # fmt: skip
 
     def sample(
         self, n: int, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
         temperature: float = 1.0, truncation: float | None = None, latent_shape: LatentShape = None,
         observe: bool = False, batch_size: int | None = None, out: Array | None = None, tile: Tile | None = None,
-        on_device: bool = False,
+        tile_blend: bool | float = False, on_device: bool = False,
     ) -> Array | Any:  # fmt: skip
         """Draw latents from the prior and decode them.
 
@@ -237,14 +238,15 @@ class VAE:
         """
         count = require_integer("n", n, 1, 2**48)
         fixed = noise.new_seed() if seed is None else seed
-        if tile is not None and not on_device:
+        if (tile is not None or tile_blend) and not on_device:
             z = _latents_of_any_size(self, count, fixed, start, latent_shape, temperature, truncation)
-            return self.decode(z, conditions=conditions, observe=observe, batch_size=batch_size, out=out, tile=tile)
+            return self.decode(z, conditions=conditions, observe=observe, batch_size=batch_size, out=out, tile=tile,
+                               tile_blend=tile_blend)  # fmt: skip
         rows = self._inputs.conditions("decoder", conditions, count)
         shapes = self._prior.shapes if latent_shape is None else self._inputs.shapes(latent_shape)
         feed = self._prior.feed(rows, fixed, start, count, shapes, temperature, truncation)
         if on_device is not False and require_bool("on_device", on_device):
-            _refuse_on_device(observe=observe or None, batch_size=batch_size, out=out, tile=tile)
+            _refuse_on_device(observe=observe or None, batch_size=batch_size, out=out, tile=tile or tile_blend or None)
             return self._networks.decode_on_device(feed, count)
         if observe is not False and require_bool("observe", observe):
             return self._networks.observe(feed, count, fixed, start, batch_size, out)
@@ -274,6 +276,7 @@ class VAE:
     def decode(
         self, z: Latents, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
         observe: bool = False, batch_size: int | None = None, out: Array | None = None, tile: Tile | None = None,
+        tile_blend: bool | float = False,
     ) -> Array:  # fmt: skip
         """Give the likelihood's mean for each latent, in data space.
 
@@ -287,11 +290,11 @@ class VAE:
             float32 [n, *observation shape]; latents far beyond the prior may give values that are not finite.
         """
         observe = observe is not False and require_bool("observe", observe)
-        if tile is not None:
+        if tile is not None or tile_blend:
             from .tiles import decode_in_tiles
 
             part = functools.partial(self.decode, conditions=conditions, batch_size=batch_size)
-            return decode_in_tiles(self.manifest, part, z, tile, observe, out)
+            return decode_in_tiles(self.manifest, part, z, tile, tile_blend, observe, out)
         seed = noise.new_seed() if observe and seed is None else seed
         feeds, n = self._inputs.decoder(z, conditions, seed, start)
         if out is not None:
@@ -316,7 +319,7 @@ class VAE:
 
     def encode(
         self, x: ArrayLike, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
-        batch_size: int | None = None, tile: Tile | None = None,
+        batch_size: int | None = None, tile: Tile | None = None, tile_blend: bool | float = False,
     ) -> Posterior | Encoding | Posteriors:  # fmt: skip
         """Give the posterior of each observation.
 
@@ -329,18 +332,18 @@ class VAE:
             A `Posterior`; an `Encoding` where the latent is a code or has no distribution; of several latents, a
             mapping from their names to these, without the latents that are noise of the decoder.
         """
-        if tile is not None:
+        if tile is not None or tile_blend:
             from .tiles import encode_in_tiles
 
             part = functools.partial(self.encode, conditions=conditions, batch_size=batch_size)
-            return encode_in_tiles(self.manifest, part, x, tile)
+            return encode_in_tiles(self.manifest, part, x, tile, tile_blend)
         x = observation_rows(self.manifest.observation, x)
         rows = self._inputs.conditions("encoder", conditions, len(x))
         return self._encoder.posterior(x, rows, seed, start, batch_size)
 
     def reconstruct(
         self, x: ArrayLike, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
-        batch_size: int | None = None, tile: Tile | None = None,
+        batch_size: int | None = None, tile: Tile | None = None, tile_blend: bool | float = False,
     ) -> Array:  # fmt: skip
         """Encode and decode: through the posterior's mean, or with a seed through a sample of it.
 
@@ -350,7 +353,8 @@ class VAE:
         Raises:
             InputError: a seed is given where there is no distribution to draw from.
         """
-        if seed is None and tile is None:
+        tiles: dict[str, Any] = {"tile": tile, "tile_blend": tile_blend}
+        if seed is None and tile is None and not tile_blend:
             x = observation_rows(self.manifest.observation, x)
             rows = self._inputs.conditions("encoder", conditions, len(x))
             chain = self._encoder.chain
@@ -358,9 +362,9 @@ class VAE:
                 return chain.run(x)
             z: Latents = self._encoder.modes(x, rows, batch_size)
         else:
-            q = self.encode(x, conditions=conditions, seed=seed, start=start, batch_size=batch_size, tile=tile)
+            q = self.encode(x, conditions=conditions, seed=seed, start=start, batch_size=batch_size, **tiles)
             z = q.mode() if seed is None else q.sample(seed=seed, start=start)
-        return self.decode(z, conditions=conditions, seed=seed, start=start, batch_size=batch_size, tile=tile)
+        return self.decode(z, conditions=conditions, seed=seed, start=start, batch_size=batch_size, **tiles)
 
     @overload
     def scaled(self, z: Mapping[str, ArrayLike]) -> dict[str, Array]: ...

@@ -268,3 +268,93 @@ def test_a_bundle_that_cannot_be_divided_says_so():
     vae = vae_runtime.load("models/digits")
     with pytest.raises(InputError, match="tile: the decoder cannot be divided: no axis of the bundle is dynamic"):
         vae.decode(vae.prior(1, seed=0), tile="auto")
+
+
+# Tiles that are blended.
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKL(
+        block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=2, norm_num_groups=2, sample_size=16,
+        mid_block_add_attention=False,
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def blended(autoencoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("blended") / "bundle"
+    vae_export.export(autoencoder, folder, example=torch.rand(2, 3, 16, 16), formats=("onnx",))
+    return vae_runtime.load(folder)
+
+
+@pytest.mark.parametrize("size", [(23, 20), (8, 12), (9, 8), (8, 8), (6, 31)])
+@torch.no_grad()
+def test_blended_tiles_are_those_of_diffusers(autoencoder, blended, size):
+    """Its tiles have 16 pixels, as its configuration says; arrays of that size or less are undivided."""
+    z = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 2, *size)).astype(np.float32))
+    whole = autoencoder.decode(z).sample
+    x = whole[:, :3].clamp(-1, 1)
+    autoencoder.enable_tiling()
+    try:
+        expected, q = autoencoder.decode(z).sample.numpy(), autoencoder.encode(x).latent_dist
+    finally:
+        autoencoder.disable_tiling()
+    tiles = {"tile": 16, "tile_blend": True}
+    np.testing.assert_allclose(blended.decode(z.numpy(), **tiles), expected, atol=2e-5)
+    p = blended.encode(x.numpy(), **tiles)
+    for name in ("mean", "std", "logvar"):
+        np.testing.assert_allclose(getattr(p, name), getattr(q, name).numpy(), atol=2e-5)
+    if max(size) > 8:
+        assert np.abs(whole.numpy() - expected).max() > 1e-2
+        assert np.abs(blended.decode(z.numpy(), tile=16, tile_blend=0.5) - expected).max() > 1e-2
+
+
+def test_tiles_are_blended_on_request_alone(blended):
+    z = np.zeros((1, 2, 12, 12), np.float32)
+    for tiles, words in (
+        ({"tile": 16}, "by a layer GroupNorm; .* leave tile out, or add `tile_blend`"),
+        ({"tile_blend": True}, "tile_blend: expected with a tile, got none"),
+        ({"tile": 16, "tile_blend": 0.7}, "tile_blend: expected a number from 0.01 to 0.5, got 0.7"),
+        ({"tile": 64, "tile_blend": True}, "tile: height: expected a proven size, 2 … 32, got 64"),
+        ({"tile": {"height": 16, "width": 1}, "tile_blend": True}, "tile: width: expected a proven size, .* got 1"),
+        ({"tile": "auto", "tile_blend": True, "observe": True}, "observe: expected with undivided answers"),
+    ):
+        with pytest.raises(InputError, match=words):
+            blended.decode(z, **tiles)
+    with pytest.raises(InputError, match=r"tile: the encoder cannot be divided: .* by a layer GroupNorm"):
+        blended.reconstruct(np.zeros((1, 3, 24, 24), np.float32), tile=16)
+
+
+def test_exact_tiles_are_never_blended(local):
+    z = np.random.default_rng(0).normal(size=(1, 2, 20, 20)).astype(np.float32)
+    assert np.array_equal(local.decode(z, tile=16, tile_blend=True), local.decode(z, tile=16))
+
+
+def test_generation_and_commands_blend_tiles(blended, tmp_path):
+    x = np.random.default_rng(1).random((3, 3, 40, 26), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    tiles = {"tile": 16, "tile_blend": True}
+    expected = blended.reconstruct(x, **tiles)
+    job = {"reconstruct": tmp_path / "x.npy", "seed": 7, "batch_size": 2, "workers": 1}
+    again = vae_runtime.generate(blended.bundle.path, tmp_path / "s", **job, **tiles)
+    np.testing.assert_allclose(again[:], expected, atol=1e-5)
+    assert json.loads((tmp_path / "s" / "job.json").read_text())["tile_blend"] is True
+    with pytest.raises(InputError, match=r"tile_blend: True in the folder, 0\.5 now"):
+        vae_runtime.generate(blended.bundle.path, tmp_path / "s", **job, tile=np.int64(16), tile_blend=0.5)
+    command = ["reconstruct", str(blended.bundle.path), str(tmp_path / "x.npy"), "--out", str(tmp_path / "r.npy")]
+    assert main([*command, "--tile", "16", "--tile-blend"]) == 0
+    np.testing.assert_allclose(np.load(tmp_path / "r.npy"), expected, atol=1e-5)
+    assert main([*command, "--tile", "16"]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--tile-blend"])
+
+
+def test_a_refusal_names_the_flag(blended, tmp_path, capsys):
+    np.save(tmp_path / "z.npy", np.zeros((1, 2, 12, 12), np.float32))
+    command = ["decode", str(blended.bundle.path), str(tmp_path / "z.npy"), "--out", str(tmp_path / "x.npy")]
+    assert main([*command, "--tile", "16"]) == 1
+    assert "or add --tile-blend for tiles" in capsys.readouterr().err

@@ -520,6 +520,24 @@ def test_other_sizes_where_axes_are_dynamic(dynamic, shape):
     assert s.mse.shape == (5,)
 
 
+@pytest.mark.parametrize("size", [(20, 13), (2, 4), (8, 6), (16, 31), (10, 4)])
+@pytest.mark.parametrize("tile", ["auto", 4, 6, {"height": 4}, {"width": 5, "height": 8}])
+@pytest.mark.parametrize("overlap", [True, 0.01, 0.5])
+def test_blended_tiles_of_a_graph_that_changes_nothing_change_nothing(dynamic, size, tile, overlap):
+    z = np.random.default_rng(0).normal(size=(2, 1, *size)).astype(np.float32)
+    tiles = {"tile": tile, "tile_blend": overlap}
+    if tile == {"height": 4} and size[1] > 6:
+        # An axis that the tile does not name is undivided.
+        with pytest.raises(InputError, match="width"):
+            dynamic.decode(z, **tiles)
+        return
+    np.testing.assert_allclose(dynamic.decode(z, **tiles), z, atol=1e-6)
+    np.testing.assert_allclose(dynamic.encode(z, **tiles).value, z, atol=1e-6)
+    np.testing.assert_allclose(
+        dynamic.sample(2, seed=1, latent_shape=(1, *size), **tiles), noise.normal(1, 0, 2, (1, *size)), atol=1e-6
+    )
+
+
 @pytest.mark.parametrize(
     ("shape", "match"),
     [

@@ -28,6 +28,7 @@ from .options import (
     load_vae,
     require_png,
     require_seed,
+    tiles_of,
 )
 from .results import write_npy, write_npz, write_observations, write_scores
 
@@ -68,7 +69,7 @@ def _encode(options: argparse.Namespace) -> None:
     from ..arrays import read_npy
     from ..posterior import Posterior, Posteriors
 
-    start = require_seed(options)
+    start, tiles = require_seed(options), tiles_of(options)
     vae = load_vae(options)
     several = len(vae.latents) > 1
     if several and options.out.suffix != ".npz":
@@ -79,7 +80,7 @@ def _encode(options: argparse.Namespace) -> None:
         seed=options.seed,
         start=start,
         batch_size=options.batch_size,
-        tile=options.tile,
+        **tiles,
     )
     parts = dict(q) if isinstance(q, Posteriors) else {vae.latents[0].name: q}
     z = q.mode() if options.seed is None else q.sample(seed=options.seed, start=start)
@@ -115,7 +116,7 @@ def _add_reconstruct(verbs: Verbs) -> None:
 def _reconstruct(options: argparse.Namespace) -> None:
     from ..arrays import read_npy
 
-    start = require_seed(options)
+    start, tiles = require_seed(options), tiles_of(options)
     require_png(options)
     vae = load_vae(options)
     x = read_npy(options.x)
@@ -125,7 +126,7 @@ def _reconstruct(options: argparse.Namespace) -> None:
         seed=options.seed,
         start=start,
         batch_size=options.batch_size,
-        tile=options.tile,
+        **tiles,
     )
     alike = r.shape == x.shape
     if options.out.suffix == ".png" and alike:

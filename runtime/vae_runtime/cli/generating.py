@@ -26,6 +26,7 @@ from .options import (
     conditions_of,
     integer,
     require_outside,
+    tiles_of,
 )
 
 
@@ -145,7 +146,7 @@ def _generate(options: argparse.Namespace) -> int | None:
 # Options whose values --finish and --verify take from the folder, and those that --verify needs again.
 _JOB_OPTIONS = (
     *("n", "seed", "part", "format", "dtype", "temperature", "truncation", "observe", "balanced"),
-    *("batch_size", "shard_size", "tile"),
+    *("batch_size", "shard_size", "tile", "tile_blend"),
 )
 _FILE_OPTIONS = ("reconstruct", "encode", "condition")
 
@@ -168,11 +169,12 @@ def _generate_samples(options: argparse.Namespace) -> None:
     from ..vae import load
 
     require_outside(options)
+    tiles = tiles_of(options)
     draw = Draw(options.seed, options.temperature, options.truncation, options.observe)
     try:
         place = str(open_store(options.out))
         source = Source(options.reconstruct, options.encode)
-        output = Output(options.format, options.dtype, options.batch_size, options.shard_size, options.tile)
+        output = Output(options.format, options.dtype, options.batch_size, options.shard_size)
         Request(options.n, draw, source, output=output)
         Execution(options.workers, options.executor, options.address, options.part)
     except InputError as error:
@@ -184,7 +186,7 @@ def _generate_samples(options: argparse.Namespace) -> None:
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
     names = (
         *("seed", "reconstruct", "encode", "workers", "device", "variant", "format", "dtype", "observe", "temperature"),
-        *("truncation", "balanced", "batch_size", "shard_size", "tile", "part", "executor", "address"),
+        *("truncation", "balanced", "batch_size", "shard_size", "part", "executor", "address"),
     )
     arguments = {name: getattr(options, name) for name in names}
     began, progress, timings = time.monotonic(), _Progress(options.json), dict[str, float]()
@@ -195,6 +197,7 @@ def _generate_samples(options: argparse.Namespace) -> None:
                 options.out,
                 options.n,
                 **arguments,
+                **tiles,
                 conditions=conditions,
                 progress=progress,
                 timings=timings,

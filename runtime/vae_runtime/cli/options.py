@@ -212,17 +212,26 @@ def add_batch_size(verb: argparse.ArgumentParser) -> None:
 
 
 def add_tile(verb: argparse.ArgumentParser) -> None:
-    """Add --tile."""
+    """Add --tile and --tile-blend, which `tiles_of` reads."""
     verb.add_argument(
         "--tile",
         type=_tile,
         metavar="SIZE",
         help='compute dynamic axes in tiles of this size, or "auto": the same values in less memory',
     )
+    text = "blend overlapping tiles where values depend on the whole; this changes them"
+    verb.add_argument("--tile-blend", action="store_true", help=text)
 
 
 def _tile(text: str) -> Any:
     return text if text == "auto" else integer("tile", 1, 2**31)(text)
+
+
+def tiles_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of a VAE's methods about tiles; without --tile, --tile-blend is misuse."""
+    if options.tile_blend and options.tile is None:
+        options.misuse("argument --tile-blend: allowed only with --tile")
+    return {"tile": options.tile, "tile_blend": options.tile_blend}
 
 
 def add_out(verb: argparse.ArgumentParser, *suffixes: str) -> None:

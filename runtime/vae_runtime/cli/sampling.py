@@ -32,6 +32,7 @@ from .options import (
     number,
     require_png,
     require_seed,
+    tiles_of,
 )
 from .results import require_form, write_npy, write_npz, write_observations
 
@@ -74,7 +75,7 @@ def _sample(options: argparse.Namespace) -> None:
 
     if options.latents and os.path.realpath(options.latents) == os.path.realpath(options.out):
         options.misuse("argument --latents: expected a file other than that of --out")
-    start = require_seed(options)
+    start, tiles = require_seed(options), tiles_of(options)
     require_png(options)
     vae = load_vae(options)
     if options.latents:
@@ -95,7 +96,7 @@ def _sample(options: argparse.Namespace) -> None:
         conditions=conditions,
         observe=options.observe,
         batch_size=options.batch_size,
-        tile=options.tile,
+        **tiles,
         **drawn,
     )
     if options.latents:
@@ -132,13 +133,14 @@ def _add_decode(verbs: Verbs) -> None:
 
 
 def _decode(options: argparse.Namespace) -> None:
+    tiles = tiles_of(options)
     require_png(options)
     vae = load_vae(options)
     if options.out.suffix == ".csv":
         require_form(options.out, vae)
     z = _read_latents(options.z, vae)
     conditions = conditions_of(options, vae)
-    x = vae.decode(z, conditions=conditions, batch_size=options.batch_size, tile=options.tile)
+    x = vae.decode(z, conditions=conditions, batch_size=options.batch_size, **tiles)
     write_observations(options.out, x, vae, options.columns)
     print(f"{options.out}: {len(x)} observations")
 

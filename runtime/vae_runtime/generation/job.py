@@ -21,7 +21,11 @@ VERSION = "1.0"
 # Fields that a later call may change: the number of samples may grow, the machine and the places of files may differ.
 _MACHINE, _GROWING, _FILES = "machine", "n", "files"
 # Fields that are written where they are set alone: jobs without them are those of folders that do not know them.
-_OPTIONAL = ("tile",)
+_OPTIONAL = ("tile", "tile_blend")
+
+
+def _plain(number: np.generic) -> Any:
+    return number.item()
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Job:
     `conditions` maps names to {"value": …}, to {"balanced": classes}: class i mod classes for sample i, or to the
     content of an .npy file, a row for each sample. A content is {"name": …, "sha256": …, "shape": …, "dtype": …}.
     `files` has the locations by name, with attributes that tell whether a file was altered: {"path": …, "sha256": …,
-    "size": …, "mtime_ns": …}. `dtype` has the form of `row_types.dtype_to_json`. `tile` is that of `VAE`.
+    "size": …, "mtime_ns": …}. `dtype` has the form of `row_types.dtype_to_json`. `tile` and
+    `tile_blend` are as in `VAE`.
     """
 
     bundle: str
@@ -55,6 +60,7 @@ class Job:
     files: Mapping[str, Mapping[str, Any]]
     machine: Mapping[str, str]
     tile: int | str | Mapping[str, int] | None = None
+    tile_blend: bool | float = False
     noise: str = noise.SPEC
     format_version: str = VERSION
 
@@ -88,6 +94,11 @@ class Job:
         return number * self.shard_size, min((number + 1) * self.shard_size, self.n)
 
     @property
+    def tiles(self) -> dict[str, Any]:
+        """The arguments of `VAE.decode` and `VAE.encode` about tiles."""
+        return {"tile": self.tile, "tile_blend": self.tile_blend}
+
+    @property
     def row_bytes(self) -> int:
         """The bytes that the numbers of one sample take."""
         return math.prod(self.shape) * self.row_dtype.itemsize
@@ -105,7 +116,7 @@ class Job:
 
     def as_json(self) -> dict[str, Any]:
         """Return the job as it is written: in the types that JSON has, and without paths."""
-        document: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        document: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=_plain))
         for file in document[_FILES].values():
             file.pop("path", None)
         for name in _OPTIONAL:

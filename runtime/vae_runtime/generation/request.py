@@ -86,6 +86,7 @@ class Output:
     batch_size: int | None = None
     shard_size: int | None = None
     tile: Tile | None = None
+    tile_blend: bool | float = False
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
@@ -94,6 +95,11 @@ class Output:
             size, rows = require_integer("shard_size", self.shard_size, 1, 2**40), self.rows
             if size % rows:
                 raise InputError(f"shard_size: expected a multiple of the batch size, {rows}, got {size}")
+
+    @property
+    def tiles(self) -> dict[str, Any]:
+        """The arguments of `VAE.decode` and `VAE.encode` about tiles."""
+        return {"tile": self.tile, "tile_blend": self.tile_blend}
 
     @property
     def rows(self) -> int:
@@ -225,7 +231,7 @@ def describe_job(vae: VAE, request: Request, written: Mapping[str, Any] | None =
         batch_size=batch_size, format=output.format, dtype=dtype, shape=tuple(int(size) for size in shape),
         range=vae.manifest.observation.range, observe=bool(draw.observe), temperature=float(draw.temperature),
         truncation=None if draw.truncation is None else float(draw.truncation), conditions=conditions, files=files,
-        tile=output.tile, machine=describe_machine(vae.device),
+        machine=describe_machine(vae.device), **output.tiles,
     )  # fmt: skip
 
 
@@ -258,28 +264,28 @@ def _row_of(
     Returns:
         Its shape, and its dtype in the form for JSON.
     """
-    draw, source, tile = request.draw, request.source, request.output.tile
+    draw, source, tiles = request.draw, request.source, request.output.tiles
     conditions = {
         name: map_file(files[name])[:1] if name in files else each.get("value", 0) for name, each in sources.items()
     } or None
     if source.path is None:
         row = vae.sample(
             1, conditions=conditions, seed=draw.seed, temperature=draw.temperature, truncation=draw.truncation,
-            observe=draw.observe, tile=tile,
+            observe=draw.observe, **tiles,
         )  # fmt: skip
         return row.shape[1:], request.output.dtype
-    observation = (vae.manifest if tile is None else of_any_size(vae.manifest)).observation
+    observation = (vae.manifest if request.output.tile is None else of_any_size(vae.manifest)).observation
     x: NDArray[Any] = map_file(files[observation.name])[:1]
     try:
         observation_rows(observation, x)
     except InputError as error:
         raise InputError(f"{source.path}: row 0: {error}") from None
     if source.verb == "encode":
-        fields = encoded_fields(vae, x, conditions, draw.seed, 0, 1, tile)
+        fields = encoded_fields(vae, x, conditions, draw.seed, 0, 1, tiles)
         return (), dtype_to_json([(name, values.dtype, values.shape[1:]) for name, values in fields.items()])
     row = vae.decode(
-        vae.encode(x, conditions=conditions, tile=tile).mode(), conditions=conditions,
-        seed=draw.seed if draw.observe else None, observe=draw.observe, tile=tile,
+        vae.encode(x, conditions=conditions, **tiles).mode(), conditions=conditions,
+        seed=draw.seed if draw.observe else None, observe=draw.observe, **tiles,
     )  # fmt: skip
     return row.shape[1:], request.output.dtype
 

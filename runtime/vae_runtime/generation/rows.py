@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import InputError, VaeError
 from ..inputs import observation_rows
 from ..posterior import Posterior, Posteriors
-from ..tiles import Tile, of_any_size
+from ..tiles import of_any_size
 from ..vae import VAE
 from .job import Job
 from .sources import map_file
@@ -71,11 +71,11 @@ def make_rows(
         else:
             try:
                 if job.verb == "encode":
-                    for name, values in encoded_fields(vae, x, conditions, seed, first, size, job.tile).items():
+                    for name, values in encoded_fields(vae, x, conditions, seed, first, size, job.tiles).items():
                         _require_finite(values, first, f"the encoder gives {name}")
                         buffer[name][:count] = values
                 else:
-                    z = vae.encode(x, conditions=conditions, batch_size=size, tile=job.tile).mode()
+                    z = vae.encode(x, conditions=conditions, batch_size=size, **job.tiles).mode()
             except InputError as error:
                 raise _with_row(vae, job, x, first, error) from None
             note("encode")
@@ -84,7 +84,7 @@ def make_rows(
             drawn = seed if x is None or job.observe else None
             vae.decode(
                 z, conditions=conditions, seed=drawn, start=first, observe=job.observe, batch_size=size,
-                out=buffer[:count], tile=job.tile,
+                out=buffer[:count], **job.tiles,
             )  # fmt: skip
             _require_finite(buffer[: last - first], first, "the decoder gives")
             note("decode")
@@ -168,20 +168,21 @@ def encoded_fields(
     seed: int,
     start: int,
     batch_size: int,
-    tile: Tile | None,
+    tiles: Mapping[str, Any],
 ) -> dict[str, NDArray[Any]]:
     """Return the fields that are written for the latents of observations, by name.
 
     Args:
         vae: the encoder.
         x: as in `VAE.encode`, like the other arguments.
+        tiles: its arguments about tiles.
 
     Returns:
         float32 [n, *latent shape] each: mu, std and z, the sample of the posterior; mu alone of a deterministic
         encoder; int64 codes of an encoder that gives codes. With several latents, each name begins with the latent's
         and a dot.
     """
-    encoded = vae.encode(x, conditions=conditions, seed=seed, start=start, batch_size=batch_size, tile=tile)
+    encoded = vae.encode(x, conditions=conditions, seed=seed, start=start, batch_size=batch_size, **tiles)
     parts = dict(encoded) if isinstance(encoded, Posteriors) else {"": encoded}
     fields: dict[str, NDArray[Any]] = {}
     for name, part in parts.items():

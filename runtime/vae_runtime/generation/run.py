@@ -56,6 +56,7 @@ def generate(
     batch_size: int | None = None,
     shard_size: int | None = None,
     tile: Tile | None = None,
+    tile_blend: bool | float = False,
     part: tuple[int, int] | None = None,
     executor: str = "local",
     address: str | None = None,
@@ -91,6 +92,7 @@ def generate(
         batch_size: rows decoded at once; None takes 64.
         shard_size: samples of a shard, a multiple of the batch size; None takes about 64 MB.
         tile: as in the methods of `VAE`, for pictures larger than memory; other tiles are another job.
+        tile_blend: as in the methods of `VAE`.
         part: (k, m), for the k-th, from 1, of m calls that share the work: shards k - 1, k - 1 + m, … The last call to
             end writes the index.
         executor: "local": processes of this machine; "ray": actors of a Ray cluster.
@@ -112,7 +114,7 @@ def generate(
             is missing, or a worker died.
     """
     source, draw = Source(reconstruct, encode), Draw(seed, temperature, truncation, observe)
-    output = Output(format, dtype, batch_size, shard_size, tile)
+    output = Output(format, dtype, batch_size, shard_size, tile, tile_blend)
     request = Request(n, draw, source, Conditions(conditions, balanced), output)
     execution, callbacks = Execution(workers, executor, address, part), Callbacks(progress, warn, timings)
     store = open_store(out)

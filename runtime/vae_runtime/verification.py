@@ -128,7 +128,7 @@ def _replay(
         elif variant.executor in runners:
             answers = runners[variant.executor](bundle, variant, inputs)
         else:
-            yield Check(what, None, f"not run: {variant.executor} needs PyTorch; `vae-export parity` runs it")
+            yield Check(what, None, f"not run: {variant.executor} needs PyTorch; `vae-export parity --trust` runs it")
             return
     except DeviceError:
         raise

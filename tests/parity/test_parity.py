@@ -22,7 +22,7 @@ from vae_export.training import checkpoint
 from vae_export.understand.adapt import adapt, declared
 from vae_export.understand.state import unchanged
 from vae_runtime import verify
-from vae_runtime.errors import BundleError
+from vae_runtime.errors import BundleError, InputError
 
 # The tests' own calls: the package keeps PyTorch's notes on TorchScript to itself.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -394,7 +394,7 @@ def other_run(tiny_run, tmp_path_factory):
 
 
 def test_check_parity_replays_the_golden_vectors_of_every_format(tiny_run, tiny_bundle):
-    verification, report = check_parity(tiny_run, tiny_bundle)
+    verification, report = check_parity(tiny_run, tiny_bundle, trust=True)
     assert verification.passed
     assert report.passed
     checked = {check.what for check in verification.checks if check.passed}
@@ -407,7 +407,7 @@ def test_without_pytorch_its_formats_are_skipped_aloud(tiny_bundle):
     assert verification.passed
     skipped = {check.what: check.detail for check in verification.checks if check.passed is None}
     assert list(skipped) == [key for key in GRAPHS if not key.endswith("fp32")]
-    assert all("needs PyTorch; `vae-export parity` runs it" in detail for detail in skipped.values())
+    assert all("needs PyTorch; `vae-export parity --trust` runs it" in detail for detail in skipped.values())
 
 
 @pytest.mark.parametrize("key", GRAPHS)
@@ -425,7 +425,7 @@ def test_golden_vectors_catch_a_scaled_weight_although_the_hashes_are_right(
         for check in failed:
             assert check.what.startswith(f"{key} ")
             assert re.search(r"disagrees with \d+ of \d+ golden values; worst at \[\d", check.detail)
-    verification, report = check_parity(tiny_run, bundle_copy)
+    verification, report = check_parity(tiny_run, bundle_copy, trust=True)
     assert not verification.passed
     assert not report.passed
 
@@ -440,7 +440,27 @@ def test_a_graph_that_pytorch_cannot_load_fails_although_the_hashes_are_right(
     assert failed.what == key
     assert "the graph cannot be loaded: " in failed.detail
     with pytest.raises(ParityError, match=f"^{key}: the graph cannot be loaded: "):
-        check_parity(tiny_run, bundle_copy)
+        check_parity(tiny_run, bundle_copy, trust=True)
+
+
+def test_without_trust_no_code_of_a_bundle_is_loaded(tiny_run, tiny_graphs, bundle_copy, resign, capsys):
+    code = [key for key in GRAPHS if not key.endswith("fp32")]
+    for key in code:
+        (bundle_copy / key / tiny_graphs[key].file).write_bytes(b"no archive")
+    resign(bundle_copy)
+    assert main(["parity", str(tiny_run), str(bundle_copy)]) == 0
+    out = capsys.readouterr().out
+    assert f"equal to {tiny_run}; {len(code)} graphs not run, since they are code (--trust)" in out
+    assert re.findall("^skipped +([^ ]+)", out, re.MULTILINE) == code
+    assert out.count("max abs") == out.count("fp32") // 2 == 5
+    verification, report = check_parity(tiny_run, bundle_copy)
+    assert verification.passed
+    assert {tensor.variant for tensor in report.tensors} == {"fp32"}
+    # With it, the files are loaded, which fails here.
+    assert main(["parity", str(tiny_run), str(bundle_copy), "--trust"]) == 1
+    assert "the graph cannot be loaded: " in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"^trust: expected True or False, got 1"):
+        check_parity(tiny_run, bundle_copy, trust=1)
 
 
 def test_a_graph_of_other_outputs_fails_although_the_hashes_are_right(tiny_bundle, bundle_copy, resign):
@@ -462,17 +482,17 @@ def test_a_damaged_graph_is_not_run(tiny_run, bundle_copy):
     with (bundle_copy / "encoder/torchscript/model.pt").open("ab") as file:
         file.write(b"\0")
     with pytest.raises(BundleError, match=r"model\.pt: expected the SHA-256"):
-        check_parity(tiny_run, bundle_copy)
+        check_parity(tiny_run, bundle_copy, trust=True)
 
 
 def test_the_command_parity_tells_its_own_bundle_from_another(tiny_run, other_run, tiny_bundle, capsys):
-    assert main(["parity", str(tiny_run), str(tiny_bundle)]) == 0
+    assert main(["parity", str(tiny_run), str(tiny_bundle), "--trust"]) == 0
     out, err = capsys.readouterr()
     assert f"{tiny_bundle}: equal to {tiny_run}" in out
     assert out.count("max abs") == 15
     assert "error" not in err
 
-    assert main(["parity", str(other_run), str(tiny_bundle)]) == 1
+    assert main(["parity", str(other_run), str(tiny_bundle), "--trust"]) == 1
     out, err = capsys.readouterr()
     assert "equal to" not in out
     assert re.findall("FAILED +(.*?) +max", out) == [

@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-long test-slow test-oldest test-arm64 zoo bench check docs dist format models schema clean
+.PHONY: demo test test-long test-slow test-oldest test-arm64 fuzz zoo bench check docs dist format models schema clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/vae-export demo --out out/demo
@@ -27,6 +27,12 @@ test-oldest: .venvs/oldest/installed
 # Noise vectors and `verify` on emulated aarch64; Debian or Ubuntu, x86-64.
 test-arm64:
 	bash tests/arm64/run.sh
+
+# Fuzz what reads bundles, ten minutes for each target, on Linux; make fuzz FUZZ_SECONDS=60. The corpora stay in out/fuzz.
+FUZZ_SECONDS ?= 600
+fuzz: .venvs/fuzz/installed
+	for target in archive golden graph manifest sums; do \
+		.venvs/fuzz/bin/python -m tests.fuzz $$target $(FUZZ_SECONDS) || exit 1; done
 
 # Export every model of docs/compatibility.md, other libraries' among them, and write that page; takes half an hour.
 zoo: .venvs/zoo/installed
@@ -89,6 +95,11 @@ $(VENV)/installed-docs: $(VENV)/installed-dev
 .venvs/zoo/installed: pyproject.toml runtime/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venvs/zoo
 	.venvs/zoo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e 'runtime[cpu]' -e '.[cpu,dev,zoo]'
+	touch $@
+
+.venvs/fuzz/installed: runtime/pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venvs/fuzz
+	.venvs/fuzz/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e runtime 'atheris>=3'
 	touch $@
 
 .venvs/oldest/installed: runtime/pyproject.toml tests/oldest.txt

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .exporting import Exported, export
     from .parity.bundle import check_parity
     from .parity.report import ParityReport
+    from .pushing import Pushed, push
     from .signing import sign
     from .training.config import DataConfig, ModelConfig, TrainConfig
     from .training.evaluation import Evaluation, evaluate
@@ -32,6 +33,7 @@ __all__ = [
     "ModelConfig",
     "ParityError",
     "ParityReport",
+    "Pushed",
     "TrainConfig",
     "TrainingError",
     "__version__",
@@ -39,6 +41,7 @@ __all__ = [
     "check_parity",
     "evaluate",
     "export",
+    "push",
     "reparameterize",
     "sign",
     "train",
@@ -51,6 +54,7 @@ _MODULES = {
     **dict.fromkeys(("Exported", "export"), "exporting"),
     "check_parity": "parity.bundle",
     "ParityReport": "parity.report",
+    **dict.fromkeys(("Pushed", "push"), "pushing"),
     **dict.fromkeys(("DataConfig", "ModelConfig", "TrainConfig"), "training.config"),
     **dict.fromkeys(("Evaluation", "evaluate"), "training.evaluation"),
     "sign": "signing",

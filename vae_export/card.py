@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from vae_runtime.golden import reference_of
 from vae_runtime.manifest import Manifest
 
+from .front_matter import front_matter
+
 # Graphs that exist already are adopted without PyTorch.
 if TYPE_CHECKING:
     from .training.checkpoint import RunInfo
@@ -25,6 +27,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int], picture: bool, *, r
         recognised: the facts found out about the model, one line each.
     """
     lines = [
+        *front_matter(manifest),
         f"# {manifest.name}",
         "",
         f"{manifest.description}.",
@@ -61,6 +64,7 @@ def run_card(
     data, train = info.provenance, info.train
     described = f"{data.name}, {data.description}" if data.description else data.name
     lines = [
+        *front_matter(manifest),
         f"# {manifest.name}",
         "",
         f"A Variational Autoencoder of {manifest.training['parameters']:,} parameters. {_shapes(manifest)} "

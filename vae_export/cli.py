@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vae-export {__version__}")
     verbs = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_train, _add_evaluate, _add_export, _add_adopt, _add_parity, _add_sign, _add_demo):
+    for add in (_add_train, _add_evaluate, _add_export, _add_adopt, _add_parity, _add_sign, _add_push, _add_demo):
         add(verbs)
     return parser
 
@@ -414,6 +414,21 @@ def _sign(options: argparse.Namespace) -> None:
     from .signing import sign
 
     print(f"{sign(options.bundle, options.key)}: signed {options.bundle}")
+
+
+def _add_push(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "push", _push, "upload a bundle to the Hugging Face Hub as one commit, and print its URL")
+    verb.add_argument("bundle", type=Path, help="the bundle's folder or .zip file")
+    verb.add_argument("repository", metavar="ORG/NAME", help="the repository; it is made if there is none")
+    verb.add_argument("--private", action="store_true", help="make a new repository private")
+    verb.add_argument("--force", action="store_true", help="remove files of the repository that are no bundle's")
+
+
+def _push(options: argparse.Namespace) -> None:
+    from .pushing import push
+
+    pushed = push(options.bundle, options.repository, private=options.private, force=options.force)
+    print(f"{pushed.url}: {pushed.digest}")
 
 
 def _add_demo(verbs: Verbs) -> None:

@@ -175,6 +175,7 @@ def dump(manifest: Manifest) -> str:
         "schema_version": "1.0",
         "package_name": manifest.package_name,
         **({"package_version": manifest.package_version} if manifest.package_version else {}),
+        **({"description": manifest.description} if manifest.description else {}),
         "layout": "portable",
         "components": {
             component: {"variants": {name: _written(variant) for name, variant in variants.items()}}

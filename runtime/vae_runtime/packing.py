@@ -27,7 +27,8 @@ OPERATORS = "required_operators.config"
 _CARD = "README.md"
 # A model card is a few KiB of text; a larger file is left out.
 _MAX_CARD = 2**16
-# The line that packing puts at the top of a card.
+# The line that packing puts at the top of a card, below the front matter.
+_FRONT_MATTER = re.compile(rb"\A---\n.*?\n---\n\n?", re.DOTALL)
 _NOTE = re.compile(rb"\A> Packed: [^\n]*\n\n")
 _PICTURE = re.compile(rb"^!\[[^\]\n]*\]\(([^)\n]*)\)\n?", re.MULTILINE)
 
@@ -173,8 +174,9 @@ def _card(source: Bundle, manifest: Manifest) -> bytes | None:
     graphs = ", ".join(f"{variant.component}/{variant.name}" for variant in manifest.variants)
     origin = source.manifest.packed_from or source.digest
     note = f"> Packed: {graphs} alone, of the bundle {origin}, which this card describes.\n\n"
-    card = _NOTE.sub(b"", card)
-    return note.encode() + _PICTURE.sub(lambda match: match[0] if b":" in match[1] else b"", card)
+    front = (_FRONT_MATTER.match(card) or [b""])[0]
+    card = _NOTE.sub(b"", card[len(front) :])
+    return front + note.encode() + _PICTURE.sub(lambda match: match[0] if b":" in match[1] else b"", card)
 
 
 def _required_operators(source: Bundle, manifest: Manifest) -> bytes:

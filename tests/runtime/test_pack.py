@@ -377,10 +377,15 @@ def test_the_card_says_what_is_left_of_it(whole, tmp_path):
     pack(whole, tmp_path / "small", only="decoder/int8")
     before, after = ((folder / "README.md").read_text("utf-8") for folder in (whole, tmp_path / "small"))
     assert "](samples.png)" in before
-    first, _, rest = after.partition("\n\n")
-    assert first == f"> Packed: decoder/int8 alone, of the bundle {digest}, which this card describes."
+    note = f"> Packed: decoder/int8 alone, of the bundle {digest}, which this card describes.\n\n"
+    # The Hub reads a card's front matter at its very beginning.
+    assert after.startswith("---\nlicense: ")
+    front, _, rest = after.partition(note)
+    assert front.endswith("\n---\n\n")
     lines = [line for line in before.splitlines() if not line.startswith("![")]
-    assert rest.splitlines() == lines
+    assert (front + rest).splitlines() == lines
+    pack(tmp_path / "small", tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text("utf-8").count("> Packed: ") == 1
     assert not re.findall(r"!\[", after)
 
 

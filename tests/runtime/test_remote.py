@@ -1,76 +1,32 @@
 """Bundles by URL: the Hugging Face Hub and stores, against servers of this machine."""
 
-import contextlib
-import http.server
 import os
-import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
+from servers import COMMIT, Files, serving
 
 import vae_runtime
 from vae_runtime import BundleError, InputError, VaeError
 from vae_runtime.cli.main import main
 from vae_runtime.remote import entries, prune
 
-COMMIT = "0123456789abcdef" * 2 + "01234567"
-
-
-class Files(http.server.BaseHTTPRequestHandler):
-    """Serve files by their paths, and count what is asked for; as a web server, and with `repositories` as the Hub."""
-
-    def do_HEAD(self):
-        self.do_GET(body=False)
-
-    def do_GET(self, body=True):
-        self.server.seen.append(self.path)
-        path = self.path.partition("?")[0]
-        if self.server.token and self.headers.get("Authorization") != f"Bearer {self.server.token}":
-            self.answer(401, b"", body, {"X-Error-Code": "RepoNotFound"})
-            return
-        file = re.fullmatch("/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-        name = f"repository/{file[3]}" if file else path[1:]
-        content = self.server.files.get(name)
-        if content is None or (file and file[2] not in ("main", COMMIT)):
-            self.answer(404, b"", body, {"X-Error-Code": "EntryNotFound"})
-            return
-        self.answer(200, content, body, {"ETag": f'"{hash(content):x}"', "X-Repo-Commit": COMMIT})
-
-    def answer(self, status, content, body, headers):
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if body:
-            with contextlib.suppress(OSError):
-                self.wfile.write(content)
-
-    def log_message(self, *arguments):
-        pass
-
 
 @pytest.fixture
 def server(digits):
     """A server on the loopback interface that holds a bundle as a folder, as a .zip file, and as a repository."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
-        server.seen, server.token = [], None
+    with serving(Files) as server:
         content = {
             path.relative_to(digits).as_posix(): path.read_bytes() for path in digits.rglob("*") if path.is_file()
         }
         server.files = {f"{top}/{name}": each for name, each in content.items() for top in ("folder", "repository")}
         server.files["repository/.gitattributes"] = b"*.onnx filter=lfs"
         server.files["repository/nested/huge.bin"] = b"another file of the repository"
-        server.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

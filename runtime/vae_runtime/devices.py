@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .errors import BundleError, DeviceError, InputError, error_line
+from .errors import BundleError, DeviceError, InputError, error_line, require_integer
 from .records import Record, record
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ class Device(Record):
     name: str
     provider: str
     options: Mapping[str, str]
+    max_memory: int | None = None
+    """Bytes that one session may take for the values between its operators; None sets no limit."""
 
     def __str__(self) -> str:
         return self.name
@@ -43,16 +45,23 @@ def parse_device(text: str) -> str:
     raise InputError(f"device: expected cpu, cuda, cuda:N, auto or the name of an execution provider, got {text!r}")
 
 
-def resolve_device(text: str, provider_options: Mapping[str, Any] | None = None) -> Device:
+def resolve_device(
+    text: str, provider_options: Mapping[str, Any] | None = None, max_memory: int | None = None
+) -> Device:
     """Return the execution provider of a device's name; never fall back silently.
 
     "auto" chooses CUDA where it works, else the CPU, and logs its choice (logger `vae_runtime`).
 
     Raises:
-        InputError: the text does not name a device.
+        InputError: the text does not name a device, or the device has no such limit of memory.
         DeviceError: ONNX Runtime is missing, or lacks the provider.
     """
     parse_device(text)
+    if max_memory is not None:
+        require_integer("max_memory", max_memory, 2**20, 2**50)
+        if text != "cpu":
+            advice = 'on CUDA, give provider_options={"gpu_mem_limit": …}'
+            raise InputError(f"max_memory: expected the device cpu, got {text}; {advice}")
     runtime = import_onnxruntime()
     available = runtime.get_available_providers()
     options = {str(key): str(value) for key, value in (provider_options or {}).items()}
@@ -79,7 +88,7 @@ def resolve_device(text: str, provider_options: Mapping[str, Any] | None = None)
             f"device {text}: this ONNX Runtime ({runtime.__version__}) has {', '.join(available)}; choose one of "
             "these, or install an ONNX Runtime that was built with it"
         )
-    return Device(text, provider, options)
+    return Device(text, provider, options, max_memory)
 
 
 def onnxruntime_version() -> str:
@@ -185,7 +194,17 @@ def open_on(device: Device, content: bytes | str, options: Any, place: str) -> A
     """
     runtime = import_onnxruntime()
     try:
-        session = _strict(runtime)(content, options, providers=[(device.provider, dict(device.options))])
+        providers = [(device.provider, dict(device.options))]
+        if device.max_memory is None:
+            session = _strict(runtime)(content, options, providers=providers)
+        else:
+            # Until the next one is registered, every session that asks for such an arena takes this one.
+            with _registering:
+                _register_arena(runtime, device.max_memory)
+                options.add_session_config_entry("session.use_env_allocators", "1")
+                session = _strict(runtime)(content, options, providers=providers)
+    except DeviceError:
+        raise
     except Exception as error:
         if device.provider != CPU and _loads_on_cpu(runtime, content, options):
             raise DeviceError(f"{place}: device {device}: {error_line(error)}; {_hint(device)}") from error
@@ -199,6 +218,30 @@ def open_on(device: Device, content: bytes | str, options: Any, place: str) -> A
     if in_use[0] != device.provider:
         raise DeviceError(f"{place}: device {device}: expected {device.provider}, got {in_use[0]}; " + _hint(device))
     return session
+
+
+_registering = threading.Lock()
+
+
+def _register_arena(runtime: Any, max_memory: int) -> None:
+    """Give the next session an arena with a limit.
+
+    ONNX Runtime takes one for a whole process alone. A new one replaces it for the sessions to come, while those that
+    are open keep theirs.
+    """
+    try:
+        kind = runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+        # It takes what is asked for: the other strategy doubles the arena.
+        arena = runtime.OrtArenaCfg({"max_mem": max_memory, "arena_extend_strategy": 1})
+        info = runtime.OrtMemoryInfo("Cpu", kind, 0, runtime.OrtMemType.DEFAULT)
+        # Below 1.23, the first stays for the whole process, and the second is refused.
+        for _ in range(2):
+            runtime.create_and_register_allocator(info, arena)
+    except Exception as error:
+        raise DeviceError(
+            f"max_memory: ONNX Runtime {runtime.__version__} cannot limit one session: {error_line(error)}; install a "
+            "newer one, or use vae-runtime … --untrusted"
+        ) from error
 
 
 # ONNX, IR 8, opset 18: y = Identity(x), both float32 [1].

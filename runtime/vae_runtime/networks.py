@@ -61,7 +61,7 @@ class Networks:
         self._threads = threads
         self.max_seconds = max_seconds
         """How long a graph may compute a batch; None sets no limit."""
-        self.settings = device.name, device.options, threads, variants, max_seconds
+        self.settings = device.name, device.options, device.max_memory, threads, variants, max_seconds
         """What these were made with beside the bundle."""
         self._sessions: dict[str, Session] = {}
         self._computations: dict[tuple[str, tuple[str, ...] | None], Computation] = {}

@@ -76,6 +76,7 @@ class Session:
         options = session_options(place, threads, data)
         self.raw = open_on(device, content if isinstance(content, bytes) else str(content), options, place)
         self.place = place
+        self._max_memory = device.max_memory
         on_cuda = device.provider == CUDA
         self._memory = ("cuda", int(device.options.get("device_id", 0))) if on_cuda else ("cpu", 0)
         self.inputs = {item.name: (item.type, tuple(item.shape)) for item in self.raw.get_inputs()}
@@ -163,6 +164,9 @@ class Session:
         if self.max_seconds is not None and "terminate" in message:
             advice = "compute fewer rows at a time, or allow more"
             return VaeError(f"{self.place}: expected an answer within max_seconds={self.max_seconds:g}; {advice}")
+        if self._max_memory is not None and ("vailable memory" in message or "allocate memory" in message):
+            expected = f"expected at most max_memory={self._max_memory} bytes between operators"
+            return VaeError(f"{self.place}: {expected}; compute fewer rows at a time, or allow more")
         # Mostly an index into a table of embeddings.
         out_of_range = "out of" in message and "memory" not in message
         in_range = "give integers from the range that the model was trained on"

@@ -40,6 +40,7 @@ def load(
     provider_options: Mapping[str, Any] | None = None,
     digest: str | None = None,
     key: str | os.PathLike[str] | None = None,
+    max_memory: int | None = None,
     max_seconds: float | None = None,
 ) -> VAE:
     """Open a bundle for sampling.
@@ -61,8 +62,10 @@ def load(
         digest: "sha256:…" of the bundle, as `vae-runtime info` prints it: any other bundle is refused.
         key: the path of a public key in PEM: a bundle that its owner has not signed is refused (docs/distribution.md).
             Needs the extra `sign`.
-        max_seconds: how long a graph may compute one batch; it ends between two operators. Memory has no limit here:
-            `vae-runtime … --untrusted` limits both from outside (docs/security.md).
+        max_memory: how many bytes each graph may take for the values between its operators, on the CPU. Weights, inputs
+            and results are not counted.
+        max_seconds: how long a graph may compute one batch; it ends between two operators. `vae-runtime … --untrusted`
+            limits all memory and time from outside (docs/security.md).
 
     Raises:
         BundleError: the bundle is missing, damaged or of a newer format, or no component has such a variant.
@@ -73,16 +76,16 @@ def load(
     seconds = None if max_seconds is None else require_number("max_seconds", max_seconds, 1e-3, 1e6)
     bundle = open_bundle(path, digest, key)
     variants = bundle.choose(variant)
-    networks = Networks(bundle, resolve_device(device, provider_options), count, variants, seconds)
+    networks = Networks(bundle, resolve_device(device, provider_options, max_memory), count, variants, seconds)
     networks.session(_main_component(bundle.manifest))
     return VAE(bundle, networks)
 
 
 def _load_again(
-    path: str, digest: str, key: str | None, device: str, options: Mapping[str, str], *settings: Any
+    path: str, digest: str, key: str | None, device: str, options: Mapping[str, str], memory: int | None, *settings: Any
 ) -> VAE:
     bundle = open_bundle(path, digest, key)
-    return VAE(bundle, Networks(bundle, resolve_device(device, options), *settings))
+    return VAE(bundle, Networks(bundle, resolve_device(device, options, memory), *settings))
 
 
 def _main_component(manifest: Manifest) -> str:

@@ -1,15 +1,19 @@
-"""Limits for bundles of strangers: `load(max_seconds=)`, and `--untrusted`, a verb in a process with limits."""
+"""Limits for bundles of strangers: `load(max_memory=, max_seconds=)`, and `--untrusted`, a process with limits."""
 
 import pickle
 import sys
 
+import onnxruntime
 import pytest
 
 import vae_runtime
-from vae_runtime import InputError, VaeError
+from vae_runtime import DeviceError, InputError, VaeError
 from vae_runtime.cli import limits
 from vae_runtime.cli.main import main
 
+has_arenas = pytest.mark.skipif(
+    tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 23), reason="this ONNX Runtime has one arena for all"
+)
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limits are those of Linux")
 
 
@@ -71,3 +75,66 @@ def test_max_seconds_is_a_number(digits):
     for wrong in (0, -1, "1", float("nan")):
         with pytest.raises(InputError, match=r"^max_seconds: expected a number from 0\.001"):
             vae_runtime.load(digits, max_seconds=wrong)
+
+
+@has_arenas
+def test_a_batch_within_its_memory_gives_the_same_answer(digits, vae):
+    z = vae.prior(5, seed=0)
+    limited = vae_runtime.load(digits, max_memory=2**24)
+    for each in (limited, pickle.loads(pickle.dumps(limited))):
+        assert (each.decode(z) == vae.decode(z)).all()
+    # Of the copy, too.
+    with pytest.raises(VaeError, match="max_memory=16777216"):
+        each.sample(100_000, seed=0, batch_size=100_000)
+
+
+@has_arenas
+def test_each_graph_has_a_limit_of_its_own(digits, vae):
+    small, large = (vae_runtime.load(digits, max_memory=memory) for memory in (2**23, 2**28))
+    words = r"model\.onnx: expected at most max_memory=8388608 bytes between operators; compute fewer rows at a time"
+    with pytest.raises(VaeError, match=words):
+        small.sample(50_000, seed=0, batch_size=50_000)
+    for unlimited in (large, vae):
+        assert unlimited.sample(50_000, seed=0, batch_size=50_000).shape[0] == 50_000
+    assert small.sample(50_000, seed=0).shape[0] == 50_000
+
+
+@linux
+@has_arenas
+def test_the_process_stays_within_that_memory(digits, python):
+    code = """
+import sys, vae_runtime
+from vae_runtime import VaeError
+vae = vae_runtime.load(sys.argv[1], max_memory=int(sys.argv[2]))
+vae.sample(1, seed=0)
+peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) // 1024
+before = peak()
+try:
+    vae.sample(400_000, seed=0, batch_size=400_000)
+except VaeError:
+    print("refused", end=" ")
+print(peak() - before)
+"""
+    whole = int(python("-c", code, digits, 2**34).stdout)
+    word, limited = python("-c", code, digits, 2**25).stdout.split()
+    assert word == "refused"
+    # Latents, which are not counted, take some 13 MiB, and their noise three times as much.
+    assert int(limited) < 32 + 100 < whole
+
+
+def test_max_memory_is_an_integer_for_the_cpu(digits):
+    for wrong in (0, 2**60, "1", True, 1.5):
+        with pytest.raises(InputError, match=r"^max_memory: expected "):
+            vae_runtime.load(digits, max_memory=wrong)
+    with pytest.raises(InputError, match=r"^max_memory: expected the device cpu, got cuda; on CUDA, give provider_opt"):
+        vae_runtime.load(digits, max_memory=2**24, device="cuda")
+
+
+def test_an_onnx_runtime_without_such_limits_is_named(digits, monkeypatch):
+    def refuse(*arguments):
+        raise RuntimeError("already registered")
+
+    monkeypatch.setattr(onnxruntime, "create_and_register_allocator", refuse)
+    words = r"^max_memory: ONNX Runtime .* cannot limit one session: already registered; install a newer one"
+    with pytest.raises(DeviceError, match=words):
+        vae_runtime.load(digits, max_memory=2**24)

@@ -370,7 +370,7 @@ def _adopt(options: argparse.Namespace) -> None:
     )  # fmt: skip
     source = options.source[0] if len(options.source) == 1 else options.source
     adopted = adopt(source, options.out, **{name: getattr(options, name) for name in names})
-    print("\n".join(adopted.recognised))
+    print(lines_of("\n".join(adopted.recognised)))
     print(f"{adopted.path}: {adopted.digest}; parity with the original framework was not checked")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from . import noise
 from .bundle import Bundle, open_bundle
 from .devices import resolve_device
-from .errors import InputError, require_bool, require_integer, require_number
+from .errors import InputError, one_line, require_bool, require_integer, require_number
 from .inputs import Inputs, observation_rows
 from .manifest import Manifest
 from .networks import Networks
@@ -98,7 +98,7 @@ def _described(vae: VAE) -> str:
     text = f"latent{several} {shapes} → observation {list(vae.observation_shape)}"
     if vae.conditions:
         text += f", given {', '.join(condition.name for condition in vae.conditions)}"
-    return f"<VAE {vae.manifest.name}: {text}, {vae.manifest.likelihood.kind}, {vae.variant} on {vae.device}>"
+    return one_line(f"<VAE {vae.manifest.name}: {text}, {vae.manifest.likelihood.kind}, {vae.variant} on {vae.device}>")
 
 
 def _refuse_on_device(**arguments: Any) -> None:

@@ -50,7 +50,9 @@ def test_no_text_of_a_manifest_forges_a_line_or_floods(text, bundle_copy, edit_m
     for verb in (["info"], ["verify"], ["bench", "--batch", "1", "--rounds", "1", "--variant", "fp32"]):
         assert main([verb[0], str(bundle_copy), *verb[1:]]) == 0
         require_harmless(capfd.readouterr())
-    assert len(repr(vae_runtime.load(bundle_copy))) < 2500
+    text = repr(vae_runtime.load(bundle_copy))
+    assert text.isprintable()
+    assert len(text) <= 2000
 
 
 def test_many_metrics_are_cut(bundle_copy, edit_manifest, capfd):

@@ -55,7 +55,7 @@ def understand_source(source: Source) -> Adapted:
     adapted = dataclasses.replace(adapted, recognised=(*source.notes, *adapted.recognised))
     if holder is not None:
         adapted = dataclasses.replace(adapted, recognised=(_held_line(holder, model, held_as), *adapted.recognised))
-    adapted = with_tiles(probe(adapted, tuple(declaration.dynamic or ())))
+    adapted = with_tiles(probe(adapted, tuple(declaration.dynamic or ())), model)
     adapted = _normalised(adapted, source)
     adapted = dataclasses.replace(adapted, recognised=(*adapted.recognised, *_left_out(source.model, adapted)))
     return adapted if own is None else _with_prior(adapted, source, own)

@@ -67,12 +67,15 @@ class Wide(Local):
         )
 
 
-def tiles_of(model, x=X):
+def understood(model, x=X):
     declaration = Declaration(dynamic=("height", "width"), **AXES)
     model = model.eval()
     with unchanged(model):
-        signature = understand_source(model_source(model, declaration, Examples(x), None)).signature
-    return {tiles.component: tiles for tiles in signature.tiles}
+        return understand_source(model_source(model, declaration, Examples(x), None))
+
+
+def tiles_of(model, x=X):
+    return {tiles.component: tiles for tiles in understood(model, x).signature.tiles}
 
 
 def test_the_receptive_field_is_measured():
@@ -103,6 +106,23 @@ def test_a_model_without_dynamic_axes_has_no_tiles():
     with unchanged(model):
         signature = understand_source(model_source(model, Declaration(**AXES), Examples(X), None)).signature
     assert signature.tiles == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"use_tiling": True, "tile_sample_min_height": 256, "tile_sample_min_width": 128}, ["above 256 × 128, the"]),
+        ({"use_tiling": True, "tile_sample_min_size": 512}, ["above 512, the bundle"]),
+        ({"use_tiling": True}, ["above some size"]),
+        ({"use_tiling": False, "tile_sample_min_size": 512}, []),
+    ],
+)
+def test_a_model_that_blends_tiles_itself_is_noted(settings, words):
+    model = Local()
+    vars(model).update(settings)
+    lines = [line for line in understood(model).recognised if "use_tiling" in line]
+    assert len(lines) == len(words)
+    assert all(word in line for word, line in zip(words, lines, strict=True))
 
 
 def exported(model, folder):

@@ -27,14 +27,30 @@ _LARGER = 4
 _GLOBAL = (nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 
 
-def with_tiles(adapted: Adapted) -> Adapted:
-    """Return the same, with how each component can be divided; nothing for a model without dynamic axes."""
+def with_tiles(adapted: Adapted, model: object) -> Adapted:
+    """Return the same, with how each component can be divided; nothing for a model without dynamic axes.
+
+    A model that is set to blend tiles of its own, as some of diffusers are from the start, is noted.
+    """
+    adapted = replace(adapted, recognised=(*adapted.recognised, *_own_tiles(model)))
     signature = adapted.signature
     if not signature.observation.dynamic or not any(latent.dynamic for latent in signature.latents):
         return adapted
     tiles = tuple(_measured(adapted, component) for component in adapted.modules)
     lines = [f"tiles: {each.component}: {_described(each)}" for each in tiles]
     return replace(adapted, signature=replace(signature, tiles=tiles), recognised=(*adapted.recognised, *lines))
+
+
+def _own_tiles(model: object) -> list[str]:
+    settings = getattr(model, "__dict__", {})
+    if settings.get("use_tiling") is not True:
+        return []
+    sizes = [settings.get(f"tile_sample_min_{name}") for name in ("size", "height", "width")]
+    above = " × ".join(str(size) for size in sizes if size)
+    return [
+        f"tiles: use_tiling is set: the model blends tiles above {above or 'some size'}, the bundle does so with "
+        "tile_blend=True alone"
+    ]
 
 
 def _described(tiles: Tiles) -> str:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import comparison, cuda, report
+from benchmarks import comparison, cuda, report, tiles
 from benchmarks.capacity import BUSY_LOOPS
 from benchmarks.contender import Unavailable
 from benchmarks.contenders import CONTENDERS, Naive
@@ -128,6 +128,39 @@ def test_a_part_that_is_left_out_keeps_its_figures(data, finished, tmp_path):
     assert after["date"] == "then"
     assert after["rounds"] == before["rounds"]
     assert len(after["generation"]) == len(before["generation"])
+
+
+SMALL = "AutoencoderKL (8, 16), to try the program"
+
+
+@pytest.mark.long
+def test_the_benchmark_of_tiles_compares_every_way(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    words = ["--models", SMALL, "--sizes", "32,64", "--data", str(tmp_path / "data")]
+    assert tiles.main([*words, "--out", str(tmp_path / "a")]) == 0
+    assert f"| {SMALL} | vae-runtime, blended tiles |" in capsys.readouterr().out
+    found = json.loads((tmp_path / "a" / "tiles.json").read_text(encoding="utf-8"))
+    assert found["skipped"] == []
+    assert [cell["way"] for cell in found["cells"]] == 2 * [
+        "diffusers", "diffusers, its tiles", "vae-runtime", "vae-runtime, blended tiles",
+    ]  # fmt: skip
+    assert all(cell["seconds"] > 0 and 20 < cell["peak"] < 4000 for cell in found["cells"])
+    # Too little memory is a reason to skip; another answer is a failure.
+    monkeypatch.setattr(tiles, "TOLERANCE", 0.0)
+    assert tiles.main([*words, "--out", str(tmp_path / "b")]) == 1
+    assert "expected the answer of diffusers, got one that differs by" in capsys.readouterr().err
+    assert not (tmp_path / "b" / "tiles.json").exists()
+    assert tiles.main([*words, "--memory", "0.05", "--out", str(tmp_path / "c")]) == 0
+    assert capsys.readouterr().out.count("- Skipped: ") == 8
+
+
+def test_the_table_of_tiles_shows_what_was_skipped():
+    cell = {"model": SMALL, "way": "vae-runtime", "size": 512, "seconds": 1.25, "peak": 1234, "difference": 2e-6}
+    skipped = {**{key: cell[key] for key in ("model", "way")}, "size": 1024, "reason": "no answer within 3 seconds"}
+    lines = tiles.table({"threads": 2, "busy": [0.1, 0.2, 0.9], "cells": [cell], "skipped": [skipped]}).splitlines()
+    assert "other programs used 20 % of the processors" in lines[0]
+    assert lines[4] == f"| {SMALL} | vae-runtime | 1,234 | 1.25 | – | – | 2e-06 from diffusers |"
+    assert lines[-1] == f"- Skipped: {SMALL}, vae-runtime, 1024²: no answer within 3 seconds"
 
 
 # torch.compile itself imports what PyTorch deprecates.

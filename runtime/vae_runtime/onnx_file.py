@@ -78,21 +78,28 @@ def _external_tensors(content: memoryview, message: str) -> Iterator[tuple[str, 
 
 def _fields(content: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Yield the number and the content of each field of a protobuf message that has a length."""
+    return ((number, value) for number, kind, _, value in raw_fields(content) if kind == 2)
+
+
+def raw_fields(content: memoryview) -> Iterator[tuple[int, int, memoryview, memoryview]]:
+    """Yield the number, the wire type, all bytes and the content of each field of a protobuf message."""
     position = 0
     while position < len(content):
+        start = position
         tag, position = _varint(content, position)
         # Protobuf's own reader keeps 32 bits of a tag.
         number, kind = (tag & 0xFFFFFFFF) >> 3, tag & 7
+        value = position
         if kind == 0:
             _, position = _varint(content, position)
         elif kind in (1, 5):
             position += 8 if kind == 1 else 4
         elif kind == 2:
-            length, position = _varint(content, position)
-            yield number, content[position : position + length]
-            position += length
+            length, value = _varint(content, position)
+            position = value + length
         else:
             raise ValueError(f"wire type {kind}")
+        yield number, kind, content[start:position], content[value:position]
 
 
 def _varint(content: memoryview, position: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from .errors import BundleError, one_line
 from .golden import golden_inputs
 from .manifest import Manifest
 from .onnx_file import names_of
+from .protobuf import bytes_field, integer_field
 
 # The numbers of element types in ONNX.
 _TYPES = {"float32": 1, "int64": 7}
@@ -54,18 +55,6 @@ def test_data(bundle: Bundle, manifest: Manifest, golden: Mapping[str, NDArray[A
 def _tensor(name: str, array: NDArray[Any]) -> bytes:
     """Return a TensorProto: its dims, data_type, name and raw_data, whose numbers are little-endian."""
     raw = array.astype(array.dtype.newbyteorder("<")).tobytes()
-    dims = b"".join(b"\x08" + _varint(size) for size in array.shape)
-    return dims + b"\x10" + _varint(_TYPES[array.dtype.name]) + _bytes(8, name.encode()) + _bytes(9, raw)
-
-
-def _bytes(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _varint(value: int) -> bytes:
-    """Return an integer as protobuf writes it: 7 bits in a byte, the lowest first."""
-    parts = []
-    while value > 0x7F:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*parts, value])
+    dims = b"".join(integer_field(1, size) for size in array.shape)
+    kind = integer_field(2, _TYPES[array.dtype.name])
+    return dims + kind + bytes_field(8, name.encode()) + bytes_field(9, raw)

@@ -19,6 +19,7 @@ from .golden import golden_tensors, read_golden
 from .manifest import COMPONENTS, Manifest, Variant
 from .onnx_file import operators_of
 from .onnx_tests import test_data
+from .optimum import optimum_files
 from .places import SUMS, archive_entry, format_sums, is_zip, write_zip
 from .session import OPTIMIZATIONS, optimized
 
@@ -40,6 +41,7 @@ def pack(
     only: str | Sequence[str] = (),
     operators: bool = False,
     onnx_tests: bool = False,
+    layout: str | None = None,
     force: bool = False,
     digest: str | None = None,
 ) -> str:
@@ -56,16 +58,18 @@ def pack(
             graphs, as they are and as ONNX Runtime optimizes them on this machine.
         onnx_tests: also write the golden vectors of each graph as ONNX's own test data, test_data_set_0/input_0.pb and
             so on, beside its model.onnx.
+        layout: "optimum" writes a folder in the layout of optimum instead of a bundle, for programs that read that:
+            vae_encoder/model.onnx, vae_decoder/model.onnx, and a config.json beside each; without the other arguments.
         force: replace an existing bundle.
         digest: "sha256:…" of the bundle to pack; any other bundle is refused.
 
     Returns:
-        The digest of the bundle written, "sha256:…".
+        The digest of the bundle written, "sha256:…"; with `layout`, of the bundle that it came from.
 
     Raises:
         BundleError: the bundle is missing or damaged, or lacks a graph of `only`.
         DeviceError: ONNX Runtime is missing, with `operators`.
-        InputError: an argument has the wrong form, or `out` lies in the bundle itself.
+        InputError: an argument has the wrong form, the layout cannot hold the bundle, or `out` lies in the bundle.
         VaeError: `out` already exists, or cannot be written; nothing is left behind.
     """
     if not isinstance(only, (str, Sequence)):
@@ -73,6 +77,10 @@ def pack(
     require_bool("operators", operators)
     require_bool("onnx_tests", onnx_tests)
     require_bool("force", force)
+    if layout not in (None, "optimum"):
+        raise InputError(f"layout: expected optimum, got {layout!r:.99}")
+    if layout and (only or operators or onnx_tests):
+        raise InputError("layout: expected no only, operators or onnx_tests beside a layout, got some")
     chosen = parse_only([only] if isinstance(only, str) else only)
     source = open_bundle(bundle, digest)
     try:
@@ -83,6 +91,11 @@ def pack(
     if lies_in(target, source.path):
         raise InputError(f"{out}: expected a place outside the bundle, since a new file would make it invalid")
     require_replaceable(target, force, zipped=is_zip(target))
+    if layout:
+        if is_zip(target):
+            raise InputError(f"{out}: expected a folder for the layout {layout}, got the name of a .zip file")
+        write_folder(target, optimum_files(source), replace=force)
+        return source.digest
     manifest = _cut(source, chosen)
     files = {
         path: source.read(path)

@@ -140,7 +140,7 @@ def test_both_distributions_have_one_version():
         for each in requirements
         if "vae-runtime" in each
     )
-    assert pins == dict.fromkeys(["image", "cpu", "gpu", "sign"], vae_runtime.__version__)
+    assert pins == dict.fromkeys(["image", "cpu", "gpu", "hub", "sign"], vae_runtime.__version__)
 
 
 def test_the_extras_are_those_that_errors_name():

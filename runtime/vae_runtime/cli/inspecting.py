@@ -232,6 +232,8 @@ def _add_pack(verbs: Verbs) -> None:
     )
     text = "also write the golden vectors as ONNX's own test data, test_data_set_0 beside each graph"
     verb.add_argument("--onnx-tests", action="store_true", help=text)
+    text = "write a folder of another layout: optimum's vae_encoder and vae_decoder"
+    verb.add_argument("--layout", choices=("optimum",), help=text)
     verb.add_argument("--force", action="store_true", help="replace an existing bundle")
     verb.add_argument("--out", type=Path, required=True, help="the folder to write, or a file if the name ends in .zip")
 
@@ -254,9 +256,13 @@ def _pack(options: argparse.Namespace) -> None:
         only=options.only,
         operators=options.operators,
         onnx_tests=options.onnx_tests,
+        layout=options.layout,
         force=options.force,
         digest=options.digest,
     )
+    if options.layout:
+        print(f"{options.out}: {options.layout}'s layout, of {digest}")
+        return
     packed = open_bundle(options.out, digest)
     size = sum(len(packed.read(path)) for path in packed.sums) / 1024
     graphs = ", ".join(f"{variant.component}/{variant.name}" for variant in packed.manifest.variants)

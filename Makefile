@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-# The guides, a cluster, kills at random, the quick benchmark.
+# What takes five seconds and more: the documents, clean installs, a cluster, kills at random, the quick benchmark.
 test-long: $(VENV)/installed-dev
 	$(RUN) -m pytest -m long -n auto --maxprocesses 4 --dist loadfile
 

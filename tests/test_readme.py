@@ -119,9 +119,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "document", [pytest.param(each, marks=[] if each == "README.md" else pytest.mark.long) for each in DOCUMENTS]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_the_blocks_of_a_document_do_what_they_say(document, folder):
     ran, skipped = executed((ROOT / document).read_text(encoding="utf-8"), document, folder)
     if document == "README.md":

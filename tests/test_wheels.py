@@ -111,6 +111,7 @@ def environment(wheels, tmp_path_factory):
     return python
 
 
+@pytest.mark.long
 def test_only_numpy_and_onnxruntime_come_along(environment):
     done = called(sys.executable, "-m", "pip", "--python", environment, "list", "--format", "json")
     names = {item["name"].lower() for item in json.loads(done.stdout)}
@@ -129,6 +130,7 @@ print(vae_runtime.__file__)
 """
 
 
+@pytest.mark.long
 def test_the_runtime_verifies_and_samples_without_pytorch(environment, tmp_path):
     digits = ROOT / "models" / "digits"
     done = called(environment, "-I", "-W", "error", "-c", WITHOUT_TORCH, digits, cwd=tmp_path)
@@ -153,6 +155,7 @@ def test_the_environment_of_the_tests_would_not_pass():
     assert "AssertionError: torch" in done.stderr
 
 
+@pytest.mark.long
 def test_a_bundle_inside_an_installed_package_is_opened_from_where_it_is(environment, tmp_path):
     code = (
         "from importlib.resources import files; import vae_runtime;"

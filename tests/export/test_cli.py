@@ -82,6 +82,7 @@ def test_export_writes_a_bundle_and_shows_its_parity(fresh_export):
     assert done.stderr == ""
 
 
+@pytest.mark.long
 def test_parity_of_a_bundle_with_its_run(command, tiny_run, tiny_bundle):
     done = command("parity", tiny_run, tiny_bundle)
     assert done.returncode == 0, done.stderr
@@ -123,6 +124,7 @@ def test_the_package_runs_as_the_command(python):
     assert (done.returncode, done.stdout, done.stderr) == (0, f"vae-export {vae_export.__version__}\n", "")
 
 
+@pytest.mark.long
 def test_an_interrupted_training_says_so_and_goes_on_later(tmp_path):
     arguments = [Path(sys.executable).with_name("vae-export"), "train", "--out", tmp_path / "run", "--epochs", "100000"]
     with subprocess.Popen([*arguments, "--threads", "1"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
@@ -256,6 +258,7 @@ def test_such_a_failure_in_a_process_of_its_own(command, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_what_no_memory_can_hold_is_an_error(command, tmp_path):
     sizes = ("--importance-samples", 16777216, "--batch-size", 5000)
     done = command("train", "--out", "run", "--epochs", 1, *sizes, cwd=tmp_path)

@@ -77,6 +77,7 @@ def arguments(**changed):
     return [word for name, value in chosen.items() if value is not None for word in (name, value)]
 
 
+@pytest.mark.long
 def test_a_model_is_exported_from_the_shell(place, tmp_path, command):
     done = command("export", *arguments(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -343,6 +344,7 @@ def test_arrays_are_read_as_they_are(dtype, tmp_path):
         assert np.array_equal(found, array)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("odd")
 def test_a_failure_in_a_process_of_its_own_leaves_no_traceback(command, tmp_path):
     before = sorted(tmp_path.rglob("*"))
@@ -438,6 +440,7 @@ class Branching(mine_of_test.Mine):
 """
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("place")
 def test_a_refusal_is_all_that_is_said_of_a_branch(tmp_path, command):
     (tmp_path / "branching_of_test.py").write_text(BRANCHING)

@@ -135,6 +135,7 @@ def local(tmp_path_factory):
     return exported(Local(), tmp_path_factory.mktemp("tiles") / "bundle")
 
 
+@pytest.mark.long
 def test_borders_are_multiples_of_what_the_latents_are(tmp_path):
     vae = exported(Halving(), tmp_path / "bundle")
     z = np.random.default_rng(0).normal(size=(1, 2, 24, 18)).astype(np.float32)

@@ -117,6 +117,7 @@ def test_the_global_generator_and_settings_are_left_alone(digits_npy, tmp_path):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", [
     ModelConfig("conv", latent=3, hidden=(8,), channels=(4, 4)),
     ModelConfig(latent=3, hidden=(8,), likelihood="gaussian", learn_scale=True),

@@ -167,7 +167,7 @@ def test_threads_share_it(samples, rows):
     assert not wrong
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_a_data_loader_of_torch_gives_every_row_once(name, tmp_path, workers):
     torch = pytest.importorskip("torch", reason="the exporter's tests have it")
     rows = rows_of("u1")

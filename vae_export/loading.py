@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import io
 import os
 import pickle
 import sys
@@ -66,7 +67,8 @@ def load_model(spec: str, weights: Path | None) -> nn.Module:
 # Methods of a class that read a folder which its library wrote.
 _FOLDER_READERS = ("from_pretrained", "load_from_folder")
 # Bytes of the pickle in a file of weights: far above the names and shapes of any real model's.
-_MAX_PICKLE = 2**22
+_MAX_PICKLE = 2**20
+_TOO_LARGE = f"expected a pickle of at most {_MAX_PICKLE} bytes, got more; save model.state_dict() alone"
 _LFS = b"version https://git-lfs.github.com/spec/"
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
@@ -197,8 +199,11 @@ def _read_checkpoint(path: Path) -> Any:
             # Warnings about pickle's protocol: a file that torch.save did not write raises an error below.
             warnings.simplefilter("ignore")
             try:
+                if not zipped:
+                    with _OldFile(path) as file:
+                        return torch.load(file, map_location="cpu", weights_only=True)
                 # Mapped, tensors lie within the file: read, PyTorch takes their sizes on trust.
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except pickle.UnpicklingError:
                 if not zipped:
                     raise
@@ -223,6 +228,22 @@ def _read_checkpoint(path: Path) -> Any:
         ) from error
 
 
+class _OldFile(io.BufferedReader):
+    """A file of torch.save before 1.6, whose pickles have a limit; PyTorch reads the tensors past this class."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._count = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read the next bytes of a pickle."""
+        content = super().read(size)
+        self._count += len(content)
+        if self._count > _MAX_PICKLE:
+            raise ValueError(_TOO_LARGE)
+        return content
+
+
 def _require_records(path: Path) -> None:
     """Refuse an archive that PyTorch did not write: its records are not compressed, and its pickle is small."""
     with zipfile.ZipFile(path) as archive:
@@ -230,7 +251,7 @@ def _require_records(path: Path) -> None:
             if item.compress_type != zipfile.ZIP_STORED or item.file_size != item.compress_size:
                 raise ValueError(f"{item.filename!r:.99}: expected a record that is not compressed")
             if item.filename.endswith(".pkl") and item.file_size > _MAX_PICKLE:
-                raise ValueError(f"{item.filename!r:.99}: expected at most {_MAX_PICKLE} bytes, got {item.file_size}")
+                raise ValueError(_TOO_LARGE)
 
 
 def _state_of(checkpoint: Any, path: Path) -> dict[str, torch.Tensor]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +10,10 @@ from typing import Any
 
 from vae_runtime.bundle import MANIFEST
 from vae_runtime.errors import InputError, error_line
+from vae_runtime.input_files import open_plain, read_json
 from vae_runtime.manifest import COMPONENTS
 
 _OPTIMUM = {component: f"vae_{component}" for component in COMPONENTS}
-# Descriptions are a few KiB.
-_MAX_JSON = 2**20
 _ASSET = re.compile("(sha256:[0-9a-f]{64})((?:/[^/]+)*)")
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -70,7 +66,7 @@ def find_graphs(source: str | Path | Sequence[str | Path]) -> GraphFiles:
             "graphs, ENCODER.onnx DECODER.onnx"
         )
     places = [*(path.parent for path in paths.values()), folder, folder / "vae"]
-    config = next((read_json(place / "config.json") for place in places if (place / "config.json").is_file()), {})
+    config = next((_read_object(place / "config.json") for place in places if (place / "config.json").is_file()), {})
     return _described(GraphFiles("optimum's layout", paths, _parents(paths), config, name))
 
 
@@ -82,25 +78,21 @@ def _described(files: GraphFiles) -> GraphFiles:
     """Return the files once each graph is a plain file: a pipe would never end."""
     for path in files.graphs.values():
         try:
-            plain = stat.S_ISREG(os.stat(path).st_mode)
+            open_plain(path).close()
         except OSError as error:
-            raise InputError(f"{path}: expected an ONNX file: {error_line(error)}") from None
-        if not plain:
-            raise InputError(f"{path}: expected an ONNX file, got something else; give its path")
+            raise InputError(f"{path}: expected an ONNX file: {error_line(error)}; give its path") from None
     return files
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file of at most 1 MiB.
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file.
 
     Raises:
         InputError: it is no such file.
     """
     try:
-        if not path.is_file() or path.stat().st_size > _MAX_JSON:
-            raise InputError(f"{path}: expected a file of at most 1 MiB; check the folder")
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        document = read_json(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected JSON: {error_line(error)}; check the folder") from None
     if not isinstance(document, dict):
         raise InputError(f"{path}: expected a JSON object; check the folder")
@@ -113,7 +105,7 @@ def _in_package(folder: Path, name: str) -> GraphFiles:
     A component is the one whose name ends in encoder or decoder. Its first variant for the CPU, or for no execution
     provider in particular, is taken.
     """
-    package = _Package(folder, read_json(folder / MANIFEST))
+    package = _Package(folder, _read_object(folder / MANIFEST))
     graphs, weights = {}, {}
     for component in COMPONENTS:
         graphs[component], weights[component] = package.graph(component)
@@ -172,7 +164,7 @@ class _Package:
             if info is None:
                 continue
             if isinstance(info, str):
-                info = read_json(self._path(own, info, place))
+                info = _read_object(self._path(own, info, place))
             file = _members(info, f"{place}.{name}").get("model_file")
             options = _members(info.get("session_options", {}), f"{place}.{name}.session_options")
             path = self._path(own, file, place)
@@ -190,7 +182,7 @@ class _Package:
             return _members(value, f"{self.place}: {name}"), self.folder
         path = self._path(self.folder, value, f"{self.place}: {name}")
         path = path / "component.json" if path.is_dir() else path
-        return read_json(path), path.parent
+        return _read_object(path), path.parent
 
     def _path(self, base: Path, text: Any, place: str) -> Path:
         """Return where a path of the package leads, which must be inside it."""

@@ -19,8 +19,8 @@ Array = NDArray[Any]
 
 # More than any header of an .npy file.
 _NPY_HEADER = 4096
-# The most that every numpy has.
-_MAX_AXES = 32
+# The most that every numpy has, and more bytes than it accepts.
+_MAX_AXES, _MAX_HEADER = 32, 2**16
 # Bytes that a small file may hold in compressed form.
 _MAX_UNPACKED = 2**25
 
@@ -60,6 +60,12 @@ def require_npy(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype[A
         ValueError: the file does not hold all values of an array, or holds Python objects.
     """
     version = np.lib.format.read_magic(file)
+    width = 2 if version == (1, 0) else 4
+    length = int.from_bytes(file.read(width), "little")
+    # numpy reads it whole, then refuses it.
+    if length > _MAX_HEADER:
+        raise ValueError(f"expected a header of at most {_MAX_HEADER} bytes, got {length}")
+    file.seek(-width, os.SEEK_CUR)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     with warnings.catch_warnings():
         # numpy warns of headers that Python 2 wrote.

@@ -14,8 +14,8 @@ from .places import READ, is_sparse
 # Bytes that a small file may hold in compressed form, and how many times its own size a large one may.
 _MAX_UNPACKED, _MAX_RATIO = 2**25, 64
 _MAX_JSON, _MAX_DEPTH = 2**20, 64
-# Far above the header of any real model: some 30,000 tensors.
-_MAX_HEADER = 2**22
+# Far above the header of any real model: some 15,000 tensors.
+_MAX_HEADER = 2**21
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
@@ -66,7 +66,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     with open_plain(path) as file:
         content = file.read(_MAX_JSON + 1)
     if len(content) > _MAX_JSON:
-        raise ValueError(f"expected at most {_MAX_JSON} bytes")
+        raise ValueError(f"expected at most {_MAX_JSON} bytes, got more")
     try:
         document = json.loads(content)
     except RecursionError:

@@ -35,8 +35,8 @@ def outcome(root, every):
 def require_right(result, cases):
     assert result["wrong"] == []
     assert result["cases"] >= cases
-    # A busy machine takes longer than the second that each is allowed.
-    assert result["slowest"][0] < 5, result["slowest"]
+    # Twice what the worst takes, a pickle of a million steps.
+    assert result["slowest"][0] < 8, result["slowest"]
     assert result["largest"][0] < 300, result["largest"]
 
 

@@ -194,7 +194,9 @@ def _golden(understood: UnderstoodGraphs, graphs: Sequence[Graph]) -> GoldenVect
         ParityError: the two do not agree.
     """
     signature = understood.signature
+    rows = min(map(len, understood.examples.values()))
     record = golden_record(signature)
+    record = dataclasses.replace(record, n=min(record.n, rows))
     inputs = {name: array[: record.n] for name, array in understood.examples.items()}
     observation, latent = signature.observation, signature.latent
 

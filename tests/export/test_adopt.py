@@ -1,6 +1,7 @@
 """Graphs that exist already become bundles, without PyTorch."""
 
 import json
+import math
 import os
 import shutil
 
@@ -226,6 +227,43 @@ def test_graphs_that_no_bundle_can_have(tmp_path):
     assert "RandomNormalLike" in refused(tmp_path, (saved(tmp_path / "l.onnx", loop, *value), back))
     (tmp_path / "junk.onnx").write_bytes(b"\x00junk")
     assert "expected an ONNX graph" in refused(tmp_path, (tmp_path / "junk.onnx", back))
+
+
+@pytest.mark.parametrize(
+    ("config", "scale", "words"),
+    [
+        ({"scaling_factor": 0}, None, "expected a finite scale of the latents other than 0"),
+        ({"scaling_factor": "much"}, None, "scaling_factor: expected 1 numbers, got 'much'"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1.0, 2.0, 4.0]}, None, "latents_std: expected 4 numbers"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1.0, 2.0, 4.0, 0.0]}, None, "other than 0, got inf"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1, 2, 4, 8], "scaling_factor": 2}, (2.0, 1.0, 0.5, 0.25), ""),
+        ({"scaling_factor": math.inf}, None, "scaling_factor: expected 1 numbers"),
+        ({"sample_size": [8, 12], "in_channels": 3}, 1.0, ""),
+    ],
+)
+def test_the_configuration_of_diffusers(optimum, tmp_path, config, scale, words):
+    (optimum / "vae_decoder" / "config.json").write_text(json.dumps({"in_channels": 3, "sample_size": 8, **config}))
+    if words:
+        with pytest.raises(InputError, match=f"config.json: .*{words}"):
+            adopt(optimum, tmp_path / "out")
+        return
+    latent = vae_runtime.load(adopt(optimum, tmp_path / "out").path).manifest.latent
+    assert latent.scale == scale
+    assert latent.prior.kind == ("none" if "latents_mean" in config else "normal")
+
+
+def test_nodes_in_any_order(tmp_path):
+    """Converters to float16 append their nodes, and ONNX Runtime lets them."""
+    paths = encoder(tmp_path / "e.onnx"), decoder(tmp_path / "d.onnx")
+    model = onnx.load(paths[0])
+    nodes = [*model.graph.node][::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    paths[0].write_bytes(model.SerializeToString())
+    assert vae_runtime.verify(adopt(paths, tmp_path / "out", shape=(3, 8, 8)).path).passed
+    circle = [("Add", ["x", "b"], ["a"]), ("Tanh", ["a"], ["b"]), ("Tanh", ["b"], ["z"])]
+    loop = saved(tmp_path / "c.onnx", circle, [("x", FLOAT, ["b", 6])], [("z", FLOAT, ["b", 6])])
+    assert "c.onnx: expected a graph that vae-runtime runs: " in refused(tmp_path / "no", (loop, paths[1]))
 
 
 def test_weights_beside_a_graph_and_those_outside_of_it(tmp_path):

@@ -19,6 +19,7 @@ from vae_runtime.manifest import TensorSpec
 
 from ..errors import ExportError
 from .files import INLINE, RANDOM, graphs_of, strip, weight_bytes
+from .nodes import copy_of, names_read
 
 # The nodes that are added have the form of opset 11 and later.
 _MIN_OPSET = 11
@@ -97,6 +98,7 @@ class ExistingGraph:
         for index in reversed(range(len(graph.input))):
             if graph.input[index].name in initialized:
                 del graph.input[index]
+        _sort(graph)
         self.inputs = [self._edge(value) for value in graph.input]
         self.outputs = [self._edge(value) for value in graph.output]
         self.original = self.model.SerializeToString()
@@ -199,3 +201,24 @@ class ExistingGraph:
         # More versions of ONNX Runtime read an older file format.
         self.model.ir_version = max(8, helper.find_min_ir_version_for(list(self.model.opset_import), True))
         return self.model
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Put nodes behind those whose outputs they read: some converters append nodes, and ONNX Runtime lets them."""
+    made = {name for node in graph.node for name in node.output}
+    waiting, ordered = list(graph.node), []
+    while waiting:
+        left = []
+        for node in waiting:
+            # In one pass, so that a sorted graph takes one.
+            if made.isdisjoint(names_read(node)):
+                made.difference_update(node.output)
+                ordered.append(copy_of(node))
+            else:
+                left.append(node)
+        if len(left) == len(waiting):
+            # A circle: the structural check names it.
+            return
+        waiting = left
+    del graph.node[:]
+    graph.node.extend(ordered)

@@ -33,7 +33,11 @@ class GivenGraph:
         self.input = graph.inputs[0]
         outputs = tuple(edge.name for edge in graph.outputs)
         content = Graph(component, "fp32", "ort", graph.path.name, graph.original, (self.input.name,), outputs)
-        self._run = open_graph(content)
+        try:
+            self._run = open_graph(content)
+        except VaeError as error:
+            reason, _, advice = str(error).rpartition("; ")
+            raise ExportError(f"{graph.path}: expected a graph that vae-runtime runs: {reason or advice}") from error
         batch = (self.input.axes or (None,))[0]
         self.one = batch is not None and batch.size == 1
         if batch is not None and not self.one and batch.size is not None:
@@ -71,6 +75,7 @@ class GivenGraph:
     def _checked(self, array: Array) -> list[Array]:
         single = [self(array[row : row + 1]) for row in range(2)]
         alone = [np.concatenate(parts) for parts in zip(*single, strict=True)]
+        together = alone
         try:
             together = self(array[:2])
         except VaeError:
@@ -85,7 +90,7 @@ class GivenGraph:
                         f"{self.graph.path}: {edge.name}: expected rows that do not depend on each other, got "
                         "others in a batch of 2; export the graph in evaluation mode"
                     )
-        outputs = self(array)
+        outputs = together if len(array) == 2 else self(array)
         for edge, answer in zip(self.graph.outputs, outputs, strict=True):
             if not np.isfinite(answer).all():
                 raise ExportError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from .declaration import SECOND, Declaration
 
 Array = NDArray[Any]
 
-_ROWS = 4
+_ROWS, _SMALL = 4, 2**14
 _NOT_NORMAL = "the latents are not standard normal: another model, such as a diffusion model, supplies them"
 # The words by which exporters name an encoder's outputs, without punctuation.
 _MEANS = ("mu", "mean", "zmean", "zmu", "loc", "latentmean")
@@ -125,7 +126,9 @@ class _Understanding:
                 f"{self.encoder.graph.path}: {edge.name}: expected range=, since x holds integers, got none"
             )
         low, high = bounds or (-1.0, 1.0)
-        x = low + (high - low) * noise.uniform(0, 0, _ROWS, tuple(shape))
+        # Two rows show whether rows are independent; more would take the memory of large pictures.
+        rows = _ROWS if math.prod(shape) <= _SMALL else 2
+        x = low + (high - low) * noise.uniform(0, 0, rows, tuple(shape))
         return np.rint(x).astype(np.int64) if edge.dtype == "int64" else x.astype(np.float32)
 
     def _meaning(self) -> Meaning:
@@ -233,7 +236,7 @@ class _Understanding:
         return Likelihood(kind, mean=names[0], scale=scale, **shared)  # type: ignore[arg-type]
 
     def _latent(self) -> Latent:
-        scale, shift, scaled = configured_scaling(self.facts.config)
+        scale, shift, scaled = configured_scaling(self.facts.config, self.z.shape[1])
         declared = self.declared
         prior = LatentPrior("normal", assumed=True)
         value = self.encoder.graph.outputs[self.meaning.mean].name

@@ -414,11 +414,13 @@ class _Training:
             open_safetensors(path, _MAX_HEADER).close()
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                weights = self.vae.state_dict()
+                own = [name for name in file.keys() if name.partition(".")[2] in weights]  # noqa: SIM118 (not a mapping)
+                tensors = {name: file.get_tensor(name) for name in own}
             identity, records = json.loads(metadata["identity"]), json.loads(metadata["records"])
             epoch, best_epoch = int(metadata["epoch"]), int(metadata["best_epoch"])
             _require_same(self.folder, identity, _identity(self.info))
-            for name, tensor in self.vae.state_dict().items():
+            for name, tensor in weights.items():
                 tensor.copy_(tensors[f"model.{name}"])
             for name, weight in self.vae.named_parameters():
                 if weight.requires_grad:

@@ -79,6 +79,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
             value.values() if isinstance(value, dict) else value for value in level if isinstance(value, dict | list)
         ]
         level, depth = [value for values in inner for value in values], depth + 1
+    # Half of a surrogate pair can be read, and not be written again.
+    json.dumps(document, ensure_ascii=False).encode()
     return document
 
 

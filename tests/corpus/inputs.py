@@ -276,7 +276,7 @@ def configs(document: dict[str, object]) -> Iterator[tuple[str, Put]]:
             "seed": [-1, 2**64], "threads": [10**9], "batch_size": [0, 10**12], "unknown" * 10_000: [1],
         },
         "data": {"source": ["", "\0", 5, None, "\ud800", "/dev/zero", "x" * 10**5], "test_fraction": [5, -1]},
-        "provenance": {"train": ["x", 1e30, [[]]], "digest": [None, {"a": 1}], "name": [5]},
+        "provenance": {"train": ["x", 1e30, [[]]], "digest": [None, {"a": 1}], "name": [5, "\ud800"]},
     }.items():  # fmt: skip
         for field, values in changes.items():
             for value in values:

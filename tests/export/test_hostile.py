@@ -1,5 +1,6 @@
 """Hostile files for the commands' arguments: each is refused in one line, with nothing written, in little memory."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from vae_export.cli import main
 from vae_export.loading import load_model
 from vae_export.training import data
 from vae_export.training.config import DataConfig, ModelConfig, TrainConfig
+from vae_export.training.evaluation import evaluate, read_evaluation
 from vae_runtime.errors import InputError
 
 if not os.path.exists("/proc/self/clear_refs"):
@@ -115,3 +117,28 @@ def test_a_resume_state_that_lacks_something_is_one_line(tiny_run, tmp_path, cap
     words = capsys.readouterr().err
     assert words.count("\n") == 1
     assert "state.safetensors: expected a complete resume state" in words
+
+
+EVALUATIONS = {
+    "deep": (b"[" * 10**5, "expected values nested at most 64 deep"),
+    "a list": (b"[]", "expected a JSON object"),
+    "an integer of 400 digits": (b'{"elbo"', "figures.elbo: expected float, got 1000000"),
+    "a name of 100,000 characters": (b'{"%s": 1}' % (b"x" * 10**5), "unexpected keyword argument 'xxx"),
+    "half a character": (rb'{"data": "\ud800"}', "surrogates not allowed"),
+    "2 MiB": (b" " * 2**21, "expected at most 1048576 bytes, got more"),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), EVALUATIONS.values(), ids=EVALUATIONS)
+def test_damaged_figures_of_a_run_are_refused_in_short(tiny_run, tmp_path, content, words):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    whole = dataclasses.asdict(evaluate(tmp_path / "run", importance_samples=1, progress=False))
+    assert read_evaluation(tmp_path / "run") is not None
+    if content.startswith(b'{"elbo"'):
+        content = json.dumps({**whole, "elbo": 10**400}).encode()
+    (tmp_path / "run" / "evaluation.json").write_bytes(content)
+    with pytest.raises(
+        InputError, match=f"evaluation.json: expected the output of `vae-export evaluate`: .*{words}"
+    ) as e:
+        read_evaluation(tmp_path / "run")
+    assert len(str(e.value)) < 900

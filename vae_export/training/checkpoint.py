@@ -120,7 +120,7 @@ def read_info(folder: Path) -> RunInfo:
     except KeyError as error:
         raise InputError(f"{path}: the field {error} is missing; restore it or train again") from error
     except TypeError as error:
-        raise InputError(f"{path}: {error}; restore it or train again") from error
+        raise InputError(f"{path}: {error_line(error)}; restore it or train again") from error
 
 
 def typed(record: _Record, place: str) -> _Record:
@@ -133,7 +133,8 @@ def typed(record: _Record, place: str) -> _Record:
         value = getattr(record, item.name)
         # JSON has one kind of number: 3 is a float too.
         kinds = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}[str(item.type)]
-        if type(value) not in kinds:
+        # An integer beyond any of ours could be written nowhere.
+        if type(value) not in kinds or (isinstance(value, int) and abs(value) > 2**64):
             raise TypeError(f"{place}.{item.name}: expected {item.type}, got {value!r:.99}")
     return record
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae_runtime import noise
-from vae_runtime.errors import InputError, require_bool, require_integer
+from vae_runtime.errors import InputError, error_line, require_bool, require_integer
 from vae_runtime.files import write_atomic
 from vae_runtime.input_files import read_json
 
@@ -137,13 +137,17 @@ def read_evaluation(run_folder: str | Path) -> Evaluation | None:
     path = Path(run_folder) / "evaluation.json"
     try:
         fields = read_json(path)
+        if not isinstance(fields, dict):
+            raise TypeError("expected a JSON object")
         # Infinity and NaN can be read, and not be written again.
         json.dumps(fields, allow_nan=False)
         evaluation = checkpoint.typed(Evaluation(**fields), "figures")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: expected the output of `vae-export evaluate`: {error}; evaluate again") from error
+        raise InputError(
+            f"{path}: expected the output of `vae-export evaluate`: {error_line(error)}; evaluate again"
+        ) from error
     digest = checkpoint.weights_digest(Path(run_folder))
     if evaluation.weights_digest != digest:
         raise InputError(

@@ -15,6 +15,7 @@ from vae_runtime.manifest import COMPONENTS
 
 _OPTIMUM = {component: f"vae_{component}" for component in COMPONENTS}
 _ASSET = re.compile("(sha256:[0-9a-f]{64})((?:/[^/]+)*)")
+_MAX_LABEL = 2000
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -48,14 +49,16 @@ def find_graphs(source: str | Path | Sequence[str | Path]) -> GraphFiles:
         if not isinstance(source, (list, tuple)) or len(source) != 2:
             raise InputError(f"source: expected a folder, or the files of an encoder and a decoder, got {source!r:.99}")
         paths = {component: Path(path) for component, path in zip(COMPONENTS, source, strict=True)}
-        return _described(GraphFiles("two files", paths, _parents(paths), name=paths["decoder"].parent.name or "vae"))
+        return _described(
+            GraphFiles("two files", paths, _parents(paths), name=_text(paths["decoder"].parent.name) or "vae")
+        )
     folder = Path(source)
     if not folder.is_dir():
         raise InputError(
             f"{folder}: expected a folder with vae_encoder/model.onnx and vae_decoder/model.onnx, or a model package; "
             "give ENCODER.onnx DECODER.onnx"
         )
-    name = folder.absolute().name
+    name = _text(folder.absolute().name) or "vae"
     if (folder / MANIFEST).is_file():
         return _described(_in_package(folder, name))
     paths = {component: folder / part / "model.onnx" for component, part in _OPTIMUM.items()}
@@ -121,7 +124,9 @@ def _in_package(folder: Path, name: str) -> GraphFiles:
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    """Return a text as a label, in one line and not longer than any reader wants; None where it is no such text."""
+    text = " ".join(value.split())[:_MAX_LABEL] if isinstance(value, str) else ""
+    return text if text and text.isprintable() else None
 
 
 def _members(value: Any, place: str) -> dict[str, Any]:

@@ -279,6 +279,49 @@ def test_weights_beside_a_graph_and_those_outside_of_it(tmp_path):
     paths[0].write_bytes(model.SerializeToString())
     with pytest.raises(ExportError, match="expected an ONNX graph and its weights"):
         adopt(paths, tmp_path / "other", shape=(3, 8, 8))
+    # Of a larger file than the tensor has numbers, only these are read.
+    with open(tmp_path / "in" / "e.data", "wb") as file:
+        file.truncate(2**40)
+    model = onnx.load(paths[0], load_external_data=False)
+    del model.graph.initializer[0].external_data[:]
+    model.graph.initializer[0].external_data.add(key="location", value="e.data")
+    paths[0].write_bytes(model.SerializeToString())
+    assert vae_runtime.verify(adopt(paths, tmp_path / "zeros", shape=(3, 8, 8)).path).passed
+    model.graph.initializer[0].external_data.add(key="length", value=str(2**30))
+    paths[0].write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match="k: expected at most 384 bytes of values, got more"):
+        adopt(paths, tmp_path / "other", shape=(3, 8, 8))
+
+
+def test_functions_are_written_out_if_they_stay_small(tmp_path):
+    """A function that calls another twice, and so on, has more nodes than there is memory."""
+    back = dense(tmp_path / "d.onnx", {"y": 6}, {"y": "Identity"}, ("z", 6))
+    for depth, fits in ((3, True), (40, False)):
+        path = saved(tmp_path / "f.onnx", [("Tanh", ["x"], ["t"])], [("x", FLOAT, ["b", 6])], [("z", FLOAT, ["b", 6])])
+        model, inner, domain = onnx.load(path), "Tanh", ""
+        for number in range(depth):
+            nodes = [onnx.helper.make_node(inner, [a], [b], domain=domain) for a, b in (("x", "a"), ("a", "y"))]
+            opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("mine", 1)]
+            model.functions.append(onnx.helper.make_function("mine", f"F{number}", ["x"], ["y"], nodes, opsets))
+            inner, domain = f"F{number}", "mine"
+        model.opset_import.append(onnx.helper.make_opsetid("mine", 1))
+        model.graph.node.append(onnx.helper.make_node(inner, ["t"], ["z"], domain="mine"))
+        path.write_bytes(model.SerializeToString())
+        if fits:
+            x = floats(2, 6)
+            expected = x
+            for _ in range(1 + 2**depth):
+                expected = np.tanh(expected)
+            vae = vae_runtime.load(adopt((path, back), tmp_path / "out").path)
+            assert np.allclose(vae.encode(x).mode(), expected, atol=1e-6)
+        else:
+            assert "at most 16384 nodes without functions" in refused(tmp_path / "no", (path, back))
+
+
+def test_texts_of_a_package_are_printable(tmp_path):
+    folder = package(tmp_path / "p\x1b[2J", package_name="\x1b[2J", description="two\nlines", package_version="1.0-rc1")
+    manifest = vae_runtime.load(adopt(folder, tmp_path / "out", shape=(3, 8, 8)).path).manifest
+    assert (manifest.name, manifest.description, manifest.package_version) == ("vae", "two lines", None)
 
 
 def test_what_is_not_there(optimum, tmp_path):

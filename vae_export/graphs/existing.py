@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.compose
-import onnx.inliner
 from onnx import TensorProto, helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_model
 
 from vae_runtime.errors import error_line
 from vae_runtime.manifest import TensorSpec
 
 from ..errors import ExportError
-from .files import INLINE, RANDOM, graphs_of, strip, weight_bytes
+from .files import INLINE, RANDOM, graphs_of, inlined, load_weights, strip, weight_bytes
 from .nodes import copy_of, names_read
 
 # The nodes that are added have the form of opset 11 and later.
@@ -70,7 +68,8 @@ class ExistingGraph:
         self.path = path
         try:
             self.model = onnx.load_model_from_string(path.read_bytes())
-            load_external_data_for_model(self.model, str(weights))
+            load_weights(self.model, weights)
+            self.model = inlined(self.model)
         except Exception as error:  # protobuf and ONNX raise errors of their own
             raise ExportError(f"{path}: expected an ONNX graph and its weights: {error_line(error)}") from error
         self.opset = max(
@@ -81,8 +80,6 @@ class ExistingGraph:
                 f"{path}: expected opset {_MIN_OPSET} or later, got {self.opset}; convert the graph with "
                 "onnx.version_converter.convert_version"
             )
-        if self.model.functions:
-            self.model = onnx.inliner.inline_local_functions(self.model)
         for node in (node for graph in graphs_of(self.model) for node in graph.node):
             if node.op_type in RANDOM or (node.op_type == "Dropout" and any(node.input[2:])):
                 raise ExportError(

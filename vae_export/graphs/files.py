@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx.external_data_helper import convert_model_to_external_data
+import onnx.inliner
+from onnx import TensorProto, helper
+from onnx.external_data_helper import convert_model_to_external_data, load_external_data_for_model
+
+from vae_runtime.graph_rules import Limits
 
 # A protobuf message, and so an ONNX file, holds at most 2 GiB, some of which the graph itself needs.
 INLINE = 2**31 - 2**24
@@ -22,6 +27,67 @@ def graphs_of(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.Functio
         yield graph
         waiting += [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
         waiting += [nested for node in graph.node for attribute in node.attribute for nested in attribute.graphs]
+
+
+def load_weights(model: onnx.ModelProto, folder: Path) -> None:
+    """Read the values of tensors from files in a folder: no more bytes than the tensors have.
+
+    Raises:
+        ValueError: they are not there, or of more than 2 GiB.
+    """
+    total = 0
+    for tensor in _tensors_of(model):
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        size = math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        total += size
+        lengths = [entry.value for entry in tensor.external_data if entry.key == "length"]
+        if total > INLINE or any(int(length) > size for length in lengths):
+            raise ValueError(f"{tensor.name}: expected at most {min(size, INLINE)} bytes of values, got more")
+        if not lengths:
+            tensor.external_data.add(key="length", value=str(size))
+    load_external_data_for_model(model, str(folder))
+
+
+def _tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    for graph in graphs_of(model):
+        if isinstance(graph, onnx.GraphProto):
+            yield from graph.initializer
+        for node in graph.node:
+            for attribute in node.attribute:
+                yield from ([attribute.t] if attribute.HasField("t") else [])
+                yield from attribute.tensors
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model without functions of its own: each call is replaced by the function's nodes.
+
+    Raises:
+        ValueError: that makes too many nodes, as functions do that call each other twice over and over.
+    """
+    if not model.functions:
+        return model
+    functions = {(each.domain, each.name): each for each in model.functions}
+    counts: dict[tuple[str, str], int] = {}
+
+    def count(nodes: Iterable[onnx.NodeProto], depth: int) -> int:
+        total = 0
+        for node in nodes:
+            key = (node.domain, node.op_type)
+            if key in functions and key not in counts:
+                if depth == len(functions):
+                    raise ValueError(f"{node.op_type}: expected functions that do not call themselves")
+                counts[key] = count(functions[key].node, depth + 1)
+            total += counts.get(key, 1)
+            for attribute in node.attribute:
+                for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+                    total += count(graph.node, depth)
+            if total > Limits.NODES:
+                raise ValueError(f"expected at most {Limits.NODES} nodes without functions, got more")
+        return total
+
+    count(model.graph.node, 0)
+    return onnx.inliner.inline_local_functions(model)
 
 
 def strip(model: onnx.ModelProto) -> None:

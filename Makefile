@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-long test-slow test-oldest test-arm64 fuzz zoo bench check docs dist format models schema clean
+.PHONY: demo test test-long test-slow test-oldest test-arm64 fuzz conformance zoo bench check docs dist format models schema clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/vae-export demo --out out/demo
@@ -33,6 +33,10 @@ FUZZ_SECONDS ?= 600
 fuzz: .venvs/fuzz/installed
 	for target in archive golden graph manifest sums; do \
 		.venvs/fuzz/bin/python -m tests.fuzz $$target $(FUZZ_SECONDS) || exit 1; done
+
+# Ask every host that this machine has the cases of conformance/, and write docs/conformance.md.
+conformance: $(VENV)/installed-dev
+	$(RUN) -m conformance
 
 # Export every model of docs/compatibility.md, other libraries' among them, and write that page; takes half an hour.
 zoo: .venvs/zoo/installed

@@ -1,0 +1,315 @@
+"""Make the bundles and cases.json again: `python -m conformance.make`; needs vae-export. README.md describes both."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import vae_runtime
+from vae_export import export
+from vae_runtime import noise
+
+from .driver import answer, packed
+
+HERE = Path(__file__).parent
+BUNDLES = HERE / "bundles"
+MODELS = HERE.parent / "models"
+
+
+class Plain(nn.Module):
+    """An encoder and a decoder of one layer each, over 6 numbers and 3 latents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mu, self.logvar, self.out = nn.Linear(6, 3), nn.Linear(6, 3), nn.Linear(3, 6)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mu(x), self.logvar(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return torch.tanh(self.out(z))
+
+
+class Two(nn.Module):
+    """Two latents of 2 and of 3 numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 4), nn.Linear(6, 6)
+        self.out = nn.Linear(5, 6)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return (*self.a(x).chunk(2, 1), *self.b(x).chunk(2, 1))
+
+    def decode(self, low: Tensor, high: Tensor) -> Tensor:
+        return torch.tanh(self.out(torch.cat([low, high], 1)))
+
+
+class Codes(nn.Module):
+    """4 codes out of 8, each the nearest of the codebook to a pair of numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codebook, self.out = nn.Embedding(8, 2), nn.Linear(8, 8)
+
+    def encode(self, x: Tensor) -> Tensor:
+        pairs = x.reshape(-1, 4, 1, 2)
+        return (pairs - self.codebook.weight).square().sum(-1).argmin(-1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return torch.tanh(self.out(self.codebook(codes).flatten(1)))
+
+
+class Sound(nn.Module):
+    """A convolution over any length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv1d(1, 4, 4, 2, 1), nn.ConvTranspose1d(2, 1, 4, 2, 1)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logvar = self.down(x).chunk(2, 1)
+        return mean, logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        return torch.tanh(self.up(z))
+
+
+def make_bundles() -> None:
+    """Write every bundle anew."""
+    shutil.rmtree(BUNDLES, ignore_errors=True)
+    BUNDLES.mkdir()
+    digits = ["encoder/fp32", "decoder/fp32", "decoder/fp16", "decoder/int8"]
+    vae_runtime.pack(MODELS / "digits", BUNDLES / "digits", only=digits)
+    vae_runtime.pack(MODELS / "digits-conditional", BUNDLES / "conditional", only=["encoder/fp32", "decoder/fp32"])
+    x = torch.from_numpy(noise.normal(1, 0, 256, (8,)))
+    common: dict[str, Any] = {"formats": ("onnx",), "license": "CC0-1.0"}
+
+    def write(name: str, model: nn.Module, example: Tensor, **arguments: Any) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            export(model.eval(), f"{folder}/{name}", example=example[:16], name=name, **arguments, **common)
+            only = [f"{component}/fp32" for component in ("encoder", "decoder")]
+            vae_runtime.pack(f"{folder}/{name}", BUNDLES / name, only=only)
+
+    torch.manual_seed(0)
+    write("plain", Plain(), x[:, :6], likelihood="gaussian", scale=0.5, posterior="logvar", prior="normal")
+    write("two-latents", Two(), x[:, :6], likelihood="gaussian", posterior="logvar", prior="normal")
+    write("codes", Codes(), x, posterior="codes", codebook=8)
+    write("mixture", Plain(), x[:, :6], posterior="logvar", prior="mixture:3", observations=x[:, :6])
+    write("sphere", Plain(), x[:, :6], posterior="logvar", prior="sphere")
+    write("dynamic", Sound(), x[:, None], posterior="logvar", axes=("channel", "time"), dynamic=("time",))
+    vae_runtime.pack(BUNDLES / "plain", BUNDLES / "plain.zip")
+
+
+def cases() -> Iterator[dict[str, Any]]:
+    """Every case."""
+    yield from _noise_cases()
+    yield from _latent_cases()
+    yield from _graph_cases()
+    for bundle in sorted(path.name for path in BUNDLES.iterdir()):
+        yield _expected(f"verify/{bundle}", {"ask": "verify", "bundle": bundle})
+        yield _expected(f"load/{bundle}", {"ask": "load", "bundle": bundle})
+    yield from _refusals()
+
+
+def _expected(name: str, request: dict[str, Any], tolerance: dict[str, float] | None = None) -> dict[str, Any]:
+    """A case whose answer is the one of this package."""
+    path = {"path": str(BUNDLES / request["bundle"])} if "bundle" in request else {}
+    given = answer({**request, **path})
+    given.pop("why", None)
+    case = {"id": name, "request": request, "expect": given}
+    return {**case, "tolerance": tolerance} if tolerance else case
+
+
+def _noise_cases() -> Iterator[dict[str, Any]]:
+    draws = [
+        (0, 0, 2, [5], 0), (7, 0, 3, [16], 0), (7, 2, 1, [16], 0), (-1, 5, 2, [3], 1), (2**63, 2**32 - 1, 3, [2, 3], 2),
+        (2**64 - 1, 2**64 - 2, 4, [4], 3), (123456789012345678, 2**40, 1, [1], 256 * 3 + 1), (5, 0, 65, [1, 8, 8], 4),
+    ]  # fmt: skip
+    for ask in ("words", "uniform", "normal"):
+        for seed, start, n, shape, stream in draws:
+            request = {"ask": ask, "seed": str(seed), "start": str(start), "n": n, "shape": shape, "stream": stream}
+            if ask != "normal":
+                yield _expected(f"{ask}/seed {seed}, start {start}, stream {stream}", request)
+                continue
+            for truncation in (None, 0.01, 1.0, 2.5, 7.0):
+                name = f"normal/seed {seed}, start {start}, stream {stream}, truncation {truncation}"
+                yield _expected(name, {**request, "truncation": truncation})
+
+
+def _latent_cases() -> Iterator[dict[str, Any]]:
+    draws = [(1, "0", "0", 1.0, None), (3, "-7", "18446744073709551614", 0.7, None), (130, "42", "9", 1.3, 1.5)]
+    for bundle in ("digits", "plain.zip", "two-latents", "mixture", "sphere", "dynamic", "codes"):
+        for n, seed, start, temperature, truncation in draws:
+            if bundle == "sphere":
+                temperature, truncation = 1.0, None
+            request: dict[str, Any] = {
+                "ask": "prior", "bundle": bundle, "n": n, "seed": seed, "start": start, "temperature": temperature,
+                "truncation": truncation,
+            }  # fmt: skip
+            yield _expected(f"prior/{bundle}/n {n}, temperature {temperature}, truncation {truncation}", request)
+    for latent in (0, 2):
+        for temperature in (1.0, 0.3):
+            mean = noise.normal(11, 0, 3, (2, 3), 77)
+            std = np.exp(noise.normal(12, 0, 3, (2, 3), 77)).astype(np.float32)
+            request = {
+                "ask": "reparameterize", "mean": packed(mean), "std": packed(std), "seed": "99", "start": "4",
+                "temperature": temperature, "latent": latent,
+            }  # fmt: skip
+            yield _expected(f"reparameterize/latent {latent}, temperature {temperature}", request)
+
+
+def _graph_cases() -> Iterator[dict[str, Any]]:
+    """Decode and encode, with the tolerances that the manifest gives."""
+    variants = [
+        ("digits", "fp32"), ("digits", "fp16"), ("digits", "int8"), ("conditional", "fp32"), ("plain.zip", "fp32"),
+        ("two-latents", "fp32"), ("codes", "fp32"), ("mixture", "fp32"), ("sphere", "fp32"), ("dynamic", "fp32"),
+    ]  # fmt: skip
+    for bundle, variant in variants:
+        vae = vae_runtime.load(BUNDLES / bundle, variant=variant)
+        sizes = [{}] if bundle != "dynamic" else [{}, {"time": 12}]
+        for size in sizes:
+            for n in (1, 3):
+                yield from _graph_case(vae, bundle, variant, size, n)
+
+
+def _graph_case(
+    vae: vae_runtime.VAE, bundle: str, variant: str, size: dict[str, int], n: int
+) -> Iterator[dict[str, Any]]:
+    manifest = vae.manifest
+    latents = {}
+    for number, latent in enumerate(vae.latents):
+        shape = tuple(
+            size.get(axis, old) // (2 if axis in size else 1)
+            for axis, old in zip(latent.axes, latent.shape, strict=True)
+        )
+        drawn = noise.normal(3, 0, n, shape, 1000 + number)
+        latents[latent.name] = packed(
+            (noise.words(3, 0, n, shape) % 8).astype(np.int64) if latent.dtype == "int64" else drawn
+        )
+    label: dict[str, Any] = {}
+    if vae.conditions:
+        (condition,) = vae.conditions
+        assert condition.classes
+        label = {condition.name: condition.classes[7] if n == 1 else packed(np.arange(n))}
+    name = f"{bundle}/{variant}, n {n}" + "".join(f", {axis} {value}" for axis, value in size.items())
+    tolerances = {(each.component, each.name): each.tolerance for each in manifest.variants}
+    request: dict[str, Any] = {"ask": "decode", "bundle": bundle, "variant": variant, "conditions": label}
+    decode = tolerances["decoder", variant]
+    yield _expected(f"decode/{name}", {**request, "latents": latents}, {"values": decode[manifest.likelihood.mean]})
+    if ("encoder", variant) not in tolerances:
+        return
+    shape = tuple(
+        size.get(axis, old) for axis, old in zip(manifest.observation.axes, vae.observation_shape, strict=True)
+    )
+    x = noise.uniform(4, 0, n, shape, 1000)
+    encode = tolerances["encoder", variant]
+    named: dict[str, float] = {}
+    for latent in vae.latents:
+        posterior = latent.posterior
+        outputs = {"mean": posterior.mu, "std": posterior.std, "logvar": posterior.logvar, "values": posterior.value}
+        prefix = f"{latent.name}/" if len(vae.latents) > 1 else ""
+        named |= {f"{prefix}{key}": encode[output] for key, output in outputs.items() if output}
+    yield _expected(f"encode/{name}", {**request, "ask": "encode", "x": packed(x)}, named)
+
+
+_VAE = ["additional_metadata", "vae"]
+_DECODER = ["components", "decoder", "variants", "fp32"]
+# What is wrong with a bundle, and the edit that makes it so.
+_FORGED: dict[str, dict[str, Any]] = {
+    "another noise": {"manifest": [[[*_VAE, "noise"], "vnoise-2"]]},
+    "a newer format": {"manifest": [[[*_VAE, "format_version"], "3.0"]]},
+    "an older format": {"manifest": [[[*_VAE, "format_version"], "1.0"]]},
+    "an unknown likelihood": {"manifest": [[[*_VAE, "likelihood", "kind"], "cauchy"]]},
+    "an unknown prior": {"manifest": [[[*_VAE, "latents", 0, "prior", "kind"], "flow"]]},
+    "an unknown posterior": {"manifest": [[[*_VAE, "latents", 0, "posterior", "kind"], "laplace"]]},
+    "no latents": {"manifest": [[[*_VAE, "latents"], []]]},
+    "a latent of no numbers": {"manifest": [[[*_VAE, "latents", 0, "shape"], [0]]]},
+    "a latent of another shape": {"manifest": [[[*_VAE, "latents", 0, "shape"], [4]]]},
+    "a graph outside of the bundle": {"manifest": [[[*_DECODER, "variant_directory"], "../plain/decoder/fp32"]]},
+    "an absolute path": {"manifest": [[[*_DECODER, "variant_directory"], "/etc"]]},
+    "a graph that is not there": {"manifest": [[[*_DECODER, "variant_directory"], "decoder/fp64"]]},
+    "a manifest that is no JSON": {"files": {"manifest.json": "{"}},
+    "a manifest that is a list": {"files": {"manifest.json": "[]"}},
+    "not a number in the manifest": {"files": {"manifest.json": '{"schema_version": NaN}'}},
+    "a key twice": {"files": {"manifest.json": '{"schema_version": "1.0", "schema_version": "1.0"}'}},
+    "a prototype in the manifest": {"files": {"manifest.json": '{"__proto__": {"schema_version": "1.0"}}'}},
+    "lists in lists without end": {"files": {"manifest.json": "[" * 100000}},
+    "no manifest": {"files": {"manifest.json": None}},
+    "no sums": {"files": {"SHA256SUMS": None}, "sums": False},
+    "sums that are no text": {"files": {"SHA256SUMS": "\u0000\n"}, "sums": False},
+    "a listed path that leads out": {"files": {"SHA256SUMS": f"{'0' * 64}  ../x\n"}, "sums": False},
+    "a graph that was altered": {"files": {"decoder/fp32/model.onnx": "altered"}, "sums": False},
+    "a graph that is cut": {"files": {"decoder/fp32/model.onnx": "\u0008\u0008"}},
+    "a graph that is empty": {"files": {"decoder/fp32/model.onnx": ""}},
+    "no decoder file": {"files": {"decoder/fp32/model.onnx": None}},
+}  # fmt: skip
+_WRONG_LATENTS: dict[str, NDArray[Any]] = {
+    "latents of another shape": np.zeros((1, 4), np.float32),
+    "not a number": np.full((1, 3), np.nan, np.float32),
+    "infinity": np.full((1, 3), np.inf, np.float32),
+    "integers for floats": np.zeros((1, 3), np.int64),
+    "no rows": np.zeros((0, 3), np.float32),
+}
+# The codebook has 8.
+_CODES = np.full((1, 4), 8)
+
+
+def _refused(what: str, kind: str, request: dict[str, Any], **edit: Any) -> dict[str, Any]:
+    case = {"id": f"refuse/{what}", "request": request, "expect": {"refused": kind}}
+    return {**case, "edit": edit} if edit else case
+
+
+def _refusals() -> Iterator[dict[str, Any]]:
+    """What must be refused, and golden vectors that do not hold."""
+    for what, edit in _FORGED.items():
+        load = {"ask": "load", "bundle": "plain"}
+        yield _refused(what, "bundle", load, **edit)
+        yield _refused(f"{what}, as .zip", "bundle", load, **edit, zip=True)
+    decode: dict[str, Any] = {"ask": "decode", "bundle": "plain", "variant": "fp32", "conditions": {}}
+    for what, z in _WRONG_LATENTS.items():
+        yield _refused(what, "input", {**decode, "latents": {"z": packed(z)}})
+    three, eight = (packed(np.zeros((1, size), np.float32)) for size in (3, 8))
+    yield _refused("an unknown variant", "bundle", {**decode, "variant": "int4", "latents": {"z": three}})
+    yield _refused("a latent that is missing", "input", {**decode, "bundle": "two-latents", "latents": {"z1": three}})
+    yield _refused("a code out of range", "input", {**decode, "bundle": "codes", "latents": {"z": packed(_CODES)}})
+    decode |= {"bundle": "conditional", "latents": {"z": eight}}
+    yield _refused("a missing condition", "input", decode)
+    yield _refused("an unknown class", "input", {**decode, "conditions": {"label": "eleven"}})
+    yield _refused("a class out of range", "input", {**decode, "conditions": {"label": packed(np.array([10]))}})
+    golden = np.load(BUNDLES / "plain" / "golden.npz")
+    content = io.BytesIO()
+    np.savez(content, **{name: array + np.float32(0.01) for name, array in golden.items()})
+    edit = {"files": {"golden.npz": {"base64": base64.b64encode(content.getvalue()).decode()}}}
+    yield {
+        "id": "verify/other golden vectors",
+        "request": {"ask": "verify", "bundle": "plain"},
+        "expect": {"answer": {"passed": False}},
+        "edit": edit,
+    }
+
+
+def main() -> None:
+    """Write bundles and cases."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        make_bundles()
+    lines = [json.dumps(case) for case in cases()]
+    (HERE / "cases.json").write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    size = sum(path.stat().st_size for path in HERE.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    print(f"{len(lines)} cases, {size / 2**20:.2f} MiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -80,14 +80,14 @@ def _commit(library: Any, bundle: Bundle, repository: str, private: bool, force:
     before = hub.model_info(repository)
     if private and not before.private:
         raise VaeError(f"{repository}: expected a private repository, got a public one; change that on the Hub first")
-    there = {each.rfilename for each in before.siblings} - _HUBS_OWN
+    present = {each.rfilename for each in before.siblings} - _HUBS_OWN
     files = {name: bundle.read(name) for name in bundle.sums}
     files[SUMS] = bundle.files.read(SUMS)
     signature = bundle.files.signature()
     # That of a .zip file is of the file as a whole, which is not what the repository holds.
     if signature is not None and bundle.files.own_hash() is None:
         files[SIGNATURE] = Path(signature).read_bytes()
-    foreign = there - _of_a_bundle(library, repository, before.sha, there)
+    foreign = present - _of_a_bundle(library, repository, before.sha, present)
     if foreign and not force:
         named = ", ".join(sorted(foreign)[:5])
         raise VaeError(
@@ -95,7 +95,7 @@ def _commit(library: Any, bundle: Bundle, repository: str, private: bool, force:
             "another, or let --force remove them"
         )
     operations = [library.CommitOperationAdd(name, content) for name, content in sorted(files.items())]
-    operations += [library.CommitOperationDelete(name) for name in sorted(there - files.keys())]
+    operations += [library.CommitOperationDelete(name) for name in sorted(present - files.keys())]
     manifest = bundle.manifest
     message = f"Upload {manifest.name}" + (f" {manifest.package_version}" if manifest.package_version else "")
     # Refused by the Hub where somebody else has committed meanwhile.
@@ -105,9 +105,9 @@ def _commit(library: Any, bundle: Bundle, repository: str, private: bool, force:
     return str(done.oid)
 
 
-def _of_a_bundle(library: Any, repository: str, commit: str, there: Collection[str]) -> set[str]:
+def _of_a_bundle(library: Any, repository: str, commit: str, present: Collection[str]) -> set[str]:
     """Return the files of the bundle that a repository holds; none where it holds no bundle."""
-    if SUMS not in there:
+    if SUMS not in present:
         return set()
     path = library.hf_hub_download(repository, SUMS, revision=commit)
     try:

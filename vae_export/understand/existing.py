@@ -144,7 +144,7 @@ class _Understanding:
         if declared == "none":
             return Meaning("none")
         named = {kind: [i for i, word in enumerate(words) if word in known] for kind, known in _SECONDS.items()}
-        by_name = next((kind for kind, found in named.items() if found), None)
+        by_name = next((kind for kind, numbers in named.items() if numbers), None)
         if len(edges) == 1:
             size = self.encoded[0].shape[1]
             if declared is None and (by_name is None or size % 2) and self._decodes(self.encoded[0]):

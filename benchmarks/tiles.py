@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,12 @@ import numpy as np
 from vae_runtime.bundle import open_bundle
 from vae_runtime.cli.main import run
 from vae_runtime.cli.options import argument, integers
+from vae_runtime.devices import resolve_device
 from vae_runtime.errors import VaeError, error_line, one_line, require_integer
 from vae_runtime.files import write_atomic
+from vae_runtime.networks import Networks
+from vae_runtime.tiles import of_any_size
+from vae_runtime.vae import VAE
 
 from .machine import rounded
 
@@ -36,10 +42,10 @@ Array = np.ndarray[Any, Any]
 _KL: dict[str, Any] = {"latent_channels": 4, "layers_per_block": 2, "sample_size": 512}
 # Class of diffusers, its configuration, and the height and width of the example that it is exported with.
 MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
-    "AutoencoderTiny (TAESD)": ("AutoencoderTiny", {}, 512),
-    "AutoencoderKL (32, 64, 128, 128)": ("AutoencoderKL", {"block_out_channels": (32, 64, 128, 128), **_KL}, 256),
+    "AutoencoderTiny (TAESD)": ("AutoencoderTiny", {}, 160),
+    "AutoencoderKL (32, 64, 128, 128)": ("AutoencoderKL", {"block_out_channels": (32, 64, 128, 128), **_KL}, 32),
     "AutoencoderKL (128, 256, 512, 512), as in SD 1.5": (
-        "AutoencoderKL", {"block_out_channels": (128, 256, 512, 512), **_KL}, 256,
+        "AutoencoderKL", {"block_out_channels": (128, 256, 512, 512), **_KL}, 32,
     ),
     "AutoencoderKL (8, 16), to try the program": (
         "AutoencoderKL", {"block_out_channels": (8, 16), "norm_num_groups": 4, "sample_size": 32}, 16,
@@ -86,7 +92,7 @@ def make(name: str, data: Path) -> Path:
     torch.manual_seed(0)
     model = getattr(diffusers, kind)(**config).eval()
     model.save_pretrained(folder / "diffusers")
-    vae_export.export(model, folder / "bundle", example=torch.rand(2, 3, size, size), formats=("onnx",))
+    vae_export.export(model, folder / "bundle", example=torch.rand(1, 3, size, size), formats=("onnx",))
     return folder
 
 
@@ -124,18 +130,13 @@ def _theirs(folder: Path, way: str, threads: int) -> Callable[[Array], Array]:
 
 
 def _ours(folder: Path, way: str, threads: int) -> Callable[[Array], Array]:
-    import vae_runtime
-    from vae_runtime.devices import resolve_device
-    from vae_runtime.networks import open_session
-
-    vae = vae_runtime.load(folder / "bundle", threads=threads)
-    blend = way == "vae-runtime, blended tiles"
-    if way != "vae-runtime":
-        return lambda z: vae.decode(z, tile="auto", tile_blend=blend)
-    # The graph itself: a VAE refuses sizes that its export has not proven.
-    session = open_session(vae.bundle, "decoder", vae.variant, resolve_device("cpu"), threads)
-    mean, (name, *_) = vae.manifest.likelihood.mean, vae.manifest.inputs("decoder")
-    return lambda z: session.run([mean], {name.name: z})[0]
+    bundle = open_bundle(folder / "bundle")
+    # A VAE refuses sizes that its export has not proven. Here each answer is compared, and a small example suffices.
+    bundle = dataclasses.replace(bundle, manifest=of_any_size(bundle.manifest))
+    vae = VAE(bundle, Networks(bundle, resolve_device("cpu", None), threads, bundle.choose(None)))
+    if way == "vae-runtime":
+        return vae.decode
+    return partial(vae.decode, tile="auto", tile_blend=way == "vae-runtime, blended tiles")
 
 
 def exact(folder: Path) -> bool:
@@ -146,8 +147,8 @@ def exact(folder: Path) -> bool:
 
 def measure(
     names: Sequence[str], sizes: Sequence[int], data: Path, threads: int, memory: float, patience: float
-) -> dict[str, Any]:
-    """Measure each model at each size in each way.
+) -> Iterator[dict[str, Any]]:
+    """Measure each model at each size in each way, and yield all figures after each.
 
     Raises:
         VaeError: a model could not be made, or an answer is wrong.
@@ -168,11 +169,11 @@ def measure(
                 except VaeError as error:
                     found["skipped"].append({**place, "reason": str(error)})
                     print(f"{name}, {size}, {way}: {error} (skipped)", file=sys.stderr, flush=True)
-                    continue
-                found["cells"].append({**place, **figures, "difference": _difference(folder, way, size)})
+                else:
+                    found["cells"].append({**place, **figures, "difference": _difference(folder, way, size)})
+                yield found
             for answer in folder.glob("*.npy"):
                 answer.unlink()
-    return found
 
 
 def _answer(folder: Path, way: str, size: int) -> Path:
@@ -282,11 +283,11 @@ def _run(options: argparse.Namespace) -> None:
         _cell(json.loads(options.cell))
         return
     options.out.mkdir(parents=True, exist_ok=True)
-    found = measure(
-        options.models, options.sizes, options.data.resolve(), options.threads, options.memory, options.patience
-    )
-    write_atomic(options.out / "tiles.json", (json.dumps(found, indent=1) + "\n").encode())
-    write_atomic(options.out / "tiles.md", table(found).encode())
+    limits = options.threads, options.memory, options.patience
+    for found in measure(options.models, options.sizes, options.data.resolve(), *limits):
+        # Kept as it grows: whoever ends a long run has the figures until then.
+        write_atomic(options.out / "tiles.json", (json.dumps(found, indent=1) + "\n").encode())
+        write_atomic(options.out / "tiles.md", table(found).encode())
     print(table(found), end="")
 
 

@@ -149,7 +149,8 @@ def test_the_benchmark_of_tiles_compares_every_way(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(tiles, "TOLERANCE", 0.0)
     assert tiles.main([*words, "--out", str(tmp_path / "b")]) == 1
     assert "expected the answer of diffusers, got one that differs by" in capsys.readouterr().err
-    assert not (tmp_path / "b" / "tiles.json").exists()
+    kept = json.loads((tmp_path / "b" / "tiles.json").read_text(encoding="utf-8"))
+    assert [cell["way"] for cell in kept["cells"]] == ["diffusers", "diffusers, its tiles"]
     assert tiles.main([*words, "--memory", "0.05", "--out", str(tmp_path / "c")]) == 0
     assert capsys.readouterr().out.count("- Skipped: ") == 8
 

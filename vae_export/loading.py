@@ -74,9 +74,13 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
 def _from_folder(found: Any, reader: str, spec: str, folder: Path) -> nn.Module:
-    for path in sorted(folder.iterdir()):
-        if not path.is_dir():
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            continue
+        try:
             _refuse_pointer(path)
+        except OSError as error:
+            raise InputError(f"{path}: {error_line(error)}; put the file there, or remove it") from None
     # transformers and diffusers would otherwise take a folder that is missing files for a name on their hub.
     local = {"local_files_only": True} if reader == "from_pretrained" else {}
     try:

@@ -142,3 +142,34 @@ def test_damaged_figures_of_a_run_are_refused_in_short(tiny_run, tmp_path, conte
     ) as e:
         read_evaluation(tmp_path / "run")
     assert len(str(e.value)) < 900
+
+
+READS_FOLDERS = """
+import pathlib
+import torch
+
+
+class Model(torch.nn.Linear):
+    @classmethod
+    def from_pretrained(cls, folder, **options):
+        for path in pathlib.Path(folder).rglob("*"):
+            path.is_dir() or path.read_bytes()
+        return cls(2, 2)
+"""
+
+
+def test_a_folder_for_a_library_holds_plain_files_alone(tmp_path, monkeypatch):
+    (tmp_path / "reads_folders.py").write_text(READS_FOLDERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    inner = tmp_path / "weights" / "vae"
+    inner.mkdir(parents=True)
+    (tmp_path / "weights" / "config.json").write_text("{}")
+    (inner / "link.json").symlink_to("../config.json")
+    assert load_model("reads_folders:Model", tmp_path / "weights").weight.shape == (2, 2)
+    os.mkfifo(inner / "pipe.json")
+    with pytest.raises(InputError, match=r"vae/pipe\.json: expected a plain file, got a pipe; put the file there"):
+        load_model("reads_folders:Model", tmp_path / "weights")
+    (inner / "pipe.json").unlink()
+    (inner / "gone.json").symlink_to("nothing")
+    with pytest.raises(InputError, match=r"vae/gone\.json: No such file or directory; put the file there"):
+        load_model("reads_folders:Model", tmp_path / "weights")

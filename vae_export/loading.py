@@ -30,7 +30,7 @@ def load_model(spec: str, weights: Path | None) -> nn.Module:
 
     Args:
         spec: "package.module:name", where the name is of a class or a function that is called without arguments, or of
-            a module that is there already.
+            an existing module.
         weights: .safetensors, or a file of torch.save, of which tensors, numbers and texts alone are read (no other
             object is unpickled); or a folder that the class's `from_pretrained` or `load_from_folder` reads, or that
             holds one such file.
@@ -44,19 +44,19 @@ def load_model(spec: str, weights: Path | None) -> nn.Module:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found: Any = importlib.import_module(package)
+        target: Any = importlib.import_module(package)
         for part in name.split("."):
-            found = getattr(found, part)
+            target = getattr(target, part)
     except AttributeError:
         raise InputError(f"model: {package} has no {name}; give the name of a class or function in it") from None
     except Exception as error:  # whatever the module's own code raises
         raise InputError(f"model: {package} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
     if weights is not None and weights.is_dir():
-        folder_reader = next((r for r in _FOLDER_READERS if callable(getattr(found, r, None))), None)
+        folder_reader = next((r for r in _FOLDER_READERS if callable(getattr(target, r, None))), None)
         if folder_reader:
-            return _from_folder(found, folder_reader, spec, weights)
+            return _from_folder(target, folder_reader, spec, weights)
     checkpoint = {} if weights is None else _read_checkpoint(_weights_file(weights))
-    model = found if isinstance(found, nn.Module) else _made(found, spec, checkpoint)
+    model = target if isinstance(target, nn.Module) else _call(target, spec, checkpoint)
     if not isinstance(getattr(model, "module", model), nn.Module) and not isinstance(model, nn.Module):
         raise InputError(f"model: {spec}: expected a torch.nn.Module, got {type(model).__name__}")
     if weights is not None:
@@ -73,7 +73,7 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
-def _from_folder(found: Any, reader: str, spec: str, folder: Path) -> nn.Module:
+def _from_folder(target: Any, reader: str, spec: str, folder: Path) -> nn.Module:
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
             continue
@@ -84,7 +84,7 @@ def _from_folder(found: Any, reader: str, spec: str, folder: Path) -> nn.Module:
     # transformers and diffusers would otherwise take a folder that is missing files for a name on their hub.
     local = {"local_files_only": True} if reader == "from_pretrained" else {}
     try:
-        model = getattr(found, reader)(str(folder), **local)
+        model = getattr(target, reader)(str(folder), **local)
     except Exception as error:
         raise InputError(f"{folder}: {spec}.{reader} fails: {type(error).__name__}: {one_line(error)[:300]}") from error
     if not isinstance(model, nn.Module):
@@ -103,12 +103,12 @@ def _weights_file(path: Path) -> Path:
     return files[0]
 
 
-def _made(found: Any, spec: str, checkpoint: Any) -> Any:
+def _call(target: Any, spec: str, checkpoint: Any) -> Any:
     """Call a class or a function without arguments, or with those that a Lightning checkpoint recorded."""
-    if not callable(found):
-        raise InputError(f"model: {spec}: expected a class or a function, got {type(found).__name__}")
+    if not callable(target):
+        raise InputError(f"model: {spec}: expected a class or a function, got {type(target).__name__}")
     try:
-        return found(**_hyper_parameters(found, checkpoint))
+        return target(**_hyper_parameters(target, checkpoint))
     except (Exception, SystemExit) as error:
         raise InputError(
             f"model: {spec}() fails: {type(error).__name__}: {one_line(error)}; give a function without arguments "
@@ -116,13 +116,13 @@ def _made(found: Any, spec: str, checkpoint: Any) -> Any:
         ) from error
 
 
-def _hyper_parameters(found: Any, checkpoint: Any) -> dict[str, Any]:
+def _hyper_parameters(target: Any, checkpoint: Any) -> dict[str, Any]:
     """The arguments of a class that Lightning's save_hyperparameters wrote into a checkpoint."""
     recorded = checkpoint.get("hyper_parameters") if isinstance(checkpoint, Mapping) else None
     if not isinstance(recorded, Mapping):
         return {}
     try:
-        parameters = inspect.signature(found).parameters.values()
+        parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):
         return {}
     everything = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
@@ -141,7 +141,7 @@ def _hyper_parameters(found: Any, checkpoint: Any) -> dict[str, Any]:
 class _Unread(dict[Any, Any]):
     """Stands for an object of a class that is not unpickled: it takes whatever the file gives it and runs nothing."""
 
-    def __init__(self, *given: Any, **named: Any) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__()
 
     def __setstate__(self, state: Any) -> None:
@@ -205,6 +205,9 @@ def _read_checkpoint(path: Path) -> Any:
             try:
                 if not zipped:
                     with _OldFile(path) as file:
+                        if file.peek(2).startswith(b"PK"):
+                            # PyTorch takes it for an archive by its beginning alone.
+                            raise ValueError("expected a whole archive, got one without its end")
                         return torch.load(file, map_location="cpu", weights_only=True)
                 # Mapped, tensors lie within the file: read, PyTorch takes their sizes on trust.
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -212,10 +215,10 @@ def _read_checkpoint(path: Path) -> Any:
                 if not zipped:
                     raise
                 reader = types.SimpleNamespace(Unpickler=_Unpickler, load=None, __name__="reader")
-                found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader, mmap=True)
-                if isinstance(found, _Unread):
+                checkpoint = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader, mmap=True)
+                if isinstance(checkpoint, _Unread):
                     raise
-                return found
+                return checkpoint
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give the model's weights") from None
     except pickle.UnpicklingError as error:
@@ -277,9 +280,9 @@ def _load_state(model: Any, state: dict[str, torch.Tensor], path: Path) -> None:
     Raises:
         InputError: they are not the model's, or those of several models fit.
     """
-    wanted = model.state_dict() if isinstance(model, nn.Module) else {}
-    if wanted and wanted.keys() != state.keys():
-        state = _without_prefix(state, wanted, path)
+    expected = model.state_dict() if isinstance(model, nn.Module) else {}
+    if expected and expected.keys() != state.keys():
+        state = _without_prefix(state, expected, path)
     try:
         model.load_state_dict(state)
     except Exception as error:  # a model may load its state in its own way
@@ -287,7 +290,7 @@ def _load_state(model: Any, state: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def _without_prefix(
-    state: dict[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], path: Path
+    state: dict[str, torch.Tensor], expected: Mapping[str, torch.Tensor], path: Path
 ) -> dict[str, torch.Tensor]:
     """The weights below the one prefix where they are the model's, such as "net." or "module."; else all of them.
 
@@ -301,12 +304,12 @@ def _without_prefix(
     fits = {}
     for prefix in sorted(prefixes):
         below = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        if below.keys() == wanted.keys() and all(below[name].shape == wanted[name].shape for name in wanted):
+        if below.keys() == expected.keys() and all(below[name].shape == expected[name].shape for name in expected):
             fits[prefix] = below
     if len(fits) > 1:
         raise InputError(f"{path}: the weights of several models fit, {', '.join(fits)}; save those of one alone")
     if fits:
         return next(iter(fits.values()))
-    prefix = next(iter(wanted)).partition(".")[0] + "."
+    prefix = next(iter(expected)).partition(".")[0] + "."
     longer = {f"{prefix}{name}": tensor for name, tensor in state.items()}
-    return longer if longer.keys() == wanted.keys() else state
+    return longer if longer.keys() == expected.keys() else state

@@ -363,6 +363,7 @@ def torch_files() -> Iterator[tuple[str, Put]]:
     yield "an archive of nothing", content(zipped(b""))
     yield "a number", content(zipped(b"\x80\x02K\x05."))
     yield "a pickle in circles", content(zipped(b"\x80\x02}q\0X\x01\0\0\0ah\0s."))
+    yield "an archive whose end is hidden", content(zipped(state(2**20, 2**10, 2**10)) + b"\0" * 2**17)
     yield "no archive", content(b"PK\3\4" + b"\0" * 99)
     yield "nothing", content(b"")
     yield "text", content(b"model\n" * 99)

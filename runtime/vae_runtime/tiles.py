@@ -93,6 +93,9 @@ def decode_in_tiles(
         raise InputError("observe: expected with undivided answers, got a tile; leave observe or tile out")
     axes = _axes(manifest, "decoder", tile, blend)
     latents = _array("z", z, len(manifest.latent.shape))
+    if out is not None and np.may_share_memory(latents, out):
+        # A tile of the answer would overwrite latents that the next tiles need.
+        latents = latents.copy()
     result, seams = out, _Seams(axes, observed=True)
     for spans in _tiles(axes, [latents.shape[axis.latent] for axis in axes]):
         part = decode(latents[_region(latents, axes, [(span.start, span.stop) for span in spans])])

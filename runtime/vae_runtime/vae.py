@@ -110,11 +110,13 @@ def _refuse_on_device(**arguments: Any) -> None:
 
 def _latents_of_any_size(
     vae: VAE, n: int, seed: int, start: int, latent_shape: LatentShape, temperature: float, truncation: float | None
-) -> Latents:
+) -> Array | dict[str, Array]:
     """Draw latents from the prior; tiles take them beyond the proven sizes, too."""
-    from .tiles import of_any_size
+    shapes = vae._prior.shapes
+    if latent_shape is not None:
+        from .tiles import of_any_size
 
-    shapes = Inputs(of_any_size(vae.manifest), vae._prior).shapes(latent_shape)
+        shapes = Inputs(of_any_size(vae.manifest), vae._prior).shapes(latent_shape)
     parts = vae._prior.draw(seed, start, n, shapes, temperature, truncation)
     return parts if len(parts) > 1 else parts[vae.latents[0].name]
 
@@ -190,7 +192,7 @@ class VAE:
         self, n: int, *, seed: int | None = None, start: int = 0, temperature: float = 1.0,
         truncation: float | None = None, latent_shape: LatentShape = None,
     ) -> Array | dict[str, Array]:  # fmt: skip
-        """Draw latents from the prior.
+        """Draw latents from the prior, on dynamic axes also of sizes that only tiles decode.
 
         Returns:
             float32 [n, *latent_shape]; of several latents, such arrays by name.
@@ -200,8 +202,7 @@ class VAE:
         """
         count = require_integer("n", n, 1, 2**48)
         seed = noise.new_seed() if seed is None else seed
-        parts = self._prior.draw(seed, start, count, self._inputs.shapes(latent_shape), temperature, truncation)
-        return parts if self._inputs.has_several else parts[self.latents[0].name]
+        return _latents_of_any_size(self, count, seed, start, latent_shape, temperature, truncation)
 
     @overload
     def sample(

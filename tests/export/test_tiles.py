@@ -165,6 +165,15 @@ def test_tiles_give_the_values_of_the_undivided_arrays(local, tile):
         np.testing.assert_allclose(getattr(tiled, name), getattr(q, name), atol=1e-6)
 
 
+def test_the_answer_may_lie_where_the_latents_are(local):
+    z = np.random.default_rng(0).normal(size=(2, 2, 23, 19)).astype(np.float32)
+    expected = local.decode(z, tile=16)
+    shared = np.zeros(expected.size, np.float32)
+    latents = shared[: z.size].reshape(z.shape)
+    latents[...] = z
+    assert np.array_equal(local.decode(latents, tile=16, out=shared.reshape(expected.shape)), expected)
+
+
 def test_tiles_go_beyond_the_proven_sizes(local):
     z = np.random.default_rng(0).normal(size=(1, 2, 61, 30)).astype(np.float32)
     with pytest.raises(InputError, match="height"):
@@ -252,6 +261,9 @@ def test_the_commands_that_sample_take_tiles(local, tmp_path, large):
     shape = ["--latent-shape", "2,40,30"]
     assert main(["sample", bundle, "-n", "2", "--seed", "7", *shape, "--tile", "32", "--out", out]) == 0
     np.testing.assert_allclose(np.load(out), local.sample(2, seed=7, latent_shape=(2, 40, 30), tile=32), atol=1e-6)
+    latents, beyond = str(tmp_path / "latents.npy"), ["--latent-shape", "2,61,30", "--tile", "32"]
+    assert main(["sample", bundle, "-n", "1", "--seed", "7", *beyond, "--latents", latents, "--out", out]) == 0
+    np.testing.assert_allclose(np.load(out), local.decode(np.load(latents), tile=32), atol=1e-6)
     assert main(["reconstruct", bundle, out, "--tile", "24", "--out", str(tmp_path / "r.npy")]) == 0
     np.testing.assert_allclose(np.load(tmp_path / "r.npy"), local.reconstruct(np.load(out), tile=24), atol=1e-6)
     samples = str(tmp_path / "samples")

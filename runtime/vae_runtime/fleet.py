@@ -238,7 +238,13 @@ def _switch(folder: Path, action: str, release: Release) -> None:
 
 
 def _active(folder: Path) -> Release | None:
-    """Return the release that the link leads to; None without a link, or where it leads to nothing sound."""
+    """Return the release that the link leads to; None without a link, or where it leads to nothing."""
+    number = _linked(folder)
+    return None if number is None else _release(folder, number)
+
+
+def _linked(folder: Path) -> int | None:
+    """Return the number of the release that the link names; None without a link."""
     link = folder / _LINK
     if not os.path.lexists(link):
         return None
@@ -247,7 +253,7 @@ def _active(folder: Path) -> Release | None:
         raise VaeError(
             f"{link}: expected a link that `vae-runtime install` made, got another file; choose another root"
         )
-    return _release(folder, int(match[1]))
+    return int(match[1])
 
 
 def _require_installed(folder: Path) -> Release:
@@ -258,13 +264,28 @@ def _require_installed(folder: Path) -> Release:
 
 
 def _release(folder: Path, number: int) -> Release | None:
-    """Return a release; None where it was removed or its record is damaged."""
+    """Return a release; None where it was removed.
+
+    Raises:
+        VaeError: its record is damaged or cannot be read.
+    """
     place = folder / _RELEASES / f"{number:06}"
     try:
-        record = json.loads((place / _RECORD).read_text(encoding="utf-8"))
-        return Release(str(place / "bundle"), number, **record)
-    except (OSError, ValueError, TypeError):
+        document = json.loads((place / _RECORD).read_text(encoding="utf-8"))
+        # A later version of this library may write more fields.
+        record = {field.name: document[field.name] for field in dataclasses.fields(Release) if field.name in document}
+        release = Release(**{**record, "path": str(place / "bundle"), "number": number})
+        if not isinstance(release.previous, int | None) or not isinstance(release.digest, str):
+            raise TypeError("a field has another type")
+        _parts(release.version or "0")
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise VaeError(
+            f"{place / _RECORD}: expected the record of a release: {error_line(error)}; remove this file, and install "
+            "the bundle that you want"
+        ) from error
+    return release
 
 
 def _chain(folder: Path, release: Release | None) -> list[Release]:
@@ -359,7 +380,8 @@ def _copy(
 def _prune(folder: Path, active: Release | None, keep: int) -> None:
     """Remove what interrupted calls left, and releases beyond those to keep; the lock of the root is held."""
     releases = folder / _RELEASES
-    kept = {release.number for release in _chain(folder, active)[:keep]}
+    # A release that is in use stays, even where its record is lost.
+    kept = {_linked(folder), *(release.number for release in _chain(folder, active)[:keep])}
     unused = [number for number in _numbers(folder) if number not in kept]
     for number in unused:
         # A release disappears at once, and is never seen by halves.

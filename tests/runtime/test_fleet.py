@@ -280,10 +280,44 @@ def test_a_link_that_leads_to_nothing_is_made_good(bundles, site):
         status(site)
     install(bundles[1], site)
     assert names(site) == ["b"]
-    Path(status(site)[0].path).with_name("release.json").write_text("{")
     install(bundles[2], site)
+    assert names(site) == ["c", "b"]
+    assert used(site) == "c"
+
+
+DAMAGED = ["{", "[]", '{"name": "a"}', {"version": "one"}, {"previous": "1"}, {"digest": None}]
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_record_stops_an_install_and_the_bundle_in_use_stays(bundles, site, damage):
+    a, b, c = bundles
+    record = Path(install(a, site).path).with_name("release.json")
+    document = json.loads(record.read_text())
+    record.write_text(damage if isinstance(damage, str) else json.dumps({**document, **damage}))
+    for call in (lambda: install(b, site), lambda: rollback(site), lambda: status(site)):
+        with pytest.raises(VaeError, match=r"000001/release\.json: expected the record of a release: .*; remove this"):
+            call()
+    assert used(site) == "a"
+    # As the message says. An install that fails leaves the bundle in use, although nothing tells of it.
+    record.unlink()
+    graph = b / "decoder" / "fp32" / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    with pytest.raises(VaeError, match=r"model\.onnx: expected the SHA-256"):
+        install(b, site)
+    assert used(site) == "a"
+    install(c, site)
     assert names(site) == ["c"]
     assert used(site) == "c"
+    assert sorted(os.listdir(site / "releases")) == ["000002"]
+
+
+def test_a_record_of_a_later_version_is_read(bundles, site):
+    release = install(bundles[0], site)
+    record = Path(release.path).with_name("release.json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "path": "elsewhere", "site": "north"}))
+    assert status(site) == (release,)
+    install(bundles[1], site)
+    assert names(site) == ["b", "a"]
 
 
 def test_the_history_is_bounded_and_takes_damaged_lines(bundles, site):

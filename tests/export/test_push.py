@@ -9,7 +9,7 @@ import pytest
 from servers import hub
 
 import vae_runtime
-from vae_export import push
+from vae_export import push, sign
 from vae_export.front_matter import front_matter
 from vae_runtime import BundleError, InputError
 from vae_runtime.document import parse
@@ -102,6 +102,37 @@ def test_a_signature_goes_along(at_hub, server, bundle_copy):
     (bundle_copy / "model.sig").unlink()
     assert at_hub("vae_export", "push", bundle_copy, "me/mine").returncode == 0
     assert "model.sig" not in server.commits[server.head]
+
+
+@pytest.mark.long
+def test_a_signed_bundle_is_pushed_and_installed_on_a_device_that_goes_back(at_hub, server, bundle_copy, tmp_path):
+    ec = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ec", reason="cryptography is not installed")
+    pytest.importorskip("model_signing", reason="the extra `sign` is not installed")
+    from cryptography.hazmat.primitives import serialization
+
+    secret, pem = ec.generate_private_key(ec.SECP256R1()), serialization.Encoding.PEM
+    private, public = tmp_path / "key.pem", tmp_path / "key.pub.pem"
+    form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    private.write_bytes(secret.private_bytes(pem, form, plain))
+    spki = serialization.PublicFormat.SubjectPublicKeyInfo
+    public.write_bytes(secret.public_key().public_bytes(pem, spki))
+    site = ["--root", str(tmp_path / "site")]
+    digests = []
+    for bundle in (bundle_copy, tmp_path / "small"):
+        if bundle != bundle_copy:
+            vae_runtime.pack(bundle_copy, bundle, only="decoder")
+        sign(bundle, private)
+        assert at_hub("vae_export", "push", bundle, "me/mine").returncode == 0
+        done = at_hub("vae_runtime", "install", f"hf://me/mine@{server.head}", "--key", public, *site)
+        assert done.returncode == 0, done.stderr
+        digests.append(vae_runtime.load(tmp_path / "site" / "current").digest)
+    assert len(set(digests)) == 2
+    assert at_hub("vae_runtime", "rollback", *site).returncode == 0
+    assert vae_runtime.load(tmp_path / "site" / "current").digest == digests[0]
+    # Another bundle under the same signature is refused.
+    server.commits[server.head]["model.sig"] = server.commits[server.head]["model.sig"].replace(b"a", b"b", 1)
+    shutil.rmtree(tmp_path / "hf")
+    assert at_hub("vae_runtime", "verify", f"hf://me/mine@{server.head}", "--key", public).returncode == 1
 
 
 def test_what_fails_commits_nothing(at_hub, server, digits, tmp_path):

@@ -77,7 +77,13 @@ def test_the_clip_of_diffusers_is_that_of_latent_parameters_alone(tmp_path):
         ("z_log_var", "Tanh", None, lambda t: np.exp(t / 2)),
         ("b", "Tanh", "log_std", np.exp),
         ("sigma", "Exp", None, lambda t: t),
+        ("sigma.1", "Exp", None, lambda t: t),
         ("b", "Exp", "var", np.sqrt),
+        # A name that ends in 2 is that of a square.
+        ("sigma2", "Exp", None, np.sqrt),
+        ("log_sigma2", "Tanh", None, lambda t: np.exp(t / 2)),
+        ("z_log_sigma_sq", "Tanh", None, lambda t: np.exp(t / 2)),
+        ("logvar_2", "Tanh", None, lambda t: np.exp(t / 2)),
         ("b", "Tanh", "softplus", lambda t: np.log1p(np.exp(t))),
     ],
 )
@@ -98,6 +104,19 @@ def test_two_outputs_by_name_or_declaration(tmp_path, second, end, meaning, std)
     assert vae.manifest.package_version == "1.2.0"
     assert vae.sample(3, seed=0).shape == (3, 6)
     assert np.isfinite(vae.score(x, seed=0).elbo).all()
+
+
+@pytest.mark.parametrize(("meaning", "number"), [("std", 40.0), ("logvar", 20.0)])
+def test_the_clip_of_diffusers_is_that_of_a_logvar(tmp_path, meaning, number):
+    """A tensor called latent_parameters holds what the argument says."""
+    weights = {"w": np.array([1, 1, 40, 40], np.float32)}
+    ends = [("x", FLOAT, ["b", 4])], [("latent_parameters", FLOAT, ["b", 4])]
+    path = saved(tmp_path / "e.onnx", [("Mul", ["x", "w"], ["latent_parameters"])], *ends, weights)
+    back = dense(tmp_path / "d.onnx", {"y": 4}, {"y": "Tanh"}, ("z", 2))
+    adopted = adopt((path, back), tmp_path / "out", posterior=meaning, range=(0.5, 1))
+    q = vae_runtime.load(adopted.path).encode(np.ones((1, 4), np.float32))
+    assert getattr(q, meaning)[0, 0] == pytest.approx(number)
+    assert ("clipped" in " ".join(adopted.recognised)) == (meaning == "logvar")
 
 
 def test_logits_float16_codes_and_one_row(tmp_path):
@@ -190,6 +209,10 @@ def test_what_cannot_be_understood_is_refused_with_the_argument_that_says_it(tmp
     back = dense(tmp_path / "d.onnx", {"y": 6}, {"y": "Identity"}, ("z", 2))
     two = dense(tmp_path / "two.onnx", {"a": 2, "b": 2}, {"a": "Tanh", "b": "Tanh"})
     assert "b: expected to know what it is beside the mean; give posterior=" in refused(tmp_path, (two, back))
+    for name in ("sigma_2", "z_log_sigma.2"):
+        # The second sigma, or its square.
+        unclear = dense(tmp_path / "two.onnx", {"mu": 2, name: 2}, {"mu": "Tanh", name: "Exp"})
+        assert f"{name}: expected to know what it is" in refused(tmp_path, (unclear, back))
     moments = dense(tmp_path / "m.onnx", {"moments": 4}, {"moments": "Tanh"})
     assert "moments: expected to know what it is" in refused(tmp_path, (moments, back))
     other = dense(tmp_path / "o.onnx", {"h": 5}, {"h": "Tanh"})

@@ -43,9 +43,19 @@ _NOT_NORMAL = "the latents are not standard normal: another model, such as a dif
 # The words by which exporters name an encoder's outputs, without punctuation.
 _MEANS = ("mu", "mean", "zmean", "zmu", "loc", "latentmean")
 _SECONDS = {
-    "logvar": ("logvar", "zlogvar", "logvariance", "latentlogvar", "latentparameters"),
+    "logvar": (
+        "logvar",
+        "zlogvar",
+        "logvariance",
+        "latentlogvar",
+        "latentparameters",
+        "logsigma2",
+        "zlogsigma2",
+        "logsigmasq",
+        "zlogsigmasq",
+    ),
     "std": ("std", "stddev", "sigma", "zstd"),
-    "var": ("var", "variance"),
+    "var": ("var", "variance", "sigma2", "sigmasq", "std2"),
     "log_std": ("logstd", "logsigma"),
 }
 _AXES = {1: ("feature",), 2: ("height", "width"), 3: ("channel", "height", "width")}
@@ -134,7 +144,7 @@ class _Understanding:
     def _meaning(self) -> Meaning:
         """Return the meaning of the encoder's outputs."""
         edges, declared = self.encoder.graph.outputs, self.declared.posterior
-        words = [re.sub("[^a-z]", "", edge.name.lower()) for edge in edges]
+        words = [_word(edge.name) for edge in edges]
         if edges[0].dtype == "int64" or declared == "codes":
             if self.declared.codebook is None:
                 raise ExportError(
@@ -155,8 +165,9 @@ class _Understanding:
                     f"{edges[0].name}, {list(self.encoded[0].shape[1:])}, or half of it along its first axis, and does "
                     "neither; give the two graphs of one model"
                 )
-            clips = edges[0].name == "latent_parameters"
-            return Meaning(self._second_kind(by_name, edges[0]), split=size // 2, clips=clips)
+            kind = self._second_kind(by_name, edges[0])
+            clips = edges[0].name == "latent_parameters" and kind == "logvar"
+            return Meaning(kind, split=size // 2, clips=clips)
         means = [i for i, word in enumerate(words) if word in _MEANS]
         mean = means[0] if means else 0
         second = named[by_name][0] if by_name else next(i for i in range(len(edges)) if i != mean)
@@ -340,6 +351,15 @@ class _Understanding:
                 )
         self.lines += [f"axis {name}: {sizes}" for name, sizes in dynamic.observation.dynamic.items()]
         return dynamic
+
+
+def _word(name: str) -> str:
+    """Return the word in an output's name: without punctuation, and without the number that makes a name unique."""
+    name = name.lower()
+    # Either the second sigma or its square.
+    if re.search(r"(sigma|std)[._:]2$", name):
+        return ""
+    return re.sub("[^a-z0-9]", "", re.sub(r"[._:][0-9]+$", "", name))
 
 
 def _numbered(shape: Sequence[int]) -> tuple[str, ...]:

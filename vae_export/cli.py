@@ -12,7 +12,7 @@ from typing import Any
 
 from vae_runtime._version import __version__
 from vae_runtime.cli.main import run
-from vae_runtime.cli.options import Verbs, add_verb
+from vae_runtime.cli.options import Verbs, add_verb, integers
 from vae_runtime.errors import InputError, lines_of, one_line
 from vae_runtime.likelihood import KINDS
 
@@ -348,15 +348,14 @@ def _add_adopt(verbs: Verbs) -> None:
     )
     verb.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="the bundle's folder")
     verb.add_argument(
-        "--shape", type=_sizes, metavar="A,B,C", help="sizes of one observation that the graph leaves open"
+        "--shape",
+        type=integers("shape", 1, 2**31 - 1),
+        metavar="A,B,C",
+        help="sizes of one observation that the graph leaves open",
     )
     verb.add_argument("--logits", action="store_true", help="the decoder's first output is before the sigmoid")
     _add_meaning(verb, choices=("normal", "none", "sphere"), help="the prior of the latents")
     _add_labels(verb, "that of the folder or package")
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(int(size) for size in text.split(","))
 
 
 def _adopt(options: argparse.Namespace) -> None:

@@ -382,3 +382,6 @@ def test_the_command_names_its_options(optimum, tmp_path, capsys):
     assert vae_runtime.load(tmp_path / "out").manifest.observation.shape == (3, 8, 8)
     with pytest.raises(SystemExit, match="2"):
         main(["adopt", "a", "b", "c", "--out", str(tmp_path / "no")])
+    with pytest.raises(SystemExit, match="2"):
+        main(["adopt", "a", "b", "--out", str(tmp_path / "no"), "--shape", "3,8,x"])
+    assert "argument --shape: shape: expected an integer, got 'x'" in capsys.readouterr().err

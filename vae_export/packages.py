@@ -49,9 +49,12 @@ def find_graphs(source: str | Path | Sequence[str | Path]) -> GraphFiles:
         if not isinstance(source, (list, tuple)) or len(source) != 2:
             raise InputError(f"source: expected a folder, or the files of an encoder and a decoder, got {source!r:.99}")
         paths = {component: Path(path) for component, path in zip(COMPONENTS, source, strict=True)}
-        return _described(
-            GraphFiles("two files", paths, _parents(paths), name=_text(paths["decoder"].parent.name) or "vae")
-        )
+        places = [path.parent for path in paths.values()]
+        if len(set(places)) == 2 and places[0].parent == places[1].parent:
+            # The two folders of a layout such as optimum's.
+            places += _above(places[0].parent)
+        name = _text(paths["decoder"].parent.name) or "vae"
+        return _described(GraphFiles("two files", paths, _parents(paths), _configuration(places), name))
     folder = Path(source)
     if not folder.is_dir():
         raise InputError(
@@ -68,9 +71,18 @@ def find_graphs(source: str | Path | Sequence[str | Path]) -> GraphFiles:
             f"{folder}: {missing[0]} is missing, and there is no {MANIFEST} of a model package; give the files of both "
             "graphs, ENCODER.onnx DECODER.onnx"
         )
-    places = [*(path.parent for path in paths.values()), folder, folder / "vae"]
-    config = next((_read_object(place / "config.json") for place in places if (place / "config.json").is_file()), {})
+    config = _configuration([*(path.parent for path in paths.values()), *_above(folder)])
     return _described(GraphFiles("optimum's layout", paths, _parents(paths), config, name))
+
+
+def _above(folder: Path) -> list[Path]:
+    """Return where a model's config.json may be, given the folder that holds the two folders of its graphs."""
+    return [folder, folder / "vae"]
+
+
+def _configuration(places: Sequence[Path]) -> dict[str, Any]:
+    """Read the first config.json; an empty one where there is none."""
+    return next((_read_object(place / "config.json") for place in places if (place / "config.json").is_file()), {})
 
 
 def _parents(paths: Mapping[str, Path]) -> dict[str, Path]:

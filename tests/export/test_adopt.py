@@ -15,6 +15,7 @@ import vae_runtime
 from vae_export import ExportError, adopt
 from vae_export.cli import main
 from vae_runtime import InputError
+from vae_runtime.manifest import LatentPrior
 
 
 @pytest.fixture
@@ -55,6 +56,31 @@ def test_optimums_layout(optimum, tmp_path):
     card = (adopted.path / "README.md").read_text(encoding="utf-8")
     assert "Adopted from optimum's layout: parity with the original framework was not checked." in card
     assert "PyTorch" not in card
+
+
+def test_the_same_graphs_mean_the_same_as_two_files(optimum, tmp_path):
+    paths = [optimum / f"vae_{part}" / "model.onnx" for part in ("encoder", "decoder")]
+
+    def latent(number, **arguments):
+        return vae_runtime.load(adopt(paths, tmp_path / str(number), **arguments).path).manifest.latent
+
+    for number, place in enumerate(("vae_encoder", ".", "vae", "vae")):
+        # Wherever config.json is.
+        whole = vae_runtime.load(adopt(optimum, tmp_path / f"whole{number}").path).manifest.latent
+        assert latent(number) == whole
+        assert (whole.prior.kind, whole.scale, whole.shift) == ("none", 0.5, 0.25)
+        (optimum / place).mkdir(exist_ok=True)
+        (config,) = optimum.rglob("config.json")
+        config.rename(optimum / place / "config.json")
+    next(optimum.rglob("config.json")).unlink()
+    unknown = latent("names", shape=(3, 8, 8))
+    assert (unknown.prior.kind, unknown.scale) == ("none", 1.0)
+    assert "the names of those of a diffusion model" in unknown.prior.reason
+    assert "--prior normal" in unknown.prior.reason
+    assert latent("declared", shape=(3, 8, 8), prior="normal").prior == LatentPrior("normal")
+    other = encoder(tmp_path / "e.onnx", "moments"), decoder(tmp_path / "d.onnx", taken="z")
+    plain = adopt(other, tmp_path / "plain", shape=(3, 8, 8), posterior="logvar")
+    assert vae_runtime.load(plain.path).manifest.latent.prior == LatentPrior("normal", assumed=True)
 
 
 def test_the_clip_of_diffusers_is_that_of_latent_parameters_alone(tmp_path):
@@ -272,7 +298,7 @@ def test_the_configuration_of_diffusers(optimum, tmp_path, config, scale, words)
         return
     latent = vae_runtime.load(adopt(optimum, tmp_path / "out").path).manifest.latent
     assert latent.scale == scale
-    assert latent.prior.kind == ("none" if "latents_mean" in config else "normal")
+    assert latent.prior.kind == "none"
 
 
 def test_nodes_in_any_order(tmp_path):

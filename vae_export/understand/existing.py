@@ -40,6 +40,12 @@ Array = NDArray[Any]
 
 _ROWS, _SMALL = 4, 2**14
 _NOT_NORMAL = "the latents are not standard normal: another model, such as a diffusion model, supplies them"
+# The names that optimum gives the latents of diffusion models.
+_OF_DIFFUSION = {"latent_parameters", "latent_sample"}
+_UNKNOWN = (
+    "the latents have the names of those of a diffusion model, which are not standard normal; adopt the graphs again "
+    "with --prior normal if these are"
+)
 # The words by which exporters name an encoder's outputs, without punctuation.
 _MEANS = ("mu", "mean", "zmean", "zmu", "loc", "latentmean")
 _SECONDS = {
@@ -260,6 +266,8 @@ class _Understanding:
             prior = LatentPrior("none", reason="the encoder's graph gives no distribution")
         else:
             posterior = LatentPosterior("normal", *OWN)
+            if _OF_DIFFUSION & {self.decoder.input.name, *(edge.name for edge in self.encoder.graph.outputs)}:
+                prior = LatentPrior("none", reason=_UNKNOWN)
         if scaled:
             prior = LatentPrior("none", reason=_NOT_NORMAL)
         if declared.prior is not None and self.meaning.posterior != "codes":
@@ -304,7 +312,9 @@ class _Understanding:
             f"posterior: {latent.posterior.kind}"
             + (f", by {meaning.posterior}" if meaning.posterior in SECOND else "")
             + (", the halves of latent_parameters, the second clipped to -30 … 20" if meaning.clips else ""),
-            f"prior: {latent.prior.kind}" + (", assumed" if latent.prior.assumed else ""),
+            f"prior: {latent.prior.kind}"
+            + (", assumed" if latent.prior.assumed else "")
+            + (f": {latent.prior.reason}" if latent.prior.reason == _UNKNOWN else ""),
             f"likelihood: {signature.likelihood.kind}",
         ]
         examples = {self.x_name: self.x, self.z_name: self.z}

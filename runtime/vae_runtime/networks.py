@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +138,9 @@ class Computation:
         tensors = {tensor.name: tensor for tensor in manifest.outputs(component)}
         self.outputs = tuple(tensors) if outputs is None else outputs
         """The names of the outputs."""
-        self._networks, self._component = networks, component
+        # A proxy: in a circle, the memory of a VAE that is no longer used would stay until Python looks for circles.
+        self._networks: Networks = weakref.proxy(networks)
+        self._component = component
         self._results = results = [tensors[name] for name in self.outputs]
         self._feed, *others = inputs = manifest.inputs(component)
         self._in_place = networks.in_place and not any(tensor.dynamic for tensor in results)

@@ -310,3 +310,25 @@ def test_the_range_is_the_manifests(quick_vae, bounds):
         else:
             with pytest.raises(InputError, match="x"):
                 vae.encode(x)
+
+
+RELEASES = """
+import gc, sys, weakref
+import vae_runtime
+gc.disable()
+vae = vae_runtime.load(sys.argv[1])
+x = vae.sample(3)
+vae.reconstruct(x)
+gone = [weakref.ref(each) for each in (vae, vae._networks, vae._networks.session("decoder"))]
+if sys.argv[2] == "circle":
+    vae._networks.circle = vae._networks
+del vae
+print([each() is None for each in gone])
+"""
+
+
+@pytest.mark.parametrize(("circle", "gone"), [("none", [True] * 3), ("circle", [True, False, False])])
+def test_the_memory_of_a_vae_is_free_once_nobody_uses_it(circle, gone, python, digits, tmp_path):
+    (tmp_path / "releases.py").write_text(RELEASES)
+    done = python(tmp_path / "releases.py", digits, circle)
+    assert done.stdout.strip() == str(gone), done.stderr

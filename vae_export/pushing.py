@@ -85,7 +85,7 @@ def _commit(library: Any, bundle: Bundle, repository: str, private: bool, force:
     files[SUMS] = bundle.files.read(SUMS)
     signature = bundle.files.signature()
     # That of a .zip file is of the file as a whole, which is not what the repository holds.
-    if signature is not None and bundle.files.own_hash() is None:
+    if signature is not None and Path(signature).name == SIGNATURE:
         files[SIGNATURE] = Path(signature).read_bytes()
     foreign = present - _of_a_bundle(library, repository, before.sha, present)
     if foreign and not force:

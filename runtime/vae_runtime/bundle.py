@@ -202,7 +202,7 @@ def open_bundle(
             f"{root}: expected the digest {expected}, got {actual}; use the bundle that the digest belongs to"
         )
     sums = read_sums(content, files.path_of(SUMS))
-    owner = None if key is None else _require_signed(files, sums, actual, key)
+    owner = None if key is None else _require_signed(files, content, key)
     if MANIFEST not in sums:
         raise BundleError(f"{files.path_of(SUMS)}: {MANIFEST} is not listed; copy the bundle again")
     manifest = parse(read_listed(files, MANIFEST, sums, limit=_MAX_BYTES), files.path_of(MANIFEST))
@@ -215,14 +215,14 @@ def open_bundle(
     return Bundle(root, manifest, sums, actual, files, owner)
 
 
-def _require_signed(files: Place, sums: Mapping[str, str], digest: str, key: str | os.PathLike[str]) -> str:
+def _require_signed(files: Place, content: bytes, key: str | os.PathLike[str]) -> str:
     from .signatures import require_signed  # rarely needed
 
     try:
         path = os.path.abspath(os.fsdecode(key))
     except TypeError:
         raise InputError(f"key: expected the path of a public key in PEM, got {key!r:.99}") from None
-    require_signed(files, sums, digest, path)
+    require_signed(files, content, path)
     return path
 
 

@@ -30,6 +30,8 @@ READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) |
 # Far above any real bundle's.
 _MAX_DIRECTORY, _MAX_NAME, _MAX_PARTS = 2**20, 1024, 32
 _MAX_FOLDERS = 1000
+# How much of a file is hashed at a time.
+_CHUNK = 2**20
 # A signature of the OpenSSF Model Signing specification: in a folder, or beside a file under its name and a suffix.
 SIGNATURE, SIGNATURE_SUFFIX = "model.sig", ".sig"
 # One line for each file that is signed.
@@ -90,8 +92,15 @@ class Place:
         """
         raise NotImplementedError
 
-    def own_hash(self) -> str | None:
-        """Return the SHA-256 of a .zip file as a whole; None of a folder."""
+    def own_hash(self, sums: bytes) -> str | None:
+        """Return the SHA-256 of a .zip file as a whole; None of a folder.
+
+        Args:
+            sums: the content of SHA256SUMS as it was read. The file that is hashed has to hold it at the same place.
+
+        Raises:
+            BundleError: the file was altered or exchanged since it was opened, or cannot be read.
+        """
         return None
 
     def read(self, relative: str, *, limit: int | None = None) -> bytes:
@@ -186,6 +195,8 @@ class Archive(Place):
         super().__init__(root)
         # The position, the size and the CRC-32 of each file's bytes.
         self._members: dict[str, tuple[int, int, int]] = {}
+        # The position of the directory, and its bytes to the end of the file.
+        self._directory = (0, b"")
         try:
             with open(self.location, "rb") as file:
                 self._read_directory(file)
@@ -208,13 +219,23 @@ class Archive(Place):
         """Return the path of the signature beside the file, or None where there is none."""
         return _plain_signature(self.location + SIGNATURE_SUFFIX)
 
-    def own_hash(self) -> str | None:
-        """Return the SHA-256 of the file as a whole."""
+    def own_hash(self, sums: bytes) -> str | None:
+        """Return the SHA-256 of the file as a whole, once what was read of it is found in the bytes that are hashed."""
+        # Another opening of the path may lead to another file, and two reads of one file may differ.
+        parts = {self._members[SUMS][0]: sums, self._directory[0]: self._directory[1]}
+        hashed, whole, position = dict.fromkeys(parts, b""), hashlib.sha256(), 0
         try:
             with open(self.location, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+                while chunk := file.read(_CHUNK):
+                    whole.update(chunk)
+                    for start, part in parts.items():
+                        hashed[start] += chunk[max(0, start - position) : max(0, start + len(part) - position)]
+                    position += len(chunk)
         except OSError as error:
             raise BundleError(f"{self.root}: cannot be read: {error_line(error)}") from None
+        if hashed != parts or position != self._directory[0] + len(self._directory[1]):
+            raise BundleError(f"{self.root}: altered since it was opened; copy the bundle again")
+        return whole.hexdigest()
 
     def read(self, relative: str, *, limit: int | None = None) -> bytes:
         """Return the content of a file. An archive has no links: each file has one name."""
@@ -281,6 +302,7 @@ class Archive(Place):
             position += size
         if entry != len(directory) or position != start:
             raise self._refusal("expected files, directory and end without a gap")
+        self._directory = start, directory + end
         clash = clash_of(self._members)
         if clash:
             raise self._refusal(clash)

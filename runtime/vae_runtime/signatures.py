@@ -5,25 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 from .errors import BundleError, InputError, VaeError, error_line
-from .places import SIGNATURE, SIGNATURE_SUFFIX, SUMS, Place
+from .places import SIGNATURE, SIGNATURE_SUFFIX, SUMS, Place, digest_of, read_sums
 
 _MAX_KEY = 2**16
 
 
-def require_signed(files: Place, sums: Mapping[str, str], digest: str, key: str) -> None:
+def require_signed(files: Place, content: bytes, key: str) -> None:
     """Refuse a bundle that the owner of a key has not signed, with each of its files.
 
-    What is signed is held against SHA256SUMS, and each file against that when it is opened. So nothing is hashed here
+    The signed hashes are compared with SHA256SUMS, and each file with that when it is opened. So nothing is hashed here
     but a .zip file that was signed as a whole.
 
     Args:
         files: the bundle's files.
-        sums: the content of its SHA256SUMS.
-        digest: the bundle's digest.
+        content: that of its SHA256SUMS as it was read, which the other files are compared with.
         key: the path of a public key in PEM, on one of the curves P-256, P-384 and P-521.
 
     Raises:
@@ -44,8 +42,11 @@ def require_signed(files: Place, sums: Mapping[str, str], digest: str, key: str)
             "belong together"
         ) from None
     # A file that was signed as a whole has this name.
-    listed = {**sums, SUMS: digest.removeprefix("sha256:")}
-    own = {".": files.own_hash()} if set(signed) == {"."} else listed
+    own: dict[str, str | None]
+    if set(signed) == {"."}:
+        own = {".": files.own_hash(content)}
+    else:
+        own = {**read_sums(content, files.path_of(SUMS)), SUMS: digest_of(content).removeprefix("sha256:")}
     for name, expected in own.items():
         if name not in signed:
             raise BundleError(f"{path}: does not cover {name}; use a bundle that was signed as a whole")

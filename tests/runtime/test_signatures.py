@@ -44,6 +44,34 @@ def test_a_signed_zip_file_is_loaded(digits, sign, keys, tmp_path):
         vae_runtime.load(tmp_path / "other.zip", key=keys["mine"][1])
 
 
+@pytest.mark.parametrize("forged_alike", [False, True])
+def test_a_zip_file_that_is_exchanged_after_it_was_opened_is_refused(
+    digits, sign, keys, tmp_path, monkeypatch, forged_alike
+):
+    signed, path = tmp_path / "signed.zip", tmp_path / "digits.zip"
+    vae_runtime.pack(digits, signed, only="decoder/fp32")
+    if forged_alike:
+        # The same SHA256SUMS at the same place, and another directory: here the system that an entry was made on.
+        content = bytearray(signed.read_bytes())
+        content[content.rindex(b"PK\1\2") + 5] += 1
+        path.write_bytes(content)
+    else:
+        vae_runtime.pack(digits, path, only="decoder/int8")
+    shutil.copy(sign(signed), f"{path}.sig")
+    find = vae_runtime.places.Archive.signature
+
+    def exchange(archive):
+        os.replace(signed, path)
+        return find(archive)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vae_runtime.places.Archive.signature", exchange)
+        with pytest.raises(BundleError, match=r"digits\.zip: altered since it was opened; copy the bundle again"):
+            vae_runtime.load(path, key=keys["mine"][1])
+    # The partner: it is the signed file now.
+    vae_runtime.load(path, key=keys["mine"][1])
+
+
 def test_what_the_owner_did_not_sign_is_refused(bundle_copy, sign, keys, edit_manifest, small_bundle):
     mine = keys["mine"][1]
 

@@ -13,6 +13,8 @@ from .manifest import COMPONENTS, Manifest, TensorSpec
 from .onnx_file import raw_fields
 from .protobuf import bytes_field, integer_field
 
+# Of the pictures that programs of diffusion models give a VAE.
+_RANGE = (-1.0, 1.0)
 _X, _Z, _PARAMETERS = "sample", "latent_sample", "latent_parameters"
 # Fields of ONNX's messages, by number; onnx.proto is the specification.
 _GRAPH, _NODE, _INPUT, _OUTPUT = 7, 1, 11, 12
@@ -67,13 +69,16 @@ def _misfit(manifest: Manifest) -> str | None:
         return "one that does not decode pictures [channel, height, width] of the observation's shape"
     if len(latent.shape) != 3:
         return f"one with latents {list(latent.shape)} instead of [channel, height, width]"
+    if observation.range not in (None, _RANGE):
+        low, high = observation.range
+        return f"one of observations from {low:g} to {high:g}: readers of the layout give -1 to 1"
     return None
 
 
 def _config(manifest: Manifest) -> bytes:
     """Return config.json, with what is known of an AutoencoderKL of diffusers, whose place the graphs take."""
-    channels, *sizes = manifest.observation.shape
-    latent = manifest.latent
+    observation, latent = manifest.observation, manifest.latent
+    channels, *sizes = observation.shape
     config: dict[str, Any] = {
         "_class_name": "AutoencoderKL",
         "in_channels": channels,
@@ -88,7 +93,13 @@ def _config(manifest: Manifest) -> bytes:
         )
         config |= {"scaling_factor": 1.0, "latents_mean": shifts, "latents_std": [1 / scale for scale in scales]}
     else:
+        # Always there: readers take a number of their own where it is missing.
         config |= {"scaling_factor": latent.scale, "shift_factor": latent.shift}
+    # `vae-export adopt` reads these two; other programs ignore them.
+    if latent.prior.kind == "normal":
+        config["latent_prior"] = "normal"
+    if observation.range:
+        config["sample_range"] = observation.range
     return json.dumps(config, indent=2).encode() + b"\n"
 
 

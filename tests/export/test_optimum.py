@@ -23,8 +23,8 @@ def bundle(request, tmp_path):
         encoder(tmp_path / "e.onnx", "latent_parameters" if same else "moments", taken=names[0]),
         decoder(tmp_path / "d.onnx", names[2], taken=names[1]),
     )
-    adopted = adopt(paths, tmp_path / "bundle", shape=(3, 8, 16), posterior="logvar", latent_scale=0.5, latent_shift=2)
-    return adopted.path
+    values = {"shape": (3, 8, 16), "posterior": "logvar", "range": None if same else (-1, 1)}
+    return adopt(paths, tmp_path / "bundle", latent_scale=0.5, latent_shift=2, **values).path
 
 
 def run(path, **feeds):
@@ -62,6 +62,11 @@ def test_what_was_written_is_adopted_again(bundle, tmp_path):
     latents = [vae.manifest.latent for vae in (before, again)]
     assert latents[0].dynamic == latents[1].dynamic
     assert [(latent.scale, latent.shift) for latent in latents] == [(0.5, 2.0)] * 2
+    # The one fixture has no prior and no range, and the other has both.
+    assert latents[0].prior.kind == latents[1].prior.kind
+    assert latents[0].prior.assumed == latents[1].prior.assumed
+    assert before.manifest.observation.range == again.manifest.observation.range
+    assert {"none": None, "normal": (-1.0, 1.0)}[latents[0].prior.kind] == before.manifest.observation.range
 
 
 def test_a_latent_without_a_distribution_and_scales_by_channel(tmp_path):
@@ -80,10 +85,13 @@ def test_a_latent_without_a_distribution_and_scales_by_channel(tmp_path):
 def test_what_the_layout_cannot_hold(root, bundle, tmp_path):
     models = root / "models"
     pack(bundle, tmp_path / "decoder", only="decoder")
+    paths = encoder(tmp_path / "e.onnx"), decoder(tmp_path / "d.onnx")
+    adopt(paths, tmp_path / "positive", shape=(3, 8, 8), range=(0, 1))
     for path, words in (
         (models / "digits", "one with latents [8] instead of [channel, height, width]"),
         (models / "digits-conditional", "one with the condition label"),
         (tmp_path / "decoder", "one without the encoder"),
+        (tmp_path / "positive", "one of observations from 0 to 1: readers of the layout give -1 to 1"),
     ):
         with pytest.raises(InputError) as caught:
             pack(path, tmp_path / "out", layout="optimum")

@@ -136,7 +136,7 @@ class _Understanding:
             raise ExportError(
                 f"shape: expected {[axis.size or axis.name for axis in axes]} of {edge.name}, got {list(shape)}"
             )
-        bounds = self.declared.range or observation_range(self.declared.likelihood or "none")
+        bounds = self._bounds()
         if edge.dtype == "int64" and bounds is None:
             raise ExportError(
                 f"{self.encoder.graph.path}: {edge.name}: expected range=, since x holds integers, got none"
@@ -146,6 +146,11 @@ class _Understanding:
         rows = _ROWS if math.prod(shape) <= _SMALL else 2
         x = low + (high - low) * noise.uniform(0, 0, rows, tuple(shape))
         return np.rint(x).astype(np.int64) if edge.dtype == "int64" else x.astype(np.float32)
+
+    def _bounds(self) -> tuple[float, float] | None:
+        """Return the min and max value of an observation, as far as they are known."""
+        known = (-1.0, 1.0) if self.facts.config.get("sample_range") == [-1, 1] else None
+        return self.declared.range or observation_range(self.declared.likelihood or "none") or known
 
     def _meaning(self) -> Meaning:
         """Return the meaning of the encoder's outputs."""
@@ -268,7 +273,10 @@ class _Understanding:
             posterior = LatentPosterior("normal", *OWN)
             if _OF_DIFFUSION & {self.decoder.input.name, *(edge.name for edge in self.encoder.graph.outputs)}:
                 prior = LatentPrior("none", reason=_UNKNOWN)
-        if scaled:
+        if self.facts.config.get("latent_prior") == "normal" and posterior.kind != "codes":
+            # A bundle says so that was written in optimum's layout.
+            prior = LatentPrior("normal", assumed=True)
+        elif scaled:
             prior = LatentPrior("none", reason=_NOT_NORMAL)
         if declared.prior is not None and self.meaning.posterior != "codes":
             prior = LatentPrior(str(declared.prior))
@@ -293,7 +301,7 @@ class _Understanding:
         axes = tuple(self.declared.axes or _AXES.get(len(shape)) or _numbered(shape))
         if len(axes) != len(shape):
             raise ExportError(f"axes: expected {len(shape)} names for an observation {list(shape)}, got {list(axes)}")
-        bounds = self.declared.range or observation_range(self.declared.likelihood or "none")
+        bounds = self._bounds()
         observation = Observation(
             self.x_name, shape, axes, None if bounds is None else (float(bounds[0]), float(bounds[1])),
             dtype=self.encoder.input.dtype,

@@ -94,8 +94,10 @@ def _fetch_file(url: str, limit: int) -> bytes:
 
 
 def _shown(url: str) -> str:
-    # Messages end in logs: never log passwords, nor the signature of a URL.
-    return re.sub(r"//([^/@:]*):[^/@]*@", r"//\1:…@", url.partition("?")[0])
+    from .generation.store import without_password
+
+    # Nor the signature of a URL.
+    return without_password(url.partition("?")[0])
 
 
 def _from_hub(url: str, digest: str | None, signed: bool) -> str:

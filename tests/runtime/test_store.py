@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vae_runtime import history, install, load
 from vae_runtime.cli.main import main
 from vae_runtime.errors import InputError, VaeError
 from vae_runtime.files import locked
@@ -365,7 +367,36 @@ def test_passwords_are_not_printed():
     store = open_store("sftp://me:secret@host/a:b@c")
     assert str(store) == "sftp://me:…@host/a:b@c"
     assert pickle.loads(pickle.dumps(store))._url == "sftp://me:secret@host/a:b@c"
+    assert str(open_store("sftp://me:p@ss@host/a")) == "sftp://me:…@host/a"
     assert str(open_store("s3://bucket/a:b@c")) == "s3://bucket/a:b@c"
+
+
+@pytest.mark.parametrize("url", ["s3://me:hidden@bucket/a", "gs://me:hid/den@bucket", "az://:hidden@bucket/a@b"])
+def test_object_stores_take_no_password(url, digits, tmp_path):
+    for call in (
+        lambda: generate(digits, url, n=1, seed=0),
+        lambda: load(url, digest="0" * 64),
+        lambda: install(url, tmp_path / "site", digest="0" * 64),
+    ):
+        with pytest.raises(InputError, match=r"://…: expected a URL without user and password, got one") as caught:
+            call()
+        assert "hid" not in str(caught.value)
+    assert [event.result[:8] for event in history(tmp_path / "site")] == ["failed: "]
+    assert "hid" not in (tmp_path / "site" / "history.jsonl").read_text(encoding="utf-8")
+
+
+def test_passwords_that_a_library_repeats_are_not_printed(monkeypatch):
+    class Refusing:
+        def cat_file(self, path):
+            raise PermissionError(f"https://me:h%40den@host/{path} and 'h@den@host' " + "x" * 1000 + " port 'me:h@den'")
+
+    store = open_store("https://me:h%40den@host/folder")
+    monkeypatch.setattr(store, "_place", (Refusing(), "folder"), raising=False)
+    with pytest.raises(
+        VaeError, match=r"reading is refused: https://me:…@host/folder/a and '…@host' x.* port 'me:…';"
+    ) as caught:
+        store.read("a")
+    assert not re.search("h(@|%40)den", str(caught.value))
 
 
 def test_missing_libraries_are_named(digits, monkeypatch):

@@ -29,6 +29,9 @@ _ATTEMPTS, _WAIT = 6, 0.5
 _TEMPORARY = "vae-runtime-put-"
 # Names that are meant as URLs, although a folder could have one.
 _PROTOCOLS = r"(file|local|memory|s3|s3a|gs|gcs|az|abfs|abfss|adl|hdfs|hf|ftp|sftp|ssh|smb|https?):"
+# Object stores, which know no user and password in a URL, and repeat them in their messages.
+_OBJECTS = ["s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss"]
+_PASSWORD = re.compile("(//[^/@:]*:)([^/]*)@")
 # How many small files are fetched together.
 _TOGETHER = 1000
 
@@ -206,8 +209,19 @@ class RemoteStore:
         self.shared = not url.startswith("memory:")
 
     def __str__(self) -> str:
-        # Messages end in logs: never log passwords.
-        return re.sub(r"//([^/@:]*):[^/@]*@", r"//\1:…@", self._url)
+        return without_password(self._url)
+
+    def _line(self, error: Exception) -> str:
+        """Return a library's message in one line, without the password of the URL."""
+        password = _PASSWORD.search(self._url)
+        if password is None:
+            return error_line(error)
+        from urllib.parse import unquote
+
+        text = str(error) or type(error).__name__
+        for spelling in (password[2], unquote(password[2])):
+            text = text.replace(f"{spelling}@", "…@").replace(f":{spelling}", ":…") if spelling else text
+        return error_line(VaeError(text))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Connections are not pickled.
@@ -226,11 +240,11 @@ class RemoteStore:
             place: tuple[Any, str] = url_to_fs(self._url)
         except ImportError as error:
             extra = "; pip install 'vae-runtime[remote]'" if self._url.startswith("s3") else ""
-            raise VaeError(f"{self}: {error_line(error)}{extra}") from error
+            raise VaeError(f"{self}: {self._line(error)}{extra}") from error
         except ValueError as error:
-            raise InputError(f"{self}: expected a URL that fsspec knows: {error_line(error)}") from None
+            raise InputError(f"{self}: expected a URL that fsspec knows: {self._line(error)}") from None
         except Exception as error:  # some file systems connect at once, and raise errors of their own
-            raise VaeError(f"{self}: cannot be reached: {error_line(error)}; check the URL") from error
+            raise VaeError(f"{self}: cannot be reached: {self._line(error)}; check the URL") from error
         return place
 
     def _do(self, what: str, name: str, do: Callable[[Any, str], T]) -> T:
@@ -245,11 +259,11 @@ class RemoteStore:
             except Exception as error:  # each file system raises errors of its own
                 if _lasting(error):
                     raise VaeError(
-                        f"{place}: {what} is refused: {error_line(error)}; check the URL and the credentials"
+                        f"{place}: {what} is refused: {self._line(error)}; check the URL and the credentials"
                     ) from error
                 if attempt == _ATTEMPTS:
                     raise VaeError(
-                        f"{place}: {what} failed {attempt} times: {error_line(error)}; run the same command again "
+                        f"{place}: {what} failed {attempt} times: {self._line(error)}; run the same command again "
                         "to go on, once the store can be reached"
                     ) from error
             # A random wait keeps workers from asking at the same moment.
@@ -370,7 +384,7 @@ class RemoteStore:
             self._do("writing", name, put)
         except FileNotFoundError as error:
             raise VaeError(
-                f"{self}/{name}: cannot be written: {error_line(error)}; create the bucket or folder first"
+                f"{self}/{name}: cannot be written: {self._line(error)}; create the bucket or folder first"
             ) from error
 
     def sha256(self, name: str) -> str:
@@ -433,9 +447,19 @@ def open_store(out: str | os.PathLike[str] | Store) -> Store:
                 "alone"
             )
         return LocalStore(url2pathname(path))
+    if protocol in _OBJECTS and ":" in rest.rpartition("@")[0].partition("/")[0]:
+        raise InputError(
+            f"{protocol}://…: expected a URL without user and password, got one with them; give them to the library of "
+            "the store, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
+        )
     if "::" in text or not re.fullmatch(r"[a-z][a-z0-9+.-]*", protocol):
-        raise InputError(f"{text}: expected a folder or one URL")
+        raise InputError(f"{without_password(text)}: expected a folder or one URL")
     return RemoteStore(text)
+
+
+def without_password(url: str) -> str:
+    """Return a URL as messages show it. They end in logs: never log passwords."""
+    return _PASSWORD.sub(r"\1…@", url)
 
 
 def _size(fs: Any, path: str) -> int:

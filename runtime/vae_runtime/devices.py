@@ -133,15 +133,13 @@ def _strict(runtime: Any) -> Any:
     return type("InferenceSession", (runtime.InferenceSession,), {"_enable_fallback": never})
 
 
-_preloading = threading.Lock()
-
-
 def preload_cuda(runtime: Any) -> None:
     """Let ONNX Runtime find the CUDA libraries of the nvidia-* packages, keeping what it prints off stdout."""
     if hasattr(runtime, "preload_dlls"):
+        from .console import printing_to  # not needed on the CPU
+
         printed = io.StringIO()
-        # Two threads that redirect stdout at once would restore each other's.
-        with _preloading, contextlib.redirect_stdout(printed):
+        with printing_to(printed):
             runtime.preload_dlls()
         if printed.getvalue().strip():
             _logger().info("onnxruntime.preload_dlls: %s", printed.getvalue().strip())

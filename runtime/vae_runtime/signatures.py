@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from typing import Any
 
+from .console import printing_to
 from .errors import BundleError, InputError, VaeError, error_line
 from .places import SIGNATURE, SIGNATURE_SUFFIX, SUMS, Place, digest_of, read_sums
 
@@ -95,7 +95,7 @@ def _checker(key: str) -> Any:
     def check(path: str) -> dict[str, str]:
         signed = Signed()
         # The library warns of old signatures on standard output.
-        with contextlib.redirect_stdout(sys.stderr):
+        with printing_to(sys.stderr):
             config.set_hashing_config(signed).verify(os.path.dirname(path), path)
         if signed.hashes is None:
             raise ValueError("the library compared nothing")

@@ -1,9 +1,12 @@
 """Signed bundles: what the owner of a key signed is loaded, anything else is refused."""
 
+import contextlib
 import copy
 import os
 import shutil
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -169,6 +172,28 @@ def test_what_is_no_key_is_refused(bundle_copy, sign, keys, tmp_path):
     for key in (tmp_path / "text.pem", keys["mine"][0], keys["rsa"][1]):
         with pytest.raises(InputError, match="key: expected a public key in PEM, on P-256, P-384 or P-521, got"):
             vae_runtime.load(bundle_copy, key=key)
+
+
+def test_threads_leave_standard_output_as_it_was(bundle_copy, sign, keys, monkeypatch):
+    sign(bundle_copy)
+    together, inside, most, verify = threading.Barrier(4), set(), [], model_signing.verifying.Config.verify
+
+    def slow(*arguments):
+        inside.add(threading.get_ident())
+        # Each waits for the others, which may not come before it has ended.
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(1)
+        most.append(len(inside))
+        inside.discard(threading.get_ident())
+        assert sys.stdout is sys.stderr
+        return verify(*arguments)
+
+    monkeypatch.setattr("model_signing.verifying.Config.verify", slow)
+    before = sys.stdout
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: vae_runtime.load(bundle_copy, key=keys["mine"][1]), range(4)))
+    assert sys.stdout is before
+    assert most == [1] * 4
 
 
 def test_a_copy_keeps_the_key(bundle_copy, sign, keys, tmp_path, monkeypatch):

@@ -70,12 +70,17 @@ def require_npy(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype[A
     with warnings.catch_warnings():
         # numpy warns of headers that Python 2 wrote.
         warnings.simplefilter("ignore")
-        shape, _, dtype = read_header(file)
+        try:
+            shape, _, dtype = read_header(file)
+        except Exception as error:  # numpy parses it as Python, and raises what Python's parser does
+            raise ValueError("its header is damaged") from error
     if dtype.hasobject:
         raise ValueError("expected numbers, got Python objects")
     # In Python's integers: numpy's would overflow.
     expected, values = math.prod(shape) * dtype.itemsize, size - file.tell()
-    if min(shape, default=0) < 0 or len(shape) > _MAX_AXES or expected > values:
+    if min(shape, default=0) < 0 or len(shape) > _MAX_AXES:
+        raise ValueError(f"expected at most {_MAX_AXES} axes of at least 0, got the shape {list(shape)!s:.99}")
+    if expected > values:
         raise ValueError(f"expected {expected} bytes of values for the shape {list(shape)!s:.99}, got {values}")
     file.seek(0)
     return shape, dtype

@@ -440,7 +440,7 @@ def _as_float32(name: str, array: NDArray[Any]) -> NDArray[np.float32]:
     Raises:
         InputError: a finite number is beyond the range of float32.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         converted = array.astype(np.float32)
     wrong = np.isinf(converted) & np.isfinite(array)
     if wrong.any():

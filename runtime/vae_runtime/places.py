@@ -261,7 +261,9 @@ class Archive(Place):
         file.seek(max(0, whole - _END.size))
         end = file.read(_END.size)
         if len(end) < _END.size or not end.startswith(b"PK\5\6"):
-            raise self._refusal("expected one that ends without a comment; it is cut short, or not a .zip file")
+            raise self._refusal(
+                "expected a folder or a .zip file that ends without a comment, got a file that is cut short or no .zip"
+            )
         _, disk, first_disk, disk_count, count, size, start, comment = _END.unpack(end)
         if (disk, first_disk, disk_count, comment) != (0, 0, count, 0) or start + size + _END.size != whole:
             raise self._refusal("expected one below 4 GiB, with its directory right before its end")

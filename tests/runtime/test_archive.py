@@ -96,7 +96,7 @@ BOMB = deflated(b"\0" * 10**7)
 
 HOSTILE = {
     "empty": (b"", "ends without a comment"),
-    "no archive": (b"PK" * 100, "ends without a comment"),
+    "no archive": (b"PK" * 100, "expected a folder or a .zip file that ends without a comment, got a file that is cut"),
     "the end alone, as of no files": (WHOLE[-22:], "right before its end"),
     "a comment": (zip_of(SMALL.items(), comment=4, last=b"note"), "ends without a comment"),
     "a comment that is not there": (zip_of(SMALL.items(), comment=4), "right before its end"),

@@ -61,14 +61,23 @@ HOSTILE = {
     ),
     "below nothing": (
         header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}"),
-        "expected -4 bytes of values",
+        r"expected at most 32 axes of at least 0, got the shape \[-1\]",
     ),
     "objects": (
         header(b"{'descr': '|O', 'fortran_order': False, 'shape': ()}"),
         "expected numbers, got Python objects",
     ),
     "a header of 4 GiB": (b"\x93NUMPY\2\0\xff\xff\xff\xff", "expected a header of at most 65536 bytes, got 4294967295"),
-    "a deep header": (header(b"(" * 9000), ""),
+    "too many axes": (
+        header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (" + b"1," * 40 + b")}"),
+        "expected at most 32 axes",
+    ),
+    "a deep header": (header(b"(" * 9000), "its header is damaged; write it"),
+    "a header that is cut off": (header(b"{'descr': '<f4', 'shape': (1,"), "its header is damaged; write it"),
+    "a dtype that is no dtype": (
+        header(b"{'descr': {'a': 1}, 'fortran_order': False, 'shape': ()}"),
+        "its header is damaged; write it",
+    ),
 }
 
 

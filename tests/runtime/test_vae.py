@@ -423,6 +423,11 @@ def test_floats_beyond_float32_are_refused_with_the_place(vae, small, number):
     z[1, 2] = number
     with pytest.raises(InputError, match=r"z\[1, 2\]: expected numbers within float32's range of ±3.40282e\+38, got "):
         vae.decode(z)
+    if np.finfo(np.longdouble).nmant == 63:
+        # Bytes of an x87 float that are no number: numpy would warn of the conversion.
+        damaged = np.frombuffer(b"\0" * 9 + b"\x10" + b"\0" * 6, np.longdouble)
+        with pytest.raises(InputError, match=r"z\[0, 0\]: expected finite values, got nan"):
+            vae.decode(damaged.repeat(8).reshape(1, 8))
     with pytest.raises(InputError, match=r"x\[0, 1\]: expected numbers within float32's range"):
         small.encode([[0.0, number, 0.0]])
     z[1, 2] = np.inf

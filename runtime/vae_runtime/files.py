@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -26,9 +27,11 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[IO[bytes
         write: the content, or a function that writes it to the open binary file it is given.
 
     Raises:
-        VaeError: the folder is missing or not writable, or the disk is full; nothing is left behind.
+        VaeError: the folder is missing or not writable, the disk is full, or the path is a pipe or a device; nothing is
+            left behind.
     """
     target = Path(path)
+    require_replaceable(target)
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     except OSError as error:
@@ -52,8 +55,20 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[IO[bytes
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         if isinstance(error, OSError):
-            raise VaeError(f"{target}: not written: {error_line(error)}; {_advice(error)}") from error
+            raise VaeError(f"{target}: not written: {_reason(error)}; {_advice(error)}") from error
         raise
+
+
+def require_replaceable(path: str | os.PathLike[str]) -> None:
+    """Refuse to replace a pipe, a socket or a device, which another program may use, by a file.
+
+    Raises:
+        VaeError: the path is one of these.
+    """
+    with contextlib.suppress(OSError):
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise VaeError(f"{path}: expected a plain file to replace, got a pipe or a device; choose another place")
 
 
 def write_folder(
@@ -95,7 +110,7 @@ def write_folder(
                 _place(partial, target, replace)
                 sync_folder(target.parent)
             except OSError as error:
-                raise VaeError(f"{target}: not written: {error_line(error)}; {_advice(error)}") from error
+                raise VaeError(f"{target}: not written: {_reason(error)}; {_advice(error)}") from error
     except OSError as error:
         raise VaeError(f"{target}: cannot write here: {error_line(error)}; choose a folder that is writable") from error
 
@@ -263,6 +278,12 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _reason(error: OSError) -> str:
+    # numpy says neither why a write ended early nor what it counts.
+    short = re.fullmatch(r"(\d+) requested and (\d+) written", str(error))
+    return f"no space left after {short[2]} of {short[1]} values" if short else error_line(error)
 
 
 def _advice(error: OSError) -> str:

@@ -419,6 +419,7 @@ def test_misuse(capsys, arguments, match):
         ("decode: … is posterior='std' or leave the axis out of dynamic=",
          "decode: … is --posterior std or leave the axis out of --dynamic"),
         ("x: leave scale=2 out", "x: leave --scale 2 out"),
+        ("z: give posterior=, one of 'std'; seed=, as shown", "z: give --posterior, one of 'std'; --seed, as shown"),
         ("data: raise data.part; train.part: too small", "--data: raise --part; train.part: too small"),
         # Not arguments of the verb: a file, the arguments of a call, other words.
         ("seed.npy: the seed of encode(x, seed=…), at the scale (prior=…)",
@@ -707,7 +708,24 @@ def test_a_stdout_that_is_full_is_an_error(digits):
     command = [sys.executable, "-W", "error", "-m", "vae_runtime", "info", digits]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+    line = "error: standard output: not written: No space left on device; free some space or write it elsewhere\n"
+    assert (done.returncode, done.stderr) == (1, line)
+
+
+def test_one_is_singular_and_no_name_commands_the_terminal(folder, digits, capsys):
+    out = folder / "a\x1b[31m.npy"
+    assert cli.main(["sample", str(digits), "-n", "1", "--seed", "1", "--out", str(out)]) == 0
+    assert out.is_file()
+    assert capsys.readouterr().out == f"{folder}/a\\x1b[31m.npy: 1 sample, seed 1, start 0, device cpu\n"
+    assert cli.main(["sample", str(digits), "-n", "2", "--seed", "1", "--out", str(out)]) == 0
+    assert ".npy: 2 samples, seed 1" in capsys.readouterr().out
+
+
+@posix
+def test_no_pipe_is_replaced(folder, digits, capsys):
+    os.mkfifo(folder / "pipe.npy")
+    assert cli.main(["sample", str(digits), "-n", "1", "--out", str(folder / "pipe.npy")]) == 1
+    assert "pipe.npy: expected a plain file to replace, got a pipe or a device; choose" in capsys.readouterr().err
 
 
 # What is said of the commands.

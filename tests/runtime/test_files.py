@@ -82,7 +82,7 @@ def test_an_error_says_where_why_and_what_to_do(tmp_path):
     def fail(file):
         raise OSError("800 requested and 12 written")
 
-    with pytest.raises(VaeError, match=r"/file: not written: 800 requested and 12 written; free some space"):
+    with pytest.raises(VaeError, match=r"/file: not written: no space left after 12 of 800 values; free some space"):
         write_atomic(tmp_path / "file", fail)
     with pytest.raises(VaeError, match=r"/none/file: cannot write here: No such file or directory; choose a folder"):
         write_atomic(tmp_path / "none" / "file", b"")
@@ -90,6 +90,15 @@ def test_an_error_says_where_why_and_what_to_do(tmp_path):
     with pytest.raises(VaeError, match=r"/folder: not written: Is a directory"):
         write_atomic(tmp_path / "folder", b"")
     assert names(tmp_path) == ["folder"]
+
+
+@posix
+def test_no_pipe_is_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(VaeError, match=r"/pipe: expected a plain file to replace, got a pipe or a device; choose"):
+        write_atomic(tmp_path / "pipe", b"")
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+    assert names(tmp_path) == ["pipe"]
 
 
 @posix

@@ -30,7 +30,7 @@ from .options import (
     require_seed,
     tiles_of,
 )
-from .results import write_npy, write_npz, write_observations, write_scores
+from .results import counted, write_npy, write_npz, write_observations, write_scores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,11 +95,12 @@ def _encode(options: argparse.Namespace) -> None:
     else:
         assert not isinstance(z, dict)
         write_npy(options.out, z)
-    count = len(next(iter(parts.values())).mode())
+    observations = counted(len(next(iter(parts.values())).mode()), "observation")
     if all(isinstance(part, Posterior) for part in parts.values()):
-        print(f"{options.out}: posteriors of {count} observations; mean KL {q.kl().mean():.4g} nats")
+        result = f"posteriors of {observations}; mean KL {q.kl().mean():.4g} nats"
     else:
-        print(f"{options.out}: latents of {count} observations")
+        result = f"latents of {observations}"
+    print(one_line(f"{options.out}: {result}"))
 
 
 def _add_reconstruct(verbs: Verbs) -> None:
@@ -138,7 +139,7 @@ def _reconstruct(options: argparse.Namespace) -> None:
     else:
         write_observations(options.out, r, vae, options.columns)
     error = f"; mean squared error {float(((r - x) ** 2).mean()):.4g}" if alike else ""
-    print(f"{options.out}: {len(x)} reconstructions{error}")
+    print(one_line(f"{options.out}: {counted(len(x), 'reconstruction')}{error}"))
 
 
 def _add_score(verbs: Verbs) -> None:
@@ -185,8 +186,8 @@ def _score(options: argparse.Namespace) -> None:
     count = len(x)
     if options.out is not None:
         write_scores(options.out, scores, columns)
-    samples = f", {options.k} importance samples" if options.k and "log_likelihood" in columns else ""
-    print(f"{options.x}: {count} observations, seed {seed}, start {start}{samples}")
+    drawn = f", {counted(options.k, 'importance sample')}" if options.k and "log_likelihood" in columns else ""
+    print(one_line(f"{options.x}: {counted(count, 'observation')}, seed {seed}, start {start}{drawn}"))
     for name, column in columns.items():
         error = column.std(ddof=min(1, count - 1)) / math.sqrt(count)
         unit = "per value" if name in PER_VALUE else "nats"

@@ -28,6 +28,7 @@ from .options import (
     require_outside,
     tiles_of,
 )
+from .results import counted
 
 
 def add_generating(verbs: Verbs) -> None:
@@ -205,8 +206,8 @@ def _generate_samples(options: argparse.Namespace) -> None:
             )
     except KeyboardInterrupt:
         done, n = progress.last
-        kept = f"{done} of {n} samples are complete" if n else "finished files stay"
-        print(f"{place}: {kept}; run the same command again to go on", file=sys.stderr)
+        kept = f"{done} of {counted(n, 'sample')} are complete" if n else "finished files stay"
+        print(one_line(f"{place}: {kept}; run the same command again to go on"), file=sys.stderr)
         raise
     finished, done = samples is not None, progress.last[0]
     if options.json:
@@ -214,7 +215,7 @@ def _generate_samples(options: argparse.Namespace) -> None:
         print(json.dumps({**answer, "timings": {phase: round(spent, 3) for phase, spent in timings.items()}}))
     else:
         rest = "" if finished else "; other parts are unfinished, and the last one to finish writes the index"
-        print(f"{place}: {done} samples{rest}")
+        print(one_line(f"{place}: {counted(done, 'sample')}{rest}"))
 
 
 def _finish_samples(options: argparse.Namespace) -> None:
@@ -226,7 +227,7 @@ def _finish_samples(options: argparse.Namespace) -> None:
     open_bundle(options.bundle, options.digest)
     count = len(finish_samples(options.out, options.bundle))
     answer = {"out": place, "finished": True, "samples": count}
-    print(json.dumps(answer) if options.json else f"{place}: {count} samples")
+    print(json.dumps(answer) if options.json else one_line(f"{place}: {counted(count, 'sample')}"))
 
 
 def _verify_samples(options: argparse.Namespace) -> int:
@@ -257,10 +258,8 @@ def _verify_samples(options: argparse.Namespace) -> int:
         print(report)
     if report.passed:
         return 0
-    print(
-        f"error: {place}: verification failed; remove the named files and run the same `generate` command again",
-        file=sys.stderr,
-    )
+    advice = "remove the named files and run the same `generate` command again"
+    print(one_line(f"error: {place}: verification failed; {advice}"), file=sys.stderr)
     return 1
 
 
@@ -287,7 +286,7 @@ class _Progress:
             print(json.dumps({"samples": done, "of": n, "per_second": rate}), flush=True)
             return
         left = time.strftime("%H:%M:%S", time.gmtime((n - done) / rate)) if rate else "unknown"
-        line = f"{done} of {n} samples, {rate:.0f} a second, {left} left"
+        line = f"{done} of {counted(n, 'sample')}, {rate:.0f} a second, {left} left"
         text, end = (f"\r{line:<70}", "" if done < n else "\n") if self._terminal else (line, "\n")
         print(text, end=end, file=sys.stderr, flush=True)
 

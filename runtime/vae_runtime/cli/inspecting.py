@@ -261,12 +261,12 @@ def _pack(options: argparse.Namespace) -> None:
         digest=options.digest,
     )
     if options.layout:
-        print(f"{options.out}: {options.layout}'s layout, of {digest}")
+        print(one_line(f"{options.out}: {options.layout}'s layout, of {digest}"))
         return
     packed = open_bundle(options.out, digest)
     size = sum(len(packed.read(path)) for path in packed.sums) / 1024
     graphs = ", ".join(f"{variant.component}/{variant.name}" for variant in packed.manifest.variants)
-    print(f"{options.out}: {graphs}; {size:,.0f} KiB, {digest}")
+    print(one_line(f"{options.out}: {graphs}; {size:,.0f} KiB, {digest}"))
 
 
 def _add_bench(verbs: Verbs) -> None:

@@ -47,17 +47,17 @@ def _install(options: argparse.Namespace) -> None:
         allow_older=options.allow_older,
         again=options.again,
     )
-    print(f"{options.root / 'current'}: {_described(release)}")
+    print(one_line(f"{options.root / 'current'}: {_described(release)}"))
 
 
 def _rollback(options: argparse.Namespace) -> None:
     from ..fleet import rollback
 
-    print(f"{options.root / 'current'}: {_described(rollback(options.root))}")
+    print(one_line(f"{options.root / 'current'}: {_described(rollback(options.root))}"))
 
 
 def _described(release: Release) -> str:
-    named = one_line(" ".join(filter(None, (release.name, release.version))))
+    named = " ".join(filter(None, (release.name, release.version)))
     return (
         f"release {release.number}, {named}, {release.digest}, installed {release.time}, verified on {release.device}"
     )
@@ -74,7 +74,7 @@ def _status(options: argparse.Namespace) -> None:
         print(json.dumps([dataclasses.asdict(release) for release in releases], indent=1))
         return
     for word, release in zip(("current", *["before"] * len(releases)), releases, strict=False):
-        print(f"{word:8}{_described(release)}")
+        print(one_line(f"{word:8}{_described(release)}"))
 
 
 def _history(options: argparse.Namespace) -> None:

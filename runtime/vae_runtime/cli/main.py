@@ -63,16 +63,35 @@ def run(
         print(one_line(f"error: out of memory: {error}; compute fewer at a time"), file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # The reader of the output has ended; keep Python from complaining when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of the output has ended.
+        _discard_output()
         return 1
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {one_line(f'{place}{error.strerror or error}')}", file=sys.stderr)
+        reason = error.strerror or str(error)
+        if _output_fails():
+            message = f"standard output: not written: {reason}; free some space or write it elsewhere"
+        else:
+            message = f"{error.filename}: {reason}" if error.filename else reason
+        print(one_line(f"error: {message}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _output_fails() -> bool:
+    """Return whether standard output keeps text that it cannot write, and discard that."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        _discard_output()
+        return True
+    return False
+
+
+def _discard_output() -> None:
+    # Python would complain when it flushes at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _open_closed() -> None:

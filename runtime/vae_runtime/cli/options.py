@@ -62,7 +62,7 @@ def with_flags(message: str, flags: Mapping[str, str]) -> str:
         (rf"(?<![\w.-])({dotted})(?![\w.-])", "{}"),
         (rf"{assigned}\{{'([^']*)': (\S+)\}}", "{} {}={}"),
         (rf"{assigned}'([^']*)'", "{} {}"),
-        (rf"{assigned}(?=\S)", "{} "),
+        (rf"{assigned}(?=[^\s,;)])", "{} "),
         (assigned, "{}"),
     ):
         rest = re.sub(pattern, _filled(form, flags), rest)
@@ -310,12 +310,14 @@ def _condition_value(condition: Condition, text: str) -> Any:
 
 def require_outside(options: argparse.Namespace) -> None:
     """Refuse as misuse an output that would replace a file that the verb reads, or that lies in the bundle."""
-    from ..files import lies_in
+    from ..files import lies_in, require_replaceable
 
     files = [getattr(options, name, None) for name in ("bundle", "x", "z", "inputs", "reconstruct", "encode")]
     files += [text for _, text in getattr(options, "condition", []) if text.endswith(".npy")]
     for flag in ("out", "latents"):
         path = getattr(options, flag, None)
+        if path:
+            require_replaceable(path)
         for file in files:
             if path and isinstance(file, (str, os.PathLike)) and lies_in(path, file):
                 what = "a place outside the bundle" if file == options.bundle else "another file than the one it reads"

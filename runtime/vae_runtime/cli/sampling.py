@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from .options import (
     SEED,
     Verbs,
@@ -34,7 +34,7 @@ from .options import (
     require_seed,
     tiles_of,
 )
-from .results import require_form, write_npy, write_npz, write_observations
+from .results import counted, require_form, write_npy, write_npz, write_observations
 
 if TYPE_CHECKING:
     from ..vae import VAE
@@ -102,7 +102,8 @@ def _sample(options: argparse.Namespace) -> None:
     if options.latents:
         _write_latents(options.latents, z)
     write_observations(options.out, x, vae, options.columns)
-    print(f"{options.out}: {options.n} samples, seed {seed}, start {start}, device {vae.device}")
+    samples = counted(options.n, "sample")
+    print(one_line(f"{options.out}: {samples}, seed {seed}, start {start}, device {vae.device}"))
 
 
 def _require_latents(path: Path, vae: VAE) -> None:
@@ -142,7 +143,7 @@ def _decode(options: argparse.Namespace) -> None:
     conditions = conditions_of(options, vae)
     x = vae.decode(z, conditions=conditions, batch_size=options.batch_size, **tiles)
     write_observations(options.out, x, vae, options.columns)
-    print(f"{options.out}: {len(x)} observations")
+    print(one_line(f"{options.out}: {counted(len(x), 'observation')}"))
 
 
 def _read_latents(path: Path, vae: VAE) -> Any:
@@ -191,7 +192,7 @@ def _interpolate(options: argparse.Namespace) -> None:
     paths = {name: interpolate(a[name], b[name], options.steps, spherical=spherical) for name in a}
     frames = vae.decode(paths if len(vae.latents) > 1 else paths[""], conditions=conditions)
     write_observations(options.out, frames, vae, options.steps)
-    print(f"{options.out}: {options.steps} steps")
+    print(one_line(f"{options.out}: {options.steps} steps"))
 
 
 def _first(z: Any, row: int = 0) -> dict[str, Any]:
@@ -255,4 +256,5 @@ def _traverse(options: argparse.Namespace) -> None:
     if options.out.suffix == ".npy":
         frames = frames.reshape(len(dimensions), options.steps, *frames.shape[1:])
     write_observations(options.out, frames, vae, options.steps)
-    print(f"{options.out}: {len(dimensions)} dimensions, {options.steps} steps from {-options.reach:g}")
+    changes = counted(len(dimensions), "dimension")
+    print(one_line(f"{options.out}: {changes}, {options.steps} steps from {-options.reach:g}"))

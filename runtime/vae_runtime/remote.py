@@ -178,7 +178,7 @@ def _from_store(url: str, digest: str, target: Path) -> Path:
         listed = read_sums(sums, f"{_shown(url)}/{SUMS}")
         files = {SUMS: sums, **{name: store.fetch(name, _MAX_ZIP) for name in listed}}
         write_folder(target, files, replace=True, check=require_sound)
-    prune(_limit(), keep=target)
+    prune(cache_limit(), keep=target)
     return target
 
 
@@ -206,8 +206,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vae-runtime"
 
 
-def _limit() -> float:
-    """Return the size in GiB to which the cache is kept."""
+def cache_limit() -> float:
+    """Return the size in GiB to which the cache is kept.
+
+    Raises:
+        InputError: the environment sets it to something else than a number.
+    """
     text = os.environ.get(SIZE)
     if not text:
         return _DEFAULT_GIB
@@ -218,8 +222,18 @@ def _limit() -> float:
 
 
 def entries() -> list[Entry]:
-    """Return the bundles in the cache, the last used first."""
-    return sorted(_entries(), key=lambda entry: -entry.used)
+    """Return the bundles in the cache, the last used first.
+
+    Raises:
+        VaeError: the cache is no folder, or cannot be read.
+    """
+    try:
+        return sorted(_entries(), key=lambda entry: -entry.used)
+    except OSError as error:
+        folder = cache_folder()
+        raise VaeError(
+            f"{folder}: expected a folder to keep bundles in: {error_line(error)}; set {FOLDER} to another folder"
+        ) from error
 
 
 def _entries() -> Iterator[Entry]:

@@ -132,13 +132,26 @@ def test_the_cache_is_bounded(server, cache, zipped, vae, monkeypatch, capsys):
     with pytest.raises(InputError, match="VAE_RUNTIME_CACHE_SIZE: expected a number of GiB, got 'much'"):
         vae_runtime.load(f"{server.url}/folder", digest=vae.digest)
 
+    for size in ("much", "-3"):
+        monkeypatch.setenv("VAE_RUNTIME_CACHE_SIZE", size)
+        assert main(["cache"]) == 1
+        assert capsys.readouterr().err == f"error: VAE_RUNTIME_CACHE_SIZE: expected a number of GiB, got {size!r}\n"
+    monkeypatch.setenv("VAE_RUNTIME_CACHE_SIZE", "0.0001")
     assert main(["cache"]) == 0
     printed = capsys.readouterr().out
     assert zipped in printed
-    assert str(cache) in printed
+    assert f"\n2 bundles, 0.6 MiB of at most 0.0001 GiB, in {cache}\n" in printed
     assert main(["cache", "--max-size", "0"]) == 0
     assert f"removed {zipped}" in capsys.readouterr().out
     assert entries() == []
+
+
+def test_a_cache_that_is_a_file_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("VAE_RUNTIME_CACHE", str(tmp_path / "file"))
+    assert main(["cache"]) == 1
+    line = f"error: {tmp_path}/file: expected a folder to keep bundles in: Not a directory; set VAE_RUNTIME_CACHE to"
+    assert capsys.readouterr().err.startswith(line)
 
 
 def test_the_last_used_stays(server, cache, zipped, vae):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import time
 
+from ..errors import one_line
 from .options import Verbs, add_verb, number
+from .results import counted
 
 
 def add_caching(verbs: Verbs) -> None:
@@ -16,14 +18,15 @@ def add_caching(verbs: Verbs) -> None:
 
 
 def _cache(options: argparse.Namespace) -> None:
-    from ..remote import cache_folder, entries, prune
+    from ..remote import cache_folder, cache_limit, entries, prune
 
     if options.max_size is not None:
         for entry in prune(options.max_size):
             print(f"removed {entry.digest}")
         return
-    found = entries()
-    for entry in found:
+    limit, bundles = cache_limit(), entries()
+    for entry in bundles:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         print(f"{entry.digest}  {entry.size / 2**20:10.1f} MiB  last used {used}")
-    print(f"{len(found)} bundles, {sum(entry.size for entry in found) / 2**20:.1f} MiB, in {cache_folder()}")
+    size = sum(entry.size for entry in bundles) / 2**20
+    print(one_line(f"{counted(len(bundles), 'bundle')}, {size:.1f} MiB of at most {limit:g} GiB, in {cache_folder()}"))

@@ -6,6 +6,7 @@ Each must be refused: in one line, with nothing written, in some seconds of the 
 import contextlib
 import gzip
 import io
+import itertools
 import json
 import os
 import pickle
@@ -372,6 +373,38 @@ def torch_files() -> Iterator[tuple[str, Put]]:
     yield from PLACES.items()
 
 
+# Graphs.
+
+
+def doubling(depth: int) -> bytes:
+    """A graph of functions of which each calls the one before twice."""
+    import onnx
+    from onnx import helper
+
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
+    functions, inner, domain = [], "Tanh", ""
+    for number in range(depth):
+        nodes = [helper.make_node(inner, [a], [b], domain=domain) for a, b in (("x", "a"), ("a", "y"))]
+        functions.append(helper.make_function("mine", f"F{number}", ["x"], ["y"], nodes, opsets))
+        inner, domain = f"F{number}", "mine"
+    nodes = [helper.make_node(inner, ["x"], ["z"], domain=domain)]
+    ends = [[helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["b", 6])] for name in "xz"]
+    model = helper.make_model(helper.make_graph(nodes, "g", *ends), functions=functions, opset_imports=opsets)
+    return bytes(model.SerializeToString())
+
+
+def backwards(count: int, last: str) -> bytes:
+    """A graph of nodes of which each reads the one after; the last one in the file reads `last`."""
+    import onnx
+    from onnx import helper
+
+    names = ["z", *(f"t{number}" for number in range(count - 1)), last]
+    nodes = [helper.make_node("Tanh", [taken], [made]) for made, taken in itertools.pairwise(names)]
+    ends = [[helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["b", 6])] for name in "xz"]
+    model = helper.make_model(helper.make_graph(nodes, "g", *ends), opset_imports=[helper.make_opsetid("", 17)])
+    return bytes(model.SerializeToString())
+
+
 # A case: its name, and what puts its files into a folder and returns the arguments of the command.
 Case = tuple[str, Callable[[Path], list[str]]]
 
@@ -449,6 +482,9 @@ def cases(run: Path) -> Iterator[Case]:
     for name, put in {
         "6 GiB that are not there": sparse(b"\x08\x08", 6 * 2**30), "garbage": content(b"x" * 999),
         "many fields": content(b"\x0a\0" * 2**20), "nothing": content(b""),
+        "functions that double 21 times": content(doubling(21)),
+        "16,000 nodes in reverse order": content(backwards(16_000, "nothing")),
+        "100,000 nodes in reverse order": content(backwards(100_000, "x")),
     }.items():  # fmt: skip
         yield f"adopt: {name}", of(put, "x.onnx", "vae-export", "adopt", "x.onnx", "x.onnx", "--out", "out")
     document = json.loads((run / "config.json").read_bytes())

@@ -364,7 +364,7 @@ def test_functions_are_written_out_if_they_stay_small(tmp_path):
             vae = vae_runtime.load(adopt((path, back), tmp_path / "out").path)
             assert np.allclose(vae.encode(x).mode(), expected, atol=1e-6)
         else:
-            assert "at most 16384 nodes without functions" in refused(tmp_path / "no", (path, back))
+            assert "at most 16384 nodes, those of functions at each call" in refused(tmp_path / "no", (path, back))
 
 
 def test_texts_of_a_package_are_printable(tmp_path):

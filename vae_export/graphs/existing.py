@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -202,20 +203,16 @@ class ExistingGraph:
 
 def _sort(graph: onnx.GraphProto) -> None:
     """Put nodes behind those whose outputs they read: some converters append nodes, and ONNX Runtime lets them."""
-    made = {name for node in graph.node for name in node.output}
-    waiting, ordered = list(graph.node), []
-    while waiting:
-        left = []
-        for node in waiting:
-            # In one pass, so that a sorted graph takes one.
-            if made.isdisjoint(names_read(node)):
-                made.difference_update(node.output)
-                ordered.append(copy_of(node))
-            else:
-                left.append(node)
-        if len(left) == len(waiting):
-            # A circle: the structural check names it.
-            return
-        waiting = left
+    nodes = list(graph.node)
+    producers = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    read = [{producers[name] for name in names_read(node) if name in producers} for node in nodes]
+    if all(max(before, default=-1) < index for index, before in enumerate(read)):
+        return
+    sorter = TopologicalSorter(dict(enumerate(read)))
+    try:
+        ordered = [copy_of(nodes[index]) for index in sorter.static_order()]
+    except CycleError:
+        # The structural check names it.
+        return
     del graph.node[:]
     graph.node.extend(ordered)

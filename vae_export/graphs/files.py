@@ -63,10 +63,8 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model without functions of its own: each call is replaced by the function's nodes.
 
     Raises:
-        ValueError: that makes too many nodes, as functions do that call each other twice over and over.
+        ValueError: there are too many nodes, or this makes them: functions may call each other twice over and over.
     """
-    if not model.functions:
-        return model
     functions = {(each.domain, each.name): each for each in model.functions}
     counts: dict[tuple[str, str], int] = {}
 
@@ -83,11 +81,11 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
                 for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
                     total += count(graph.node, depth)
             if total > Limits.NODES:
-                raise ValueError(f"expected at most {Limits.NODES} nodes without functions, got more")
+                raise ValueError(f"expected at most {Limits.NODES} nodes, those of functions at each call, got more")
         return total
 
     count(model.graph.node, 0)
-    return onnx.inliner.inline_local_functions(model)
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
 
 
 def strip(model: onnx.ModelProto) -> None:

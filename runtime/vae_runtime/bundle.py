@@ -188,6 +188,7 @@ def open_bundle(
             f"path: expected a folder, a .zip file or a URL, got {path!r}; unpack a bundle from any other archive"
         )
     expected = None if digest is None else parse_digest(digest)
+    url = root
     if "://" in root:
         from .remote import fetch  # not needed on a device
 
@@ -202,7 +203,7 @@ def open_bundle(
             f"{root}: expected the digest {expected}, got {actual}; use the bundle that the digest belongs to"
         )
     sums = read_sums(content, files.path_of(SUMS))
-    owner = None if key is None else _require_signed(files, content, key)
+    owner = None if key is None else _require_signed(files, content, key, url)
     if MANIFEST not in sums:
         raise BundleError(f"{files.path_of(SUMS)}: {MANIFEST} is not listed; copy the bundle again")
     manifest = parse(read_listed(files, MANIFEST, sums, limit=_MAX_BYTES), files.path_of(MANIFEST))
@@ -215,14 +216,24 @@ def open_bundle(
     return Bundle(root, manifest, sums, actual, files, owner)
 
 
-def _require_signed(files: Place, content: bytes, key: str | os.PathLike[str]) -> str:
+def _require_signed(files: Place, content: bytes, key: str | os.PathLike[str], source: str) -> str:
     from .signatures import require_signed  # rarely needed
 
     try:
         path = os.path.abspath(os.fsdecode(key))
     except TypeError:
         raise InputError(f"key: expected the path of a public key in PEM, got {key!r:.99}") from None
-    require_signed(files, content, path)
+    try:
+        require_signed(files, content, path)
+    except BundleError:
+        if "://" not in source:
+            raise
+        from .remote import fetch_signature_again
+
+        # The bundle may have been signed again since its signature came into the cache.
+        if not fetch_signature_again(source, files.root):
+            raise
+        require_signed(files, content, path)
     return path
 
 

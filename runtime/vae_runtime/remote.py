@@ -73,6 +73,23 @@ def fetch(url: str, digest: str | None, *, signed: bool = False) -> str:
     return str(entry)
 
 
+def fetch_signature_again(url: str, path: str) -> bool:
+    """Fetch the signature of a bundle in the cache again, and return whether that was possible.
+
+    Args:
+        url: where the bundle came from.
+        path: as `fetch` returned it.
+    """
+    entry = Path(path)
+    if entry.parent != cache_folder():
+        return False
+    try:
+        _fetch_signature(url, entry)
+    except VaeError:
+        return False
+    return True
+
+
 def _fetch_signature(url: str, entry: Path) -> None:
     plain, question, query = url.partition("?")
     content = _fetch_file(
@@ -113,6 +130,7 @@ def _from_hub(url: str, digest: str | None, signed: bool) -> str:
         )
     try:
         from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as error:
         raise VaeError(
             f"{url}: the Hub needs huggingface_hub, which is not installed: pip install 'vae-runtime[hub]'"
@@ -124,9 +142,16 @@ def _from_hub(url: str, digest: str | None, signed: bool) -> str:
         sums = open_place(str(path.parent)).read(SUMS, limit=_MAX_SUMS)
         if digest is not None:
             _require_digest(url, sums, digest)
-        for name in [*read_sums(sums, f"{url}/{SUMS}"), *([SIGNATURE] if signed else [])]:
+        for name in read_sums(sums, f"{url}/{SUMS}"):
             # A branch may have moved since: the commit is the name of the folder of its files.
             hf_hub_download(repository, prefix + name, revision=root.name)
+        if signed:
+            try:
+                hf_hub_download(repository, prefix + SIGNATURE, revision=root.name)
+            except LocalEntryNotFoundError:  # the Hub cannot be reached
+                raise
+            except EntryNotFoundError:  # the check of the signature tells that there is none
+                pass
     except VaeError:
         raise
     except Exception as error:  # the Hub's library raises errors of several others

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -84,9 +85,9 @@ def install(
 ) -> Release:
     """Copy a bundle to this device, verify the copy, and let ROOT/current lead to it.
 
-    Whatever interrupts this, a kill or a power failure, ROOT/current leads to the old bundle or to the new one, whole
-    and verified. The next call removes what an interrupted one left. A bundle that is installed already, for
-    the same device, is hashed again and stays.
+    Whatever interrupts this, a kill or on Linux a power failure, ROOT/current leads to the old bundle or to the new
+    one, whole and verified. The next call removes what an interrupted one left. A bundle that is installed already, for
+    the same device, is hashed again and stays; it only gets the signature of a folder.
 
     Args:
         source: a folder, a .zip file or a URL, as in `load`.
@@ -106,14 +107,16 @@ def install(
         BundleError: the source is no bundle, or damaged.
         DeviceError: the device is unavailable.
         InputError: an argument has the wrong form.
-        VaeError: the bundle is older, was rolled back, fails its verification or does not fit onto the disk; or another
-            process installs into the same root. Whatever is raised, ROOT/current leads where it led.
+        VaeError: the bundle is older, was rolled back, fails its verification or does not fit onto the disk; another
+            process installs into the same root, or the record of a release there is damaged; or this is neither Linux
+            nor macOS. Whatever is raised, ROOT/current leads where it led.
     """
     device = parse_device(device)
     keep = require_integer("keep", keep, 2, 1000)
     require_bool("allow_older", allow_older)
     require_bool("again", again)
     folder = _folder(root)
+    _require_posix(folder)
     if isinstance(source, (str, os.PathLike)) and lies_in(folder, source):
         raise InputError(f"root: expected a place outside the bundle, got {folder}")
     try:
@@ -136,6 +139,9 @@ def install(
                 _prune(folder, active, keep)
                 active = _copy(bundle, folder, active, device, provider_options)
                 _switch(folder, "install", active)
+            elif bundle.files.holds(SIGNATURE):
+                # It may have been signed since it was installed.
+                write_atomic(Path(active.path, SIGNATURE), bundle.files.read(SIGNATURE, limit=_SPARE))
         except VaeError as error:
             with contextlib.suppress(VaeError):  # the first error is the one to tell
                 _note(folder, _failure("install", bundle, device, error))
@@ -154,9 +160,11 @@ def rollback(root: str | os.PathLike[str]) -> Release:
 
     Raises:
         InputError: the root is not a path.
-        VaeError: there is no release before, or it is damaged; ROOT/current leads where it led.
+        VaeError: there is no release before, it is damaged, or this is neither Linux nor macOS; ROOT/current leads
+            where it led.
     """
     folder = _folder(root)
+    _require_posix(folder)
     _require_installed(folder)
     with _alone(folder):
         current = _require_installed(folder)
@@ -205,6 +213,12 @@ def _folder(root: str | os.PathLike[str]) -> Path:
         return Path(root)
     except TypeError:
         raise InputError(f"root: expected the path of a folder, got {root!r:.99}") from None
+
+
+def _require_posix(folder: Path) -> None:
+    # Elsewhere neither a folder is locked nor a link replaced in one step.
+    if os.name != "posix":
+        raise VaeError(f"{folder}: expected Linux or macOS, got {sys.platform}; load the bundle from its own folder")
 
 
 @contextlib.contextmanager
@@ -359,8 +373,16 @@ def _copy(
 
     def require_verified(partial: Path) -> None:
         copy = partial / "bundle"
-        report = verify(copy, device=device, provider_options=provider_options, digest=bundle.digest)
-        failed = [f"{check.what}: {check.detail}" for check in report.checks if check.passed is False]
+
+        def named(text: object) -> str:
+            # The copy is gone when somebody reads this.
+            return str(text).replace(str(copy), bundle.root)
+
+        try:
+            report = verify(copy, device=device, provider_options=provider_options, digest=bundle.digest)
+        except VaeError as error:
+            raise type(error)(named(error)) from error
+        failed = [f"{check.what}: {named(check.detail)}" for check in report.checks if check.passed is False]
         if failed:
             raise VaeError(
                 f"{bundle.root}: not verified on {device}: {'; '.join(failed)}; `vae-runtime verify` tells more"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -166,11 +167,60 @@ def test_what_is_not_sound_is_refused(bundles, site, resign, tmp_path):
     graph = b / "decoder" / "fp32" / "model.onnx"
     graph.write_bytes(graph.read_bytes()[:-1])
     refused(site, r"b/decoder/fp32/model\.onnx: expected the SHA-256", b, BundleError)
-    # Another decoder under right hashes: its answers are not the golden ones.
+    # Another decoder under right hashes, whose structure is allowed: its answers are not the golden ones.
     sound = (c / "decoder" / "fp32" / "model.onnx").read_bytes()
-    (c / "decoder" / "fp32" / "model.onnx").write_bytes(sound.replace(b"Identity", b"Sigmoid_").replace(b"d_", b"d_"))
+    assert sound.count(b"Identity") == 1
+    (c / "decoder" / "fp32" / "model.onnx").write_bytes(sound.replace(b"Identity", b"Softplus"))
     resign(c)
-    refused(site, "not verified on cpu: decoder/fp32", c)
+    refused(
+        site,
+        rf"^{c}: not verified on cpu: decoder/fp32 x: disagrees with 6 of 6 golden values; .*; `vae-runtime verify`",
+        c,
+    )
+    # One that the structure check refuses, in the words of the source as well.
+    (c / "decoder" / "fp32" / "model.onnx").write_bytes(sound.replace(b"Identity", b"Sigmoid_"))
+    resign(c)
+    refused(site, rf"^{c}: not verified on cpu: decoder/fp32.*: {c}/decoder/fp32/model\.onnx: .*Sigmoid_", c)
+    assert "partial" not in (site / "history.jsonl").read_text()
+
+
+def test_an_error_of_the_verification_names_the_source(bundles, site, monkeypatch):
+    install(bundles[0], site)
+    verify = vae_runtime.fleet.verify
+
+    def damaged(copy, **options):
+        (copy / "manifest.json").write_bytes(b"")
+        return verify(copy, **options)
+
+    monkeypatch.setattr("vae_runtime.fleet.verify", damaged)
+    refused(site, rf"^{bundles[1]}/manifest\.json: expected the SHA-256", bundles[1], BundleError)
+
+
+def test_windows_is_refused(bundles, site, monkeypatch):
+    install(bundles[0], site)
+    install(bundles[1], site)
+    before = results(site)
+    # The name alone: pathlib of POSIX would not work with another.
+    with monkeypatch.context() as patch:
+        patch.setattr("vae_runtime.fleet.os", SimpleNamespace(**{**vars(os), "name": "nt"}))
+        for call in (lambda: install(bundles[2], site), lambda: rollback(site)):
+            with pytest.raises(VaeError, match="site: expected Linux or macOS, got "):
+                call()
+        assert names(site) == ["b", "a"]
+    assert results(site) == before
+
+
+def test_a_signature_that_came_later_is_copied(bundles, site):
+    release = install(bundles[0], site)
+    (bundles[0] / "model.sig").write_bytes(b"signature")
+    for content in (b"signature", b"another"):
+        (bundles[0] / "model.sig").write_bytes(content)
+        assert install(bundles[0], site) == release
+        assert Path(release.path, "model.sig").read_bytes() == content
+    (bundles[0] / "model.sig").unlink()
+    install(bundles[0], site)
+    assert Path(release.path, "model.sig").read_bytes() == b"another"
+    assert results(site) == [("install", "a", "ok")]
 
 
 def test_another_device_is_refused(bundles, site):

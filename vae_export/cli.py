@@ -407,12 +407,13 @@ def _add_sign(verbs: Verbs) -> None:
     verb.add_argument("bundle", type=Path, help="the bundle's folder or .zip file")
     text = "a private key in PEM, such as `openssl ecparam -genkey -name prime256v1 -noout` makes"
     verb.add_argument("--key", type=Path, required=True, help=text)
+    verb.add_argument("--force", action="store_true", help="replace a signature by another key")
 
 
 def _sign(options: argparse.Namespace) -> None:
     from .signing import sign
 
-    print(f"{sign(options.bundle, options.key)}: signed {options.bundle}")
+    print(f"{sign(options.bundle, options.key, force=options.force)}: signed {options.bundle}")
 
 
 def _add_push(verbs: Verbs) -> None:

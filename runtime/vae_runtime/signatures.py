@@ -37,10 +37,11 @@ def require_signed(files: Place, content: bytes, key: str) -> None:
     try:
         signed = check(path)
     except Exception as error:  # the library raises errors of several others
-        raise BundleError(
-            f"{path}: not a signature by the owner of {key}: {error_line(error)}; use the key and the bundle that "
-            "belong together"
-        ) from None
+        # What reading JSON of another shape raises says nothing to a reader.
+        damaged = isinstance(error, (LookupError, RecursionError, TypeError, AttributeError))
+        reason = "it is damaged" if damaged else error_line(error).rstrip(". ")
+        step = "use a signed copy of the bundle" if damaged else "use the key and the bundle that belong together"
+        raise BundleError(f"{path}: not a signature by the owner of {key}: {reason}; {step}") from None
     # A file that was signed as a whole has this name.
     own: dict[str, str | None]
     if set(signed) == {"."}:
@@ -74,7 +75,8 @@ def _checker(key: str) -> Any:
         raise
     except Exception as error:
         raise InputError(
-            f"key: expected a public key in PEM, on P-256, P-384 or P-521, got {key}: {error_line(error)}"
+            f"key: expected a public key in PEM, on P-256, P-384 or P-521, got {key}: "
+            f"{error_line(error).rstrip('. ')}; give the public key, as `openssl ec -pubout` writes it"
         ) from None
 
     class Signed(hashing.Config):  # type: ignore[misc]

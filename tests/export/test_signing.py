@@ -1,5 +1,6 @@
 """Signing a bundle: the library itself and vae-runtime verify what vae-export signed."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 import vae_runtime
 from vae_export import sign
 from vae_export.cli import main
-from vae_runtime import BundleError, InputError
+from vae_runtime import BundleError, InputError, VaeError
 
 pytest.importorskip("model_signing", reason="the extra `sign` is not installed")
 
@@ -71,6 +72,36 @@ def test_what_is_not_signed(bundle, keys, tmp_path):
     with pytest.raises(BundleError, match=r"added\.bin: not listed in SHA256SUMS"):
         sign(bundle, secret)
     assert not (bundle / "model.sig").exists()
+
+
+def test_a_signature_by_another_key_is_replaced_only_by_force(bundle, keys, tmp_path, capsys):
+    other, signature = tmp_path / "other.pem", bundle / "model.sig"
+    openssl = shutil.which("openssl")
+    subprocess.run([openssl, "ecparam", "-genkey", "-name", "secp384r1", "-noout", "-out", other], check=True)
+    sign(bundle, other)
+    for before in (signature.read_bytes(), b"{}", b"[" * 100_000):
+        signature.write_bytes(before)
+        assert main(["sign", str(bundle), "--key", str(keys[0])]) == 1
+        assert f"error: {signature}: expected no signature by another key, got one; " in capsys.readouterr().err
+        assert signature.read_bytes() == before
+    assert main(["sign", str(bundle), "--key", str(keys[0]), "--force"]) == 0
+    assert vae_runtime.verify(bundle, key=keys[1]).passed
+
+
+def test_a_pipe_in_place_of_the_signature_is_refused(bundle, keys, capsys):
+    os.mkfifo(bundle / "model.sig")
+    assert main(["sign", str(bundle), "--key", str(keys[0]), "--force"]) == 1
+    words = f"error: {bundle}/model.sig: expected a plain file; remove it, and sign again\n"
+    assert capsys.readouterr().err == words
+
+
+def test_what_the_library_cannot_sign_is_one_error(bundle, keys, monkeypatch):
+    def fail(*arguments):
+        raise ValueError("a reason.")
+
+    monkeypatch.setattr("model_signing.signing.Config.sign", fail)
+    with pytest.raises(VaeError, match="cannot be signed: a reason; check"):
+        sign(bundle, keys[0])
 
 
 def test_a_missing_library_is_named(bundle, keys, monkeypatch, capsys):

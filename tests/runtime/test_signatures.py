@@ -28,7 +28,9 @@ def test_a_signed_folder_is_loaded_and_verified(bundle_copy, sign, keys, capsys)
         assert "; signed; beside the bundle: model.sig" in report.checks[0].detail
     assert main(["verify", str(bundle_copy), "--key", str(keys["larger"][1])]) == 0
     assert main(["verify", str(bundle_copy), "--key", str(keys["mine"][1])]) == 1
-    assert "model.sig: not a signature by the owner of " in capsys.readouterr().err
+    words = capsys.readouterr().err
+    assert "model.sig: not a signature by the owner of " in words
+    assert ".;" not in words
 
 
 def test_a_signed_zip_file_is_loaded(digits, sign, keys, tmp_path):
@@ -148,8 +150,10 @@ def test_links_are_followed_as_the_cache_of_the_hub_has_them(bundle_copy, sign, 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[" * 100_000, b"\xff", b'{"mediaType": 3}'])
 def test_what_is_no_signature_is_refused(bundle_copy, keys, content):
     (bundle_copy / "model.sig").write_bytes(content)
-    with pytest.raises(BundleError, match=r"model\.sig: not a signature by the owner of"):
+    with pytest.raises(BundleError, match=r"model\.sig: not a signature by the owner of .*; use ") as caught:
         vae_runtime.load(bundle_copy, key=keys["mine"][1])
+    if content in (b"{}", b"[" * 100_000):
+        assert str(caught.value).endswith(": it is damaged; use a signed copy of the bundle")
 
 
 def test_what_is_no_plain_file_is_refused(bundle_copy, keys):
@@ -170,7 +174,7 @@ def test_what_is_no_key_is_refused(bundle_copy, sign, keys, tmp_path):
             vae_runtime.load(bundle_copy, key=key)
     (tmp_path / "text.pem").write_text("text")
     for key in (tmp_path / "text.pem", keys["mine"][0], keys["rsa"][1]):
-        with pytest.raises(InputError, match="key: expected a public key in PEM, on P-256, P-384 or P-521, got"):
+        with pytest.raises(InputError, match="key: expected a public key in PEM, on P-256, P-384 or P-521, got .*; give "):
             vae_runtime.load(bundle_copy, key=key)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Collection
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vae_runtime.bundle import Bundle, open_bundle
+from vae_runtime.bundle import MANIFEST, Bundle, open_bundle
+from vae_runtime.document import parse
 from vae_runtime.errors import BundleError, InputError, VaeError, error_line, require_bool
 from vae_runtime.places import SIGNATURE, SUMS, read_sums
 
@@ -41,7 +43,7 @@ def push(bundle: str | os.PathLike[str], repository: str, *, private: bool = Fal
 
     Raises:
         BundleError: there is no bundle, or it is damaged.
-        InputError: the repository's name has another form, or the bundle is a URL.
+        InputError: the repository's name has another form, or the bundle is a URL or a signed .zip file.
         VaeError: the library is not installed, the repository is public where `private` is given or holds other files,
             or the upload failed; nothing was committed then.
     """
@@ -52,6 +54,12 @@ def push(bundle: str | os.PathLike[str], repository: str, *, private: bool = Fal
     require_bool("private", private)
     require_bool("force", force)
     opened = open_bundle(bundle)
+    signature = opened.files.signature()
+    if signature is not None and Path(bundle).is_file():
+        raise InputError(
+            f"bundle: expected a folder, got a .zip file with a signature of its own, {signature}, which the Hub's "
+            "files cannot keep; unpack it and sign the folder, or remove the signature"
+        )
     problems = opened.problems()
     if problems:
         raise BundleError("\n".join(problems))
@@ -84,8 +92,7 @@ def _commit(library: Any, bundle: Bundle, repository: str, private: bool, force:
     files = {name: bundle.read(name) for name in bundle.sums}
     files[SUMS] = bundle.files.read(SUMS)
     signature = bundle.files.signature()
-    # That of a .zip file is of the file as a whole, which is not what the repository holds.
-    if signature is not None and Path(signature).name == SIGNATURE:
+    if signature is not None:
         files[SIGNATURE] = Path(signature).read_bytes()
     foreign = present - _of_a_bundle(library, repository, before.sha, present)
     if foreign and not force:
@@ -107,10 +114,17 @@ def _commit(library: Any, bundle: Bundle, repository: str, private: bool, force:
 
 def _of_a_bundle(library: Any, repository: str, commit: str, present: Collection[str]) -> set[str]:
     """Return the files of the bundle that a repository holds; none where it holds no bundle."""
-    if SUMS not in present:
+    if not {SUMS, MANIFEST} <= set(present):
         return set()
-    path = library.hf_hub_download(repository, SUMS, revision=commit)
+    # Other programs list the files of a repository as well: the manifest shows whose they are.
+    sums, manifest = (
+        Path(library.hf_hub_download(repository, name, revision=commit)).read_bytes() for name in (SUMS, MANIFEST)
+    )
     try:
-        return {SUMS, SIGNATURE, *read_sums(Path(path).read_bytes(), SUMS)}
+        listed = read_sums(sums, SUMS)
+        if listed.get(MANIFEST) != hashlib.sha256(manifest).hexdigest():
+            return set()
+        parse(manifest)
     except BundleError:
         return set()
+    return {SUMS, SIGNATURE, *listed}

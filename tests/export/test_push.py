@@ -1,8 +1,10 @@
 """Bundles on the Hugging Face Hub: push and load, against a server of this machine."""
 
+import hashlib
 import math
 import os
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -35,7 +37,7 @@ def server():
 
 @pytest.fixture
 def at_hub(server, python, tmp_path):
-    """Run a command of one of the two packages against the server, in a process of its own."""
+    """Run a command of one of the two packages, or code, against the server, in a process of its own."""
 
     def run(*arguments, token="hf_mine", **further):
         env = {
@@ -47,7 +49,8 @@ def at_hub(server, python, tmp_path):
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             **further,
         }
-        done = python("-W", "ignore", "-m", *arguments, env=env)
+        module = () if arguments[0] == "-c" else ("-m",)
+        done = python("-W", "ignore", *module, *arguments, env=env)
         assert token not in done.stdout + done.stderr
         return done
 
@@ -94,14 +97,67 @@ def test_files_of_others_stay_unless_forced(at_hub, server, digits):
     assert "weights.bin" not in server.commits[server.head]
 
 
-def test_a_signature_goes_along(at_hub, server, bundle_copy):
-    (bundle_copy / "model.sig").write_bytes(b"a signature")
+def test_others_sums_are_no_bundle(at_hub, server, digits):
+    """A repository that lists its own files, and even one that has a manifest of that name, is somebody else's."""
+    ours = (digits / "manifest.json").read_bytes()
+    for manifest, listed in (
+        (None, b""),
+        (b"{}", b"{}"),
+        (ours, b"{}"),
+        (b'{"components": {}}', b'{"components": {}}'),
+    ):
+        files = {"weights.bin": b"mine"} | ({} if manifest is None else {"manifest.json": manifest})
+        hashed = files | ({} if manifest is None else {"manifest.json": listed})
+        sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(hashed.items()))
+        server.head, server.commits = "a" * 40, {"a" * 40: {**files, "SHA256SUMS": sums.encode()}}
+        done = at_hub("vae_export", "push", digits, "me/mine")
+        assert done.returncode == 1
+        assert "got other files: SHA256SUMS, " in done.stderr
+        assert "weights.bin" in done.stderr
+        assert list(server.commits) == ["a" * 40]
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """A private key, its public one, and the public one of somebody else."""
+    pytest.importorskip("model_signing", reason="the extra `sign` is not installed")
+    openssl = shutil.which("openssl") or pytest.skip("openssl is not installed")
+    for name in ("mine", "other"):
+        secret = tmp_path / f"{name}.pem"
+        subprocess.run([openssl, "ecparam", "-genkey", "-name", "prime256v1", "-noout", "-out", secret], check=True)
+        command = [openssl, "ec", "-in", secret, "-pubout", "-out", tmp_path / f"{name}.pub"]
+        subprocess.run(command, check=True, capture_output=True)
+    return [tmp_path / name for name in ("mine.pem", "mine.pub", "other.pub")]
+
+
+LOAD = "import sys, vae_runtime; print(vae_runtime.load(sys.argv[1], key=sys.argv[2]).sample(1).shape)"
+
+
+def test_a_signature_goes_along(at_hub, server, bundle_copy, keys):
+    secret, public, other = keys
+    sign(bundle_copy, secret)
     assert at_hub("vae_export", "push", bundle_copy, "me/mine", "--private").returncode == 0
-    assert server.commits[server.head]["model.sig"] == b"a signature"
+    assert server.commits[server.head]["model.sig"] == (bundle_copy / "model.sig").read_bytes()
     assert server.private
+    url = f"hf://me/mine@{server.head}"
+    loaded = at_hub("-c", LOAD, url, public)
+    assert (loaded.stdout, loaded.returncode) == ("(1, 1, 8, 8)\n", 0), loaded.stderr
+    refused = at_hub("-c", LOAD, url, other)
+    assert refused.returncode == 1
+    assert "BundleError" in refused.stderr
     (bundle_copy / "model.sig").unlink()
     assert at_hub("vae_export", "push", bundle_copy, "me/mine").returncode == 0
     assert "model.sig" not in server.commits[server.head]
+
+
+def test_the_signature_of_a_zip_file_is_never_dropped(at_hub, server, bundle_copy, tmp_path):
+    vae_runtime.pack(bundle_copy, tmp_path / "small.zip")
+    (tmp_path / "small.zip.sig").write_bytes(b"a signature")
+    done = at_hub("vae_export", "push", tmp_path / "small.zip", "me/mine")
+    assert (done.returncode, server.commits) == (1, {})
+    assert "small.zip.sig, which the Hub's files cannot keep; unpack it and sign the folder" in done.stderr
+    (tmp_path / "small.zip.sig").unlink()
+    assert at_hub("vae_export", "push", tmp_path / "small.zip", "me/mine").returncode == 0
 
 
 @pytest.mark.long

@@ -40,8 +40,8 @@ def test_data(bundle: Bundle, manifest: Manifest, golden: Mapping[str, NDArray[A
         size = 1 if component in manifest.batch_of_one else manifest.golden.n
         for kind, arrays, names in zip(("input", "output"), (inputs, outputs), orders, strict=True):
             if set(names) != set(arrays):
-                wanted, found = ", ".join(arrays), one_line(", ".join(names))
-                raise BundleError(f"{place}: expected the {kind}s {wanted}, got {found:.200}; copy the bundle again")
+                expected, got = ", ".join(arrays), one_line(", ".join(names))
+                raise BundleError(f"{place}: expected the {kind}s {expected}, got {got:.200}; copy the bundle again")
             for first in range(0, manifest.golden.n, size):
                 folder = f"{variant.folder}/test_data_set_{first // size}"
                 for number, name in enumerate(names):

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,7 +59,9 @@ class Release:
 class Event:
     """A line of the history: what was done when. `result` is "ok", or "failed: " and the reason.
 
-    The fields between `action` and `result` are those of `Release`; None where they were not known yet.
+    The fields between `action` and `result` are those of `Release`; None where they were not known yet. `seconds` is
+    the median time of a call for one observation, by work and variant, such as {"decode fp32": 0.0004}; None of an
+    install that was not asked to time the bundle.
     """
 
     time: str
@@ -69,6 +72,7 @@ class Event:
     digest: str | None
     device: str | None
     result: str
+    seconds: Mapping[str, float] | None = None
 
 
 def install(
@@ -82,6 +86,7 @@ def install(
     keep: int = 2,
     allow_older: bool = False,
     again: bool = False,
+    bench: bool = False,
 ) -> Release:
     """Copy a bundle to this device, verify the copy, and let ROOT/current lead to it.
 
@@ -99,6 +104,7 @@ def install(
         keep: how many releases stay, with the new one, at least 2.
         allow_older: whether a version below the installed one is taken, and one without a version after one with it.
         again: whether a bundle is taken that was rolled back.
+        bench: whether a new copy is timed before the switch. The history keeps the times.
 
     Returns:
         The release that ROOT/current leads to.
@@ -115,6 +121,9 @@ def install(
     keep = require_integer("keep", keep, 2, 1000)
     require_bool("allow_older", allow_older)
     require_bool("again", again)
+    require_bool("bench", bench)
+    if bench and provider_options:
+        raise InputError("bench: expected False with provider_options, got True; time the bundle without them")
     folder = _folder(root)
     _require_posix(folder)
     if isinstance(source, (str, os.PathLike)) and lies_in(folder, source):
@@ -138,7 +147,7 @@ def install(
                 # What is removed first makes room, and releases that never were in use do not gather.
                 _prune(folder, active, keep)
                 active = _copy(bundle, folder, active, device, provider_options)
-                _switch(folder, "install", active)
+                _switch(folder, "install", active, _seconds(active) if bench else None)
             elif bundle.files.holds(SIGNATURE):
                 # It may have been signed since it was installed.
                 write_atomic(Path(active.path, SIGNATURE), bundle.files.read(SIGNATURE, limit=_SPARE))
@@ -241,11 +250,21 @@ def _alone(folder: Path) -> Iterator[None]:
         raise VaeError(f"{place}: {error_line(error)}; check the root, or choose another") from error
 
 
-def _switch(folder: Path, action: str, release: Release) -> None:
+def _seconds(release: Release) -> dict[str, float]:
+    """Return the median time of a call for one observation, by work and variant."""
+    from .bench import PLAIN, bench
+
+    times = bench(release.path, batches=(1,), device=release.device, digest=release.digest).timings
+    return {
+        f"{each.work} {each.contender}": statistics.median(each.seconds) for each in times if each.contender != PLAIN
+    }
+
+
+def _switch(folder: Path, action: str, release: Release, seconds: Mapping[str, float] | None = None) -> None:
     switch_link(folder / _LINK, f"{_RELEASES}/{release.number:06}/bundle")
     # It is done, even if the disk is full now: the next call writes it down.
     with contextlib.suppress(VaeError):
-        _note(folder, _event(action, release))
+        _note(folder, dataclasses.replace(_event(action, release), seconds=seconds))
 
 
 # Releases.
@@ -441,9 +460,11 @@ def _events(folder: Path) -> list[Event]:
     events = []
     with contextlib.suppress(FileNotFoundError):
         for line in (folder / _HISTORY).read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, TypeError):
+            with contextlib.suppress(ValueError, TypeError, AttributeError):
                 event = Event(**json.loads(line))
-                if isinstance(event.release, int | None) and isinstance(event.result, str):
+                times = (event.seconds or {}).values()
+                are_times = all(isinstance(each, int | float) for each in times)
+                if isinstance(event.release, int | None) and isinstance(event.result, str) and are_times:
                     events.append(event)
     return events
 

@@ -374,12 +374,15 @@ def test_the_history_is_bounded_and_takes_damaged_lines(bundles, site):
     install(bundles[0], site)
     line = (site / "history.jsonl").read_bytes()
     (site / "history.jsonl").write_bytes(line * 1100 + line.replace(b": 1,", b': "1",') + b'{"time": 3}\n\xff\n{"time')
+    with (site / "history.jsonl").open("ab") as file:
+        for damaged in (b'"seconds": [1]', b'"seconds": {"decode": "1"}'):
+            file.write(b"\n" + line.strip().replace(b'"seconds": null', damaged).replace(b'"a"', b'"x"'))
     install(bundles[1], site)
     assert len(history(site)) == 1000
     assert [event.name for event in history(site)[-2:]] == ["a", "b"]
     for text in (site / "history.jsonl").read_text(encoding="utf-8").splitlines():
         assert set(json.loads(text)) == {
-            "time", "action", "release", "name", "version", "digest", "device", "result",
+            "time", "action", "release", "name", "version", "digest", "device", "result", "seconds",
         }  # fmt: skip
 
 
@@ -609,6 +612,32 @@ def test_the_commands(bundles, site, capsys):
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[1] for line in lines] == ["install", "install", "rollback", "install", "install"]
     assert lines[3].endswith("or this with `again`")
+
+
+def test_a_bundle_is_timed_before_the_switch(bundles, site, capsys, monkeypatch):
+    a, b, _ = map(str, bundles)
+    monkeypatch.setattr("vae_runtime.bench._SECONDS", 0.0001)
+    assert main(["install", a, "--root", str(site)]) == 0
+    assert main(["install", b, "--root", str(site), "--bench"]) == 0
+    times = [event.seconds for event in history(site)]
+    assert times[0] is None
+    assert set(times[1]) == {f"{work} fp32" for work in ("decode", "sample", "encode", "reconstruct")}
+    assert all(0 < seconds < 60 for seconds in times[1].values())
+    capsys.readouterr()
+    assert main(["history", "--root", str(site)]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("  ok")
+    assert re.search(r"  ok, decode fp32 [0-9.e-]+ ms, ", second)
+    with pytest.raises(InputError, match="bench: expected False with provider_options"):
+        install(a, site, bench=True, provider_options={"a": "b"})
+
+    def fail(*arguments, **options):
+        raise VaeError("a graph failed")
+
+    monkeypatch.setattr("vae_runtime.bench.bench", fail)
+    with pytest.raises(VaeError, match="a graph failed"):
+        install(bundles[2], site, bench=True)
+    assert used(site) == "b"
 
 
 def test_the_units_of_the_guide_call_commands_that_exist(root):

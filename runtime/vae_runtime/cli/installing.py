@@ -23,6 +23,7 @@ def add_installing(verbs: Verbs) -> None:
     verb.add_argument("--keep", type=keep, default=2, metavar="N", help="how many releases stay (default 2)")
     verb.add_argument("--allow-older", action="store_true", help="take a version below the installed one, too")
     verb.add_argument("--again", action="store_true", help="take a bundle that was rolled back, too")
+    verb.add_argument("--bench", action="store_true", help="time the bundle first, and keep the times in the history")
     _add_root(add_verb(verbs, "rollback", _rollback, "let the link ROOT/current lead to the release before"))
     verb = add_verb(verbs, "status", _status, "tell which bundle is installed, and which ones rollback goes to")
     _add_root(verb)
@@ -46,6 +47,7 @@ def _install(options: argparse.Namespace) -> None:
         keep=options.keep,
         allow_older=options.allow_older,
         again=options.again,
+        bench=options.bench,
     )
     print(one_line(f"{options.root / 'current'}: {_described(release)}"))
 
@@ -83,4 +85,5 @@ def _history(options: argparse.Namespace) -> None:
     for event in history(options.root):
         named = one_line(" ".join(filter(None, (event.name, event.version, event.digest)))) or "-"
         number = "" if event.release is None else f"release {event.release}"
-        print(f"{event.time}  {event.action:8}  {number:12}  {named}  {one_line(event.result)}")
+        times = "".join(f", {what} {1000 * seconds:.3g} ms" for what, seconds in (event.seconds or {}).items())
+        print(f"{event.time}  {event.action:8}  {number:12}  {named}  {one_line(event.result + times)}")

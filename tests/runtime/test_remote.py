@@ -99,6 +99,16 @@ def test_what_is_not_the_bundle_of_the_digest_leaves_nothing(server, cache, zipp
     assert os.listdir(cache) == []
 
 
+@pytest.mark.parametrize("place", ["folder", "small.zip"])
+def test_a_server_that_is_unreachable_has_no_missing_file(server, cache, vae, place):
+    dead = "http://127.0.0.1:1"
+    with pytest.raises(
+        VaeError, match=r"127\.0\.0\.1:1/.*: reading failed 6 times: .*; run the same command again to go"
+    ):
+        vae_runtime.load(f"{dead}/{place}", digest=vae.digest)
+    assert not cache.exists() or os.listdir(cache) == []
+
+
 def test_the_signature_of_a_url_is_never_shown(server, cache, zipped):
     url, server.token = f"{server.url}/small.zip?token=secret", "needed"
     with pytest.raises(VaeError, match=r"/small\.zip\?…: ") as caught:

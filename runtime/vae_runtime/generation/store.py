@@ -254,9 +254,10 @@ class RemoteStore:
         for attempt in itertools.count(1):
             try:
                 return do(fs, f"{root}/{name}" if name else root)
-            except (FileNotFoundError, FileExistsError):
-                raise
-            except Exception as error:  # each file system raises errors of its own
+            except Exception as raised:  # each file system raises errors of its own
+                error = _reason(raised)
+                if isinstance(error, (FileNotFoundError, FileExistsError)):
+                    raise
                 if _lasting(error):
                     raise VaeError(
                         f"{place}: {what} is refused: {self._line(error)}; check the URL and the credentials"
@@ -466,6 +467,17 @@ def _size(fs: Any, path: str) -> int:
     fs.invalidate_cache()
     size: int = fs.info(path)["size"]
     return size
+
+
+def _reason(error: Exception) -> Exception:
+    """Return why a file cannot be read, which fsspec's HTTP hides behind an error of a missing file."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception):
+        # Other libraries give a cause for files that are missing, too.
+        unreachable = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+        if unreachable or getattr(cause, "status", 404) not in (404, 410):
+            return cause
+    return error
 
 
 def _lasting(error: Exception) -> bool:

@@ -112,7 +112,8 @@ def require_number(name: str, value: object, low: float, high: float) -> float:
     Raises:
         InputError: it is not a real number from low to high.
     """
-    number: Any = value if isinstance(value, numbers.Real) else math.nan
+    # To Python, a bool is the number 0 or 1.
+    number: Any = value if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
     if not low <= number <= high:
         raise InputError(f"{name}: expected a number from {low:g} to {high:g}, got {value!r}")
     return float(number)

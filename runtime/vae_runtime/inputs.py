@@ -233,9 +233,7 @@ def rows_of(feeds: Feeds, n: int) -> Callable[[int, int], Feeds]:
     """A function that gives the rows from `first` to `last` - 1 of arrays with `n` rows."""
 
     def rows(first: int, last: int) -> Feeds:
-        if last - first == n:
-            return feeds
-        return {name: array[first:last] for name, array in feeds.items()}
+        return feeds if last - first == n else {name: array[first:last] for name, array in feeds.items()}
 
     return rows
 
@@ -483,7 +481,8 @@ def _misfit(
         if proven is None and size != usual:
             return f"; axis {axis + first} must be {usual}, is {size}"
         if proven is not None and size not in proven:
-            return f"; {axes[axis]} {size} was not proven, {proven} is: choose such a size, or export for others"
+            tile = ", divide it with `tile`," if size > proven.max else ","
+            return f"; {axes[axis]} {size} was not proven, {proven} is: choose such a size{tile} or export for others"
     return None
 
 

@@ -170,7 +170,7 @@ class Session:
         # Mostly an index into a table of embeddings.
         out_of_range = "out of" in message and "memory" not in message
         in_range = "give integers from the range that the model was trained on"
-        advice = in_range if out_of_range else "try a smaller batch size"
+        advice = in_range if out_of_range else "compute fewer rows at a time, or with more memory"
         return VaeError(f"{self.place}: ONNX Runtime failed: {message}; {advice}")
 
 

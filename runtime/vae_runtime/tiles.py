@@ -194,7 +194,7 @@ def _axes(manifest: Manifest, component: str, tile: Tile | None, blend: bool | f
     """The axes along which a component is divided into tiles of this size."""
     overlap = (_OVERLAP if blend is True else require_number("tile_blend", blend, 0.01, 0.5)) if blend else None
     if tile is None:
-        raise InputError("tile_blend: expected with a tile, got none; give `tile` or leave `tile_blend` out")
+        raise InputError("tile_blend: expected a `tile` to blend, got none; give one or leave `tile_blend` out")
     field = next((each for each in manifest.tiles if each.component == component), None)
     if field is not None and field.halo:
         sizes = _sizes(tile, list(field.halo))
@@ -266,15 +266,18 @@ def _divisible(manifest: Manifest, component: str) -> list[str]:
 
 def _sizes(tile: Tile, names: list[str]) -> dict[str, int]:
     """The size of a tile by axis, in values of an observation."""
+    form = f'"auto", a size, or sizes of {", ".join(names)} by name'
     if isinstance(tile, Mapping):
         unknown = sorted(set(tile) - set(names))
         if unknown:
             raise InputError(f"tile: expected sizes of {', '.join(names)}, got {unknown[0]!r}; name one of these axes")
-        return {name: require_integer("tile", tile.get(name, 2**31), 1, 2**31) for name in names}
+        if not tile:
+            raise InputError(f"tile: expected {form}, got none; name at least one axis")
+        return {name: require_integer(f"tile: {name}", tile.get(name, 2**31), 1, 2**31) for name in names}
     if tile == "auto":
         return dict.fromkeys(names, int(_AUTO ** (1 / len(names))))
-    if isinstance(tile, str):
-        raise InputError(f'tile: expected "auto", a size, or sizes by axis, got {tile!r}')
+    if isinstance(tile, bool) or not hasattr(tile, "__index__"):
+        raise InputError(f"tile: expected {form}, got {tile!r:.99}")
     return dict.fromkeys(names, require_integer("tile", tile, 1, 2**31))
 
 

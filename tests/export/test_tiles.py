@@ -350,7 +350,16 @@ def test_tiles_are_blended_on_request_alone(blended):
     z = np.zeros((1, 2, 12, 12), np.float32)
     for tiles, words in (
         ({"tile": 16}, "by a layer GroupNorm; .* leave tile out, or add `tile_blend`"),
-        ({"tile_blend": True}, "tile_blend: expected with a tile, got none"),
+        ({"tile_blend": True}, "tile_blend: expected a `tile` to blend, got none"),
+        *(
+            (
+                {"tile": tile, "tile_blend": blend},
+                f'tile: expected "auto", a size, or sizes of height, width by name, got {got}',
+            )
+            for blend in (True, 0.2)
+            for tile, got in (({}, "none; name"), (True, "True"), ([8, 8], r"\[8, 8\]"), ("64x", "'64x'"))
+        ),
+        ({"tile": {"height": "8"}, "tile_blend": True}, "tile: height: expected an integer, got '8'"),
         ({"tile": 16, "tile_blend": 0.7}, "tile_blend: expected a number from 0.01 to 0.5, got 0.7"),
         ({"tile": 64, "tile_blend": True}, "tile: height: expected a proven size, 2 … 32, got 64"),
         ({"tile": {"height": 16, "width": 1}, "tile_blend": True}, "tile: width: expected a proven size, .* got 1"),

@@ -59,6 +59,8 @@ def test_other_systems_are_refused_by_name(monkeypatch):
 
 def test_a_batch_within_its_time_gives_the_same_answer(digits, vae):
     z = vae.prior(5, seed=0)
+    with pytest.raises(InputError, match=r"max_seconds: expected a number from 0\.001 to 1e\+06, got True"):
+        vae_runtime.load(digits, max_seconds=True)
     limited = vae_runtime.load(digits, max_seconds=60)
     for each in (limited, pickle.loads(pickle.dumps(limited))):
         assert (each.decode(z) == vae.decode(z)).all()

@@ -208,7 +208,8 @@ def _verify(options: argparse.Namespace) -> int:
         skipped = sum(check.passed is None for check in report.checks)
         print(f"verified on {options.device}: {options.bundle}" + (f"; {skipped} graphs not run" if skipped else ""))
         return 0
-    print(f"error: {options.bundle}: verification failed; copy or export the bundle again", file=sys.stderr)
+    advice = "unless memory ran out, copy or export the bundle again"
+    print(one_line(f"error: {options.bundle}: verification failed; {advice}"), file=sys.stderr)
     return 1
 
 

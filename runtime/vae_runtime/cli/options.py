@@ -224,7 +224,11 @@ def add_tile(verb: argparse.ArgumentParser) -> None:
 
 
 def _tile(text: str) -> Any:
-    return text if text == "auto" else integer("tile", 1, 2**31)(text)
+    if text == "auto":
+        return text
+    if not re.fullmatch(r"[+-]?\d+", text):
+        raise argparse.ArgumentTypeError(f'tile: expected "auto" or an integer, got {text!r}')
+    return integer("tile", 1, 2**31)(text)
 
 
 def tiles_of(options: argparse.Namespace) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from makers import FLOAT, HALF, INT, decoder, dense, encoder, floats, random, sa
 import vae_runtime
 from vae_export import ExportError, adopt
 from vae_export.cli import main
-from vae_runtime import InputError
+from vae_runtime import InputError, VaeError
 from vae_runtime.manifest import LatentPrior
 
 
@@ -365,6 +365,43 @@ def test_functions_are_written_out_if_they_stay_small(tmp_path):
             assert np.allclose(vae.encode(x).mode(), expected, atol=1e-6)
         else:
             assert "at most 16384 nodes, those of functions at each call" in refused(tmp_path / "no", (path, back))
+
+
+def test_open_axes_that_do_not_work_together(tmp_path):
+    """An encoder that runs if the height or the width is 8: the height varies, and the width does not."""
+    sizes = {"two": np.array([2]), "three": np.array([3]), "eight": np.array([8]), "first": np.array([1])}
+    nodes = [
+        ("Shape", ["x"], ["s"]), ("Gather", ["s", "two"], ["h"]), ("Gather", ["s", "three"], ["w"]),
+        ("Sub", ["h", "eight"], ["dh"]), ("Sub", ["w", "eight"], ["dw"]), ("Mul", ["dh", "dw"], ["d"]),
+        ("Add", ["d", "first"], ["n"]), ("Reshape", ["one", "n"], ["r"]), ("Mul", ["x", "r"], ["y"]),
+        ("Conv", ["y", "k"], ["z"], {"strides": [2, 2], "kernel_shape": [2, 2]}),
+    ]  # fmt: skip
+    ends = [("x", FLOAT, ["b", 3, "h", "w"])], [("z", FLOAT, ["b", 4, "h2", "w2"])]
+    weights = {"one": np.ones(1, np.float32), "k": floats(4, 3, 2, 2), **sizes}
+    paths = saved(tmp_path / "e.onnx", nodes, *ends, weights), decoder(tmp_path / "d.onnx", taken="z")
+    adopted = adopt(paths, tmp_path / "out", shape=(3, 8, 8))
+    vae = vae_runtime.load(adopted.path)
+    assert list(vae.manifest.observation.dynamic) == ["height"]
+    (line,) = [line for line in adopted.recognised if "fixed, although the graph leaves it open" in line]
+    assert line.startswith("axis width: ")
+    # Where an axis is asked for, that is an error.
+    with pytest.raises(VaeError):
+        adopt(paths, tmp_path / "no", shape=(3, 8, 8), dynamic=("height", "width"))
+    assert not (tmp_path / "no").exists()
+    # The adopted graphs compute what the given ones do, at the smallest and largest sizes too.
+    free = encoder(tmp_path / "free.onnx", "moments"), paths[1]
+    both = vae_runtime.load(adopt(free, tmp_path / "both", shape=(3, 8, 8), posterior="logvar").path)
+    for loaded, given, axes in ((vae, paths, 1), (both, free, 2)):
+        dynamic = loaded.manifest.observation.dynamic
+        assert len(dynamic) == axes
+        for size in ("min", "max"):
+            shape = [getattr(dynamic[axis], size) if axis in dynamic else 8 for axis in ("height", "width")]
+            assert shape != [8, 8]
+            x = floats(2, 3, *shape)
+            (answer,) = run(given[0], x)
+            mean = loaded.encode(x).mode()
+            assert np.allclose(mean, answer[:, :4], atol=1e-6)
+            assert np.allclose(loaded.decode(mean), run(given[1], mean)[0], atol=1e-6)
 
 
 def test_texts_of_a_package_are_printable(tmp_path):

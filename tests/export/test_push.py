@@ -104,7 +104,6 @@ def test_others_sums_are_no_bundle(at_hub, server, digits):
         (None, b""),
         (b"{}", b"{}"),
         (ours, b"{}"),
-        (b'{"components": {}}', b'{"components": {}}'),
     ):
         files = {"weights.bin": b"mine"} | ({} if manifest is None else {"manifest.json": manifest})
         hashed = files | ({} if manifest is None else {"manifest.json": listed})

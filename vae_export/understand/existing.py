@@ -337,36 +337,35 @@ class _Understanding:
             z = self.meaning.latents(self.encoder(x)).astype(self.z.dtype)
             return {latent.name: tuple(z.shape[1:])}, [tuple(each.shape[1:]) for each in self.decoder(z)]
 
+        def with_axes(names: Sequence[str]) -> Signature:
+            dynamic = with_dynamic_axes(signature, names, round_trip)
+            for size in ("min", "max"):
+                chosen = {name: getattr(sizes, size) for name, sizes in dynamic.observation.dynamic.items()}
+                shapes, _ = round_trip(chosen)
+                expected = tuple(
+                    getattr(dynamic.latent.dynamic[axis], size) if axis in dynamic.latent.dynamic else length
+                    for axis, length in zip(dynamic.latent.axes, dynamic.latent.shape, strict=True)
+                )
+                if shapes[latent.name] != expected:
+                    raise ExportError(
+                        f"dynamic: expected latents of {list(expected)} at {chosen}, got {list(shapes[latent.name])}; "
+                        "leave an axis out of dynamic="
+                    )
+            return dynamic
+
         observation, (latent,) = signature.observation, signature.latents
         edge_axes = self.encoder.input.axes
+        dynamic = signature
         if self.declared.dynamic is not None:
-            names = list(self.declared.dynamic)
-        elif edge_axes is None:
-            names = []
-        else:
+            dynamic = with_axes(list(self.declared.dynamic)) if self.declared.dynamic else signature
+        elif edge_axes is not None:
             open_axes = [name for name, axis in zip(observation.axes, edge_axes[1:], strict=True) if axis.size is None]
-            names = []
             for name in open_axes:
+                # Axes that work by themselves may fail together: the later one stays fixed.
                 try:
-                    with_dynamic_axes(signature, [name], round_trip)
-                    names.append(name)
-                except ExportError as error:
+                    dynamic = with_axes([*dynamic.observation.dynamic, name])
+                except VaeError as error:
                     self.lines.append(f"axis {name}: fixed, although the graph leaves it open: {error_line(error)}")
-        if not names:
-            return signature
-        dynamic = with_dynamic_axes(signature, names, round_trip)
-        for size in ("min", "max"):
-            chosen = {name: getattr(sizes, size) for name, sizes in dynamic.observation.dynamic.items()}
-            shapes, _ = round_trip(chosen)
-            expected = tuple(
-                getattr(dynamic.latent.dynamic[axis], size) if axis in dynamic.latent.dynamic else length
-                for axis, length in zip(dynamic.latent.axes, dynamic.latent.shape, strict=True)
-            )
-            if shapes[latent.name] != expected:
-                raise ExportError(
-                    f"dynamic: expected latents of {list(expected)} at {chosen}, got {list(shapes[latent.name])}; "
-                    "leave an axis out of dynamic="
-                )
         self.lines += [f"axis {name}: {sizes}" for name, sizes in dynamic.observation.dynamic.items()]
         return dynamic
 

@@ -138,9 +138,9 @@ def _write(
     understood: UnderstoodGraphs, files: GraphFiles, labels: Labels, out: Path, force: bool, folder: Path
 ) -> Adopted:
     """Change the graphs, hold them against what was given, and write the bundle."""
-    parameters = sum(given.graph.parameters for given in understood.given.values())
-    opsets = {component: given.graph.opset for component, given in understood.given.items()}
-    understood.meaning.change(understood.signature, understood.given)
+    parameters = sum(reference.graph.parameters for reference in understood.references.values())
+    opsets = {component: reference.graph.opset for component, reference in understood.references.items()}
+    understood.meaning.change(understood.signature, understood.references)
     graphs = [_graph(understood, component, folder) for component in COMPONENTS]
     golden = _golden(understood, graphs)
     manifest = _manifest(understood, files, labels, golden)
@@ -171,7 +171,7 @@ def _write(
 
 def _graph(understood: UnderstoodGraphs, component: str, folder: Path) -> Graph:
     signature = understood.signature
-    existing = understood.given[component].graph
+    existing = understood.references[component].graph
     inputs, outputs = signature.inputs(component), signature.outputs(component)
     one = component in signature.batch_of_one
     path = folder / component / "model.onnx"
@@ -201,7 +201,7 @@ def _golden(understood: UnderstoodGraphs, graphs: Sequence[Graph]) -> GoldenVect
     observation, latent = signature.observation, signature.latent
 
     def reference(component: str, tensor: str) -> dict[str, Array]:
-        outputs = understood.given[component](inputs[tensor])
+        outputs = understood.references[component](inputs[tensor])
         return understood.meaning.compute(signature, component, outputs)
 
     stored = {}
@@ -219,7 +219,7 @@ def _golden(understood: UnderstoodGraphs, graphs: Sequence[Graph]) -> GoldenVect
     golden = collect_answers(record, inputs, stored, answers, graphs)
     for component, variants in golden.variants.items():
         for output, error in variants["fp32"].error.items():
-            half = understood.given[component].graph.precision == "float16"
+            half = understood.references[component].graph.precision == "float16"
             # Written so that NaN fails.
             if not error <= (_HALF if half else 1) * tolerance(answers[component][output]):
                 raise ParityError(
@@ -233,7 +233,9 @@ def _manifest(understood: UnderstoodGraphs, files: GraphFiles, labels: Labels, g
     signature = understood.signature
     name = labels.name or files.name
     variants = {
-        component: {"fp32": dataclasses.replace(each["fp32"], precision=understood.given[component].graph.precision)}
+        component: {
+            "fp32": dataclasses.replace(each["fp32"], precision=understood.references[component].graph.precision)
+        }
         for component, each in golden.variants.items()
     }
     version = labels.version or (files.version if PACKAGE_VERSION.matches(files.version) else None)

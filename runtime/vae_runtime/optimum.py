@@ -112,16 +112,16 @@ def _graph(content: bytes, place: str, manifest: Manifest, component: str) -> by
     source = _X if component == "encoder" else _Z
     if taken.name != source:
         first.append(_node("Identity", [source], taken.name))
-    given, *further = manifest.outputs(component)
-    shape = given.shape
+    answer, *further = manifest.outputs(component)
+    shape = answer.shape
     if component == "encoder" and further:
         target, shape = _PARAMETERS, (2 * shape[0], *shape[1:])
         posterior = manifest.latent.posterior
         last.append(_node("Concat", [str(posterior.mu), str(posterior.logvar)], target, axis=1))
     else:
         target = _Z if component == "encoder" else _X
-        if given.name != target:
-            last.append(_node("Identity", [given.name], target))
+        if answer.name != target:
+            last.append(_node("Identity", [answer.name], target))
     parts, graph = [], []
     try:
         with memoryview(content) as model:
@@ -137,7 +137,7 @@ def _graph(content: bytes, place: str, manifest: Manifest, component: str) -> by
         *graph,
         *(bytes_field(_NODE, node) for node in last),
         bytes_field(_INPUT, _value(source, taken, taken.shape, one)),
-        bytes_field(_OUTPUT, _value(target, given, shape, one)),
+        bytes_field(_OUTPUT, _value(target, answer, shape, one)),
     ]
     return b"".join([*parts, bytes_field(_GRAPH, b"".join(graph))])
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vae_runtime.manifest import Signature
 
 from ..graphs.existing import CLIPPED
-from ..graphs.given import GivenGraph
+from ..graphs.reference import ReferenceGraph
 
 Array = NDArray[Any]
 
@@ -68,12 +68,12 @@ class Meaning:
         parts = mu, 2 * log_std, np.exp(log_std)
         return dict(zip(OWN, (part.astype(np.float32) for part in parts), strict=True))
 
-    def change(self, signature: Signature, given: Mapping[str, GivenGraph]) -> None:
+    def change(self, signature: Signature, references: Mapping[str, ReferenceGraph]) -> None:
         """Add nodes to the graphs that compute the tensors of a signature."""
         latent = signature.latent
-        encoder, decoder = given["encoder"].graph, given["decoder"].graph
-        encoder.take(given["encoder"].input, signature.observation.name)
-        decoder.take(given["decoder"].input, latent.name)
+        encoder, decoder = references["encoder"].graph, references["decoder"].graph
+        encoder.take(references["encoder"].input, signature.observation.name)
+        decoder.take(references["decoder"].input, latent.name)
         if latent.posterior.value:
             edge = dataclasses.replace(encoder.outputs[self.mean], dtype=latent.dtype)
             encoder.give(edge, latent.posterior.value)

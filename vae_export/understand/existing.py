@@ -29,7 +29,7 @@ from vae_runtime.manifest import (
 
 from ..errors import ExportError
 from ..graphs.existing import Edge, ExistingGraph
-from ..graphs.given import GivenGraph
+from ..graphs.reference import ReferenceGraph
 from .axis_sizes import with_dynamic_axes
 from .checks import observation_range
 from .computed import OWN, Meaning
@@ -86,7 +86,7 @@ class UnderstoodGraphs:
 
     signature: Signature
     meaning: Meaning
-    given: Mapping[str, GivenGraph]
+    references: Mapping[str, ReferenceGraph]
     """The graph of each component, as it was given."""
     examples: Mapping[str, Array]
     """Observations and latents [n, …] by name."""
@@ -105,8 +105,8 @@ def understand_graphs(encoder: ExistingGraph, decoder: ExistingGraph, facts: Fac
 class _Understanding:
     def __init__(self, encoder: ExistingGraph, decoder: ExistingGraph, facts: Facts) -> None:
         self.facts, self.declared = facts, facts.declared
-        self.given = {"encoder": GivenGraph(encoder, "encoder"), "decoder": GivenGraph(decoder, "decoder")}
-        self.encoder, self.decoder = self.given["encoder"], self.given["decoder"]
+        self.references = {"encoder": ReferenceGraph(encoder, "encoder"), "decoder": ReferenceGraph(decoder, "decoder")}
+        self.encoder, self.decoder = self.references["encoder"], self.references["decoder"]
         self.lines: list[str] = []
         name = self.encoder.input.name
         self.x_name = name if TENSOR.matches(name) and name not in OWN else "x"
@@ -326,7 +326,7 @@ class _Understanding:
             f"likelihood: {signature.likelihood.kind}",
         ]
         examples = {self.x_name: self.x, self.z_name: self.z}
-        return UnderstoodGraphs(signature, meaning, self.given, examples, tuple(self.lines))
+        return UnderstoodGraphs(signature, meaning, self.references, examples, tuple(self.lines))
 
     def _dynamic(self, signature: Signature) -> Signature:
         """Return the signature with the axes that the graph leaves open, where other sizes are shown to work."""

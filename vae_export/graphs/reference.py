@@ -19,7 +19,7 @@ Array = NDArray[Any]
 _RELATIVE = {"float32": 1e-4, "float16": 1e-2}
 
 
-class GivenGraph:
+class ReferenceGraph:
     """A graph as it was given, with the file's own names."""
 
     def __init__(self, graph: ExistingGraph, component: str) -> None:

@@ -126,7 +126,7 @@ def _train(options: argparse.Namespace) -> None:
     state = "already finished" if outcome.already_finished else "finished"
     if outcome.resumed_epoch and not outcome.already_finished:
         state += f", resumed from epoch {outcome.resumed_epoch}"
-    print(f"{options.out}: {state}")
+    print(one_line(f"{options.out}: {state}"))
     if result:
         stopped = ", stopped early" if result.stopped_early else ""
         print(
@@ -280,8 +280,8 @@ def _export(options: argparse.Namespace) -> None:
     )
     print(exported.parity)
     for path, size in exported.sizes.items():
-        print(f"{size / 1024:10,.0f} KiB  {path}")
-    print(f"{exported.path}: {exported.digest}")
+        print(one_line(f"{size / 1024:10,.0f} KiB  {path}"))
+    print(one_line(f"{exported.path}: {exported.digest}"))
 
 
 def _check_export(options: argparse.Namespace) -> None:
@@ -370,7 +370,7 @@ def _adopt(options: argparse.Namespace) -> None:
     source = options.source[0] if len(options.source) == 1 else options.source
     adopted = adopt(source, options.out, **{name: getattr(options, name) for name in names})
     print(lines_of("\n".join(adopted.recognised)))
-    print(f"{adopted.path}: {adopted.digest}; parity with the original framework was not checked")
+    print(one_line(f"{adopted.path}: {adopted.digest}; parity with the original framework was not checked"))
 
 
 def _add_parity(verbs: Verbs) -> None:
@@ -396,7 +396,7 @@ def _parity(options: argparse.Namespace) -> int:
     if verification.passed and report.passed:
         skipped = sum(check.passed is None for check in verification.checks)
         rest = f"; {skipped} graphs not run, since they are code (--trust)" if skipped else ""
-        print(f"{options.bundle}: equal to {options.run}{rest}")
+        print(one_line(f"{options.bundle}: equal to {options.run}{rest}"))
         return 0
     print(f"error: {options.bundle}: not equal to {options.run}; export it again", file=sys.stderr)
     return 1
@@ -413,7 +413,7 @@ def _add_sign(verbs: Verbs) -> None:
 def _sign(options: argparse.Namespace) -> None:
     from .signing import sign
 
-    print(f"{sign(options.bundle, options.key, force=options.force)}: signed {options.bundle}")
+    print(one_line(f"{sign(options.bundle, options.key, force=options.force)}: signed {options.bundle}"))
 
 
 def _add_push(verbs: Verbs) -> None:
@@ -428,7 +428,7 @@ def _push(options: argparse.Namespace) -> None:
     from .pushing import push
 
     pushed = push(options.bundle, options.repository, private=options.private, force=options.force)
-    print(f"{pushed.url}: {pushed.digest}")
+    print(one_line(f"{pushed.url}: {pushed.digest}"))
 
 
 def _add_demo(verbs: Verbs) -> None:

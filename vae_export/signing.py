@@ -64,7 +64,9 @@ def sign(bundle: str | os.PathLike[str], key: str | os.PathLike[str], *, force: 
         try:
             config.sign(opened.files.location, written)
         except Exception as error:
-            raise VaeError(f"{opened.path}: cannot be signed: {error_line(error).rstrip('. ')}; check its files") from None
+            raise VaeError(
+                f"{opened.path}: cannot be signed: {error_line(error).rstrip('. ')}; check its files"
+            ) from None
         if earlier and not force and _key_of(Path(earlier)) != _key_of(written):
             raise VaeError(
                 f"{target}: expected no signature by another key, got one; sign a copy of the bundle, or replace the "

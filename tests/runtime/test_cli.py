@@ -722,6 +722,11 @@ def test_one_is_singular_and_no_name_commands_the_terminal(folder, digits, capsy
     assert capsys.readouterr().out == f"{folder}/a\\x1b[31m.npy: 1 sample, seed 1, start 0, device cpu\n"
     assert cli.main(["sample", str(digits), "-n", "2", "--seed", "1", "--out", str(out)]) == 0
     assert ".npy: 2 samples, seed 1" in capsys.readouterr().out
+    command = ["generate", str(digits), "-n", "1", "--seed", "1", "--workers", "1", "--out", str(folder / "b\x1b[31m")]
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out == f"{folder}/b\\x1b[31m: 1 sample\n"
+    assert cli.main(["verify", str(digits)]) == 0
+    assert re.search(r"\nverified on cpu: .*", capsys.readouterr().out)
 
 
 @posix

@@ -21,6 +21,7 @@ from .options import (
     integers,
     require_outside,
 )
+from .results import counted
 
 if TYPE_CHECKING:
     from ..columns import Column
@@ -206,7 +207,8 @@ def _verify(options: argparse.Namespace) -> int:
     print(report)
     if report.passed:
         skipped = sum(check.passed is None for check in report.checks)
-        print(f"verified on {options.device}: {options.bundle}" + (f"; {skipped} graphs not run" if skipped else ""))
+        rest = f"; {counted(skipped, 'graph')} not run" if skipped else ""
+        print(one_line(f"verified on {options.device}: {options.bundle}{rest}"))
         return 0
     advice = "unless memory ran out, copy or export the bundle again"
     print(one_line(f"error: {options.bundle}: verification failed; {advice}"), file=sys.stderr)

@@ -175,7 +175,7 @@ def test_what_is_no_key_is_refused(bundle_copy, sign, keys, tmp_path):
     (tmp_path / "text.pem").write_text("text")
     for key in (tmp_path / "text.pem", keys["mine"][0], keys["rsa"][1]):
         with pytest.raises(
-            InputError, match="key: expected a public key in PEM, on P-256, P-384 or P-521, got .*; give "
+            InputError, match=r"key: expected a public key in PEM, on P-256, P-384 or P-521, got .*; give "
         ):
             vae_runtime.load(bundle_copy, key=key)
 

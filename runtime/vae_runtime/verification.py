@@ -128,7 +128,10 @@ def _replay(
         elif variant.executor in runners:
             answers = runners[variant.executor](bundle, variant, inputs)
         else:
-            yield Check(what, None, f"not run: {variant.executor} needs PyTorch; `vae-export parity --trust` runs it")
+            reason = (
+                f"not run: {variant.executor} needs PyTorch; in a bundle of a run, `vae-export parity --trust` runs it"
+            )
+            yield Check(what, None, reason)
             return
     except DeviceError:
         raise

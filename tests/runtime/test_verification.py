@@ -306,7 +306,7 @@ def test_variants_of_other_programs_are_skipped_with_the_reason(digits):
     skipped = {check.what: check for check in report.checks if check.passed is None}
     assert set(skipped) == {f"{variant.component}/{variant.name}" for variant in others(digits)}
     for check in skipped.values():
-        assert "needs PyTorch; `vae-export parity --trust` runs it" in check.detail
+        assert "needs PyTorch; in a bundle of a run, `vae-export parity --trust` runs it" in check.detail
         assert check.verdict == "skipped"
 
 

@@ -23,20 +23,25 @@ def floats(*shape, dtype=np.float32):
     return (0.3 * random.normal(size=shape)).astype(dtype)
 
 
-def encoder(path, out="latent_parameters", channels=8, axes=("b", 3, "h", "w"), kind=FLOAT, taken="sample", **further):
-    """Convolutions that halve height and width, as optimum exports an encoder."""
+def encoder(
+    path, out="latent_parameters", channels=8, axes=("b", 3, "h", "w"), kind=FLOAT, taken="sample", stride=2, **further
+):
+    """Convolutions that divide height and width, as optimum exports an encoder."""
     dtype = np.float16 if kind == HALF else np.float32
-    nodes = [("Conv", [taken, "k"], ["c"], {"strides": [2, 2], "kernel_shape": [2, 2]}), ("Tanh", ["c"], [out])]
+    nodes = [
+        ("Conv", [taken, "k"], ["c"], {"strides": [stride] * 2, "kernel_shape": [stride] * 2}),
+        ("Tanh", ["c"], [out]),
+    ]
     ends = [(taken, kind, axes)], [(out, kind, ["b", channels, "h2", "w2"])]
-    return saved(path, nodes, *ends, {"k": 5 * floats(channels, 3, 2, 2, dtype=dtype)}, **further)
+    return saved(path, nodes, *ends, {"k": 5 * floats(channels, 3, stride, stride, dtype=dtype)}, **further)
 
 
-def decoder(path, out="sample", end="Identity", kind=FLOAT, taken="latent_sample"):
+def decoder(path, out="sample", end="Identity", kind=FLOAT, taken="latent_sample", stride=2):
     dtype = np.float16 if kind == HALF else np.float32
-    strides = {"strides": [2, 2], "kernel_shape": [2, 2]}
+    strides = {"strides": [stride] * 2, "kernel_shape": [stride] * 2}
     nodes = [("ConvTranspose", [taken, "k"], ["c"], strides), (end, ["c"], [out])]
     ends = [(taken, kind, ["b", 4, "h", "w"])], [(out, kind, ["b", 3, "h2", "w2"])]
-    return saved(path, nodes, *ends, {"k": floats(4, 3, 2, 2, dtype=dtype)})
+    return saved(path, nodes, *ends, {"k": floats(4, 3, stride, stride, dtype=dtype)})
 
 
 def dense(path, names, outputs, inputs=("x", 6), kind=FLOAT):

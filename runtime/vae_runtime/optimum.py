@@ -72,7 +72,20 @@ def _misfit(manifest: Manifest) -> str | None:
     if observation.range not in (None, _RANGE):
         low, high = observation.range
         return f"one of observations from {low:g} to {high:g}: readers of the layout give -1 to 1"
+    if _levels(manifest) is None:
+        return (
+            f"one that makes latents {list(latent.shape)} of {list(observation.shape)}: readers of the layout expect a "
+            "height and a width divided by one power of 2"
+        )
     return None
+
+
+def _levels(manifest: Manifest) -> int | None:
+    """Return n where the sizes of latents are those of observations divided by 2**(n - 1), or None."""
+    sizes = zip(manifest.observation.shape[1:], manifest.latent.shape[1:], strict=True)
+    factors = {size // of_latent if size % of_latent == 0 else 0 for size, of_latent in sizes}
+    factor = factors.pop()
+    return None if factors or factor.bit_count() != 1 else factor.bit_length()
 
 
 def _config(manifest: Manifest) -> bytes:
@@ -84,6 +97,8 @@ def _config(manifest: Manifest) -> bytes:
         "in_channels": channels,
         "out_channels": channels,
         "latent_channels": latent.shape[0],
+        # Only their number is read: the factor between the sizes of observations and latents is 2**(number - 1).
+        "block_out_channels": [64] * (_levels(manifest) or 1),
         "sample_size": sizes[0] if sizes[0] == sizes[1] else sizes,
     }
     if isinstance(latent.scale, tuple) or isinstance(latent.shift, tuple):

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ._version import __version__
@@ -77,10 +77,7 @@ def pack(
     require_bool("operators", operators)
     require_bool("onnx_tests", onnx_tests)
     require_bool("force", force)
-    if layout not in (None, "optimum"):
-        raise InputError(f"layout: expected optimum, got {layout!r:.99}")
-    if layout and (only or operators or onnx_tests):
-        raise InputError("layout: expected no only, operators or onnx_tests beside a layout, got some")
+    _check_layout(layout, {"only": only, "operators": operators, "onnx_tests": onnx_tests})
     chosen = parse_only([only] if isinstance(only, str) else only)
     source = open_bundle(bundle, digest)
     try:
@@ -90,12 +87,14 @@ def pack(
         raise InputError(f"out: expected the path of a folder, or of a file that ends in .zip, got {out!r}") from None
     if lies_in(target, source.path):
         raise InputError(f"{out}: expected a place outside the bundle, since a new file would make it invalid")
-    require_replaceable(target, force, zipped=is_zip(target))
+    if layout and is_zip(target):
+        raise InputError(f"{out}: expected a folder for the layout {layout}, got the name of a .zip file")
     if layout:
-        if is_zip(target):
-            raise InputError(f"{out}: expected a folder for the layout {layout}, got the name of a .zip file")
+        if not (force and _holds_only_graphs(target)):
+            require_replaceable(target, force)
         write_folder(target, optimum_files(source), replace=force)
         return source.digest
+    require_replaceable(target, force, zipped=is_zip(target))
     manifest = _cut(source, chosen)
     files = {
         path: source.read(path)
@@ -120,6 +119,25 @@ def pack(
     else:
         write_folder(target, files, replace=force)
     return open_bundle(target).digest
+
+
+def _check_layout(layout: str | None, others: Mapping[str, object]) -> None:
+    if layout not in (None, "optimum"):
+        raise InputError(f"layout: expected optimum, got {layout!r:.99}")
+    extra = [name for name, value in others.items() if value]
+    if layout and extra:
+        raise InputError(f"{extra[0]}: expected nothing beside a layout, got {extra[0]}=; leave it out")
+
+
+def _holds_only_graphs(folder: Path) -> bool:
+    """Return whether a folder in optimum's layout holds nothing else, so that another may replace it."""
+    expected = {f"vae_{component}/{name}" for component in COMPONENTS for name in ("model.onnx", "config.json")}
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    # Weights beside a graph have names of their own.
+    weights = {f"vae_{component}/model.onnx" + suffix for component in COMPONENTS for suffix in (".data", "_data")}
+    return expected <= files <= expected | weights
 
 
 def parse_only(texts: Iterable[str]) -> list[tuple[str, str | None]]:

@@ -50,6 +50,7 @@ def test_the_graphs_are_optimums(bundle, tmp_path):
     config = json.loads((tmp_path / "out/vae_decoder/config.json").read_text())
     assert (config["in_channels"], config["latent_channels"], config["sample_size"]) == (3, 4, [8, 16])
     assert (config["scaling_factor"], config["shift_factor"]) == (0.5, 2.0)
+    assert 2 ** (len(config["block_out_channels"]) - 1) == 2
 
 
 def test_what_was_written_is_adopted_again(bundle, tmp_path):
@@ -87,24 +88,49 @@ def test_what_the_layout_cannot_hold(root, bundle, tmp_path):
     pack(bundle, tmp_path / "decoder", only="decoder")
     paths = encoder(tmp_path / "e.onnx"), decoder(tmp_path / "d.onnx")
     adopt(paths, tmp_path / "positive", shape=(3, 8, 8), range=(0, 1))
+    paths = encoder(tmp_path / "e3.onnx", stride=3), decoder(tmp_path / "d3.onnx", stride=3)
+    adopt(paths, tmp_path / "thirds", shape=(3, 9, 9))
     for path, words in (
         (models / "digits", "one with latents [8] instead of [channel, height, width]"),
         (models / "digits-conditional", "one with the condition label"),
         (tmp_path / "decoder", "one without the encoder"),
         (tmp_path / "positive", "one of observations from 0 to 1: readers of the layout give -1 to 1"),
+        (tmp_path / "thirds", "one that makes latents [4, 3, 3] of [3, 9, 9]: readers of the layout expect"),
     ):
         with pytest.raises(InputError) as caught:
             pack(path, tmp_path / "out", layout="optimum")
         assert f"expected a bundle that optimum's layout can hold, got {words}" in str(caught.value)
     for arguments, words in (
         ({"layout": "flat"}, "layout: expected optimum, got 'flat'"),
-        ({"layout": "optimum", "only": "decoder"}, "layout: expected no only"),
+        ({"layout": "optimum", "only": "decoder"}, "only: expected nothing beside a layout, got only=; leave it out"),
     ):
         with pytest.raises(InputError, match=words):
             pack(bundle, tmp_path / "out", **arguments)
     with pytest.raises(InputError, match="expected a folder for the layout optimum"):
         pack(bundle, tmp_path / "out.zip", layout="optimum")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_was_written_is_replaced_by_force(bundle, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["pack", str(bundle), "--layout", "optimum", "--out", str(out)]
+    assert main(command) == 0
+    (out / "vae_decoder" / "config.json").write_bytes(b"{}")
+    assert main(command) == 1
+    assert main([*command, "--force"]) == 0
+    assert b"sample_size" in (out / "vae_decoder" / "config.json").read_bytes()
+    (out / "notes.txt").write_bytes(b"")
+    assert main([*command, "--force"]) == 1
+    assert f"{out}: is not a sound bundle" in capsys.readouterr().err
+    assert (out / "notes.txt").exists()
+
+
+def test_an_option_beside_the_layout_is_misuse(bundle, tmp_path, capsys):
+    for option in (["--only", "decoder"], ["--operators"], ["--onnx-tests"]):
+        with pytest.raises(SystemExit) as caught:
+            main(["pack", str(bundle), "--layout", "optimum", *option, "--out", str(tmp_path / "out")])
+        assert caught.value.code == 2
+        assert f"error: {option[0]}: not allowed with --layout; leave it out\n" in capsys.readouterr().err
 
 
 def test_a_name_that_the_graph_has_inside_is_refused(tmp_path, resign):

@@ -252,6 +252,9 @@ def _pack(options: argparse.Namespace) -> None:
     from ..bundle import open_bundle
     from ..packing import pack
 
+    for name in ("only", "operators", "onnx_tests"):
+        if options.layout and getattr(options, name):
+            options.misuse(f"{name}: not allowed with layout=; leave it out")
     require_outside(options)
     digest = pack(
         options.bundle,

@@ -17,7 +17,7 @@ from vae_runtime import noise
 from vae_runtime._version import __version__
 from vae_runtime.bundle import MANIFEST, open_bundle, require_replaceable
 from vae_runtime.document import PACKAGE_VERSION, dump, parse
-from vae_runtime.errors import InputError, require_bool, require_integer
+from vae_runtime.errors import InputError, VaeError, error_line, require_bool, require_integer
 from vae_runtime.files import write_folder
 from vae_runtime.manifest import COMPONENTS, Manifest
 from vae_runtime.places import SUMS, is_zip
@@ -179,6 +179,8 @@ def _graph(understood: UnderstoodGraphs, component: str, folder: Path) -> Graph:
     exporter = " ".join(text for text in (existing.model.producer_name, existing.model.producer_version) if text)
     try:
         write_graph(existing.finish(inputs, outputs, one), path)
+    except OSError as error:
+        raise VaeError(f"{path.parent}: not written: {error_line(error)}; free some space, or set TMPDIR") from error
     except Exception as error:  # ONNX's checker raises errors of its own
         raise ExportError(f"{existing.path}: expected a sound graph: {error}".splitlines()[0]) from error
     return Graph(

@@ -50,7 +50,10 @@ def load_model(spec: str, weights: Path | None) -> nn.Module:
     except AttributeError:
         raise InputError(f"model: {package} has no {name}; give the name of a class or function in it") from None
     except Exception as error:  # whatever the module's own code raises
-        raise InputError(f"model: {package} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
+        raise InputError(
+            f"model: {package} cannot be imported: {type(error).__name__}: {one_line(error)}; give "
+            "a module that Python imports in this folder"
+        ) from error
     if weights is not None and weights.is_dir():
         folder_reader = next((r for r in _FOLDER_READERS if callable(getattr(target, r, None))), None)
         if folder_reader:
@@ -225,13 +228,14 @@ def _read_checkpoint(path: Path) -> Any:
         # PyTorch's own message is a page on how to run what the file holds.
         raise InputError(
             f"{path}: expected .safetensors or torch.save(model.state_dict(), …), got other objects, which are "
-            "not unpickled"
+            "not unpickled; save model.state_dict() alone"
         ) from error
     except InputError:
         raise
     except Exception as error:  # the readers let through what their parts raise
         raise InputError(
-            f"{path}: expected .safetensors or torch.save(model.state_dict(), …): {error_line(error)[:300]}"
+            f"{path}: expected .safetensors or torch.save(model.state_dict(), …): "
+            f"{error_line(error)[:300].rstrip('. ')}; give a file that one of them wrote"
         ) from error
 
 
@@ -286,7 +290,9 @@ def _load_state(model: Any, state: dict[str, torch.Tensor], path: Path) -> None:
     try:
         model.load_state_dict(state)
     except Exception as error:  # a model may load its state in its own way
-        raise InputError(f"{path}: these weights are not the model's: {one_line(error)[:500]}") from error
+        raise InputError(
+            f"{path}: these weights are not the model's: {error_line(error).rstrip('. ')}; give those of this model"
+        ) from error
 
 
 def _without_prefix(

@@ -1,5 +1,6 @@
 """Graphs that exist already become bundles, without PyTorch."""
 
+import errno
 import json
 import math
 import os
@@ -448,3 +449,19 @@ def test_the_command_names_its_options(optimum, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["adopt", "a", "b", "--out", str(tmp_path / "no"), "--shape", "3,8,x"])
     assert "argument --shape: shape: expected an integer, got 'x'" in capsys.readouterr().err
+
+
+def test_sizes_beyond_memory_name_the_shape(optimum, tmp_path, capsys):
+    shape = ["--shape", "3,2147483647,2147483647"]
+    assert main(["adopt", str(optimum), "--out", str(tmp_path / "out"), *shape]) == 1
+    assert "error: --shape: expected observations that fit in memory, got [3, 2147483647," in capsys.readouterr().err
+
+
+def test_a_full_disk_is_not_the_graphs_fault(optimum, tmp_path, monkeypatch):
+    def full(model, path):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr("vae_export.adopting.write_graph", full)
+    with pytest.raises(VaeError, match="encoder: not written: File too large; free some space, or set TMPDIR"):
+        adopt(optimum, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_runtime import noise
-from vae_runtime.errors import VaeError, error_line
+from vae_runtime.errors import InputError, VaeError, error_line
 from vae_runtime.likelihood import KINDS
 from vae_runtime.manifest import (
     COMPONENTS,
@@ -144,7 +144,12 @@ class _Understanding:
         low, high = bounds or (-1.0, 1.0)
         # Two rows show whether rows are independent; more would take the memory of large pictures.
         rows = _ROWS if math.prod(shape) <= _SMALL else 2
-        x = low + (high - low) * noise.uniform(0, 0, rows, tuple(shape))
+        try:
+            x = low + (high - low) * noise.uniform(0, 0, rows, tuple(shape))
+        except (InputError, MemoryError):
+            raise ExportError(
+                f"shape: expected observations that fit in memory, got {list(shape)}; give smaller sizes"
+            ) from None
         return np.rint(x).astype(np.int64) if edge.dtype == "int64" else x.astype(np.float32)
 
     def _bounds(self) -> tuple[float, float] | None:

@@ -9,6 +9,7 @@ from torch import nn
 
 import vae_export
 import vae_runtime
+from vae_export.graphs import files
 from vae_export.graphs import onnx_export as graphs
 from vae_runtime.errors import BundleError
 from vae_runtime.places import SUMS
@@ -35,7 +36,8 @@ def model():
 @pytest.fixture
 def large(model, tmp_path, monkeypatch):
     """A bundle whose weights lie beside its graphs."""
-    monkeypatch.setattr(graphs, "_INLINE", 500)
+    monkeypatch.setattr(graphs, "INLINE", 500)
+    monkeypatch.setattr(files, "INLINE", 500)
     x = torch.rand(4, 40, generator=torch.Generator().manual_seed(1))
     vae_export.export(model, tmp_path / "large", example=x, posterior="logvar", formats=("onnx",))
     return tmp_path / "large"

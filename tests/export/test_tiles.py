@@ -285,7 +285,7 @@ def test_a_halo_that_is_too_small_would_be_seen(local, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"tile": "large"}, 'expected "auto", a size, or sizes by axis'),
+        ({"tile": "large"}, 'expected "auto", a size, or sizes of height, width by name'),
         ({"tile": 0}, "tile: expected"),
         ({"tile": {"depth": 8}}, "expected sizes of height, width, got 'depth'"),
         ({"tile": 8, "observe": True}, "observe"),

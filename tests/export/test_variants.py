@@ -17,6 +17,7 @@ from torch import nn
 import vae_runtime
 from vae_export import ParityError, export
 from vae_export.cli import main
+from vae_export.graphs import files
 from vae_export.graphs import onnx_export as graphs
 from vae_export.graphs.graph import require_same
 from vae_export.graphs.measurement import psnr_of
@@ -289,7 +290,8 @@ def test_misuse_of_the_command_line(capsys):
 
 
 def test_what_cannot_be_converted_is_refused_with_the_reason(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(graphs, "_INLINE", 500)
+    monkeypatch.setattr(graphs, "INLINE", 500)
+    monkeypatch.setattr(files, "INLINE", 500)
     exported = export(
         Convolutional(), tmp_path / "out", example=digits[:8], posterior="logvar", variants=ALL, formats=("onnx",)
     )

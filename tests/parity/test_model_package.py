@@ -110,7 +110,6 @@ def test_an_unknown_key_is_refused_by_onnxruntime_and_by_us(tiny_bundle, tmp_pat
         ("additional_metadata", "vae", "other"),
         ("components", "decoder", "additional_metadata"),
         ("package_version",),
-        ("description",),
         ("components", "decoder", "component_name"),
         (*FP32, "additional_metadata", "other"),
         (*FP32, "additional_metadata", "vae", "other"),
@@ -119,7 +118,7 @@ def test_an_unknown_key_is_refused_by_onnxruntime_and_by_us(tiny_bundle, tmp_pat
     ids=".".join,
 )
 def test_a_key_in_an_extension_slot_is_taken_by_onnxruntime_and_by_us(tiny_bundle, tmp_path, resign, place):
-    texts = {"package_version": "1.2.0", "description": "text", "component_name": "name"}
+    texts = {"package_version": "1.2.0", "component_name": "name"}
     bundle = edited(tiny_bundle, tmp_path / "bundle", place, texts.get(place[-1], {"anything": [1, 2]}))
     resign(bundle)
     agrees(bundle)

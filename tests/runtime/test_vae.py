@@ -137,7 +137,7 @@ def test_new_seed():
 
 def test_temperature_scales_the_noise(small):
     z = small.prior(9, seed=1)
-    for temperature in (0, 0.5, 1, 2, 1e6, np.float32(0.25), np.int64(3), True):
+    for temperature in (0, 0.5, 1, 2, 1e6, np.float32(0.25), np.int64(3)):
         same(small.prior(9, seed=1, temperature=temperature), z * np.float32(temperature))
         same(small.sample(9, seed=1, temperature=temperature), z * np.float32(temperature))
     posterior = small.encode(z)
@@ -145,7 +145,7 @@ def test_temperature_scales_the_noise(small):
 
 
 @pytest.mark.parametrize(
-    "wrong", [-1e-9, -1, math.nan, math.inf, 1e39, MAX_TEMPERATURE * 1.01, 10**400, "1", None, 1j, [1.0]]
+    "wrong", [-1e-9, -1, math.nan, math.inf, 1e39, MAX_TEMPERATURE * 1.01, 10**400, "1", None, 1j, [1.0], True]
 )
 def test_a_wrong_temperature_is_refused(vae, wrong):
     posterior = vae.encode(vae.sample(1, seed=0))

@@ -1,5 +1,6 @@
 """What the folders of tests share. PyTorch is imported inside the fixtures alone: tests/runtime runs without it."""
 
+import json
 import os
 import shutil
 import signal
@@ -33,6 +34,19 @@ def python():
         environment = {**os.environ, "PYTHONIOENCODING": "utf-8", **options.pop("env", {})}
         options = {"capture_output": True, "encoding": "utf-8", "check": False, **options}
         return subprocess.run(command, cwd=cwd, env=environment, timeout=timeout, **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def corpus(python):
+    """Run each of so many cases of a corpus in a process of its own, and return the result that it prints last."""
+
+    def run(module, every, timeout):
+        environment = {"PYTHONPATH": os.pathsep.join([str(ROOT / "runtime"), str(ROOT)])}
+        done = python("-m", module, every, env=environment, timeout=timeout)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads(done.stdout.splitlines()[-1])
 
     return run
 

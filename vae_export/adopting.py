@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from vae_runtime import noise
 from vae_runtime._version import __version__
-from vae_runtime.bundle import MANIFEST, open_bundle, require_replaceable
-from vae_runtime.document import PACKAGE_VERSION, dump, parse
+from vae_runtime.bundle import open_bundle, require_replaceable
+from vae_runtime.document import PACKAGE_VERSION
 from vae_runtime.errors import InputError, VaeError, error_line, require_bool, require_integer
 from vae_runtime.files import write_folder
 from vae_runtime.manifest import COMPONENTS, Manifest
@@ -27,7 +27,7 @@ from .errors import ExportError, ParityError, require_path
 from .graphs.existing import ExistingGraph
 from .graphs.files import write_graph
 from .graphs.graph import Graph
-from .labels import Labels, file_sizes, list_sums, package_name
+from .labels import Labels, file_sizes, graph_files, list_sums, package_name
 from .packages import GraphFiles, find_graphs
 from .parity.answers import GoldenVectors, collect_answers, golden_record
 from .parity.tolerances import tolerance
@@ -155,12 +155,7 @@ def _write(
             "adopted": files.origin,
         },
     )
-    document = dump(manifest)
-    # Parsed before it is written: a reader must accept it.
-    parse(document)
-    content: dict[str, bytes | Path] = {MANIFEST: document.encode(), golden.record.file: golden.content}
-    for graph in graphs:
-        content[f"{graph.component}/{graph.variant}/{graph.file}"] = graph.source
+    content = graph_files(manifest, golden, graphs, {})
     content["README.md"] = model_card(manifest, file_sizes(content), False, recognised=understood.recognised).encode()
     content[SUMS] = list_sums(content)
     write_folder(out, content, replace=force, check=lambda written: require_runnable(written, understood.examples))

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from vae_runtime import noise
 from vae_runtime._version import __version__
-from vae_runtime.bundle import MANIFEST
-from vae_runtime.document import dump, parse
 from vae_runtime.errors import InputError
 from vae_runtime.image import grid, png
 from vae_runtime.manifest import COMPONENTS, Manifest, Refusal
@@ -26,7 +24,7 @@ from vae_runtime.prior import read_mixture
 from .card import model_card
 from .graphs.graph import IR_VERSION, OPSET, Graph, open_graph
 from .graphs.variants import Gate
-from .labels import Labels, file_sizes, list_sums, package_name
+from .labels import Labels, file_sizes, graph_files, list_sums, package_name
 from .parity.answers import GoldenVectors
 from .parity.comparison import rows
 from .sources import Source
@@ -91,14 +89,7 @@ def bundle_files(
     prior: Mapping[str, bytes],
 ) -> dict[str, bytes | Path]:  # fmt: skip
     """All files of a bundle by their path in it, in memory or on disk."""
-    document = dump(manifest)
-    # Parsed before it is written: a reader must accept it.
-    parse(document)
-    files: dict[str, bytes | Path] = {MANIFEST: document.encode(), golden.record.file: golden.content, **prior}
-    for graph in graphs:
-        folder = f"{graph.component}/{graph.variant}"
-        files[f"{folder}/{graph.file}"] = graph.source
-        files |= {f"{folder}/{name}": content for name, content in graph.data.items()}
+    files = graph_files(manifest, golden, graphs, prior)
     picture = _sample_sheet(adapted, graphs, next(iter(prior.values()), None))
     if picture is not None:
         files["samples.png"] = picture

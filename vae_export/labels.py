@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vae_runtime.document import PACKAGE_VERSION
+from vae_runtime.bundle import MANIFEST
+from vae_runtime.document import PACKAGE_VERSION, dump, parse
 from vae_runtime.errors import InputError
+from vae_runtime.manifest import Manifest
 from vae_runtime.places import format_sums
+
+from .graphs.graph import Graph
+from .parity.answers import GoldenVectors
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,21 @@ class Labels:
 def package_name(name: str) -> str:
     """Return a bundle's name as ONNX Runtime's packages may be called."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "vae"
+
+
+def graph_files(
+    manifest: Manifest, golden: GoldenVectors, graphs: Sequence[Graph], further: Mapping[str, bytes]
+) -> dict[str, bytes | Path]:  # fmt: skip
+    """Return the manifest, the golden vectors, the graphs and further files of a bundle by their path in it."""
+    document = dump(manifest)
+    # Parsed before it is written: a reader must accept it.
+    parse(document)
+    files: dict[str, bytes | Path] = {MANIFEST: document.encode(), golden.record.file: golden.content, **further}
+    for graph in graphs:
+        folder = f"{graph.component}/{graph.variant}"
+        files[f"{folder}/{graph.file}"] = graph.source
+        files |= {f"{folder}/{name}": content for name, content in graph.data.items()}
+    return files
 
 
 def file_sizes(files: Mapping[str, bytes | Path]) -> dict[str, int]:

@@ -60,9 +60,7 @@ def push(bundle: str | os.PathLike[str], repository: str, *, private: bool = Fal
             f"bundle: expected a folder, got a .zip file with a signature of its own, {signature}, which the Hub's "
             "files cannot keep; unpack it and sign the folder, or remove the signature"
         )
-    problems = opened.problems()
-    if problems:
-        raise BundleError("\n".join(problems))
+    opened.require_sound()
     try:
         import huggingface_hub
     except ImportError as error:

@@ -38,9 +38,7 @@ def sign(bundle: str | os.PathLike[str], key: str | os.PathLike[str], *, force: 
         raise InputError(f"key: expected the path of a private key in PEM, got {str(key)!r}")
     require_bool("force", force)
     opened = open_bundle(bundle)
-    problems = opened.problems()
-    if problems:
-        raise BundleError("\n".join(problems))
+    opened.require_sound()
     try:
         from model_signing import hashing, signing
     except ImportError as error:

@@ -162,6 +162,16 @@ class Bundle(Record):
                 problems.append(str(error))
         return problems
 
+    def require_sound(self) -> None:
+        """Read every file.
+
+        Raises:
+            BundleError: there are `problems`, a line for each.
+        """
+        problems = self.problems()
+        if problems:
+            raise BundleError("\n".join(problems))
+
 
 def open_bundle(
     path: str | os.PathLike[str], digest: str | None = None, key: str | os.PathLike[str] | None = None

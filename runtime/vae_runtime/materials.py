@@ -10,7 +10,6 @@ from typing import Any
 
 from ._version import __version__
 from .bundle import Bundle, open_bundle
-from .errors import BundleError
 from .manifest import Manifest, TensorSpec
 from .places import SUMS
 
@@ -43,9 +42,7 @@ def bill_of_materials(bundle: str | os.PathLike[str], *, digest: str | None = No
         InputError: an argument has the wrong form.
     """
     opened = open_bundle(bundle, digest)
-    problems = opened.problems()
-    if problems:
-        raise BundleError("\n".join(problems))
+    opened.require_sound()
     data = _data(opened.manifest)
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vae_runtime.places import SUMS, format_sums
+from vae_runtime.protobuf import bytes_field, integer_field
 
 DIGITS = Path(__file__).parents[2] / "models" / "digits"
 DECODER = "decoder/fp32/model.onnx"
@@ -25,23 +26,14 @@ class Case(NamedTuple):
     verdict: str
 
 
-def varint(value: int) -> bytes:
-    out = []
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
 def field(number: int, *values: int | str | bytes) -> bytes:
     """The encoding of each value as a field of a protobuf message."""
     out = b""
     for value in values:
         if isinstance(value, int):
-            out += varint(number << 3) + varint(value)
+            out += integer_field(number, value)
         else:
-            content = value.encode() if isinstance(value, str) else value
-            out += varint(number << 3 | 2) + varint(len(content)) + content
+            out += bytes_field(number, value.encode() if isinstance(value, str) else value)
     return out
 
 

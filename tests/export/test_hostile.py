@@ -4,8 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 
 import pytest
@@ -24,16 +22,6 @@ if not os.path.exists("/proc/self/clear_refs"):
     pytest.skip("memory is measured by /proc", allow_module_level=True)
 
 
-def outcome(root, every):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root / "runtime"), str(root)])}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.corpus.inputs", str(every)], cwd=root, env=environment,
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def require_right(result, cases):
     assert result["wrong"] == []
     assert result["cases"] >= cases
@@ -42,13 +30,13 @@ def require_right(result, cases):
     assert result["largest"][0] < 300, result["largest"]
 
 
-def test_a_part_of_the_hostile_files_is_refused(root):
-    require_right(outcome(root, 4), 80)
+def test_a_part_of_the_hostile_files_is_refused(corpus):
+    require_right(corpus("tests.corpus.inputs", 4, 300), 80)
 
 
 @pytest.mark.long
-def test_all_hostile_files_are_refused(root):
-    require_right(outcome(root, 1), 350)
+def test_all_hostile_files_are_refused(corpus):
+    require_right(corpus("tests.corpus.inputs", 1, 300), 350)
 
 
 @pytest.mark.parametrize("wrong", [{"wrong": ["x"]}, {"cases": 1}, {"slowest": [9, ""]}, {"largest": [301, ""]}])

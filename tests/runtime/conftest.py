@@ -25,6 +25,7 @@ from vae_runtime.manifest import (
     Variant,
 )
 from vae_runtime.places import SUMS, format_sums
+from vae_runtime.protobuf import bytes_field, integer_field
 from vae_runtime.session import RowSession, Session
 
 
@@ -73,18 +74,10 @@ class Onnx:
         out = b""
         for value in values:
             if isinstance(value, int):
-                out += self._varint(number << 3) + self._varint(value)
+                out += integer_field(number, value)
             else:
-                content = value.encode() if isinstance(value, str) else value
-                out += self._varint(number << 3 | 2) + self._varint(len(content)) + content
+                out += bytes_field(number, value.encode() if isinstance(value, str) else value)
         return out
-
-    def _varint(self, value):
-        out = []
-        while value > 0x7F:
-            out.append(value & 0x7F | 0x80)
-            value >>= 7
-        return bytes([*out, value])
 
     def value(self, name, sizes, element=1):
         """ValueInfoProto: an input or output; a size may be a name, `element` 1 is float32, 7 int64, 11 float64."""

@@ -136,7 +136,11 @@ def _ours(folder: Path, way: str, threads: int) -> Callable[[Array], Array]:
     vae = VAE(bundle, Networks(bundle, resolve_device("cpu", None), threads, bundle.choose(None)))
     if way == "vae-runtime":
         return vae.decode
-    return partial(vae.decode, tile="auto", tile_blend=way == "vae-runtime, blended tiles")
+    if way == "vae-runtime, exact tiles":
+        return partial(vae.decode, tile="auto")
+    # The size of diffusers' own tiles.
+    config = json.loads((folder / "diffusers" / "config.json").read_text(encoding="utf-8"))
+    return partial(vae.decode, tile=config["sample_size"], tile_blend=True)
 
 
 def exact(folder: Path) -> bool:

@@ -84,7 +84,7 @@ def test_export_writes_a_bundle_and_shows_its_parity(fresh_export):
 
 @pytest.mark.long
 def test_parity_of_a_bundle_with_its_run(command, tiny_run, tiny_bundle):
-    done = command("parity", tiny_run, tiny_bundle)
+    done = command("parity", tiny_run, tiny_bundle, "--trust")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"{tiny_bundle}: equal to {tiny_run}"
     assert done.stdout.count("max abs") == 15

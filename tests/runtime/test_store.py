@@ -386,6 +386,8 @@ def test_object_stores_take_no_password(url, digits, tmp_path):
 
 
 def test_passwords_that_a_library_repeats_are_not_printed(monkeypatch):
+    pytest.importorskip("fsspec", reason="fsspec is missing")
+
     class Refusing:
         def cat_file(self, path):
             raise PermissionError(f"https://me:h%40den@host/{path} and 'h@den@host' " + "x" * 1000 + " port 'me:h@den'")

@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-# What takes five seconds and more: the documents, clean installs, a cluster, kills at random, the quick benchmark.
+# What takes four seconds and more: documents, clean installs, clusters, kills at random, the quick benchmark.
 test-long: $(VENV)/installed-dev
 	$(RUN) -m pytest -m long -n auto --maxprocesses 4 --dist loadfile
 

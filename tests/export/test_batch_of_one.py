@@ -59,6 +59,7 @@ class Coupled(Plain):
         return rows - rows.mean(0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("cls", "component"), [(InALoop, "decoder"), (Encoding, "encoder")])
 def test_a_loop_over_rows_is_exported_for_one(cls, component, tmp_path, capfd):
     model = cls()

@@ -249,6 +249,7 @@ def test_a_failure_is_one_error_line_and_status_1(failing, arguments, words):
     assert words in failing(*arguments.split())
 
 
+@pytest.mark.long
 def test_such_a_failure_in_a_process_of_its_own(command, tmp_path):
     done = command("export", "run", "--out", "bundle", cwd=tmp_path)
     assert done.returncode == 1

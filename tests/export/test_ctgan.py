@@ -63,6 +63,7 @@ def synthesizer(*columns):
     return cls(embedding_dim=4, transformer=transformer, decoder=Decoder(4, width))
 
 
+@pytest.mark.long
 def test_a_fitted_tvae_is_exported_with_its_table(tmp_path):
     model = synthesizer(numbers("age", "int64"), categories("city", "a", np.str_("b"), np.nan), numbers("x", "float64"))
     exported = export(model, tmp_path / "b")

@@ -97,6 +97,7 @@ class Causal(nn.Module):
 FRAMES = {"posterior": "logvar", "axes": ("channel", "frame"), "latent_axes": ("channel", "frame")}
 
 
+@pytest.mark.long
 def test_frames_may_have_an_offset(tmp_path):
     x = torch.rand(3, 2, 9, generator=torch.Generator().manual_seed(2))
     model = Causal()
@@ -125,6 +126,7 @@ def test_the_probe_finds_the_offset(factor, frames, sizes):
         assert understand_source(source).signature.observation.dynamic == {"frame": sizes}
 
 
+@pytest.mark.long
 def test_a_size_that_exporters_may_freeze_is_refused_or_right(tmp_path):
     """How far exporters follow Python's own numbers changes from version to version; a wrong graph is never written."""
     x = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(2))
@@ -156,6 +158,7 @@ def test_a_size_that_a_tracer_freezes_is_found(tmp_path, monkeypatch):
     assert vae_export.export(Frozen(), tmp_path / "fixed", **arguments).parity.passed
 
 
+@pytest.mark.long
 def test_the_older_exporter_has_its_turn_after_a_wrong_graph(tmp_path, monkeypatch):
     """The first exporter's graph is altered here; what ships is the second's, and the manifest says so."""
 

@@ -31,7 +31,7 @@ def require_right(result, cases):
 
 
 def test_a_part_of_the_hostile_files_is_refused(corpus):
-    require_right(corpus("tests.corpus.inputs", 4, 300), 80)
+    require_right(corpus("tests.corpus.inputs", 64, 300), 5)
 
 
 @pytest.mark.long

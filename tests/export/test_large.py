@@ -56,6 +56,7 @@ def test_weights_lie_beside_the_graph_and_are_hashed(large, model):
     np.testing.assert_allclose(vae_runtime.load(large).decode(z), expected, atol=1e-6)
 
 
+@pytest.mark.long
 def test_they_are_read_wherever_the_process_works(large, tmp_path, monkeypatch):
     """ONNX Runtime by itself would look for them in the working directory."""
     (tmp_path / "elsewhere").mkdir()

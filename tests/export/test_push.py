@@ -86,6 +86,7 @@ def test_a_newer_bundle_replaces_the_older_one_and_the_older_commit_stays(at_hub
     assert at_hub("vae_runtime", "info", f"hf://me/mine@{first}").returncode == 0
 
 
+@pytest.mark.long
 def test_files_of_others_stay_unless_forced(at_hub, server, digits):
     for name in ("weights.bin", "README.md"):
         server.head, server.commits = "a" * 40, {"a" * 40: {name: b"mine", ".gitattributes": b"*"}}
@@ -97,6 +98,7 @@ def test_files_of_others_stay_unless_forced(at_hub, server, digits):
     assert "weights.bin" not in server.commits[server.head]
 
 
+@pytest.mark.long
 def test_others_sums_are_no_bundle(at_hub, server, digits):
     """A repository that lists its own files, and even one that has a manifest of that name, is somebody else's."""
     ours = (digits / "manifest.json").read_bytes()
@@ -132,6 +134,7 @@ def keys(tmp_path):
 LOAD = "import sys, vae_runtime; print(vae_runtime.load(sys.argv[1], key=sys.argv[2]).sample(1).shape)"
 
 
+@pytest.mark.long
 def test_a_signature_goes_along(at_hub, server, bundle_copy, keys):
     secret, public, other = keys
     sign(bundle_copy, secret)
@@ -190,6 +193,7 @@ def test_a_signed_bundle_is_pushed_and_installed_on_a_device_that_goes_back(at_h
     assert at_hub("vae_runtime", "verify", f"hf://me/mine@{server.head}", "--key", public).returncode == 1
 
 
+@pytest.mark.long
 def test_what_fails_commits_nothing(at_hub, server, digits, tmp_path):
     refused = at_hub("vae_export", "push", digits, "me/mine", token="hf_wrong")
     assert (refused.returncode, server.commits) == (1, {})

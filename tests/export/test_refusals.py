@@ -337,6 +337,7 @@ class LeftOut(Plain):
         return self.mu(torch.relu(self.body(x)))
 
 
+@pytest.mark.long
 def test_parameters_that_no_graph_has_are_named(tmp_path):
     done = vae_export.export(LeftOut(), tmp_path / "bundle", example=X, posterior="none", formats=("onnx",))
     assert any(line.endswith("reads them: logvar.weight, logvar.bias") for line in done.recognised)

@@ -36,6 +36,7 @@ def by_the_library(path, signature, public, *options):
     return subprocess.run([*command, "--public_key", public, *options], capture_output=True, check=False).returncode
 
 
+@pytest.mark.long
 def test_a_folder_is_signed(bundle, keys, capsys):
     secret, public = keys
     # Beside the bundle, and not part of it.

@@ -143,6 +143,7 @@ def test_all_is_as_it_came(case, tmp_path):
     assert seen == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("case", ["exported", "refused", "failed"])
 def test_the_outputs_are_as_before(case, training, tmp_path):
@@ -186,6 +187,7 @@ def test_an_interruption_leaves_it_too(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("validate", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_the_user_set_in_pytorch_stays(validate, dtype, tmp_path):

@@ -324,6 +324,7 @@ def blended(autoencoder, tmp_path_factory):
     return vae_runtime.load(folder)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [(23, 20), (8, 12), (9, 8), (8, 8), (6, 31)])
 @torch.no_grad()
 def test_blended_tiles_are_those_of_diffusers(autoencoder, blended, size):

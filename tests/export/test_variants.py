@@ -163,6 +163,7 @@ def test_two_exports_give_the_same_bytes(convolutional, digits, tmp_path):
     assert again.digest == convolutional.digest
 
 
+@pytest.mark.long
 def test_quantizers_say_nothing_and_leave_the_loggers_alone(digits, tmp_path, capfd):
     before = list(logging.root.handlers), logging.root.manager.disable
     export(Convolutional(), tmp_path / "out", example=digits[:8], posterior="logvar", variants=("int8",))

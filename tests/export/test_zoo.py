@@ -17,18 +17,24 @@ pytestmark = [
 ]
 
 
-# One of each family in every run; all of the table in the slow tests, but what takes minutes is left to `make zoo`.
-# These take longer than ten seconds each.
-LONG = {"AutoencoderKL", "GRU, a latent for every step"}
-FIRST = {entry.family: entry for entry in reversed(ENTRIES) if not entry.slow and entry.name not in LONG}.values()
-CHOSEN = [
-    pytest.param(entry, marks=() if entry in FIRST else pytest.mark.slow, id=str(entry))
-    for entry in ENTRIES
-    if not entry.slow
-]
+# One of each family, those that take long in the long tests; all of the table in the slow tests, but what takes minutes
+# is left to `make zoo`.
+LONG = {"AutoencoderTiny", "LSTM encoder, autoregressive decoder"}
+# These take longer still.
+LONGEST = {"AutoencoderKL", "GRU, a latent for every step"}
+FIRST = {entry.family: entry for entry in reversed(ENTRIES) if not entry.slow and entry.name not in LONGEST}.values()
 
 
-def test_every_family_of_the_table_has_a_model_in_every_run():
+def marks(entry):
+    if entry not in FIRST:
+        return pytest.mark.slow
+    return pytest.mark.long if entry.name in LONG else ()
+
+
+CHOSEN = [pytest.param(entry, marks=marks(entry), id=str(entry)) for entry in ENTRIES if not entry.slow]
+
+
+def test_every_family_of_the_table_has_a_model():
     assert {entry.family for entry in FIRST} >= {
         "plain",
         "conditional",
@@ -70,6 +76,7 @@ def test_exports_unchanged_and_gives_what_the_model_gives(entry, tmp_path):
     assert differences(biased(entry), model, arguments, vae, error) != []
 
 
+@pytest.mark.long
 def test_a_deterministic_autoencoder_refuses_to_sample_unless_a_prior_was_fitted(tmp_path):
     plain, fitted = (
         next(entry for entry in ENTRIES if str(entry) == f"autoencoder: {name}")

@@ -111,6 +111,7 @@ class Once:
             self.result = self.act()
 
 
+@pytest.mark.long
 def test_the_same_bytes_and_calls_of_progress_and_a_word_on_another_processor(
     on_cluster, tmp_path, undisturbed, monkeypatch
 ):

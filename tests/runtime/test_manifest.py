@@ -1050,6 +1050,7 @@ def test_parser_and_schema_come_to_the_same_verdict_on_any_document() -> None:
     assert verdicts[False, True] == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("place", "changes"),
     [
@@ -1081,6 +1082,7 @@ def test_a_schema_that_is_a_little_off_is_found_out(place: tuple[str, ...], chan
     assert any(validator.is_valid(document) != fields_are_right(document) for document in documents)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("owner", "part", "instead"),
     [

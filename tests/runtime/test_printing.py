@@ -34,6 +34,7 @@ def require_harmless(captured):
     assert len(captured.out + captured.err) < 100_000
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("text", [FORGED, "long " * 2000], ids=["forged", "long"])
 def test_no_text_of_a_manifest_forges_a_line_or_floods(text, bundle_copy, edit_manifest, capfd):
     original = (bundle_copy / "manifest.json").read_text(encoding="utf-8")

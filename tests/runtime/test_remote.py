@@ -292,6 +292,7 @@ def test_a_branch_of_the_hub_needs_a_digest(hub, server, vae):
     assert hub("hf://me/digits", wrong).startswith(f"VaeError hf://me/digits: expected the digest {wrong}")
 
 
+@pytest.mark.long
 def test_a_signature_in_a_repository(hub, server, vae, digits, sign, keys, tmp_path):
     unsigned = hub(f"hf://me/digits@{COMMIT}", "", keys["mine"][1])
     assert unsigned.startswith("BundleError ")

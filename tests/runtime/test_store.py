@@ -182,6 +182,7 @@ def test_parts_on_s3(digits, s3, undisturbed):
         finish_samples(s3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["500", "cut", "slow"])
 @pytest.mark.parametrize(("method", "part"), [("PUT", "1.npy"), ("PUT", ".json"), ("GET", ".json"), ("HEAD", ".npy")])
 def test_what_fails_in_passing_is_tried_again(digits, s3, server, undisturbed, method, part, how):
@@ -243,6 +244,7 @@ def test_what_cannot_work_is_not_tried_again(digits, s3, server, tmp_path, capsy
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+@pytest.mark.long
 def test_killed_while_it_sends_the_same_command_finishes(digits, s3, server, undisturbed):
     words = ["generate", str(digits), *WORDS, "--workers", "1", "--out", s3]
     command = [str(Path(sys.executable).with_name("vae-runtime")), *words]

@@ -6,6 +6,7 @@ of the package and of each variant.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -13,7 +14,22 @@ from typing import Any
 
 from ._version import __version__
 from .errors import BundleError, one_line
-from .fields import FREE, TEXT, Choice, List, Map, Problem, Problems, Struct, Text, Type, join, shown
+from .fields import (
+    FREE,
+    MAX_PROBLEMS,
+    TEXT,
+    Choice,
+    List,
+    Map,
+    Problem,
+    Problems,
+    Struct,
+    Text,
+    TooManyProblems,
+    Type,
+    join,
+    shown,
+)
 from .manifest import COMPONENTS, FILE, FORMAT_VERSION, NAME, PATH, READER, VARIANT_NAME, VERSION, Manifest, Variant
 from .records import Field, fields_of
 from .rules import contradictions
@@ -204,8 +220,9 @@ def _written(variant: Variant) -> dict[str, Any]:
 
 def _is_deep(text: str) -> bool:
     """Return whether objects and lists are nested more than 64 deep."""
-    # Brackets in strings count at first, since finding the strings takes longer.
-    return _depth(text) > _MAX_DEPTH and _depth(re.sub(r'"(?:[^"\\]|\\.)*"', "", text)) > _MAX_DEPTH
+    # Brackets in strings count at first, since finding the strings takes longer. A string without an end counts as one:
+    # looking for its end from each quote in it would take the square of its length.
+    return _depth(text) > _MAX_DEPTH and _depth(re.sub(r'(?s)"(?:[^"\\]|\\.)*"?', "", text)) > _MAX_DEPTH
 
 
 def _depth(text: str) -> int:
@@ -247,19 +264,28 @@ def _refusal(document: Any, found: list[Problem], place: str) -> str:
     lines = "".join(f"\n  {problem}" for problem in found[:_MAX_PROBLEMS])
     if len(found) > _MAX_PROBLEMS:
         lines += f"\n  and {len(found) - _MAX_PROBLEMS} more"
-    return f"{place}: {len(found)} problems; {remedy}:{lines}"
+    many = f"at least {MAX_PROBLEMS}" if len(found) == MAX_PROBLEMS else len(found)
+    return f"{place}: {many} problems; {remedy}:{lines}"
 
 
 def _install(document: Any) -> str:
     reader = document["additional_metadata"]["vae"].get("reader")
     # A reader that is installed already would be no next step.
-    newer = READER.matches(reader) and _numbers(reader.rpartition("=")[2]) > _numbers(__version__)
+    newer = READER.matches(reader) and _is_newer(reader)
     return f"pip install '{reader}'" if newer else "pip install --upgrade vae-runtime"
 
 
-def _numbers(version: str) -> list[tuple[int, str]]:
-    """Return the numbers of a version, to compare; as text, because Python does not read thousands of digits."""
-    return [(len(number), number) for number in (part.lstrip("0") for part in re.findall("[0-9]+", version))]
+def _is_newer(reader: str) -> bool:
+    """Return whether a requirement needs a later version than this one."""
+    return _numbers(reader.rpartition("=")[2]) > _numbers(__version__)
+
+
+def _numbers(version: str) -> list[int]:
+    """Return the numbers of a version, to compare; 0.1 and 0.1.0 are the same."""
+    numbers = [int(number) for number in re.findall("[0-9]+", version)]
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return numbers
 
 
 def _read(document: Any) -> tuple[Manifest | None, list[Problem]]:
@@ -268,7 +294,8 @@ def _read(document: Any) -> tuple[Manifest | None, list[Problem]]:
         # Nothing else can be judged in a document of another version.
         return None, [problem]
     found = Problems()
-    outer = DOCUMENT.read(document, "", found)
+    with contextlib.suppress(TooManyProblems):
+        outer = DOCUMENT.read(document, "", found)
     if found:
         return None, found
     vae = {key: value for key, value in outer["additional_metadata"]["vae"].items() if key != "must_understand"}
@@ -278,7 +305,11 @@ def _read(document: Any) -> tuple[Manifest | None, list[Problem]]:
     }
     names = {key: outer.get(key) for key in ("package_name", "package_version")}
     manifest = Manifest(**names, **components, **vae)
-    return manifest, contradictions(manifest)
+    found.extend(contradictions(manifest))
+    if not found and manifest.reader and _is_newer(manifest.reader):
+        expected = f"a requirement that vae-runtime {__version__} meets"
+        found.note("additional_metadata.vae.reader", expected, manifest.reader, newer=True)
+    return manifest, found
 
 
 def _variant(component: str, name: str, members: dict[str, Any]) -> Variant:

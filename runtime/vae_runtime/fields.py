@@ -13,6 +13,7 @@ from typing import Any
 from .records import Field, Record, fields_of, record
 
 MAX_NUMBER = 1e300
+MAX_PROBLEMS = 1000
 # Characters of a place or a value in an error, and of one name in a place.
 _MAX_TEXT, _MAX_NAME = 400, 80
 
@@ -37,8 +38,18 @@ class Problem(Record):
         return f"{place}: expected {expected}, got {got}"
 
 
+class TooManyProblems(Exception):
+    """There are `MAX_PROBLEMS`: reading ends, since each further one would take time."""
+
+
 class Problems(list[Problem]):
     """The problems found so far."""
+
+    def append(self, problem: Problem) -> None:
+        """Add a problem."""
+        super().append(problem)
+        if len(self) == MAX_PROBLEMS:
+            raise TooManyProblems
 
     def note(self, place: str, expected: str, value: Any, newer: bool = False) -> None:
         """Add a problem; `value` is shown short and without control characters."""

@@ -46,7 +46,7 @@ VARIANT_NAME = Text(
 )
 VERSION = Text(r"2\.(0|[1-9][0-9]*)", 'a version "2.x"', name="version")
 # What errors tell people to install comes out of a file, so it can name nothing but this package.
-READER = Text(r"vae-runtime>=[0-9]+(\.[0-9]+)*", 'a requirement such as "vae-runtime>=0.1"')
+READER = Text(r"vae-runtime>=[0-9]{1,9}(\.[0-9]{1,9}){0,7}", 'a requirement such as "vae-runtime>=0.1"')
 DIGEST = Text(
     "sha256:[0-9a-f]{64}",
     'a digest, "sha256:" and 64 hexadecimal digits',

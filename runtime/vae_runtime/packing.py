@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ._version import __version__
 from .bundle import MANIFEST, Bundle, open_bundle, require_replaceable
 from .devices import onnxruntime_version
 from .document import dump
@@ -175,7 +174,6 @@ def _cut(source: Bundle, only: Sequence[tuple[str, str | None]]) -> Manifest:
         decoder=chosen["decoder"],
         # A pack of a pack names the bundle that has every graph.
         packed_from=source.manifest.packed_from or source.digest,
-        reader=f"vae-runtime>={__version__}",
     )
 
 

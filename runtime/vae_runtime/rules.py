@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from .fields import Problem, join
 from .manifest import Condition, Latent, Likelihood, Manifest, Sizes, Tiles
+
+_MAX_LISTED = 300
 
 
 def contradictions(manifest: Manifest) -> list[Problem]:
@@ -38,13 +40,14 @@ def contradictions(manifest: Manifest) -> list[Problem]:
     for component, variants in required.items():
         place = f"components.{component}.variants"
         outputs = [output.name for output in manifest.outputs(component)]
+        expected = f"a number for each of {_listed(sorted(outputs))}"
         if not any(variant.executor == "ort" for variant in variants.values()):
-            found.append(Problem(place, 'at least one variant with executor_info "ort"', str(list(variants))))
+            found.append(Problem(place, 'at least one variant with executor_info "ort"', _listed(variants)))
         for variant in variants.values():
             for field_name, numbers in (("tolerance", variant.tolerance), ("error", variant.error)):
                 if set(numbers) != set(outputs):
                     where = f"{join(place, variant.name)}.additional_metadata.vae.{field_name}"
-                    found.append(Problem(where, f"a number for each of {sorted(outputs)}", str(sorted(numbers))))
+                    found.append(Problem(where, expected, _listed(sorted(numbers))))
     for index, refusal in enumerate(manifest.refused):
         if refusal.variant in manifest.components.get(refusal.component, {}):
             where = f"{vae}.refused[{index}].variant"
@@ -64,16 +67,23 @@ def is_decoder_alone(manifest: Manifest) -> bool:
     )
 
 
+def _listed(names: Iterable[str]) -> str:
+    """Return names as a problem shows them; a bundle may have many long ones, and a problem for each."""
+    text = str(list(names))
+    return text if len(text) <= _MAX_LISTED else f"{text[: _MAX_LISTED - 1]}…"
+
+
 def _axes_problems(
     place: str, shape: tuple[int, ...], axes: tuple[str, ...], dynamic: Mapping[str, Sizes]
 ) -> Iterator[Problem]:
     if axes and len(axes) != len(shape):
         yield Problem(f"{place}.axes", f"one name for each of the {len(shape)} sizes of the shape", str(len(axes)))
         return
+    names = _listed(axes)
     for axis, sizes in dynamic.items():
         where = join(f"{place}.dynamic", axis)
         if axes.count(axis) != 1:
-            yield Problem(where, "the name of one of the axes", str(list(axes)))
+            yield Problem(where, "the name of one of the axes", names)
         elif shape[axes.index(axis)] not in sizes:
             yield Problem(where, f"sizes that include {shape[axes.index(axis)]}, the size in the shape", str(sizes))
 
@@ -151,7 +161,7 @@ def _table_problems(place: str, manifest: Manifest) -> Iterator[Problem]:
 def _likelihood_problems(place: str, likelihood: Likelihood) -> Iterator[Problem]:
     if likelihood.shape is None:
         if likelihood.axes:
-            yield Problem(f"{place}.axes", "no axes without a shape", str(list(likelihood.axes)))
+            yield Problem(f"{place}.axes", "no axes without a shape", _listed(likelihood.axes))
     else:
         yield from _axes_problems(place, likelihood.shape, likelihood.axes, {})
     for index, output in enumerate(likelihood.outputs):

@@ -3,6 +3,7 @@ import dataclasses
 import json
 import re
 import time
+import tracemalloc
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator
@@ -920,7 +921,7 @@ def valid_manifests(draw: st.DrawFn) -> Manifest:
         decoder=draw(variants_of("decoder", [*decoded, *(output.name for output in likelihood.outputs)])),
         description=draw(TEXTS),
         license=draw(st.none() | TEXTS),
-        reader=draw(st.sampled_from([None, "vae-runtime>=0.1", "vae-runtime>=3", "vae-runtime>=1.20.300"])),
+        reader=draw(st.sampled_from([None, "vae-runtime>=0.1", "vae-runtime>=0", f"vae-runtime>={__version__}.0"])),
         refused=tuple(
             # No variant of `variants_of` has a name that ends so.
             Refusal(draw(st.sampled_from(["encoder", "decoder"])), f"{draw(NAMES)}.refused", draw(TEXTS))
@@ -1622,3 +1623,42 @@ def test_the_number_of_variants_is_bounded() -> None:
     variants = document["components"]["decoder"]["variants"]
     variants.update({f"v{index}": {} for index in range(99)})
     assert "components.decoder.variants: expected at most 64 variants, got" in refusal(json.dumps(document))
+
+
+@pytest.mark.parametrize("content", ['[["' + '\\"' * 400_000, '[["' + "\\\\" * 400_000, '[["\\\n' * 80_000])
+def test_a_string_without_an_end_is_read_in_linear_time(content: str) -> None:
+    start = time.perf_counter()
+    assert "too deeply nested" in refusal("[" * 64 + content)
+    assert time.perf_counter() - start < 5
+
+
+def test_reading_ends_at_a_thousand_problems() -> None:
+    text = refusal(json.dumps(edited(((*FREE, "conditions"), [{"name": "y", "classes": [5] * 200_000}]))))
+    assert "at least 1000 problems" in text
+    assert text.endswith("and 980 more")
+
+
+def test_long_names_of_axes_are_not_repeated_in_each_problem() -> None:
+    names = {f"d{index}": {"min": 1, "max": 9} for index in range(900)}
+    axes = [letter * 100_000 for letter in "abc"]
+    document = edited(((*FREE, "observation", "axes"), axes), ((*FREE, "observation", "dynamic"), names))
+    document["additional_metadata"]["vae"]["observation"]["shape"] = [1, 28, 28]
+    tracemalloc.start()
+    try:
+        assert "900 problems" in refusal(json.dumps(document))
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_bundle_that_needs_a_newer_reader_is_refused() -> None:
+    document = edited(((*FREE, "reader"), "vae-runtime>=99.1"))
+    assert refusal(json.dumps(document)).endswith(
+        f'.reader: expected a requirement that vae-runtime {__version__} meets, got "vae-runtime>=99.1"; export the '
+        "bundle again, or install a vae-runtime that knows more: pip install 'vae-runtime>=99.1'"
+    )
+    for reader in (f"vae-runtime>={__version__}", f"vae-runtime>={__version__}.0.0", "vae-runtime>=0"):
+        assert parse(json.dumps(edited(((*FREE, "reader"), reader)))).reader == reader
+    assert "expected a requirement such as" in refusal(
+        json.dumps(edited(((*FREE, "reader"), "vae-runtime>=" + "9" * 10)))
+    )

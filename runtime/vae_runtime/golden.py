@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from . import noise
 from .arrays import packed_limit, unpack_npz
 from .bundle import Bundle
+from .errors import BundleError
+from .likelihood import kind_named
 from .manifest import Manifest, TensorSpec
 
 Array = NDArray[Any]
+
+# Values of one latent that are drawn and not stored; each takes some bytes more while it is drawn.
+_MAX_DRAWN = 2**24
+# Wide enough for answers that a model gave in float16: outputs whose roles are swapped are far outside.
+_RELATIVE, _ABSOLUTE = 0.05, 1e-3
 
 
 def golden_tensors(manifest: Manifest) -> dict[str, TensorSpec]:
@@ -37,6 +46,12 @@ def read_golden(bundle: Bundle) -> dict[str, Array]:
     manifest = bundle.manifest
     file, n = manifest.golden.file, manifest.golden.n
     tensors = golden_tensors(manifest)
+    for latent in manifest.latents:
+        if latent.prior.kind == "normal" and n * math.prod(latent.shape) > _MAX_DRAWN:
+            raise BundleError(
+                f"{bundle.place(file)}: expected at most {_MAX_DRAWN} values of {latent.name}, got {n} times "
+                f"{math.prod(latent.shape)}; export the bundle again"
+            )
     expected = {name: (tensor.dtype, (n, *tensor.shape)) for name, tensor in tensors.items()}
     return unpack_npz(bundle.read(file, limit=packed_limit(expected)), bundle.place(file), expected)
 
@@ -55,6 +70,33 @@ def golden_inputs(bundle: Bundle, component: str, golden: Mapping[str, Array]) -
         return noise.normal(seed, 0, n, tensor.shape, noise.stream_of(noise.PRIOR, drawn[tensor.name]))
 
     return {tensor.name: value(tensor) for tensor in bundle.manifest.inputs(component)}
+
+
+def contradictions(manifest: Manifest, golden: Mapping[str, Array]) -> Iterator[str]:
+    """Tell which answers are not what the manifest says they are: std of a logvar, and the mean of logits.
+
+    Outputs of one shape whose roles are swapped pass every other check.
+    """
+    pairs = []
+    posteriors = [latent.posterior for latent in manifest.latents if manifest.encoder]
+    for posterior in posteriors:
+        if posterior.kind == "normal":
+            logvar = golden[f"encoder/pytorch/{posterior.logvar}"].astype(np.float64)
+            pairs.append((f"encoder/pytorch/{posterior.std}", f"exp({posterior.logvar} / 2)", np.exp(logvar / 2)))
+    likelihood = manifest.likelihood
+    if likelihood.logits and manifest.decoder:
+        logits = golden[f"decoder/pytorch/{likelihood.logits}"].astype(np.float64)
+        mean = kind_named(likelihood.kind).mean_of(logits)
+        pairs.append((f"decoder/pytorch/{likelihood.mean}", f"the mean of {likelihood.logits}", mean))
+    for name, formula, expected in pairs:
+        answer = golden[name]
+        outside = ~np.isclose(answer, expected, _RELATIVE, _ABSOLUTE)
+        if outside.any():
+            index = tuple(int(i) for i in np.argwhere(outside)[0])
+            yield (
+                f"{name}: expected {formula}, {expected[index]:.6g} at {list(index)}, got {answer[index]:.6g}; the "
+                "manifest swaps the roles of outputs, or the bundle is damaged: export it again"
+            )
 
 
 def reference_of(manifest: Manifest) -> str:

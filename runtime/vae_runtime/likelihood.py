@@ -66,6 +66,10 @@ class Kind:
         values = "counts (0, 1, 2, …)" if self.counts else values
         return f"expected {values} for a {self.name} likelihood, got {x[index]:g} at {list(index)}"
 
+    def mean_of(self, logits: Floats) -> Floats:
+        """Return the mean that belongs to logits, float64; only where `logits` is true."""
+        raise NotImplementedError
+
     def log_prob(self, x: Floats, parameters: Parameters) -> Floats:
         """log p of each value of x, with all constants.
 
@@ -98,6 +102,11 @@ class Bernoulli(Kind):
     name = "bernoulli"
     support = (0.0, 1.0)
     logits = True
+
+    def mean_of(self, logits: Floats) -> Floats:
+        """σ(l), by the form that does not overflow."""
+        mean: Floats = 0.5 + 0.5 * np.tanh(0.5 * logits)
+        return mean
 
     def log_prob(self, x: Floats, parameters: Parameters) -> Floats:
         """x · log p + (1 − x) · log(1 − p)."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .bundle import Bundle, open_bundle
 from .devices import Device, resolve_device
 from .errors import BundleError, DeviceError, VaeError, one_line, require_bool, require_integer
-from .golden import golden_inputs, read_golden, reference_of
+from .golden import contradictions, golden_inputs, read_golden, reference_of
 from .manifest import Variant
 from .networks import run_variant
 
@@ -105,6 +105,7 @@ def verify(
     except BundleError as error:
         checks.append(Check("golden vectors", False, str(error)))
     else:
+        checks += [Check("golden vectors", False, problem) for problem in contradictions(bundle.manifest, golden)]
         for variant in bundle.manifest.variants:
             checks.extend(_replay(bundle, variant, golden, target, threads, runners or {}))
     return Report(tuple(checks))

@@ -1,6 +1,7 @@
 """A bundle's proof: it holds for every bundle that ships, and breaks with any weight, answer or file."""
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -466,3 +467,47 @@ def test_wrong_arguments_are_refused(digits):
     with pytest.raises(BundleError, match="does not exist"):
         verify(digits / "none")
     assert vae_runtime.verify is verify
+
+
+@pytest.mark.parametrize(
+    ("path", "swap"),
+    [
+        (("latents", 0, "posterior"), {"mu": "logvar", "logvar": "mu"}),
+        (("latents", 0, "posterior"), {"mu": "std", "std": "mu"}),
+        (("latents", 0, "posterior"), {"logvar": "std", "std": "logvar"}),
+        (("likelihood",), {"mean": "logits", "logits": "x"}),
+    ],
+)
+def test_roles_of_outputs_that_are_swapped_fail(digits, copy_of, resign, path, swap):
+    folder = copy_of(digits)
+    document = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    holder = document["additional_metadata"]["vae"]
+    for key in path:
+        holder = holder[key]
+    holder.update(swap)
+    (folder / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
+    resign(folder)
+    failed = failures(verify(folder))
+    assert list(failed) == ["golden vectors"]
+    assert "swaps the roles of outputs" in failed["golden vectors"]
+
+
+def test_a_bernoulli_mean_that_saturates_is_the_mean_of_its_logits(digits, copy_of, edit_golden):
+    folder = copy_of(digits)
+
+    def saturate(arrays):
+        for name in [name for name in arrays if name.endswith("/logits")]:
+            arrays[name][:] = 1000
+            arrays[name.replace("/logits", "/x")][:] = 1
+
+    edit_golden(folder, saturate)
+    assert "golden vectors" not in failures(verify(folder))
+
+
+def test_latents_that_are_too_many_to_draw_are_refused(digits, copy_of, resign):
+    folder = copy_of(digits)
+    document = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    document["additional_metadata"]["vae"]["latents"][0]["shape"] = [2**28]
+    (folder / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
+    resign(folder)
+    assert "expected at most 16777216 values of z" in failures(verify(folder))["golden vectors"]

@@ -31,17 +31,21 @@ def golden_vectors(adapted: Adapted, graphs: Sequence[Graph], passed: Sequence[P
         passed: the graphs in fewer bits among them, with their quality.
     """
     record = golden_record(adapted.signature)
-    inputs, stored = _golden_inputs(adapted, record)
+    inputs, stored, decoded = _golden_inputs(adapted, record)
+    answers = {"decoder": decoded}
+    if "encoder" in adapted.modules:
+        answers["encoder"] = run_module(adapted.modules["encoder"], adapted.given("encoder", inputs))
     pytorch: dict[str, dict[str, Array]] = {}
-    for component, module in adapted.modules.items():
-        outputs = run_module(module, adapted.given(component, inputs))
-        pytorch[component] = dict(zip(adapted.outputs(component), (o.numpy() for o in outputs), strict=True))
+    for component in adapted.modules:
+        arrays_of = (output.numpy() for output in answers[component])
+        pytorch[component] = dict(zip(adapted.outputs(component), arrays_of, strict=True))
     arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
     return collect_answers(record, arrays, stored, pytorch, graphs, passed, lambda: release(adapted.modules.values()))
 
 
-def _golden_inputs(adapted: Adapted, record: Golden) -> tuple[dict[str, Tensor], dict[str, Array]]:
-    """Return every golden input by name, and the arrays to store of those that a reader cannot draw again."""
+def _golden_inputs(adapted: Adapted, record: Golden) -> tuple[dict[str, Tensor], dict[str, Array], Sequence[Tensor]]:
+    """Return every golden input by name, the arrays to store of those that a reader cannot draw again, and the
+    decoder's answers."""
     signature = adapted.signature
     inputs = rows(adapted, record.n)
     stored: dict[str, Array] = {}
@@ -52,10 +56,11 @@ def _golden_inputs(adapted: Adapted, record: Golden) -> tuple[dict[str, Tensor],
         else:
             stored[latent.name] = inputs[latent.name].numpy()
     observation = signature.observation
+    decoded = run_module(adapted.modules["decoder"], adapted.given("decoder", inputs))
     if signature.likelihood.shape is None and observation.dtype == "float32":
         # The decoder's means look like the data without carrying their license. They may leave the range.
-        x = run_module(adapted.modules["decoder"], adapted.given("decoder", inputs))[0]
+        x = decoded[0]
         inputs[observation.name] = x.clamp(*observation.range) if observation.range else x
     names = {tensor.name for component in adapted.modules for tensor in signature.inputs(component)}
     names -= {latent.name for latent in signature.latents}
-    return inputs, stored | {name: inputs[name].numpy() for name in names}
+    return inputs, stored | {name: inputs[name].numpy() for name in names}, decoded

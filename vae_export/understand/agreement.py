@@ -42,18 +42,21 @@ def require_forward(functions: Functions, adapted: Adapted) -> bool:
 
 def _compared(functions: Functions, adapted: Adapted, *, training: bool) -> Forward | None:
     """Compare one run of `forward`, and return it; None where there is nothing to compare."""
+    # Not every model has a forward that takes the example, and none is needed. A failure of the components has a reason
+    # of its own, which is looked for later, and so has an answer that is not finite or not stable.
     try:
         forward = functions.forward(_in_first_sample(adapted), training=training)
-        expected = _reconstructed(adapted, float(forward.normal))
     except Exception:
-        # Not every model has a forward that takes the example, and none is needed. A failure of the components has a
-        # reason of its own, which is looked for later, and so has an answer that is not finite or not stable.
         return None
     if training and not forward.normal:
         if forward.other:
             raise ForwardDiffers(_reason(0, forward.other))
         return None
     if forward.dropout or (training and forward.other):
+        return None
+    try:
+        expected = _reconstructed(adapted, float(forward.normal))
+    except Exception:
         return None
     gaps = _gaps(forward, expected)
     if max(gaps, default=math.inf) > SAME:

@@ -13,7 +13,8 @@ from ..errors import ExportError
 
 # Encodes and decodes an observation, with other sizes of the named axes: the shapes of the latents by name, and of the
 # decoder's outputs. It raises where the model does not work.
-RoundTrip = Callable[[Mapping[str, int]], tuple[Mapping[str, tuple[int, ...]], Sequence[tuple[int, ...]]]]
+Shapes = tuple[Mapping[str, tuple[int, ...]], Sequence[tuple[int, ...]]]
+RoundTrip = Callable[[Mapping[str, int]], Shapes]
 
 
 def with_dynamic_axes(signature: Signature, names: Sequence[str], round_trip: RoundTrip) -> Signature:
@@ -33,12 +34,13 @@ def with_dynamic_axes(signature: Signature, names: Sequence[str], round_trip: Ro
             raise ExportError(
                 f"dynamic: expected one of the axes {list(observation.axes)}, got {name!r}; name the axes with axes="
             )
+    usual = round_trip({})
     sizes: dict[str, Sizes] = {}
     latents = {latent.name: latent for latent in signature.latents}
     # The names of the dynamic axes of the decoder's outputs, by the output's number and the axis.
     named: dict[int, dict[int, str]] = {}
     for name in names:
-        axis_sizes = _sizes_of(signature, name, round_trip)
+        axis_sizes = _sizes_of(signature, name, round_trip, usual)
         sizes[name] = axis_sizes.sizes
         for latent, axes in axis_sizes.latents.items():
             old = latents[latent]
@@ -75,7 +77,7 @@ class _AxisSizes:
     outputs: Sequence[tuple[int, int]]
 
 
-def _sizes_of(signature: Signature, name: str, round_trip: RoundTrip) -> _AxisSizes:
+def _sizes_of(signature: Signature, name: str, round_trip: RoundTrip, usual: Shapes) -> _AxisSizes:
     observation = signature.observation
     axis = observation.axes.index(name)
     size = observation.shape[axis]
@@ -83,7 +85,7 @@ def _sizes_of(signature: Signature, name: str, round_trip: RoundTrip) -> _AxisSi
     reason = ""
     shapes: dict[int, Mapping[str, tuple[int, ...]]] = {}
     decoded: dict[int, Sequence[tuple[int, ...]]] = {}
-    shapes[size], decoded[size] = round_trip({})
+    shapes[size], decoded[size] = usual
 
     def works(other: int) -> bool:
         nonlocal reason

@@ -89,7 +89,7 @@ def decoding_observations(functions: Functions, latents: Sequence[Tensor], shape
     """
     try:
         with torch.no_grad():
-            output = functions.decoded(latents, Draws.constant(0.0))
+            output, _ = functions.decoded_quietly(latents)
     except Exception:
         # Decode is understood later, and its failure explained.
         return functions

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from .declaration import RESERVED, Declaration
 from .draws import Draws, fixed_noise, in_training
 from .edges import at_edge, fitting
 from .reading import fields_of
+
+_T = TypeVar("_T")
 
 
 class MissingFunction(ExportError):
@@ -38,6 +41,11 @@ class Forward:
     decoded: Sequence[Tensor] = ()
     """What it called the model's own decode with."""
 
+    @property
+    def drew(self) -> bool:
+        """Whether it called any random function."""
+        return bool(self.normal or self.other or self.dropout)
+
 
 @dataclass(frozen=True)
 class Functions:
@@ -57,6 +65,8 @@ class Functions:
     recognised: tuple[str, ...]
     latent_dtypes: tuple[torch.dtype, ...] = ()
     """The dtypes in which decode takes the latents; empty until an encoder's answer shows them."""
+    _kept: dict[tuple[int, ...], tuple[tuple[object, ...], Any]] = field(default_factory=dict, repr=False)
+    """Answers that no noise changes, with what they depend on, by its identities: a large model takes seconds."""
 
     def encoded(self, draws: Draws) -> Any:
         """Encode the example with these draws."""
@@ -70,6 +80,31 @@ class Functions:
             latents = [latent.to(dtype) for latent, dtype in zip(latents, self.latent_dtypes, strict=True)]
         with draws:
             return self.decode(*latents, **self.decode_conditions)
+
+    def decoded_quietly(self, latents: Sequence[Tensor]) -> tuple[Any, Draws]:
+        """Decode the latents with every draw set to 0; return the answer, and the draws.
+
+        The answer to the same latents is kept.
+        """
+
+        def decode() -> tuple[Any, Draws]:
+            draws = Draws.constant(0.0)
+            return self.decoded(latents, draws), draws
+
+        parts = (self.decode, self.latent_dtypes, *latents, *self.decode_conditions.values())
+        return self._once(parts, decode, lambda answer: True)
+
+    def _once(self, parts: tuple[object, ...], run: Callable[[], _T], lasting: Callable[[_T], bool]) -> _T:
+        """Return the answer that is kept for these parts, or else run; the answer is kept if it is lasting."""
+        key = tuple(id(part) for part in parts)
+        if key in self._kept:
+            kept: _T = self._kept[key][1]
+            return kept
+        answer = run()
+        if lasting(answer):
+            # With the parts themselves, so that no other object gets the identity of one.
+            self._kept[key] = (parts, answer)
+        return answer
 
     @property
     def observed(self) -> set[str]:
@@ -122,16 +157,24 @@ class Functions:
             training: whether a model that draws nothing is tried in training mode too: the model itself and submodules
                 that may sample, but not its layers.
         """
-        model = self.model
-        taken = conditions_taken(model, self.conditions)
+        taken = conditions_taken(self.model, self.conditions)
+        parts = (self.decode, self.example, *taken.values())
+
         for mode in (False, True) if training else (False,):
-            draws = Draws(noise) if callable(noise) else Draws.constant(noise)
-            decoded: list[Tensor] = []
-            with sampling(model, mode), self.watching(decoded.append), draws:
-                output = model(self.example.clone(), **taken)
-            other = [name for name in draws.other if not in_training(name)]
-            if draws.normal or other:
+            run = partial(self._forward, noise, taken, mode)
+            forward = self._once((*parts, mode), run, lambda forward: not forward.drew)
+            if forward.normal or forward.other:
                 break
+        return forward
+
+    def _forward(
+        self, noise: float | Callable[[int, tuple[int, ...]], Tensor], taken: Mapping[str, Tensor], mode: bool
+    ) -> Forward:
+        draws = Draws(noise) if callable(noise) else Draws.constant(noise)
+        decoded: list[Tensor] = []
+        with sampling(self.model, mode), self.watching(decoded.append), draws:
+            output = self.model(self.example.clone(), **taken)
+        other = [name for name in draws.other if not in_training(name)]
         return Forward(tensors_in(output), bool(draws.normal), other, len(other) < len(draws.other), decoded)
 
     @contextlib.contextmanager

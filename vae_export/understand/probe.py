@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from vae_runtime.errors import error_line
 
 from ..errors import ExportError
 from .adapted import Adapted, resized, run_module
-from .axis_sizes import with_dynamic_axes
+from .axis_sizes import Shapes, with_dynamic_axes
 from .likelihood import mean_range
 
 # How far two computations of the same row may be apart, as a share of the largest magnitude: other batch sizes take
@@ -56,7 +57,7 @@ def probe(adapted: Adapted, dynamic: Sequence[str] = ()) -> Adapted:
         )
     if not dynamic:
         return adapted
-    signature = with_dynamic_axes(adapted.signature, dynamic, partial(_round_trip, adapted))
+    signature = with_dynamic_axes(adapted.signature, dynamic, partial(_round_trip, adapted, {}))
     return dataclasses.replace(adapted, signature=signature)
 
 
@@ -222,8 +223,11 @@ def _moved(tensor: Tensor) -> Tensor:
     return torch.where(tensor > 0, tensor - 1, tensor + 1)
 
 
-def _round_trip(adapted: Adapted, sizes: Mapping[str, int]) -> tuple[dict[str, tuple[int, ...]], list[tuple[int, ...]]]:
-    """The shapes of the latents and of the decoder's outputs for an observation of other sizes."""
+def _round_trip(adapted: Adapted, decoded: dict[Any, Sequence[tuple[int, ...]]], sizes: Mapping[str, int]) -> Shapes:
+    """The shapes of the latents and of the decoder's outputs for an observation of other sizes.
+
+    `decoded` keeps the outputs' shapes by those of the latents: many sizes are rounded to the same latents.
+    """
     signature = adapted.signature
     observation = signature.observation
     axes = {observation.axes.index(name) + 1: size for name, size in sizes.items()}
@@ -235,11 +239,14 @@ def _round_trip(adapted: Adapted, sizes: Mapping[str, int]) -> tuple[dict[str, t
     for latent in signature.latents:
         if latent.posterior.outputs:
             examples[latent.name] = by_name[latent.posterior.outputs[0]]
-    decoded = run_module(adapted.modules["decoder"], adapted.given("decoder", examples))
     shapes = {
         latent.name: tuple(examples[latent.name].shape[1:]) for latent in signature.latents if latent.posterior.outputs
     }
-    return shapes, [tuple(output.shape[1:]) for output in decoded]
+    key = tuple(shapes.values())
+    if key not in decoded:
+        outputs = run_module(adapted.modules["decoder"], adapted.given("decoder", examples))
+        decoded[key] = [tuple(output.shape[1:]) for output in outputs]
+    return shapes, decoded[key]
 
 
 def _far(a: Tensor, b: Tensor) -> bool:

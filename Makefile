@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-long test-slow test-oldest test-arm64 fuzz conformance zoo bench check docs dist format models schema clean
+.PHONY: demo test test-long test-slow test-oldest test-arm64 test-c fuzz conformance zoo bench check docs dist format models schema clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/vae-export demo --out out/demo
@@ -27,6 +27,10 @@ test-oldest: .venvs/oldest/installed
 # Noise vectors and `verify` on emulated aarch64; Debian or Ubuntu, x86-64.
 test-arm64:
 	bash tests/arm64/run.sh
+
+# vae-runtime in C: builds, tests, sanitizers, valgrind, fuzzing, aarch64; what the machine lacks is skipped by name.
+test-c: $(VENV)/installed-dev
+	bash runtime/c/test.sh $(RUN)
 
 # Fuzz what reads bundles, ten minutes for each target, on Linux; make fuzz FUZZ_SECONDS=60. The corpora stay in out/fuzz.
 FUZZ_SECONDS ?= 600

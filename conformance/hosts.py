@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,8 +41,35 @@ def _arm64() -> Sequence[str] | str:
     )  # fmt: skip
 
 
+def _library(site: Path) -> str | None:
+    """The shared library of the ONNX Runtime in a folder of packages."""
+    found = sorted((site / "onnxruntime" / "capi").glob("libonnxruntime.so.*"))
+    return str(found[0]) if found else None
+
+
+def _c() -> Sequence[str] | str:
+    driver, spec = ROOT / "out" / "c" / "gcc" / "driver", find_spec("onnxruntime")
+    if not driver.exists():
+        return "`make test-c` builds its driver"
+    library = _library(Path(str(spec.origin)).parents[1]) if spec else None
+    return (str(driver), library) if library else "this ONNX Runtime's wheel has no shared library; 1.19 and newer have"
+
+
+def _c_arm64() -> Sequence[str] | str:
+    driver, work = ROOT / "out" / "c" / "aarch64" / "driver", ROOT / ".venvs" / "arm64"
+    if not (work / "ready").exists():
+        return "`make test-arm64` makes its environment"
+    if not driver.exists():
+        return "`make test-c` builds its driver"
+    library = _library(work / "site")
+    qemu = work / "qemu" / "usr" / "bin" / "qemu-aarch64-static"
+    return (str(qemu), "-cpu", "cortex-a72", "-L", str(work / "root"), str(driver), str(library))
+
+
 HOSTS = (
     Host("Python", _python),
     Host("Python, oldest numpy and ONNX Runtime", _oldest),
     Host("Python on aarch64 (emulated)", _arm64),
+    Host("C on x86-64", _c),
+    Host("C on aarch64 (emulated)", _c_arm64),
 )

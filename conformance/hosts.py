@@ -41,17 +41,21 @@ def _arm64() -> Sequence[str] | str:
     )  # fmt: skip
 
 
-def _library(site: Path) -> str | None:
-    """The shared library of the ONNX Runtime in a folder of packages."""
+def library_of(site: Path | None = None) -> str | None:
+    """Return the path of ONNX Runtime's shared library in a folder of packages, or this Python's; None without one."""
+    if site is None:
+        spec = find_spec("onnxruntime")
+        if spec is None or spec.origin is None:
+            return None
+        site = Path(spec.origin).parents[1]
     found = sorted((site / "onnxruntime" / "capi").glob("libonnxruntime.so.*"))
     return str(found[0]) if found else None
 
 
 def _c() -> Sequence[str] | str:
-    driver, spec = ROOT / "out" / "c" / "gcc" / "driver", find_spec("onnxruntime")
+    driver, library = ROOT / "out" / "c" / "gcc" / "driver", library_of()
     if not driver.exists():
         return "`make test-c` builds its driver"
-    library = _library(Path(str(spec.origin)).parents[1]) if spec else None
     return (str(driver), library) if library else "this ONNX Runtime's wheel has no shared library; 1.19 and newer have"
 
 
@@ -61,7 +65,7 @@ def _c_arm64() -> Sequence[str] | str:
         return "`make test-arm64` makes its environment"
     if not driver.exists():
         return "`make test-c` builds its driver"
-    library = _library(work / "site")
+    library = library_of(work / "site")
     qemu = work / "qemu" / "usr" / "bin" / "qemu-aarch64-static"
     return (str(qemu), "-cpu", "cortex-a72", "-L", str(work / "root"), str(driver), str(library))
 

@@ -3,6 +3,7 @@
 #ifdef __linux__
 #define _GNU_SOURCE
 #endif
+#include <locale.h>
 #include <stdlib.h>
 
 static size_t allocations;
@@ -128,8 +129,11 @@ static void test_json(void) {
                         {"1e-400", 0},
                         {"0.00000000000000000000001", 1e-23},
                         {"1E+2", 100}};
-    for (size_t i = 0; i < COUNT(NUMBERS_READ); i++)
-        CHECK(fabs(number_of(NUMBERS_READ[i].text) - NUMBERS_READ[i].number) <= 4e-16 * fabs(NUMBERS_READ[i].number));
+    for (size_t i = 0; i < COUNT(NUMBERS_READ); i++) CHECK(number_of(NUMBERS_READ[i].text) == NUMBERS_READ[i].number);
+    /* In a locale whose decimal point is a comma, where there is one. */
+    setlocale(LC_ALL, "de_DE.UTF-8");
+    CHECK(number_of("0.0012072986364364624") == 12072986364364624e-19 && number_of("2.5e-1") == 0.25);
+    setlocale(LC_ALL, "C");
     CHECK(number_of("0.1") == 0.1 && number_of("1e22") == 1e22 && number_of("-0.5e1") == -5);
 }
 

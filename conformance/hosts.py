@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 _DRIVER = str(ROOT / "conformance" / "driver.py")
+_JS = ROOT / "runtime" / "js"
 
 
 class Host(NamedTuple):
@@ -70,10 +72,22 @@ def _c_arm64() -> Sequence[str] | str:
     return (str(qemu), "-cpu", "cortex-a72", "-L", str(work / "root"), str(driver), str(library))
 
 
+def _node(runtime: str) -> Callable[[], Sequence[str] | str]:
+    def command() -> Sequence[str] | str:
+        node = shutil.which("node")
+        if node is None or not (_JS / "dist").exists() or not (_JS / "node_modules" / runtime).exists():
+            return "`make test-js` makes its packages, with Node 20 or newer"
+        return node, str(_JS / "conformance" / "node.mjs"), runtime
+
+    return command
+
+
 HOSTS = (
     Host("Python", _python),
     Host("Python, oldest numpy and ONNX Runtime", _oldest),
     Host("Python on aarch64 (emulated)", _arm64),
     Host("C on x86-64", _c),
     Host("C on aarch64 (emulated)", _c_arm64),
+    Host("Node, onnxruntime-node", _node("onnxruntime-node")),
+    Host("Node, onnxruntime-web", _node("onnxruntime-web")),
 )

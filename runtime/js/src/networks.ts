@@ -1,0 +1,145 @@
+/** A bundle's two graphs: checked arrays in, arrays out, in batches. Only this module runs a session. */
+import { type FloatArray, type NumberArray, product } from "./arrays.js";
+import type { Bundle } from "./bundle.js";
+import { BundleError, EXPORT, InputError, requireInteger } from "./errors.js";
+import { type Component, type Variant, inputsOf, outputsOfComponent, pathOf } from "./manifest.js";
+import { type Device, Session } from "./session.js";
+
+/** Gives the rows from `first` to `last` - 1 of one input. */
+export type Rows = (first: number, last: number) => NumberArray;
+/** A graph's inputs by name. */
+export type Feeds = Map<string, Rows>;
+
+/** How to compute many rows. */
+export interface BatchOptions {
+  /** Rows computed at once; 64 unless given. */
+  batchSize?: number;
+  /** Takes the first result: as many floats as it has. */
+  out?: Float32Array;
+  /** Called with (rows done, rows) after each batch. */
+  onProgress?: (done: number, rows: number) => void;
+  /** Looked at before each batch. */
+  signal?: AbortSignal;
+}
+
+const BATCH_SIZE = 64;
+
+/** The sizes of batches: `batchSize`, or the one that suits most computers. */
+export function batchSizeOf({ batchSize }: BatchOptions): number {
+  return batchSize == null ? BATCH_SIZE : requireInteger("batchSize", batchSize, 1, 2 ** 31);
+}
+
+/** Tell of progress and look for an end; a page gets the chance to draw and to listen in between. */
+export async function between(done: number, rows: number, { onProgress, signal }: BatchOptions): Promise<void> {
+  onProgress?.(done, rows);
+  if (done === rows) return;
+  if (onProgress || signal) await new Promise((resolve) => setTimeout(resolve));
+  signal?.throwIfAborted();
+}
+
+/** Load one variant of a component. */
+export async function openVariant(bundle: Bundle, variant: Variant, device: Device): Promise<Session> {
+  const { manifest } = bundle;
+  const { component } = variant;
+  const { content, data } = await bundle.graph(variant);
+  const expected = { input: inputsOf(manifest, component), output: outputsOfComponent(manifest, component) };
+  return Session.open(
+    device, bundle.place(pathOf(variant)), content, data, expected, manifest.batch_of_one.includes(component),
+  );
+}
+
+/** The encoder and the decoder of a bundle on one device; each is loaded once, when it is first needed. */
+export class Networks {
+  private readonly _sessions = new Map<Component, Promise<Session>>();
+
+  constructor(
+    readonly bundle: Bundle, readonly device: Device, readonly variants: ReadonlyMap<Component, Variant>,
+  ) {}
+
+  /**
+   * A component's graph.
+   *
+   * @throws {BundleError} the component was left out, its file is damaged, or the graph is not the manifest's.
+   * @throws {DeviceError} the device is unavailable.
+   */
+  session(component: Component): Promise<Session> {
+    let session = this._sessions.get(component);
+    if (!session) {
+      const variant = this.variants.get(component);
+      session = variant ? openVariant(this.bundle, variant, this.device) : Promise.reject(this.bundle.absence(component));
+      // What failed once, such as for a lost connection, may be tried again.
+      session.catch(() => this._sessions.delete(component));
+      this._sessions.set(component, session);
+    }
+    return session;
+  }
+
+  /**
+   * Compute some outputs of a component for `n` rows.
+   *
+   * @param finish - turns the outputs of a batch into results; takes the batch's first row.
+   * @returns an array [n, ...] for each output or result.
+   * @throws {InputError} `out` or `batchSize` is wrong, or the memory does not suffice.
+   * @throws {VaeError} ONNX Runtime failed.
+   */
+  async run(
+    component: Component, outputs: readonly string[], feeds: Feeds, n: number, options: BatchOptions,
+    finish: (first: number, outputs: NumberArray[]) => NumberArray[] = (_, parts) => parts,
+  ): Promise<NumberArray[]> {
+    const size = batchSizeOf(options);
+    const { out, signal } = options;
+    signal?.throwIfAborted();
+    const session = await this.session(component);
+    const results: NumberArray[] = [];
+    for (let first = 0; first < n; first += size) {
+      const last = Math.min(first + size, n);
+      const feed = new Map([...feeds].map(([name, rows]) => [name, rows(first, last)]));
+      const answers = await session.run(outputs, feed, last - first);
+      for (const { shape } of answers) {
+        if (shape[0] !== last - first) {
+          throw new BundleError(session.place, `${last - first} rows of the graph`, shape[0], EXPORT);
+        }
+      }
+      const parts = finish(first, answers);
+      if (!results.length) {
+        if (last === n && !out) results.push(...parts);
+        else results.push(...parts.map((part, index) => empty(n, part, index === 0 ? out : undefined)));
+      }
+      parts.forEach((part, index) => {
+        const whole = results[index].data as Float32Array;
+        if (whole !== part.data) whole.set(part.data as Float32Array, first * product(part.shape.slice(1)));
+      });
+      await between(last, n, options);
+    }
+    return results;
+  }
+
+  /** As `run`, the one output. */
+  async runOne(
+    output: string, feeds: Feeds, n: number, options: BatchOptions,
+  ): Promise<FloatArray> {
+    return (await this.run("decoder", [output], feeds, n, options))[0] as FloatArray;
+  }
+
+  /** Free both graphs. */
+  async close(): Promise<void> {
+    const sessions = [...this._sessions.values()];
+    this._sessions.clear();
+    for (const session of sessions) await (await session).release();
+  }
+}
+
+function empty(n: number, { data, shape }: NumberArray, out?: Float32Array): NumberArray {
+  const whole = [n, ...shape.slice(1)];
+  if (out !== undefined) {
+    if (!(out instanceof Float32Array) || out.length !== product(whole)) {
+      throw new InputError("out", `a Float32Array of ${product(whole)} numbers`, (out as Float32Array)?.length ?? typeof out);
+    }
+    return { data: out, shape: whole };
+  }
+  try {
+    return { data: new (data.constructor as Float32ArrayConstructor)(product(whole)), shape: whole };
+  } catch {
+    throw new InputError("n", "as many as fit in memory", n, "take fewer at a time and move start on");
+  }
+}

@@ -1,0 +1,2 @@
+/** The quantiles of the noise, packed; scripts/build.mjs makes the module. */
+export declare const packedTable: string;

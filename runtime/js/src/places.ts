@@ -1,0 +1,287 @@
+/** The files of a bundle, wherever they are: in a folder of Node, under a URL, or in one .zip file. */
+import { BundleError, COPY, InputError, errorLine, shown } from "./errors.js";
+import { PATH } from "./manifest.js";
+
+const PATH_PATTERN = new RegExp(`^${PATH}$`);
+const MAX_ZIP = 2 ** 32 - 2 ** 21;
+const MAX_DIRECTORY = 2 ** 20;
+const MAX_NAME = 1024;
+const MAX_PARTS = 32;
+const MAX_FOLDERS = 1000;
+
+/** Where a bundle may be. */
+export type Source = string | URL | Blob | Uint8Array | ArrayBuffer;
+
+/** Where the files of a bundle are. A file's name is its path relative to `root`, with forward slashes. */
+export interface Place {
+  /** Its path or URL, for errors. */
+  root: string;
+  /** The name of everything that is not a folder; null where that is unknown. */
+  names(): Promise<string[] | null>;
+  /**
+   * The content of a file of at most `limit` bytes.
+   *
+   * @throws {BundleError} the file is missing, not a plain file, too large, or cannot be read.
+   */
+  read(relative: string, limit?: number): Promise<Uint8Array>;
+}
+
+const isNode = typeof process !== "undefined" && Boolean(process.versions?.node);
+
+/**
+ * Open the folder or the .zip file of a bundle.
+ *
+ * @throws {BundleError} there is neither, or the file is not a bundle's .zip file.
+ * @throws {InputError} the source is nothing of that kind.
+ */
+export async function openPlace(source: Source): Promise<Place> {
+  if (source instanceof Blob) return new Archive("the .zip file", new Uint8Array(await source.arrayBuffer()));
+  if (source instanceof ArrayBuffer) return new Archive("the .zip file", new Uint8Array(source));
+  if (source instanceof Uint8Array) return new Archive("the .zip file", source);
+  if (!(source instanceof URL) && (typeof source !== "string" || !source)) {
+    throw new InputError("source", "a URL, a path, a Blob or bytes", shown(source));
+  }
+  if (isNode && (source instanceof URL ? source.protocol === "file:" : !/^(?!file:)[a-z][a-z0-9+.-]+:\/\//i.test(source))) {
+    const { fileURLToPath } = await import("node:url");
+    return openPath(String(source).startsWith("file:") ? fileURLToPath(source) : (source as string));
+  }
+  let url: URL;
+  try {
+    url = new URL(source, globalThis.document?.baseURI ?? globalThis.location?.href);
+  } catch {
+    throw new InputError("source", "the URL of a bundle's folder or .zip file", shown(source));
+  }
+  if (url.pathname.toLowerCase().endsWith(".zip")) return new Archive(url.href, await fetched(url, url.href, MAX_ZIP));
+  if (!url.pathname.endsWith("/")) url.pathname += "/";
+  return {
+    root: url.href.slice(0, -1),
+    names: async () => null,
+    read: (relative, limit) => fetched(new URL(relative, url), `${url.href}${relative}`, limit),
+  };
+}
+
+async function fetched(url: URL, place: string, limit = Infinity): Promise<Uint8Array> {
+  let got = "nothing";
+  try {
+    const response = await fetch(url);
+    got = `status ${response.status}`;
+    if (response.ok && response.body) {
+      const parts: Uint8Array[] = [];
+      let size = 0;
+      for (const reader = response.body.getReader(); ; ) {
+        const { done, value } = await reader.read();
+        if (done) return joined(parts, size);
+        size += value.length;
+        if (size > limit) {
+          await reader.cancel();
+          throw tooLarge(place, limit, "more");
+        }
+        parts.push(value);
+      }
+    }
+  } catch (error) {
+    if (error instanceof BundleError) throw error;
+    got = errorLine(error);
+  }
+  throw new BundleError(place, "a file", got, "check the URL");
+}
+
+function joined(parts: Uint8Array[], size: number): Uint8Array {
+  const whole = new Uint8Array(size);
+  let at = 0;
+  for (const part of parts) {
+    whole.set(part, at);
+    at += part.length;
+  }
+  return whole;
+}
+
+async function openPath(path: string): Promise<Place> {
+  const { stat, realpath } = await import("node:fs/promises");
+  let kind: "file" | "folder" | undefined;
+  let location = path;
+  try {
+    const status = await stat(path);
+    kind = status.isDirectory() ? "folder" : status.isFile() ? "file" : undefined;
+    location = await realpath(path);
+  } catch {
+    // Told below.
+  }
+  if (kind === "folder") return new Folder(path, location);
+  if (kind === "file") return new Archive(path, await readPlain(path, location, MAX_ZIP));
+  throw new BundleError(path, "the folder or the .zip file of a bundle", "nothing of that kind");
+}
+
+async function readPlain(place: string, location: string, limit = Infinity): Promise<Uint8Array> {
+  const { open, stat } = await import("node:fs/promises");
+  const { O_RDONLY, O_NONBLOCK = 0, O_NOCTTY = 0 } = (await import("node:fs")).constants;
+  try {
+    // Opening a device may have effects, and opening a pipe may wait. What was opened is looked at once more.
+    const require = (isPlain: boolean) => {
+      if (!isPlain) throw new BundleError(place, "a plain file", "something else", COPY);
+    };
+    require((await stat(location)).isFile());
+    const file = await open(location, O_RDONLY | O_NONBLOCK | O_NOCTTY);
+    try {
+      const status = await file.stat();
+      require(status.isFile());
+      if (status.size > limit) throw tooLarge(place, limit, status.size);
+      return new Uint8Array(await file.readFile());
+    } finally {
+      await file.close();
+    }
+  } catch (error) {
+    if (error instanceof BundleError) throw error;
+    throw new BundleError(place, "a file", (error as { code?: string }).code === "ENOENT" ? "nothing" : errorLine(error), COPY);
+  }
+}
+
+function tooLarge(place: string, limit: number, got: unknown): BundleError {
+  return new BundleError(place, `at most ${limit} bytes`, got);
+}
+
+/** Whether a file or folder belongs to no bundle, but to a tool: .git, .cache, .gitattributes, model.sig. */
+export function isBeside(name: string): boolean {
+  return name.startsWith(".") || name === "model.sig";
+}
+
+class Folder implements Place {
+  constructor(readonly root: string, private readonly _location: string) {}
+
+  async names(): Promise<string[]> {
+    const { readdir, stat } = await import("node:fs/promises");
+    const names: string[] = [];
+    const pending = [""];
+    const seen = new Set<string>();
+    for (let folder = pending.pop(); folder !== undefined; folder = pending.pop()) {
+      for (const entry of await readdir(`${this._location}/${folder}`)) {
+        const name = folder + entry;
+        // Through links, which may lead in a circle, or nowhere.
+        const status = await stat(`${this._location}/${name}`).catch(() => null);
+        if (!status?.isDirectory() || isBeside(name)) {
+          names.push(name);
+          continue;
+        }
+        const identity = `${status.dev} ${status.ino}`;
+        if (!seen.has(identity)) pending.push(`${name}/`);
+        seen.add(identity);
+        if (seen.size > MAX_FOLDERS) {
+          throw new BundleError(this.root, `at most ${MAX_FOLDERS} folders`, "more", COPY);
+        }
+      }
+    }
+    return names;
+  }
+
+  read(relative: string, limit?: number): Promise<Uint8Array> {
+    return readPlain(`${this.root}/${relative}`, `${this._location}/${relative}`, limit);
+  }
+}
+
+// Sizes of the header before each file's bytes, of its entry in the directory, and of the end (APPNOTE.TXT of PKWARE).
+const [LOCAL, ENTRY, END] = [30, 46, 22];
+
+/**
+ * The files of a bundle in a .zip file, which holds exactly what the format says: each header with its uncompressed
+ * file, the directory, the end, and not a byte more. So two programs cannot read it differently.
+ */
+class Archive implements Place {
+  private readonly _members = new Map<string, { content: Uint8Array; crc: number }>();
+
+  constructor(readonly root: string, private readonly _content: Uint8Array) {
+    this._readDirectory();
+  }
+
+  names(): Promise<string[]> {
+    return Promise.resolve([...this._members.keys()]);
+  }
+
+  async read(relative: string, limit = Infinity): Promise<Uint8Array> {
+    const place = `${this.root}/${relative}`;
+    const member = this._members.get(relative);
+    if (!member) throw new BundleError(place, "a file", "nothing", COPY);
+    const { content, crc } = member;
+    if (content.length > limit) throw tooLarge(place, limit, content.length);
+    if (crc32(content) !== crc) throw new BundleError(place, `the CRC-32 ${crc}`, "another", COPY);
+    return content;
+  }
+
+  private _readDirectory(): void {
+    const content = this._content;
+    const view = new DataView(content.buffer, content.byteOffset, content.length);
+    const short = (at: number) => view.getUint16(at, true);
+    const long = (at: number) => view.getUint32(at, true);
+    const require = (isRight: boolean, expected: string, got: unknown = "another") => {
+      if (!isRight) throw new BundleError(this.root, `a bundle's .zip file: ${expected}`, got, "pack or copy it again");
+    };
+    const end = content.length - END;
+    require(end >= 0 && long(end) === 0x06054b50, "one that ends without a comment");
+    const [count, size, start] = [short(end + 10), long(end + 12), long(end + 16)];
+    const isOne = !long(end + 4) && short(end + 8) === count && !short(end + 20);
+    require(isOne && start + size === end, "one below 4 GiB, with its directory right before its end");
+    require(size <= MAX_DIRECTORY, `a directory of at most ${MAX_DIRECTORY} bytes`, size);
+    let entry = start;
+    let position = 0;
+    for (let number = 0; number < count; number++) {
+      require(entry + ENTRY <= end && long(entry) === 0x02014b50, `${count} files`, number);
+      const [bytes, length] = [long(entry + 24), short(entry + 28)];
+      const raw = content.subarray(entry + ENTRY, Math.min(end, entry + ENTRY + length));
+      const name = String.fromCharCode(...raw);
+      require(PATH_PATTERN.test(name), "paths of names of A-Za-z0-9._-", shown(name));
+      require(!this._members.has(name), `${name} once`, "it twice");
+      const type = long(entry + 38) >>> 28;
+      require(type === 0 || type === 8, `${name}: a plain file`, "a link, a folder or the like");
+      // Version needed, flags, method and packed size.
+      const isStored =
+        short(entry + 6) <= 20 && !(short(entry + 8) & ~0x800) && !short(entry + 10) && long(entry + 20) === bytes;
+      require(isStored, `${name}: neither compressed nor encrypted (zip -0)`);
+      require(!long(entry + 30) && !short(entry + 34), `${name}: no extra fields and no comment (zip -X)`);
+      const first = position + LOCAL + length;
+      // The fields of both headers agree, from the version to the length of the name; neither has extra fields.
+      const isSame =
+        long(entry + 42) === position && first + bytes <= start && long(position) === 0x04034b50 &&
+        !short(position + 28) && isEqual(content, position + 4, content, entry + 6, 24) &&
+        isEqual(content, position + LOCAL, raw, 0, length);
+      require(isSame, `${name}: its header, as in the directory, at byte ${position}`);
+      this._members.set(name, { content: content.subarray(first, first + bytes), crc: long(entry + 16) });
+      position = first + bytes;
+      entry += ENTRY + length;
+    }
+    require(entry === end && position === start, "files, directory and end without a gap");
+    this._requireDistinct(require);
+  }
+
+  /** Check that the files can be in one .zip file on every system. */
+  private _requireDistinct(require: (isRight: boolean, expected: string, got?: unknown) => void): void {
+    const spellings = new Map<string, string>();
+    for (const path of this._members.keys()) {
+      const parts = path.split("/");
+      require(path.length <= MAX_NAME && parts.length <= MAX_PARTS, `at most ${MAX_PARTS - 1} folders`, path.slice(0, 200));
+      parts.forEach((_, depth) => {
+        const part = parts.slice(0, depth + 1).join("/");
+        const other = spellings.get(part.toLowerCase()) ?? part;
+        spellings.set(part.toLowerCase(), other);
+        const isFile = depth + 1 < parts.length && this._members.has(part);
+        require(other === part && !isFile, `names that differ by more than case, ${other}`, part);
+      });
+    }
+  }
+}
+
+function isEqual(a: Uint8Array, at: number, b: Uint8Array, from: number, length: number): boolean {
+  for (let index = 0; index < length; index++) if (a[at + index] !== b[from + index]) return false;
+  return true;
+}
+
+let crcTable: Int32Array | undefined;
+
+function crc32(content: Uint8Array): number {
+  crcTable ??= Int32Array.from({ length: 256 }, (_, byte) => {
+    let value = byte;
+    for (let bit = 0; bit < 8; bit++) value = value & 1 ? (value >>> 1) ^ 0xedb88320 : value >>> 1;
+    return value;
+  });
+  let crc = -1;
+  for (let at = 0; at < content.length; at++) crc = crcTable[(crc ^ content[at]) & 255] ^ (crc >>> 8);
+  return ~crc >>> 0;
+}

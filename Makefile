@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-long test-slow test-oldest test-arm64 test-c fuzz conformance zoo bench check docs dist format models schema clean
+.PHONY: demo test test-long test-slow test-oldest test-arm64 test-c test-js fuzz conformance zoo bench check docs dist format models schema clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/vae-export demo --out out/demo
@@ -31,6 +31,12 @@ test-arm64:
 # vae-runtime in C: builds, tests, sanitizers, valgrind, fuzzing, aarch64; what the machine lacks is skipped by name.
 test-c: $(VENV)/installed-dev
 	bash runtime/c/test.sh $(RUN)
+
+# The npm package in Node and headless Chromium; skipped without Node 20 or newer.
+test-js:
+	@if node -e 'process.exit(process.versions.node.split(".")[0] < 20)' 2> /dev/null; \
+	then cd runtime/js && npm ci --ignore-scripts --no-fund --no-audit && npm test; \
+	else echo "test-js: skipped: expected Node 20 or newer, got $$(node --version 2> /dev/null || echo nothing)"; fi
 
 # Fuzz what reads bundles, ten minutes for each target, on Linux; make fuzz FUZZ_SECONDS=60. The corpora stay in out/fuzz.
 FUZZ_SECONDS ?= 600

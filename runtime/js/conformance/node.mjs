@@ -1,12 +1,12 @@
-// The driver of the package in Node: `node runtime/js/conformance/node.mjs REQUESTS [onnxruntime-web]`.
+// The driver of the package in Node: `node runtime/js/conformance/node.mjs onnxruntime-node REQUESTS`, or onnxruntime-web.
 import { readFileSync } from "node:fs";
 
 import * as vaeRuntime from "../dist/index.js";
 import { answerer } from "./answers.mjs";
 
-const [requests, name = "onnxruntime-node"] = process.argv.slice(2);
-const ort = await import(name);
-const answer = answerer(vaeRuntime, ort.default ?? ort, "cpu", (path) => path);
+const [name, requests] = process.argv.slice(2);
+const { default: ort } = await import(name);
+const answer = answerer(vaeRuntime, ort, "cpu", (path) => path);
 for (const line of readFileSync(requests, "utf-8").trim().split("\n")) {
   console.log(JSON.stringify(await answer(JSON.parse(line))));
 }

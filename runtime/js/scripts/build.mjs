@@ -35,16 +35,25 @@ rmSync(join(root, "dist"), { recursive: true, force: true });
 const tsc = join(dirname(createRequire(import.meta.url).resolve("typescript/package.json")), "bin", "tsc");
 execFileSync(process.execPath, [tsc, "-p", root], { stdio: "inherit" });
 writeFileSync(join(root, "dist", "noise_table.js"), `export const packedTable = "${packedTable()}";\n`);
+const { version: fflateVersion } = JSON.parse(readFileSync(join(root, "node_modules", "fflate", "package.json"), "utf-8"));
+const common = { absWorkingDir: root, outdir: "dist", bundle: true, format: "esm", target: "es2022", minify: true };
+const license = readFileSync(join(root, "node_modules", "fflate", "LICENSE"), "utf-8").trim();
 await build({
-  absWorkingDir: root,
+  ...common,
+  stdin: { contents: 'export { inflateSync, unzipSync } from "fflate";', resolveDir: root, sourcefile: "fflate.js" },
+  banner: { js: `/*! fflate ${fflateVersion}\n${license}\n*/` },
+  outdir: undefined,
+  outfile: "dist/fflate.js",
+});
+await build({
+  ...common,
   entryPoints: ["src/index.ts"],
-  outdir: "dist",
-  bundle: true,
-  format: "esm",
-  target: "es2022",
-  minify: true,
   // Private names.
   mangleProps: /^_/,
-  // The table is data: a file of its own.
-  external: ["fflate", "node:*", "./noise_table.js"],
+  // The table and fflate are files of their own; neither pages nor workers need a map of imports.
+  external: ["node:*", "./noise_table.js"],
+  plugins: [{
+    name: "fflate",
+    setup: (bundle) => bundle.onResolve({ filter: /^fflate$/ }, () => ({ path: "./fflate.js", external: true })),
+  }],
 });

@@ -1,6 +1,6 @@
 /** Read and check manifest.json as a whole. All problems are reported at once, each with its place. */
 import { BundleError, COPY, EXPORT, errorLine, oneLine, shown } from "./errors.js";
-import { type Field, type Type, Problem, Problems, choice, join, list, map, struct, text } from "./fields.js";
+import { type Field, type Type, Problem, Problems, TooManyProblems, choice, join, list, map, struct, text } from "./fields.js";
 import { type Json, type JsonObject, parseJson } from "./json.js";
 import {
   type Component, type Manifest, type Variant, COMPONENTS, FILE, FOLDER, FREE, NAME, READER_PATTERN, TEXT, VAE,
@@ -124,13 +124,20 @@ export function parseManifest(content: Uint8Array, place: string): Manifest {
     const isOlder = OLDER.test(String(member(vae, "format_version")));
     throw new BundleError(`${place}: ${version}; this bundle is ${isOlder ? `older: ${EXPORT}` : `newer: ${install(reader)}`}`);
   }
-  const problems = new Problems();
-  const outer = DOCUMENT(document, "", problems);
-  missingComponents(document, vae).forEach((component) => {
-    problems.push(new Problem(join("components", component), "this field", "nothing"));
-  });
+  const noted = new Problems();
+  let outer;
+  try {
+    outer = DOCUMENT(document, "", noted);
+    for (const component of missingComponents(document, vae)) noted.note(`components.${component}`, "this field", undefined);
+  } catch (error) {
+    if (!(error instanceof TooManyProblems)) throw error;
+  }
+  const problems = noted.found;
   const manifest = problems.length ? null : assembled(outer);
   if (manifest) problems.push(...contradictions(manifest));
+  if (!problems.length && manifest?.reader && isNewer(manifest.reader)) {
+    noted.note("additional_metadata.vae.reader", `a requirement that ${VERSION} meets`, manifest.reader, true);
+  }
   if (manifest && !problems.length) return manifest;
   const remedy = problems.every((problem) => problem.newer) ? `${EXPORT}, or ${install(reader)}` : EXPORT;
   if (problems.length === 1) throw new BundleError(`${place}: ${problems[0]}; ${remedy}`);
@@ -193,6 +200,13 @@ function versionProblem(vae: Json | undefined): Problem | null {
     : [];
   if (!unknown.length) return null;
   return new Problem(`${place}.must_understand`, "a list of fields of format 2.0", unknown.map(shown).join(", "));
+}
+
+/** Whether a requirement needs a later version than this one. */
+function isNewer(reader: string): boolean {
+  const [needed, own] = [reader, VERSION].map((text) => text.match(/[0-9]+/g)!.map(Number));
+  const at = needed.findIndex((number, index) => number !== (own[index] ?? 0));
+  return at >= 0 && needed[at] > (own[at] ?? 0);
 }
 
 /** What to install: a bundle can name nothing but a version of this package. */

@@ -37,6 +37,7 @@ export function oneLine(text: unknown, limit = 2000): string {
 
 /** A value as errors show it: short, in one line. */
 export function shown(value: unknown): string {
+  if (value === undefined) return "nothing";
   if (Array.isArray(value)) return `a list of ${value.length}`;
   if (typeof value === "object" && value) return value instanceof Map ? "an object" : (value.constructor?.name ?? "an object");
   return oneLine(typeof value === "string" ? JSON.stringify(value) : value, 80);

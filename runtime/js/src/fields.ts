@@ -14,11 +14,16 @@ export class Problem {
   }
 }
 
+/** There are 1000 problems: reading ends, since each further one would take time. */
+export class TooManyProblems extends Error {}
+
 /** The problems found so far. */
-export class Problems extends Array<Problem> {
+export class Problems {
+  readonly found: Problem[] = [];
+
   /** Add a problem with a value as errors show it. */
   note(place: string, expected: string, value: unknown, isNewer = false): void {
-    this.push(new Problem(place, expected, shown(value), isNewer));
+    if (this.found.push(new Problem(place, expected, shown(value), isNewer)) === 1000) throw new TooManyProblems();
   }
 }
 
@@ -84,10 +89,10 @@ export function list<T>(item: Type<T>, expected = "a list", min = 0, max = Infin
       problems.note(place, expected, value);
       return [];
     }
-    const before = problems.length;
+    const before = problems.found.length;
     const items = value.map((each, index) => item(each, `${place}[${index}]`, problems));
-    if (distinct && problems.length === before && new Set(items).size < items.length) {
-      problems.push(new Problem(place, `${expected}, each once`, "some of them twice"));
+    if (distinct && problems.found.length === before && new Set(items).size < items.length) {
+      problems.note(place, `${expected}, each once`, value);
     }
     return items;
   };
@@ -150,7 +155,7 @@ export function struct<T>(fields: Record<string, Field>, closed = false): Type<T
       } else if (value.has(key)) {
         members[key] = type(value.get(key), where, problems);
       } else if (isNeeded) {
-        problems.push(new Problem(where, "this field", "nothing"));
+        problems.note(where, "this field", undefined);
       }
     }
     if (closed) {

@@ -1,9 +1,14 @@
 /** Read the golden vectors of a bundle: fixed inputs, and the answers of PyTorch and every variant at export. */
-import type { NumberArray } from "./arrays.js";
+import { type NumberArray, product } from "./arrays.js";
 import type { Bundle } from "./bundle.js";
+import { BundleError, EXPORT } from "./errors.js";
+import { KINDS } from "./likelihood.js";
 import { type Component, type Manifest, type TensorSpec, componentsOf, inputsOf, outputsOfComponent } from "./manifest.js";
 import { PRIOR, normal, streamOf } from "./noise.js";
 import { type NpzData, packedLimit, unpackNpz } from "./npz.js";
+
+// Values of one latent that are drawn and not stored.
+const MAX_DRAWN = 2 ** 24;
 
 export type Golden = Map<string, NpzData>;
 
@@ -23,6 +28,11 @@ export async function readGolden(bundle: Bundle): Promise<Golden> {
   const { file, n } = manifest.golden;
   const tensors = new Map<string, TensorSpec>();
   const unstored = drawn(manifest);
+  for (const { name, prior, shape } of manifest.latents) {
+    if (prior.kind === "normal" && n * product(shape) > MAX_DRAWN) {
+      throw new BundleError(bundle.place(file), `at most ${MAX_DRAWN} values of ${name}`, n * product(shape), EXPORT);
+    }
+  }
   for (const component of componentsOf(manifest)) {
     for (const tensor of inputsOf(manifest, component)) if (!unstored.has(tensor.name)) tensors.set(tensor.name, tensor);
     for (const source of ["pytorch", ...manifest[component].keys()]) {
@@ -46,4 +56,29 @@ export function goldenInputs(manifest: Manifest, component: Component, golden: G
       return [name, { data: golden.get(name), shape: [n, ...shape] } as NumberArray];
     }),
   );
+}
+
+/**
+ * Which answers are not what the manifest says they are: std of a logvar, and the mean of logits. Outputs of one shape
+ * whose roles are swapped pass every other check.
+ */
+export function contradictions({ encoder, decoder, latents, likelihood }: Manifest, golden: Golden): string[] {
+  const found: string[] = [];
+  const hold = (name: string, of: string, formula: (value: number) => number) => {
+    const [answer, values] = [name, of].map((each) => golden.get(each) as Float32Array);
+    // Wide enough for answers in float16: outputs whose roles are swapped are far outside.
+    const isOutside = (each: number, at: number) => !(Math.abs(each - formula(values[at])) <= 1e-3 + 0.05 * Math.abs(formula(values[at])));
+    const at = answer.findIndex(isOutside);
+    if (at >= 0) {
+      found.push(`${name}[${at}]: expected ${formula(values[at])} by ${of}, got ${answer[at]}: roles are swapped; ${EXPORT}`);
+    }
+  };
+  for (const { kind, std, logvar } of encoder.size ? latents.map((latent) => latent.posterior) : []) {
+    if (kind === "normal") hold(`encoder/pytorch/${std}`, `encoder/pytorch/${logvar}`, (each) => Math.exp(each / 2));
+  }
+  if (likelihood.logits && decoder.size) {
+    const { meanOf } = KINDS.get(likelihood.kind)!;
+    hold(`decoder/pytorch/${likelihood.mean}`, `decoder/pytorch/${likelihood.logits}`, meanOf!);
+  }
+  return found;
 }

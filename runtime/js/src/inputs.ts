@@ -250,7 +250,7 @@ function typed(name: string, value: ArrayInput, dtype: Dtype, expected: string):
   const isFloat32 = dtype === "float32";
   const isRight = isList
     ? data.every((each) => (isFloat32 ? typeof each === "number" : typeof each === "bigint" || Number.isSafeInteger(each)))
-    : (isFloat32 ? /Float/ : /Int/).test(kind) && !(data instanceof BigUint64Array && data.some((each) => each >= 2n ** 63n));
+    : (isFloat32 ? /Float/ : /int/i).test(kind) && !(data instanceof BigUint64Array && data.some((each) => each >= 2n ** 63n));
   if (!isRight) throw new InputError(name, expected, kind, isFloat32 ? "convert with Float32Array.from" : "give integers");
   if (!isFloat32) return { data: BigInt64Array.from(numbers as ArrayLike<number>, BigInt), shape };
   const floats = Float32Array.from(numbers as ArrayLike<number>);

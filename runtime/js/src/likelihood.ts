@@ -18,6 +18,8 @@ export interface Kind {
   isValue(x: number): boolean;
   /** log p of one value, in nats; `parameter` is the logit where there are logits, and else the mean. */
   logProb(x: number, parameter: number, scale: number, isLogit: boolean): number;
+  /** The mean that belongs to a logit. */
+  meanOf?(logit: number): number;
   /** Draw a value from its mean; `u` is uniform, and `eps` normal noise of the same word. */
   draw(mean: number, scale: number, u: number, eps: number): number;
 }
@@ -31,6 +33,7 @@ const bernoulli: Kind = {
     if (isLogit) return x * parameter - Math.max(parameter, 0) - Math.log1p(Math.exp(-Math.abs(parameter)));
     return x * Math.max(Math.log(parameter), MIN_LOG) + (1 - x) * Math.max(Math.log1p(-parameter), MIN_LOG);
   },
+  meanOf: (logit) => 1 / (1 + Math.exp(-logit)),
   draw: (mean, _, u) => (u < mean ? 1 : 0),
 };
 

@@ -260,7 +260,7 @@ const COLUMN = struct<Manifest["table"][number]>({
 
 const DIGEST = text("sha256:[0-9a-f]{64}", 'a digest, "sha256:" and 64 hexadecimal digits');
 export const VERSION_PATTERN = "2\\.(?:0|[1-9][0-9]*)";
-export const READER_PATTERN = "vae-runtime>=[0-9]+(?:\\.[0-9]+)*";
+export const READER_PATTERN = "vae-runtime>=[0-9]{1,9}(?:\\.[0-9]{1,9}){0,7}";
 
 /** The fields of `additional_metadata.vae` of the package. */
 export const VAE: Record<string, Field> = {

@@ -124,9 +124,10 @@ function checkNames(require: Note, vae: string, manifest: Manifest): void {
 function checkTable(require: Note, place: string, manifest: Manifest): void {
   const { table } = manifest;
   let width = 0;
+  const names = new Set<string>();
   table.forEach(({ name, kind, means, scales, categories }, index) => {
-    const isFirst = table.findIndex((other) => other.name === name) === index;
-    require(isFirst, `${place}[${index}].name`, "a name that no other column has", name);
+    require(!names.has(name), `${place}[${index}].name`, "a name that no other column has", name);
+    names.add(name);
     require(scales.length === means.length, `${place}[${index}].scales`, `one for each of ${means.length} means`, scales.length);
     width += kind === "categories" ? categories.length : 1 + means.length;
   });

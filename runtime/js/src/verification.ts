@@ -1,7 +1,7 @@
 /** Verify a bundle: hash every file, then replay the golden vectors on the device. */
 import type { Bundle } from "./bundle.js";
 import { BundleError, DeviceError, VaeError, oneLine } from "./errors.js";
-import { type Golden, goldenInputs, readGolden } from "./golden.js";
+import { type Golden, contradictions, goldenInputs, readGolden } from "./golden.js";
 import { type Variant, outputsOfComponent, variantsOf } from "./manifest.js";
 import { type Networks, openVariant } from "./networks.js";
 
@@ -50,7 +50,11 @@ export async function verifyBundle(bundle: Bundle, networks: Networks): Promise<
     if (!(error instanceof BundleError)) throw error;
     checks.push({ what: "golden vectors", passed: false, detail: error.message });
   }
-  if (golden) for (const variant of variantsOf(bundle.manifest)) checks.push(...(await replay(variant, golden, networks)));
+  if (golden) {
+    const swapped = contradictions(bundle.manifest, golden);
+    checks.push(...swapped.map((detail) => ({ what: "golden vectors", passed: false, detail })));
+    for (const variant of variantsOf(bundle.manifest)) checks.push(...(await replay(variant, golden, networks)));
+  }
   return new Report(checks);
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 _DRIVER = str(ROOT / "conformance" / "driver.py")
 _JS = ROOT / "runtime" / "js"
+_CHROMIUM = os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser"
 
 
 class Host(NamedTuple):
@@ -72,12 +74,14 @@ def _c_arm64() -> Sequence[str] | str:
     return (str(qemu), "-cpu", "cortex-a72", "-L", str(work / "root"), str(driver), str(library))
 
 
-def _node(runtime: str) -> Callable[[], Sequence[str] | str]:
+def _javascript(driver: str, *arguments: str) -> Callable[[], Sequence[str] | str]:
     def command() -> Sequence[str] | str:
         node = shutil.which("node")
-        if node is None or not (_JS / "dist").exists() or not (_JS / "node_modules" / runtime).exists():
-            return "`make test-js` makes its packages, with Node 20 or newer"
-        return node, str(_JS / "conformance" / "node.mjs"), runtime
+        if node is None or not (_JS / "dist").exists() or not (_JS / "node_modules").exists():
+            return "`make test-js` builds it, with Node 20 or newer"
+        if "chromium" in driver and not any(map(shutil.which, _CHROMIUM)):
+            return "install Chromium, or name it by the variable CHROMIUM"
+        return node, str(_JS / "conformance" / driver), *arguments
 
     return command
 
@@ -88,6 +92,7 @@ HOSTS = (
     Host("Python on aarch64 (emulated)", _arm64),
     Host("C on x86-64", _c),
     Host("C on aarch64 (emulated)", _c_arm64),
-    Host("Node, onnxruntime-node", _node("onnxruntime-node")),
-    Host("Node, onnxruntime-web", _node("onnxruntime-web")),
+    Host("Node, onnxruntime-node", _javascript("node.mjs", "onnxruntime-node")),
+    Host("Node, onnxruntime-web", _javascript("node.mjs", "onnxruntime-web")),
+    Host("Chromium, onnxruntime-web", _javascript("chromium.mjs")),
 )

@@ -45,13 +45,14 @@ await build({
   outdir: undefined,
   outfile: "dist/fflate.js",
 });
+await build({ ...common, entryPoints: ["src/operators.ts"] });
 await build({
   ...common,
   entryPoints: ["src/index.ts"],
   // Private names.
   mangleProps: /^_/,
-  // The table and fflate are files of their own; neither pages nor workers need a map of imports.
-  external: ["node:*", "./noise_table.js"],
+  // Tables and fflate are files of their own; neither pages nor workers need a map of imports.
+  external: ["node:*", "./noise_table.js", "./operators.js"],
   plugins: [{
     name: "fflate",
     setup: (bundle) => bundle.onResolve({ filter: /^fflate$/ }, () => ({ path: "./fflate.js", external: true })),

@@ -1,5 +1,5 @@
 /** Open a bundle. SHA256SUMS lists each of its files with its SHA-256. */
-import { BundleError, COPY, InputError, oneLine, shown } from "./errors.js";
+import { BundleError, COPY, oneLine, refuseBundle, refuseInput, shown } from "./errors.js";
 import { parseManifest } from "./document.js";
 import { type Component, type Manifest, type Variant, PATH, componentsOf, pathOf, variantsOf } from "./manifest.js";
 import { type Place, type Source, isBeside, openPlace } from "./places.js";
@@ -49,19 +49,19 @@ export class Bundle {
   choose(name?: string | null): Map<Component, Variant> {
     const { manifest } = this;
     const components = componentsOf(manifest);
-    if (name != null && typeof name !== "string") throw new InputError("variant", "a name", shown(name));
+    if (name != null && typeof name !== "string") refuseInput("variant", "a name", shown(name));
     const named = name != null ? components.filter((component) => manifest[component].has(name)) : [];
     const runnable = variantsOf(manifest).filter((each) => each.executor === "ort");
     if (name != null && !named.length) {
       const known = [...new Set(runnable.map((each) => each.name))].join(", ");
-      throw new BundleError(this.files.root, `one of the variants ${known}`, shown(name));
+      refuseBundle(this.files.root, `one of the variants ${known}`, shown(name));
     }
     return new Map(
       components.map((component) => {
         const first = runnable.find((each) => each.component === component)!;
         const chosen = named.includes(component) ? manifest[component].get(name!)! : first;
         if (chosen.executor !== "ort") {
-          throw new BundleError(
+          refuseBundle(
             this.files.root, `a variant of ${component} for ONNX Runtime, such as ${first.name}`, shown(name),
           );
         }
@@ -108,13 +108,13 @@ export class Bundle {
 export async function openBundle(source: Source, digest?: string | null): Promise<Bundle> {
   const form = digest == null ? null : /^(?:sha256:)?([0-9a-f]{64})$/.exec(String(digest));
   if (digest != null && !form) {
-    throw new InputError("digest", '"sha256:" and 64 hexadecimal digits', shown(digest));
+    refuseInput("digest", '"sha256:" and 64 hexadecimal digits', shown(digest));
   }
   const files = await openPlace(source);
   const content = await files.read(SUMS, MAX_BYTES);
   const actual = await sha256(content);
   if (form && form[1] !== actual) {
-    throw new BundleError(files.root, `the digest sha256:${form[1]}`, actual, "use the bundle that it belongs to");
+    refuseBundle(files.root, `the digest sha256:${form[1]}`, actual, "use the bundle that it belongs to");
   }
   const place = `${files.root}/${SUMS}`;
   const sums = readSums(content, place);
@@ -125,7 +125,7 @@ export async function openBundle(source: Source, digest?: string | null): Promis
     ...manifest.latents.map((latent) => latent.prior.file),
   ];
   for (const each of needed) {
-    if (each && !sums.has(each)) throw new BundleError(place, `a line for ${each}`, "none", COPY);
+    if (each && !sums.has(each)) refuseBundle(place, `a line for ${each}`, "none", COPY);
   }
   return new Bundle(manifest, `sha256:${actual}`, files, sums);
 }
@@ -133,16 +133,16 @@ export async function openBundle(source: Source, digest?: string | null): Promis
 function readSums(content: Uint8Array, place: string): Map<string, string> {
   const lines = new TextDecoder("latin1").decode(content).split("\n");
   if (lines.pop() !== "" || !lines.length) {
-    throw new BundleError(place, "lines that each end in a newline", "another end", COPY);
+    refuseBundle(place, "lines that each end in a newline", "another end", COPY);
   }
   const sums = new Map<string, string>();
   let before = "";
   lines.forEach((line, index) => {
     const match = LINE.exec(line);
     if (!match) {
-      throw new BundleError(`${place}:${index + 1}`, "<64 hex digits>  <path>", shown(line), COPY);
+      refuseBundle(`${place}:${index + 1}`, "<64 hex digits>  <path>", shown(line), COPY);
     }
-    if (match[2] <= before) throw new BundleError(place, "paths in order, each once", match[2], COPY);
+    if (match[2] <= before) refuseBundle(place, "paths in order, each once", match[2], COPY);
     sums.set((before = match[2]), match[1]);
   });
   return sums;
@@ -153,9 +153,9 @@ async function readListed(
 ): Promise<Uint8Array> {
   const place = `${files.root}/${relative}`;
   const expected = sums.get(relative);
-  if (!expected) throw new BundleError(place, `a line in ${SUMS}`, "none", COPY);
+  if (!expected) refuseBundle(place, `a line in ${SUMS}`, "none", COPY);
   const content = await files.read(relative, limit);
   const actual = await sha256(content);
-  if (actual !== expected) throw new BundleError(place, `the SHA-256 ${expected}`, actual, COPY);
+  if (actual !== expected) refuseBundle(place, `the SHA-256 ${expected}`, actual, COPY);
   return content;
 }

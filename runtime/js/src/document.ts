@@ -1,5 +1,5 @@
 /** Read and check manifest.json as a whole. All problems are reported at once, each with its place. */
-import { BundleError, COPY, EXPORT, errorLine, oneLine, shown } from "./errors.js";
+import { COPY, EXPORT, errorLine, oneLine, refuseBundle, shown } from "./errors.js";
 import { type Field, type Type, Problem, Problems, TooManyProblems, choice, join, list, map, struct, text } from "./fields.js";
 import { type Json, type JsonObject, parseJson } from "./json.js";
 import {
@@ -115,14 +115,14 @@ export function parseManifest(content: Uint8Array, place: string): Manifest {
   try {
     document = parseJson(content);
   } catch (error) {
-    throw new BundleError(place, "JSON in UTF-8", errorLine(error), COPY);
+    refuseBundle(place, "JSON in UTF-8", errorLine(error), COPY);
   }
   const vae = member(member(document, "additional_metadata"), "vae");
   const reader = member(vae, "reader");
   const version = versionProblem(vae);
   if (version) {
     const isOlder = OLDER.test(String(member(vae, "format_version")));
-    throw new BundleError(`${place}: ${version}; this bundle is ${isOlder ? `older: ${EXPORT}` : `newer: ${install(reader)}`}`);
+    refuseBundle(`${place}: ${version}; this bundle is ${isOlder ? `older: ${EXPORT}` : `newer: ${install(reader)}`}`);
   }
   const noted = new Problems();
   let outer;
@@ -140,10 +140,10 @@ export function parseManifest(content: Uint8Array, place: string): Manifest {
   }
   if (manifest && !problems.length) return manifest;
   const remedy = problems.every((problem) => problem.newer) ? `${EXPORT}, or ${install(reader)}` : EXPORT;
-  if (problems.length === 1) throw new BundleError(`${place}: ${problems[0]}; ${remedy}`);
+  if (problems.length === 1) refuseBundle(`${place}: ${problems[0]}; ${remedy}`);
   const lines = problems.slice(0, MAX_PROBLEMS).map((problem) => `\n  ${problem}`);
   const more = problems.length > MAX_PROBLEMS ? `\n  and ${problems.length - MAX_PROBLEMS} more` : "";
-  throw new BundleError(`${place}: ${problems.length} problems; ${remedy}:${lines.join("")}${more}`);
+  refuseBundle(`${place}: ${problems.length} problems; ${remedy}:${lines.join("")}${more}`);
 }
 
 function assembled(outer: any): Manifest {

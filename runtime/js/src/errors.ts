@@ -23,6 +23,16 @@ export class InputError extends VaeError {
   override name = "InputError";
 }
 
+/** @throws {BundleError} always. */
+export function refuseBundle(place: string, expected?: string, got?: unknown, next?: string): never {
+  throw new BundleError(place, expected, got, next);
+}
+
+/** @throws {InputError} always. */
+export function refuseInput(place: string, expected?: string, got?: unknown, next?: string): never {
+  throw new InputError(place, expected, got, next);
+}
+
 /** A device, an execution provider, ONNX Runtime or WebCrypto is unavailable. */
 export class DeviceError extends VaeError {
   override name = "DeviceError";
@@ -56,10 +66,10 @@ export function errorLine(error: unknown): string {
  */
 export function requireBigInt(name: string, value: unknown, low: bigint, high: bigint): bigint {
   if (typeof value !== "bigint" && !Number.isSafeInteger(value)) {
-    throw new InputError(name, "an integer, from 2**53 on as bigint", shown(value));
+    refuseInput(name, "an integer, from 2**53 on as bigint", shown(value));
   }
   const number = BigInt(value as number);
-  if (number < low || number > high) throw new InputError(name, `${low} … ${high}`, oneLine(number, 80));
+  if (number < low || number > high) refuseInput(name, `${low} … ${high}`, oneLine(number, 80));
   return number;
 }
 
@@ -79,7 +89,7 @@ export function requireInteger(name: string, value: unknown, low: number, high: 
  */
 export function requireNumber(name: string, value: unknown, low: number, high: number): number {
   if (typeof value === "number" && value >= low && value <= high) return value;
-  throw new InputError(name, `a number from ${low} to ${high}`, shown(value));
+  refuseInput(name, `a number from ${low} to ${high}`, shown(value));
 }
 
 /**
@@ -89,7 +99,7 @@ export function requireNumber(name: string, value: unknown, low: number, high: n
  */
 export function requireBool(name: string, value: unknown): boolean {
   if (typeof value === "boolean") return value;
-  throw new InputError(name, "true or false", shown(value));
+  refuseInput(name, "true or false", shown(value));
 }
 
 /**
@@ -99,11 +109,11 @@ export function requireBool(name: string, value: unknown): boolean {
  */
 export function requireNames(place: string, value: unknown, known: readonly string[]): asserts value is object {
   if (typeof value !== "object" || !value || Array.isArray(value)) {
-    throw new InputError(place, "an object of values by name", shown(value));
+    refuseInput(place, "an object of values by name", shown(value));
   }
   for (const name of Object.keys(value)) {
     if (!known.includes(name)) {
-      throw new InputError(place, known.length ? `one of ${known.join(", ")}` : "no names", shown(name), "leave it out");
+      refuseInput(place, known.length ? `one of ${known.join(", ")}` : "no names", shown(name), "leave it out");
     }
   }
 }

@@ -1,7 +1,7 @@
 /** Read the golden vectors of a bundle: fixed inputs, and the answers of PyTorch and every variant at export. */
 import { type NumberArray, product } from "./arrays.js";
 import type { Bundle } from "./bundle.js";
-import { BundleError, EXPORT } from "./errors.js";
+import { EXPORT, refuseBundle } from "./errors.js";
 import { KINDS } from "./likelihood.js";
 import { type Component, type Manifest, type TensorSpec, componentsOf, inputsOf, outputsOfComponent } from "./manifest.js";
 import { PRIOR, normal, streamOf } from "./noise.js";
@@ -30,7 +30,7 @@ export async function readGolden(bundle: Bundle): Promise<Golden> {
   const unstored = drawn(manifest);
   for (const { name, prior, shape } of manifest.latents) {
     if (prior.kind === "normal" && n * product(shape) > MAX_DRAWN) {
-      throw new BundleError(bundle.place(file), `at most ${MAX_DRAWN} values of ${name}`, n * product(shape), EXPORT);
+      refuseBundle(bundle.place(file), `at most ${MAX_DRAWN} values of ${name}`, n * product(shape), EXPORT);
     }
   }
   for (const component of componentsOf(manifest)) {

@@ -1,5 +1,5 @@
 /** Check the structure of an ONNX graph before ONNX Runtime reads it; docs/security.md lists what is refused. */
-import { BundleError, EXPORT, shown } from "./errors.js";
+import { EXPORT, refuseBundle, shown } from "./errors.js";
 import { FREE_SIZES, KEEP_SIZES, OPERATORS, maxElements } from "./graph_rules.js";
 import { type Message, type Span, Frame, MAX_TEXT, Malformed, limit, refuse, schema } from "./protobuf.js";
 
@@ -68,7 +68,7 @@ export function checkGraph(content: Uint8Array, place: string, data: Map<string,
     check.model();
   } catch (error) {
     if (!(error instanceof Malformed)) throw error;
-    throw new BundleError(`${place}: ${check.where}${error.message}; ${EXPORT}`);
+    refuseBundle(`${place}: ${check.where}${error.message}; ${EXPORT}`);
   }
 }
 

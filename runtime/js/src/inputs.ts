@@ -1,6 +1,6 @@
 /** Check observations, latents and conditions against the manifest, and name them as the graphs' inputs. */
 import { type FloatArray, type NumberArray, isSameShape, product, repeatedRows, rowsOf } from "./arrays.js";
-import { InputError, requireInteger, requireNames, shown } from "./errors.js";
+import { refuseInput, requireInteger, requireNames, shown } from "./errors.js";
 import {
   type ArraySpec, type Component, type Condition, type Dtype, type Latent, type Manifest, type PerChannel, type Sizes,
   outputsOf,
@@ -49,7 +49,7 @@ export class Inputs {
   latents(z: Latents): Map<string, NumberArray> {
     const { latents } = this._manifest;
     if (isArray(z)) {
-      if (this.hasSeveral) throw new InputError("z", `arrays by the names ${namesOf(latents)}`, "one array");
+      if (this.hasSeveral) refuseInput("z", `arrays by the names ${namesOf(latents)}`, "one array");
       return new Map([[latents[0].name, latentRows(latents[0], z)]]);
     }
     requireNames("z", z, namesOf(latents));
@@ -70,7 +70,7 @@ export class Inputs {
       if (component && !components.includes(component)) continue;
       if (!rows) {
         const kind = classes ? `one of ${classes.length} classes` : `${dtype} [${shape}]`;
-        throw new InputError("conditions", `${name}, ${kind}`, "nothing", `give conditions: { ${name}: … }`);
+        refuseInput("conditions", `${name}, ${kind}`, "nothing", `give conditions: { ${name}: … }`);
       }
       feeds.set(name, rows);
     }
@@ -94,9 +94,9 @@ export class Inputs {
     const missing = this._manifest.latents.filter(
       ({ name, posterior }) => !arrays.has(name) && (outputsOf(posterior).length || !arrays.size),
     );
-    if (missing.length) throw new InputError("z", `every latent: ${namesOf(missing)}`, "nothing");
+    if (missing.length) refuseInput("z", `every latent: ${namesOf(missing)}`, "nothing");
     const counts = [...arrays.values()].map((array) => array.shape[0]);
-    if (new Set(counts).size > 1) throw new InputError("z", "as many rows of each latent", counts);
+    if (new Set(counts).size > 1) refuseInput("z", "as many rows of each latent", counts);
     return [this.decoderOfChecked(arrays, this.conditions("decoder", conditions, counts[0]), seed, start), counts[0]];
   }
 
@@ -197,10 +197,10 @@ function withSizes({ shape, axes, dynamic }: ArraySpec, sizes: Map<string, numbe
 
 function otherShape(latent: Latent, shape: readonly number[]): number[] {
   const place = `latentShape of ${latent.name}`;
-  if (!Array.isArray(shape)) throw new InputError(place, "a list of sizes", shown(shape));
+  if (!Array.isArray(shape)) refuseInput(place, "a list of sizes", shown(shape));
   const sizes = shape.map((size, axis) => requireInteger(`${place}[${axis}]`, size, 1, 2 ** 31));
   const problem = misfit(sizes, latent, 0);
-  if (problem !== null) throw new InputError(place, described(latent), sizes, problem);
+  if (problem !== null) refuseInput(place, described(latent), sizes, problem);
   return sizes;
 }
 
@@ -226,12 +226,12 @@ function misfit(sizes: readonly number[], { shape, axes, dynamic }: ArraySpec, f
 function checkedRows(spec: ArraySpec, value: ArrayInput, bounds: [number, number] | null): NumberArray {
   const { name, dtype } = spec;
   const expected = described(spec, dtype);
-  if (!isArray(value)) throw new InputError(name, expected, shown(value), "give { data, shape }");
+  if (!isArray(value)) refuseInput(name, expected, shown(value), "give { data, shape }");
   const array = typed(name, value, dtype, expected);
   const isOneRow = misfit(array.shape, spec, 0) === null;
   const problem = isOneRow ? `add the batch axis: [1, ${array.shape.join(", ")}]` : misfit(array.shape.slice(1), spec, 1);
-  if (problem !== null) throw new InputError(name, expected, array.shape, problem);
-  if (!array.shape[0]) throw new InputError(name, "at least one row", array.shape);
+  if (problem !== null) refuseInput(name, expected, array.shape, problem);
+  if (!array.shape[0]) refuseInput(name, "at least one row", array.shape);
   requireWithin(name, array.data, bounds, "scale or clean the data");
   return array;
 }
@@ -243,7 +243,7 @@ function typed(name: string, value: ArrayInput, dtype: Dtype, expected: string):
   const isList = Array.isArray(data);
   const numbers = (isList || ArrayBuffer.isView(data) ? data : []) as ArrayLike<number | bigint>;
   if (numbers.length !== product(shape)) {
-    throw new InputError(name, expected, `${numbers.length} numbers for ${shape}`, "give as many as the shape has");
+    refuseInput(name, expected, `${numbers.length} numbers for ${shape}`, "give as many as the shape has");
   }
   if (isOfType(data, dtype)) return { data, shape } as NumberArray;
   const kind = isList ? "numbers" : (data as object).constructor.name;
@@ -251,11 +251,11 @@ function typed(name: string, value: ArrayInput, dtype: Dtype, expected: string):
   const isRight = isList
     ? data.every((each) => (isFloat32 ? typeof each === "number" : typeof each === "bigint" || Number.isSafeInteger(each)))
     : (isFloat32 ? /Float/ : /int/i).test(kind) && !(data instanceof BigUint64Array && data.some((each) => each >= 2n ** 63n));
-  if (!isRight) throw new InputError(name, expected, kind, isFloat32 ? "convert with Float32Array.from" : "give integers");
+  if (!isRight) refuseInput(name, expected, kind, isFloat32 ? "convert with Float32Array.from" : "give integers");
   if (!isFloat32) return { data: BigInt64Array.from(numbers as ArrayLike<number>, BigInt), shape };
   const floats = Float32Array.from(numbers as ArrayLike<number>);
   const wrong = floats.findIndex((each, index) => !Number.isFinite(each) && Number.isFinite(numbers[index]));
-  if (wrong >= 0) throw new InputError(`${name}[${wrong}]`, `at most ${MAX_FLOAT}`, numbers[wrong], "scale the data");
+  if (wrong >= 0) refuseInput(`${name}[${wrong}]`, `at most ${MAX_FLOAT}`, numbers[wrong], "scale the data");
   return { data: floats, shape };
 }
 
@@ -265,7 +265,7 @@ function requireWithin(name: string, data: ArrayLike<number | bigint>, bounds: [
     const value = data[index];
     // Written so that NaN fails.
     if (value >= low && value <= high) continue;
-    throw new InputError(`${name}[${index}]`, bounds ? `values from ${low} to ${high}` : "finite values", value, advice);
+    refuseInput(`${name}[${index}]`, bounds ? `values from ${low} to ${high}` : "finite values", value, advice);
   }
 }
 
@@ -280,7 +280,7 @@ function conditionRows(condition: Condition, value: Conditions[string], n: numbe
   const numbered = (each: unknown) => {
     if (!classes || typeof each !== "string") return each;
     const index = classes.indexOf(each);
-    if (index < 0) throw new InputError(name, expected, shown(each));
+    if (index < 0) refuseInput(name, expected, shown(each));
     return index;
   };
   let array: ArrayInput;
@@ -292,7 +292,7 @@ function conditionRows(condition: Condition, value: Conditions[string], n: numbe
   }
   const rows = typed(name, array, dtype, expected);
   if (!isSameShape(rows.shape, shape) && !isSameShape(rows.shape, [n, ...shape])) {
-    throw new InputError(name, expected, rows.shape);
+    refuseInput(name, expected, rows.shape);
   }
   requireWithin(name, rows.data, classes ? [0, classes.length - 1] : range, "choose another value");
   if (!isSameShape(rows.shape, shape)) return rowsFrom(rows);

@@ -1,6 +1,6 @@
 /** Paths between latents and along one of their dimensions. */
 import { type FloatArray, isSameShape, product } from "./arrays.js";
-import { InputError, requireBool, requireInteger, requireNames, shown } from "./errors.js";
+import { refuseInput, requireBool, requireInteger, requireNames, shown } from "./errors.js";
 
 /** One latent. */
 export interface OneLatent {
@@ -25,7 +25,7 @@ export function interpolate(
   const isSpherical = requireBool("spherical", options.spherical ?? true);
   requireInteger("steps", steps, 2, 2 ** 31);
   const [first, last] = [numbersOf("a", a), numbersOf("b", b)];
-  if (!isSameShape(a.shape, b.shape)) throw new InputError("b", `the shape of a, [${a.shape.join(", ")}]`, b.shape);
+  if (!isSameShape(a.shape, b.shape)) refuseInput("b", `the shape of a, [${a.shape.join(", ")}]`, b.shape);
   const size = first.length;
   const dot = (x: Float64Array, y: Float64Array) => x.reduce((all, each, i) => all + each * y[i], 0);
   const [lengthA, lengthB] = [Math.sqrt(dot(first, first)), Math.sqrt(dot(last, last))];
@@ -56,7 +56,7 @@ export function interpolate(
 export function traverse(z: OneLatent, dimension: number, values: ArrayLike<number>): FloatArray {
   const latent = numbersOf("z", z);
   const steps = numbersOf("values", { data: values, shape: [values?.length ?? 0] });
-  if (!steps.length) throw new InputError("values", "at least one number", "none");
+  if (!steps.length) refuseInput("values", "at least one number", "none");
   const index = requireInteger("dimension", dimension, 0, latent.length - 1);
   const data = new Float32Array(steps.length * latent.length);
   steps.forEach((value, step) => {
@@ -68,9 +68,9 @@ export function traverse(z: OneLatent, dimension: number, values: ArrayLike<numb
 
 function numbersOf(place: string, array: OneLatent): Float64Array {
   if (!Array.isArray(array?.shape) || array.data?.length !== product(array.shape)) {
-    throw new InputError(place, "{ data, shape } of one latent", shown(array));
+    refuseInput(place, "{ data, shape } of one latent", shown(array));
   }
   const numbers = Float64Array.from(array.data, Number);
-  if (!numbers.every(Number.isFinite)) throw new InputError(place, "finite numbers", "NaN or infinity");
+  if (!numbers.every(Number.isFinite)) refuseInput(place, "finite numbers", "NaN or infinity");
   return numbers;
 }

@@ -1,6 +1,6 @@
 /** The kinds of likelihood p(x|z): what each takes, its log density and its draws. Only this module names a kind. */
 import type { FloatArray } from "./arrays.js";
-import { InputError } from "./errors.js";
+import { refuseInput } from "./errors.js";
 import { type Integer, OBSERVATION, normal, streamOf, uniform } from "./noise.js";
 
 const LOG_2PI = Math.log(2 * Math.PI);
@@ -146,7 +146,7 @@ export function logLikelihood(
 export function requireValues(kind: Kind, place: string, x: ArrayLike<number | bigint>): void {
   for (let index = 0; index < x.length; index++) {
     if (!kind.isValue(Number(x[index]))) {
-      throw new InputError(`${place}[${index}]`, `${kind.values} for this likelihood`, x[index], "give them as in training");
+      refuseInput(`${place}[${index}]`, `${kind.values} for this likelihood`, x[index], "give them as in training");
     }
   }
 }

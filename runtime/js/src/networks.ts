@@ -1,7 +1,7 @@
 /** A bundle's two graphs: checked arrays in, arrays out, in batches. Only this module runs a session. */
 import { type FloatArray, type NumberArray, product } from "./arrays.js";
 import type { Bundle } from "./bundle.js";
-import { BundleError, EXPORT, InputError, requireInteger } from "./errors.js";
+import { EXPORT, refuseBundle, refuseInput, requireInteger } from "./errors.js";
 import { type Component, type Variant, inputsOf, outputsOfComponent, pathOf } from "./manifest.js";
 import { type Device, Session } from "./session.js";
 
@@ -97,7 +97,7 @@ export class Networks {
       const answers = await session.run(outputs, feed, last - first);
       for (const { shape } of answers) {
         if (shape[0] !== last - first) {
-          throw new BundleError(session.place, `${last - first} rows of the graph`, shape[0], EXPORT);
+          refuseBundle(session.place, `${last - first} rows of the graph`, shape[0], EXPORT);
         }
       }
       const parts = finish(first, answers);
@@ -133,13 +133,13 @@ function empty(n: number, { data, shape }: NumberArray, out?: Float32Array): Num
   const whole = [n, ...shape.slice(1)];
   if (out !== undefined) {
     if (!(out instanceof Float32Array) || out.length !== product(whole)) {
-      throw new InputError("out", `a Float32Array of ${product(whole)} numbers`, (out as Float32Array)?.length ?? typeof out);
+      refuseInput("out", `a Float32Array of ${product(whole)} numbers`, (out as Float32Array)?.length ?? typeof out);
     }
     return { data: out, shape: whole };
   }
   try {
     return { data: new (data.constructor as Float32ArrayConstructor)(product(whole)), shape: whole };
   } catch {
-    throw new InputError("n", "as many as fit in memory", n, "take fewer at a time and move start on");
+    refuseInput("n", "as many as fit in memory", n, "take fewer at a time and move start on");
   }
 }

@@ -5,7 +5,7 @@
  * scaling by a power of two.
  */
 import { type FloatArray, product } from "./arrays.js";
-import { InputError, requireBigInt, requireInteger, requireNumber } from "./errors.js";
+import { refuseInput, requireBigInt, requireInteger, requireNumber } from "./errors.js";
 import { packedTable } from "./noise_table.js";
 import { inflateSync } from "fflate";
 
@@ -98,15 +98,15 @@ function allocated<T>(
   type: new (length: number) => T, n: number, shape: readonly number[],
 ): [T, number, number[]] {
   const count = requireInteger("n", n, 0, 2 ** 48);
-  if (!Array.isArray(shape) || shape.length > 32) throw new InputError("shape", "a list of at most 32 sizes", shape);
+  if (!Array.isArray(shape) || shape.length > 32) refuseInput("shape", "a list of at most 32 sizes", shape);
   const sizes = shape.map((size, axis) => requireInteger(`shape[${axis}]`, size, 0, 2 ** 34));
   const largest = product(sizes.filter(Boolean));
-  if (largest > 2 ** 34) throw new InputError("shape", "at most 2**34 elements in one sample", largest);
+  if (largest > 2 ** 34) refuseInput("shape", "at most 2**34 elements in one sample", largest);
   const elements = product(sizes);
   try {
     return [new type(count * elements), elements, sizes];
   } catch {
-    throw new InputError("n", "as many as fit in memory", count, "draw fewer at a time and move start on");
+    refuseInput("n", "as many as fit in memory", count, "draw fewer at a time and move start on");
   }
 }
 

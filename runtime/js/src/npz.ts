@@ -2,7 +2,7 @@
 import { unzipSync } from "fflate";
 
 import { product } from "./arrays.js";
-import { BundleError, EXPORT, errorLine } from "./errors.js";
+import { EXPORT, errorLine, refuseBundle } from "./errors.js";
 
 export type NpzData = Float32Array | Float64Array | BigInt64Array;
 
@@ -48,13 +48,13 @@ export function unpackNpz(content: Uint8Array, place: string, expected: Map<stri
     });
     members = new Map(Object.entries(files));
   } catch (error) {
-    throw new BundleError(place, "an .npz file", errorLine(error), EXPORT);
+    refuseBundle(place, "an .npz file", errorLine(error), EXPORT);
   }
   for (const [name, own] of expected) {
     const member = members.get(`${name}.npy`);
     const got = member ? read(member, own) : "nothing, or a larger array";
     if (typeof got === "string") {
-      throw new BundleError(`${place}: ${name}`, `${own.dtype} [${own.shape.join(", ")}]`, got, EXPORT);
+      refuseBundle(`${place}: ${name}`, `${own.dtype} [${own.shape.join(", ")}]`, got, EXPORT);
     }
     arrays.set(name, got);
   }

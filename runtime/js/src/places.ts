@@ -1,5 +1,5 @@
 /** The files of a bundle, wherever they are: in a folder of Node, under a URL, or in one .zip file. */
-import { BundleError, COPY, InputError, errorLine, shown } from "./errors.js";
+import { BundleError, COPY, errorLine, refuseBundle, refuseInput, shown } from "./errors.js";
 import { PATH } from "./manifest.js";
 
 const PATH_PATTERN = new RegExp(`^${PATH}$`);
@@ -39,7 +39,7 @@ export async function openPlace(source: Source): Promise<Place> {
   if (source instanceof ArrayBuffer) return new Archive("the .zip file", new Uint8Array(source));
   if (source instanceof Uint8Array) return new Archive("the .zip file", source);
   if (!(source instanceof URL) && (typeof source !== "string" || !source)) {
-    throw new InputError("source", "a URL, a path, a Blob or bytes", shown(source));
+    refuseInput("source", "a URL, a path, a Blob or bytes", shown(source));
   }
   if (isNode && (source instanceof URL ? source.protocol === "file:" : !/^(?!file:)[a-z][a-z0-9+.-]+:\/\//i.test(source))) {
     const { fileURLToPath } = await import("node:url");
@@ -49,7 +49,7 @@ export async function openPlace(source: Source): Promise<Place> {
   try {
     url = new URL(source, globalThis.document?.baseURI ?? globalThis.location?.href);
   } catch {
-    throw new InputError("source", "the URL of a bundle's folder or .zip file", shown(source));
+    refuseInput("source", "the URL of a bundle's folder or .zip file", shown(source));
   }
   if (url.pathname.toLowerCase().endsWith(".zip")) return new Archive(url.href, await fetched(url, url.href, MAX_ZIP));
   if (!url.pathname.endsWith("/")) url.pathname += "/";
@@ -83,7 +83,7 @@ async function fetched(url: URL, place: string, limit = Infinity): Promise<Uint8
     if (error instanceof BundleError) throw error;
     got = errorLine(error);
   }
-  throw new BundleError(place, "a file", got, "check the URL");
+  refuseBundle(place, "a file", got, "check the URL");
 }
 
 function joined(parts: Uint8Array[], size: number): Uint8Array {
@@ -109,7 +109,7 @@ async function openPath(path: string): Promise<Place> {
   }
   if (kind === "folder") return new Folder(path, location);
   if (kind === "file") return new Archive(path, await readPlain(path, location, MAX_ZIP));
-  throw new BundleError(path, "the folder or the .zip file of a bundle", "nothing of that kind");
+  refuseBundle(path, "the folder or the .zip file of a bundle", "nothing of that kind");
 }
 
 async function readPlain(place: string, location: string, limit = Infinity): Promise<Uint8Array> {
@@ -118,7 +118,7 @@ async function readPlain(place: string, location: string, limit = Infinity): Pro
   try {
     // Opening a device may have effects, and opening a pipe may wait. What was opened is looked at once more.
     const require = (isPlain: boolean) => {
-      if (!isPlain) throw new BundleError(place, "a plain file", "something else", COPY);
+      if (!isPlain) refuseBundle(place, "a plain file", "something else", COPY);
     };
     require((await stat(location)).isFile());
     const file = await open(location, O_RDONLY | O_NONBLOCK | O_NOCTTY);
@@ -132,7 +132,7 @@ async function readPlain(place: string, location: string, limit = Infinity): Pro
     }
   } catch (error) {
     if (error instanceof BundleError) throw error;
-    throw new BundleError(place, "a file", (error as { code?: string }).code === "ENOENT" ? "nothing" : errorLine(error), COPY);
+    refuseBundle(place, "a file", (error as { code?: string }).code === "ENOENT" ? "nothing" : errorLine(error), COPY);
   }
 }
 
@@ -166,7 +166,7 @@ class Folder implements Place {
         if (!seen.has(identity)) pending.push(`${name}/`);
         seen.add(identity);
         if (seen.size > MAX_FOLDERS) {
-          throw new BundleError(this.root, `at most ${MAX_FOLDERS} folders`, "more", COPY);
+          refuseBundle(this.root, `at most ${MAX_FOLDERS} folders`, "more", COPY);
         }
       }
     }
@@ -199,10 +199,10 @@ class Archive implements Place {
   async read(relative: string, limit = Infinity): Promise<Uint8Array> {
     const place = `${this.root}/${relative}`;
     const member = this._members.get(relative);
-    if (!member) throw new BundleError(place, "a file", "nothing", COPY);
+    if (!member) refuseBundle(place, "a file", "nothing", COPY);
     const { content, crc } = member;
     if (content.length > limit) throw tooLarge(place, limit, content.length);
-    if (crc32(content) !== crc) throw new BundleError(place, `the CRC-32 ${crc}`, "another", COPY);
+    if (crc32(content) !== crc) refuseBundle(place, `the CRC-32 ${crc}`, "another", COPY);
     return content;
   }
 
@@ -212,7 +212,7 @@ class Archive implements Place {
     const short = (at: number) => view.getUint16(at, true);
     const long = (at: number) => view.getUint32(at, true);
     const require = (isRight: boolean, expected: string, got: unknown = "another") => {
-      if (!isRight) throw new BundleError(this.root, `a bundle's .zip file: ${expected}`, got, "pack or copy it again");
+      if (!isRight) refuseBundle(this.root, `a bundle's .zip file: ${expected}`, got, "pack or copy it again");
     };
     const end = content.length - END;
     require(end >= 0 && long(end) === 0x06054b50, "one that ends without a comment");

@@ -1,6 +1,6 @@
 /** The latents of observations as an encoder gives them: a distribution of each, or the latent itself. */
 import { type FloatArray, type NumberArray, isSameShape, product } from "./arrays.js";
-import { InputError, requireNames } from "./errors.js";
+import { InputError, refuseInput, requireNames } from "./errors.js";
 import type { Latent } from "./manifest.js";
 import { type Integer, POSTERIOR, newSeed, streamOf } from "./noise.js";
 import { drawNormal } from "./prior.js";
@@ -73,7 +73,7 @@ export class Posterior {
   logProb(z: { data: ArrayLike<number>; shape: readonly number[] }): Float64Array {
     const { data: mean, shape } = this.mean;
     if (!isSameShape(z.shape, shape) || z.data.length !== product(shape)) {
-      throw new InputError("z", `the shape [${shape.join(", ")}]`, z.shape);
+      refuseInput("z", `the shape [${shape.join(", ")}]`, z.shape);
     }
     const logvar = this.logvar.data;
     const terms = Float64Array.from(mean, (each, i) =>
@@ -85,11 +85,11 @@ export class Posterior {
 
 function asDrawn(drawn: Drawn, seed: Integer | null, start: Integer, temperature: number): Drawn {
   const place = "sample: the encoder took samples of some latents to find others";
-  if (drawn.seed === null) throw new InputError(place, "encode() with a seed", "none", "encode(x, { seed: … }), then sample()");
+  if (drawn.seed === null) refuseInput(place, "encode() with a seed", "none", "encode(x, { seed: … }), then sample()");
   const isSame = (a: Integer, b: Integer) => BigInt(a) === BigInt(b);
   const isStart = isSame(start, drawn.start) || (seed === null && isSame(start, 0));
   if (!isStart || (seed !== null && !isSame(seed, drawn.seed)) || temperature !== 1) {
-    throw new InputError(
+    refuseInput(
       place, `the seed ${drawn.seed}, start ${drawn.start} and temperature 1 of encode()`, "others", "leave them out",
     );
   }

@@ -1,7 +1,7 @@
 /** Draw latents from a prior, with the same bits on every platform (docs/noise.md, section 5). */
 import { type FloatArray, product } from "./arrays.js";
 import type { Bundle } from "./bundle.js";
-import { BundleError, EXPORT, InputError, requireNumber } from "./errors.js";
+import { EXPORT, refuseBundle, refuseInput, requireNumber } from "./errors.js";
 import type { Latent } from "./manifest.js";
 import { type Integer, CHOICE, PRIOR, newSeed, normal, streamOf, uniform } from "./noise.js";
 import { type Expected, packedLimit, unpackNpz } from "./npz.js";
@@ -78,12 +78,12 @@ export class Prior {
     if (prior.kind === "sphere") {
       if (temperature !== 1 || truncation !== null) {
         const expected = `neither, since the prior of ${name} is uniform on a sphere`;
-        throw new InputError("temperature and truncation", expected, [temperature, truncation], "leave them out");
+        refuseInput("temperature and truncation", expected, [temperature, truncation], "leave them out");
       }
       return { data: onSphere(normal(seed, start, n, [product(shape)], { stream }).data, n), shape: [n, ...shape] };
     }
     const why = prior.reason ?? "no reason is given";
-    throw new InputError(`${name}: the bundle has no prior to draw from: ${why}; give latents to decode()`);
+    refuseInput(`${name}: the bundle has no prior to draw from: ${why}; give latents to decode()`);
   }
 
   /** log p(z) of one latent in nats; minus infinity where a component has no spread. */
@@ -166,13 +166,13 @@ async function readMixture({ name, shape, prior }: Latent, bundle: Bundle): Prom
   const arrays = unpackNpz(await bundle.read(file!, packedLimit(expected)), place, expected) as Map<string, Float64Array>;
   for (const [key, array] of arrays) {
     if (!array.every(Number.isFinite)) {
-      throw new BundleError(`${place}: ${key}`, "finite numbers", "NaN or infinity", EXPORT);
+      refuseBundle(`${place}: ${key}`, "finite numbers", "NaN or infinity", EXPORT);
     }
   }
   const [weights, means, factors] = [...arrays.values()];
   const sum = weights.reduce((all, each) => all + each, 0);
   if (!weights.every((weight) => weight >= 0) || Math.abs(sum - 1) > ROUNDING) {
-    throw new BundleError(`${place}: ${name}/weights`, "numbers of at least 0 that add up to 1", `a sum of ${sum}`, EXPORT);
+    refuseBundle(`${place}: ${name}/weights`, "numbers of at least 0 that add up to 1", `a sum of ${sum}`, EXPORT);
   }
   return { weights, means, factors, isFull };
 }

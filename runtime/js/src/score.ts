@@ -3,7 +3,7 @@
  * from Burda et al., arXiv 1509.00519.
  */
 import { type FloatArray, type NumberArray, product, repeatedRows, rowsOf } from "./arrays.js";
-import { InputError, requireInteger } from "./errors.js";
+import { refuseInput, requireInteger } from "./errors.js";
 import type { Inputs } from "./inputs.js";
 import { KINDS, logLikelihood, requireValues } from "./likelihood.js";
 import { type Manifest, outputsOf } from "./manifest.js";
@@ -64,13 +64,13 @@ export class Scorer {
     if (k !== null) {
       requireInteger("k", k, 1, 1e6);
       if (inputs.encoderNoise || latents.some((latent) => !outputsOf(latent.posterior).length)) {
-        throw new InputError(
+        refuseInput(
           "k", "an encoder and a decoder that take no noise of their own", "others", "leave k out: the ELBO is a bound too",
         );
       }
       const numbers = latents.reduce((all, latent) => all + product(latent.shape), 0);
       if (k * numbers > MAX_DRAWN) {
-        throw new InputError("k", `at most ${Math.floor(MAX_DRAWN / numbers)} for latents of ${numbers} numbers`, k);
+        refuseInput("k", `at most ${Math.floor(MAX_DRAWN / numbers)} for latents of ${numbers} numbers`, k);
       }
     }
     const size = batchSizeOf(this._options);

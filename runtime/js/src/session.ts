@@ -1,6 +1,6 @@
 /** ONNX Runtime, which the caller passes in: its devices, and one loaded graph. */
 import { type NumberArray, product, rowsOf } from "./arrays.js";
-import { BundleError, DeviceError, EXPORT, InputError, VaeError, errorLine, oneLine, shown } from "./errors.js";
+import { DeviceError, EXPORT, VaeError, errorLine, oneLine, refuseBundle, refuseInput, shown } from "./errors.js";
 import { checkGraph } from "./graph_check.js";
 import type { TensorSpec } from "./manifest.js";
 
@@ -43,10 +43,10 @@ const TYPES = { float32: Float32Array, int64: BigInt64Array };
 export async function resolveDevice(ort: unknown, name: unknown, options: Record<string, unknown>): Promise<Device> {
   const given = ort as Ort | undefined;
   if (!given?.InferenceSession?.create || !given.Tensor) {
-    throw new InputError("ort", "ONNX Runtime", shown(ort), 'import * as ort from "onnxruntime-web" or "onnxruntime-node"');
+    refuseInput("ort", "ONNX Runtime", shown(ort), 'import * as ort from "onnxruntime-web" or "onnxruntime-node"');
   }
   if (typeof name !== "string" || !/^[a-z]{1,20}$/.test(name)) {
-    throw new InputError("device", "cpu, wasm, webgpu or another execution provider", shown(name));
+    refuseInput("device", "cpu, wasm, webgpu or another execution provider", shown(name));
   }
   if (name === "webgpu" && !given.env?.versions?.node) {
     const adapter = await (globalThis.navigator as any)?.gpu?.requestAdapter().catch(() => null);
@@ -86,7 +86,7 @@ export class Session {
     checkGraph(content, place, new Map([...data].map(([name, part]) => [name, part.length])), elements);
     // ONNX Runtime would take the file for one of its own format, which nobody checked.
     if (String.fromCharCode(...content.subarray(4, 8)) === "ORTM") {
-      throw new BundleError(place, "an ONNX graph", "ONNX Runtime's own format", EXPORT);
+      refuseBundle(place, "an ONNX graph", "ONNX Runtime's own format", EXPORT);
     }
     const options = {
       executionProviders: [device.name], graphOptimizationLevel: "all", logSeverityLevel: 4, interOpNumThreads: 1,
@@ -101,7 +101,7 @@ export class Session {
       if (/no available backend|not supported|not available|backend not found/i.test(why)) {
         throw new DeviceError(`device ${device.name}`, "this execution provider", why, "choose another device");
       }
-      throw new BundleError(place, "a graph that ONNX Runtime loads", why, EXPORT);
+      refuseBundle(place, "a graph that ONNX Runtime loads", why, EXPORT);
     }
     try {
       requireDescribed(place, "input", expected.input, raw.inputMetadata, takesOneRow);
@@ -173,7 +173,7 @@ function requireDescribed(
   );
   if (actual.sort().join() !== described.sort().join()) {
     const got = oneLine(actual.join(", "), 400);
-    throw new BundleError(place, `the ${kind}s of the manifest, ${described.join(", ")}`, got, EXPORT);
+    refuseBundle(place, `the ${kind}s of the manifest, ${described.join(", ")}`, got, EXPORT);
   }
 }
 

@@ -1,7 +1,7 @@
 /** A VAE out of a bundle: draw latents, decode, encode, reconstruct, score. */
 import { type FloatArray, type NumberArray } from "./arrays.js";
 import { type Bundle, openBundle } from "./bundle.js";
-import { BundleError, InputError, requireBool, requireInteger, requireNames } from "./errors.js";
+import { refuseBundle, refuseInput, requireBool, requireInteger, requireNames } from "./errors.js";
 import { type ArrayInput, type Conditions, type Latents, type LatentShape, Inputs } from "./inputs.js";
 import { KINDS, drawObservations } from "./likelihood.js";
 import { plain } from "./json.js";
@@ -96,7 +96,7 @@ async function opened(source: Source, options: LoadOptions): Promise<[Bundle, Ne
   const target = await resolveDevice(ort, device, { intraOpNumThreads: threads, ...sessionOptions });
   const table = quantiles();
   if ((await sha256(new Uint8Array(table.buffer))) !== TABLE_SHA256) {
-    throw new BundleError("vae-runtime", "the noise table of vnoise-1", "another", "install vae-runtime again");
+    refuseBundle("vae-runtime", "the noise table of vnoise-1", "another", "install vae-runtime again");
   }
   const bundle = await openBundle(source, digest);
   return [bundle, new Networks(bundle, target, bundle.choose(variant))];
@@ -281,7 +281,7 @@ export class VAE {
     const known = KINDS.get(kind);
     if (!known) {
       const why = reason ?? "none was stated at export";
-      throw new InputError(`observe: the bundle has no likelihood to draw from: ${why}; leave it out for the mean`);
+      refuseInput(`observe: the bundle has no likelihood to draw from: ${why}; leave it out for the mean`);
     }
     const outputs = scale_output ? [mean, scale_output] : [mean];
     const [result] = await this._networks.run("decoder", outputs, feeds, n, options, (first, parts) => {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,15 @@ from .bundle_files import bundle_files, describe_bundle
 from .errors import ExportError, require_path
 from .graphs.formats import make_graphs, require_formats
 from .graphs.graph import Graph
+from .graphs.streams import stream_lines, with_stream
 from .graphs.variants import Gate, PassedVariant, make_variants, require_variants
 from .labels import Labels, file_sizes
-from .parity.comparison import Comparison
+from .parity.comparison import Comparison, rows
 from .parity.golden import golden_vectors
 from .parity.report import ParityReport
 from .sources import Examples, Source, model_source, require_no_model_arguments, run_source
 from .trial import require_runnable
+from .understand.adapted import Adapted
 from .understand.checks import check_declaration
 from .understand.declaration import Declaration
 from .understand.own_prior import prior_of
@@ -202,6 +204,7 @@ def _export_source(source: Source, out: Path, labels: Labels, options: Options, 
     )
     report = comparison.report(graphs)
     report.require()
+    adapted, graphs = _with_stream(adapted, graphs, options)
     release(adapted.modules.values())
 
     options.report("making golden vectors")
@@ -228,6 +231,15 @@ def _export_source(source: Source, out: Path, labels: Labels, options: Options, 
     sizes = file_sizes(files)
     graph_sizes = {variant.path: sizes[variant.path] for variant in manifest.variants}
     return Exported(out, open_bundle(out).digest, report, adapted.recognised, graph_sizes, tuple(refused))
+
+
+def _with_stream(adapted: Adapted, graphs: Sequence[Graph], options: Options) -> tuple[Adapted, list[Graph]]:
+    """Let the decoder take latents in chunks, where it can, and say so."""
+    examples = {name: tensor.numpy() for name, tensor in rows(adapted, 2).items()}
+    graphs = [with_stream(graph, adapted.signature, examples) if graph.variant == "fp32" else graph for graph in graphs]
+    lines = [line for graph in graphs for line in stream_lines(graph)]
+    options.report("".join(lines))
+    return replace(adapted, recognised=(*adapted.recognised, *lines)), graphs
 
 
 def _in_order(graphs: Sequence[Graph], passed: Sequence[PassedVariant]) -> list[Graph]:

@@ -51,6 +51,8 @@ def graph_files(
         folder = f"{graph.component}/{graph.variant}"
         files[f"{folder}/{graph.file}"] = graph.source
         files |= {f"{folder}/{name}": content for name, content in graph.data.items()}
+        if graph.stream is not None and graph.stream.file is not None and graph.chunks is not None:
+            files[f"{folder}/{graph.stream.file}"] = graph.chunks
     return files
 
 

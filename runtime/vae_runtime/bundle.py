@@ -83,9 +83,7 @@ class Bundle(Record):
         Raises:
             BundleError: as `read`.
         """
-        if variant.data is None or variant.data_path is None:
-            return {}
-        return {variant.data: self.read(variant.data_path)}
+        return {} if variant.data is None else {variant.data: self.read(f"{variant.folder}/{variant.data}")}
 
     def variant(self, component: str, name: str | None = None) -> Variant:
         """Return the named variant of a component, or the first that ONNX Runtime runs.
@@ -127,13 +125,21 @@ class Bundle(Record):
             component: self.variant(component, name if component in named else None).name for component in components
         }
 
-    def graph(self, component: str, name: str | None = None) -> StoredGraph:
-        """Read the named variant of a component, or the first that ONNX Runtime runs.
+    def graph(self, component: str, name: str | None = None, *, chunks: bool = False) -> StoredGraph:
+        """Read the named variant of a component, or the first that ONNX Runtime runs; its graph for `chunks` if asked.
 
         Raises:
             BundleError: as `variant` and `read`.
         """
         chosen, manifest = self.variant(component, name), self.manifest
+        if chunks and chosen.stream is not None and chosen.stream.file is not None:
+            path, states = f"{chosen.folder}/{chosen.stream.file}", chosen.stream.states
+            mean = next(each for each in manifest.outputs(component) if each.name == manifest.likelihood.mean)
+            return StoredGraph(
+                self.place(path), self.read(path, limit=_MAX_GRAPH), {},
+                (*manifest.inputs(component), *(TensorSpec(state.name, "float32", state.shape) for state in states)),
+                (mean, *(TensorSpec(state.next, "float32", state.shape) for state in states)),
+            )  # fmt: skip
         return StoredGraph(
             self.place(chosen.path), self.read(chosen.path, limit=_MAX_GRAPH), self.data(chosen),
             manifest.inputs(component), manifest.outputs(component),
@@ -217,7 +223,7 @@ def open_bundle(
     if MANIFEST not in sums:
         raise BundleError(f"{files.path_of(SUMS)}: {MANIFEST} is not listed; copy the bundle again")
     manifest = parse(read_listed(files, MANIFEST, sums, limit=_MAX_BYTES), files.path_of(MANIFEST))
-    graphs = [path for variant in manifest.variants for path in (variant.path, variant.data_path)]
+    graphs = [path for variant in manifest.variants for path in variant.paths]
     for needed in [*graphs, manifest.golden.file, *(latent.prior.file for latent in manifest.latents)]:
         if needed is not None and needed not in sums:
             raise BundleError(

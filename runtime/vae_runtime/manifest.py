@@ -15,6 +15,7 @@ from .noise import SPEC
 from .records import Record, field, record
 
 if TYPE_CHECKING:
+    from .chunks import Stream
     from .columns import Column
 
 FORMAT_VERSION = "2.0"
@@ -336,7 +337,7 @@ class Variant(Record):
     `exporter` names the tool that made the graph. `data` names the file beside it that holds its weights, if they are
     too large for the graph's own file. `tolerance` bounds, per output, the absolute difference between this machine's
     answer to the golden vectors and the stored one. `error` is the largest absolute difference between the stored
-    answer and PyTorch's. `quality` is given if the graph is meant to differ from fp32.
+    answer and PyTorch's. `quality` is given if the graph is meant to differ from fp32, `stream` for latents over time.
     """
 
     component: str
@@ -352,6 +353,7 @@ class Variant(Record):
     exporter: str | None = field(TEXT, default=None)
     data: str | None = field(FILE, default=None)
     quality: Quality | None = field(QUALITY, default=None)
+    stream: Stream | None = field(Later("chunks", "STREAM"), default=None)
 
     @property
     def path(self) -> str:
@@ -359,9 +361,10 @@ class Variant(Record):
         return f"{self.folder}/{self.file}"
 
     @property
-    def data_path(self) -> str | None:
-        """The path of the file with the graph's weights; None if they are in the graph file."""
-        return None if self.data is None else f"{self.folder}/{self.data}"
+    def paths(self) -> list[str]:
+        """The paths of all files: the graph, its weights if they are elsewhere, and the graph for chunks."""
+        names = self.file, self.data, self.stream and self.stream.file
+        return [f"{self.folder}/{name}" for name in names if name]
 
 
 @record(frozen=True)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .bundle import Bundle
+    from .chunks import Stream
     from .devices import Device
     from .manifest import Latent, Manifest, TensorSpec
 
@@ -70,23 +71,33 @@ class Networks:
         self.mean = self.computation("decoder", (bundle.manifest.likelihood.mean,))
         """Computes the likelihood's mean."""
 
-    def session(self, component: str) -> Session:
-        """A component's graph.
+    def session(self, component: str, *, chunks: bool = False) -> Session:
+        """A component's graph; with `chunks` the one that takes latents in chunks.
 
         Raises:
             BundleError: the component was left out, its file is damaged, or the graph is not the manifest's.
             DeviceError: the device is unavailable.
         """
-        session = self._sessions.get(component)
+        key = f"{component} in chunks" if chunks else component
+        session = self._sessions.get(key)
         if session is None:
             with self._lock:
-                session = self._sessions.get(component)
+                session = self._sessions.get(key)
                 if session is None:
                     variant = self.variants.get(component)
-                    session = open_session(self._bundle, component, variant, self._device, self._threads)
+                    session = open_session(self._bundle, component, variant, self._device, self._threads, chunks=chunks)
                     session.max_seconds = self.max_seconds
-                    self._sessions[component] = session
+                    self._sessions[key] = session
         return session
+
+    def chunks(self, stream: Stream) -> Chunks:
+        """The computation of a new stream by the decoder's graph for chunks.
+
+        Raises:
+            BundleError: as in `session`.
+            DeviceError: as in `session`.
+        """
+        return Chunks(self.session("decoder", chunks=True), stream, self._bundle.manifest.likelihood.mean)
 
     def computation(self, component: str, outputs: tuple[str, ...] | None = None) -> Computation:
         """The computation of these outputs of a component, or of all."""
@@ -241,6 +252,29 @@ class Computation:
         return results
 
 
+class Chunks:
+    """Computes the likelihood's mean of one stream of latents, chunk by chunk; for one thread at a time."""
+
+    def __init__(self, session: Session, stream: Stream, mean: str) -> None:
+        """Take the graph for chunks, its description, and the name of the mean."""
+        self._session, self._states = session, stream.states
+        self._outputs = [mean, *(state.next for state in stream.states)]
+        self._held: Feeds = {}
+
+    def run(self, feeds: Feeds) -> Array:
+        """Compute the mean for the next chunk of latents, [n, …] of the same n as those before.
+
+        Raises:
+            VaeError: ONNX Runtime failed.
+        """
+        if not self._held:
+            n = len(next(iter(feeds.values())))
+            self._held = {state.name: np.zeros((n, *state.shape), np.float32) for state in self._states}
+        mean, *states = self._session.run(self._outputs, {**_contiguous(feeds), **self._held})
+        self._held = {state.name: array for state, array in zip(self._states, states, strict=True)}
+        return mean
+
+
 class Chain:
     """Computes the decoder's mean from the encoder's mode, for few rows whose latents stay where both graphs find them.
 
@@ -307,14 +341,27 @@ def run_variant(
     return open_session(bundle, component, variant, device, threads).run(outputs, feeds)
 
 
-def open_session(bundle: Bundle, component: str, variant: str | None, device: Device, threads: int = 1) -> Session:
-    """Load one graph of a bundle and check its inputs and outputs against the manifest.
+def open_chunks(bundle: Bundle, variant: str, stream: Stream, device: Device, threads: int) -> Chunks:
+    """Load one variant's graph for chunks, for a new stream.
 
     Raises:
         BundleError: the file is damaged, or the graph is not the one that the manifest describes.
         DeviceError: the device is unavailable.
     """
-    graph = bundle.graph(component, variant)
+    session = open_session(bundle, "decoder", variant, device, threads, chunks=True)
+    return Chunks(session, stream, bundle.manifest.likelihood.mean)
+
+
+def open_session(
+    bundle: Bundle, component: str, variant: str | None, device: Device, threads: int = 1, *, chunks: bool = False
+) -> Session:  # fmt: skip
+    """Load one graph of a bundle, or its graph for `chunks`, and check its inputs and outputs against the manifest.
+
+    Raises:
+        BundleError: the file is damaged, or the graph is not the one that the manifest describes.
+        DeviceError: the device is unavailable.
+    """
+    graph = bundle.graph(component, variant, chunks=chunks)
     expected = {"input": graph.inputs, "output": graph.outputs}
     opened = RowSession if component in bundle.manifest.batch_of_one else Session
     return opened(graph.content, graph.place, device, threads, data=graph.data, expected=expected)

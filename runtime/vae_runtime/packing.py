@@ -95,12 +95,7 @@ def pack(
         return source.digest
     require_replaceable(target, force, zipped=is_zip(target))
     manifest = _cut(source, chosen)
-    files = {
-        path: source.read(path)
-        for variant in manifest.variants
-        for path in (variant.path, variant.data_path)
-        if path is not None
-    }
+    files = {path: source.read(path) for variant in manifest.variants for path in variant.paths}
     files |= {each.prior.file: source.read(each.prior.file) for each in manifest.latents if each.prior.file}
     files[manifest.golden.file] = _golden(source, manifest)
     files[MANIFEST] = dump(manifest).encode()

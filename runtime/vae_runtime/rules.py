@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from .fields import Problem, join
 from .manifest import Condition, Latent, Likelihood, Manifest, Sizes, Tiles
+
+if TYPE_CHECKING:
+    from .chunks import Stream
 
 _MAX_LISTED = 300
 
@@ -48,13 +53,16 @@ def contradictions(manifest: Manifest) -> list[Problem]:
                 if set(numbers) != set(outputs):
                     where = f"{join(place, variant.name)}.additional_metadata.vae.{field_name}"
                     found.append(Problem(where, expected, _listed(sorted(numbers))))
+            if variant.stream is not None:
+                where = f"{join(place, variant.name)}.additional_metadata.vae.stream"
+                found += _stream_problems(where, variant.stream, manifest if component == "decoder" else None)
     for index, refusal in enumerate(manifest.refused):
         if refusal.variant in manifest.components.get(refusal.component, {}):
             where = f"{vae}.refused[{index}].variant"
             found.append(
                 Problem(where, f"a variant that {refusal.component} does not have", json.dumps(refusal.variant))
             )
-    paths = [path for variant in manifest.variants for path in (variant.path, variant.data_path) if path]
+    paths = [path for variant in manifest.variants for path in variant.paths]
     for path in sorted({path for path in paths if paths.count(path) > 1}):
         found.append(Problem("components", f"one use of the file {path}", str(paths.count(path))))
     return found
@@ -141,6 +149,29 @@ def _tiles_problems(place: str, tiles: Tiles, manifest: Manifest) -> Iterator[Pr
             yield Problem(where, "an axis whose sizes are multiples of the latent's", f"{whole} and {part}")
     if len(manifest.latents) > 1 and tiles.halo:
         yield Problem(f"{place}.halo", "no tiles where there are several latents", str(len(manifest.latents)))
+
+
+def _stream_problems(place: str, stream: Stream, manifest: Manifest | None) -> Iterator[Problem]:
+    """The problems of a stream; `manifest` is None for a component that has none."""
+    members = {"file": stream.file, "hop": stream.hop, "error": stream.error}
+    absent = [name for name, value in members.items() if value is None]
+    if len(absent) == len(members) and not stream.states:
+        return
+    if absent:
+        yield Problem(place, "file, hop and error, or none of them", f"no {absent[0]}")
+    if manifest is None or len(manifest.latents) > 1 or len(manifest.latent.dynamic) != 1:
+        yield Problem(place, "no stream but of a decoder of one latent with one dynamic axis", "one")
+        return
+    likelihood = manifest.likelihood
+    axes = manifest.observation.axes if likelihood.shape is None else likelihood.axes
+    if not set(manifest.latent.dynamic) <= set(axes):
+        yield Problem(place, f"a mean with the axis {_listed(manifest.latent.dynamic)}", _listed(axes))
+    names = [*(tensor.name for tensor in manifest.inputs("decoder")), *(state.name for state in stream.states)]
+    outputs = [state.next for state in stream.states]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    twice += [name for name in outputs if name == likelihood.mean]
+    if twice:
+        yield Problem(f"{place}.states", "a name that no other input or output has", json.dumps(twice[0]))
 
 
 def _table_problems(place: str, manifest: Manifest) -> Iterator[Problem]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copyreg
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -204,22 +204,6 @@ class VAE:
         seed = noise.new_seed() if seed is None else seed
         return _latents_of_any_size(self, count, seed, start, latent_shape, temperature, truncation)
 
-    @overload
-    def sample(
-        self, n: int, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
-        temperature: float = 1.0, truncation: float | None = None, latent_shape: LatentShape = None,
-        observe: bool = False, batch_size: int | None = None, out: Array | None = None, tile: Tile | None = None,
-        tile_blend: bool | float = False, on_device: Literal[False] = False,
-    ) -> Array: ...  # fmt: skip
-
-    @overload
-    def sample(
-        self, n: int, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
-        temperature: float = 1.0, truncation: float | None = None, latent_shape: LatentShape = None,
-        observe: bool = False, batch_size: int | None = None, out: Array | None = None, tile: Tile | None = None,
-        tile_blend: bool | float = False, on_device: bool,
-    ) -> Any: ...  # fmt: skip
-
     def sample(
         self, n: int, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
         temperature: float = 1.0, truncation: float | None = None, latent_shape: LatentShape = None,
@@ -307,6 +291,22 @@ class VAE:
         if observe and seed is not None:
             return self._networks.observe(feeds, n, seed, start, batch_size, out)
         return self._networks.mean.run(feeds, n, batch_size, out)[0]
+
+    def decode_stream(self, chunks: Iterable[ArrayLike], *, conditions: Conditions = None) -> Iterator[Array]:
+        """Decode latents that come in chunks of any length along time, as `decode` would decode all of them at once.
+
+        Args:
+            chunks: latents [n, …] whose dynamic axis has any length of at least 1; n and the conditions stay.
+
+        Yields:
+            float32 [n, *observation shape] for each chunk, once it is there.
+
+        Raises:
+            InputError: the variant has no stream, for example since its decoder is not causal; the message says why.
+        """
+        from .streams import decode_chunks
+
+        return decode_chunks(self.bundle, self._networks, self._inputs, chunks, conditions)
 
     def decoder_outputs(
         self, z: Latents, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,

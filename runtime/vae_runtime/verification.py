@@ -144,6 +144,18 @@ def _replay(
         return
     for output, answer in zip(outputs, answers, strict=True):
         yield _compare(f"{what} {output}", variant, output, answer, golden, reference_of(bundle.manifest))
+    if variant.stream is not None and variant.stream.file is not None:
+        from .streams import replay  # most bundles have no stream
+
+        mean = bundle.manifest.likelihood.mean
+        try:
+            answer = replay(bundle, variant, device, threads, inputs)
+        except DeviceError:
+            raise
+        except VaeError as error:
+            yield Check(f"{what} stream", False, str(error))
+            return
+        yield _compare(f"{what} stream {mean}", variant, mean, answer, golden, reference_of(bundle.manifest))
 
 
 def _compare(

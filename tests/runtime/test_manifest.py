@@ -17,6 +17,7 @@ from jsonschema import Draft202012Validator
 
 from vae_runtime import __version__, fields, manifest
 from vae_runtime import document as document_module
+from vae_runtime.chunks import Stream
 from vae_runtime.document import DOCUMENT, EXECUTORS, KNOWN_FIELDS, dump, parse, problems
 from vae_runtime.errors import BundleError
 from vae_runtime.fields import Problems
@@ -52,6 +53,7 @@ DECODER = ("components", "decoder", "variants")
 FP32 = (*ENCODER, "fp32")
 OURS = (*FP32, "additional_metadata", "vae")
 GRAPH = (*FP32, "executor_info", "ort", "model_file")
+OURS_DECODER = (*DECODER, "fp32", "additional_metadata", "vae")
 LATENT = (*FREE, "latents", 0)
 CONDITION = (*FREE, "conditions", 0)
 LIKELIHOOD = (*FREE, "likelihood")
@@ -86,6 +88,7 @@ def edited(*edits: tuple[tuple[str | int, ...], Any]) -> Any:
 LABEL = {"name": "label", "dtype": "int64", "shape": [], "classes": ["a", "b"], "components": ["encoder", "decoder"]}
 MASK = {"name": "mask", "dtype": "float32", "shape": [8, 8], "range": [0, 1], "components": ["decoder"]}
 TILES = {"component": "decoder", "reason": "attention"}
+STREAM = {"file": "stream.onnx", "hop": 2, "error": 0, "states": [{"name": "state_0", "shape": [4, 2]}]}
 NUMBERS_OF_MODES = {"name": "age", "kind": "modes", "means": [1, 2.5], "scales": [4, 5], "rounding": "nearest"}
 CATEGORIES = {"name": "city", "kind": "categories", "categories": ["a", 1, True, None]}
 MIXTURE = {"kind": "mixture", "file": "prior.npz", "components": 10, "covariance": "full"}
@@ -103,6 +106,12 @@ def all_for(component: tuple[str | int, ...], names: list[str]) -> list[tuple[tu
 
 
 CONDITIONAL = [((*FREE, "conditions"), [LABEL, MASK])]
+# A latent whose one dynamic axis is one of the observation, too.
+TIMED = [
+    ((*FREE, "observation", "dynamic"), {"width": {"min": 8, "max": 64, "step": 8}}),
+    ((*LATENT, "axes"), ["width"]),
+    ((*LATENT, "dynamic"), {"width": {"min": 1, "max": 99}}),
+]
 DYNAMIC = [
     ((*FREE, "observation", "dynamic"), {"width": {"min": 8, "max": 64, "step": 8}}),
     ((*LATENT, "axes"), ["code"]),
@@ -236,12 +245,12 @@ def test_what_may_be_in_a_bundle_is_read() -> None:
         TensorSpec("rates", "float32", (5,)),
     )
     variant = manifest.encoder["fp32"]
-    assert (variant.exporter, variant.data, variant.data_path) == (
+    assert (variant.exporter, variant.data, variant.paths) == (
         "dynamo",
         "model.onnx.data",
-        "encoder/fp32/model.onnx.data",
+        ["encoder/fp32/model.onnx", "encoder/fp32/model.onnx.data"],
     )
-    assert manifest.decoder["fp32"].data_path is None
+    assert manifest.decoder["fp32"].paths == ["decoder/fp32/model.onnx"]
 
 
 def test_dynamic_axes_and_codes_are_read() -> None:
@@ -569,6 +578,37 @@ BROKEN_FURTHER: list[tuple[list[tuple[tuple[str | int, ...], Any]], str]] = [
         )
         for value in values
     ),
+    *(
+        ([((*OURS_DECODER, "stream"), {**STREAM, name: value})], f"{place_of(OURS_DECODER)}.stream.{name}")
+        for name, values in (
+            ("file", ("../a", 5, None)),
+            ("hop", (0, 2**31, 0.5, "1")),
+            ("error", (-1, 1e301, "0")),
+            ("states", ({}, None, [{"name": f"s{index}", "shape": [1]} for index in range(1025)])),
+            ("reason", (5, None)),
+        )
+        for value in values
+    ),
+    *(
+        (
+            [((*OURS_DECODER, "stream"), STREAM), ((*OURS_DECODER, "stream", "states", 0, *edit), value)],
+            f"{place_of(OURS_DECODER)}.stream.states[0]{place}",
+        )
+        for edit, value, place in (
+            ((), 5, ""),
+            (("name",), ABSENT, ".name"),
+            (("name",), 5, ".name"),
+            (("name",), "a b", ".name"),
+            (("shape",), ABSENT, ".shape"),
+            (("shape",), 5, ".shape"),
+            (("shape",), [], ".shape"),
+            (("shape",), [1] * 9, ".shape"),
+            (("shape", 0), 0, ".shape[0]"),
+            (("shape", 0), 2**31, ".shape[0]"),
+            (("shape", 0), "1", ".shape[0]"),
+        )
+    ),
+    ([((*OURS_DECODER, "stream"), 5)], f"{place_of(OURS_DECODER)}.stream"),
     ([((*FREE, "batch_of_one"), ["encoder", "prior"])], f"{place_of(FREE)}.batch_of_one[1]"),
     ([((*FREE, "tiles"), [TILES]), ((*FREE, "tiles", 0, "component"), ABSENT)], f"{place_of(FREE)}.tiles[0].component"),
     *(
@@ -806,6 +846,7 @@ def variants_of(draw: st.DrawFn, component: str, outputs: list[str]) -> dict[str
             # No graph's file has a name that ends so.
             data=draw(st.none() | NAMES.map(lambda name: f"{name}.data")),
             quality=draw(st.none() | QUALITIES),
+            stream=draw(st.none() | st.builds(Stream, reason=TEXTS)),
         )
         for index, executor in enumerate(executors)
     ]
@@ -1273,6 +1314,19 @@ CONTRADICTIONS: list[tuple[int, list[tuple[tuple[str | int, ...], Any]], str]] =
         [((*LIKELIHOOD, "shape"), [3]), ((*FREE, "table"), [{**NUMBERS_OF_MODES, "scales": [1.0]}])],
         f"{place_of(FREE)}.table[0].scales",
     ),
+    *(
+        (17, [*TIMED, ((*OURS_DECODER, "stream"), stream)], f"{place_of(OURS_DECODER)}.stream{place}")
+        for stream, place in (
+            ({name: value for name, value in STREAM.items() if name != "hop"}, ""),
+            ({"states": STREAM["states"], "reason": "none"}, ""),
+            ({**STREAM, "states": STREAM["states"] * 2}, ".states"),
+            ({**STREAM, "states": [{"name": "z", "shape": [1]}]}, ".states"),
+        )
+    ),
+    (17, [((*OURS_DECODER, "stream"), STREAM)], f"{place_of(OURS_DECODER)}.stream"),
+    (17, [*DYNAMIC, ((*OURS_DECODER, "stream"), STREAM)], f"{place_of(OURS_DECODER)}.stream"),
+    (17, [*TIMED, ((*OURS, "stream"), STREAM)], f"{place_of(OURS)}.stream"),
+    (7, [*TIMED, ((*OURS_DECODER, "stream"), {**STREAM, "file": "model.onnx"})], "components"),
 ]
 
 

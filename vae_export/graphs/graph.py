@@ -26,6 +26,8 @@ from ..errors import ExportError, ParityError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vae_runtime.chunks import Stream
+
     from ..understand.adapted import Adapted
 
 Array = NDArray[Any]
@@ -44,7 +46,8 @@ class Graph:
 
     `source` is the file's content or its path. `inputs` and `outputs` are the component's, in order. `data` maps the
     names of separate weight files to their content or paths. `rewrites` lists how the graph differs from the one that
-    PyTorch's exporter wrote. A graph with a `batch_of_one` takes one row, and a larger batch runs row by row.
+    PyTorch's exporter wrote. A graph with a `batch_of_one` takes one row, and a larger batch runs row by row. `stream`
+    says whether the component takes latents in chunks, by the graph in `chunks`.
     """
 
     component: str
@@ -58,6 +61,8 @@ class Graph:
     data: Mapping[str, bytes | Path] = field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
     batch_of_one: bool = False
+    stream: Stream | None = None
+    chunks: bytes | None = None
 
     @property
     def content(self) -> bytes:

@@ -63,7 +63,9 @@ class Measurement:
     ) -> None:
         self.manifest, self.measured, self._folder = manifest, measured, folder
         self._sums: dict[str, str] = {}
-        self._fp32_variants = {v.component: v for v in manifest.variants if v.name == "fp32"}
+        self._fp32_variants = {
+            variant.component: replace(variant, stream=None) for variant in manifest.variants if variant.name == "fp32"
+        }
         for name, content in (*files.items(), (manifest.golden.file, b"")):
             self._write(name, content)
         for graph in graphs:

@@ -163,7 +163,8 @@ def _first_passing(
                 )
                 continue
             path.write_bytes(content)
-            graph = replace(plain, variant=name, source=path, exporter=f"{plain.exporter}; {setting.method}")
+            exporter = f"{plain.exporter}; {setting.method}"
+            graph = replace(plain, variant=name, source=path, exporter=exporter, stream=None, chunks=None)
             try:
                 quality = measurement.measure(graph, setting.method, setting.calibration)
             except VaeError as error:

@@ -129,6 +129,7 @@ def _variant(
         exporter=graph.exporter,
         data=next(iter(graph.data), None),
         quality=passed.quality if passed else None,
+        stream=graph.stream,
     )
 
 

@@ -24,6 +24,7 @@ from .options import (
 from .results import counted
 
 if TYPE_CHECKING:
+    from ..bundle import Bundle
     from ..columns import Column
     from ..manifest import Condition, Latent, Manifest, Sizes
 
@@ -63,6 +64,7 @@ def _info(options: argparse.Namespace) -> None:
         ("likelihood", likelihood.kind + scale + (f": {likelihood.reason}" if likelihood.reason else "")),
         ("table", ", ".join(map(_described_column, manifest.table))),
         ("batch of one", _in_rows(manifest)),
+        ("stream", _described_stream(bundle)),
         ("noise", manifest.noise),
         ("packed from", manifest.packed_from),
         ("adopted from", manifest.producer.get("adopted")),
@@ -91,6 +93,20 @@ def _in_rows(manifest: Manifest) -> str:
     """Which components run a batch row by row."""
     components = " and ".join(manifest.batch_of_one)
     return components and f"{components}: the graphs take one row, so a batch runs row by row"
+
+
+def _described_stream(bundle: Bundle) -> str:
+    """Whether the decoder takes latents in chunks, and why not."""
+    for variant in bundle.manifest.decoder.values():
+        stream = variant.stream
+        if stream is not None and stream.file is not None:
+            size = len(bundle.read(f"{variant.folder}/{stream.file}")) / 1024
+            states = f"{len(stream.states)} states, {size:,.0f} KiB, largest difference {stream.error:.1e}"
+            name = bundle.manifest.observation.name
+            return f"{variant.name}: {stream.hop} values of {name} for each of the latent; {states}"
+        if stream is not None:
+            return f"none: {stream.reason or 'no reason is stated'}"
+    return ""
 
 
 def _number(number: float | tuple[float, ...]) -> str:

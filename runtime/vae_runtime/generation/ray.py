@@ -247,7 +247,7 @@ def _packed(vae: VAE, store: Store, job: Job) -> bytes:
     paths = {SUMS, MANIFEST, *(latent.prior.file for latent in bundle.manifest.latents)}
     for variant in bundle.manifest.variants:
         if variant.executor == "ort":
-            paths |= {variant.path, variant.data_path}
+            paths |= set(variant.paths)
     files = {path: bundle.files.read(SUMS) if path == SUMS else bundle.read(path) for path in paths if path is not None}
     return pickle.dumps((store.absolute(), job, str(bundle.path.absolute()), vae.device, files))
 

@@ -103,6 +103,7 @@ export class Session {
       }
       refuseBundle(place, "a graph that ONNX Runtime loads", why, EXPORT);
     }
+    if (!raw.inputMetadata) throw new DeviceError("ort", "ONNX Runtime 1.22 or newer", "an older one", "install a newer one");
     try {
       requireDescribed(place, "input", expected.input, raw.inputMetadata, takesOneRow);
       requireDescribed(place, "output", expected.output, raw.outputMetadata, takesOneRow);

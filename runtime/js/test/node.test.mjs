@@ -112,17 +112,17 @@ test("nothing is evaluated, and no registry is named", () => {
   assert.ok(!/"resolved"/.test(lock));
 });
 
-test("the lines of README.md run", async (context) => {
-  const text = readFileSync(join(js, "README.md"), "utf-8");
-  const blocks = [...text.matchAll(/^```js\n([^]*?)^```$/gm)].map((match) => match[1]);
-  assert.equal(blocks.length, 1);
+test("the lines of the documents run", async (context) => {
+  const texts = [join(js, "README.md"), join(root, "README.md")].map((path) => readFileSync(path, "utf-8"));
+  const blocks = texts.flatMap((text) => [...text.matchAll(/^```js\n([^]*?)^```$/gm)].map((match) => match[1]));
+  assert.equal(blocks.length, 2);
   const script = join(js, "test", ".readme.mjs");
   context.after(() => rmSync(script, { force: true }));
   const run = (code) => {
     writeFileSync(script, `${code.replace('"vae-runtime"', JSON.stringify(pathToFileURL(join(installed, "dist/index.js")).href))}\nprocess.exit(0);\n`);
     execFileSync(process.execPath, [script], { cwd: root, stdio: "pipe" });
   };
-  run(blocks[0]);
+  blocks.forEach(run);
   assert.throws(() => run(blocks[0].replace("models/mnist", "models/none")));
 });
 

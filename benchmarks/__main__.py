@@ -17,13 +17,16 @@ from vae_runtime.files import write_atomic
 from . import environments, generation, report
 from .comparison import compare
 from .contenders import CONTENDERS
+from .hosts import compare_hosts
 from .models import COMPARED, MODELS
 from .runs import ROOT, Run, say
 
 MODELS_OF_GENERATION = ("mlp", "mnist", "tiny")
 # A round takes a minute.
 MAX_ROUNDS_OF_GENERATION = 5
-PARTS = ("comparison", "generation")
+PARTS = ("comparison", "generation", "hosts")
+# What the parts other than the comparison find, under their own names.
+ALONE = PARTS[1:]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -38,6 +41,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         compare(run)
     if "generation" in options.parts:
         _generate(run)
+    if "hosts" in options.parts:
+        compare_hosts(run)
     return run.found
 
 
@@ -103,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     options.add_argument(
         "--parts", type=_names("parts", PARTS), default=list(PARTS), metavar="NAMES",
-        help="of comparison, generation (default: both); the page keeps the figures of a part that is left out",
+        help=f"of {', '.join(PARTS)} (default: all); the page keeps the figures of a part that is left out",
     )  # fmt: skip
     options.add_argument("--threads", type=argument(_threads), default=[1, 2], help="1, 2 or 1,2 (default)")
     options.add_argument("--mnist", help="the folder with MNIST's IDX files; without it scikit-learn's digits stand in")
@@ -133,11 +138,8 @@ def _run(options: argparse.Namespace) -> None:
     results = measure(options)
     if len(options.parts) < len(PARTS) and figures.is_file():
         before = json.loads(figures.read_text(encoding="utf-8"))
-        results = (
-            {**before, "generation": results["generation"]}
-            if "generation" in options.parts
-            else {**results, "generation": before.get("generation", [])}
-        )
+        measured = {key for key in results if (key if key in ALONE else "comparison") in options.parts}
+        results = {key: (results if key in measured else before).get(key, []) for key in {**before, **results}}
     write_atomic(figures, report.dumped(results).encode())
     report.write(results, out)
     say(f"{out / report.PAGE}: written")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -10,7 +11,8 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from vae_runtime.errors import VaeError
@@ -37,7 +39,8 @@ def cold(run: Run) -> None:
         taken = {}
         for name in run.random.sample(names, len(names)):
             try:
-                taken[name] = _first(run, name, str(run.data / model), latent)
+                command = functools.partial(python_first, run.pythons[name], name, str(run.data / model), latent)
+                taken[name] = first_sample(run, name, command)
             except VaeError as error:
                 run.skip(name, str(error), model=model, work="first sample")
                 slow.add(name)
@@ -47,12 +50,30 @@ def cold(run: Run) -> None:
         run.found["cold"].append({"round": number, "model": model, "contenders": taken})
 
 
-def _first(run: Run, name: str, folder: str, latent: tuple[int, ...]) -> dict[str, float]:
+def python_first(python: Path, name: str, folder: str, latent: tuple[int, ...], ready: int) -> list[str]:
+    """Return the command that draws a contender's first sample and says so on a file descriptor."""
+    code = f"from benchmarks.contenders import first; first({name!r}, {folder!r}, {latent!r}, {ready})"
+    return [str(python), "-c", code]
+
+
+def first_sample(run: Run, name: str, command: Callable[[int], Sequence[str]]) -> dict[str, float]:
+    """Time a program from its start to its first sample.
+
+    Args:
+        run: the run, which knows the program's environment.
+        name: what to call the program in errors.
+        command: takes the file descriptor that the program writes to: a byte, then what it took, as JSON.
+
+    Returns:
+        `wall`, `cpu` and `memory`: seconds until the sample, seconds of the processor, and bytes.
+
+    Raises:
+        VaeError: the program fails, or takes more than two minutes.
+    """
     ready, write = os.pipe()
-    code = f"from benchmarks.contenders import first; first({name!r}, {folder!r}, {latent!r}, {write})"
     begin = time.monotonic()
     with subprocess.Popen(
-        [str(run.pythons[name]), "-c", code], cwd=ROOT, env=run.environment(1), pass_fds=[write],
+        command(write), cwd=ROOT, env=run.environment(1), pass_fds=[write], stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         os.close(write)

@@ -91,6 +91,12 @@ def start_ratio(found: Found, name: str, what: str) -> Quartiles | None:
     return quartiles(each[name][what] / each[NAIVE][what] for each in rounds if name in each and NAIVE in each)
 
 
+def host_ratio(found: Found, name: str, to: str, what: str) -> Quartiles | None:
+    """Return what a program in another language takes, × that of Python, within each round."""
+    rounds = [entry["hosts"] for entry in found.get("hosts", [])]
+    return quartiles(each[name][what] / each[to][what] for each in rounds)
+
+
 def worker_ratio(found: Found, model: str, batch: int, loops: int, group: str, to: str) -> Quartiles | None:
     """Return the rate of one group of workers, × another's, within each round."""
     return quartiles(

@@ -280,6 +280,28 @@ def workers_section(found: Found) -> str:
     return table(head, rows)
 
 
+def hosts_section(found: Found) -> str:
+    """Return a table of Python and C: the start, memory, one sample, and sizes."""
+    entries = found.get("hosts", [])
+    if not entries:
+        return "Not measured in this run."
+    names = {"naive": "naive ONNX Runtime in Python", "ours-fp32": "vae-runtime in Python", "c": "vae-runtime in C"}
+    calls = {"naive": "session.run", "ours-fp32": "vae.sample", "c": "vae_sample"}
+    rows = []
+    for name, title in names.items():
+        wall, cpu, memory, sample = (
+            float(np.median([entry["hosts"][name][key] for entry in entries]))
+            for key in ("wall", "cpu", "memory", "sample")
+        )
+        rows.append((title, duration(wall), duration(cpu), megabytes(memory), f"{duration(sample)}: {calls[name]}"))
+    sizes = entries[-1]["sizes"]
+    text = table(("program", "first sample after", "processor time", "peak memory", "one sample"), rows)
+    return (
+        f"{text}\n\nThe library in C takes {sizes['c'] / 1024:.0f} KiB, 128 of them the noise's table; ONNX Runtime's "
+        f"{megabytes(sizes['onnxruntime'])}. {len(entries)} rounds, {title_of(found, entries[0]['model'])}."
+    )
+
+
 def generation_section(found: Found) -> str:
     """Return tables of samples to files beside a loop that only decodes, of phases, and of starts."""
     rates, parts, starts = [], [], []
@@ -392,6 +414,7 @@ SECTIONS = {
     "sampling": sampling_section,
     "start": start_section,
     "workers": workers_section,
+    "hosts": hosts_section,
     "generation": generation_section,
     "limits": limits_section,
     "skipped": skipped_section,

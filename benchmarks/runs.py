@@ -54,6 +54,7 @@ class Run:
             "limits": [],
             "workers": [],
             "generation": [],
+            "hosts": [],
         }
 
     def skip(self, contender: str, reason: str, **where: Any) -> None:

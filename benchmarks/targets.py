@@ -17,6 +17,7 @@ from .figures import (
     digits,
     figure_of,
     generation_ratio,
+    host_ratio,
     name_of,
     start_ratio,
     title_of,
@@ -100,7 +101,7 @@ def targets(found: Found) -> list[Target]:
         value = ratio(model, "decode", 1, INT8)
         lines.append(Target(f"int8, {what} decode, batch 1: × naive", value, bound, note=others(model, INT8, 1)))
     lines += _noise_targets(found, results) + _start_targets(found) + _worker_targets(found)
-    lines += _generation_targets(found)
+    lines += _host_targets(found) + _generation_targets(found)
     return lines
 
 
@@ -146,6 +147,16 @@ def _worker_targets(found: Found) -> list[Target]:
         value, note = min(loaded, key=lambda each: each[0].median, default=(None, ""))
         lines.append(Target(f"under four busy loops, {what}: × one session of one thread", value, min_ratio, note=note))
     return lines
+
+
+def _host_targets(found: Found) -> list[Target]:
+    rate = host_ratio(found, NAIVE, "c", "sample")
+    return [
+        Target("C, cold start to the first sample: time × Python", host_ratio(found, "c", OURS, "wall"), 0.35, True),
+        Target("C, the same in processor time", host_ratio(found, "c", OURS, "cpu"), None),
+        Target("C, peak memory: × Python", host_ratio(found, "c", OURS, "memory"), 0.6, at_most=True),
+        Target("C, MLP sample, batch 1, noise included: × session.run in Python, noise left out", rate, 1.1),
+    ]
 
 
 def _generation_targets(found: Found) -> list[Target]:

@@ -807,17 +807,33 @@ static int is_package_version(const char *text, size_t length) {
     return 0;
 }
 
+static const char READER_NAME[] = "vae-runtime>=";
+
+/* A requirement of this package: its name, and 1 to 8 integers. */
 static int is_reader(const char *text, size_t length) {
-    static const char NAME[] = "vae-runtime>=";
-    if (length < sizeof NAME || memcmp(text, NAME, sizeof NAME - 1)) return 0;
-    text += sizeof NAME - 1, length -= sizeof NAME - 1;
-    for (;;) {
+    size_t name = sizeof READER_NAME - 1;
+    if (length <= name || memcmp(text, READER_NAME, name)) return 0;
+    text += name, length -= name;
+    for (int parts = 1; parts <= 8; parts++) {
         size_t digits = count_digits(text, length);
-        if (!digits) return 0;
+        if (!digits || digits > 9) return 0;
         if (digits == length) return 1;
         if (text[digits] != '.') return 0;
         text += digits + 1, length -= digits + 1;
     }
+    return 0;
+}
+
+/* Whether a requirement needs a later version than this one; a missing integer counts as 0. */
+static int is_later(const char *reader) {
+    const char *own = VAE_VERSION, *needed = reader + sizeof READER_NAME - 1;
+    while (*own || *needed) {
+        char *own_end, *needed_end;
+        unsigned long a = strtoul(own, &own_end, 10), b = strtoul(needed, &needed_end, 10);
+        if (a != b) return b > a;
+        own = own_end + (*own_end == '.'), needed = needed_end + (*needed_end == '.');
+    }
+    return 0;
 }
 
 static int is_hash(const char *text, size_t length) {
@@ -1799,6 +1815,11 @@ static vae_status read_manifest(const char *file, arena *memory, bytes content, 
     if (status) return status;
     m->is_decoder_alone &= !m->has[ENCODER];
     status = check_names(file, m);
+    if (!status && text_of(m->vae, "reader") && is_later(text_of(m->vae, "reader")))
+        return fail(VAE_BUNDLE,
+                    "%s: additional_metadata.vae.reader: expected a requirement that vae-runtime " VAE_VERSION
+                    " meets, got \"%s\"; install a newer one",
+                    file, text_of(m->vae, "reader"));
     if (!status) status = check_variants_of(file, m);
     if (!status) status = check_tiles(file, m);
     return status ? status : check_table(file, memory, m);

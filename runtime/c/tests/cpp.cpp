@@ -24,7 +24,7 @@ int main(int count, char **arguments) {
     const std::string bundles = arguments[2];
     refused<BundleError>("does not exist", [&] { Vae("no/such/bundle", options); });
     options.device = "cuda";
-    refused<DeviceError>("CUDA", [&] { Vae(bundles + "/plain", options); });
+    refused<DeviceError>("cuda", [&] { Vae(bundles + "/plain", options); });
     options.device = "cpu";
 
     Vae first(bundles + "/conditional", options);

@@ -188,6 +188,18 @@ static void test_paths(void) {
     CHECK(!is_clash("a", "b") && !is_clash("a/b", "a/c") && !is_clash("a", "ab") && !is_clash("a-b", "a.b"));
 }
 
+static void test_readers(void) {
+    static const char *const MET[] = {"vae-runtime>=0", "vae-runtime>=0.1", "vae-runtime>=0.1.0.0",
+                                      "vae-runtime>=0.0.9"};
+    static const char *const LATER[] = {"vae-runtime>=0.1.1", "vae-runtime>=0.10", "vae-runtime>=1",
+                                        "vae-runtime>=999999999"};
+    static const char *const WRONG[] = {"vae-runtime>=", "vae-runtime>=1.",         "vae-runtime>=1.x",
+                                        "other>=1",      "vae-runtime>=1234567890", "vae-runtime>=1.1.1.1.1.1.1.1.1"};
+    for (size_t i = 0; i < COUNT(MET); i++) CHECK(is_reader(MET[i], strlen(MET[i])) && !is_later(MET[i]));
+    for (size_t i = 0; i < COUNT(LATER); i++) CHECK(is_reader(LATER[i], strlen(LATER[i])) && is_later(LATER[i]));
+    for (size_t i = 0; i < COUNT(WRONG); i++) CHECK(!is_reader(WRONG[i], strlen(WRONG[i])));
+}
+
 static void test_memory_comes_from_the_allocator(const char *library, const char *bundles) {
     char path[1024];
     vae_options options = VAE_OPTIONS_INIT;
@@ -211,6 +223,7 @@ int main(int count, char **arguments) {
     test_inflate();
     test_arrays_in_the_other_order();
     test_paths();
+    test_readers();
     test_memory_comes_from_the_allocator(arguments[1], arguments[2]);
     CHECK(!is_fused());
     return 0;

@@ -199,6 +199,8 @@ class Archive(Place):
         self._directory = (0, b"")
         try:
             with open(self.location, "rb") as file:
+                if is_sparse(file.fileno(), os.fstat(file.fileno())):
+                    raise self._refusal("expected its bytes on the disk, got a sparse file")
                 self._read_directory(file)
         except OSError as error:
             raise BundleError(f"{root}: cannot be read: {error_line(error)}") from None

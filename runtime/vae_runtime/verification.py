@@ -19,8 +19,8 @@ from .networks import run_variant
 
 Array = NDArray[Any]
 
-# Of the column of names in a report.
-_MAX_WIDTH = 80
+# Of the column of names in a report, and of what is told of files that are not part of the bundle.
+_MAX_WIDTH, _MAX_BESIDE = 80, 20
 
 # Runs a graph of another executor: takes the bundle, the variant and the inputs by name, and returns the outputs, both
 # in the order of the graph's signature.
@@ -93,7 +93,9 @@ def verify(
     target = resolve_device(device, provider_options)
     problems, beside = bundle.problems(), bundle.beside()
     if require_bool("strict", strict):
-        problems += [f"{bundle.place(name)}: not part of the bundle; move it away" for name in beside]
+        problems += [f"{bundle.place(name)}: not part of the bundle; move it away" for name in beside[:_MAX_BESIDE]]
+        if len(beside) > _MAX_BESIDE:
+            problems.append(f"{len(beside) - _MAX_BESIDE} more beside the bundle; move them away")
     checks = [Check("files", False, problem) for problem in problems]
     if not problems:
         others = f"; beside the bundle: {', '.join(beside)}" if beside else ""

@@ -503,3 +503,12 @@ def test_what_is_written_is_read_and_is_always_the_same(scratch, files):
     content, archive = scratch.read_bytes(), Archive(scratch)
     assert {name: archive.read(name) for name in archive.names()} == files
     assert content == zip_of(files.items())
+
+
+@pytest.mark.skipif(not hasattr(os, "SEEK_HOLE"), reason="this system tells no holes of files")
+def test_a_sparse_file_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "bundle.zip"
+    path.write_bytes(b"PK\3\4")
+    os.truncate(path, 2**40)
+    with pytest.raises(BundleError, match="got a sparse file"):
+        Archive(str(path))

@@ -511,3 +511,15 @@ def test_latents_that_are_too_many_to_draw_are_refused(digits, copy_of, resign):
     (folder / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
     resign(folder)
     assert "expected at most 16777216 values of z" in failures(verify(folder))["golden vectors"]
+
+
+def test_of_many_files_beside_a_bundle_twenty_are_told(digits, copy_of):
+    folder = copy_of(digits)
+    for number in range(300):
+        (folder / f".{number:03}").touch()
+    report = verify(folder, strict=True)
+    assert [check.detail for check in report.checks if check.passed is False][-1] == (
+        "280 more beside the bundle; move them away"
+    )
+    assert len(failures(report)) == 1
+    assert len(str(report).splitlines()) < 60

@@ -301,4 +301,4 @@ def require_replaceable(
     except BundleError as error:
         raise refusal(f"{out}: is not a sound bundle, and --force replaces only bundles: {error}") from error
     if unlisted:
-        raise refusal(f"{out / unlisted}: is not part of the bundle there and would be lost; move it away")
+        raise refusal(f"{bundle.place(unlisted)}: is not part of the bundle there and would be lost; move it away")

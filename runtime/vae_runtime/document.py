@@ -361,5 +361,5 @@ def _version_problem(document: Any) -> Problem | None:
         unknown = [need for need in needs if isinstance(need, str) and need not in KNOWN_FIELDS]
         if unknown:
             expected = f"a list of fields of format {FORMAT_VERSION}"
-            return Problem(f"{place}.must_understand", expected, ", ".join(map(shown, unknown)))
+            return Problem(f"{place}.must_understand", expected, ", ".join(map(shown, unknown[:_MAX_PROBLEMS])))
     return None

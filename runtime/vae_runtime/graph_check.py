@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .errors import BundleError
-from .graph_rules import FREE_SIZES, KEEP_SIZES, OPERATORS, Limits
+from .graph_rules import FLOATING, FREE_SIZES, KEEP_SIZES, OPERATORS, SCALARS, SIZE_INPUTS, Limits, gives_floats
 from .onnx_file import Frame, Malformed, check_external_data, refuse, shown
 
 # The wire type of bytes.
@@ -57,6 +57,8 @@ _MAY_BE_ABSENT = {1, 2, 3, 6, 7, 8}
 # Axes, pads and the like are smaller in any real graph.
 _SPATIAL = {b"pads", b"strides", b"dilations", b"kernel_shape", b"output_shape", b"output_padding", b"output_height",
             b"output_width", b"blocksize", b"hidden_size"}  # fmt: skip
+# What ONNX Runtime divides by.
+_POSITIVE = {b"group", b"num_groups", b"num_heads", b"q_num_heads", b"kv_num_heads", b"blocksize", b"strides"}
 _CONTINUATIONS = bytes(range(128, 256))
 # ONNX Runtime reads session options from this key of a model where an environment variable says so.
 _OPTIONS_KEY = b"ort_config"
@@ -108,28 +110,31 @@ class _Tensors(Frame):
                 refuse("metadata without options of ONNX Runtime", shown(key))
             keys.add(key)
 
-    def _value_info(self, span: tuple[int, int]) -> tuple[bytes, int]:
-        """Check an input, an output or the description of a tensor; return its name and its min. number of elements."""
+    def _value_info(self, span: tuple[int, int]) -> tuple[bytes, int, int]:
+        """Check an input, an output or a tensor's description; return its name, min. number of elements, and type."""
         value = self.message(span, _VALUE_INFO, "a tensor's description")
         name = self.bytes(value.get(1), "a name")
         self._metadata(value.get(4, ()), "a tensor's description")
-        count = 1
+        count, element = 1, 0
         if 2 in value:
             kind = self.message(value[2], _TYPE, "a tensor's type")
             if 1 in kind:
                 tensor = self.message(kind[1], _TENSOR_TYPE, "a tensor's type")
-                if tensor.get(1) not in _TYPES:
-                    refuse("a tensor of numbers", f"{shown(name)} of type {tensor.get(1)}")
+                element = tensor.get(1, 0)
+                if element not in _TYPES:
+                    refuse("a tensor of numbers", f"{shown(name)} of type {element}")
                 dimensions = self.message(tensor[2], _SHAPE, "a shape").get(1, ()) if 2 in tensor else ()
                 if len(dimensions) > Limits.RANK:
                     refuse(f"at most {Limits.RANK} axes", len(dimensions))
                 for dimension in dimensions:
-                    size = self.message(dimension, _DIMENSION, "an axis").get(1, 1)
+                    axis = self.message(dimension, _DIMENSION, "an axis")
+                    self.bytes(axis.get(2), "a name of an axis")
+                    size = axis.get(1, 1)
                     # Size 0 says nothing, and sizes of 64 bits are negative.
                     count *= size if 0 < size < 1 << 63 else 1
                 if count > Limits.DECLARED:
                     refuse(f"a tensor of at most {Limits.DECLARED} elements", f"{shown(name)} of {count}")
-        return name, count
+        return name, count, element
 
     def _tensor(self, tensor: dict[int, Any]) -> int:
         """Check a tensor's type, and its shape against its values; return the number of its elements."""
@@ -204,6 +209,9 @@ class _Check(_Tensors):
         self._counts: dict[bytes, int] = {}
         # The values of small constants, as the tensor's fields, or as values already.
         self._constants: dict[bytes, Any] = {}
+        # The initializers that have two axes or more, and the tensors that are known to hold floating-point numbers.
+        self._matrices: set[bytes] = set()
+        self._floats: set[bytes] = set()
 
     def model(self) -> None:
         """Check the model."""
@@ -231,12 +239,14 @@ class _Check(_Tensors):
         self._domains = domains
         self._graph(model[7], 0)
 
-    def _define(self, name: bytes, count: int, defined: list[bytes]) -> None:
+    def _define(self, name: bytes, count: int, defined: list[bytes], kind: int = 0) -> None:
         if not name:
             refuse("a name", "nothing")
         if name in self._counts:
             refuse("each name defined once", f"{shown(name)} twice")
         self._counts[name] = count
+        if kind in FLOATING:
+            self._floats.add(name)
         defined.append(name)
 
     def _graph(self, span: tuple[int, int], depth: int) -> int:
@@ -260,18 +270,20 @@ class _Check(_Tensors):
             name = self.bytes(tensor.get(8), "a name")
             self.where = f"tensor {shown(name)}: "
             count = self._tensor(tensor)
-            self._define(name, count, defined)
+            self._define(name, count, defined, tensor.get(2, 0))
             initialized.add(name)
             if count <= Limits.CONSTANT:
                 self._constants[name] = tensor
+            if len(tensor.get(1, ())) > 1:
+                self._matrices.add(name)
         self.where = ""
         for span in inputs:
-            name, count = self._value_info(span)
+            name, count, kind = self._value_info(span)
             # Before IR version 4, an initializer was also listed as an input.
             if name in initialized:
                 initialized.remove(name)
             else:
-                self._define(name, count, defined)
+                self._define(name, count, defined, kind)
         for span in graph.get(13, ()):
             self._value_info(span)
         for span in graph.get(14, ()):
@@ -283,7 +295,7 @@ class _Check(_Tensors):
         self.where = ""
         seen = set()
         for span in outputs:
-            name, _ = self._value_info(span)
+            name, _, _ = self._value_info(span)
             if name not in self._counts:
                 refuse("outputs that a node defines", shown(name))
             if name in seen:
@@ -295,6 +307,8 @@ class _Check(_Tensors):
             for name in defined:
                 del self._counts[name]
                 self._constants.pop(name, None)
+                self._floats.discard(name)
+                self._matrices.discard(name)
         return len(outputs)
 
     def _node(self, span: tuple[int, int], index: int, depth: int, defined: list[bytes]) -> None:
@@ -311,7 +325,7 @@ class _Check(_Tensors):
                 name = operator if domain == b"ai.onnx" else domain + b"." + operator
                 refuse("an operator that is allowed, of a declared set", shown(name))
             names = [content[start:end] for start, end in node.get(1, ())]
-            results = [content[start:end] for start, end in node.get(2, ())]
+            results = [self.bytes(each, "a name") for each in node.get(2, ())]
             if len(names) > Limits.ARGUMENTS or len(results) > Limits.ARGUMENTS:
                 refuse(f"at most {Limits.ARGUMENTS} inputs and outputs", f"{len(names)} and {len(results)}")
             counts = self._counts
@@ -333,14 +347,13 @@ class _Check(_Tensors):
                 count = self._constant(attributes, results)
             elif operator == b"If":
                 self._branches(attributes, names, results, depth)
-            elif operator == b"Dropout" and len(names) > 2 and names[2] and any(self._values(names[2]) or [1]):
-                refuse("Dropout that does not train", "one whose input 2 is not a constant false")
+            self._require_safe(operator, names)
             if count > self.max_elements:
                 refuse(f"tensors of at most {self.max_elements} elements", count)
+            if results and gives_floats(operator, attributes, [name in self._floats for name in names]):
+                self._floats.add(results[0])
             for name in results:
                 if name:
-                    if len(name) > Limits.NAME:
-                        refuse(f"names of at most {Limits.NAME} bytes", len(name))
                     self._define(name, count, defined)
             if not any(results):
                 refuse("a node with outputs", "none")
@@ -349,6 +362,25 @@ class _Check(_Tensors):
                 name = self.bytes(node.get(3), "a name", Limits.TEXT)
                 self.where = f"node {index} ({shown(operator)[1:-1]} {shown(name)}): "
             raise
+
+    def _require_safe(self, operator: bytes, names: list[bytes]) -> None:
+        """Refuse inputs that make ONNX Runtime's kernels compute something else, or end the process."""
+        if operator == b"Dropout" and len(names) > 2 and names[2] and any(self._values(names[2]) or [1]):
+            refuse("Dropout that does not train", "one whose input 2 is not a constant false")
+        for index in SCALARS.get(operator, ()):
+            name = names[index] if index < len(names) else b""
+            if name and (name not in self._constants or self._counts[name] != 1):
+                refuse(f"a constant of one number as input {index}", shown(name))
+        index = SIZE_INPUTS.get(operator, 0)
+        if operator in SIZE_INPUTS and index < len(names) and self._counts.get(names[index], 0) > 2 * Limits.RANK:
+            refuse(f"at most {Limits.RANK} axes", f"{self._counts[names[index]]} numbers for them")
+        if operator == b"DynamicQuantizeMatMul" and not self._matrices.issuperset(names[1:2]):
+            refuse("an initializer of two axes as input 1", shown(names[1]))
+        if operator in (b"Div", b"Mod") and self._floats.isdisjoint(names):
+            # An integer has no quotient by 0, and the lowest has none by -1: the processor ends the process.
+            divisors = self._values(names[1]) if len(names) > 1 else None
+            if divisors is None or any(value in (0, -1) for value in divisors):
+                refuse("a division of floating-point numbers, or by constants other than 0 and -1", "another")
 
     def _attributes(self, spans: Any, operator: bytes, depth: int) -> dict[bytes, tuple[int, Any]]:
         """Check the attributes of a node; return the type and the value of each by its name."""
@@ -373,6 +405,10 @@ class _Check(_Tensors):
                 value = self._integers(value)
                 if name in _SPATIAL and any(abs(each) > Limits.SPATIAL for each in value):
                     refuse(f"{shown(name)[1:-1]} of at most {Limits.SPATIAL}", max(map(abs, value)))
+                if name in _POSITIVE and any(each < 1 for each in value):
+                    refuse(f"{shown(name)[1:-1]} of at least 1", min(value))
+                if name == b"batch_dims" and not 0 <= value[0] <= Limits.RANK:
+                    refuse(f"batch_dims from 0 to {Limits.RANK}", value[0])
                 if name in (b"pads", b"output_shape"):
                     self._require_spatial(name, value)
             elif kind == 4:
@@ -416,11 +452,14 @@ class _Check(_Tensors):
             if count <= Limits.CONSTANT:
                 self._constants[results[0]] = value
             return count
-        if kind in (2, 7):
-            if len(value) <= Limits.CONSTANT:
-                self._constants[results[0]] = value
-            return len(value)
-        return 1
+        if kind in (1, 6):
+            # An absent number is 0.
+            spans = ([value] if value else []) if kind == 1 else value or ()
+            content = b"".join(self.content[start:end] for start, end in spans) or b"\0" * (4 if kind == 1 else 0)
+            value = list(struct.unpack(f"<{len(content) // 4}f", content))
+        if len(value) <= Limits.CONSTANT:
+            self._constants[results[0]] = value
+        return len(value)
 
     def _values(self, name: bytes) -> list[Any] | None:
         """Return the values of a small constant, or None where the tensor is none."""

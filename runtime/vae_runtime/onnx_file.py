@@ -212,6 +212,12 @@ class Frame:
         if end - start > most:
             refuse(f"{what} of at most {most} bytes", end - start)
         text: bytes = self.content[start:end]
+        if not text.isascii():
+            # ONNX Runtime takes any bytes, and its Python binding fails on them.
+            try:
+                text.decode()
+            except UnicodeDecodeError:
+                refuse(f"{what} in UTF-8", shown(text))
         return text
 
     def packed_integers(self, span: tuple[int, int]) -> list[int]:
@@ -225,6 +231,10 @@ class Frame:
             values.append(value)
         if position != end:
             refuse("integers within their bytes", "others")
+        # Each takes the time of a field.
+        self._fields += len(values)
+        if self._fields > self._max_fields:
+            refuse(f"at most {self._max_fields} fields and integers", "more")
         return values
 
     def _signed(self, position: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
-from .errors import BundleError, InputError, VaeError, error_line
+from .errors import BundleError, InputError, VaeError, error_line, one_line
 
 if TYPE_CHECKING:
     # Not imported to sample: 3 % of a cold start.
@@ -69,8 +69,8 @@ class Place:
         """Its path, whatever the current folder becomes, and whatever a link to it leads to later."""
 
     def path_of(self, relative: str) -> str:
-        """Return the path of a file, for errors."""
-        return os.path.join(self.root, relative)
+        """Return the path of a file, for errors: a name with a line end in it cannot forge a line of them."""
+        return os.path.join(self.root, one_line(relative))
 
     def names(self) -> Iterator[str]:
         """Return the name of everything that is not a folder."""

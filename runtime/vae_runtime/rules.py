@@ -56,8 +56,9 @@ def contradictions(manifest: Manifest) -> list[Problem]:
             if variant.stream is not None:
                 where = f"{join(place, variant.name)}.additional_metadata.vae.stream"
                 found += _stream_problems(where, variant.stream, manifest if component == "decoder" else None)
+    components = manifest.components
     for index, refusal in enumerate(manifest.refused):
-        if refusal.variant in manifest.components.get(refusal.component, {}):
+        if refusal.variant in components.get(refusal.component, {}):
             where = f"{vae}.refused[{index}].variant"
             found.append(
                 Problem(where, f"a variant that {refusal.component} does not have", json.dumps(refusal.variant))

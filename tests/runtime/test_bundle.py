@@ -13,6 +13,7 @@ import pytest
 import vae_runtime
 from vae_runtime import BundleError, InputError
 from vae_runtime.bundle import open_bundle
+from vae_runtime.cli import main as cli
 from vae_runtime.places import SUMS, format_sums, read_sums
 
 DIGITS = Path(__file__).parents[2] / "models" / "digits"
@@ -546,3 +547,11 @@ def test_a_sparse_file_is_refused_before_it_is_read(bundle_copy):
     os.truncate(file, 2**40)
     with pytest.raises(BundleError, match="expected at most 2147483648 bytes, got 1099511627776"):
         vae_runtime.load(bundle_copy)
+
+
+def test_a_name_with_a_line_end_forges_no_line_of_errors(bundle_copy, capsys):
+    (bundle_copy / "x\nverified on cpu").touch()
+    assert cli.main(["bom", str(bundle_copy)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(BundleError, match=r"x\\nverified on cpu: not listed"):
+        open_bundle(bundle_copy).require_sound()

@@ -132,7 +132,83 @@ def attributes(*each):
     )
 
 
+def divide(operator, divisor=None):
+    """A division of integers; the divisor is a constant, or computed of z."""
+
+    def change(parts):
+        o = parts.o
+        to = parts.attribute("to", 2, o.field(3, LONG))
+        whole = parts.node("Cast", ["z"], ["i"], to)
+        tensors = [] if divisor is None else [o.tensor("c", divisor, LONG)]
+        parts.after(whole, parts.node(operator, ["i", "i" if divisor is None else "c"], ["y"]), tensors=tensors)
+
+    return change
+
+
+def sized(name, kind, content, operator, inputs):
+    """A node with a constant c whose value is an attribute."""
+    return lambda parts: parts.after(
+        parts.node("Constant", [], ["c"], parts.attribute(name, kind, content)),
+        parts.node(operator, inputs, ["y"]),
+        tensors=[parts.o.tensor("zero", 0.0), parts.o.tensor("one", 1.0)],
+    )
+
+
+def quantized(parts):
+    o = parts.o
+    parts.after(
+        parts.node("QLinearSigmoid", ["q", "s", "zero", "s", "zero"], ["y"], domain="com.microsoft"),
+        tensors=[o.tensor("q", [1] * 8, LONG), o.tensor("s", [0.5] * 8), o.tensor("zero", [1], LONG)],
+    )
+    parts.in_model = o.field(8, entry_opset(o))
+
+
+def floats(tag, *values):
+    return b"".join(bytes([tag]) + np.float32(value).tobytes() for value in values)
+
+
+def branches_of_types(parts):
+    """A name that is a float in one branch and an integer in the next."""
+    o = parts.o
+    cast = parts.attribute("to", 2, o.field(3, LONG))
+    out = o.field(12, o.field(1, "r"))
+    first = o.field(1, parts.node("Exp", ["z"], ["q"]), parts.node("Exp", ["q"], ["r"])) + out
+    second = o.field(1, parts.node("Cast", ["z"], ["q"], cast), parts.node("Div", ["q", "q"], ["r"])) + out
+    graphs = [
+        parts.attribute(name, 5, o.field(6, content))
+        for name, content in (("then_branch", first), ("else_branch", second))
+    ]
+    parts.after(parts.node("If", ["c"], ["y"], *graphs))
+    parts.inputs = [*parts.inputs, o.value("c", [], 9)]
+
+
 REFUSED = {
+    # What ends the process in ONNX Runtime.
+    "integers by what a graph computes": (divide("Div"), r"Div.*: expected a division of floating-point numbers"),
+    "remainders by what a graph computes": (divide("Mod"), "expected a division of floating-point numbers"),
+    "integers by -1": (divide("Div", [3, -1]), "by constants other than 0 and -1"),
+    "integers by 0": (divide("Div", [0]), "by constants other than 0 and -1"),
+    "integers in the next branch": (branches_of_types, "expected a division of floating-point numbers"),
+    "a scale of another shape": (quantized, "expected a constant of one number as input 1, got 's'"),
+    "weights of one axis": (
+        lambda p: (
+            p.after(
+                p.node("DynamicQuantizeMatMul", ["z", "w", "s"], ["y"], domain="com.microsoft"),
+                tensors=[p.o.tensor("w", [1] * 3, LONG), p.o.tensor("s", [1.0])],
+            ),
+            setattr(p, "in_model", p.o.field(8, entry_opset(p.o))),
+        ),
+        "expected an initializer of two axes as input 1, got 'w'",
+    ),
+    "no groups": (attributes(("group", 2, b"")), "group of at least 1, got 0"),
+    "batch_dims": (attributes(("batch_dims", 2, b"\x18" + b"\xff" * 9 + b"\x01")), "batch_dims from 0 to 16, got -1"),
+    # Python's binding of ONNX Runtime fails on these.
+    "a name that is no text": (lambda p: p.after(p.node("Exp", ["z"], [b"\xff"])), "expected a name in UTF-8"),
+    "an axis that is no text": (
+        lambda p: p.inputs.append(p.o.field(1, "i") + p.o.field(2, p.o.field(1, p.o.field(1, FLOAT) + p.o.field(
+            2, p.o.field(1, p.o.field(2, b"\xff")))))),
+        "a name of an axis in UTF-8",
+    ),
     # Operators.
     "a random operator": (operator("RandomNormalLike"), r"node 0 \(RandomNormalLike ''\): expected an operator"),
     "Multinomial": (operator("Multinomial"), "'Multinomial'"),
@@ -195,7 +271,7 @@ REFUSED = {
         lambda p: setattr(p, "nodes", [p.node("Exp", ["z"], [f"y{i}"]) for i in range(20_000)] + p.nodes),
         "at most 16384 nodes, got 20001",
     ),
-    "a long name": (lambda p: p.after(p.node("Exp", ["z"], ["y" * 9999])), "names of at most 4096 bytes"),
+    "a long name": (lambda p: p.after(p.node("Exp", ["z"], ["y" * 9999])), "a name of at most 4096 bytes"),
     # Attributes.
     "an attribute twice": (attributes(*[("alpha", 2, b"")] * 2), "each attribute with a name, once"),
     "an attribute without a name": (attributes(("", 2, b"")), "each attribute with a name"),
@@ -229,6 +305,22 @@ REFUSED = {
     "Resize to sizes": (grow("Resize", [2**20, 2**20], inputs=("z", "", "")), "tensors of at most"),
     "OneHot": (grow("OneHot", 2**40, [0.0, 1.0]), "tensors of at most"),
     "a window": (grow("HannWindow", 2**40, inputs=()), "tensors of at most"),
+    "a limit as an attribute": (
+        sized("value_float", 1, floats(0x15, 1e12), "Range", ["zero", "c", "one"]),
+        "tensors of at most",
+    ),
+    "scales as an attribute": (
+        sized("value_floats", 6, floats(0x3D, 1, 1e12), "Resize", ["z", "", "c"]),
+        "tensors of at most",
+    ),
+    "sizes beyond reason": (grow("ConstantOfShape", [2] * 99, inputs=()), "at most 16 axes, got 99 numbers"),
+    "a grid": (grow("AffineGrid", [1, 1, 2**20, 2**20]), "tensors of at most"),
+    "many integers": (
+        lambda p: p.after(
+            *(p.node("Exp", ["z"], [f"y{i}"], p.attribute("a", 7, p.o.field(8, b"\1" * 16_000))) for i in range(40))
+        ),
+        "at most 524288 fields and integers",
+    ),
     "doubling": (doubling, r"node \d+ \(Concat ''\): expected tensors of at most"),
 }  # fmt: skip
 
@@ -264,6 +356,10 @@ ACCEPTED = {
         p.inputs.append(p.o.value("w", [1])),
         tensor((1, 1), (2, FLOAT), (9, b"\0" * 4))(p),
     ),
+    "a division by a constant": divide("Div", [2]),
+    "a division of numbers": lambda p: p.after(p.node("Sqrt", ["z"], ["s"]), p.node("Div", ["s", "s"], ["y"])),
+    "a remainder of numbers": lambda p: p.after(p.node("Mod", ["z", "z"], ["y"])),
+    "a number that is left out": sized("value_float", 1, b"", "Range", ["zero", "c", "one"]),
     "Dropout that passes on": lambda p: p.after(p.node("Dropout", ["z"], ["y"])),
     "packed axes": lambda p: tensor((1, b"\x02\x01"), (2, FLOAT), (9, b"\0" * 8))(p),
 }

@@ -605,3 +605,39 @@ def test_what_an_uninstall_of_one_of_two_leaves_is_explained(python, digits, tmp
     done = python("-c", LOAD, digits, "cpu", env={"PYTHONPATH": str(tmp_path)})
     assert done.stderr == ""
     assert done.stdout.startswith("ONNX Runtime is damaged; onnxruntime 1.98.0 and onnxruntime-gpu 1.99.0 are both")
+
+
+FOLDING = """
+import sys
+from pathlib import Path
+from vae_runtime.devices import resolve_device
+from vae_runtime.session import Session
+peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) // 1024
+cpu = resolve_device("cpu")
+Session(Path(sys.argv[1]).read_bytes(), "small", cpu)
+before = peak()
+Session(Path(sys.argv[2]).read_bytes(), "large", cpu)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(
+    tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 30) or not os.path.exists("/proc/self/status"),
+    reason="this ONNX Runtime has no limit for what it computes of constants, or memory is measured by /proc",
+)
+def test_what_a_graph_computes_of_constants_is_bounded_as_it_loads(onnx_bytes, python, tmp_path):
+    o = onnx_bytes
+    for name, count in (("small", 4), ("large", 2**14)):
+        # The second reshapes a column into a row: the sum of both is a matrix of 1 GiB.
+        nodes = [
+            o.node("Reshape", ["w", "shape"], ["row"]),
+            o.node("Add", ["w", "row"], ["matrix"]),
+            o.node("ReduceMax", ["matrix"], ["top"], keepdims=0),
+            o.node("Add", ["z", "top"], ["x"]),
+        ]
+        tensors = [o.tensor("w", np.zeros((count, 1))), o.tensor("shape", [1, -1], 7)]
+        model = o.model(nodes, [o.value("z", ["batch", 3])], [o.value("x", ["batch", 3])], tensors)
+        (tmp_path / name).write_bytes(model)
+    result = python("-c", FOLDING, tmp_path / "small", tmp_path / "large")
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 100

@@ -70,6 +70,15 @@ def _decode(request: Mapping[str, Any]) -> dict[str, Tensor]:
     return {"values": packed(vae.decode(z, conditions=_conditions(request)))}
 
 
+def _decode_stream(request: Mapping[str, Any]) -> dict[str, Tensor]:
+    vae = _load(request)
+    (z,) = (_array(tensor) for tensor in request["latents"].values())
+    # Time is the last axis of the latents that are asked for.
+    chunks = np.split(z, np.cumsum(request["chunks"])[:-1], -1)
+    answers = vae.decode_stream(chunks, conditions=_conditions(request))
+    return {str(number): packed(answer) for number, answer in enumerate(answers)}
+
+
 def _part(part: Any) -> dict[str, Tensor]:
     if isinstance(part, Posterior):
         return {"mean": packed(part.mean), "std": packed(part.std), "logvar": packed(part.logvar)}
@@ -102,7 +111,7 @@ def _described(request: Mapping[str, Any]) -> dict[str, Any]:
 
 _ASKS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "words": _noise, "uniform": _noise, "normal": _noise, "prior": _prior, "reparameterize": _reparameterize,
-    "decode": _decode, "encode": _encode, "verify": _verify, "load": _described,
+    "decode": _decode, "decode_stream": _decode_stream, "encode": _encode, "verify": _verify, "load": _described,
 }  # fmt: skip
 _KINDS = {vae_runtime.BundleError: "bundle", vae_runtime.InputError: "input", vae_runtime.DeviceError: "device"}
 

@@ -87,6 +87,23 @@ class Sound(nn.Module):
         return torch.tanh(self.up(z))
 
 
+class Causal(nn.Module):
+    """A sound of one of two speakers: a convolution that is padded on the left, and an upsampling by 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.first = nn.Conv1d(1, 4, 4, 4), nn.Conv1d(2, 4, 3)
+        self.speaker, self.up = nn.Embedding(2, 4), nn.ConvTranspose1d(4, 1, 8, 4)
+
+    def encode(self, x: Tensor, speaker: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logvar = (self.down(x) + self.speaker(speaker)[:, :, None]).chunk(2, 1)
+        return mean, logvar
+
+    def decode(self, z: Tensor, speaker: Tensor) -> Tensor:
+        x = self.first(nn.functional.pad(z, (2, 0))) + self.speaker(speaker)[:, :, None]
+        return torch.tanh(self.up(nn.functional.elu(x))[..., :-4])
+
+
 def make_bundles() -> None:
     """Write every bundle anew."""
     shutil.rmtree(BUNDLES, ignore_errors=True)
@@ -110,6 +127,9 @@ def make_bundles() -> None:
     write("mixture", Plain(), x[:, :6], posterior="logvar", prior="mixture:3", observations=x[:, :6])
     write("sphere", Plain(), x[:, :6], posterior="logvar", prior="sphere")
     write("dynamic", Sound(), x[:, None], posterior="logvar", axes=("channel", "time"), dynamic=("time",))
+    timed: dict[str, Any] = {"axes": ("channel", "time"), "dynamic": ("time",), "posterior": "logvar"}
+    sound, speakers = noise.normal(2, 0, 16, (1, 32)), torch.arange(16) % 2
+    write("stream", Causal(), torch.from_numpy(sound), conditions={"speaker": speakers}, **timed)
     vae_runtime.pack(BUNDLES / "plain", BUNDLES / "plain.zip")
 
 
@@ -118,6 +138,7 @@ def cases() -> Iterator[dict[str, Any]]:
     yield from _noise_cases()
     yield from _latent_cases()
     yield from _graph_cases()
+    yield from _stream_cases()
     for bundle in sorted(path.name for path in BUNDLES.iterdir()):
         yield _expected(f"verify/{bundle}", {"ask": "verify", "bundle": bundle})
         yield _expected(f"load/{bundle}", {"ask": "load", "bundle": bundle})
@@ -223,6 +244,22 @@ def _graph_case(
         prefix = f"{latent.name}/" if len(vae.latents) > 1 else ""
         named |= {f"{prefix}{key}": encode[output] for key, output in outputs.items() if output}
     yield _expected(f"encode/{name}", {**request, "ask": "encode", "x": packed(x)}, named)
+
+
+def _stream_cases() -> Iterator[dict[str, Any]]:
+    """Decode in chunks, and what must be refused of it."""
+    variant = vae_runtime.load(BUNDLES / "stream").manifest.decoder["fp32"]
+    request: dict[str, Any] = {"ask": "decode_stream", "bundle": "stream", "variant": "fp32"}
+    # The last chunk is longer than any that the export has tried.
+    for n, chunks in ((1, [8]), (1, [1] * 8), (3, [1, 2, 5]), (2, [3, 1, 40])):
+        z, speaker = noise.normal(5, 0, n, (2, sum(chunks)), 1000), np.arange(n) % 2
+        given = {"latents": {"z": packed(z)}, "conditions": {"speaker": packed(speaker)}, "chunks": chunks}
+        tolerances = {str(number): variant.tolerance["x"] for number in range(len(chunks))}
+        yield _expected(f"decode_stream/n {n}, chunks {chunks}", {**request, **given}, tolerances)
+    one = {"latents": {"z": packed(np.zeros((1, 2, 4), np.float32))}, "chunks": [1, 3]}
+    yield _refused("a stream without its condition", "input", {**request, **one, "conditions": {}})
+    dynamic = {"bundle": "dynamic", "variant": "fp32", "conditions": {}}
+    yield _refused("a stream of a decoder that is not causal", "input", {**request, **one, **dynamic})
 
 
 _VAE = ["additional_metadata", "vae"]

@@ -35,6 +35,13 @@ rmSync(join(root, "dist"), { recursive: true, force: true });
 const tsc = join(dirname(createRequire(import.meta.url).resolve("typescript/package.json")), "bin", "tsc");
 execFileSync(process.execPath, [tsc, "-p", root], { stdio: "inherit" });
 writeFileSync(join(root, "dist", "noise_table.js"), `export const packedTable = "${packedTable()}";\n`);
+/** The schema of the manifest without its texts for people. */
+function schema() {
+  const content = readFileSync(join(root, "..", "..", "docs", "bundle-format.schema.json"), "utf-8");
+  return JSON.stringify(JSON.parse(content, (key, value) => (key === "description" && typeof value === "string" ? undefined : value)));
+}
+writeFileSync(join(root, "dist", "bundle_schema.js"), `export const schema = ${schema()};\n`);
+
 const { version: fflateVersion } = JSON.parse(readFileSync(join(root, "node_modules", "fflate", "package.json"), "utf-8"));
 const common = { absWorkingDir: root, outdir: "dist", bundle: true, format: "esm", target: "es2022", minify: true };
 const license = readFileSync(join(root, "node_modules", "fflate", "LICENSE"), "utf-8").trim();
@@ -52,7 +59,7 @@ await build({
   // Private names.
   mangleProps: /^_/,
   // Tables and fflate are files of their own; neither pages nor workers need a map of imports.
-  external: ["node:*", "./noise_table.js", "./operators.js"],
+  external: ["node:*", "./bundle_schema.js", "./noise_table.js", "./operators.js"],
   plugins: [{
     name: "fflate",
     setup: (bundle) => bundle.onResolve({ filter: /^fflate$/ }, () => ({ path: "./fflate.js", external: true })),

@@ -1,7 +1,7 @@
 /** Open a bundle. SHA256SUMS lists each of its files with its SHA-256. */
 import { BundleError, COPY, oneLine, refuseBundle, refuseInput, shown } from "./errors.js";
 import { parseManifest } from "./document.js";
-import { type Component, type Manifest, type Variant, PATH, componentsOf, pathOf, variantsOf } from "./manifest.js";
+import { type Component, type Manifest, type Variant, PATH, componentsOf, pathOf, pathsOf, variantsOf } from "./manifest.js";
 import { type Place, type Source, isBeside, openPlace } from "./places.js";
 import { isDecoderAlone } from "./rules.js";
 import { sha256 } from "./sha256.js";
@@ -120,7 +120,7 @@ export async function openBundle(source: Source, digest?: string | null): Promis
   const sums = readSums(content, place);
   const manifest = parseManifest(await readListed(files, MANIFEST, sums, MAX_BYTES), `${files.root}/${MANIFEST}`);
   const needed = [
-    ...variantsOf(manifest).flatMap((each) => [pathOf(each), each.data && pathOf(each, each.data)]),
+    ...variantsOf(manifest).flatMap(pathsOf),
     manifest.golden.file,
     ...manifest.latents.map((latent) => latent.prior.file),
   ];

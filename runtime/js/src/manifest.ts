@@ -1,9 +1,4 @@
 /** The records of a bundle's manifest; docs/bundle-format.md is the specification. */
-import {
-  type Field, type Type, choice, either, flag, integer, list, map, nullable, number, scalar, struct, text,
-} from "./fields.js";
-import { KINDS } from "./likelihood.js";
-
 export type Component = "encoder" | "decoder";
 export type Dtype = "float32" | "int64";
 export const COMPONENTS: readonly Component[] = ["encoder", "decoder"];
@@ -105,6 +100,17 @@ export interface Variant {
   error: Map<string, number>;
   data: string | null;
   quality: Record<string, unknown> | null;
+  /** How it takes latents in chunks, or why not. */
+  stream: Stream | null;
+}
+
+/** A graph for chunks of latents, and its states; or the reason why there is none. */
+export interface Stream {
+  file: string | null;
+  hop: number | null;
+  error: number | null;
+  states: { name: string; shape: number[] }[];
+  reason: string | null;
 }
 
 /** The description of a bundle; the variants in the order of declaration. */
@@ -120,7 +126,7 @@ export interface Manifest {
   conditions: Condition[];
   latents: Latent[];
   likelihood: Likelihood;
-  tiles: { component: Component; halo: Map<string, number>; reason: string | null }[];
+  tiles: { component: Component; halo: Map<string, number>; reason?: string }[];
   table: { name: string; kind: string; means: number[]; scales: number[]; categories: unknown[] }[];
   batch_of_one: Component[];
   encoder: Map<string, Variant>;
@@ -135,186 +141,59 @@ export interface Manifest {
 
 const SEGMENT = "[A-Za-z0-9_-][A-Za-z0-9._-]*";
 export const PATH = `${SEGMENT}(?:/${SEGMENT})*`;
-export const NAME = text(SEGMENT, "a name of letters, digits, '.', '_' and '-'");
-export const FILE = text(SEGMENT, "a file name");
-export const FOLDER = text(PATH, "a relative path inside the bundle, with '/' and without '..'");
-export const VARIANT_NAME = text(
-  SEGMENT, "a variant named with letters, digits, '.', '_' and '-', and not 'pytorch'", "pytorch",
-);
-export const TEXT = text();
-export const FREE: Type<Map<string, any>> = map();
-const TENSOR = text("[A-Za-z_][A-Za-z0-9_.]*", "a tensor name of letters, digits, '_' and '.'");
-const DTYPE = choice(["float32", "int64"]);
-const COMPONENT = choice(COMPONENTS);
-const COMPONENT_NAMES = list(COMPONENT, "a list of components", 1, Infinity, true);
-const SIZE = integer(1, 2 ** 31 - 1);
-const NUMBER = number();
-const POSITIVE = number("a positive number", (value) => value > 0);
-const NUMBERS = map(number("a number of at least 0", (value) => value >= 0));
-const SHAPE = list(SIZE, "a list of 1 to 8 sizes", 1, 8);
-const ANY_SHAPE = list(SIZE, "a list of 0 to 8 sizes", 0, 8);
-const AXES = list(TEXT, "a list of 1 to 8 axis names", 1, 8);
-const RANGE = nullable(list(NUMBER, "[min, max] or null", 2, 2));
-const LINE = text("[^\\u0000-\\u001f\\u007f-\\u009f\\u2028\\u2029]+", "one line of text");
-const CLASSES = list(LINE, "a list of names of classes", 1, Infinity, true);
-const FACTOR = number("a number other than 0", (value) => value !== 0);
 
-const field = (type: Type): Field => ({ type });
-const may = (type: Type, usual: unknown = null): Field => ({ type, required: false, usual });
-const of = (kinds: string[], type: Type): Field => ({ type, required: kinds, usual: null });
-const mayOf = (kinds: string[], type: Type, usual: unknown = null): Field => ({
-  type, required: false, optional: kinds, usual,
-});
-
-const DYNAMIC = map(struct<Sizes>({ min: field(SIZE), max: field(SIZE), step: may(SIZE, 1) }));
-const NO_SIZES: Map<string, Sizes> = new Map();
-
-const OBSERVATION = struct<Observation>({
-  name: field(TENSOR),
-  shape: field(SHAPE),
-  axes: field(AXES),
-  range: field(RANGE),
-  normalisation: may(
-    struct({
-      offset: field(either(NUMBER, "a number, or a list of numbers")),
-      divisor: field(either(POSITIVE, "a positive number, or a list of such")),
-    }),
-  ),
-  dtype: field(DTYPE),
-  dynamic: may(DYNAMIC, NO_SIZES),
-});
-
-const CONDITION = struct<Condition>({
-  name: field(TENSOR),
-  shape: field(ANY_SHAPE),
-  dtype: field(DTYPE),
-  classes: may(CLASSES),
-  range: may(RANGE),
-  components: field(COMPONENT_NAMES),
-});
-
-const MIXTURE = ["mixture"];
-const PRIOR = struct<LatentPrior>({
-  kind: field(choice(["normal", "mixture", "sphere", "none"], true)),
-  file: of(MIXTURE, FILE),
-  components: of(MIXTURE, integer(1, 4096)),
-  covariance: of(MIXTURE, choice(["diagonal", "full"])),
-  reason: mayOf(["none"], TEXT),
-  assumed: mayOf(["normal"], flag, false),
-});
-
-const NORMAL = ["normal"];
-const POSTERIOR = struct<LatentPosterior>({
-  kind: field(choice(["normal", "codes", "none"], true)),
-  mu: of(NORMAL, TENSOR),
-  logvar: of(NORMAL, TENSOR),
-  std: of(NORMAL, TENSOR),
-  value: { type: TENSOR, required: ["codes"], optional: ["none"], usual: null },
-  codebook: of(["codes"], SIZE),
-  noise: mayOf(NORMAL, TENSOR),
-  reason: mayOf(["none"], TEXT),
-});
-
-const LATENT = struct<Latent>({
-  name: field(TENSOR),
-  shape: field(SHAPE),
-  posterior: field(POSTERIOR),
-  prior: field(PRIOR),
-  dtype: field(DTYPE),
-  axes: may(AXES, []),
-  dynamic: may(DYNAMIC, NO_SIZES),
-  scale: may(either(FACTOR, "a number, or a list of numbers"), 1),
-  shift: may(either(NUMBER, "a number, or a list of numbers"), 0),
-});
-
-const kinds = (test: (kind: { logits: boolean; scale: boolean }) => boolean): string[] =>
-  [...KINDS].filter(([, kind]) => test(kind)).map(([name]) => name);
-const WITH_SCALE = kinds((kind) => kind.scale);
-
-const LIKELIHOOD = struct<Likelihood>({
-  kind: field(choice([...KINDS.keys(), "none"], true)),
-  mean: field(TENSOR),
-  logits: mayOf(kinds((kind) => kind.logits), TENSOR),
-  scale: { type: POSITIVE, required: WITH_SCALE, unless: "scale_output", usual: null },
-  scale_output: mayOf(WITH_SCALE, TENSOR),
-  shape: may(SHAPE),
-  axes: may(AXES, []),
-  outputs: may(
-    list(
-      struct({ name: field(TENSOR), shape: field(ANY_SHAPE), axes: may(AXES, []) }), "a list of at most 64 outputs", 0,
-      64,
-    ),
-    [],
-  ),
-  reason: mayOf(["none"], TEXT),
-});
-
-const COLUMN = struct<Manifest["table"][number]>({
-  name: field(TEXT),
-  kind: field(choice(["modes", "categories"], true)),
-  means: { ...of(["modes"], list(NUMBER, "a list of numbers", 1)), usual: [] },
-  scales: { ...of(["modes"], list(POSITIVE, "a list of positive numbers", 1)), usual: [] },
-  rounding: mayOf(["modes"], choice(["nearest", "zero"])),
-  categories: { ...of(["categories"], list(scalar, "a list of categories", 1)), usual: [] },
-});
-
-const DIGEST = text("sha256:[0-9a-f]{64}", 'a digest, "sha256:" and 64 hexadecimal digits');
-export const VERSION_PATTERN = "2\\.(?:0|[1-9][0-9]*)";
-export const READER_PATTERN = "vae-runtime>=[0-9]{1,9}(?:\\.[0-9]{1,9}){0,7}";
-
-/** The fields of `additional_metadata.vae` of the package. */
-export const VAE: Record<string, Field> = {
-  format_version: field(text(VERSION_PATTERN, 'a version "2.x"')),
-  reader: may(text(READER_PATTERN, 'a requirement such as "vae-runtime>=0.1"')),
-  name: field(TEXT),
-  description: may(TEXT, ""),
-  license: may(TEXT),
-  observation: field(OBSERVATION),
-  conditions: may(list(CONDITION, "a list of at most 64 conditions", 0, 64), []),
-  latents: field(list(LATENT, "a list of 1 to 64 latents", 1, 64)),
-  likelihood: field(LIKELIHOOD),
-  tiles: may(
-    list(
-      struct({
-        component: field(COMPONENT),
-        halo: may(map(integer(0, 2 ** 31 - 1)), new Map()),
-        reason: may(TEXT),
-      }),
-      "a list of at most 2 objects", 0, 2,
-    ),
-    [],
-  ),
-  table: may(list(COLUMN, "a list of columns"), []),
-  batch_of_one: may(COMPONENT_NAMES, []),
-  noise: field(choice(["vnoise-1"], true)),
-  golden: field(struct({ file: field(FILE), seed: field(integer(0, 2 ** 53 - 1)), n: field(integer(1, 2 ** 20)) })),
-  refused: may(list(struct({ component: field(COMPONENT), variant: field(NAME), reason: field(TEXT) })), []),
-  training: may(FREE, new Map()),
-  metrics: may(FREE, new Map()),
-  producer: may(FREE, new Map()),
-  packed_from: may(DIGEST),
+// The values of fields that are absent.
+const ARRAY = { axes: [], dynamic: new Map<string, Sizes>() };
+const LATENT = { ...ARRAY, scale: 1, shift: 0 };
+const PRIOR = { file: null, components: null, covariance: null, reason: null, assumed: false };
+const POSTERIOR = {
+  mu: null, logvar: null, std: null, value: null, codebook: null, noise: null, reason: null,
+};
+const LIKELIHOOD = { logits: null, scale: null, scale_output: null, shape: null, axes: [], outputs: [], reason: null };
+const COLUMN = { means: [], scales: [], categories: [] };
+const VARIANT = { data: null, quality: null, stream: null };
+const MANIFEST = {
+  reader: null, description: "", license: null, conditions: [], tiles: [], table: [], batch_of_one: [], refused: [],
+  training: new Map(), metrics: new Map(), producer: new Map(), packed_from: null,
 };
 
-/** The fields of `additional_metadata.vae` of a variant. */
-export const VARIANT: Record<string, Field> = {
-  precision: field(TEXT),
-  tolerance: field(NUMBERS),
-  error: field(NUMBERS),
-  exporter: may(TEXT),
-  data: may(FILE),
-  quality: may(
-    struct({
-      method: field(TEXT),
-      size: field(integer(1, 2 ** 53 - 1)),
-      psnr: field(nullable(NUMBER)),
-      peak: field(POSITIVE),
-      elbo_change: field(nullable(NUMBER)),
-      measured: field(TEXT),
-      calibration: may(TEXT),
-      reason: may(TEXT),
-    }),
-  ),
-};
+const EXECUTORS = ["ort", "torchscript", "torch_export"];
+
+/** The manifest of a document without problems, as `Reader` gives it. */
+export function manifestOf({ package_name, package_version = null, components, additional_metadata }: any): Manifest {
+  const { vae } = additional_metadata;
+  const arrays = (spec: any) => ({
+    ...ARRAY, ...spec, dynamic: new Map([...(spec.dynamic ?? [])].map(([axis, sizes]) => [axis, { step: 1, ...sizes }])),
+  });
+  const variants = COMPONENTS.map((component) => {
+    const own = new Map<string, Variant>();
+    for (const [name, each] of (components[component]?.variants as Map<string, any>) ?? []) {
+      const executor = EXECUTORS.find((key) => each.executor_info[key]);
+      // A variant with none of these is another program's.
+      if (!executor) continue;
+      const stream = each.additional_metadata.vae.stream;
+      own.set(name, {
+        ...VARIANT, ...each.additional_metadata.vae, component, name, executor, folder: each.variant_directory,
+        file: each.executor_info[executor].model_file,
+        stream: stream ? { file: null, hop: null, error: null, states: [], reason: null, ...stream } : null,
+      });
+    }
+    return [component, own];
+  });
+  return {
+    ...MANIFEST, ...vae, package_name, package_version, ...Object.fromEntries(variants),
+    observation: { normalisation: null, ...arrays(vae.observation) },
+    conditions: (vae.conditions ?? []).map((each: any) => ({ classes: null, range: null, ...each })),
+    latents: vae.latents.map((each: any) => ({
+      ...LATENT, ...arrays(each), prior: { ...PRIOR, ...each.prior }, posterior: { ...POSTERIOR, ...each.posterior },
+    })),
+    likelihood: {
+      ...LIKELIHOOD, ...vae.likelihood, outputs: (vae.likelihood.outputs ?? []).map((each: any) => ({ axes: [], ...each })),
+    },
+    tiles: (vae.tiles ?? []).map((each: any) => ({ halo: new Map(), ...each })),
+    table: (vae.table ?? []).map((each: any) => ({ ...COLUMN, ...each })),
+  };
+}
 
 /** The components of a bundle: both, unless one was left out. */
 export function componentsOf(manifest: Manifest): Component[] {
@@ -324,6 +203,12 @@ export function componentsOf(manifest: Manifest): Component[] {
 /** All variants, the encoder's first. */
 export function variantsOf(manifest: Manifest): Variant[] {
   return [...manifest.encoder.values(), ...manifest.decoder.values()];
+}
+
+/** The paths of a variant's files: the graph, its weights if they are elsewhere, and the graph for chunks. */
+export function pathsOf(variant: Variant): string[] {
+  const names = [variant.file, variant.data, variant.stream?.file];
+  return names.flatMap((name) => (name ? [pathOf(variant, name)] : []));
 }
 
 /** The path of a variant's graph, or of the file `name` beside it. */
@@ -338,7 +223,7 @@ export function outputsOf(posterior: LatentPosterior): string[] {
 }
 
 function tensor(
-  name: string, dtype: Dtype, shape: number[], axes: string[] = [], dynamic: Map<string, Sizes> = NO_SIZES,
+  name: string, dtype: Dtype, shape: number[], axes: string[] = [], dynamic: Map<string, Sizes> = new Map(),
 ): TensorSpec {
   return { name, dtype, shape, dynamic: new Set(axes.flatMap((axis, index) => (dynamic.has(axis) ? [index] : []))) };
 }

@@ -1,9 +1,9 @@
 /** Rules between the fields of a manifest: docs/bundle-format.md lists them under "Cross-field rules". */
-import { Problem, join } from "./fields.js";
 import {
-  type Manifest, type PerChannel, type Sizes, COMPONENTS, componentsOf, outputsOf, outputsOfComponent, pathOf,
-  variantsOf,
+  type Manifest, type PerChannel, type Sizes, type Variant, COMPONENTS, componentsOf, inputsOf, outputsOf,
+  outputsOfComponent, pathsOf, variantsOf,
 } from "./manifest.js";
+import { Problem, join } from "./schema.js";
 
 type Note = (isRight: unknown, place: string, expected: string, got: unknown) => void;
 
@@ -146,6 +146,7 @@ function checkVariants(require: Note, vae: string, manifest: Manifest): void {
     const isRunnable = variants.some(({ executor }) => executor === "ort");
     require(isRunnable, place, 'at least one variant with executor_info "ort"', variants.map(({ name }) => name));
     for (const variant of variants) {
+      checkStream(require, `${join(place, variant.name)}.additional_metadata.vae.stream`, variant, manifest);
       for (const name of ["tolerance", "error"] as const) {
         const numbers = [...variant[name].keys()].sort();
         const where = `${join(place, variant.name)}.additional_metadata.vae.${name}`;
@@ -157,7 +158,23 @@ function checkVariants(require: Note, vae: string, manifest: Manifest): void {
     const isAbsent = !manifest[component].has(variant);
     require(isAbsent, `${vae}refused[${index}].variant`, `a variant that ${component} does not have`, variant);
   });
-  const paths = variantsOf(manifest).flatMap((each) => [pathOf(each), ...(each.data ? [pathOf(each, each.data)] : [])]);
+  const paths = variantsOf(manifest).flatMap(pathsOf);
   const twice = paths.find((path, index) => paths.indexOf(path) !== index);
   require(!twice, "components", "each file once", twice);
+}
+
+function checkStream(require: Note, place: string, { component, stream }: Variant, manifest: Manifest): void {
+  const members = stream ? [stream.file, stream.hop, stream.error] : [];
+  const absent = members.filter((value) => value === null).length;
+  if (!stream || (absent === 3 && !stream.states.length)) return;
+  require(!absent, place, "file, hop and error, or none of them", members);
+  const { latents, likelihood, observation } = manifest;
+  const [time] = latents[0].dynamic.keys();
+  const isOne = component === "decoder" && latents.length === 1 && latents[0].dynamic.size === 1;
+  const axes = likelihood.shape ? likelihood.axes : observation.axes;
+  require(isOne && axes.includes(time), place, "a stream of a decoder of one latent with one dynamic axis", axes);
+  const states = stream.states.map(({ name }) => name);
+  const names = [...inputsOf(manifest, "decoder").map(({ name }) => name), ...states];
+  const isDistinct = new Set(names).size === names.length && !states.some((name) => `${name}.next` === likelihood.mean);
+  require(isDistinct, `${place}.states`, "names that no other input or output has", states);
 }

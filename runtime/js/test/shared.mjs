@@ -379,7 +379,16 @@ tests["problems of a manifest are told with their places"] = async (host) => {
   await told((manifest) => (vaeOf(manifest).format_version = "1.0"), "older: export the bundle again");
   await told((manifest) => (vaeOf(manifest).reader = "vae-runtime>=99.1"), "it asks for vae-runtime>=99.1, this is");
   await told((manifest) => (vaeOf(manifest).must_understand = ["latents.prior", "streams"]), 'got "streams"');
-  await told((manifest) => (vaeOf(manifest).observation.axes = []), "observation.axes: expected a list of 1 to 8 axis names");
+  await told((manifest) => (vaeOf(manifest).observation.range = [1, "2"]), "observation.range[1]: expected a number, got");
+  await told((manifest) => (vaeOf(manifest).latents[0].name = "a b"), "latents[0].name: expected text of the form ^[A-Za-z_]");
+  await told((manifest) => delete vaeOf(manifest).golden.n, "golden.n: expected this field, got nothing");
+  await told((manifest) => (vaeOf(manifest).likelihood.scale_output = "s"), "likelihood: expected another value, got an object");
+  await told((manifest) => (vaeOf(manifest).latents[0].dtype = "int64"), "latents[0].dtype: expected int64 for codes");
+  const streamed = (stream) => (manifest) => (manifest.components.decoder.variants.fp32.additional_metadata.vae.stream = stream);
+  await told(streamed({ file: "README.md", hop: 2, error: 0 }), "stream: expected a stream of a decoder of one latent");
+  await told(streamed({ hop: 0 }), "stream.hop: expected an integer from 1 to 2147483647, got 0");
+  await host.vr.load(await altered(host, (manifest) => void streamed({ reason: "no time" })(manifest)), { ort: host.ort });
+  await told((manifest) => (vaeOf(manifest).observation.axes = []), "observation.axes: expected an array of 1 to 8 items, got a list of 0");
 };
 
 tests["what is damaged or forged is refused"] = async (host) => {

@@ -2,8 +2,9 @@
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
+HAS_NODE = node -e 'process.exit(process.versions.node.split(".")[0] < 20)' 2> /dev/null
 
-.PHONY: demo test test-long test-slow test-oldest test-arm64 test-c test-js fuzz conformance zoo bench check docs dist format models schema clean
+.PHONY: demo test test-long test-slow test-oldest test-arm64 test-c test-js test-studio fuzz conformance zoo bench check docs dist studio format models schema clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/vae-export demo --out out/demo
@@ -34,9 +35,15 @@ test-c: $(VENV)/installed-dev
 
 # The npm package in Node and headless Chromium; skipped without Node 20 or newer.
 test-js:
-	@if node -e 'process.exit(process.versions.node.split(".")[0] < 20)' 2> /dev/null; \
+	@if $(HAS_NODE); \
 	then cd runtime/js && npm ci --ignore-scripts --no-fund --no-audit && npm test; \
 	else echo "test-js: skipped: expected Node 20 or newer, got $$(node --version 2> /dev/null || echo nothing)"; fi
+
+# The page to look at bundles in headless Chromium, held against Python; skipped without Node 20 or newer.
+test-studio: $(VENV)/installed-dev
+	@if $(HAS_NODE); then $(MAKE) studio/vae_runtime_studio/page && \
+		PYTHON="$(abspath $(RUN))" node --test --test-concurrency=1 studio/test/studio.test.mjs; \
+	else echo "test-studio: skipped: expected Node 20 or newer, got $$(node --version 2> /dev/null || echo nothing)"; fi
 
 # Fuzz what reads bundles, ten minutes for each target, on Linux; make fuzz FUZZ_SECONDS=60. The corpora stay in out/fuzz.
 FUZZ_SECONDS ?= 600
@@ -71,10 +78,24 @@ dist: $(VENV)/installed-dev
 	$(RUN) -m hatchling build -t sdist -d "$(CURDIR)/dist"
 	cd runtime && "$(abspath $(RUN))" -m hatchling build -t sdist -d "$(CURDIR)/dist"
 	$(RUN) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist dist/*.tar.gz
+	@if $(HAS_NODE); then $(MAKE) studio; \
+	else echo "dist: without vae-runtime-studio: expected Node 20 or newer, got nothing"; fi
 	$(PYTHON) -m venv .venvs/dist
 	.venvs/dist/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		dist/vae_runtime-*.whl "$$(ls dist/vae_export-*.whl)[cpu]" pytest hypothesis
 	.venvs/dist/bin/python -m pytest tests/test_readme.py -m "not slow" -k "README.md"
+
+# The page to look at bundles, as the wheel dist/vae_runtime_studio-*.whl; needs Node 20 or newer.
+studio: $(VENV)/installed-dev studio/vae_runtime_studio/page
+	cd studio && "$(abspath $(RUN))" -m hatchling build -t wheel -d "$(CURDIR)/dist"
+
+.PHONY: studio/vae_runtime_studio/page
+studio/vae_runtime_studio/page: runtime/js/node_modules/.package-lock.json
+	cd runtime/js && npm run --silent build
+	node studio/build.mjs
+
+runtime/js/node_modules/.package-lock.json: runtime/js/package-lock.json
+	cd runtime/js && npm ci --ignore-scripts --no-fund --no-audit
 
 format: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check --fix .

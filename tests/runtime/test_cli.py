@@ -18,7 +18,7 @@ from vae_runtime.cli.options import with_flags
 from vae_runtime.errors import InputError
 
 COMMANDS = (
-    *("info", "bom", "verify", "pack", "bench"),
+    *("info", "bom", "verify", "pack", "bench", "studio"),
     *("sample", "decode", "interpolate", "traverse"),
     *("encode", "reconstruct", "score"),
     *("generate", "cache"),

@@ -16,6 +16,7 @@ from .encoding import add_encoding
 from .generating import add_generating
 from .inspecting import add_inspecting
 from .installing import add_installing
+from .looking import add_looking
 from .sampling import add_sampling
 
 
@@ -114,7 +115,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vae-runtime {__version__}")
     verbs = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_inspecting, add_sampling, add_encoding, add_generating, add_caching, add_installing):
+    parts = (add_inspecting, add_looking, add_sampling, add_encoding, add_generating, add_caching, add_installing)
+    for add in parts:
         add(verbs)
     return parser
 

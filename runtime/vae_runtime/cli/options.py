@@ -140,10 +140,15 @@ SEED = integer("seed", -(2**63), 2**64 - 1)
 # Options.
 
 
-def add_bundle(verb: argparse.ArgumentParser) -> None:
-    """Add the bundle, --digest and --untrusted."""
+def add_source(verb: argparse.ArgumentParser) -> None:
+    """Add the bundle and --digest."""
     verb.add_argument("bundle", help="the bundle's folder, .zip file or URL")
     verb.add_argument("--digest", type=argument(_digest), help="refuse the bundle unless it has this digest, sha256:…")
+
+
+def add_bundle(verb: argparse.ArgumentParser) -> None:
+    """Add the bundle, --digest and --untrusted."""
+    add_source(verb)
     text = "work in a process with at most 4 GiB of memory and 60 seconds of the processor (Linux)"
     verb.add_argument("--untrusted", action="store_true", help=text)
 

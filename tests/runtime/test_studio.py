@@ -1,0 +1,243 @@
+"""The verb `studio`: who is served what, what is written, what is refused. studio/test tests the page itself."""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import vae_runtime
+from vae_runtime.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / "models" / "digits"
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """The project `studio` with a page of one line, since Node builds the real one."""
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "studio", folder / "studio", ignore=shutil.ignore_patterns("page", "__pycache__", "src"))
+    version = Path("runtime", "vae_runtime", "_version.py")
+    (folder / version).parent.mkdir(parents=True)
+    shutil.copy(ROOT / version, folder / version)
+    page = folder / "studio" / "vae_runtime_studio" / "page"
+    page.mkdir()
+    (page / "index.html").write_text("<!doctype html><title>x</title>", encoding="utf-8")
+    (page / "studio.js").write_text("export {};", encoding="utf-8")
+    return folder / "studio"
+
+
+@pytest.fixture(scope="module")
+def environment(package):
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (package, ROOT / "runtime", ROOT)))}
+
+
+@pytest.fixture(scope="module")
+def server(environment):
+    """A running server of models/digits, and its port."""
+    command = [sys.executable, "-W", "error", "-m", "vae_runtime", "studio", str(DIGITS)]
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+    )
+    line = process.stdout.readline()
+    yield process, int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/  \(Ctrl-C ends it\)\n", line)[1])
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+
+
+def asked(port, path, method="GET", host=None):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.putrequest(method, path, skip_host=True)
+    for each in host if isinstance(host, list) else [host or f"127.0.0.1:{port}"]:
+        connection.putheader("Host", each)
+    connection.endheaders()
+    response = connection.getresponse()
+    answer = response.status, dict(response.getheaders()), response.read()
+    connection.close()
+    return answer
+
+
+def test_the_page_and_the_bundle_are_served(server):
+    _, port = server
+    status, headers, content = asked(port, "/")
+    assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert content == b"<!doctype html><title>x</title>"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "connect-src 'self'" in policy
+    assert asked(port, "/studio.js")[1]["Content-Type"].startswith("text/javascript")
+    about = json.loads(asked(port, "/studio.json")[2])
+    assert about == {"bundle": "bundle/", "digest": vae_runtime.load(DIGITS).digest, "source": str(DIGITS)}
+    for name in ("SHA256SUMS", "manifest.json", "decoder/fp32/model.onnx", "README.md"):
+        status, headers, content = asked(port, f"/bundle/{name}")
+        assert (status, headers["Content-Type"]) == (200, "application/octet-stream")
+        assert content == (DIGITS / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/nothing", "/bundle/", "/bundle", "/bundle/../../pyproject.toml", "/bundle/%2e%2e/%2e%2e/pyproject.toml",
+        "/../serving.py", "/__init__.py", "studio.js", "*", "/bundle//SHA256SUMS", "/bundle/./SHA256SUMS",
+    ],
+)  # fmt: skip
+def test_nothing_else_is_served(server, path):
+    assert asked(server[1], path)[0] == 404
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1:{port}.evil.example"])
+def test_other_names_of_this_host_are_refused(server, host):
+    """A page of a stranger may let its own name lead to 127.0.0.1."""
+    _, port = server
+    status, _, content = asked(port, "/studio.json", host=host.format(port=port))
+    assert status == 421
+    assert b"digest" not in content
+    assert asked(port, "/", host=[f"127.0.0.1:{port}", "evil.example"])[0] == 421
+    assert asked(port, "/", host=[])[0] == 421
+    assert asked(port, "/", host=f"localhost:{port}")[0] == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "HEAD", "<b>"])
+def test_only_get_is_answered(server, method):
+    status, headers, content = asked(server[1], "/", method)
+    assert status == 405
+    assert headers["Content-Type"].startswith("text/plain")
+    assert b"<b>" not in content
+
+
+def test_it_listens_on_the_loopback_interface_alone(server):
+    _, port = server
+    with socket.socket() as other, pytest.raises(ConnectionRefusedError):
+        other.connect(("127.0.0.2", port))
+
+
+def test_a_taken_port_is_refused(server, environment):
+    command = [sys.executable, "-m", "vae_runtime", "studio", DIGITS, "--port", str(server[1])]
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=60, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(rf"error: --port: expected a free port, got {server[1]}: .*; choose another\n", done.stderr)
+
+
+def test_ctrl_c_ends_it_without_a_word(environment):
+    command = [sys.executable, "-W", "error", "-m", "vae_runtime", "studio", DIGITS]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+    ) as process:
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        assert process.stderr.read() == ""
+
+
+def exported(environment, *words):
+    command = [sys.executable, "-W", "error", "-m", "vae_runtime", "studio", *map(str, words)]
+    return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=60, check=False)
+
+
+def test_the_export_is_the_page_beside_the_bundle(environment, tmp_path):
+    site = tmp_path / "site"
+    done = exported(environment, DIGITS, "--export", site)
+    assert (done.returncode, done.stdout) == (0, f"{site}: the page of digits; serve this folder\n")
+    about = json.loads((site / "studio.json").read_text(encoding="utf-8"))
+    assert about["source"] == "digits"
+    assert vae_runtime.verify(site / "bundle", digest=about["digest"]).passed
+    names = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
+    bundle = {f"bundle/{path.relative_to(DIGITS).as_posix()}" for path in DIGITS.rglob("*") if path.is_file()}
+    assert names == {"index.html", "studio.js", "studio.json", *bundle}
+    again = exported(environment, DIGITS, "--export", site)
+    assert again.returncode == 1
+    assert "already exists" in again.stderr
+    assert exported(environment, DIGITS, "--export", site, "--force").returncode == 0
+
+
+def test_an_export_of_a_damaged_bundle_leaves_nothing(environment, tmp_path):
+    copy = shutil.copytree(DIGITS, tmp_path / "bundle")
+    (copy / "samples.png").write_bytes(b"other")
+    done = exported(environment, copy, "--export", tmp_path / "site")
+    assert done.returncode == 1
+    assert "samples.png" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("name", ["picture.svg", "deep/code.js"])
+def test_files_that_browsers_run_are_not_exported(environment, tmp_path, resign, name):
+    copy = shutil.copytree(DIGITS, tmp_path / "bundle")
+    (copy / name).parent.mkdir(exist_ok=True)
+    (copy / name).write_text("<script>alert(1)</script>", encoding="utf-8")
+    resign(copy)
+    done = exported(environment, copy, "--export", tmp_path / "site")
+    assert done.returncode == 1
+    assert f"{name}: expected no file that browsers run, got one" in done.stderr
+    assert not (tmp_path / "site").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--force"], "--force: allowed only with --export"),
+        (["--port", "1", "--export", "x"], "not allowed with argument"),
+        (["--port", "65536"], "port: expected 0 … 65535, got 65536"),
+        (["--export", str(DIGITS / "site")], "--export: expected a place outside the bundle"),
+    ],
+)
+def test_misuse(capsys, words, said):
+    with pytest.raises(SystemExit, match="2"):
+        main(["studio", str(DIGITS), *words])
+    assert said in capsys.readouterr().err
+
+
+def test_without_the_extra_it_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "vae_runtime_studio", None)
+    assert main(["studio", str(DIGITS)]) == 1
+    assert capsys.readouterr().err == (
+        "error: `studio` needs vae-runtime-studio, which is not installed: pip install 'vae-runtime[studio]'\n"
+    )
+
+
+def test_without_the_page_it_is_named(package, environment, tmp_path):
+    shutil.copytree(package / "vae_runtime_studio", tmp_path / "vae_runtime_studio")
+    shutil.rmtree(tmp_path / "vae_runtime_studio" / "page")
+    paths = os.pathsep.join([str(tmp_path), environment["PYTHONPATH"]])
+    done = exported({**environment, "PYTHONPATH": paths}, DIGITS)
+    assert done.returncode == 1
+    assert "expected the page, got nothing; build it with `make studio`" in done.stderr
+
+
+def built(project, out):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
+    return subprocess.run(command, cwd=project, capture_output=True, encoding="utf-8", timeout=60, check=False)
+
+
+def test_the_wheel_carries_the_page_and_has_the_one_version(package, tmp_path):
+    pytest.importorskip("hatchling")
+    done = built(package, tmp_path)
+    assert done.returncode == 0, done.stderr
+    version = vae_runtime.__version__
+    with zipfile.ZipFile(tmp_path / f"vae_runtime_studio-{version}-py3-none-any.whl") as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    page = {"page/index.html", "page/studio.js"}
+    assert names == {f"vae_runtime_studio/{name}" for name in {"__init__.py", "serving.py", "py.typed", *page}}
+    extras = tomllib.loads((ROOT / "runtime" / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert extras["studio"] == [f"vae-runtime-studio=={version}"]
+
+
+def test_a_wheel_without_the_page_is_refused(package, tmp_path):
+    pytest.importorskip("hatchling")
+    shutil.copytree(package.parent, tmp_path / "project")
+    shutil.rmtree(tmp_path / "project" / "studio" / "vae_runtime_studio" / "page")
+    done = built(tmp_path / "project" / "studio", tmp_path)
+    assert done.returncode != 0
+    assert "vae_runtime_studio/page: expected the page, got nothing; run `make studio`" in done.stderr

@@ -15,6 +15,18 @@ function array({ dtype, shape, base64 }) {
   return { data: new TYPES[dtype](bytes.buffer), shape };
 }
 
+/** Chunks of these lengths along the last axis. */
+function divided({ data, shape }, lengths) {
+  const length = shape.at(-1);
+  let start = 0;
+  return lengths.map((size) => {
+    const first = start;
+    start += size;
+    const part = data.filter((_, index) => index % length >= first && index % length < first + size);
+    return { data: part, shape: [...shape.slice(0, -1), size] };
+  });
+}
+
 const mapped = (object, change) => Object.fromEntries(Object.entries(object).map(([key, value]) => [key, change(value)]));
 
 /** Answers requests: `vr` is the package, `ort` ONNX Runtime, and `source` gives what to load for a request's path. */
@@ -54,6 +66,14 @@ export function answerer(vr, ort, device, source) {
       const latents = mapped(request.latents, array);
       const z = vae.manifest.latents.length > 1 ? latents : Object.values(latents)[0];
       return { values: packed(await vae.decode(z, { conditions: conditions(request) })) };
+    },
+    async decode_stream(request) {
+      const vae = await loaded(request);
+      const [z] = Object.values(request.latents).map(array);
+      const answers = [];
+      const chunks = divided(z, request.chunks);
+      for await (const x of vae.decodeStream(chunks, { conditions: conditions(request) })) answers.push(packed(x));
+      return { ...answers };
     },
     async encode(request) {
       const q = await (await loaded(request)).encode(array(request.x), { conditions: conditions(request) });

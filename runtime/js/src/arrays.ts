@@ -33,6 +33,40 @@ export function repeatedRows<T extends NumberArray>(array: T, count: number): T 
   return { data, shape: [rows * count, ...array.shape.slice(1)] } as unknown as T;
 }
 
+/** An array divided along an axis into parts of these lengths. */
+export function partsOf<T extends NumberArray>(array: T, axis: number, lengths: readonly number[]): T[] {
+  const { data, shape } = array;
+  const [before, after] = [product(shape.slice(0, axis)), product(shape.slice(axis + 1))];
+  let start = 0;
+  return lengths.map((length) => {
+    const part = new (data.constructor as Float32ArrayConstructor)(before * length * after);
+    for (let index = 0; index < before; index++) {
+      const first = (index * shape[axis] + start) * after;
+      part.set(data.subarray(first, first + length * after) as Float32Array, index * length * after);
+    }
+    start += length;
+    return { data: part, shape: shape.map((size, index) => (index === axis ? length : size)) } as unknown as T;
+  });
+}
+
+/** Arrays one after the other along an axis. */
+export function joined(parts: readonly FloatArray[], axis: number): FloatArray {
+  if (parts.length === 1) return parts[0];
+  const shape = [...parts[0].shape];
+  const [before, after] = [product(shape.slice(0, axis)), product(shape.slice(axis + 1))];
+  shape[axis] = parts.reduce((all, part) => all + part.shape[axis], 0);
+  const data = new Float32Array(product(shape));
+  let start = 0;
+  for (const part of parts) {
+    const size = part.shape[axis] * after;
+    for (let index = 0; index < before; index++) {
+      data.set(part.data.subarray(index * size, (index + 1) * size), index * shape[axis] * after + start);
+    }
+    start += size;
+  }
+  return { data, shape };
+}
+
 /** Whether two shapes are equal. */
 export function isSameShape(a: readonly number[], b: readonly number[]): boolean {
   return a.length === b.length && a.every((size, axis) => size === b[axis]);

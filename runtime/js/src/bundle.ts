@@ -41,6 +41,11 @@ export class Bundle {
     return { content, data };
   }
 
+  /** The content of the graph of a variant that takes latents in chunks, of at most 2 GiB. */
+  chunks(variant: Variant, file: string): Promise<Uint8Array> {
+    return this.read(pathOf(variant, file), MAX_GRAPH);
+  }
+
   /**
    * The variant of each component: the one of this name, or the first where a component has none of it.
    *

@@ -11,6 +11,7 @@ export type { Source } from "./places.js";
 export { Encoding, Posterior, Posteriors } from "./posterior.js";
 export type { Scores } from "./score.js";
 export type { Ort } from "./session.js";
+export type { ChunkSource } from "./streams.js";
 export { type Check, Report } from "./verification.js";
 export { type CallOptions, type LoadOptions, type PriorOptions, VAE, load, verify } from "./vae.js";
 export { VERSION } from "./version.js";

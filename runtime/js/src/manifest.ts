@@ -205,6 +205,11 @@ export function variantsOf(manifest: Manifest): Variant[] {
   return [...manifest.encoder.values(), ...manifest.decoder.values()];
 }
 
+/** The output of a graph for chunks that holds a state for the next chunk. */
+export function nextOf(state: string): string {
+  return `${state}.next`;
+}
+
 /** The paths of a variant's files: the graph, its weights if they are elsewhere, and the graph for chunks. */
 export function pathsOf(variant: Variant): string[] {
   const names = [variant.file, variant.data, variant.stream?.file];

@@ -2,7 +2,9 @@
 import { type FloatArray, type NumberArray, product } from "./arrays.js";
 import type { Bundle } from "./bundle.js";
 import { EXPORT, refuseBundle, refuseInput, requireInteger } from "./errors.js";
-import { type Component, type Variant, inputsOf, outputsOfComponent, pathOf } from "./manifest.js";
+import {
+  type Component, type Stream, type TensorSpec, type Variant, inputsOf, nextOf, outputsOfComponent, pathOf,
+} from "./manifest.js";
 import { type Device, Session } from "./session.js";
 
 /** Gives the rows from `first` to `last` - 1 of one input. */
@@ -48,9 +50,59 @@ export async function openVariant(bundle: Bundle, variant: Variant, device: Devi
   );
 }
 
+/** Computes the likelihood's mean of one stream of latents, chunk by chunk. */
+export class Chunks {
+  private _held: Map<string, NumberArray> | null = null;
+
+  constructor(private readonly _session: Session, private readonly _stream: Stream, private readonly _mean: string) {}
+
+  /**
+   * Compute the mean for the next chunk of latents, of as many rows as those before.
+   *
+   * @throws {VaeError} ONNX Runtime failed.
+   */
+  async run(feeds: Map<string, NumberArray>, n: number): Promise<FloatArray> {
+    const { states } = this._stream;
+    const zeros = ({ shape }: { shape: number[] }) => ({ data: new Float32Array(n * product(shape)), shape: [n, ...shape] });
+    this._held ??= new Map(states.map((state) => [state.name, zeros(state)]));
+    const outputs = [this._mean, ...states.map(({ name }) => nextOf(name))];
+    const [mean, ...next] = await this._session.run(outputs, new Map([...feeds, ...this._held]), n);
+    this._held = new Map(states.map(({ name }, index) => [name, next[index]]));
+    return mean as FloatArray;
+  }
+
+  /** Free the graph, which other streams may be using. */
+  release(): Promise<void> {
+    return this._session.release();
+  }
+}
+
+/** Load the graph of a decoder's variant that takes latents in chunks. */
+async function openStream(bundle: Bundle, variant: Variant, stream: Stream, device: Device): Promise<Session> {
+  const { manifest } = bundle;
+  const file = stream.file!;
+  const tensor = (name: string, shape: number[]): TensorSpec => ({ name, dtype: "float32", shape, dynamic: new Set() });
+  const { mean } = manifest.likelihood;
+  const expected = {
+    input: [...inputsOf(manifest, "decoder"), ...stream.states.map(({ name, shape }) => tensor(name, shape))],
+    output: [
+      ...outputsOfComponent(manifest, "decoder").filter(({ name }) => name === mean),
+      ...stream.states.map(({ name, shape }) => tensor(nextOf(name), shape)),
+    ],
+  };
+  const content = await bundle.chunks(variant, file);
+  const takesOneRow = manifest.batch_of_one.includes("decoder");
+  return Session.open(device, bundle.place(pathOf(variant, file)), content, new Map(), expected, takesOneRow);
+}
+
+/** A new stream of a variant, whose graph is loaded for it alone. */
+export async function openChunks(bundle: Bundle, variant: Variant, stream: Stream, device: Device): Promise<Chunks> {
+  return new Chunks(await openStream(bundle, variant, stream, device), stream, bundle.manifest.likelihood.mean);
+}
+
 /** The encoder and the decoder of a bundle on one device; each is loaded once, when it is first needed. */
 export class Networks {
-  private readonly _sessions = new Map<Component, Promise<Session>>();
+  private readonly _sessions = new Map<Component | Stream, Promise<Session>>();
 
   constructor(
     readonly bundle: Bundle, readonly device: Device, readonly variants: ReadonlyMap<Component, Variant>,
@@ -63,13 +115,25 @@ export class Networks {
    * @throws {DeviceError} the device is unavailable.
    */
   session(component: Component): Promise<Session> {
-    let session = this._sessions.get(component);
+    const variant = this.variants.get(component);
+    return this._opened(component, () =>
+      variant ? openVariant(this.bundle, variant, this.device) : Promise.reject(this.bundle.absence(component)),
+    );
+  }
+
+  /** A new stream of the decoder's variant in use; streams share its graph. */
+  async chunks(variant: Variant, stream: Stream): Promise<Chunks> {
+    const session = await this._opened(stream, () => openStream(this.bundle, variant, stream, this.device));
+    return new Chunks(session, stream, this.bundle.manifest.likelihood.mean);
+  }
+
+  private _opened(key: Component | Stream, open: () => Promise<Session>): Promise<Session> {
+    let session = this._sessions.get(key);
     if (!session) {
-      const variant = this.variants.get(component);
-      session = variant ? openVariant(this.bundle, variant, this.device) : Promise.reject(this.bundle.absence(component));
+      session = open();
       // What failed once, such as for a lost connection, may be tried again.
-      session.catch(() => this._sessions.delete(component));
-      this._sessions.set(component, session);
+      session.catch(() => this._sessions.delete(key));
+      this._sessions.set(key, session);
     }
     return session;
   }

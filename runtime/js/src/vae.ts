@@ -14,6 +14,7 @@ import { Prior } from "./prior.js";
 import { type Parts, type Scores, Scorer } from "./score.js";
 import { type Ort, resolveDevice } from "./session.js";
 import { sha256 } from "./sha256.js";
+import { type ChunkSource, decodeChunks } from "./streams.js";
 import { type Report, verifyBundle } from "./verification.js";
 
 /** How to open a bundle. */
@@ -176,6 +177,18 @@ export class VAE {
     await this._priors.read();
     const [feeds, n] = this._inputs.decoder(z, conditions, seed, start);
     return this._decoded(feeds, n, seed, start, options);
+  }
+
+  /**
+   * Decode latents that come in chunks of any length along time, as `decode` would decode all of them at once.
+   *
+   * @param chunks - latents [n, …] whose dynamic axis has any length of at least 1; n and the conditions stay.
+   * @returns gives float32 [n, *observation shape] for each chunk, once it is there.
+   * @throws {InputError} the variant has no stream, for example since its decoder is not causal; the message says why.
+   */
+  decodeStream(chunks: ChunkSource, options: { conditions?: Conditions | null } = {}): AsyncGenerator<FloatArray, void, void> {
+    requireNames("decodeStream", options, ["conditions"]);
+    return decodeChunks(this._networks, this._inputs, chunks, options.conditions);
   }
 
   /** Give every output of the decoder for each latent, by the outputs' names; arguments as of `decode`. */

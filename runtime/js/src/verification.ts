@@ -1,9 +1,12 @@
 /** Verify a bundle: hash every file, then replay the golden vectors on the device. */
+import type { NumberArray } from "./arrays.js";
 import type { Bundle } from "./bundle.js";
 import { BundleError, DeviceError, VaeError, oneLine } from "./errors.js";
 import { type Golden, contradictions, goldenInputs, readGolden } from "./golden.js";
 import { type Variant, outputsOfComponent, variantsOf } from "./manifest.js";
 import { type Networks, openVariant } from "./networks.js";
+import type { Device } from "./session.js";
+import { replayStream } from "./streams.js";
 
 /** The result of one check; `passed` is null where it was skipped, and `detail` says why. */
 export interface Check {
@@ -69,10 +72,12 @@ async function replay(variant: Variant, golden: Golden, networks: Networks): Pro
     const isInUse = variants.get(component) === variant;
     const session = isInUse ? await networks.session(component) : await openVariant(bundle, variant, device);
     try {
-      const answers = await session.run(outputs, goldenInputs(manifest, component, golden), manifest.golden.n);
-      return outputs.map((output, index) => ({
+      const inputs = goldenInputs(manifest, component, golden);
+      const answers = await session.run(outputs, inputs, manifest.golden.n);
+      const checks = outputs.map((output, index) => ({
         what: `${what} ${output}`, ...compared(variant, output, answers[index].data, golden),
       }));
+      return [...checks, ...(await replayChunks(bundle, variant, golden, inputs, device))];
     } finally {
       if (!isInUse) await session.release();
     }
@@ -80,6 +85,17 @@ async function replay(variant: Variant, golden: Golden, networks: Networks): Pro
     if (error instanceof DeviceError || !(error instanceof VaeError)) throw error;
     return [{ what, passed: false, detail: error.message }];
   }
+}
+
+/** The check of a variant's stream, if it has one. */
+async function replayChunks(
+  bundle: Bundle, variant: Variant, golden: Golden, inputs: Map<string, NumberArray>, device: Device,
+): Promise<Check[]> {
+  const { stream, component, name } = variant;
+  if (!stream?.file) return [];
+  const { mean } = bundle.manifest.likelihood;
+  const { data } = await replayStream(bundle, variant, stream, device, inputs);
+  return [{ what: `${component}/${name} stream ${mean}`, ...compared(variant, mean, data, golden) }];
 }
 
 type Numbers = ArrayLike<number | bigint>;

@@ -454,3 +454,39 @@ tests["a packed bundle may lack its encoder"] = async (host) => {
   await refused("BundleError", /the encoder was left out when this bundle was packed; use the original, sha256:1/, () => vae.encode(array(Array(6).fill(0), [1, 6])));
   equal((await vae.verify()).passed, true);
 };
+
+tests["chunks of latents give the undivided answer"] = async ({ vr, ort, source }) => {
+  const vae = await vr.load(source("conformance/bundles/stream"), { ort });
+  const options = { conditions: { speaker: 1 } };
+  const z = { data: Float32Array.from({ length: 16 }, (_, index) => Math.sin(index)), shape: [1, 2, 8] };
+  const part = (first, last) => ({
+    data: Float32Array.of(...z.data.subarray(first, last), ...z.data.subarray(8 + first, 8 + last)), shape: [1, 2, last - first],
+  });
+  const whole = await vae.decode(z, options);
+  async function* arriving(borders) {
+    for (let index = 1; index < borders.length; index++) yield part(borders[index - 1], borders[index]);
+  }
+  const streams = [[0, 8], [0, 1, 2, 3, 8], [0, 5, 8]].map((borders) => vae.decodeStream(arriving(borders), options));
+  const numbers = streams.map(() => []);
+  // Each goes on beside the others.
+  for (let turn = 0; turn < 4; turn++) {
+    for (const [index, stream] of streams.entries()) {
+      const { value } = await stream.next();
+      if (value) numbers[index].push(...value.data);
+    }
+  }
+  for (const each of numbers) {
+    equal(each.length, 32);
+    equal(each.every((value, index) => Math.abs(value - whole.data[index]) < 1e-6), true);
+  }
+  const first = (chunks, given = options) => async () => {
+    for await (const _ of vae.decodeStream(chunks, given));
+  };
+  const two = { data: new Float32Array(8), shape: [2, 2, 2] };
+  await refused("InputError", /chunks\[1\]: expected 1 rows as in the first chunk, got 2/, first([part(0, 1), two]));
+  await refused("InputError", /conditions: expected speaker/, first([part(0, 1)], {}));
+  const ahead = await vr.load(source("conformance/bundles/dynamic"), { ort });
+  await refused("InputError", /expected a causal decoder, .*looks 1 value ahead/, async () => ahead.decodeStream([]));
+  const { checks } = await vae.verify();
+  equal(checks.map(({ what, passed }) => passed && what).includes("decoder/fp32 stream x"), true);
+};

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -167,3 +168,37 @@ def test_a_bundle_inside_an_installed_package_is_opened_from_where_it_is(environ
     digest, place = done.stdout.split()
     assert digest == vae_runtime.load(ROOT / "models" / "digits").digest
     assert "site-packages/drawings/models/digits" in place
+
+
+@pytest.fixture
+def studio(tmp_path):
+    """The project `studio` with a page of one line, since Node builds the real one."""
+    project = tmp_path / "studio"
+    shutil.copytree(ROOT / "studio", project, ignore=shutil.ignore_patterns("page", "__pycache__", "src", "test"))
+    version = Path("runtime", "vae_runtime", "_version.py")
+    (tmp_path / version).parent.mkdir(parents=True)
+    shutil.copy(ROOT / version, tmp_path / version)
+    page = project / "vae_runtime_studio" / "page"
+    page.mkdir()
+    (page / "index.html").write_text("<!doctype html><title>x</title>", encoding="utf-8")
+    return project
+
+
+def test_the_studios_wheel_carries_the_page_and_has_the_one_version(studio, tmp_path):
+    version = vae_runtime.__version__
+    wheel = built(studio, tmp_path / "out")
+    assert wheel.name == f"vae_runtime_studio-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert names == {
+        f"vae_runtime_studio/{name}" for name in ("__init__.py", "serving.py", "py.typed", "page/index.html")
+    }
+    extras = tomllib.loads((ROOT / "runtime" / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert extras["studio"] == [f"vae-runtime-studio=={version}"]
+
+
+def test_a_wheel_of_the_studio_without_the_page_is_refused(studio, tmp_path):
+    shutil.rmtree(studio / "vae_runtime_studio" / "page")
+    done = called(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "out", cwd=studio)
+    assert done.returncode != 0
+    assert "vae_runtime_studio/page: expected the page, got nothing; run `make studio`" in done.stderr

@@ -25,10 +25,40 @@ export function report(error: unknown): void {
   tell(error instanceof Error ? error.message : String(error));
 }
 
-/** Decode rows of latents under the conditions and the variant that are chosen; null where a newer call replaced it. */
-export function decode({ client, store }: App, z: Float32Array, n: number, key: string, urgency: number): Promise<Rows | null> {
-  const { conditions, variant } = store.state;
-  return client.ask("decode", { z, n, conditions, variant }, key, urgency);
+// No call takes much longer, so that what the reader does next is answered soon.
+const MILLISECONDS = 100;
+const MAX_SLICE = 32;
+
+/** How many rows to decode at once. */
+export function sliceOf({ cost }: App): number {
+  return cost === null ? 2 : Math.min(MAX_SLICE, Math.max(1, Math.floor(MILLISECONDS / cost)));
+}
+
+const newest = new Map<string, object>();
+
+/**
+ * Decode rows of latents under the conditions and the variant that are chosen, some at a time.
+ *
+ * @param key - a newer call of this key replaces the one that runs, which then gives null.
+ */
+export async function decode(app: App, z: Float32Array, n: number, key: string, urgency: number): Promise<Rows | null> {
+  const own = {};
+  newest.set(key, own);
+  const { conditions, variant } = app.store.state;
+  const size = z.length / n;
+  let whole: Rows | null = null;
+  for (let first = 0; first < n; ) {
+    const many = Math.min(sliceOf(app), n - first);
+    const part = z.slice(first * size, (first + many) * size);
+    const rows = await app.client.ask("decode", { z: part, n: many, conditions, variant }, key, urgency);
+    if (!rows || newest.get(key) !== own) return null;
+    app.cost = rows.milliseconds / many;
+    const { data, shape } = rows;
+    whole ??= { data: new Float32Array((data.length / many) * n), shape: [n, ...shape.slice(1)] };
+    whole.data.set(data, (data.length / many) * first);
+    first += many;
+  }
+  return whole;
 }
 
 /** The latent that is explored: a sample, or zeros, with the changes that were made to it. */

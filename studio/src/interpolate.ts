@@ -1,5 +1,5 @@
 /** An interpolation between two kept samples that plays. */
-import { type App, report } from "./app.js";
+import { type App, decode, report } from "./app.js";
 import { button, choice, element, labelled, section, setOptions } from "./dom.js";
 import type { Rows } from "./protocol.js";
 import { addressText } from "./state.js";
@@ -42,14 +42,14 @@ export function interpolate(app: App, chosen: Interpolation & { listeners: (() =
 
   async function draw(): Promise<void> {
     const own = ++turn;
-    const { kept, conditions, variant } = store.state;
+    const { kept } = store.state;
     chosen.listeners.forEach((listener) => listener());
     const [a, b] = [kept[chosen.from], kept[chosen.to]];
     if (!a || !b) return;
     const [first, last] = [await point.latentOf(app, a), await point.latentOf(app, b)];
-    const result = await app.client.ask(
-      "interpolate", { a: first, b: last, steps: FRAMES, spherical: chosen.spherical, conditions, variant }, "interpolate", 0,
-    );
+    const z = await app.client.ask("interpolate", { a: first, b: last, steps: FRAMES, spherical: chosen.spherical }, "path", 1);
+    if (!z || own !== turn) return;
+    const result = await decode(app, z, FRAMES, "interpolate", 0);
     if (!result || own !== turn) return;
     frames = result;
     scrub.disabled = play.disabled = false;

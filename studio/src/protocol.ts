@@ -51,6 +51,11 @@ export interface Rows {
   shape: number[];
 }
 
+/** Rows, and how long they took to compute. */
+export interface TimedRows extends Rows {
+  milliseconds: number;
+}
+
 /** How to draw latents. */
 export interface Draw {
   seed: bigint;
@@ -93,12 +98,9 @@ export interface Checked {
 export interface Calls {
   open: [{ url: string; digest: string }, About];
   prior: [Draw, Float32Array];
-  decode: [{ z: Float32Array; n: number; conditions: ConditionValues; variant: string | null }, Rows];
+  decode: [{ z: Float32Array; n: number; conditions: ConditionValues; variant: string | null }, TimedRows];
   score: [{ x: Float32Array; conditions: ConditionValues; variant: string | null }, Scored];
-  interpolate: [
-    { a: Float32Array; b: Float32Array; steps: number; spherical: boolean; conditions: ConditionValues; variant: string | null },
-    Rows,
-  ];
+  interpolate: [{ a: Float32Array; b: Float32Array; steps: number; spherical: boolean }, Float32Array];
   compare: [{ z: Float32Array; conditions: ConditionValues }, Compared[]];
   verify: [null, Checked[]];
 }

@@ -1,5 +1,5 @@
 /** The sheet of samples, its controls, and the samples that were kept. */
-import { type App, decode, report } from "./app.js";
+import { type App, decode, report, sliceOf } from "./app.js";
 import { button, choice, element, labelled, save, section, tell } from "./dom.js";
 import { MAX_COUNT, readIndex, readNumber, readNumbers, readSeed } from "./link.js";
 import { writeNpy } from "./npy.js";
@@ -7,7 +7,6 @@ import { grid, png } from "./picture.js";
 import type { Rows } from "./protocol.js";
 import { type Address, type Key, addressText, isSame } from "./state.js";
 
-const SLICE = 16;
 const MAX_KEPT = 24;
 const SHOWN: readonly Key[] = ["seed", "start", "count", "temperature", "truncation", "conditions", "variant"];
 
@@ -129,12 +128,10 @@ export function sheet(app: App): HTMLElement {
     if (!z || own !== turn) return;
     const size = about.size;
     let data = new Float32Array(0);
-    for (let first = 0; first < count; first += SLICE) {
-      const n = Math.min(SLICE, count - first);
-      const began = performance.now();
+    for (let first = 0, n = 0; first < count; first += n) {
+      n = Math.min(sliceOf(app), count - first);
       const rows = await decode(app, z.slice(first * size, (first + n) * size), n, "sheet", 1);
       if (!rows || own !== turn) return;
-      app.cost = (performance.now() - began) / n;
       const each = rows.data.length / n;
       if (!data.length) data = new Float32Array(each * count);
       data.set(rows.data, first * each);

@@ -100,7 +100,10 @@ const calls: { [K in CallName]: (args: Calls[K][0]) => Promise<Calls[K][1]> } = 
   },
 
   async decode({ z, n, conditions, variant }) {
-    return (await vaeOf(variant)).decode(latentsOf(z, n), { conditions: conditionsOf(conditions, n) });
+    const vae = await vaeOf(variant);
+    const began = performance.now();
+    const rows = await vae.decode(latentsOf(z, n), { conditions: conditionsOf(conditions, n) });
+    return { ...rows, milliseconds: performance.now() - began };
   },
 
   async score({ x, conditions, variant }): Promise<Scored> {
@@ -121,14 +124,14 @@ const calls: { [K in CallName]: (args: Calls[K][0]) => Promise<Calls[K][1]> } = 
     };
   },
 
-  async interpolate({ a, b, steps, spherical, conditions, variant }) {
+  async interpolate({ a, b, steps, spherical }) {
     const z = new Float32Array(steps * about.size);
     for (const { shape, first, size } of about.latents) {
       const end = (row: Float32Array) => ({ data: row.slice(first, first + size), shape });
       const { data } = interpolate(end(a), end(b), steps, { spherical });
       for (let step = 0; step < steps; step++) z.set(data.subarray(step * size, (step + 1) * size), step * about.size + first);
     }
-    return calls.decode({ z, n: steps, conditions, variant });
+    return z;
   },
 
   async compare({ z, conditions }) {

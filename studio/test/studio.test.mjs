@@ -307,7 +307,8 @@ test("what a link says is checked", { skip }, async () => {
 test("several latents, vectors and sequences are explored too", { skip }, async () => {
   for (const [bundle, place, line] of [
     ["conformance/bundles/two-latents", 3, 'z["z2"][0, 1] = 0.5'], ["conformance/bundles/dynamic", 5, "z[0, 1, 1] = 0.5"],
-    ["conformance/bundles/mixture", 1, "z[0, 1] = 0.5"], ["conformance/bundles/sphere", 2, "z[0, 2] = 0.5"],
+    ["conformance/bundles/mixture", 1, "z[0, 1] = 0.5"], ["conformance/bundles/stream", 1, "z[0, 0, 1] = 0.5"],
+    ["conformance/bundles/sphere", 2, "z[0, 2] = 0.5"],
   ]) {
     const page = await open(bundle);
     assert.ok(await page.locator("#portrait.plot").count(), bundle);
@@ -400,6 +401,25 @@ sums = [line.split("  ") for line in (bundle / "SHA256SUMS").read_text().splitli
 (bundle / "SHA256SUMS").write_text("".join(f"{hashlib.sha256((bundle / name).read_bytes()).hexdigest()}  {name}\\n" for _, name in sums))`, copy);
   return copy;
 }
+
+test("without a prior, the latent starts at zeros or at an input", { skip }, async () => {
+  const page = await open(altered('vae["latents"][0]["prior"] = {"kind": "none", "reason": "nobody fitted one"}'));
+  assert.match(await page.textContent("#samples"), /no prior to draw from: nobody fitted one\./);
+  assert.equal(await page.textContent("#address"), "all zeros");
+  assert.equal(await page.locator("#seed, #interpolation, #save-sheet-npy").count(), 0);
+  await page.locator("#z-4").fill("1.25");
+  await holds(page, async () => (await code(page)).includes("z = np.zeros((1, 8), np.float32)\nz[0, 4] = 1.25\n"), "zeros in the code");
+  await holds(page, async () => (await page.textContent("#address")).startsWith("all zeros, 1 of 8"), "the change");
+  assertNear(await npyOf(page, "#save-point-npy"), numbersOf(await code(page)).data);
+  await page.click("#code-javascript");
+  assertNear(await npyOf(page, "#save-point-npy"), numbersOfNode(await code(page)).data);
+  await page.click("#take-point");
+  await page.waitForSelector("#input [data-runs='1']");
+  await page.click("#visit");
+  await holds(page, async () => (await page.textContent("#address")).startsWith("all zeros, 8 of 8"), "the latent of the input");
+  assert.deepEqual(page.problems, []);
+  await page.close();
+});
 
 test("names of a hostile bundle are shown as text", { skip }, async () => {
   const attack = '<img src=x onerror="document.title=1"><script>document.title=1</script>"\\\\';

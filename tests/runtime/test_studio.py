@@ -9,8 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -214,30 +212,3 @@ def test_without_the_page_it_is_named(package, environment, tmp_path):
     done = exported({**environment, "PYTHONPATH": paths}, DIGITS)
     assert done.returncode == 1
     assert "expected the page, got nothing; build it with `make studio`" in done.stderr
-
-
-def built(project, out):
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
-    return subprocess.run(command, cwd=project, capture_output=True, encoding="utf-8", timeout=60, check=False)
-
-
-def test_the_wheel_carries_the_page_and_has_the_one_version(package, tmp_path):
-    pytest.importorskip("hatchling")
-    done = built(package, tmp_path)
-    assert done.returncode == 0, done.stderr
-    version = vae_runtime.__version__
-    with zipfile.ZipFile(tmp_path / f"vae_runtime_studio-{version}-py3-none-any.whl") as wheel:
-        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    page = {"page/index.html", "page/studio.js"}
-    assert names == {f"vae_runtime_studio/{name}" for name in {"__init__.py", "serving.py", "py.typed", *page}}
-    extras = tomllib.loads((ROOT / "runtime" / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    assert extras["studio"] == [f"vae-runtime-studio=={version}"]
-
-
-def test_a_wheel_without_the_page_is_refused(package, tmp_path):
-    pytest.importorskip("hatchling")
-    shutil.copytree(package.parent, tmp_path / "project")
-    shutil.rmtree(tmp_path / "project" / "studio" / "vae_runtime_studio" / "page")
-    done = built(tmp_path / "project" / "studio", tmp_path)
-    assert done.returncode != 0
-    assert "vae_runtime_studio/page: expected the page, got nothing; run `make studio`" in done.stderr

@@ -7,6 +7,11 @@ import { isWhole } from "./link.js";
 
 const LANGUAGES = [["python", "Python"], ["javascript", "JavaScript"], ["c", "C"]] as const;
 
+/** The button that copies the lines of Python for the explored sample. */
+export function pythonButton({ about, store, source }: App, interpolation: Interpolation): HTMLElement {
+  return button("Copy Python", () => copy(codeOf("python", "sample", { about, state: store.state, source, interpolation })), { id: "copy-python" });
+}
+
 async function copy(text: string): Promise<void> {
   try {
     await navigator.clipboard.writeText(text);

@@ -8,8 +8,8 @@ import { addressText } from "./state.js";
 
 const PAGE = 64;
 
-/** The picture of the latent, what it is, and what can be done with it. */
-export function portrait(app: App): HTMLElement {
+/** The picture of the latent, what it is, and what can be done with it, beginning with `buttons`. */
+export function portrait(app: App, ...buttons: HTMLElement[]): HTMLElement {
   const { store, point, drawer } = app;
   const canvas = element("canvas", { class: "portrait", id: "portrait", role: "img" });
   const caption = element("p", { class: "caption", id: "address" });
@@ -30,7 +30,7 @@ export function portrait(app: App): HTMLElement {
   canvas.style.aspectRatio = drawer.aspect;
   return element("div", { class: "portrait-box" }, canvas, caption,
     element("p", { class: "buttons" },
-      reset,
+      ...buttons, reset,
       picture && button("Save PNG", () => {
         if (point.rows) png(grid(point.rows, picture, 1, drawer.range)).then((file) => save(`sample-${name()}.png`, file)).catch(report);
       }, { id: "save-point-png" }),

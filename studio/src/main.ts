@@ -2,7 +2,7 @@
 import { type App, Point, report } from "./app.js";
 import { badge } from "./badge.js";
 import { Client } from "./client.js";
-import { code, linkButton } from "./copy.js";
+import { code, linkButton, pythonButton } from "./copy.js";
 import { element, section, tell } from "./dom.js";
 import { measureEffects } from "./effects.js";
 import { portrait, sliders } from "./explore.js";
@@ -74,7 +74,7 @@ function build(app: App, where: { url: string; digest: string }): void {
     effects.catch(report);
     point.follow(app);
     const space = map(app, effects, placed);
-    const side = element("div", { class: "side" }, section("explored", "Explored", "", portrait(app)), space);
+    const side = element("div", { class: "side" }, section("explored", "Explored", "", portrait(app, pythonButton(app, interpolation))), space);
     const parts = {
       samples: sheet(app), side, latent: sliders(app, effects), traversal: traverse(app, effects),
       interpolation: hasSheet ? interpolate(app, interpolation) : null,

@@ -52,6 +52,16 @@ export function numbersOfNode(lines) {
   return { shape, data };
 }
 
+/** Whether a compiler of C is here. */
+export const hasC = spawnSync("cc", ["--version"]).status === 0;
+
+/** Check lines of C against the header of runtime/c, as strictly as that is built. */
+export function compiled(lines) {
+  const words = ["-x", "c", "-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", "-I", join(root, "runtime", "c"), "-"];
+  const done = spawnSync("cc", words, { input: lines, encoding: "utf-8" });
+  if (done.status !== 0) throw new Error(`${done.stderr}\n${lines}`);
+}
+
 /** Start a server and give its address; `close` ends it as Ctrl-C does and gives its exit status. */
 export async function started(command, words, isReady) {
   const process_ = spawn(command, words, { cwd: root, env, stdio: ["ignore", "pipe", "pipe"] });

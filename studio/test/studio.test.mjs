@@ -5,7 +5,7 @@ import { join } from "node:path";
 import test, { after, before } from "node:test";
 
 import {
-  browser, numbersOf, numbersOfNode, opened, pixels, plainServer, python, root, saved, sheetPixels, skip, studio, temporary,
+  browser, compiled, hasC, numbersOf, numbersOfNode, opened, pixels, plainServer, python, root, saved, sheetPixels, skip, studio, temporary,
 } from "./shared.mjs";
 
 const TOLERANCE = 2e-5;
@@ -183,6 +183,8 @@ test("sliders, map and traversal change the latent, and code and link repeat it"
   assertNear(numbersOfNode(await code(page)).data, lines.data);
   await page.click("#code-c");
   assert.match(await code(page), /vae_prior\(v, "z", 1, &draw, z0, 8\)[^]*z0\[7\] = 1\.5f;[^]*vae_decode/);
+  await page.click("#copy-python");
+  assert.match(await page.evaluate(() => navigator.clipboard.readText()), /^import vae_runtime\n[^]*z\[0, 7\] = 1\.5\n/);
   await page.click("#copy-code");
   assert.equal(await page.evaluate(() => navigator.clipboard.readText()), await code(page));
 
@@ -196,6 +198,24 @@ test("sliders, map and traversal change the latent, and code and link repeat it"
   await page.click("#reset");
   assert.match(await page.textContent("#address"), /^seed 7, index 3$/);
   await page.close();
+});
+
+test("the lines of C compile", { skip: skip || (!hasC && "expected a compiler of C, got nothing") }, async () => {
+  for (const [bundle, links] of [
+    ["models/digits-conditional", ["#seed=-9223372036854775808&n=3", "#at=18446744073709551615:5:0.5:2&condition.label=nine&variant=int8", "#z=1:1e-7,3:-2&temperature=0&at=7:3:0"]],
+    ["conformance/bundles/two-latents", ["#z=0:1,4:0.25"]],
+  ]) {
+    for (const link of links) {
+      const page = await open(bundle, link);
+      await page.click("#code-c");
+      for (const subject of ["sample", "sheet"]) {
+        await page.selectOption("#code-subject", subject);
+        compiled(await code(page));
+      }
+      await page.close();
+    }
+  }
+  assert.throws(() => compiled('#include "vae_runtime.h"\nint main(void) { vae_draw draw = {.sead = 7}; return 0; }\n'));
 });
 
 test("kept samples interpolate and play", { skip }, async () => {
@@ -383,6 +403,26 @@ test("nothing is wider than a phone, in light and in dark", { skip }, async () =
     await page.evaluate(() => (document.querySelector("main > pre").style.overflow = "visible"));
     assert.ok((await widths())[0] > 360);
     await phone.close();
+  }
+});
+
+test("nothing jumps while the page opens", { skip }, async () => {
+  for (const [bundle, width] of [["models/mnist", 1280], ["models/digits-conditional", 360]]) {
+    const other = await chromium.newContext({ viewport: { width, height: 800 } });
+    await other.addInitScript(() => {
+      window.jumped = 0;
+      const add = (list) => list.getEntries().forEach(({ value }) => (window.jumped += value));
+      new PerformanceObserver(add).observe({ type: "layout-shift", buffered: true });
+    });
+    const page = await opened(other, await addressOf(bundle));
+    await page.waitForSelector("#map[data-cells]");
+    const jumped = await page.evaluate(() => window.jumped);
+    // Less than 0.1 is good: https://web.dev/articles/cls.
+    assert.ok(jumped < 0.05, `${bundle}: ${jumped}`);
+    await page.evaluate(() => document.getElementById("main").prepend(Object.assign(document.createElement("p"), { style: "height: 300px" })));
+    await page.waitForTimeout(300);
+    assert.ok((await page.evaluate(() => window.jumped)) > 0.05);
+    await other.close();
   }
 });
 

@@ -11,6 +11,8 @@ import vae_export
 import vae_runtime
 from vae_export import ExportError, ParityError
 from vae_export.graphs import onnx_export as graphs
+from vae_export.parity import comparison
+from vae_export.parity.comparison import Comparison
 from vae_export.sources import Examples, model_source
 from vae_export.understand.declaration import Declaration
 from vae_export.understand.state import unchanged
@@ -156,6 +158,25 @@ def test_a_size_that_a_tracer_freezes_is_found(tmp_path, monkeypatch):
         vae_export.export(Frozen(), tmp_path / "bundle", **arguments, dynamic=("height", "width"))
     assert list(tmp_path.iterdir()) == []
     assert vae_export.export(Frozen(), tmp_path / "fixed", **arguments).parity.passed
+
+
+def test_a_slow_model_is_compared_at_every_batch_and_size_in_few_rows(monkeypatch):
+    x = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(2))
+    declaration = Declaration(posterior="logvar", dynamic=("height", "width"))
+    source = model_source(Convolutions(), declaration, Examples(x), "slow")
+    with unchanged(source.model):
+        adapted = understand_source(source)
+        shapes = []
+        source.model.up.register_forward_pre_hook(lambda module, given: shapes.append(tuple(given[0].shape)))
+        Comparison(adapted)
+        fast, rows = set(shapes), sum(shape[0] * shape[2] * shape[3] for shape in shapes)
+        shapes.clear()
+        monkeypatch.setattr(comparison, "_MAX_SECONDS", 0.0)
+        Comparison(adapted)
+    sizes = {shape[2:] for shape in shapes}
+    assert sizes == {shape[2:] for shape in fast} == {(4, 4), (1, 1), (8, 8), (5, 5), (1, 8), (8, 1)}
+    assert {shape[0] for shape in shapes} == {1, 2, 3}
+    assert sum(shape[0] * shape[2] * shape[3] for shape in shapes) < rows / 5
 
 
 @pytest.mark.long

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import vae_export
 import vae_runtime
 from vae_export.errors import ExportError, ParityError
+from vae_export.graphs.exporter_work import less_exporter_work
 from vae_export.graphs.formats import make_graphs
 from vae_export.graphs.graph import FORMATS, open_graph, quiet
 from vae_export.training.config import ModelConfig
@@ -156,7 +159,50 @@ def test_graphs_say_nothing_about_where_they_were_made(made):
 
 def test_pytorch_s_exporter_is_left_as_it_was(made):
     exporter = pytest.importorskip("torch.onnx._internal.exporter._registration")
+    passes = pytest.importorskip("torch.onnx._internal.exporter._fx_passes")
     assert vars(exporter.ONNXRegistry)["from_torchlib"].__func__.__module__ == exporter.__name__
+    assert passes.decompose_with_registry.__module__ == passes.__name__
+
+
+class Shapes(nn.Module):
+    """Operators that a decomposition replaces, and that compute the same as they are."""
+
+    def forward(self, x):
+        a, b = functional.dropout(x.to(torch.float32), 0.5, False).chunk(2, -1)
+        return (a.reshape(x.shape[0], -1) * torch.sigmoid(b).reshape(x.shape[0], -1)).softmax(-1)
+
+
+class InPlace(nn.Module):
+    """A change in place, which only a decomposition turns into what ONNX has."""
+
+    def forward(self, x):
+        y = x * 2
+        y[:, 0].add_(1)
+        return y + x
+
+
+@pytest.mark.parametrize(("model", "needed"), [(Shapes(), False), (InPlace(), True)])
+def test_only_operators_without_an_onnx_function_are_decomposed(model, needed, monkeypatch):
+    passes = pytest.importorskip("torch.onnx._internal.exporter._fx_passes")
+    decompose, runs = passes.decompose_with_registry, []
+    monkeypatch.setattr(passes, "decompose_with_registry", lambda *given: runs.append(1) or decompose(*given))
+    x, other = torch.rand(2, 3, 4), torch.rand(5, 3, 4)
+
+    def exported():
+        shapes = ({0: "batch"},)
+        return torch.onnx.export(model, (x,), dynamo=True, dynamic_shapes=shapes, optimize=False, verbose=False)
+
+    with quiet():
+        whole = exported()
+        assert len(runs) == 1
+        runs.clear()
+        with less_exporter_work():
+            spared = exported()
+    assert bool(runs) == needed
+    for program in (whole, spared):
+        session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+        answer = session.run(None, {session.get_inputs()[0].name: other.numpy()})[0]
+        np.testing.assert_allclose(answer, model(other).numpy(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("branching", [False, True])

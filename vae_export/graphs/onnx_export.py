@@ -6,9 +6,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnxscript.optimizer
@@ -20,6 +18,7 @@ from ..errors import ExportError, ParityError
 from ..understand.adapted import Adapted
 from ..understand.reads import branch_of
 from ..understand.state import release
+from .exporter_work import less_exporter_work
 from .files import INLINE, RANDOM, graphs_of, strip, weight_bytes, write_graph
 from .graph import (
     IR_VERSION,
@@ -119,44 +118,8 @@ def _refuse_branches(adapted: Adapted, component: str, error: Exception) -> None
         raise ExportError(f"{component}: {branch}") from error
 
 
-@contextlib.contextmanager
-def _kept_operators() -> Iterator[None]:
-    """Let PyTorch's exporter build its table of ONNX functions once for a process instead of once for a graph.
-
-    Building it takes a second, which for a small model is half of the export. The table is built anew when a library
-    has registered further operators. PyTorch has no public way to pass it, so with a version that keeps it elsewhere
-    this changes nothing.
-    """
-    try:
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-        original, build = vars(ONNXRegistry)["from_torchlib"], ONNXRegistry.from_torchlib
-    except (ImportError, AttributeError, KeyError):
-        yield
-        return
-
-    @classmethod  # type: ignore[misc]
-    def from_torchlib(cls: type[ONNXRegistry], opset_version: int = OPSET) -> ONNXRegistry:
-        built = _operators(build, opset_version, tuple(torch.ops))
-        registry = cls()
-        registry._opset_version = built._opset_version
-        registry.functions = {target: list(functions) for target, functions in built.functions.items()}
-        return registry
-
-    ONNXRegistry.from_torchlib = from_torchlib  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        ONNXRegistry.from_torchlib = original  # type: ignore[method-assign]
-
-
-@lru_cache(maxsize=1)
-def _operators(build: Callable[..., Any], opset_version: int, namespaces: tuple[str, ...]) -> Any:
-    return build(opset_version=opset_version)
-
-
 def _dynamo(adapted: Adapted, component: str) -> onnx.ModelProto:
-    with _kept_operators():
+    with less_exporter_work():
         program = torch.onnx.export(
             adapted.modules[component],
             traced_inputs(adapted, component),

@@ -61,7 +61,7 @@ class Comparison:
 
     The inputs are the examples, repeated and shifted if there are fewer than 64. Prior latents are drawn with vnoise-1,
     and every second one is stretched to `LATENT_REACH`. Each graph runs at each batch size of `BATCHES` (fewer for slow
-    models) and at other sizes of the dynamic axes.
+    models) and at other sizes of the dynamic axes (a slow model runs its largest batch at small sizes alone).
     """
 
     def __init__(self, adapted: Adapted) -> None:
@@ -165,15 +165,7 @@ def _reference(adapted: Adapted, component: str) -> list[_Case]:
     start = time.perf_counter()
     run_module(module, [tensor[:2] for tensor in adapted.given(component)])
     seconds = (time.perf_counter() - start) / 2
-    batches = BATCHES if seconds * max(BATCHES) < _MAX_SECONDS else _FEW_BATCHES
-    inputs = adapted.given(component, rows(adapted, max(batches)))
-    cases = [_Case(tuple(tensor[:batch] for tensor in inputs)) for batch in batches]
-    for label, sizes in _size_choices(adapted.signature.inputs(component), adapted.signature):
-        other_sizes = tuple(
-            resized(tensor[:2], {axis + 1: size for axis, size in axes.items()})
-            for tensor, axes in zip(inputs, sizes, strict=True)
-        )
-        cases.append(_Case(other_sizes, label))
+    cases = _cases(adapted, component, slow=seconds * max(BATCHES) >= _MAX_SECONDS)
     try:
         in32 = [tuple(output.numpy() for output in run_module(module, case.inputs)) for case in cases]
     except Exception as error:
@@ -181,12 +173,32 @@ def _reference(adapted: Adapted, component: str) -> list[_Case]:
             f"{component}: PyTorch itself fails on more rows than the example has: {error}; class_names= may name too "
             "many classes, or the example's columns may depend on each other"
         ) from error
-    used = used_tensors(lambda: run_module(module, cases[0].inputs), [*module.parameters(), *module.buffers()])
+    smallest = min(cases, key=lambda case: case.inputs[0].numel())
+    used = used_tensors(lambda: run_module(module, smallest.inputs), [*module.parameters(), *module.buffers()])
     # Float64 copies of the weights take twice their memory: large models run only two cases in float64.
     large = sum(tensor.numel() * tensor.element_size() for tensor in used) > LARGE
     in64 = _in_float64(module, used, cases[:2] if large else cases)
     release([module])
     return [_Case(case.inputs, case.sizes, a, b) for case, a, b in zip_longest(cases, in32, in64)]
+
+
+def _cases(adapted: Adapted, component: str, *, slow: bool) -> list[_Case]:
+    """Return a component's inputs at every batch size, and at other sizes of its dynamic axes."""
+    batches = _FEW_BATCHES if slow else BATCHES
+    inputs = adapted.given(component, rows(adapted, max(batches)))
+    choices = _size_choices(adapted.signature.inputs(component), adapted.signature)
+    # A slow model runs the largest batch at smaller sizes than the example's, and larger sizes with one row.
+    own = batches[:-1] if slow and choices else batches
+    cases = [_Case(tuple(tensor[:batch] for tensor in inputs)) for batch in own]
+    for label, sizes in choices:
+        larger = math.prod(size / inputs[0].shape[axis + 1] for axis, size in sizes[0].items()) > 1
+        batch = (1 if larger else max(batches)) if slow else 2
+        other_sizes = tuple(
+            resized(tensor[:batch], {axis + 1: size for axis, size in axes.items()})
+            for tensor, axes in zip(inputs, sizes, strict=True)
+        )
+        cases.append(_Case(other_sizes, label))
+    return cases
 
 
 def _in_float64(module: torch.nn.Module, used: Sequence[Tensor], cases: Sequence[_Case]) -> list[tuple[Array, ...]]:

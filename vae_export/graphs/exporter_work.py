@@ -1,0 +1,95 @@
+"""Spare PyTorch's ONNX exporter work that it does again for every graph, or for nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from .graph import OPSET
+
+_ATEN = torch.ops.aten
+# Checks of sizes and dtypes, which no ONNX graph has.
+_CHECKS = {_ATEN._assert_scalar.default, _ATEN._assert_tensor_metadata.default}
+# Operators that PyTorch decomposes since they may return a view; as ONNX functions they compute the same.
+_SAME = {_ATEN.reshape.default, _ATEN.chunk.default}
+
+
+@contextlib.contextmanager
+def less_exporter_work() -> Iterator[None]:
+    """Let the exporter build its table of ONNX functions once for a process, and decompose only what needs it.
+
+    Building the table takes a second, which for a small model is half of the export; it is built anew when a library
+    has registered further operators. A decomposition traces a program twice more, and changes nothing but names where
+    every operator has an ONNX function. PyTorch has no public way to pass either, so with a version that keeps them
+    elsewhere this changes nothing.
+    """
+    try:
+        import torch.onnx._internal.exporter._fx_passes as passes
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        original, build = vars(ONNXRegistry)["from_torchlib"], ONNXRegistry.from_torchlib
+        decompose = passes.decompose_with_registry
+    except (ImportError, AttributeError, KeyError):
+        yield
+        return
+
+    @classmethod  # type: ignore[misc]
+    def from_torchlib(cls: type[ONNXRegistry], opset_version: int = OPSET) -> ONNXRegistry:
+        built = _operators(build, opset_version, tuple(torch.ops))
+        registry = cls()
+        registry._opset_version = built._opset_version
+        registry.functions = {target: list(functions) for target, functions in built.functions.items()}
+        return registry
+
+    def decomposed(
+        exported_program: torch.export.ExportedProgram, registry: ONNXRegistry
+    ) -> torch.export.ExportedProgram:
+        _drop_identities(exported_program)
+        nodes = [node for node in exported_program.graph.nodes if node.op not in ("placeholder", "output")]
+        if all(node.op == "call_function" and _as_it_is(node.target, registry) for node in nodes):
+            return exported_program
+        return decompose(exported_program, registry)
+
+    ONNXRegistry.from_torchlib = from_torchlib  # type: ignore[assignment, method-assign]
+    passes.decompose_with_registry = decomposed
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = original  # type: ignore[method-assign]
+        passes.decompose_with_registry = decompose
+
+
+@lru_cache(maxsize=1)
+def _operators(build: Callable[..., Any], opset_version: int, namespaces: tuple[str, ...]) -> Any:
+    return build(opset_version=opset_version)
+
+
+def _drop_identities(program: torch.export.ExportedProgram) -> None:
+    """Remove what computes nothing: checks, casts to a tensor's own dtype, and dropout in evaluation mode."""
+    outputs = {spec.arg.name for spec in program.graph_signature.output_specs if hasattr(spec.arg, "name")}
+    for node in list(program.graph.nodes):
+        # A cast that copies has further arguments.
+        same = node.target is _ATEN.to.dtype and node.args[1:] == (node.args[0].meta["val"].dtype,) and not node.kwargs
+        kept = node.target is _ATEN.dropout.default and node.args[2:] == (False,)
+        if node.target in _CHECKS:
+            program.graph.erase_node(node)
+        elif (same or kept) and node.name not in outputs:
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
+    program.graph.eliminate_dead_code()
+
+
+def _as_it_is(operator: Any, registry: Any) -> bool:
+    """Whether the exporter has a function for an operator that a decomposition would not replace."""
+    if not registry.is_registered(operator):
+        return False
+    if not isinstance(operator, torch._ops.OpOverload) or operator in _SAME:
+        return True
+    changes = operator._schema.is_mutable or torch.Tag.maybe_aliasing_or_mutating in operator.tags
+    composite = operator.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    aliases = any(argument.alias_info is not None for argument in operator._schema.arguments)
+    return not changes and not (composite and aliases)

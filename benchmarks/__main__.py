@@ -17,7 +17,7 @@ from vae_runtime.files import write_atomic
 from . import environments, generation, report
 from .comparison import compare
 from .contenders import CONTENDERS
-from .hosts import compare_hosts
+from .hosts import compare_hosts, compare_noise
 from .models import COMPARED, MODELS
 from .runs import ROOT, Run, say
 
@@ -25,8 +25,8 @@ MODELS_OF_GENERATION = ("mlp", "mnist", "tiny")
 # A round takes a minute.
 MAX_ROUNDS_OF_GENERATION = 5
 PARTS = ("comparison", "generation", "hosts")
-# What the parts other than the comparison find, under their own names.
-ALONE = PARTS[1:]
+# The part that finds each figure; all other figures are of the comparison.
+FINDS = {"generation": "generation", "hosts": "hosts", "javascript": "hosts"}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -43,6 +43,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         _generate(run)
     if "hosts" in options.parts:
         compare_hosts(run)
+        compare_noise(run)
     return run.found
 
 
@@ -138,7 +139,7 @@ def _run(options: argparse.Namespace) -> None:
     results = measure(options)
     if len(options.parts) < len(PARTS) and figures.is_file():
         before = json.loads(figures.read_text(encoding="utf-8"))
-        measured = {key for key in results if (key if key in ALONE else "comparison") in options.parts}
+        measured = {key for key in results if FINDS.get(key, "comparison") in options.parts}
         results = {key: (results if key in measured else before).get(key, []) for key in {**before, **results}}
     write_atomic(figures, report.dumped(results).encode())
     report.write(results, out)

@@ -1,8 +1,11 @@
-"""Measure the runtime in C beside Python: from the start of a program to its first sample, memory, and one sample."""
+"""Measure the runtimes in C and in JavaScript: the first beside Python, the noise of the other beside Math.random."""
 
 from __future__ import annotations
 
 import functools
+import json
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from .runs import ROOT, Run
 PYTHONS = ("naive", "ours-fp32")
 PROGRAM = ROOT / "out" / "c" / "gcc" / "bench"
 LIBRARY = "libvae_runtime.so"
+NOISE = ROOT / "runtime" / "js" / "scripts" / "bench.mjs"
 
 
 def compare_hosts(run: Run) -> None:
@@ -52,6 +56,17 @@ def compare_hosts(run: Run) -> None:
     finally:
         for process in calls.values():
             process.close()
+
+
+def compare_noise(run: Run) -> None:
+    """Time a number of the noise in JavaScript beside one of Math.random and the Box-Muller transform, in Node."""
+    node = shutil.which("node")
+    if node is None or not (ROOT / "runtime" / "js" / "dist").exists():
+        run.skip("vae-runtime in JavaScript", "`make test-js` builds it", work="other languages")
+        return
+    for _ in range(1 if run.options.quick else run.options.rounds):
+        done = subprocess.run([node, str(NOISE), "--json"], check=True, capture_output=True, encoding="utf-8")
+        run.found["javascript"].append(json.loads(done.stdout))
 
 
 def _python(run: Run, python: Path, name: str, folder: str) -> Process:

@@ -55,6 +55,7 @@ class Run:
             "workers": [],
             "generation": [],
             "hosts": [],
+            "javascript": [],
         }
 
     def skip(self, contender: str, reason: str, **where: Any) -> None:

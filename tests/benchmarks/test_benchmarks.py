@@ -133,6 +133,20 @@ def test_c_is_compared_with_python_in_each_round():
     assert report.hosts_section({}) == "Not measured in this run."
 
 
+def test_the_noise_of_javascript_is_compared_in_each_round():
+    found = {
+        "javascript": [
+            {"noise": 20.0, "random": 30.0},
+            {"noise": 40.0, "random": 80.0},
+            {"noise": 20.0, "random": 40.0},
+        ]
+    }
+    text = report.javascript_section(found)
+    assert "A number takes 20.0 ns" in text
+    assert "40.0 ns: vnoise-1 is 2 (1.75–2) times as fast, in 3 rounds." in text
+    assert report.javascript_section({}) == "Not measured in this run."
+
+
 @pytest.mark.long
 def test_a_part_that_is_left_out_keeps_its_figures(data, finished, tmp_path):
     out = Path(shutil.copytree(finished, tmp_path / "docs"))

@@ -3,6 +3,8 @@
 `make test-c` has the rest: its own tests, sanitizers, fuzzing and other processors.
 """
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -10,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import vae_runtime
@@ -36,6 +39,28 @@ int main(void) {
     %s
     vae_close(v);
     return vae_last_error()[0] != 0;
+}
+"""
+
+NOISY = """
+#include <stdio.h>
+#include <vae_runtime.h>
+int main(void) {
+    vae *v;
+    static float x[24], z[24], y[4][24];
+    vae_draw drawn = {.seed = 5, .start = 2, .sampled = 1};
+    vae_array given = {.floats = x, .count = 24, .rank = 2, .sizes = {1, 12}};
+    vae_array latent = {.name = "z", .floats = z, .count = 24, .rank = 2, .sizes = {2, 6}};
+    vae_shape shape = {"z", 2, {2, 6}}, row;
+    if (vae_open("noisy", NULL, &v) || vae_noise_uniform(3, 0, 2, 12, 0, x) || vae_noise_uniform(3, 0, 2, 12, 0, z) ||
+        vae_reconstruct(v, 2, &given, NULL, y[0], 24) || vae_reconstruct(v, 2, &given, &drawn, y[1], 24) ||
+        vae_decode(v, 2, &latent, 1, NULL, y[2], 24) || vae_decode(v, 2, &latent, 1, &drawn, y[3], 24) ||
+        vae_decoded_shape(v, &shape, 1, &row) || row.sizes[1] != 12 || vae_encoded_shape(v, &row, "z", &shape) ||
+        shape.sizes[1] != 6)
+        return fprintf(stderr, "%s\\n", vae_last_error()), 1;
+    for (size_t i = 0; i < 4 * 24; i++) printf("%.9g ", y[i / 24][i % 24]);
+    vae_close(v);
+    return 0;
 }
 """
 
@@ -167,6 +192,50 @@ def test_the_example_writes_what_python_samples(folder, built, compiler):
     content = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True)
     x = np.frombuffer(content.stdout, "<f4").reshape(16, 1, 8, 8)
     assert np.abs(x - vae_runtime.load(ROOT / "models" / "digits").sample(16, seed=7)).max() < 1e-5
+
+
+@pytest.mark.long
+def test_noise_of_both_components_has_the_sizes_of_what_is_given(tmp_path, folder, built, compiler):
+    """An encoder and a decoder that take noise, over an axis that is dynamic."""
+    bundle = tmp_path / "noisy"
+    shutil.copytree(ROOT / "conformance" / "bundles" / "dynamic", bundle)
+    document = json.loads((bundle / "manifest.json").read_text())
+    vae_node = document["additional_metadata"]["vae"]
+    vae_node.pop("tiles", None)
+    latents = vae_node["latents"]
+    latents[0]["posterior"]["noise"] = "eps"
+    latents.append({**latents[0], "name": "w", "posterior": {"kind": "none"}})
+    (bundle / "manifest.json").write_text(json.dumps(document))
+    for component, added, like, node in (
+        ("encoder", "eps", "mu", onnx.helper.make_node("Add", ["raw", "eps"], ["mu"])),
+        ("decoder", "w", "z", onnx.helper.make_node("Add", ["z", "w"], ["raw"])),
+    ):
+        (path,) = bundle.glob(f"{component}/*/model.onnx")
+        model = onnx.load(path)
+        graph = model.graph
+        (value,) = (each for each in [*graph.input, *graph.output] if each.name == like)
+        graph.input.add().CopyFrom(value)
+        graph.input[-1].name = added
+        for each in graph.node:
+            each.input[:] = ["raw" if name == like else name for name in each.input]
+            each.output[:] = ["raw" if name == like else name for name in each.output]
+        graph.node.insert(len(graph.node) if component == "encoder" else 0, node)
+        onnx.save(model, path)
+    files = sorted(path for path in bundle.rglob("*") if path.is_file() and path.name != "SHA256SUMS")
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(bundle)}\n" for path in files]
+    (bundle / "SHA256SUMS").write_text("".join(lines))
+
+    source = folder / "app.c"
+    source.write_text(NOISY, encoding="utf-8")
+    run(compiler, *FLAGS, source, f"-I{C}", f"-L{built}", "-lvae_runtime", "-o", folder / "app")
+    found = np.array(started(folder / "app", folder, built).split(), np.float32).reshape(4, 2, 1, 12)
+    vae = vae_runtime.load(bundle)
+    x, z = noise.uniform(3, 0, 2, (1, 12), stream=0), noise.uniform(3, 0, 2, (2, 6), stream=0)
+    expected = [vae.reconstruct(x), vae.reconstruct(x, seed=5, start=2), vae.decode({"z": z}),
+                vae.decode({"z": z}, seed=5, start=2)]  # fmt: skip
+    assert np.abs(found - np.stack(expected)).max() < 1e-5
+    assert np.abs(expected[0] - expected[1]).max() > 1e-2
+    assert np.abs(expected[2] - expected[3]).max() > 1e-2
 
 
 def test_both_versions_are_one():

@@ -3150,10 +3150,15 @@ static vae_status load_network(const vae *v, network *n) {
     return status;
 }
 
+static vae_status check_open(const vae *v) {
+    return v ? VAE_OK : fail(VAE_INPUT, "vae: expected an opened bundle, got NULL; look at what vae_open returned");
+}
+
 /* A component's network, loaded now if it was not yet. */
 static vae_status network_of(vae *v, int component, network **result) {
+    vae_status status = check_open(v);
+    if (status) return status;
     network *n = *result = &v->networks[component];
-    vae_status status = VAE_OK;
     if (!n->variant && component == ENCODER && v->manifest.is_decoder_alone)
         return fail(VAE_BUNDLE, "%s: the model was exported without an encoder; export it with its encoder",
                     v->place.root);
@@ -3641,13 +3646,14 @@ static vae_status feed_prior(vae *v, const vae_draw *draw, const settings *s, fe
     return VAE_OK;
 }
 
-/* The sizes of a latent that is noise of the decoder: those of the axes of other latents by the same names. */
-static void share_sizes(const vae *v, size_t number, feed *f) {
+/* The sizes of a latent that is noise of the decoder: those of the axes by the same names of the latents that are
+ * `given`, a bit for each. */
+static void share_sizes(const vae *v, size_t number, uint64_t given, feed *f) {
     const tensor *t = &v->manifest.latents[number].tensor;
     for (size_t axis = 0; axis < t->rank; axis++)
         for (size_t i = 0; t->proven[axis].step && i < v->manifest.latent_count; i++) {
             const tensor *other = &v->manifest.latents[i].tensor;
-            for (size_t j = 0; f->inputs[i].source == FROM_ARRAY && j < other->rank; j++)
+            for (size_t j = 0; given >> i & 1 && j < other->rank; j++)
                 if (same_text(other->axes[j], t->axes[axis])) f->sizes[number][axis] = f->sizes[i][j];
         }
 }
@@ -3655,36 +3661,51 @@ static void share_sizes(const vae *v, size_t number, feed *f) {
 /* The decoder's latents as they are given. Those that are noise may be left out: they are drawn, or zeros. */
 static vae_status feed_latents(vae *v, size_t n, const vae_array *latents, size_t count, const settings *s, feed *f) {
     const manifest *m = &v->manifest;
+    uint64_t given = 0;
     if (count && !latents) return fail(VAE_INPUT, "latents: expected %zu arrays, got NULL; give them", count);
     for (size_t i = 0; i < count; i++) {
         size_t number;
         vae_status status = latent_number(v, latents[i].name, &number);
         if (status) return status;
         const latent *l = &m->latents[number];
-        if (f->inputs[number].source == FROM_ARRAY)
+        if (given >> number & 1)
             return fail(VAE_INPUT, "latents: expected each name once, got '%s' twice; give one", l->tensor.name);
         status = check_sizes(&l->tensor, latents[i].rank, latents[i].sizes, f->sizes[number]);
         if (!status)
             status = check_array(&latents[i], l->tensor.name, l->tensor.type, n, row_of(&l->tensor, f->sizes[number]),
                                  NULL, l->codebook);
         if (status) return status;
+        given |= (uint64_t)1 << number;
         f->inputs[number].source = FROM_ARRAY;
         f->inputs[number].data =
             l->tensor.type == ORT_INT64 ? (const void *)latents[i].integers : (const void *)latents[i].floats;
     }
     for (size_t i = 0; i < m->latent_count; i++) {
-        if (f->inputs[i].source == FROM_ARRAY) continue;
+        if (given >> i & 1) continue;
         if (m->latents[i].mean || m->latents[i].value || !count)
             return fail(VAE_INPUT, "latents: expected %s, got nothing; give every latent by name",
                         m->latents[i].tensor.name);
         vae_status status = check_sizes(&m->latents[i].tensor, 0, NULL, f->sizes[i]);
         if (!status && s->sampled) status = prepare_prior(v, i, s);
         if (status) return status;
-        share_sizes(v, i, f);
+        share_sizes(v, i, given, f);
         f->inputs[i].source = s->sampled ? FROM_PRIOR : ZEROS;
         f->inputs[i].latent = i;
     }
     return VAE_OK;
+}
+
+/* The sizes of the noise that the encoder may take: latents grow in proportion to observations. */
+static void size_noise(const vae *v, feed *f) {
+    const tensor *x = &v->manifest.observation;
+    for (size_t i = 0; i < v->manifest.latent_count; i++) {
+        const latent *l = &v->manifest.latents[i];
+        size_t *sizes = l->noise ? f->sizes[input_index(v, ENCODER, l->noise)] : NULL;
+        for (size_t axis = 0; sizes && axis < l->tensor.rank; axis++)
+            for (size_t j = 0; l->tensor.proven[axis].step && j < x->rank; j++)
+                if (same_text(x->axes[j], l->tensor.axes[axis]))
+                    sizes[axis] = l->tensor.sizes[axis] * f->sizes[0][j] / x->sizes[j];
+    }
 }
 
 /* The encoder's observations, and the noise that it may take. */
@@ -3698,19 +3719,14 @@ static vae_status feed_observations(const vae *v, size_t n, const vae_array *x, 
     if (!status) status = check_array(x, t->name, t->type, n, row_of(t, f->sizes[0]), &m->observation_range, 0);
     f->inputs[0].source = FROM_ARRAY;
     f->inputs[0].data = t->type == ORT_INT64 ? (const void *)x->integers : (const void *)x->floats;
-    for (size_t i = 0; !status && i < m->latent_count; i++) {
+    for (size_t i = 0; i < m->latent_count; i++) {
         const latent *l = &m->latents[i];
         if (!l->noise) continue;
         size_t input = input_index(v, ENCODER, l->noise);
         f->inputs[input].source = s->sampled ? FROM_NOISE : ZEROS;
         f->inputs[input].latent = i;
-        status = check_sizes(&l->tensor, 0, NULL, f->sizes[input]);
-        /* Latents grow in proportion to observations. */
-        for (size_t axis = 0; axis < l->tensor.rank; axis++)
-            for (size_t j = 0; l->tensor.proven[axis].step && j < t->rank; j++)
-                if (same_text(t->axes[j], l->tensor.axes[axis]))
-                    f->sizes[input][axis] = l->tensor.sizes[axis] * f->sizes[0][j] / t->sizes[j];
     }
+    size_noise(v, f);
     return status;
 }
 
@@ -3808,6 +3824,23 @@ static vae_status run_call(vae *v, network *n, call *c, const feed *f, const set
     return status;
 }
 
+/* Refuse outputs that lie over inputs: one batch would write into rows that a later one reads. */
+static vae_status check_apart(const signature *in, const signature *out, const feed *f, size_t count,
+                              const results *r) {
+    for (size_t i = 0; i < in->count; i++) {
+        uintptr_t from = (uintptr_t)f->inputs[i].data;
+        size_t size = row_of(&in->tensors[i], f->sizes[i]) * item_size(in->tensors[i].type);
+        if (f->inputs[i].source == FROM_ARRAY) size *= count;
+        for (size_t j = 0; from && j < out->count; j++) {
+            uintptr_t to = (uintptr_t)r->to[j];
+            if (to && to < from + size && from < to + r->count * item_size(out->tensors[j].type))
+                return fail(VAE_INPUT, "%s: expected room apart from %s, got room that overlaps it; give another array",
+                            out->tensors[j].name, in->tensors[i].name);
+        }
+    }
+    return VAE_OK;
+}
+
 /* Compute the wanted outputs of a graph for `n` rows, in batches. */
 static vae_status run_rows(vae *v, network *n, const feed *f, const settings *s, size_t count, const results *r) {
     const signature *out = &v->manifest.outputs[n->component];
@@ -3821,6 +3854,8 @@ static vae_status run_rows(vae *v, network *n, const feed *f, const settings *s,
             return fail(VAE_INPUT, "%s: expected room for %zu rows of %zu numbers, got %zu numbers; give as many",
                         out->tensors[i].name, count, elements_of(&out->tensors[i]), r->count);
     }
+    vae_status apart = check_apart(&v->manifest.inputs[n->component], out, f, count, r);
+    if (apart) return apart;
     memcpy(sizes, f->sizes, v->manifest.inputs[n->component].count * sizeof *sizes);
     for (size_t first = 0; first < count;) {
         size_t rows = count - first < batch ? count - first : batch;
@@ -4025,7 +4060,7 @@ void vae_close(vae *v) {
     give(&allocator, v);
 }
 
-const vae_description *vae_info(const vae *v) { return &v->description; }
+const vae_description *vae_info(const vae *v) { return v ? &v->description : NULL; }
 
 static vae_status check_out(const char *name, const void *out) {
     return out ? VAE_OK : fail(VAE_INPUT, "%s: expected room for numbers, got NULL; give an array", name);
@@ -4050,7 +4085,8 @@ vae_status vae_sample(vae *v, size_t n, const vae_draw *draw, float *x, size_t c
 vae_status vae_prior(vae *v, const char *name, size_t n, const vae_draw *draw, float *z, size_t count) {
     settings s;
     size_t number, sizes[VAE_AXES], whole, row;
-    vae_status status = latent_number(v, name, &number);
+    vae_status status = check_open(v);
+    if (!status) status = latent_number(v, name, &number);
     if (!status) status = check_rows(n);
     if (!status) status = check_out("z", z);
     if (!status) status = check_draw(draw, &s);
@@ -4058,9 +4094,12 @@ vae_status vae_prior(vae *v, const char *name, size_t n, const vae_draw *draw, f
     if (status) return status;
     const tensor *t = &v->manifest.latents[number].tensor;
     status = check_sizes(t, 0, NULL, sizes);
-    for (size_t i = 0; !status && draw && i < draw->shape_count; i++)
-        if (!draw->shapes[i].name || !strcmp(draw->shapes[i].name, t->name))
+    for (size_t i = 0; !status && draw && i < draw->shape_count; i++) {
+        size_t shaped;
+        status = latent_number(v, draw->shapes[i].name, &shaped);
+        if (!status && shaped == number)
             status = check_sizes(t, draw->shapes[i].rank, draw->shapes[i].sizes, sizes);
+    }
     if (status) return status;
     row = row_of(t, sizes);
     if (!multiply(n, row, &whole) || whole != count)
@@ -4092,6 +4131,9 @@ static vae_status want(const vae *v, const char *place, const char *output, void
     if (!to) return VAE_OK;
     for (size_t i = 0; output && i < out->count; i++)
         if (!strcmp(out->tensors[i].name, output)) {
+            if (r->to[i])
+                return fail(VAE_INPUT, "posteriors: expected each latent once, got room for its %s twice; give one",
+                            place);
             r->to[i] = to;
             return VAE_OK;
         }
@@ -4205,10 +4247,12 @@ static vae_status make_room(vae *v, size_t n, const vae_array *x, int sampled, l
 
 vae_status vae_reconstruct(vae *v, size_t n, const vae_array *x, const vae_draw *draw, float *out, size_t count) {
     int sampled = draw && draw->sampled;
+    vae_status status = check_open(v);
+    if (status) return status;
     latents_room *room = take(&v->allocator, sizeof *room);
     if (!room) return no_memory(sizeof *room);
     memset(room, 0, sizeof *room);
-    vae_status status = check_rows(n);
+    status = check_rows(n);
     if (!status && !x) status = fail(VAE_INPUT, "x: expected observations, got NULL; give them");
     if (!status) status = make_room(v, n, x, sampled, room);
     if (!status) status = vae_encode(v, n, x, draw, room->posteriors, room->count);
@@ -4235,6 +4279,7 @@ vae_status vae_decoded_shape(vae *v, const vae_shape *latents, size_t latent_cou
     if (!status) status = check_draw(&draw, &s);
     if (status) return status;
     start_feed(v, DECODER, &f);
+    uint64_t given = 0;
     for (size_t i = 0; i < latent_count; i++) {
         size_t number;
         status = latent_number(v, latents[i].name, &number);
@@ -4242,7 +4287,11 @@ vae_status vae_decoded_shape(vae *v, const vae_shape *latents, size_t latent_cou
             status =
                 check_sizes(&v->manifest.latents[number].tensor, latents[i].rank, latents[i].sizes, f.sizes[number]);
         if (status) return status;
+        given |= (uint64_t)1 << number;
     }
+    for (size_t i = 0; i < v->manifest.latent_count; i++)
+        if (!(given >> i & 1) && !v->manifest.latents[i].mean && !v->manifest.latents[i].value)
+            share_sizes(v, i, given, &f);
     return run_rows(v, decoder, &f, &s, 1, &r);
 }
 
@@ -4259,6 +4308,7 @@ vae_status vae_encoded_shape(vae *v, const vae_shape *x, const char *name, vae_s
     if (status) return status;
     start_feed(v, ENCODER, &f);
     status = x ? check_sizes(&v->manifest.observation, x->rank, x->sizes, f.sizes[0]) : VAE_OK;
+    size_noise(v, &f);
     const latent *l = &v->manifest.latents[number];
     if (!status && !l->mean && !l->value)
         status =
@@ -4482,6 +4532,8 @@ static void replay(verification *r, bytes golden, const variant *each) {
 vae_status vae_verify(vae *v, vae_check check, void *context) {
     verification r = {v, check, context, 0, ""};
     bytes golden = {NULL, 0};
+    vae_status status = check_open(v);
+    if (status) return status;
     check_files(&r);
     if (read_listed(v, v->manifest.golden_file, golden_limit(&v->manifest), &golden))
         report(&r, "golden vectors", 0, last_error);

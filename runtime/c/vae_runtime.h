@@ -5,11 +5,12 @@
  *
  *     vae_options options = VAE_OPTIONS_INIT;
  *     vae *v;
- *     if (vae_open("models/mnist", &options, &v) != VAE_OK) fprintf(stderr, "%s\n", vae_last_error());
+ *     if (vae_open("models/mnist", &options, &v) != VAE_OK) return fprintf(stderr, "%s\n", vae_last_error()), 1;
  *     vae_sample(v, 16, &(vae_draw){.seed = 7}, x, 16 * 28 * 28);
  *     vae_close(v);
  *
- * There is no global state. A `vae` may be shared by threads. All arrays are in C order, rows first.
+ * There is no global state. A `vae` may be shared by threads. All arrays are in C order, rows first. Arrays that are
+ * written must not overlap those that are read, unless a function says so.
  */
 #ifndef VAE_RUNTIME_H
 #define VAE_RUNTIME_H
@@ -146,7 +147,8 @@ VAE_API vae_status vae_encode(vae *v, size_t n, const vae_array *x, const vae_dr
 VAE_API vae_status vae_reparameterize(size_t n, size_t size, const float *mean, const float *std, size_t latent,
                                       const vae_draw *draw, float *z);
 
-/* Encode and decode `n` observations: through the posterior's mean, or where `sampled` is set through a sample. */
+/* Encode and decode `n` observations: through the posterior's mean, or where `sampled` is set through a sample. `out`
+ * may be the observations. */
 VAE_API vae_status vae_reconstruct(vae *v, size_t n, const vae_array *x, const vae_draw *draw, float *out,
                                    size_t count);
 
@@ -194,7 +196,7 @@ typedef struct {
     size_t variant_count;
 } vae_description;
 
-/* What the bundle says of itself; valid until vae_close. */
+/* What the bundle says of itself; valid until vae_close. NULL without a bundle. */
 VAE_API const vae_description *vae_info(const vae *v);
 
 /* vnoise-1: `n` rows of `size` numbers of a stream (purpose + 256 · latent), as docs/noise.md specifies. */

@@ -161,6 +161,51 @@ static void test_arguments_are_refused(void) {
     vae_close(v);
 }
 
+static void test_no_bundle_is_refused(void) {
+    float x[8] = {0};
+    vae_array values = {.floats = x, .count = 6};
+    vae_shape shape;
+    REFUSED(VAE_INPUT, "vae_open", vae_sample(NULL, 1, NULL, x, 6));
+    REFUSED(VAE_INPUT, "vae_open", vae_prior(NULL, NULL, 1, NULL, x, 3));
+    REFUSED(VAE_INPUT, "vae_open", vae_decode(NULL, 1, &values, 1, NULL, x, 6));
+    REFUSED(VAE_INPUT, "vae_open", vae_encode(NULL, 1, &values, NULL, &(vae_posterior){.mean = x, .count = 3}, 1));
+    REFUSED(VAE_INPUT, "vae_open", vae_reconstruct(NULL, 1, &values, NULL, x, 6));
+    REFUSED(VAE_INPUT, "vae_open", vae_decoded_shape(NULL, NULL, 0, &shape));
+    REFUSED(VAE_INPUT, "vae_open", vae_encoded_shape(NULL, NULL, NULL, &shape));
+    REFUSED(VAE_INPUT, "vae_open", vae_verify(NULL, NULL, NULL));
+    CHECK(vae_info(NULL) == NULL);
+}
+
+/* With batches, an output over an input would be read as one: only vae_reconstruct writes where it reads. */
+static void test_outputs_over_inputs_are_refused(void) {
+    vae *v = opened("plain", NULL);
+    enum { N = 70 };
+    static float room[N * 9], copy[N * 6];
+    float *x = room, *z = room + N * 6;
+    vae_array latents = {.floats = z, .count = N * 3}, observations = {.floats = x, .count = N * 6};
+    CHECK(vae_sample(v, N, NULL, x, N * 6) == VAE_OK && vae_prior(v, NULL, N, NULL, z, N * 3) == VAE_OK);
+    REFUSED(VAE_INPUT, "apart from z", vae_decode(v, N, &latents, 1, NULL, x + 1, N * 6));
+    REFUSED(VAE_INPUT, "apart from x",
+            vae_encode(v, N, &observations, NULL, &(vae_posterior){.std = z - 1, .count = N * 3}, 1));
+    CHECK(vae_decode(v, N, &latents, 1, NULL, x, N * 6) == VAE_OK);
+    CHECK(vae_reconstruct(v, N, &observations, NULL, copy, N * 6) == VAE_OK);
+    CHECK(vae_reconstruct(v, N, &observations, NULL, x, N * 6) == VAE_OK && same(x, copy, N * 6));
+    vae_posterior twice[] = {{.mean = z, .count = N * 3}, {.mean = copy, .count = N * 3}};
+    REFUSED(VAE_INPUT, "mean twice", vae_encode(v, N, &observations, NULL, twice, 2));
+    vae_close(v);
+    v = opened("conditional", NULL);
+    static union {
+        int64_t labels[2];
+        float x[128];
+    } both = {.labels = {3, 3}};
+    vae_array label = {.name = "label", .integers = both.labels, .count = 2};
+    vae_draw draw = {.conditions = &label, .condition_count = 1};
+    REFUSED(VAE_INPUT, "apart from label", vae_sample(v, 2, &draw, both.x, 128));
+    label.count = 1;
+    REFUSED(VAE_INPUT, "apart from label", vae_sample(v, 2, &draw, both.x, 128));
+    vae_close(v);
+}
+
 static void test_conditions(void) {
     vae *v = opened("conditional", NULL);
     float a[3 * 64], b[3 * 64], c[3 * 64];
@@ -250,6 +295,9 @@ static void test_dynamic_axes(void) {
     CHECK(vae_decode(v, 2, &latents, 1, NULL, w, 24) == VAE_OK && same(y, w, 24));
     vae_array observations = {.floats = y, .count = 24, .rank = 2, .sizes = {1, 12}};
     CHECK(vae_reconstruct(v, 2, &observations, NULL, w, 24) == VAE_OK);
+    latent.name = "w";
+    REFUSED(VAE_INPUT, "got 'w'", vae_prior(v, NULL, 2, &draw, room, 16));
+    latent.name = NULL;
     latent.sizes[1] = 1u << 30;
     REFUSED(VAE_INPUT, "expected a proven size", vae_sample(v, 2, &draw, y, 24));
     vae_close(v);
@@ -378,6 +426,8 @@ int main(int count, char **arguments) {
     test_info();
     test_sample_is_prior_and_decode();
     test_arguments_are_refused();
+    test_no_bundle_is_refused();
+    test_outputs_over_inputs_are_refused();
     test_conditions();
     test_encode_and_reconstruct();
     test_several_latents();

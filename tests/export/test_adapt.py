@@ -660,3 +660,29 @@ def test_a_sample_that_is_the_mean_in_evaluation_mode_is_understood_or_refused()
 
     encoder, refusal = attempt(Gated())
     assert "encode=" in refusal or list(encoder) == ["mu", "logvar", "std"]
+
+
+class MeanAlone(Base):
+    """Its `forward` decodes the mean unless it is told to sample; it counts its runs."""
+
+    def __init__(self):
+        super().__init__(lambda mu, logvar, z: (mu, logvar))
+        self.runs = []
+
+    def forward(self, x, sample=False):
+        self.runs.append(self.training)
+        mu, logvar = self.mu(x), self.logvar(x)
+        return self.decode(mu + torch.exp(0.5 * logvar) * torch.randn_like(mu) if sample else mu)
+
+
+class MeanAndNoise(MeanAlone):
+    def forward(self, x):
+        return super().forward(x, sample=True)
+
+
+@pytest.mark.parametrize(("kind", "runs"), [(MeanAlone, [False, True, False]), (MeanAndNoise, [False] * 3)])
+def test_a_forward_that_draws_nothing_runs_once_for_each_observation_and_mode(kind, runs):
+    model = kind()
+    with unchanged(model):
+        adapt(model, X, Declaration(posterior="logvar"))
+        assert model.runs == runs

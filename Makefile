@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
-HAS_NODE = node -e 'process.exit(process.versions.node.split(".")[0] < 20)' 2> /dev/null
+HAS_NODE = node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2> /dev/null
 
 .PHONY: demo test test-long test-slow test-oldest test-arm64 test-c test-js test-studio fuzz conformance zoo bench check docs dist studio format models schema clean
 

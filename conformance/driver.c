@@ -198,6 +198,40 @@ static vae_status ask_decode(const node *request, vae *v) {
     return status;
 }
 
+/* Time is the last axis of the latents. */
+static vae_status ask_decode_stream(const node *request, vae *v) {
+    vae_array conditions[64];
+    vae_draw draw = conditions_of(request, conditions);
+    const node *named = member_of(request, "latents")->first;
+    array all = read_tensor_of(named);
+    size_t n = all.sizes[0], whole = all.sizes[all.rank - 1], outer = all.count / whole, start = 0, number = 0;
+    vae_stream *stream;
+    vae_status status = vae_stream_open(v, n, &draw, &stream);
+    if (status) return status;
+    for (const node *each = member_of(request, "chunks")->first; !status && each; each = each->next, number++) {
+        size_t length = (size_t)each->number, sizes[VAE_AXES], count = n;
+        const vae_field *output = &vae_info(v)->output;
+        array chunk = all;
+        char key[32];
+        chunk.count = outer * length, chunk.sizes[all.rank - 1] = length;
+        float *z = chunk.data = must(calloc(chunk.count + 1, sizeof *z));
+        for (size_t i = 0; i < outer; i++)
+            memcpy(z + i * length, (float *)all.data + i * whole + start, length * sizeof *z);
+        memcpy(sizes, output->sizes, sizeof sizes);
+        sizes[output->rank - 1] = length * vae_stream_hop(stream);
+        for (size_t i = 0; i < output->rank; i++) count *= sizes[i];
+        float *x = must(calloc(count + 1, sizeof *x));
+        vae_array given = as_array(named->key, &chunk);
+        status = vae_stream_decode(stream, &given, x, count);
+        snprintf(key, sizeof key, "%zu", number);
+        if (!status) print_tensor("", key, "float32", n, output->rank, sizes, x);
+        free(z), free(x);
+        start += length;
+    }
+    vae_stream_close(stream);
+    return status;
+}
+
 static vae_status ask_encode(const node *request, vae *v) {
     vae_array conditions[64];
     vae_draw draw = conditions_of(request, conditions);
@@ -272,6 +306,7 @@ static vae_status ask_bundle(const node *request) {
     if (status) return status;
     if (!strcmp(ask, "prior")) status = ask_prior(request, v);
     if (!strcmp(ask, "decode")) status = ask_decode(request, v);
+    if (!strcmp(ask, "decode_stream")) status = ask_decode_stream(request, v);
     if (!strcmp(ask, "encode")) status = ask_encode(request, v);
     if (!strcmp(ask, "verify")) printf("\"passed\": %s", vae_verify(v, NULL, NULL) ? "false" : "true");
     if (!strcmp(ask, "load")) status = ask_load(vae_info(v));
@@ -284,7 +319,8 @@ static void answer(const node *request) {
     const char *ask = text_of(request, "ask");
     printf("{\"id\": ");
     print_text(text_of(request, "id"));
-    if (!has_word(" words uniform normal reparameterize prior decode encode verify load ", ask, strlen(ask))) {
+    if (!has_word(" words uniform normal reparameterize prior decode decode_stream encode verify load ", ask,
+                  strlen(ask))) {
         printf(", \"unsupported\": \"unknown request %s\"}\n", ask);
         return;
     }

@@ -1227,14 +1227,19 @@ static vae_status check_executors(checker *c, const node *value) {
 }
 
 static const schema EXECUTOR_INFO = {F_SPECIAL, .check = check_executors};
+static const member STATE_MEMBERS[] = {{"name", &TENSOR_NAME, 1, 0, 0}, {"shape", &SHAPE, 1, 0, 0}, {0}};
+static const schema STATE = {F_RECORD, .members = STATE_MEMBERS};
+static const schema STATES = {F_LIST, .expected = "a list of at most 1024 states", .max = 1024, .item = &STATE};
+static const member STREAM_MEMBERS[] = {
+    {"file", &FILE_NAME, 0, 0, 0}, {"hop", &SIZE, 0, 0, 0},      {"error", &NOT_NEGATIVE, 0, 0, 0},
+    {"states", &STATES, 0, 0, 0},  {"reason", &STRING, 0, 0, 0}, {0},
+};
+static const schema STREAM = {F_RECORD, .members = STREAM_MEMBERS};
 static const member VARIANT_VAE_MEMBERS[] = {
-    {"precision", &STRING, 1, 0, 0},
-    {"tolerance", &NUMBERS, 1, 0, 0},
-    {"error", &NUMBERS, 1, 0, 0},
-    {"exporter", &STRING, 0, 0, 0},
-    {"data", &FILE_NAME, 0, 0, 0},
-    {"quality", &QUALITY, 0, 0, 0},
-    {0},
+    {"stream", &STREAM, 0, 0, 0},     {"precision", &STRING, 1, 0, 0},
+    {"tolerance", &NUMBERS, 1, 0, 0}, {"error", &NUMBERS, 1, 0, 0},
+    {"exporter", &STRING, 0, 0, 0},   {"data", &FILE_NAME, 0, 0, 0},
+    {"quality", &QUALITY, 0, 0, 0},   {0},
 };
 static const schema VARIANT_VAE = {F_RECORD, .members = VARIANT_VAE_MEMBERS};
 static const member VARIANT_METADATA_MEMBERS[] = {{"vae", &VARIANT_VAE, 1, 0, 0}, {0}};
@@ -1366,15 +1371,19 @@ typedef struct {
 } condition;
 
 typedef struct {
-    int component;
-    const char *name, *executor, *path, *data, *data_path; /* the last two are NULL where the graph holds its weights */
-    const node *tolerance, *error;
-} variant;
-
-typedef struct {
     tensor *tensors;
     size_t count;
 } signature;
+
+typedef struct {
+    int component;
+    const char *name, *executor, *path, *data, *data_path; /* the last two are NULL where the graph holds its weights */
+    const node *tolerance, *error;
+    const node *stream;      /* NULL without one */
+    const char *stream_path; /* of the graph that takes latents in chunks; NULL without one */
+    size_t hop;
+    signature stream_inputs, stream_outputs;
+} variant;
 
 typedef struct {
     const node *vae;
@@ -1573,16 +1582,15 @@ static vae_status read_variants(arena *memory, const node *document, manifest *m
             const char *executor = NULL, *folder = text_of(each, "variant_directory");
             const node *payload = payload_of(each, &executor), *ours = member_at(each, "additional_metadata.vae");
             if (!payload) continue;
-            *v = (variant){i,
-                           each->key,
-                           executor,
-                           arena_join(memory, folder, "/", text_of(payload, "model_file")),
-                           text_of(ours, "data"),
-                           NULL,
-                           member_of(ours, "tolerance"),
-                           member_of(ours, "error")};
+            v->component = i;
+            v->name = each->key, v->executor = executor, v->data = text_of(ours, "data");
+            v->path = arena_join(memory, folder, "/", text_of(payload, "model_file"));
+            v->tolerance = member_of(ours, "tolerance"), v->error = member_of(ours, "error");
+            v->stream = member_of(ours, "stream");
+            const char *chunks = text_of(v->stream, "file");
+            v->stream_path = chunks ? arena_join(memory, folder, "/", chunks) : NULL;
             v->data_path = v->data ? arena_join(memory, folder, "/", v->data) : NULL;
-            if (!v->path || (v->data && !v->data_path)) return no_memory(1024);
+            if (!v->path || (v->data && !v->data_path) || (chunks && !v->stream_path)) return no_memory(1024);
             m->variant_count++;
             m->has[i] = 1;
         }
@@ -1708,17 +1716,72 @@ static vae_status check_variants_of(const char *file, const manifest *m) {
             if (!right)
                 return contradiction(file, v->name, "a tolerance and an error for each output and no others", "others");
         }
-        const char *own[] = {v->path, v->data_path};
+        const char *own[] = {v->path, v->data_path, v->stream_path};
         for (size_t j = 0; j <= i; j++)
-            for (size_t k = 0; k < 4; k++) {
-                const char *other = k % 2 ? m->variants[j].data_path : m->variants[j].path;
-                if ((j < i || k == 1) && same_text(own[k / 2], other))
+            for (size_t k = 0; k < 9; k++) {
+                const variant *w = &m->variants[j];
+                const char *other = k % 3 == 0 ? w->path : k % 3 == 1 ? w->data_path : w->stream_path;
+                if ((j < i || k / 3 < k % 3) && same_text(own[k / 3], other))
                     return contradiction(file, v->name, "one use of each file", other);
             }
         for (const node *each = refused ? refused->first : NULL; each; each = each->next)
             if (is_text(member_of(each, "component"), COMPONENT_OF[v->component]) &&
                 is_text(member_of(each, "variant"), v->name))
                 return contradiction(file, "refused", "variants that the component does not have", v->name);
+    }
+    return VAE_OK;
+}
+
+/* The only dynamic axis of the only latent, along which a decoder can be causal; its rank where there is none. */
+static size_t time_axis(const tensor *t) {
+    size_t count = 0, axis = t->rank;
+    for (size_t i = 0; i < t->rank; i++)
+        if (t->proven[i].step) count++, axis = i;
+    return count == 1 ? axis : t->rank;
+}
+
+/* The axis of the decoder's mean that has the name of time. */
+static size_t answer_axis(const manifest *m) {
+    const tensor *z = &m->latents[0].tensor, *mean = &m->outputs[DECODER].tensors[0];
+    size_t axis = 0, time = time_axis(z);
+    while (axis < mean->rank && !(time < z->rank && same_text(mean->axes[axis], z->axes[time]))) axis++;
+    return axis;
+}
+
+/* Rule 17, and the tensors of a variant's graph for chunks. */
+static vae_status read_stream(const char *file, arena *memory, const manifest *m, variant *v) {
+    const node *states = member_of(v->stream, "states");
+    size_t count = states ? states->count : 0;
+    int members = !!v->stream_path + !!member_of(v->stream, "hop") + !!member_of(v->stream, "error");
+    if (!v->stream || (!members && !count)) return VAE_OK;
+    if (members != 3) return contradiction(file, v->name, "file, hop and error of a stream, or none of them", "some");
+    if (v->component != DECODER || m->latent_count > 1 || time_axis(&m->latents[0].tensor) == m->latents[0].tensor.rank)
+        return contradiction(file, v->name, "no stream but of a decoder of one latent with one dynamic axis", "one");
+    if (answer_axis(m) == m->outputs[DECODER].tensors[0].rank)
+        return contradiction(file, v->name, "a mean with the axis of a stream", "another");
+    const signature *in = &m->inputs[DECODER];
+    const tensor *mean = &m->outputs[DECODER].tensors[0];
+    v->hop = integer_in(v->stream, "hop", 1);
+    v->stream_inputs.tensors = arena_array(memory, in->count + count, sizeof(tensor));
+    v->stream_outputs.tensors = arena_array(memory, 1 + count, sizeof(tensor));
+    if (!v->stream_inputs.tensors || !v->stream_outputs.tensors) return no_memory((2 + count) * sizeof(tensor));
+    for (size_t i = 0; i < in->count; i++)
+        add_tensor(&v->stream_inputs, in->tensors[i].name, in->tensors[i].type, &in->tensors[i]);
+    add_tensor(&v->stream_outputs, mean->name, ORT_FLOAT, mean);
+    for (const node *each = states ? states->first : NULL; each; each = each->next) {
+        tensor state = {0};
+        const char *next = arena_join(memory, text_of(each, "name"), ".", "next");
+        if (!next) return no_memory(256);
+        read_shape(member_of(each, "shape"), &state);
+        if (elements_of(&state) > SIZE_MAX / 64)
+            return contradiction(file, v->name, "states that fit in memory", "others");
+        for (size_t i = 0; i < v->stream_inputs.count; i++)
+            if (same_text(v->stream_inputs.tensors[i].name, text_of(each, "name")))
+                return contradiction(file, v->name, "inputs of a stream with different names", text_of(each, "name"));
+        if (same_text(next, mean->name))
+            return contradiction(file, v->name, "outputs of a stream with different names", next);
+        add_tensor(&v->stream_inputs, text_of(each, "name"), ORT_FLOAT, &state);
+        add_tensor(&v->stream_outputs, next, ORT_FLOAT, &state);
     }
     return VAE_OK;
 }
@@ -1821,6 +1884,7 @@ static vae_status read_manifest(const char *file, arena *memory, bytes content, 
                     " meets, got \"%s\"; install a newer one",
                     file, text_of(m->vae, "reader"));
     if (!status) status = check_variants_of(file, m);
+    for (size_t i = 0; !status && i < m->variant_count; i++) status = read_stream(file, memory, m, &m->variants[i]);
     if (!status) status = check_tiles(file, m);
     return status ? status : check_table(file, memory, m);
 }
@@ -2209,14 +2273,14 @@ static const char STANDARD_OPERATORS[] =
     "LogSoftmax LpNormalization LpPool MatMul MatMulInteger Max MaxPool MaxUnpool Mean MeanVarianceNormalization Min "
     "Mish Mod Mul Neg NonZero Not OneHot Or PRelu Pad Pow QLinearConv QLinearMatMul QuantizeLinear RMSNormalization "
     "RNN Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd "
-    "ReduceSum ReduceSumSquare Relu Reshape Resize ReverseSequence RotaryEmbedding Round STFT Scatter ScatterElements "
+    "ReduceSum ReduceSumSquare Relu Reshape Resize RotaryEmbedding Round STFT Scatter ScatterElements "
     "ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt "
-    "Squeeze Sub Sum Swish Tan Tanh TensorScatter ThresholdedRelu Tile TopK Transpose Trilu Unique Unsqueeze Upsample "
+    "Squeeze Sub Sum Swish Tan Tanh TensorScatter ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Upsample "
     "Where Xor SimplifiedLayerNormalization ";
 static const char MICROSOFT_OPERATORS[] =
     " Attention BiasAdd BiasGelu BiasSoftmax BiasSplitGelu ComplexMul ComplexMulConj DequantizeLinear "
     "DynamicQuantizeLSTM DynamicQuantizeMatMul FastGelu FusedConv FusedGemm FusedMatMul FusedMatMulActivation "
-    "GatherBlockQuantized Gelu GemmFastGelu GridSample GroupNorm Inverse Irfft MatMulBnb4 MatMulFpQ4 MatMulInteger16 "
+    "GatherBlockQuantized Gelu GemmFastGelu GridSample GroupNorm Irfft MatMulBnb4 MatMulFpQ4 MatMulInteger16 "
     "MatMulIntegerToFloat MatMulNBits MulInteger MultiHeadAttention NhwcConv NhwcFusedConv NhwcMaxPool "
     "PackedMultiHeadAttention QAttention QGemm QLinearAdd QLinearAveragePool QLinearConcat QLinearConv "
     "QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax "
@@ -2870,6 +2934,8 @@ typedef struct call {
 typedef struct {
     int component;
     const variant *variant;
+    const char *path, *data; /* of the graph: the variant's own, or the one for chunks */
+    const signature *inputs, *outputs;
     ort_session *session;
     call *calls;
     size_t call_count;
@@ -2903,6 +2969,7 @@ struct vae {
     ort_memory *cpu;
     const char *version;
     network networks[2];
+    network chunks; /* the decoder's graph for chunks */
     mixture *mixtures;
     scratch *scratches;
     size_t largest;      /* numbers of the largest latent */
@@ -3118,22 +3185,37 @@ static vae_status add_weights(const vae *v, const char *where, ort_options *opti
     return failed(v, VAE_BUNDLE, where, v->api.add_data(options, names, buffers, &data.size, 1));
 }
 
-/* Load the graph of a network's variant. */
+/* A network of a variant, whose graph is not loaded yet; with `is_stream` of its graph for chunks. */
+static network network_for(const vae *v, int component, const variant *each, int is_stream) {
+    const manifest *m = &v->manifest;
+    if (!each) return (network){component, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0};
+    return (network){component,
+                     each,
+                     is_stream ? each->stream_path : each->path,
+                     is_stream ? NULL : each->data,
+                     is_stream ? &each->stream_inputs : &m->inputs[component],
+                     is_stream ? &each->stream_outputs : &m->outputs[component],
+                     NULL,
+                     NULL,
+                     0};
+}
+
+/* Load the graph of a network. */
 static vae_status load_network(const vae *v, network *n) {
     char where[1200];
     bytes content = {NULL, 0}, data = {NULL, 0};
     ort_options *options = NULL;
     const ort_api *api = &v->api;
-    snprintf(where, sizeof where, "%s/%s", v->place.root, n->variant->path);
-    vae_status status = read_listed(v, n->variant->path, MAX_GRAPH, &content);
-    if (!status && n->variant->data) status = read_listed(v, n->variant->data_path, SIZE_MAX / 4, &data);
-    if (!status) status = check_model(where, content, n->variant->data, data.size);
+    snprintf(where, sizeof where, "%s/%s", v->place.root, n->path);
+    vae_status status = read_listed(v, n->path, MAX_GRAPH, &content);
+    if (!status && n->data) status = read_listed(v, n->variant->data_path, SIZE_MAX / 4, &data);
+    if (!status) status = check_model(where, content, n->data, data.size);
     if (!status) status = failed(v, VAE_FAILED, where, api->create_options(&options));
     if (!status) status = failed(v, VAE_FAILED, where, api->set_intra_threads(options, v->threads));
     if (!status) status = failed(v, VAE_FAILED, where, api->set_inter_threads(options, 1));
     if (!status) status = failed(v, VAE_FAILED, where, api->set_log_level(options, ORT_LOG_FATAL));
     if (!status) status = failed(v, VAE_FAILED, where, api->add_config(options, "session.load_model_format", "ONNX"));
-    if (!status && n->variant->data) status = add_weights(v, where, options, n->variant->data, data);
+    if (!status && n->data) status = add_weights(v, where, options, n->data, data);
     if (!status) status = add_device(v, options);
     if (!status)
         status = failed(v, strcmp(v->device, "cpu") ? VAE_DEVICE : VAE_BUNDLE, where,
@@ -3141,8 +3223,8 @@ static vae_status load_network(const vae *v, network *n) {
     if (options) api->release_options(options);
     give(&v->allocator, content.data);
     give(&v->allocator, data.data);
-    if (!status) status = check_tensors(v, where, n, &v->manifest.inputs[n->component], 0);
-    if (!status) status = check_tensors(v, where, n, &v->manifest.outputs[n->component], 1);
+    if (!status) status = check_tensors(v, where, n, n->inputs, 0);
+    if (!status) status = check_tensors(v, where, n, n->outputs, 1);
     if (status && n->session) {
         api->release_session(n->session);
         n->session = NULL;
@@ -3920,6 +4002,7 @@ static vae_status read_bundle(vae *v, const char *path, const char *digest) {
     for (size_t i = 0; !status && i < v->manifest.variant_count; i++) {
         status = require_listed(v, v->manifest.variants[i].path);
         if (!status) status = require_listed(v, v->manifest.variants[i].data_path);
+        if (!status) status = require_listed(v, v->manifest.variants[i].stream_path);
     }
     if (!status) status = require_listed(v, v->manifest.golden_file);
     for (size_t i = 0; !status && i < v->manifest.latent_count; i++)
@@ -3943,7 +4026,7 @@ static vae_status choose_variants(vae *v, const char *name) {
                         "%s: the variant '%.80s' of %s is not for ONNX Runtime; vae_info lists those that are",
                         v->place.root, name, COMPONENT_OF[component]);
         named |= chosen != NULL;
-        v->networks[component] = (network){component, chosen ? chosen : first, NULL, NULL, 0};
+        v->networks[component] = network_for(v, component, chosen ? chosen : first, 0);
     }
     return !name || named ? VAE_OK
                           : fail(VAE_BUNDLE, "%s: expected the name of a variant, got '%.80s'; vae_info lists them",
@@ -4040,6 +4123,7 @@ vae_status vae_open(const char *path, const vae_options *options, vae **opened) 
 void vae_close(vae *v) {
     if (!v) return;
     for (int i = 0; i < 2; i++) release_network(v, &v->networks[i]);
+    release_network(v, &v->chunks);
     if (v->cpu) v->api.release_memory(v->cpu);
     if (v->env) v->api.release_env(v->env);
     for (size_t i = 0; v->mixtures && i < v->manifest.latent_count; i++) {
@@ -4318,6 +4402,247 @@ vae_status vae_encoded_shape(vae *v, const vae_shape *x, const char *name, vae_s
     return status ? status : run_rows(v, encoder, &f, &s, 1, &r);
 }
 
+/* --------------------------------------------------------------------------------------------------------- streams */
+
+struct vae_stream {
+    vae *v;
+    const network *network;
+    arena memory;                               /* holds also this */
+    size_t n, rows;                             /* all rows, and those of one run: 1 where the graph takes no more */
+    size_t in_count, state_count, time, answer; /* decoder's inputs; states; the axes of time */
+    size_t latent_room;                         /* numbers that the first of `inputs` has room for */
+    void **inputs;                              /* the latents' chunk, and the conditions of all rows */
+    float **states, **next;
+    ort_value **values, **results;
+    const char **input_names, **output_names;
+};
+
+static vae_status make_stream(vae *v, const network *n, size_t rows, const feed *f, const settings *s,
+                              vae_stream **made) {
+    const signature *in = n->inputs, *out = n->outputs;
+    arena memory = {&v->allocator, NULL, NULL, 0};
+    vae_stream *t = arena_array(&memory, 1, sizeof *t);
+    if (!t) return no_memory(sizeof *t);
+    *t = (vae_stream){
+        .v = v, .network = n, .memory = memory, .n = rows, .rows = v->manifest.one_row[DECODER] ? 1 : rows};
+    *made = t;
+    t->state_count = out->count - 1, t->in_count = in->count - t->state_count;
+    t->time = time_axis(&in->tensors[0]), t->answer = answer_axis(&v->manifest);
+    t->inputs = arena_array(&t->memory, t->in_count, sizeof *t->inputs);
+    t->states = arena_array(&t->memory, t->state_count, sizeof *t->states);
+    t->next = arena_array(&t->memory, t->state_count, sizeof *t->next);
+    t->values = arena_array(&t->memory, in->count, sizeof *t->values);
+    t->results = arena_array(&t->memory, out->count, sizeof *t->results);
+    t->input_names = arena_array(&t->memory, in->count, sizeof *t->input_names);
+    t->output_names = arena_array(&t->memory, out->count, sizeof *t->output_names);
+    if (!t->inputs || !t->states || !t->next || !t->values || !t->results || !t->input_names || !t->output_names)
+        return no_memory(in->count * 64);
+    for (size_t i = 0; i < in->count; i++) t->input_names[i] = in->tensors[i].name;
+    for (size_t i = 0; i < out->count; i++) t->output_names[i] = out->tensors[i].name;
+    for (size_t i = 0; i < t->state_count; i++) {
+        size_t size;
+        if (!multiply(elements_of(&out->tensors[i + 1]), rows, &size)) return no_memory(SIZE_MAX);
+        t->states[i] = arena_array(&t->memory, size, sizeof(float));
+        t->next[i] = arena_array(&t->memory, size, sizeof(float));
+        if (!t->states[i] || !t->next[i]) return no_memory(size);
+    }
+    for (size_t i = 1; i < t->in_count; i++) {
+        size_t size;
+        if (!multiply(elements_of(&in->tensors[i]) * item_size(in->tensors[i].type), rows, &size))
+            return no_memory(SIZE_MAX);
+        t->inputs[i] = arena_take(&t->memory, size);
+        if (!t->inputs[i]) return no_memory(size);
+        vae_status status = fill_input(v, &in->tensors[i], f, i, s, 0, rows, t->inputs[i]);
+        if (status) return status;
+    }
+    return VAE_OK;
+}
+
+static void release_stream(vae_stream *t) {
+    give(&t->v->allocator, t->inputs ? t->inputs[0] : NULL);
+    arena memory = t->memory;
+    arena_release(&memory);
+}
+
+/* ONNX Runtime's value over rows of an array, from row `first` on. */
+static vae_status view(const vae_stream *t, const tensor *tensor_of, const size_t *sizes, void *data, size_t first,
+                       ort_value **value) {
+    int64_t shape[VAE_AXES + 1] = {(int64_t)t->rows};
+    size_t row = row_of(tensor_of, sizes) * item_size(tensor_of->type);
+    for (size_t i = 0; i < tensor_of->rank; i++) shape[i + 1] = (int64_t)sizes[i];
+    return failed(t->v, VAE_FAILED, tensor_of->name,
+                  t->v->api.create_tensor(t->v->cpu, (unsigned char *)data + first * row, t->rows * row, shape,
+                                          tensor_of->rank + 1, tensor_of->type, value));
+}
+
+/* Copy `length` values of time, from `from` on, of `rows` rows of arrays with others before and after that axis. */
+static void copy_time(unsigned char *to, size_t to_length, size_t to_start, const unsigned char *from,
+                      size_t from_length, size_t from_start, size_t length, size_t outer, size_t inner) {
+    for (size_t i = 0; i < outer; i++)
+        memcpy(to + (i * to_length + to_start) * inner, from + (i * from_length + from_start) * inner, length * inner);
+}
+
+static size_t product(const size_t *sizes, size_t start, size_t end) {
+    size_t result = 1;
+    for (size_t i = start; i < end; i++) result *= sizes[i];
+    return result;
+}
+
+/* Run the graph for chunks on the rows from `first` on, whose latents' chunk lies in the first input. */
+static vae_status run_part(vae_stream *t, const size_t *sizes, size_t length, size_t first, float *x, size_t whole,
+                           size_t start) {
+    const signature *in = t->network->inputs, *out = t->network->outputs;
+    const ort_api *api = &t->v->api;
+    const tensor *mean = &out->tensors[0];
+    size_t hop = t->network->variant->hop, answer[VAE_AXES], rank = 0;
+    int64_t given[VAE_AXES + 1] = {0};
+    ort_shape *shape = NULL;
+    void *data = NULL;
+    vae_status status = VAE_OK;
+    memcpy(answer, mean->sizes, sizeof answer);
+    answer[t->answer] = length * hop;
+    for (size_t i = 0; !status && i < in->count; i++) {
+        size_t state = i - t->in_count;
+        status = view(t, &in->tensors[i], i ? in->tensors[i].sizes : sizes,
+                      i < t->in_count ? t->inputs[i] : t->states[state], first, &t->values[i]);
+        if (!status && i >= t->in_count)
+            status = view(t, &in->tensors[i], in->tensors[i].sizes, t->next[state], first, &t->results[state + 1]);
+    }
+    if (!status)
+        status = failed(t->v, VAE_FAILED, t->network->path,
+                        api->run(t->network->session, NULL, t->input_names, (const ort_value *const *)t->values,
+                                 in->count, t->output_names, out->count, t->results));
+    if (!status) status = failed(t->v, VAE_FAILED, mean->name, api->value_shape(t->results[0], &shape));
+    if (!status) status = failed(t->v, VAE_FAILED, mean->name, api->axis_count(shape, &rank));
+    if (!status && rank == mean->rank + 1)
+        status = failed(t->v, VAE_FAILED, mean->name, api->axis_sizes(shape, given, rank));
+    int right = !status && rank == mean->rank + 1 && given[0] == (int64_t)t->rows;
+    for (size_t i = 0; right && i < mean->rank; i++) right = given[i + 1] == (int64_t)answer[i];
+    if (!status && !right)
+        status =
+            fail(VAE_BUNDLE,
+                 "%s: expected %zu values of time for %zu of the latent, got another shape; export the bundle again",
+                 t->network->path, length * hop, length);
+    if (!status) status = failed(t->v, VAE_FAILED, mean->name, api->tensor_data(t->results[0], &data));
+    if (!status) {
+        size_t outer = product(answer, 0, t->answer), inner = product(answer, t->answer + 1, mean->rank);
+        float *rows = x + first * outer * whole * hop * inner;
+        copy_time((unsigned char *)rows, whole * hop, start * hop, data, length * hop, 0, length * hop, t->rows * outer,
+                  inner * sizeof *x);
+    }
+    if (shape) api->release_shape(shape);
+    for (size_t i = 0; i < in->count + out->count; i++) {
+        ort_value **value = i < in->count ? &t->values[i] : &t->results[i - in->count];
+        if (*value) api->release_value(*value);
+        *value = NULL;
+    }
+    return status;
+}
+
+/* Decode a checked chunk of `whole` values of time; one longer than any that is proven in parts. */
+static vae_status decode_chunk(vae_stream *t, const float *z, const size_t *chunk, float *x) {
+    const tensor *latent_of = &t->network->inputs->tensors[0];
+    size_t whole = chunk[t->time], outer = t->n * product(chunk, 0, t->time),
+           inner = product(chunk, t->time + 1, latent_of->rank), max = latent_of->proven[t->time].max;
+    for (size_t start = 0, length; start < whole; start += length) {
+        size_t sizes[VAE_AXES];
+        length = whole - start < max ? whole - start : max;
+        memcpy(sizes, chunk, sizeof sizes);
+        sizes[t->time] = length;
+        size_t room = outer * length * inner;
+        if (room > t->latent_room) {
+            give(&t->v->allocator, t->inputs[0]);
+            t->latent_room = 0;
+            t->inputs[0] = take(&t->v->allocator, room * sizeof *z);
+            if (!t->inputs[0]) return no_memory(room * sizeof *z);
+            t->latent_room = room;
+        }
+        copy_time(t->inputs[0], length, 0, (const unsigned char *)z, whole, start, length, outer, inner * sizeof *z);
+        for (size_t first = 0; first < t->n; first += t->rows) {
+            vae_status status = run_part(t, sizes, length, first, x, whole, start);
+            if (status) return status;
+        }
+        float **states = t->states;
+        t->states = t->next;
+        t->next = states;
+    }
+    return VAE_OK;
+}
+
+/* The decoder's graph for chunks, loaded now if it was not yet. */
+static vae_status chunks_of(vae *v) {
+    const variant *each = v->networks[DECODER].variant;
+    vae_status status = VAE_OK;
+    if (!each) {
+        network *n;
+        return network_of(v, DECODER, &n);
+    }
+    if (!each->stream_path) {
+        const char *reason = text_of(each->stream, "reason");
+        return fail(VAE_INPUT,
+                    "stream: expected a causal decoder, got one that takes no chunks: %.300s; use vae_decode",
+                    reason ? reason : "its manifest has no stream");
+    }
+    MUTEX_LOCK(&v->loading);
+    if (!v->chunks.session) {
+        v->chunks = network_for(v, DECODER, each, 1);
+        status = load_network(v, &v->chunks);
+    }
+    MUTEX_UNLOCK(&v->loading);
+    return status;
+}
+
+vae_status vae_stream_open(vae *v, size_t n, const vae_draw *draw, vae_stream **opened) {
+    settings s;
+    feed f;
+    vae_stream *made = NULL;
+    if (!opened) return fail(VAE_INPUT, "opened: expected a place for the stream, got NULL; give one");
+    *opened = NULL;
+    vae_status status = chunks_of(v);
+    if (!status) status = check_rows(n);
+    if (!status) status = check_draw(draw, &s);
+    if (status) return status;
+    start_feed(v, DECODER, &f);
+    status = feed_conditions(v, DECODER, draw, n, &f);
+    if (!status) status = make_stream(v, &v->chunks, n, &f, &s, &made);
+    if (status && made)
+        release_stream(made);
+    else
+        *opened = made;
+    return status;
+}
+
+vae_status vae_stream_decode(vae_stream *t, const vae_array *z, float *x, size_t count) {
+    const tensor *latent_of = &t->network->inputs->tensors[0], *mean = &t->network->outputs->tensors[0];
+    size_t chunk[VAE_AXES] = {0}, answer[VAE_AXES], whole;
+    if (!z || !x) return fail(VAE_INPUT, "z and x: expected arrays, got NULL; give both");
+    if (z->rank && z->rank != latent_of->rank)
+        return fail(VAE_INPUT, "%s: expected %zu axes without that of rows, got %zu; give as many sizes",
+                    latent_of->name, latent_of->rank, z->rank);
+    for (size_t i = 0; i < latent_of->rank; i++) {
+        chunk[i] = z->rank ? z->sizes[i] : latent_of->sizes[i];
+        if (i == t->time ? !chunk[i] || chunk[i] > (size_t)1 << 31 : chunk[i] != latent_of->sizes[i])
+            return fail(VAE_INPUT,
+                        "%s: axis %zu: expected the size %zu, or of time at least 1, got %zu; give another chunk",
+                        latent_of->name, i, latent_of->sizes[i], chunk[i]);
+    }
+    if (row_of(latent_of, chunk) > SIZE_MAX / 64 / t->n) return no_memory(SIZE_MAX);
+    vae_status status = check_array(z, latent_of->name, ORT_FLOAT, t->n, row_of(latent_of, chunk), NULL, 0);
+    if (status) return status;
+    memcpy(answer, mean->sizes, sizeof answer);
+    if (!multiply(chunk[t->time], t->network->variant->hop, &answer[t->answer])) return no_memory(SIZE_MAX);
+    whole = row_of(mean, answer);
+    if (!multiply(whole, t->n, &whole) || whole != count)
+        return fail(VAE_INPUT, "x: expected room for %zu numbers, got %zu; give as many", whole, count);
+    return decode_chunk(t, z->floats, chunk, x);
+}
+
+size_t vae_stream_hop(const vae_stream *t) { return t->network->variant->hop; }
+
+void vae_stream_close(vae_stream *t) {
+    if (t) release_stream(t);
+}
+
 /* ---------------------------------------------------------------------------------------------------- verification */
 
 typedef struct {
@@ -4449,12 +4774,13 @@ static double distance_of(const tensor *t, const void *a, const void *b, size_t 
     return largest;
 }
 
-static void compare_golden(verification *r, bytes golden, const variant *each, const tensor *t, const void *answer) {
+static void compare_golden(verification *r, bytes golden, const variant *each, const char *how, const tensor *t,
+                           const void *answer) {
     char name[1024], detail[256], what[640];
     void *own = NULL, *reference = NULL;
     size_t count = elements_of(t) * r->v->manifest.golden_rows;
     double tolerance = member_of(each->tolerance, t->name)->number, declared = member_of(each->error, t->name)->number;
-    snprintf(what, sizeof what, "%s/%.200s %.200s", COMPONENT_OF[each->component], each->name, t->name);
+    snprintf(what, sizeof what, "%s/%.200s %s%.200s", COMPONENT_OF[each->component], each->name, how, t->name);
     snprintf(name, sizeof name, "%s/%.400s/%.400s", COMPONENT_OF[each->component], each->name, t->name);
     vae_status status = read_golden(r->v, golden, name, t, &own);
     snprintf(name, sizeof name, "%s/pytorch/%.400s", COMPONENT_OF[each->component], t->name);
@@ -4498,12 +4824,60 @@ static vae_status feed_golden(vae *v, int component, bytes golden, feed *f, void
     return status;
 }
 
+/* Decode golden latents in chunks of 1, 2, 3 … values of time. */
+static vae_status decode_golden(vae_stream *t, const float *z, float *x, float *room) {
+    const tensor *z_of = &t->network->inputs->tensors[0], *x_of = &t->network->outputs->tensors[0];
+    size_t whole = z_of->sizes[t->time], hop = t->network->variant->hop, chunk[VAE_AXES];
+    size_t outer = t->n * product(z_of->sizes, 0, t->time);
+    size_t inner = product(z_of->sizes, t->time + 1, z_of->rank) * sizeof *z;
+    size_t answer_outer = t->n * product(x_of->sizes, 0, t->answer);
+    size_t answer_inner = product(x_of->sizes, t->answer + 1, x_of->rank) * sizeof *x;
+    float *answer = room + t->n * elements_of(z_of);
+    if (x_of->sizes[t->answer] != whole * hop)
+        return fail(VAE_BUNDLE, "%s: expected %zu values of time in an observation, got %zu; export the bundle again",
+                    t->network->path, whole * hop, x_of->sizes[t->answer]);
+    memcpy(chunk, z_of->sizes, sizeof chunk);
+    for (size_t start = 0, number = 1; start < whole; start += chunk[t->time], number++) {
+        chunk[t->time] = whole - start < number ? whole - start : number;
+        copy_time((unsigned char *)room, chunk[t->time], 0, (const unsigned char *)z, whole, start, chunk[t->time],
+                  outer, inner);
+        vae_status status = decode_chunk(t, room, chunk, answer);
+        if (status) return status;
+        copy_time((unsigned char *)x, whole * hop, start * hop, (const unsigned char *)answer, chunk[t->time] * hop, 0,
+                  chunk[t->time] * hop, answer_outer, answer_inner);
+    }
+    return VAE_OK;
+}
+
+/* Replay the golden latents in chunks; the answer is that of the undivided graph. */
+static void replay_stream(verification *r, bytes golden, const variant *each, const feed *f, const settings *s) {
+    vae *v = r->v;
+    network loaded = network_for(v, DECODER, each, 1);
+    const tensor *z_of = &loaded.inputs->tensors[0], *x_of = &loaded.outputs->tensors[0];
+    size_t n = v->manifest.golden_rows, z_count = n * elements_of(z_of), x_count = n * elements_of(x_of);
+    vae_stream *t = NULL;
+    char what[640];
+    float *z = take(&v->allocator, 2 * (z_count + x_count) * sizeof *z), *x = z ? z + z_count : NULL;
+    snprintf(what, sizeof what, "%s/%.200s stream", COMPONENT_OF[each->component], each->name);
+    vae_status status = z ? load_network(v, &loaded) : no_memory(z_count * sizeof *z);
+    if (!status) status = make_stream(v, &loaded, n, f, s, &t);
+    if (!status) status = fill_input(v, z_of, f, 0, s, 0, n, z);
+    if (!status) status = decode_golden(t, z, x, x + x_count);
+    if (status)
+        report(r, what, 0, last_error);
+    else
+        compare_golden(r, golden, each, "stream ", x_of, x);
+    if (t) release_stream(t);
+    give(&v->allocator, z);
+    release_network(v, &loaded);
+}
+
 /* Replay the golden vectors on one variant. */
 static void replay(verification *r, bytes golden, const variant *each) {
     vae *v = r->v;
     const signature *out = &v->manifest.outputs[each->component];
     size_t n = v->manifest.golden_rows;
-    network loaded = {each->component, each, NULL, NULL, 0};
+    network loaded = network_for(v, each->component, each, 0);
     settings s = {v->manifest.golden_seed, 0, 1, 0, n, 0, 0};
     feed f;
     void *arrays[MAX_INPUTS] = {NULL}, *answers[MAX_OUTPUTS] = {NULL};
@@ -4523,7 +4897,9 @@ static void replay(verification *r, bytes golden, const variant *each) {
         status = run_rows(v, &loaded, &f, &s, n, &one);
     }
     if (status) report(r, what, 0, last_error);
-    for (size_t i = 0; !status && i < out->count; i++) compare_golden(r, golden, each, &out->tensors[i], answers[i]);
+    for (size_t i = 0; !status && i < out->count; i++)
+        compare_golden(r, golden, each, "", &out->tensors[i], answers[i]);
+    if (!status && each->stream_path) replay_stream(r, golden, each, &f, &s);
     for (size_t i = 0; i < MAX_INPUTS; i++) give(&v->allocator, arrays[i]);
     for (size_t i = 0; i < MAX_OUTPUTS; i++) give(&v->allocator, answers[i]);
     release_network(v, &loaded);

@@ -157,6 +157,19 @@ VAE_API vae_status vae_reconstruct(vae *v, size_t n, const vae_array *x, const v
 VAE_API vae_status vae_decoded_shape(vae *v, const vae_shape *latents, size_t latent_count, vae_shape *x);
 VAE_API vae_status vae_encoded_shape(vae *v, const vae_shape *x, const char *latent, vae_shape *z);
 
+/* A stream of latents that a causal decoder takes in chunks along time, its one dynamic axis. For one thread at a time. */
+typedef struct vae_stream vae_stream;
+
+/* Begin a stream of `n` rows, with the conditions of `draw` for all its chunks. Close it before the `vae`. */
+VAE_API vae_status vae_stream_open(vae *v, size_t n, const vae_draw *draw, vae_stream **opened);
+
+/* Decode the next chunk: `n` rows of `z`, whose `rank` and `sizes` give its length. Each value of time gives
+ * vae_stream_hop values of the observation; `count` is the number of all. Any division gives the same values. After an
+ * error begin another stream. */
+VAE_API vae_status vae_stream_decode(vae_stream *s, const vae_array *z, float *x, size_t count);
+VAE_API size_t vae_stream_hop(const vae_stream *s);
+VAE_API void vae_stream_close(vae_stream *s);
+
 /* Receives one check of vae_verify: what, whether it passed (-1: not checked here), and by how much. */
 typedef void (*vae_check)(void *context, const char *what, int passed, const char *detail);
 

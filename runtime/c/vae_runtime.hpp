@@ -112,6 +112,29 @@ struct Draw {
     }
 };
 
+class Vae;
+
+// A stream of latents in chunks along time; one thread at a time, and not longer than its Vae.
+class Stream {
+  public:
+    Stream(const Vae &vae, std::size_t n, const Draw &draw = {});
+    Stream(Stream &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+    Stream &operator=(Stream &&other) noexcept {
+        std::swap(handle_, other.handle_);
+        return *this;
+    }
+    Stream(const Stream &) = delete;
+    Stream &operator=(const Stream &) = delete;
+    ~Stream() { vae_stream_close(handle_); }
+
+    // Observations for each latent along time.
+    std::size_t hop() const { return vae_stream_hop(handle_); }
+    void decode(const vae_array &z, span<float> x) { require(vae_stream_decode(handle_, &z, x.data(), x.size())); }
+
+  private:
+    vae_stream *handle_ = nullptr;
+};
+
 // An opened bundle. Threads may share it.
 class Vae {
   public:
@@ -196,6 +219,11 @@ class Vae {
   private:
     ::vae *handle_ = nullptr;
 };
+
+inline Stream::Stream(const Vae &vae, std::size_t n, const Draw &draw) {
+    vae_draw d = draw.get();
+    require(vae_stream_open(vae.handle(), n, &d, &handle_));
+}
 
 } // namespace vae_runtime
 #endif

@@ -303,6 +303,51 @@ static void test_dynamic_axes(void) {
     vae_close(v);
 }
 
+/* A stream gives what the undivided decoder gives, however it is divided. */
+static void test_streams(void) {
+    enum { N = 3, CHANNELS = 2, LENGTH = 8, HOP = 4 };
+    static const size_t DIVISIONS[][4] = {{8, 0}, {1, 7, 0}, {3, 3, 2, 0}, {2, 1, 5, 0}};
+    static float z[N * CHANNELS * LENGTH], whole[N * LENGTH * HOP], part[N * CHANNELS * LENGTH], x[N * LENGTH * HOP];
+    vae *v = opened("stream", NULL);
+    int64_t speakers[N] = {0, 1, 0};
+    vae_array condition = {.name = vae_info(v)->conditions[0].name, .integers = speakers, .count = N};
+    vae_draw draw = {.seed = 3, .conditions = &condition, .condition_count = 1};
+    vae_stream *s;
+    CHECK(vae_info(v)->latents[0].sizes[1] == LENGTH &&
+          vae_prior(v, NULL, N, &draw, z, N * CHANNELS * LENGTH) == VAE_OK);
+    vae_array latents = {.floats = z, .count = N * CHANNELS * LENGTH};
+    CHECK(vae_decode(v, N, &latents, 1, &draw, whole, N * LENGTH * HOP) == VAE_OK);
+    for (size_t i = 0; i < sizeof DIVISIONS / sizeof *DIVISIONS; i++) {
+        CHECK(vae_stream_open(v, N, &draw, &s) == VAE_OK && vae_stream_hop(s) == HOP);
+        for (size_t k = 0, start = 0; k < 4 && DIVISIONS[i][k]; start += DIVISIONS[i][k++]) {
+            size_t length = DIVISIONS[i][k];
+            for (size_t row = 0; row < N * CHANNELS; row++)
+                memcpy(part + row * length, z + row * LENGTH + start, length * sizeof *z);
+            vae_array chunk = {.floats = part, .count = N * CHANNELS * length, .rank = 2, .sizes = {CHANNELS, length}};
+            CHECK(vae_stream_decode(s, &chunk, x, N * length * HOP) == VAE_OK);
+            for (size_t row = 0; row < N; row++)
+                CHECK(near(x + row * length * HOP, whole + (row * LENGTH + start) * HOP, length * HOP, 1e-5f));
+        }
+        vae_stream_close(s);
+    }
+    CHECK(vae_stream_open(v, N, &draw, &s) == VAE_OK);
+    REFUSED(VAE_INPUT, "expected room", vae_stream_decode(s, &latents, x, 1));
+    REFUSED(VAE_INPUT, "z and x", vae_stream_decode(s, NULL, x, 1));
+    latents.rank = 2, latents.sizes[0] = 3, latents.sizes[1] = LENGTH;
+    REFUSED(VAE_INPUT, "axis 0", vae_stream_decode(s, &latents, x, N * LENGTH * HOP));
+    latents.sizes[0] = CHANNELS, latents.sizes[1] = 0;
+    REFUSED(VAE_INPUT, "axis 1", vae_stream_decode(s, &latents, x, N * LENGTH * HOP));
+    vae_stream_close(s);
+    REFUSED(VAE_INPUT, "expected", vae_stream_open(v, N, NULL, &s));
+    CHECK(s == NULL);
+    REFUSED(VAE_INPUT, "n:", vae_stream_open(v, 0, &draw, &s));
+    vae_stream_close(NULL);
+    vae_close(v);
+    v = opened("dynamic", NULL);
+    REFUSED(VAE_INPUT, "causal", vae_stream_open(v, 1, NULL, &s));
+    vae_close(v);
+}
+
 static void test_codes_mixture_and_sphere(void) {
     vae *v = opened("codes", NULL);
     float x[8] = {0}, y[8];
@@ -334,7 +379,7 @@ static void count_checks(void *context, const char *what, int result, const char
 
 static void test_verify(void) {
     static const char *const NAMES[] = {"plain", "plain.zip", "digits", "conditional", "two-latents",
-                                        "codes", "mixture",   "sphere", "dynamic"};
+                                        "codes", "mixture",   "sphere", "dynamic",     "stream"};
     for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) {
         vae *v = opened(NAMES[i], NULL);
         passed = failed = skipped = 0;
@@ -432,6 +477,7 @@ int main(int count, char **arguments) {
     test_encode_and_reconstruct();
     test_several_latents();
     test_dynamic_axes();
+    test_streams();
     test_codes_mixture_and_sphere();
     test_verify();
     test_nothing_is_allocated_after_the_first_call();

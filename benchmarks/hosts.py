@@ -52,7 +52,8 @@ def compare_hosts(run: Run) -> None:
                 taken[name] = first_sample(run, name, starts[name])
             for name in run.random.sample(list(calls), len(calls)):
                 taken[name]["sample"] = _median(calls[name], name, str(folder), seconds)
-            run.found["hosts"].append({"round": number, "model": model, "sizes": _sizes(library), "hosts": taken})
+            title = run.found["models"][model]["title"]
+            run.found["hosts"].append({"round": number, "model": title, "sizes": _sizes(library), "hosts": taken})
     finally:
         for process in calls.values():
             process.close()

@@ -298,7 +298,7 @@ def hosts_section(found: Found) -> str:
     text = table(("program", "first sample after", "processor time", "peak memory", "one sample"), rows)
     return (
         f"{text}\n\nThe library in C takes {sizes['c'] / 1024:.0f} KiB, 128 of them the noise's table; ONNX Runtime's "
-        f"{megabytes(sizes['onnxruntime'])}. {len(entries)} rounds, {title_of(found, entries[0]['model'])}."
+        f"{megabytes(sizes['onnxruntime'])}. {len(entries)} rounds, {entries[0]['model']}."
     )
 
 

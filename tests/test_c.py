@@ -129,6 +129,21 @@ def test_every_case_is_answered(tmp_path, built, compiler, onnxruntime):
     assert judge(cases, ask([str(driver), onnxruntime], write_requests(cases, tmp_path))) == {}
 
 
+SWAPPED = ["additional_metadata", "vae", "latents", 0, "posterior"]
+
+
+@pytest.mark.long
+def test_outputs_whose_roles_are_swapped_fail(tmp_path, built, compiler, onnxruntime):
+    driver = tmp_path / "driver"
+    run(compiler, *FLAGS, "-O1", f"-I{built}", f"-I{C}", ROOT / "conformance" / "driver.c", "-o", driver, *LIBRARIES)
+    request = {"ask": "verify", "bundle": "plain"}
+    edit = {"manifest": [[[*SWAPPED, "std"], "logvar"], [[*SWAPPED, "logvar"], "std"]]}
+    cases = [{"id": "swapped", "request": request, "edit": edit}, {"id": "right", "request": request}]
+    answers = ask([str(driver), onnxruntime], write_requests(cases, tmp_path))
+    assert answers["swapped"]["answer"] == {"passed": False}
+    assert answers["right"]["answer"] == {"passed": True}
+
+
 @pytest.mark.long
 def test_a_driver_with_another_table_is_caught(tmp_path, compiler, onnxruntime):
     table = noise.table()[0].copy()

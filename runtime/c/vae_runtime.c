@@ -4808,6 +4808,60 @@ static void compare_golden(verification *r, bytes golden, const variant *each, c
     give(&r->v->allocator, reference);
 }
 
+/* Whether one answer of the reference is what another makes of it, within 5 % and 0.001: of two outputs of one shape whose
+ * roles are swapped, each passes every other check. */
+static void check_role(verification *r, bytes golden, int component, const char *name, const char *from,
+                       double (*role)(double)) {
+    const signature *out = &r->v->manifest.outputs[component];
+    const tensor *t = NULL;
+    char path[512];
+    void *answer = NULL, *source_of = NULL;
+    for (size_t i = 0; i < out->count; i++)
+        if (!strcmp(out->tensors[i].name, name)) t = &out->tensors[i];
+    if (!t) return;
+    snprintf(path, sizeof path, "%s/pytorch/%.400s", COMPONENT_OF[component], name);
+    vae_status status = read_golden(r->v, golden, path, t, &answer);
+    snprintf(path, sizeof path, "%s/pytorch/%.400s", COMPONENT_OF[component], from);
+    if (!status) status = read_golden(r->v, golden, path, t, &source_of);
+    size_t count = elements_of(t) * r->v->manifest.golden_rows;
+    for (size_t i = 0; !status && i < count; i++) {
+        double expected = role(value_at(t, source_of, i)), got = value_at(t, answer, i);
+        if (!(got == expected || fabs(got - expected) <= 1e-3 + 0.05 * fabs(expected)))
+            status = fail(VAE_BUNDLE,
+                          "%s: expected %.6g at number %zu of %.200s, got %.6g; the manifest swaps the roles of "
+                          "outputs, or the bundle is "
+                          "damaged: export it again",
+                          path, expected, i, name, got);
+    }
+    if (status) report(r, "golden vectors", 0, last_error);
+    give(&r->v->allocator, answer);
+    give(&r->v->allocator, source_of);
+}
+
+static double std_of(double logvar) { return exp(logvar / 2); }
+
+static double mean_of(double logits) { return 0.5 + 0.5 * tanh(0.5 * logits); }
+
+/* The most values of a latent that are drawn for golden vectors. */
+#define MAX_DRAWN ((size_t)1 << 24)
+
+static int check_golden(verification *r, bytes golden) {
+    const manifest *m = &r->v->manifest;
+    const node *likelihood = member_of(m->vae, "likelihood");
+    for (size_t i = 0; i < m->latent_count; i++) {
+        const latent *l = &m->latents[i];
+        if (same_text(l->prior, "normal") && elements_of(&l->tensor) > MAX_DRAWN / m->golden_rows) {
+            fail(VAE_BUNDLE, "%s/%s: expected at most %zu values of %s, got more; export the bundle again",
+                 r->v->place.root, m->golden_file, MAX_DRAWN, l->tensor.name);
+            return report(r, "golden vectors", 0, last_error), 0;
+        }
+        if (m->has[ENCODER] && l->std) check_role(r, golden, ENCODER, l->std, l->logvar, std_of);
+    }
+    if (m->has[DECODER] && same_text(m->likelihood, "bernoulli") && text_of(likelihood, "logits"))
+        check_role(r, golden, DECODER, text_of(likelihood, "mean"), text_of(likelihood, "logits"), mean_of);
+    return 1;
+}
+
 /* The golden inputs of a component: stored, or drawn where the prior is normal. Arrays are taken, to be given back. */
 static vae_status feed_golden(vae *v, int component, bytes golden, feed *f, void **arrays) {
     const manifest *m = &v->manifest;
@@ -4913,7 +4967,8 @@ vae_status vae_verify(vae *v, vae_check check, void *context) {
     check_files(&r);
     if (read_listed(v, v->manifest.golden_file, golden_limit(&v->manifest), &golden))
         report(&r, "golden vectors", 0, last_error);
-    for (size_t i = 0; golden.data && i < v->manifest.variant_count; i++) {
+    int is_right = golden.data && check_golden(&r, golden);
+    for (size_t i = 0; is_right && i < v->manifest.variant_count; i++) {
         const variant *each = &v->manifest.variants[i];
         char what[640];
         snprintf(what, sizeof what, "%s/%.200s", COMPONENT_OF[each->component], each->name);

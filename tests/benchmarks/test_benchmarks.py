@@ -123,8 +123,8 @@ def test_c_is_compared_with_python_in_each_round():
         return {"wall": wall, "cpu": wall, "memory": memory, "sample": sample}
 
     hosts = {"naive": taken(0.2, 2**26, 3e-5), "ours-fp32": taken(0.2, 2**26, 2e-5), "c": taken(0.05, 2**25, 1e-5)}
-    entry = {"round": 0, "model": "tiny", "sizes": {"c": 2**18, "onnxruntime": 2**24}, "hosts": hosts}
-    found = {"models": {"tiny": {"title": "Tiny"}}, "hosts": [entry, entry]}
+    entry = {"round": 0, "model": "Tiny", "sizes": {"c": 2**18, "onnxruntime": 2**24}, "hosts": hosts}
+    found = {"hosts": [entry, entry]}
     text = report.hosts_section(found)
     assert "| vae-runtime in C | 50.0 ms | 50.0 ms | 32.0 MiB | 10.0 µs: vae_sample |" in text
     assert "256 KiB" in text

@@ -45,7 +45,7 @@ export function numbersOfNode(lines) {
   const local = lines
     .replace('"onnxruntime-node"', JSON.stringify(join(js, "node_modules", "onnxruntime-node", "dist", "index.js")))
     .replace('"vae-runtime"', JSON.stringify(join(js, "dist", "index.js")));
-  const code = `${local.replace("import * as ort", "import ort")}\nconsole.log(JSON.stringify([x.shape, [...x.data]]));process.exit(0);`;
+  const code = `${local.replace("import * as ort", "import ort")}\nprocess.stdout.write(JSON.stringify([x.shape, [...x.data]]), () => process.exit(0));`;
   const done = spawnSync(process.execPath, ["--input-type=module", "-e", code], { cwd: root, encoding: "utf-8", maxBuffer: 2 ** 28 });
   if (done.status !== 0) throw new Error(done.stderr);
   const [shape, data] = JSON.parse(done.stdout);

@@ -327,7 +327,7 @@ test("what a link says is checked", { skip }, async () => {
 test("several latents, vectors and sequences are explored too", { skip }, async () => {
   for (const [bundle, place, line] of [
     ["conformance/bundles/two-latents", 3, 'z["z2"][0, 1] = 0.5'], ["conformance/bundles/dynamic", 5, "z[0, 1, 1] = 0.5"],
-    ["conformance/bundles/mixture", 1, "z[0, 1] = 0.5"], ["conformance/bundles/stream", 1, "z[0, 0, 1] = 0.5"],
+    ["conformance/bundles/mixture", 1, "z[0, 1] = 0.5"], ["conformance/bundles/plain.zip", 2, "z[0, 2] = 0.5"], ["conformance/bundles/stream", 1, "z[0, 0, 1] = 0.5"],
     ["conformance/bundles/sphere", 2, "z[0, 2] = 0.5"],
   ]) {
     const page = await open(bundle);

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import comparison, cuda, report, tiles
+from benchmarks import comparison, cuda, report, streams, tiles
 from benchmarks.capacity import BUSY_LOOPS
 from benchmarks.contender import Unavailable
 from benchmarks.contenders import CONTENDERS, Naive
@@ -161,6 +161,20 @@ def test_a_part_that_is_left_out_keeps_its_figures(data, finished, tmp_path):
 
 
 SMALL = "AutoencoderKL (8, 16), to try the program"
+
+
+@pytest.mark.long
+def test_the_benchmark_of_streams_compares_every_way(tmp_path, capsys, monkeypatch):
+    words = ["--filters", "2", "--rounds", "2", "--chunks", "1,20", "--out", str(tmp_path)]
+    assert streams.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[:2] for line in lines[4:]] == [
+        ["| decode_stream", "1"], ["| decode, all until now again", "20"], ["| decode_stream", "20"],
+        ["| decode, once all are there", "50"],
+    ]  # fmt: skip
+    monkeypatch.setattr(streams, "TOLERANCE", -1.0)
+    assert streams.main(words) == 1
+    assert "expected the answer of decode" in capsys.readouterr().err
 
 
 @pytest.mark.long

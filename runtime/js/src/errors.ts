@@ -74,11 +74,12 @@ export function requireBigInt(name: string, value: unknown, low: bigint, high: b
 }
 
 /**
- * Check an integer of at most 2**53 - 1.
+ * Check an integer that is a number, at most 2**53 - 1.
  *
  * @throws {InputError} it is not an integer from `low` to `high`.
  */
 export function requireInteger(name: string, value: unknown, low: number, high: number): number {
+  if (typeof value !== "number") refuseInput(name, `a number from ${low} to ${high}`, shown(value));
   return Number(requireBigInt(name, value, BigInt(low), BigInt(high)));
 }
 

@@ -89,8 +89,14 @@ export class Inputs {
   }
 
   /** The decoder's inputs and their number of rows; latents that are its noise may be missing from `z`. */
-  decoder(z: Latents, conditions: Conditions | null | undefined, seed: Integer | null, start: Integer): [Feeds, number] {
+  decoder(
+    z: Latents, conditions: Conditions | null | undefined, seed: Integer | null, start: Integer, out?: Float32Array,
+  ): [Feeds, number] {
     const arrays = this.latents(z);
+    // One batch must not write into an array that a later one reads.
+    for (const [name, { data, shape }] of arrays) {
+      if (data.buffer === out?.buffer) arrays.set(name, { data: data.slice(), shape } as NumberArray);
+    }
     const missing = this._manifest.latents.filter(
       ({ name, posterior }) => !arrays.has(name) && (outputsOf(posterior).length || !arrays.size),
     );

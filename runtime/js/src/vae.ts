@@ -175,7 +175,7 @@ export class VAE {
     const { conditions, start = 0, observe } = options;
     const seed = options.seed ?? (observe ? newSeed() : null);
     await this._priors.read();
-    const [feeds, n] = this._inputs.decoder(z, conditions, seed, start);
+    const [feeds, n] = this._inputs.decoder(z, conditions, seed, start, options.out);
     return this._decoded(feeds, n, seed, start, options);
   }
 

@@ -166,6 +166,13 @@ tests["results go into a buffer on request"] = async ({ vr, ort, source }) => {
     equal(x.data === out, true, "the buffer");
     equal([...out], [...(await vae.sample(5, { seed: 1, batchSize })).data]);
   }
+  // Latents that lie in the buffer itself.
+  const z = await vae.prior(6, { seed: 2 });
+  const expected = [...(await vae.decode(z)).data];
+  const shared = new Float32Array(36);
+  shared.set(z.data);
+  await vae.decode({ data: shared.subarray(0, 18), shape: [6, 3] }, { out: shared, batchSize: 1 });
+  equal([...shared], expected);
   await refused("InputError", /^out: expected a Float32Array of 30 numbers, got 29$/, () => vae.sample(5, { out: new Float32Array(29) }));
   await refused("InputError", /^out: expected/, () => vae.sample(5, { out: [1] }));
 };
@@ -203,6 +210,7 @@ tests["arguments that are wrong are refused"] = async ({ vr, ort, source }) => {
   await input(/^sample: expected one of .*batchSize.*, got "batch_size"; leave it out$/, () => vae.sample(1, { batch_size: 2 }));
   await input(/^sample: expected one of/, () => vae.sample(1, { tile: "auto" }));
   await input(/^n: expected 1/, () => vae.sample(0));
+  await input(/^n: expected a number from 1 to \d+, got 2$/, () => vae.sample(2n));
   await input(/^batchSize: expected 1/, () => vae.sample(1, { batchSize: 0 }));
   await input(/^temperature: expected a number/, () => vae.sample(1, { temperature: NaN }));
   await input(/^observe: expected true or false/, () => vae.sample(1, { observe: 1 }));

@@ -2338,13 +2338,19 @@ static int span_is(const graph_checker *g, span s, const char *text) {
     return s.end - s.start == length && !memcmp(g->data + s.start, text, length);
 }
 
+/* Refuse a field that is a text of more than 64 KiB; `texts` has a bit for each field that is a text. */
+static vae_status check_text(const graph_checker *g, const field *f, unsigned texts) {
+    return texts >> f->number & 1 && f->span.end - f->span.start > 65536 ? bad_graph(g, "texts of at most 64 KiB")
+                                                                          : VAE_OK;
+}
+
 /* An entry of metadata, none of which may be ONNX Runtime's own options. */
 static vae_status check_entry(graph_checker *g, span entry) {
     field f;
     uint64_t seen = 0;
     int more;
     while ((more = next_field(g, &entry, ENTRY_FRAME, 0, &seen, &f)) > 0) {
-        if (f.span.end - f.span.start > 65536) return bad_graph(g, "texts of at most 64 KiB");
+        if (check_text(g, &f, 1 << 1 | 1 << 2)) return VAE_BUNDLE;
         if (f.number == 1 && f.span.end - f.span.start == 10) {
             int same = 1;
             for (size_t i = 0; i < 10; i++) same &= lower(g->data[f.span.start + i]) == "ort_config"[i];
@@ -2477,6 +2483,7 @@ static vae_status check_described(graph_checker *g, span message) {
     span open[5] = {message};
     uint64_t seen[5] = {0};
     size_t axes = 0;
+    uint64_t count = 1;
     for (int level = 0; level >= 0;) {
         field f;
         int more = next_field(g, &open[level], FRAMES[level], 0, &seen[level], &f);
@@ -2492,6 +2499,11 @@ static vae_status check_described(graph_checker *g, span message) {
         }
         if (level == 2 && f.number == 1 && !type_bits(f.value, &typed)) return bad_graph(g, "tensors of numbers");
         if (level == 3 && ++axes > 16) return bad_graph(g, "at most 16 axes");
+        /* Sizes that are 0 or negative say nothing. */
+        if (level == 4 && f.number == 1 && f.value && !(f.value >> 63)) {
+            if (f.value > ((uint64_t)1 << 40) / count) return bad_graph(g, "tensors of at most 2^40 elements");
+            count *= f.value;
+        }
         if (level < 4 && f.number == BELOW[level]) {
             open[++level] = f.span;
             seen[level] = 0;
@@ -2530,6 +2542,7 @@ static vae_status check_node(graph_checker *g, span message, int depth) {
     int more;
     if (++g->nodes > 16384) return bad_graph(g, "at most 16384 nodes");
     while ((more = next_field(g, &scan, NODE_FRAME, 0, &seen, &f)) > 0) {
+        if (check_text(g, &f, 1 << 3 | 1 << 6)) return VAE_BUNDLE;
         if (f.number == 4) operator_name = f.span;
         if (f.number == 7) domain = f.span;
         if (f.number == 8 && f.span.end > f.span.start) return bad_graph(g, "operators without overloads");
@@ -2576,7 +2589,7 @@ static vae_status check_graph(graph_checker *g, span message, int depth) {
             status = more ? VAE_BUNDLE : VAE_OK;
             break;
         }
-        default: break;
+        default: status = check_text(g, &f, 1 << 2 | 1 << 10);
         }
         outputs += f.number == 12;
         if (status) return status;
@@ -2611,7 +2624,9 @@ static vae_status check_model(const char *place, bytes content, const char *file
     span scan = {0, content.size}, graph = {0, 0};
     int more;
     while ((more = next_field(&g, &scan, MODEL_FRAME, 0, &seen, &f)) > 0) {
-        vae_status status = f.number == 8 ? check_opset(&g, f.span) : f.number == 14 ? check_entry(&g, f.span) : VAE_OK;
+        vae_status status = f.number == 8    ? check_opset(&g, f.span)
+                            : f.number == 14 ? check_entry(&g, f.span)
+                                             : check_text(&g, &f, 1 << 2 | 1 << 3 | 1 << 4 | 1 << 6);
         if (status) return status;
         if (f.number == 1) ir = f.value;
         if (f.number == 7) graph = f.span;
@@ -2807,7 +2822,8 @@ static vae_status unpack(const vae_allocator *memory, const char *file, bytes z,
             memcmp(z.data + local, "PK\3\4", 4))
             return fail(VAE_BUNDLE, DAMAGED, file);
         size_t start = local + 30 + u16(z.data + local + 26) + u16(z.data + local + 28);
-        if (start > stop || packed > stop - start || (method == 0 && packed != size))
+        if (start > stop || packed > stop - start || (method == 0 && packed != size) ||
+            u16(z.data + local + 26) != length || memcmp(z.data + local + 30, entry + 46, length))
             return fail(VAE_BUNDLE, DAMAGED, file);
         /* No byte of compressed data gives more than 1032. */
         if (size > limit || size / 1032 > packed + 1)
@@ -4673,43 +4689,52 @@ static int check_listed(verification *r, const char *name) {
 }
 
 #define MAX_FOLDERS 1000
+#define MAX_PATH_SIZE 4096
 
-/* Look at each entry of a folder of the bundle, and of the folders in it; `name` is the folder's, with a slash. */
-static int check_folder(verification *r, const char *name, size_t *folders) {
-    char path[4096];
+/* Look at each entry of a folder of the bundle, and of the folders in it. `path` is the folder's, with a slash at its
+ * end, in room for MAX_PATH_SIZE bytes; from `root` on it is the name in the bundle. */
+static int check_folder(verification *r, char *path, size_t root, size_t *folders) {
+    size_t length = strlen(path);
     int right = 1;
-    if (++*folders > MAX_FOLDERS || strlen(name) > 1024) {
+    if (++*folders > MAX_FOLDERS || length - root > 1024) {
         fail(VAE_BUNDLE, "%s: expected at most %d folders; copy the bundle again", r->v->place.root, MAX_FOLDERS);
         return report(r, "files", 0, last_error), 0;
     }
 #ifdef _WIN32
     WIN32_FIND_DATAA entry;
-    snprintf(path, sizeof path, "%s/%s*", r->v->place.location, name);
+    snprintf(path + length, MAX_PATH_SIZE - length, "*");
     HANDLE folder = FindFirstFileA(path, &entry);
-    int more = folder != INVALID_HANDLE_VALUE;
+    int more = folder != INVALID_HANDLE_VALUE, is_read = more;
     for (; more && right; more = FindNextFileA(folder, &entry)) {
         const char *file = entry.cFileName;
 #else
-    snprintf(path, sizeof path, "%s/%s", r->v->place.location, name);
     DIR *folder = opendir(path);
+    int is_read = folder != NULL;
     for (struct dirent *entry; folder && right && (entry = readdir(folder));) {
         const char *file = entry->d_name;
 #endif
-        char inner[2048];
         stat_of status;
         if (!strcmp(file, ".") || !strcmp(file, "..")) continue;
-        snprintf(inner, sizeof inner, "%s%.900s", name, file);
-        snprintf(path, sizeof path, "%s/%s", r->v->place.location, inner);
-        int is_folder = !status_of(path, &status) && IS_FOLDER(status.st_mode) && inner[0] != '.';
-        if (is_folder) strncat(inner, "/", sizeof inner - strlen(inner) - 1);
-        right = is_folder ? check_folder(r, inner, folders) : check_listed(r, inner);
+        int written = snprintf(path + length, MAX_PATH_SIZE - length, "%s", file);
+        if (written < 0 || (size_t)written + 2 > MAX_PATH_SIZE - length) {
+            is_read = 0;
+            break;
+        }
+        int is_folder = path[root] != '.' && !status_of(path, &status) && IS_FOLDER(status.st_mode);
+        if (is_folder) memcpy(path + length + written, "/", 2);
+        right = is_folder ? check_folder(r, path, root, folders) : check_listed(r, path + root);
     }
+    path[length] = 0;
 #ifdef _WIN32
     if (folder != INVALID_HANDLE_VALUE) FindClose(folder);
 #else
     if (folder) closedir(folder);
 #endif
-    return right;
+    if (!is_read) {
+        fail(VAE_BUNDLE, "%s/%s: the folder cannot be read; copy the bundle again", r->v->place.root, path + root);
+        report(r, "files", 0, last_error);
+    }
+    return right && is_read;
 }
 
 static int check_files(verification *r) {
@@ -4717,7 +4742,11 @@ static int check_files(verification *r) {
     size_t folders = 0;
     int right = 1;
     for (size_t i = 0; i < v->place.count; i++) right &= check_listed(r, v->place.members[i].name);
-    if (!v->place.is_zip) right = check_folder(r, "", &folders);
+    if (!v->place.is_zip) {
+        char path[MAX_PATH_SIZE];
+        snprintf(path, sizeof path, "%.3000s/", v->place.location);
+        right = check_folder(r, path, strlen(path), &folders);
+    }
     for (size_t i = 0; i < v->sum_count; i++) {
         bytes content = {NULL, 0};
         if (read_listed(v, v->sums[i].path, SIZE_MAX / 4, &content)) {

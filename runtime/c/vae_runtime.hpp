@@ -4,9 +4,12 @@
 
 #include "vae_runtime.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <functional>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -77,12 +80,12 @@ inline vae_shape shape(const std::vector<std::size_t> &sizes, const char *name =
 // Numbers by the name of a latent or a condition. The name and the numbers are the caller's, and stay alive.
 inline vae_array array(span<const float> numbers, const char *name = nullptr, const vae_shape &row = {}) {
     vae_array result{name, numbers.data(), nullptr, nullptr, numbers.size(), row.rank, {}};
-    for (std::size_t i = 0; i < row.rank; i++) result.sizes[i] = row.sizes[i];
+    std::copy(std::begin(row.sizes), std::end(row.sizes), result.sizes);
     return result;
 }
 inline vae_array integers(span<const std::int64_t> numbers, const char *name = nullptr, const vae_shape &row = {}) {
     vae_array result{name, nullptr, numbers.data(), nullptr, numbers.size(), row.rank, {}};
-    for (std::size_t i = 0; i < row.rank; i++) result.sizes[i] = row.sizes[i];
+    std::copy(std::begin(row.sizes), std::end(row.sizes), result.sizes);
     return result;
 }
 // A condition's class for every row.
@@ -156,7 +159,10 @@ class Vae {
     Vae &operator=(const Vae &) = delete;
     ~Vae() { vae_close(handle_); }
 
-    const vae_description &info() const { return *vae_info(handle_); }
+    const vae_description &info() const {
+        if (!handle_) throw InputError(VAE_INPUT, "vae: expected an opened bundle, got one that was moved; open it");
+        return *vae_info(handle_);
+    }
     // For functions of vae_runtime.h.
     ::vae *handle() const { return handle_; }
 
@@ -200,11 +206,21 @@ class Vae {
     // Whether every check holds; `each` receives what was checked, whether it passed (-1: not checked), and how.
     using Check = std::function<void(const char *, int, const char *)>;
     bool verify(const Check &each = nullptr) const {
+        struct Calls {
+            const Check &each;
+            std::exception_ptr thrown;
+        } calls{each, nullptr};
+        // C must not be left by an exception: the first is kept, and thrown at the end.
         auto call = [](void *context, const char *what, int passed, const char *detail) {
-            auto &function = *static_cast<const Check *>(context);
-            if (function) function(what, passed, detail);
+            auto &to = *static_cast<Calls *>(context);
+            try {
+                if (to.each && !to.thrown) to.each(what, passed, detail);
+            } catch (...) {
+                to.thrown = std::current_exception();
+            }
         };
-        vae_status status = vae_verify(handle_, call, const_cast<Check *>(&each));
+        vae_status status = vae_verify(handle_, call, &calls);
+        if (calls.thrown) std::rethrow_exception(calls.thrown);
         if (status != VAE_OK && status != VAE_BUNDLE) require(status);
         return status == VAE_OK;
     }

@@ -60,6 +60,15 @@ int main(int count, char **arguments) {
     int passed = 0;
     CHECK(plain.verify([&](const char *, int result, const char *) { passed += result == 1; }) && passed >= 3);
     CHECK(plain.verify());
+    int calls = 0;
+    refused<std::runtime_error>("enough", [&] {
+        plain.verify([&](const char *, int, const char *) { calls++, throw std::runtime_error("enough"); });
+    });
+    CHECK(calls == 1);
+    refused<InputError>("moved", [&] { first.sample(2); });
+    vae_shape wrong{};
+    wrong.rank = 99;
+    refused<InputError>("99", [&] { plain.decode(3, {array(mean, nullptr, wrong)}, decoded); });
 
     Vae dynamic(bundles + "/dynamic", options);
     Draw longer;

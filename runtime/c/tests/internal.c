@@ -4,6 +4,9 @@
 #define _GNU_SOURCE
 #endif
 #include <locale.h>
+#ifndef _WIN32
+#include <sys/resource.h>
+#endif
 #include <stdlib.h>
 
 static size_t allocations;
@@ -177,6 +180,50 @@ static void test_arrays_in_the_other_order(void) {
     CHECK(!strcmp(header, "{'descr': '<i8', 'fortran_order': False, 'shape': (2, 3), }"));
 }
 
+/* A member's name is also before its bytes, in 30 bytes and the name. */
+static void test_names_in_npz_files(void) {
+    unsigned char file[46 + 35 + 51 + 22] = {0}, *local = file, *entry = file + 36, *end = entry + 51;
+    static const vae_allocator USUAL = {NULL, NULL, NULL};
+    bytes content = {NULL, 0};
+    memcpy(local, "PK\3\4", 4), memcpy(entry, "PK\1\2", 4), memcpy(end, "PK\5\6", 4);
+    local[26] = entry[28] = 5, end[10] = 1, end[16] = 36;
+    memcpy(local + 30, "a.npy", 5), memcpy(entry + 46, "a.npy", 5);
+    entry[20] = entry[24] = 1, local[35] = '1';
+    uint32_t crc = crc32_of(local + 35, 1);
+    memcpy(entry + 16, &crc, 4);
+    bytes z = {file, (size_t)(end - file) + 22};
+    CHECK(unpack(&USUAL, "z", z, "a", 9, &content) == VAE_OK && content.size == 1 && content.data[0] == '1');
+    free(content.data);
+    local[30] = 'b';
+    REFUSED(VAE_BUNDLE, "as numpy writes it", unpack(&USUAL, "z", z, "a", 9, &content));
+}
+
+/* A graph of one output of a size, whose producer has a name of a length. */
+static vae_status check_small(uint64_t size, size_t producer) {
+    static unsigned char model[1 << 17];
+    size_t at = 0, length;
+    unsigned char output[32] = {0x0A, 1, 'y', 0x12, 0, 0x0A, 0, 0x08, 1, 0x12, 0, 0x0A, 0, 0x08};
+    for (length = 14; size > 127; size >>= 7) output[length++] = (unsigned char)(0x80 | (size & 127));
+    output[length++] = (unsigned char)size;
+    for (size_t inner = 4; inner <= 12; inner += inner == 4 ? 2 : inner == 6 ? 4 : 2)
+        output[inner] = (unsigned char)(length - inner - 1);
+    const unsigned char head[] = {0x08, 8, 0x12, (unsigned char)(0x80 | (producer & 127)),
+                                  (unsigned char)(0x80 | (producer >> 7 & 127)), (unsigned char)(producer >> 14)};
+    memcpy(model, head, sizeof head);
+    memset(model + sizeof head, 'p', producer);
+    at = sizeof head + producer;
+    const unsigned char graph[] = {0x3A, (unsigned char)(length + 2), 0x62, (unsigned char)length};
+    memcpy(model + at, graph, sizeof graph);
+    memcpy(model + at + sizeof graph, output, length);
+    return check_model("model", (bytes){model, at + sizeof graph + length}, NULL, 0);
+}
+
+static void test_limits_of_graphs(void) {
+    CHECK(check_small(3, 20000) == VAE_OK && check_small((uint64_t)1 << 40, 65536) == VAE_OK);
+    REFUSED(VAE_BUNDLE, "2^40", check_small(((uint64_t)1 << 40) + 1, 20000));
+    REFUSED(VAE_BUNDLE, "64 KiB", check_small(3, 65537));
+}
+
 static void test_paths(void) {
     static const char *const RIGHT[] = {"a", "a/b", "A-z_0.9/x", "-"}, *const WRONG[] = {"",     "/a",      "a/",
                                                                                          "a//b", "..",      "a/../b",
@@ -187,6 +234,40 @@ static void test_paths(void) {
     CHECK(is_clash("a", "A") && is_clash("a", "a/b") && is_clash("a/b", "A/c") && is_clash("a/b", "a/B"));
     CHECK(!is_clash("a", "b") && !is_clash("a/b", "a/c") && !is_clash("a", "ab") && !is_clash("a-b", "a.b"));
 }
+
+#ifndef _WIN32
+/* Folders in folders, more than may be open at once: what cannot be looked into has not been checked. */
+static void test_folders_that_cannot_be_read(void) {
+    char root[] = "/tmp/vae-folders-XXXXXX", path[MAX_PATH_SIZE];
+    struct rlimit usual, few;
+    vae v = {0};
+    CHECK(mkdtemp(root));
+    v.place.root = v.place.location = root;
+    for (int depth = 1; depth <= 40; depth++) {
+        size_t length = (size_t)snprintf(path, sizeof path, "%s/", root);
+        for (int i = 0; i < depth; i++) length += (size_t)snprintf(path + length, sizeof path - length, "a/");
+        CHECK(!mkdir(path, 0700));
+    }
+    for (int is_limited = 0; is_limited < 2; is_limited++) {
+        verification r = {&v, NULL, NULL, 0, ""};
+        size_t folders = 0;
+        CHECK(!getrlimit(RLIMIT_NOFILE, &usual));
+        few = usual;
+        few.rlim_cur = is_limited ? 30 : usual.rlim_cur;
+        snprintf(path, sizeof path, "%s/", root);
+        CHECK(!setrlimit(RLIMIT_NOFILE, &few));
+        int right = check_folder(&r, path, strlen(path), &folders);
+        CHECK(!setrlimit(RLIMIT_NOFILE, &usual));
+        CHECK(right == !is_limited && r.has_failed == is_limited && (folders == 41) == !is_limited);
+        CHECK(right || strstr(r.first, "cannot be read"));
+    }
+    for (int depth = 40; depth >= 0; depth--) {
+        size_t length = (size_t)snprintf(path, sizeof path, "%s/", root);
+        for (int i = 0; i < depth; i++) length += (size_t)snprintf(path + length, sizeof path - length, "a/");
+        CHECK(!rmdir(path));
+    }
+}
+#endif
 
 static void test_readers(void) {
     static const char *const MET[] = {"vae-runtime>=0", "vae-runtime>=0.1", "vae-runtime>=0.1.0.0",
@@ -222,7 +303,12 @@ int main(int count, char **arguments) {
     test_errors_are_printable();
     test_inflate();
     test_arrays_in_the_other_order();
+    test_names_in_npz_files();
+    test_limits_of_graphs();
     test_paths();
+#ifndef _WIN32
+    test_folders_that_cannot_be_read();
+#endif
     test_readers();
     test_memory_comes_from_the_allocator(arguments[1], arguments[2]);
     CHECK(!is_fused());

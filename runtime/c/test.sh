@@ -29,7 +29,7 @@ run() { # NAME [ENVIRONMENT…]: run the tests of out/c/NAME
 }
 
 mkdir -p "$out"
-has cmake && has cc || { skip "all of C" "cmake or a C compiler is missing"; exit 0; }
+has cmake && has gcc && has g++ || { skip "all of C" "cmake, gcc or g++ is missing"; exit 0; }
 onnxruntime=$(library)
 [ -n "$onnxruntime" ] || { skip "all of C" "the wheel of this ONNX Runtime has no shared library; 1.19 and newer have"; exit 0; }
 

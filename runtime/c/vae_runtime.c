@@ -4587,8 +4587,9 @@ static vae_status decode_chunk(vae_stream *t, const float *z, const size_t *chun
 
 /* The decoder's graph for chunks, loaded now if it was not yet. */
 static vae_status chunks_of(vae *v) {
+    vae_status status = check_open(v);
+    if (status) return status;
     const variant *each = v->networks[DECODER].variant;
-    vae_status status = VAE_OK;
     if (!each) {
         network *n;
         return network_of(v, DECODER, &n);
@@ -4629,6 +4630,7 @@ vae_status vae_stream_open(vae *v, size_t n, const vae_draw *draw, vae_stream **
 }
 
 vae_status vae_stream_decode(vae_stream *t, const vae_array *z, float *x, size_t count) {
+    if (!t) return fail(VAE_INPUT, "stream: expected an open one, got NULL; look at what vae_stream_open returned");
     const tensor *latent_of = &t->network->inputs->tensors[0], *mean = &t->network->outputs->tensors[0];
     size_t chunk[VAE_AXES] = {0}, answer[VAE_AXES], whole;
     if (!z || !x) return fail(VAE_INPUT, "z and x: expected arrays, got NULL; give both");
@@ -4650,10 +4652,13 @@ vae_status vae_stream_decode(vae_stream *t, const vae_array *z, float *x, size_t
     whole = row_of(mean, answer);
     if (!multiply(whole, t->n, &whole) || whole != count)
         return fail(VAE_INPUT, "x: expected room for %zu numbers, got %zu; give as many", whole, count);
+    if ((uintptr_t)x < (uintptr_t)(z->floats + z->count) && (uintptr_t)z->floats < (uintptr_t)(x + count))
+        return fail(VAE_INPUT, "x: expected room apart from %s, got room that overlaps it; give another array",
+                    latent_of->name);
     return decode_chunk(t, z->floats, chunk, x);
 }
 
-size_t vae_stream_hop(const vae_stream *t) { return t->network->variant->hop; }
+size_t vae_stream_hop(const vae_stream *t) { return t ? t->network->variant->hop : 0; }
 
 void vae_stream_close(vae_stream *t) {
     if (t) release_stream(t);

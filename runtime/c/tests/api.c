@@ -173,6 +173,10 @@ static void test_no_bundle_is_refused(void) {
     REFUSED(VAE_INPUT, "vae_open", vae_decoded_shape(NULL, NULL, 0, &shape));
     REFUSED(VAE_INPUT, "vae_open", vae_encoded_shape(NULL, NULL, NULL, &shape));
     REFUSED(VAE_INPUT, "vae_open", vae_verify(NULL, NULL, NULL));
+    vae_stream *stream = (vae_stream *)x;
+    REFUSED(VAE_INPUT, "vae_open", vae_stream_open(NULL, 1, NULL, &stream));
+    CHECK(stream == NULL && vae_stream_hop(NULL) == 0);
+    REFUSED(VAE_INPUT, "vae_stream_open", vae_stream_decode(NULL, &values, x, 6));
     CHECK(vae_info(NULL) == NULL);
 }
 
@@ -317,6 +321,9 @@ static void test_streams(void) {
           vae_prior(v, NULL, N, &draw, z, N * CHANNELS * LENGTH) == VAE_OK);
     vae_array latents = {.floats = z, .count = N * CHANNELS * LENGTH};
     CHECK(vae_decode(v, N, &latents, 1, &draw, whole, N * LENGTH * HOP) == VAE_OK);
+    CHECK(vae_stream_open(v, N, &draw, &s) == VAE_OK);
+    REFUSED(VAE_INPUT, "apart from", vae_stream_decode(s, &latents, z + 1, N * LENGTH * HOP));
+    vae_stream_close(s);
     for (size_t i = 0; i < sizeof DIVISIONS / sizeof *DIVISIONS; i++) {
         CHECK(vae_stream_open(v, N, &draw, &s) == VAE_OK && vae_stream_hop(s) == HOP);
         for (size_t k = 0, start = 0; k < 4 && DIVISIONS[i][k]; start += DIVISIONS[i][k++]) {

@@ -269,6 +269,23 @@ static void test_folders_that_cannot_be_read(void) {
 }
 #endif
 
+#if defined(SEEK_HOLE) && !defined(_WIN32)
+/* A file of holes claims memory that the disk has never held. */
+static void test_sparse_files(void) {
+    char path[] = "/tmp/vae-sparse-XXXXXX";
+    static const vae_allocator USUAL = {NULL, NULL, NULL};
+    bytes content = {NULL, 0};
+    int file = mkstemp(path);
+    CHECK(file >= 0 && !ftruncate(file, 1 << 16));
+    CHECK(read_part(&USUAL, path, 0, UINT64_MAX, UINT64_MAX, &content) == VAE_OK && content.size == 1 << 16);
+    free(content.data);
+    CHECK(!ftruncate(file, 1 << 26));
+    REFUSED(VAE_BUNDLE, "sparse", read_part(&USUAL, path, 0, UINT64_MAX, UINT64_MAX, &content));
+    close(file);
+    unlink(path);
+}
+#endif
+
 static void test_readers(void) {
     static const char *const MET[] = {"vae-runtime>=0", "vae-runtime>=0.1", "vae-runtime>=0.1.0.0",
                                       "vae-runtime>=0.0.9"};
@@ -306,6 +323,9 @@ int main(int count, char **arguments) {
     test_names_in_npz_files();
     test_limits_of_graphs();
     test_paths();
+#if defined(SEEK_HOLE) && !defined(_WIN32)
+    test_sparse_files();
+#endif
 #ifndef _WIN32
     test_folders_that_cannot_be_read();
 #endif

@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -237,3 +238,29 @@ def test_a_device_installs_signed_bundles_alone(bundle_copy, sign, keys, tmp_pat
     assert vae_runtime.verify(site / "current", key=keys["mine"][1]).passed
     arguments = ["install", str(bundle_copy), "--root", str(site), "--key", str(keys["other"][1])]
     assert main(arguments) == 1
+
+
+VECTORS = Path(__file__).parents[1] / "data" / "model-signing"
+
+
+def test_signatures_of_the_specification_are_those_of_their_key_and_of_no_other(digits, bundle_copy, keys, tmp_path):
+    """They sign other files, which is told only of a signature that is the key's."""
+    zipped = tmp_path / "digits.zip"
+    vae_runtime.pack(digits, zipped, only="decoder/fp32")
+    shutil.copy(VECTORS / "v1.0.0.sig", f"{zipped}.sig")
+    shutil.copy(VECTORS / "v1.1.0.sig", bundle_copy / "model.sig")
+    for path, words in (
+        (zipped, r"signs .*digits\.zip as bc9a717db6064a32cbe9eae6fc40651dd6d36ef1757183f590eff2b1765d7ebc, got"),
+        (bundle_copy, "does not cover README.md"),
+    ):
+        with pytest.raises(BundleError, match=words):
+            vae_runtime.load(path, key=VECTORS / "public.pem")
+        with pytest.raises(BundleError, match="not a signature by the owner of"):
+            vae_runtime.load(path, key=keys["larger"][1])
+
+
+def test_a_signature_of_the_specification_that_was_changed_is_refused(bundle_copy):
+    content = (VECTORS / "v1.1.0.sig").read_text(encoding="utf-8")
+    (bundle_copy / "model.sig").write_text(content.replace("MGUCMQCV", "MGUCMQCW"), encoding="utf-8")
+    with pytest.raises(BundleError, match="not a signature by the owner of"):
+        vae_runtime.load(bundle_copy, key=VECTORS / "public.pem")

@@ -7,6 +7,7 @@ import inspect
 import io
 import os
 import pickle
+import pickletools
 import sys
 import types
 import warnings
@@ -71,6 +72,9 @@ def load_model(spec: str, weights: Path | None) -> nn.Module:
 _FOLDER_READERS = ("from_pretrained", "load_from_folder")
 # Bytes of the pickle in a file of weights: far above the names and shapes of any real model's.
 _MAX_PICKLE = 2**20
+# Each takes a microsecond or two; a tensor takes some forty.
+_MAX_STEPS = 2**17
+_TOO_LONG = f"expected a pickle of at most {_MAX_STEPS} steps, got more; save model.state_dict() alone"
 _TOO_LARGE = f"expected a pickle of at most {_MAX_PICKLE} bytes, got more; save model.state_dict() alone"
 _LFS = b"version https://git-lfs.github.com/spec/"
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -244,14 +248,18 @@ class _OldFile(io.BufferedReader):
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))
-        self._count = 0
+        self._count, self._reads = 0, 0
 
     def read(self, size: int | None = -1) -> bytes:
         """Read the next bytes of a pickle."""
         content = super().read(size)
         self._count += len(content)
+        self._reads += 1
         if self._count > _MAX_PICKLE:
             raise ValueError(_TOO_LARGE)
+        # A step begins with a read.
+        if self._reads > _MAX_STEPS:
+            raise ValueError(_TOO_LONG)
         return content
 
 
@@ -261,8 +269,11 @@ def _require_records(path: Path) -> None:
         for item in archive.infolist():
             if item.compress_type != zipfile.ZIP_STORED or item.file_size != item.compress_size:
                 raise ValueError(f"{item.filename!r:.99}: expected a record that is not compressed")
-            if item.filename.endswith(".pkl") and item.file_size > _MAX_PICKLE:
-                raise ValueError(_TOO_LARGE)
+            if item.filename.endswith(".pkl"):
+                if item.file_size > _MAX_PICKLE:
+                    raise ValueError(_TOO_LARGE)
+                if any(number == _MAX_STEPS for number, _ in enumerate(pickletools.genops(archive.read(item)))):
+                    raise ValueError(_TOO_LONG)
 
 
 def _state_of(checkpoint: Any, path: Path) -> dict[str, torch.Tensor]:

@@ -348,6 +348,7 @@ def torch_files() -> Iterator[tuple[str, Put]]:
     yield "a bomb", content(zipped(state(2**28, 8, 4), b"\0" * 2**28, compression=zipfile.ZIP_DEFLATED))
     yield "a bomb of a pickle", content(zipped(b"]" * 2**25))
     yield "a compressed bomb of a pickle", content(zipped(b"]" * 2**25, compression=zipfile.ZIP_DEFLATED))
+    yield "a pickle of a million steps", content(zipped(b"\x80\x02" + b"]0" * (2**19 - 2) + b"."))
     yield "a bomb of memory", content(zipped(memo))
     yield "a bomb of memory, not in an archive", content(memo)
     yield "2**60 bytes", content(zipped(unknown + struct.pack("<Q", 2**60) + b"."))

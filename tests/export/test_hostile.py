@@ -25,8 +25,8 @@ if not os.path.exists("/proc/self/clear_refs"):
 def require_right(result, cases):
     assert result["wrong"] == []
     assert result["cases"] >= cases
-    # Twice what the worst takes, a pickle of a million steps.
-    assert result["slowest"][0] < 8, result["slowest"]
+    # A busy machine takes longer than the second that each is allowed.
+    assert result["slowest"][0] < 3, result["slowest"]
     assert result["largest"][0] < 300, result["largest"]
 
 

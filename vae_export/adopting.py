@@ -27,6 +27,7 @@ from .errors import ExportError, ParityError, require_path
 from .graphs.existing import ExistingGraph
 from .graphs.files import write_graph
 from .graphs.graph import Graph
+from .graphs.streams import stream_lines, with_stream
 from .labels import Labels, file_sizes, graph_files, list_sums, package_name
 from .packages import GraphFiles, find_graphs
 from .parity.answers import GoldenVectors, collect_answers, golden_record
@@ -141,7 +142,11 @@ def _write(
     parameters = sum(reference.graph.parameters for reference in understood.references.values())
     opsets = {component: reference.graph.opset for component, reference in understood.references.items()}
     understood.meaning.change(understood.signature, understood.references)
-    graphs = [_graph(understood, component, folder) for component in COMPONENTS]
+    graphs = [
+        with_stream(_graph(understood, component, folder), understood.signature, understood.examples)
+        for component in COMPONENTS
+    ]
+    recognised = (*understood.recognised, *(line for graph in graphs for line in stream_lines(graph)))
     golden = _golden(understood, graphs)
     manifest = _manifest(understood, files, labels, golden)
     manifest = dataclasses.replace(
@@ -151,17 +156,17 @@ def _write(
             "vae_export": __version__,
             "onnx": importlib.metadata.version("onnx"),
             "opset": opsets,
-            "recognised": list(understood.recognised),
+            "recognised": list(recognised),
             "adopted": files.origin,
         },
     )
     content = graph_files(manifest, golden, graphs, {})
-    content["README.md"] = model_card(manifest, file_sizes(content), False, recognised=understood.recognised).encode()
+    content["README.md"] = model_card(manifest, file_sizes(content), False, recognised=recognised).encode()
     content[SUMS] = list_sums(content)
     write_folder(out, content, replace=force, check=lambda written: require_runnable(written, understood.examples))
     sizes = file_sizes(content)
     graph_sizes = {variant.path: sizes[variant.path] for variant in manifest.variants}
-    return Adopted(out, open_bundle(out).digest, understood.recognised, graph_sizes)
+    return Adopted(out, open_bundle(out).digest, recognised, graph_sizes)
 
 
 def _graph(understood: UnderstoodGraphs, component: str, folder: Path) -> Graph:

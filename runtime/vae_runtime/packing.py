@@ -212,18 +212,19 @@ def _required_operators(source: Bundle, manifest: Manifest) -> bytes:
     import platform
 
     required: set[tuple[str, int, str]] = set()
-    for variant in manifest.variants:
-        place = str(source.path / variant.path)
-        content, data = source.read(variant.path), source.data(variant)
+    graphs = [(variant.path, source.data(variant)) for variant in manifest.variants]
+    graphs += [(f"{v.folder}/{v.stream.file}", {}) for v in manifest.variants if v.stream and v.stream.file]
+    for path, data in graphs:
+        place, content = str(source.path / path), source.read(path)
         required |= operators_of(content, place)
         for level in OPTIMIZATIONS:
             required |= operators_of(optimized(content, data, level, place), place)
     sets: dict[tuple[str, int], list[str]] = {}
     for domain, version, operator in sorted(required):
         sets.setdefault((domain, version), []).append(operator)
-    graphs = ", ".join(f"{variant.component}/{variant.name}" for variant in manifest.variants)
+    listed = ", ".join(f"{variant.component}/{variant.name}" for variant in manifest.variants)
     lines = [
-        f"# {graphs} of the bundle {source.digest},",
+        f"# {listed} of the bundle {source.digest},",
         f"# as exported, and as ONNX Runtime {onnxruntime_version()} optimizes them on {platform.machine()}",
         *(f"{domain};{version};{','.join(names)}" for (domain, version), names in sets.items()),
     ]

@@ -210,6 +210,30 @@ def test_a_packed_decoder_keeps_its_stream(codec, tmp_path):
         assert [chunk.shape for chunk in chunks] == [(1, 1, 16)] * 3
 
 
+def test_a_reduced_runtime_gets_the_operators_of_the_stream(codec, tmp_path):
+    vae_runtime.pack(codec, tmp_path / "packed", only="decoder/fp32", operators=True)
+    operators = (tmp_path / "packed" / "required_operators.config").read_text(encoding="utf-8")
+    streamed = {node.op_type for node in onnx.load(codec / "decoder" / "fp32" / "stream.onnx").graph.node}
+    assert streamed <= set(re.findall(r"\w+", operators.splitlines()[2]))
+
+
+def test_graphs_that_exist_already_get_a_stream(codec, tmp_path):
+    graphs = [codec / component / "fp32" / "model.onnx" for component in ("encoder", "decoder")]
+    out = tmp_path / "adopted"
+    done = vae_export.adopt(graphs, out, shape=(1, 96), posterior="codes", codebook=8, axes=("channel", "time"))
+    assert "stream: in chunks, with 3 states" in done.recognised
+    codes = np.random.default_rng(0).integers(0, 8, (1, 2, 7))
+    answers = list(vae_runtime.load(out).decode_stream(divided(codes, [1, 2, 4])))
+    np.testing.assert_allclose(np.concatenate(answers, -1), vae_runtime.load(codec).decode(codes), atol=1e-6)
+
+
+def test_the_command_line_says_whether_there_is_a_stream(codec, capsys):
+    from vae_runtime.cli.main import main
+
+    assert main(["info", str(codec)]) == 0
+    assert "fp32: 8 values of x for each of the latent; 3 states" in capsys.readouterr().out
+
+
 # Graphs of decoders alone, made by the tracer.
 
 

@@ -78,7 +78,8 @@ def make(folder: Path, filters: int) -> Path:
             self.decoder = nn.Sequential(*layers, nn.ELU(), Causal(width, 1, 7))
 
         def encode(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
-            return self.encoder(x).chunk(2, 1)
+            both: torch.Tensor = self.encoder(x)
+            return both.chunk(2, 1)
 
         def decode(self, z: torch.Tensor) -> torch.Tensor:
             x: torch.Tensor = self.decoder(z)

@@ -279,6 +279,7 @@ static void test_sparse_files(void) {
     CHECK(file >= 0 && !ftruncate(file, 1 << 16));
     CHECK(read_part(&USUAL, path, 0, UINT64_MAX, UINT64_MAX, &content) == VAE_OK && content.size == 1 << 16);
     free(content.data);
+    content = (bytes){NULL, 0};
     CHECK(!ftruncate(file, 1 << 26));
     REFUSED(VAE_BUNDLE, "sparse", read_part(&USUAL, path, 0, UINT64_MAX, UINT64_MAX, &content));
     close(file);

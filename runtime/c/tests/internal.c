@@ -219,6 +219,9 @@ static vae_status check_small(uint64_t size, size_t producer) {
 }
 
 static void test_limits_of_graphs(void) {
+    static const unsigned char OPTIONS[] = "\x08\x08\x72\x0C\x0A\x0AOrt_Config";
+    REFUSED(VAE_BUNDLE, "options of ONNX Runtime",
+            check_model("model", (bytes){(unsigned char *)OPTIONS, sizeof OPTIONS - 1}, NULL, 0));
     CHECK(check_small(3, 20000) == VAE_OK && check_small((uint64_t)1 << 40, 65536) == VAE_OK);
     REFUSED(VAE_BUNDLE, "2^40", check_small(((uint64_t)1 << 40) + 1, 20000));
     REFUSED(VAE_BUNDLE, "64 KiB", check_small(3, 65537));
@@ -287,6 +290,33 @@ static void test_sparse_files(void) {
 }
 #endif
 
+/* Bytes between the last file and the directory belong to nothing. */
+static void test_gaps_in_zip_files(const char *bundles) {
+    char path[1024], gapped[64];
+    static const vae_allocator USUAL = {NULL, NULL, NULL};
+    bytes zip = {NULL, 0};
+    snprintf(path, sizeof path, "%s/plain.zip", bundles);
+    snprintf(gapped, sizeof gapped, "/tmp/vae-gap-%ld.zip", (long)getpid());
+    CHECK(read_part(&USUAL, path, 0, UINT64_MAX, UINT64_MAX, &zip) == VAE_OK);
+    unsigned char *end = zip.data + zip.size - 22;
+    for (uint32_t gap = 0; gap < 2; gap++) {
+        arena memory = {&USUAL, NULL, NULL, 0};
+        place p = {0};
+        uint32_t start = u32(end + 16), moved = start + gap;
+        FILE *file = fopen(gapped, "wb");
+        CHECK(file && fwrite(zip.data, 1, start, file) == start && fwrite("x", 1, gap, file) == gap);
+        memcpy(end + 16, &moved, 4);
+        CHECK(fwrite(zip.data + start, 1, zip.size - start, file) == zip.size - start && !fclose(file));
+        if (gap)
+            REFUSED(VAE_BUNDLE, "without a gap", open_place(&memory, gapped, &p));
+        else
+            CHECK(open_place(&memory, gapped, &p) == VAE_OK && p.count > 3);
+        arena_release(&memory);
+    }
+    remove(gapped);
+    free(zip.data);
+}
+
 static void test_readers(void) {
     static const char *const MET[] = {"vae-runtime>=0", "vae-runtime>=0.1", "vae-runtime>=0.1.0.0",
                                       "vae-runtime>=0.0.9"};
@@ -331,6 +361,7 @@ int main(int count, char **arguments) {
     test_folders_that_cannot_be_read();
 #endif
     test_readers();
+    test_gaps_in_zip_files(arguments[2]);
     test_memory_comes_from_the_allocator(arguments[1], arguments[2]);
     CHECK(!is_fused());
     return 0;

@@ -1991,6 +1991,7 @@ static int open_plain(const char *path, stat_of *status) {
 /* Read a part of a plain file, or all of it where `size` is UINT64_MAX. The caller gives the bytes back. */
 static vae_status read_part(const vae_allocator *memory, const char *path, uint64_t start, uint64_t size,
                             uint64_t limit, bytes *content) {
+    *content = (bytes){NULL, 0};
     stat_of status;
     int file = open_plain(path, &status);
     if (file < 0) return VAE_BUNDLE;

@@ -143,6 +143,8 @@ def _tiles_problems(place: str, tiles: Tiles, manifest: Manifest) -> Iterator[Pr
             where = join(f"{place}.halo", axis)
             yield Problem(where, "a dynamic axis of the observation and of the first latent", json.dumps(axis))
             return
+        if any(axis not in tensor.axes or len(tensor.axes) != len(tensor.shape) for tensor in (latent, observation)):
+            return  # The tensor's own problem says so.
         whole, part = observation.dynamic[axis], latent.dynamic[axis]
         ratio, rest = divmod(observation.shape[observation.axes.index(axis)], latent.shape[latent.axes.index(axis)])
         if rest or (whole.min, whole.step) != (part.min * ratio, part.step * ratio) or part.min % part.step:

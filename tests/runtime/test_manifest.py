@@ -1303,6 +1303,15 @@ CONTRADICTIONS: list[tuple[int, list[tuple[tuple[str | int, ...], Any]], str]] =
             ({"min": 14, "step": 6}, {"min": 7, "step": 3}),
         )
     ),
+    (
+        8,
+        [
+            DYNAMIC[0],
+            ((*LATENT, "dynamic"), {"width": {"min": 1, "max": 99}}),
+            ((*FREE, "tiles"), [{**TILES, "halo": {"width": 1}}]),
+        ],
+        f"{place_of(LATENT)}.dynamic.width",
+    ),
     (16, [((*FREE, "table"), [CATEGORIES])], f"{place_of(FREE)}.table"),
     (
         16,

@@ -244,19 +244,24 @@ function checkedRows(spec: ArraySpec, value: ArrayInput, bounds: [number, number
 
 /** An array in a dtype: any integers serve for int64, and any floats for float32. */
 function typed(name: string, value: ArrayInput, dtype: Dtype, expected: string): NumberArray {
-  const shape = [...(value.shape ?? value.dims)!];
+  const shape = Array.from((value.shape ?? value.dims)!);
+  if (!shape.every((size) => Number.isInteger(size) && size >= 0)) refuseInput(name, expected, shown(shape), "give sizes of at least 0");
   const { data } = value;
   const isList = Array.isArray(data);
-  const numbers = (isList || ArrayBuffer.isView(data) ? data : []) as ArrayLike<number | bigint>;
+  // Gaps in a list become undefined.
+  const numbers = (isList ? Array.from(data) : ArrayBuffer.isView(data) ? data : []) as ArrayLike<number | bigint>;
   if (numbers.length !== product(shape)) {
     refuseInput(name, expected, `${numbers.length} numbers for ${shape}`, "give as many as the shape has");
   }
-  if (isOfType(data, dtype)) return { data, shape } as NumberArray;
-  const kind = isList ? "numbers" : (data as object).constructor.name;
+  // ONNX Runtime takes no memory that other threads may change.
+  if (isOfType(data, dtype)) return { data: data.buffer instanceof ArrayBuffer ? data : data.slice(), shape } as NumberArray;
+  const kind = isList ? "numbers" : shown(data);
   const isFloat32 = dtype === "float32";
+  const isInteger = (each: unknown) =>
+    typeof each === "bigint" ? BigInt.asIntN(64, each) === each : Number.isSafeInteger(each);
   const isRight = isList
-    ? data.every((each) => (isFloat32 ? typeof each === "number" : typeof each === "bigint" || Number.isSafeInteger(each)))
-    : (isFloat32 ? /Float/ : /int/i).test(kind) && !(data instanceof BigUint64Array && data.some((each) => each >= 2n ** 63n));
+    ? (numbers as unknown[]).every(isFloat32 ? (each) => typeof each === "number" : isInteger)
+    : (isFloat32 ? /Float/ : /int/i).test(kind) && !(data instanceof BigUint64Array && !data.every(isInteger));
   if (!isRight) refuseInput(name, expected, kind, isFloat32 ? "convert with Float32Array.from" : "give integers");
   if (!isFloat32) return { data: BigInt64Array.from(numbers as ArrayLike<number>, BigInt), shape };
   const floats = Float32Array.from(numbers as ArrayLike<number>);

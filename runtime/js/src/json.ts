@@ -56,8 +56,8 @@ export function parseJson(content: Uint8Array): Json {
   };
   const value = (depth: number): Json => {
     match(SPACE);
-    if (depth > MAX_DEPTH) throw new SyntaxError("too deeply nested");
     const first = text[at];
+    if (depth > MAX_DEPTH && (first === "{" || first === "[")) throw new SyntaxError("too deeply nested");
     if (first === "{") {
       const members: JsonObject = new Map();
       at++;

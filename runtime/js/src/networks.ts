@@ -1,7 +1,7 @@
 /** A bundle's two graphs: checked arrays in, arrays out, in batches. Only this module runs a session. */
 import { type FloatArray, type NumberArray, product } from "./arrays.js";
 import type { Bundle } from "./bundle.js";
-import { EXPORT, refuseBundle, refuseInput, requireInteger } from "./errors.js";
+import { EXPORT, refuseBundle, refuseInput, requireInteger, shown } from "./errors.js";
 import {
   type Component, type Stream, type TensorSpec, type Variant, inputsOf, nextOf, outputsOfComponent, pathOf,
 } from "./manifest.js";
@@ -26,8 +26,10 @@ export interface BatchOptions {
 
 const BATCH_SIZE = 64;
 
-/** The sizes of batches: `batchSize`, or the one that suits most computers. */
-export function batchSizeOf({ batchSize }: BatchOptions): number {
+/** Check what belongs to batches, and give their size: `batchSize`, or the one that suits most computers. */
+export function batchSizeOf({ batchSize, onProgress, signal }: BatchOptions): number {
+  if (onProgress != null && typeof onProgress !== "function") refuseInput("onProgress", "a function", shown(onProgress));
+  if (signal != null && typeof signal.throwIfAborted !== "function") refuseInput("signal", "an AbortSignal", shown(signal));
   return batchSize == null ? BATCH_SIZE : requireInteger("batchSize", batchSize, 1, 2 ** 31);
 }
 
@@ -103,6 +105,7 @@ export async function openChunks(bundle: Bundle, variant: Variant, stream: Strea
 /** The encoder and the decoder of a bundle on one device; each is loaded once, when it is first needed. */
 export class Networks {
   private readonly _sessions = new Map<Component | Stream, Promise<Session>>();
+  private readonly _calls = new Set<Promise<unknown>>();
 
   constructor(
     readonly bundle: Bundle, readonly device: Device, readonly variants: ReadonlyMap<Component, Variant>,
@@ -132,8 +135,9 @@ export class Networks {
     if (!session) {
       session = open();
       // What failed once, such as for a lost connection, may be tried again.
-      session.catch(() => this._sessions.delete(key));
-      this._sessions.set(key, session);
+      const opened = session;
+      opened.catch(() => this._sessions.get(key) === opened && this._sessions.delete(key));
+      this._sessions.set(key, opened);
     }
     return session;
   }
@@ -146,9 +150,20 @@ export class Networks {
    * @throws {InputError} `out` or `batchSize` is wrong, or the memory does not suffice.
    * @throws {VaeError} ONNX Runtime failed.
    */
-  async run(
+  run(
     component: Component, outputs: readonly string[], feeds: Feeds, n: number, options: BatchOptions,
     finish: (first: number, outputs: NumberArray[]) => NumberArray[] = (_, parts) => parts,
+  ): Promise<NumberArray[]> {
+    const call = this._inBatches(component, outputs, feeds, n, options, finish);
+    const end = () => this._calls.delete(call);
+    this._calls.add(call);
+    call.then(end, end);
+    return call;
+  }
+
+  private async _inBatches(
+    component: Component, outputs: readonly string[], feeds: Feeds, n: number, options: BatchOptions,
+    finish: (first: number, outputs: NumberArray[]) => NumberArray[],
   ): Promise<NumberArray[]> {
     const size = batchSizeOf(options);
     const { out, signal } = options;
@@ -185,11 +200,13 @@ export class Networks {
     return (await this.run("decoder", [output], feeds, n, options))[0] as FloatArray;
   }
 
-  /** Free both graphs. */
+  /** Free the graphs, once the calls that use them have ended. */
   async close(): Promise<void> {
     const sessions = [...this._sessions.values()];
     this._sessions.clear();
-    for (const session of sessions) await (await session).release();
+    await Promise.allSettled(this._calls);
+    // A graph that was not loaded needs no release: its own call tells why.
+    for (const session of sessions) await session.then((each) => each.release(), () => undefined);
   }
 }
 

@@ -5,7 +5,7 @@
  * scaling by a power of two.
  */
 import { type FloatArray, product } from "./arrays.js";
-import { refuseInput, requireBigInt, requireInteger, requireNumber } from "./errors.js";
+import { refuseInput, requireBigInt, requireInteger, requireNames, requireNumber } from "./errors.js";
 import { packedTable } from "./noise_table.js";
 import { inflateSync } from "fflate";
 
@@ -60,6 +60,7 @@ export function advance(start: Integer, by: number): Integer {
 export function normal(
   seed: Integer, start: Integer, n: number, shape: readonly number[], options: NoiseOptions = {},
 ): FloatArray {
+  requireNames("normal", options, ["stream", "truncation"]);
   const { stream = 0, truncation = null } = options;
   let nearest = 0;
   if (truncation !== null) {
@@ -76,6 +77,7 @@ export function normal(
 export function uniform(
   seed: Integer, start: Integer, n: number, shape: readonly number[], options: { stream?: number } = {},
 ): FloatArray {
+  requireNames("uniform", options, ["stream"]);
   const [out, elements, sizes] = allocated(Float32Array, n, shape);
   draw(seed, start, options.stream ?? 0, out.length / (elements || 1), elements, (words, at, count) => {
     for (let i = 0; i < count; i++) out[at + i] = (words[i] >>> 8) * 2 ** -24;
@@ -87,6 +89,7 @@ export function uniform(
 export function words(
   seed: Integer, start: Integer, n: number, shape: readonly number[], options: { stream?: number } = {},
 ): { data: Uint32Array; shape: number[] } {
+  requireNames("words", options, ["stream"]);
   const [out, elements, sizes] = allocated(Uint32Array, n, shape);
   draw(seed, start, options.stream ?? 0, out.length / (elements || 1), elements, (part, at, count) => {
     for (let i = 0; i < count; i++) out[at + i] = part[i];
@@ -99,7 +102,7 @@ function allocated<T>(
 ): [T, number, number[]] {
   const count = requireInteger("n", n, 0, 2 ** 48);
   if (!Array.isArray(shape) || shape.length > 32) refuseInput("shape", "a list of at most 32 sizes", shape);
-  const sizes = shape.map((size, axis) => requireInteger(`shape[${axis}]`, size, 0, 2 ** 34));
+  const sizes = Array.from(shape, (size, axis) => requireInteger(`shape[${axis}]`, size, 0, 2 ** 34));
   const largest = product(sizes.filter(Boolean));
   if (largest > 2 ** 34) refuseInput("shape", "at most 2**34 elements in one sample", largest);
   const elements = product(sizes);

@@ -3,6 +3,7 @@ import { unzipSync } from "fflate";
 
 import { product } from "./arrays.js";
 import { EXPORT, errorLine, refuseBundle } from "./errors.js";
+import { crc32 } from "./places.js";
 
 export type NpzData = Float32Array | Float64Array | BigInt64Array;
 
@@ -47,6 +48,8 @@ export function unpackNpz(content: Uint8Array, place: string, expected: Map<stri
       },
     });
     members = new Map(Object.entries(files));
+    const sums = sumsOf(content);
+    for (const [name, member] of members) if (crc32(member) !== sums.get(name)) throw new Error(`the CRC-32 of ${name} is another`);
   } catch (error) {
     refuseBundle(place, "an .npz file", errorLine(error), EXPORT);
   }
@@ -59,6 +62,22 @@ export function unpackNpz(content: Uint8Array, place: string, expected: Map<stri
     arrays.set(name, got);
   }
   return arrays;
+}
+
+/** The CRC-32 of each file by name, from the directory of a .zip file that fflate, which checks none, could read. */
+function sumsOf(content: Uint8Array): Map<string, number> {
+  const view = new DataView(content.buffer, content.byteOffset, content.length);
+  let end = content.length - 22;
+  while (view.getUint32(end, true) !== 0x06054b50) end--;
+  const sums = new Map<string, number>();
+  let entry = view.getUint32(end + 16, true);
+  while (view.getUint32(entry, true) === 0x02014b50) {
+    const [length, extra, comment] = [28, 30, 32].map((at) => view.getUint16(entry + at, true));
+    const name = content.subarray(entry + 46, entry + 46 + length);
+    sums.set(new TextDecoder("latin1").decode(name), view.getUint32(entry + 16, true));
+    entry += 46 + length + extra + comment;
+  }
+  return sums;
 }
 
 /** The values of an .npy file, or what it is instead. */

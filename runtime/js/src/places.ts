@@ -1,5 +1,5 @@
 /** The files of a bundle, wherever they are: in a folder of Node, under a URL, or in one .zip file. */
-import { BundleError, COPY, errorLine, refuseBundle, refuseInput, shown } from "./errors.js";
+import { BundleError, COPY, errorLine, oneLine, refuseBundle, refuseInput, shown } from "./errors.js";
 import { PATH } from "./manifest.js";
 
 const PATH_PATTERN = new RegExp(`^${PATH}$`);
@@ -36,21 +36,28 @@ const isNode = typeof process !== "undefined" && Boolean(process.versions?.node)
  */
 export async function openPlace(source: Source): Promise<Place> {
   if (source instanceof Blob) return new Archive("the .zip file", new Uint8Array(await source.arrayBuffer()));
-  if (source instanceof ArrayBuffer) return new Archive("the .zip file", new Uint8Array(source));
-  if (source instanceof Uint8Array) return new Archive("the .zip file", source);
+  if (source instanceof ArrayBuffer || source instanceof Uint8Array) return new Archive("the .zip file", ownBytes(source));
   if (!(source instanceof URL) && (typeof source !== "string" || !source)) {
     refuseInput("source", "a URL, a path, a Blob or bytes", shown(source));
   }
   if (isNode && (source instanceof URL ? source.protocol === "file:" : !/^(?!file:)[a-z][a-z0-9+.-]+:\/\//i.test(source))) {
     const { fileURLToPath } = await import("node:url");
-    return openPath(String(source).startsWith("file:") ? fileURLToPath(source) : (source as string));
+    let path = source as string;
+    try {
+      if (/^file:/i.test(String(source))) path = fileURLToPath(source);
+    } catch {
+      refuseInput("source", "the file: URL of a folder or a .zip file", oneLine(source, 80));
+    }
+    return openPath(path);
   }
-  let url: URL;
+  let url: URL | undefined;
   try {
     url = new URL(source, globalThis.document?.baseURI ?? globalThis.location?.href);
   } catch {
-    refuseInput("source", "the URL of a bundle's folder or .zip file", shown(source));
+    // Told below.
   }
+  // Paths without a slash, as of data: URLs, have no folders.
+  if (!url?.pathname.startsWith("/")) refuseInput("source", "the URL of a bundle's folder or .zip file", oneLine(source, 80));
   if (url.pathname.toLowerCase().endsWith(".zip")) return new Archive(url.href, await fetched(url, url.href, MAX_ZIP));
   if (!url.pathname.endsWith("/")) url.pathname += "/";
   return {
@@ -58,6 +65,13 @@ export async function openPlace(source: Source): Promise<Place> {
     names: async () => null,
     read: (relative, limit) => fetched(new URL(relative, url), `${url.href}${relative}`, limit),
   };
+}
+
+/** The caller's bytes, a copy where other threads may change them; none where their memory was transferred. */
+function ownBytes(source: ArrayBuffer | Uint8Array): Uint8Array {
+  if (!source.byteLength) return new Uint8Array();
+  if (source instanceof ArrayBuffer) return new Uint8Array(source);
+  return source.buffer instanceof ArrayBuffer ? source : source.slice();
 }
 
 async function fetched(url: URL, place: string, limit = Infinity): Promise<Uint8Array> {
@@ -275,7 +289,8 @@ function isEqual(a: Uint8Array, at: number, b: Uint8Array, from: number, length:
 
 let crcTable: Int32Array | undefined;
 
-function crc32(content: Uint8Array): number {
+/** The CRC-32 of .zip files. */
+export function crc32(content: Uint8Array): number {
   crcTable ??= Int32Array.from({ length: 256 }, (_, byte) => {
     let value = byte;
     for (let bit = 0; bit < 8; bit++) value = value & 1 ? (value >>> 1) ^ 0xedb88320 : value >>> 1;

@@ -72,8 +72,8 @@ export class Posterior {
    */
   logProb(z: { data: ArrayLike<number>; shape: readonly number[] }): Float64Array {
     const { data: mean, shape } = this.mean;
-    if (!isSameShape(z.shape, shape) || z.data.length !== product(shape)) {
-      refuseInput("z", `the shape [${shape.join(", ")}]`, z.shape);
+    if (!Array.isArray(z?.shape) || !isSameShape(z.shape, shape) || z.data.length !== product(shape)) {
+      refuseInput("z", `the shape [${shape.join(", ")}]`, z?.shape ?? "nothing");
     }
     const logvar = this.logvar.data;
     const terms = Float64Array.from(mean, (each, i) =>
@@ -145,6 +145,7 @@ export class Posteriors {
    * @throws {InputError} an argument is out of its range, or a latent has no distribution.
    */
   sample(options: SampleOptions = {}): Record<string, FloatArray> {
+    requireNames("sample", options, SAMPLE);
     const isDrawn = Object.values(this.parts).some((part) => part instanceof Posterior && part.drawn);
     const seed = options.seed ?? (isDrawn ? null : newSeed());
     return this._byName((part) => part.sample({ ...options, seed }));

@@ -179,6 +179,6 @@ function requireDescribed(
 }
 
 /** Whether an array has the type of a dtype. */
-export function isOfType(data: unknown, dtype: keyof typeof TYPES): boolean {
+export function isOfType(data: unknown, dtype: keyof typeof TYPES): data is Float32Array | BigInt64Array {
   return data instanceof TYPES[dtype];
 }

@@ -1,7 +1,7 @@
 /** A VAE out of a bundle: draw latents, decode, encode, reconstruct, score. */
 import { type FloatArray, type NumberArray } from "./arrays.js";
 import { type Bundle, openBundle } from "./bundle.js";
-import { refuseBundle, refuseInput, requireBool, requireInteger, requireNames } from "./errors.js";
+import { refuseBundle, refuseInput, requireBool, requireInteger, requireNames, shown } from "./errors.js";
 import { type ArrayInput, type Conditions, type Latents, type LatentShape, Inputs } from "./inputs.js";
 import { KINDS, drawObservations } from "./likelihood.js";
 import { plain } from "./json.js";
@@ -94,6 +94,7 @@ async function opened(source: Source, options: LoadOptions): Promise<[Bundle, Ne
   requireNames("load", options ?? null, LOAD);
   const { ort, device = "cpu", variant, digest, threads = 1, sessionOptions = {} } = options;
   requireInteger("threads", threads, 1, 1024);
+  if (typeof sessionOptions !== "object" || !sessionOptions) refuseInput("sessionOptions", "an object", shown(sessionOptions));
   const target = await resolveDevice(ort, device, { intraOpNumThreads: threads, ...sessionOptions });
   const table = quantiles();
   if ((await sha256(new Uint8Array(table.buffer))) !== TABLE_SHA256) {
@@ -266,7 +267,7 @@ export class VAE {
     return verifyBundle(this._bundle, this._networks);
   }
 
-  /** Free the graphs; a later call loads them again. */
+  /** Free the graphs once the calls that use them have ended; a later call loads them again. */
   close(): Promise<void> {
     return this._networks.close();
   }

@@ -112,6 +112,10 @@ tests["noise refuses what is out of range"] = async ({ vr: { noise } }) => {
   await refuses(/^shape: expected/, 0, 0, 1, [2 ** 20, 2 ** 20]);
   await refuses(/^truncation: expected a number from 0.01/, 0, 0, 1, [1], { truncation: 0 });
   await refuses(/^stream: expected/, 0, 0, 1, [1], { stream: -1 });
+  await refuses(/^shape\[0\]: expected/, 0, 0, 1, [, 2]);
+  for (const name of ["normal", "uniform", "words"]) {
+    await refused("InputError", /^\w+: expected one of stream.*, got "steam"/, () => noise[name](0, 0, 1, [1], { steam: 1 }));
+  }
 };
 
 tests["every way to name a .zip file opens it"] = async ({ vr, ort, bytes, source }) => {
@@ -241,6 +245,68 @@ tests["arguments that are wrong are refused"] = async ({ vr, ort, source }) => {
   await refused("BundleError", /./, () => vr.load(source("conformance/bundles/none"), { ort }));
 };
 
+tests["arrays of odd forms are refused, and never wrapped or stretched"] = async ({ vr, ort, source }) => {
+  const vae = await vr.load(source(plain), { ort });
+  const input = (words, call) => refused("InputError", words, call);
+  for (const shape of [[0.5, 6], ["2", 3], [2n, 3n], [-2, -3], [NaN, 3]]) {
+    await input(/^z: expected float32 \[n, 3\], got a list of 2; give sizes of at least 0$/, () => vae.decode({ data: new Float32Array(6), shape }));
+  }
+  for (const data of [null, Object.create(null), 5, "abc", [1, , 3], [1, undefined, 3], new DataView(new ArrayBuffer(12))]) {
+    await input(/^z: expected float32 \[n, 3\], got /, () => vae.decode({ data, shape: [1, 3] }));
+  }
+  for (const data of [null, Object.create(null)]) await input(/^z: expected /, () => vae.decode({ data, shape: [0, 3] }));
+  const codes = await vr.load(source("conformance/bundles/codes"), { ort });
+  for (const data of [[2n ** 64n + 1n, 0n, 0n, 0n], [1, , 3, 1], new BigUint64Array([2n ** 63n, 0n, 0n, 0n])]) {
+    await input(/^codes: expected int64 .*give integers$/, () => codes.decode({ data, shape: [1, 4] }));
+  }
+  const conditional = await vr.load(source("conformance/bundles/conditional"), { ort });
+  await input(/^label: expected int64/, () => conditional.sample(1, { conditions: { label: 2n ** 64n } }));
+  await input(/^signal: expected an AbortSignal, got 5$/, () => vae.sample(1, { signal: 5 }));
+  await input(/^signal: expected an AbortSignal/, () => vae.score(array(Array(6).fill(0), [1, 6]), { signal: {} }));
+  await input(/^onProgress: expected a function, got 5$/, () => vae.sample(1, { onProgress: 5 }));
+  await input(/^sessionOptions: expected an object, got 5$/, () => vr.load(source(plain), { ort, sessionOptions: 5 }));
+  const q = await vae.encode(array(Array(6).fill(0), [1, 6]));
+  await input(/^z: expected the shape \[1, 3\], got nothing$/, async () => q.logProb(null));
+  await input(/^source: expected the URL|^source: expected a URL/, () => vr.load(new URL("data:text/plain,x"), { ort }));
+};
+
+tests["memory that others may change or take is copied or refused"] = async ({ vr, ort, bytes, source }) => {
+  const content = await bytes(`${plain}.zip`);
+  const transferred = content.slice();
+  structuredClone(transferred.buffer, { transfer: [transferred.buffer] });
+  await refused("BundleError", /ends without a comment/, () => vr.load(transferred, { ort }));
+  await refused("BundleError", /ends without a comment/, () => vr.load(transferred.buffer, { ort }));
+  const vae = await vr.load(source(plain), { ort });
+  const gone = new Float32Array(3);
+  structuredClone(gone.buffer, { transfer: [gone.buffer] });
+  await refused("InputError", /^z: .*got 0 numbers/, () => vae.decode({ data: gone, shape: [1, 3] }));
+  // Pages have it with certain headers alone.
+  if (typeof SharedArrayBuffer === "undefined") return;
+  const shared = new Uint8Array(new SharedArrayBuffer(content.length));
+  shared.set(content);
+  equal((await vr.load(shared, { ort })).info.name, "plain");
+  const z = new Float32Array(new SharedArrayBuffer(12));
+  equal([...(await vae.decode({ data: z, shape: [1, 3] })).data], [...(await vae.decode(array([0, 0, 0], [1, 3]))).data]);
+};
+
+tests["close waits for calls, and later calls load again"] = async ({ vr, ort, source }) => {
+  const vae = await vr.load(source(plain), { ort });
+  const expected = [...(await vae.sample(90, { seed: 1 })).data];
+  const results = [vae.sample(90, { seed: 1, batchSize: 1 }), vae.sample(90, { seed: 1, batchSize: 3 })];
+  await Promise.all([vae.close(), vae.close()]);
+  for (const result of results) equal((await result).data.length, expected.length);
+  equal([...(await vae.sample(90, { seed: 1 })).data], expected);
+  let isBroken = false;
+  const create = async (...given) => {
+    if (isBroken) throw new Error("no graph");
+    return ort.InferenceSession.create(...given);
+  };
+  const other = await vr.load(source(plain), { ort: { Tensor: ort.Tensor, env: ort.env, InferenceSession: { create } } });
+  isBroken = true;
+  const failing = other.encode(array(Array(6).fill(0), [1, 6]));
+  await Promise.all([refused("BundleError", /no graph/, () => failing), other.close()]);
+};
+
 tests["arrays of other kinds are taken"] = async ({ vr, ort, source }) => {
   const vae = await vr.load(source(plain), { ort });
   const x = [...(await vae.decode(array([0.5, 1, 2], [1, 3]))).data];
@@ -365,6 +431,27 @@ tests["JSON is read strictly"] = async (host) => {
     const bundle = await altered(host, (manifest) => change(JSON.stringify(manifest)));
     await refused("BundleError", words, () => host.vr.load(bundle, { ort: host.ort }));
   }
+};
+
+tests["what is nested 64 deep is read"] = async (host) => {
+  const nested = (open, value, close) => altered(host, (manifest) => {
+    // The value is in four objects.
+    const text = JSON.stringify(manifest);
+    return text.replace(/"training": ?\{/, `"training":{"deep":${open.repeat(60)}${value}${close.repeat(60)}${/"training": ?\{\}/.test(text) ? "" : ","}`);
+  });
+  await host.vr.load(await nested("[", "1", "]"), { ort: host.ort });
+  await refused("BundleError", /too deeply nested/, async () => host.vr.load(await nested("[", "[]", "]"), { ort: host.ort }));
+};
+
+tests["a damaged member of an .npz file is seen"] = async (host) => {
+  const golden = entriesOf(await host.bytes(`${plain}.zip`)).get("golden.npz");
+  const view = new DataView(golden.buffer);
+  const end = golden.length - 22;
+  const entry = view.getUint32(end + 16, true);
+  view.setUint32(entry + 16, view.getUint32(entry + 16, true) ^ 1, true);
+  const report = await host.vr.verify(await altered(host, () => {}, { "golden.npz": golden }), { ort: host.ort });
+  const detail = report.checks.find(({ passed }) => passed === false)?.detail ?? "nothing";
+  equal(/golden.npz: expected an .npz file, got the CRC-32 of .* is another/.test(detail), true, detail);
 };
 
 tests["problems of a manifest are told with their places"] = async (host) => {

@@ -514,6 +514,19 @@ tests["what is damaged or forged is refused"] = async (host) => {
   const loop = Uint8Array.from(graph);
   loop.set(new TextEncoder().encode("Loop"), new TextDecoder("latin1").decode(graph).indexOf("Tanh"));
   await refused("BundleError", /node \d+ \("Loop" .*expected an operator that is allowed/, load(await other((files) => files.set("decoder/fp32/model.onnx", loop))));
+  // ONNX Runtime can read its options from this entry of metadata (field 14 of the model), in any case of letters.
+  const options = [10, 10, ...new TextEncoder().encode("ORT_config"), 18, 2, ...new TextEncoder().encode("{}")];
+  const configured = Uint8Array.from([...graph, 114, options.length, ...options]);
+  await refused("BundleError", /metadata without options of ONNX Runtime/, load(await other((files) => files.set("decoder/fp32/model.onnx", configured))));
+  for (const change of [(lines) => [lines[0], ...lines], (lines) => [...lines].reverse()]) {
+    const lines = new TextDecoder().decode(entries.get("SHA256SUMS")).trim().split("\n");
+    const sums = new TextEncoder().encode(`${change(lines).join("\n")}\n`);
+    await refused("BundleError", /expected paths in order, each once/, load(await other((files) => files.set("SHA256SUMS", sums), false)));
+  }
+  // The type of a file is in the upper bits of the attributes of its entry in the directory: 0xa for a link.
+  const link = whole.slice();
+  link[new DataView(whole.buffer, whole.byteOffset).getUint32(whole.length - 6, true) + 41] = 0xa0;
+  await refused("BundleError", /a plain file, got a link, a folder or the like/, load(link));
   const report = await (await load(await other((files) => files.set("extra.txt", new Uint8Array(3))))()).verify();
   equal(report.passed, true, "a further file that is listed");
 };

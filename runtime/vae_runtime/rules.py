@@ -138,17 +138,15 @@ def _count_problems(place: str, shape: Sequence[int], **fields: float | tuple[fl
 
 def _tiles_problems(place: str, tiles: Tiles, manifest: Manifest) -> Iterator[Problem]:
     latent, observation = manifest.latent, manifest.observation
-    # Where axes and sizes differ in number, another problem says so.
-    small, large = (dict(zip(each.axes, each.shape, strict=False)) for each in (latent, observation))
     for axis in tiles.halo:
-        if not all(axis in each for each in (latent.dynamic, observation.dynamic, small, large)):
+        if axis not in latent.dynamic or axis not in observation.dynamic:
             where = join(f"{place}.halo", axis)
             yield Problem(where, "a dynamic axis of the observation and of the first latent", json.dumps(axis))
             return
         if any(axis not in tensor.axes or len(tensor.axes) != len(tensor.shape) for tensor in (latent, observation)):
             return  # The tensor's own problem says so.
         whole, part = observation.dynamic[axis], latent.dynamic[axis]
-        ratio, rest = divmod(large[axis], small[axis])
+        ratio, rest = divmod(observation.shape[observation.axes.index(axis)], latent.shape[latent.axes.index(axis)])
         if rest or (whole.min, whole.step) != (part.min * ratio, part.step * ratio) or part.min % part.step:
             where = join(f"{place}.halo", axis)
             yield Problem(where, "an axis whose sizes are multiples of the latent's", f"{whole} and {part}")

@@ -1349,21 +1349,6 @@ def test_fields_that_contradict_each_other_are_refused(
     assert place in refusal(json.dumps(document))
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [
-        ((*LATENT, "axes"), ["code"]),
-        ((*FREE, "observation", "axes"), ["channel", "height"]),
-        ((*FREE, "observation", "shape"), [1, 28]),
-    ],
-)
-def test_tiles_along_axes_that_are_missing_are_refused(edit: tuple[tuple[str | int, ...], Any]) -> None:
-    dynamic = ((*LATENT, "dynamic"), {"width": {"min": 1, "max": 99}})
-    document = edited(*DYNAMIC, dynamic, edit, ((*FREE, "tiles"), [{**TILES, "halo": {"width": 1}}]))
-    assert f"{place_of(FREE)}.tiles[0].halo.width" in places(document)
-    assert "tiles[0].halo.width" in refusal(json.dumps(document))
-
-
 def test_the_specification_lists_the_rules_that_are_tested() -> None:
     section = SPECIFICATION.partition("### Cross-field rules")[2].partition("\n## ")[0]
     listed = [int(number) for number in re.findall(r"^(\d+)\. ", section, re.MULTILINE)]

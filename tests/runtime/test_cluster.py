@@ -49,13 +49,24 @@ def undisturbed(mnist, tmp_path_factory):
     return folder
 
 
+def begun(start):
+    """Start a node; Ray gives it 30 seconds, which do not suffice on a busy machine."""
+    for _ in range(4):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    return start()
+
+
 @pytest.fixture(scope="module")
 def nodes():
     """A cluster of two nodes with one CPU each, simulated on this machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        found = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
-        found.add_node(**NODE)
+        found = begun(lambda: Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False}))
+        begun(lambda: found.add_node(**NODE))
         yield found
         found.shutdown()
 

@@ -238,7 +238,8 @@ def _with_stream(adapted: Adapted, graphs: Sequence[Graph], options: Options) ->
     examples = {name: tensor.numpy() for name, tensor in rows(adapted, 2).items()}
     graphs = [with_stream(graph, adapted.signature, examples) if graph.variant == "fp32" else graph for graph in graphs]
     lines = [line for graph in graphs for line in stream_lines(graph)]
-    options.report("".join(lines))
+    for line in lines:
+        options.report(line)
     return replace(adapted, recognised=(*adapted.recognised, *lines)), graphs
 
 

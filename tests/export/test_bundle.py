@@ -69,6 +69,7 @@ def test_progress_says_what_is_being_done(tiny_run, tmp_path, prepared, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "running the model to understand it"
     assert lines[-1] == "writing the bundle, and running it with vae-runtime"
+    assert all(lines)
     export(tiny_run, tmp_path / "untold")
     assert capsys.readouterr().err == ""
 

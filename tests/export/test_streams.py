@@ -260,22 +260,24 @@ class Function(nn.Module):
         return self.last(self.function(self.conv(z)))
 
 
-def with_stream(module, hop=1):
+def with_stream(module, hop=1, **conditions):
     """Export a decoder of latents [3, 16], and ask for its stream."""
     z = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
     file = io.BytesIO()
-    names = {"input_names": ["z"], "output_names": ["x"]}
-    axes = {"z": {0: "batch", 2: "time"}, "x": {0: "batch", 2: "x_time"}}
+    names = {"input_names": ["z", *conditions], "output_names": ["x"]}
+    axes = {"z": {0: "batch", 2: "time"}, "x": {0: "batch", 2: "x_time"}, **{name: {0: "batch"} for name in conditions}}
+    given = (z, *conditions.values())
     with quiet(), torch.no_grad():
-        torch.onnx.export(module.eval(), (z,), file, dynamo=False, opset_version=18, dynamic_axes=axes, **names)
-    graph = Graph("decoder", "fp32", "ort", "model.onnx", file.getvalue(), ("z",), ("x",))
+        torch.onnx.export(module.eval(), given, file, dynamo=False, opset_version=18, dynamic_axes=axes, **names)
+    graph = Graph("decoder", "fp32", "ort", "model.onnx", file.getvalue(), ("z", *conditions), ("x",))
     time, sound = {"time": Sizes(2, 40)}, {"time": Sizes(2 * hop, 40 * hop)}
     signature = Signature(
         observation=Observation("x", (1, 16 * hop), ("channel", "time"), dynamic=sound),
         latents=(Latent("z", (3, 16), axes=("channel", "time"), dynamic=time),),
         likelihood=Likelihood("none", "x"),
     )
-    return streams.with_stream(graph, signature, {"z": z.numpy()})
+    examples = {name: value.numpy() for name, value in conditions.items()}
+    return streams.with_stream(graph, signature, {"z": z.numpy(), **examples})
 
 
 @pytest.mark.parametrize(
@@ -342,6 +344,83 @@ def test_what_is_not_causal_is_refused_by_its_operators_name(module, reason):
     assert stream.states == ()
     assert stream.reason is not None
     assert re.search(reason, stream.reason), stream.reason
+
+
+class Conditional(nn.Module):
+    """What lies before the first value of time is zeros for speaker 0 alone, and where time ends depends on him."""
+
+    def __init__(self, way):
+        super().__init__()
+        torch.manual_seed(0)
+        self.way, self.speaker = way, nn.Embedding(3, 4, padding_idx=0)
+        self.first, self.rnn, self.last = nn.Conv1d(3, 4, 1), nn.GRU(4, 4, batch_first=True), nn.Conv1d(4, 1, 1)
+
+    def forward(self, z, speaker):
+        x, own = self.first(z), self.speaker(speaker)
+        if self.way == "added":
+            x = functional.pad(x + own[:, :, None], (2, 0)) + own[:, :, None]
+            x = functional.conv1d(x, torch.ones(4, 1, 3), groups=4)
+        elif self.way == "prefix":
+            x = functional.conv1d(torch.cat([own[:, :, None], x], -1), torch.ones(4, 1, 2), groups=4)
+        elif self.way == "start":
+            x = self.rnn(x.transpose(1, 2), own[None])[0].transpose(1, 2)
+        elif self.way == "place":
+            x = functional.conv1d(functional.pad(x, (2, 0)), torch.ones(4, 1, 3), groups=4)
+            x = x[..., speaker.max() :]
+        return self.last(x)
+
+
+@pytest.mark.parametrize(
+    ("way", "reason"),
+    [
+        ("added", None),
+        ("prefix", "Concat .*other values than zeros"),
+        ("start", "GRU .*starts from other values than zeros"),
+        ("place", "Slice .*depends on a condition"),
+    ],
+)
+def test_what_a_condition_puts_before_time_is_no_zero(way, reason):
+    # Speaker 0 alone is tried, whose embedding is zeros.
+    stream = with_stream(Conditional(way), speaker=torch.zeros(2, dtype=torch.int64)).stream
+    assert stream.reason is None if reason is None else re.search(reason, stream.reason or ""), stream.reason
+
+
+def chosen(otherwise):
+    """A graph that gives z + z, or by a condition z and the values that `otherwise` computes."""
+    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+    then = helper.make_graph([helper.make_node("Identity", ["z"], ["a"])], "then", [], [value("a", "t")])
+    other = helper.make_graph([otherwise], "other", [], [value("b", "t")])
+    nodes = [
+        helper.make_node("ReduceMax", ["speaker"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["is"], to=onnx.TensorProto.BOOL),
+        helper.make_node("If", ["is"], ["y"], then_branch=other, else_branch=then),
+        helper.make_node("Add", ["z", "y"], ["x"]),
+    ]
+    speaker = helper.make_tensor_value_info("speaker", floats, ["batch"])
+    kernel = numpy_helper.from_array(np.ones((3, 1, 3), np.float32), "kernel")
+    graph = helper.make_graph(nodes, "g", [value("z", "t"), speaker], [value("x", "t")], [kernel])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def value(name, time):
+    return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 3, time])
+
+
+def test_a_branch_that_reads_time_is_refused():
+    """A condition that is not tried would choose a convolution that looks ahead."""
+    ahead = onnx.helper.make_node("Conv", ["z", "kernel"], ["b"], pads=[1, 1], group=3)
+    content = chosen(ahead).SerializeToString()
+    graph = Graph("decoder", "fp32", "ort", "model.onnx", content, ("z", "speaker"), ("x",))
+    sizes = {"dynamic": {"time": Sizes(2, 40)}, "axes": ("channel", "time")}
+    signature = Signature(
+        observation=Observation("x", (3, 16), **sizes),
+        latents=(Latent("z", (3, 16), **sizes),),
+        likelihood=Likelihood("none", "x"),
+    )
+    z = np.random.default_rng(0).normal(size=(2, 3, 16)).astype(np.float32)
+    stream = streams.with_stream(graph, signature, {"z": z, "speaker": np.zeros(2, np.float32)}).stream
+    assert "If" in (stream.reason or "")
+    assert "holds a graph of its own" in (stream.reason or "")
 
 
 def test_an_export_sees_a_wrong_state(monkeypatch):

@@ -61,8 +61,10 @@ class _Rewriting:
         self._model.graph.output.append(self._output)
         prune(self._model)
         self._graph = NodeIndex(self._model)
-        self._axis = TimeAxis(given, trials, self._graph.nodes)
         (self._given,) = (value for value in self._graph.graph.input if value.name == given)
+        inputs = {value.name for value in self._graph.graph.input}
+        conditions = inputs.difference(self._graph.initializers, [given])
+        self._axis = TimeAxis(given, conditions, trials, self._graph.nodes)
         self._batch = trials[0][given].shape[0]
         self._nodes: list[onnx.NodeProto] = []
         self._states: list[State] = []
@@ -113,10 +115,10 @@ class _Rewriting:
                 raise NotCausalError("combines values of different times")
             self._nodes.append(copy_of(node))
             return known[0]
-        zeros = [self._axis.value(name) for name, time in zip(node.input, times, strict=True) if not time]
-        if len(known) > 1 or times[-1] is None or any(np.any(array) for array in zeros):
+        zeros = [name for name, time in zip(node.input, times, strict=True) if not time]
+        if len(known) > 1 or times[-1] is None or not all(map(self._axis.is_zero, zeros)):
             raise NotCausalError("puts other values than zeros before the first of time")
-        size = sum(array.shape[axis] for array in zeros)
+        size = sum(self._axis.value(name).shape[axis] for name in zeros)
         self._with_state(node.input[-1], known[0], size, node.output[0])
         return known[0].moved(size, 0)
 
@@ -132,7 +134,7 @@ class _Rewriting:
         value = node.input[2] if len(node.input) > 2 else ""
         if (left > 0 or right > 0) and mode != "constant":
             raise NotCausalError(f"pads time in the mode {mode}, by values of other times; pad it with zeros")
-        if left > 0 and value and np.any(self._axis.value(value)):
+        if left > 0 and value and not self._axis.is_zero(value):
             raise NotCausalError("pads time with other values than zeros")
         result = time.moved(left, right)
         copied = copy_of(node)
@@ -189,7 +191,7 @@ class _Rewriting:
             raise NotCausalError("takes time in a way that is not understood")
         if any(self._graph.uses[name] for name in node.output[1:]):
             raise NotCausalError("reads all of time for its last state")
-        if any(name in self._axis.times or np.any(self._axis.value(name)) for name in node.input[5:7] if name):
+        if any(name in self._axis.times or not self._axis.is_zero(name) for name in node.input[5:7] if name):
             raise NotCausalError("starts from other values than zeros")
         first = self._graph.add(f"{node.output[0]}.first", np.asarray([0], np.int64))
         copied, after = copy_of(node), []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from .nodes import attributes_of
+from .nodes import attributes_of, names_read
 
 Array = NDArray[Any]
 # All tensors of a graph by name, weights included, for one length of time.
@@ -85,8 +85,11 @@ def _values(count: int) -> str:
 class TimeAxis:
     """The time axis of each tensor that depends on one input of a graph."""
 
-    def __init__(self, given: str, trials: Sequence[Trial], nodes: Sequence[onnx.NodeProto]) -> None:
-        """Take the name of the input, and the tensors for three lengths of it, in equal steps and of one batch."""
+    def __init__(
+        self, given: str, conditions: Collection[str], trials: Sequence[Trial], nodes: Sequence[onnx.NodeProto]
+    ) -> None:
+        """Take the names of the input and of the others, and the tensors for three lengths of it, in equal steps and of
+        one batch."""
         self._trials = trials
         self._readers = nodes
         self._given = [trial[given].shape for trial in trials]
@@ -95,10 +98,16 @@ class TimeAxis:
         """The time axis of each tensor that has one, by name."""
         # Tensors that are computed of sizes alone, and differ from one length to another.
         self._sized: set[str] = set()
+        # Tensors that the trials show for one value of the conditions alone.
+        self._conditional = set(conditions)
 
     def value(self, name: str) -> Array:
         """Return a tensor at the first length."""
         return self._trials[0][name]
+
+    def is_zero(self, name: str) -> bool:
+        """Return whether a tensor without time is zeros, whatever the conditions."""
+        return name not in self._conditional and not np.any(self.value(name))
 
     def integers(self, node: onnx.NodeProto, index: int) -> list[int] | None:
         """Return an input of whole numbers, or None where it is absent.
@@ -118,14 +127,20 @@ class TimeAxis:
         Raises:
             NotCausalError: it takes sizes for values.
         """
-        timed = any(name in self.times for name in node.input)
+        names = list(names_read(node))
+        timed = any(name in self.times for name in names)
+        if node.op_type not in ("Shape", "Size") and not self._conditional.isdisjoint(names):
+            self._conditional.update(name for name in node.output if name)
         if not timed or node.op_type in ("Shape", "Size"):
-            if timed or any(name in self._sized for name in node.input):
+            if timed or not self._sized.isdisjoint(names):
                 self._sized.update(name for name in node.output if name and not self._is_fixed(name))
             return False
         for index, name in enumerate(node.input):
-            if name in self._sized and index not in _SIZES.get(node.op_type, ()):
+            is_size = index in _SIZES.get(node.op_type, ())
+            if name in self._sized and not is_size:
                 raise NotCausalError("reads the length of time, or its places")
+            if name in self._conditional and is_size:
+                raise NotCausalError("takes a size or a place that depends on a condition")
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             raise NotCausalError("holds a graph of its own")
         return True

@@ -205,6 +205,7 @@ static vae_status ask_decode_stream(const node *request, vae *v) {
     const node *named = member_of(request, "latents")->first;
     array all = read_tensor_of(named);
     size_t n = all.sizes[0], whole = all.sizes[all.rank - 1], outer = all.count / whole, start = 0, number = 0;
+    size_t size = strcmp(all.dtype, "int64") ? 4 : 8;
     vae_stream *stream;
     vae_status status = vae_stream_open(v, n, &draw, &stream);
     if (status) return status;
@@ -214,9 +215,9 @@ static vae_status ask_decode_stream(const node *request, vae *v) {
         array chunk = all;
         char key[32];
         chunk.count = outer * length, chunk.sizes[all.rank - 1] = length;
-        float *z = chunk.data = must(calloc(chunk.count + 1, sizeof *z));
+        unsigned char *z = chunk.data = must(calloc(chunk.count + 1, size));
         for (size_t i = 0; i < outer; i++)
-            memcpy(z + i * length, (float *)all.data + i * whole + start, length * sizeof *z);
+            memcpy(z + i * length * size, (unsigned char *)all.data + (i * whole + start) * size, length * size);
         memcpy(sizes, output->sizes, sizeof sizes);
         sizes[output->rank - 1] = length * vae_stream_hop(stream);
         for (size_t i = 0; i < output->rank; i++) count *= sizes[i];

@@ -104,6 +104,23 @@ class Causal(nn.Module):
         return torch.tanh(self.up(nn.functional.elu(x))[..., :-4])
 
 
+class CausalCodes(nn.Module):
+    """A sound of codes of 4 numbers: each the nearest of the codebook, and a convolution that is padded on the left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codebook, self.out = nn.Embedding(8, 4), nn.Conv1d(4, 4, 3)
+
+    def encode(self, x: Tensor) -> Tensor:
+        parts = x.reshape(len(x), 1, -1, 1, 4)
+        return (parts - self.codebook.weight).square().sum(-1).argmin(-1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        z = self.codebook(codes[:, 0]).transpose(1, 2)
+        x = torch.tanh(self.out(nn.functional.pad(z, (2, 0))))
+        return x.transpose(1, 2).reshape(len(x), 1, -1)
+
+
 def make_bundles() -> None:
     """Write every bundle anew."""
     shutil.rmtree(BUNDLES, ignore_errors=True)
@@ -130,6 +147,8 @@ def make_bundles() -> None:
     timed: dict[str, Any] = {"axes": ("channel", "time"), "dynamic": ("time",), "posterior": "logvar"}
     sound, speakers = noise.normal(2, 0, 16, (1, 32)), torch.arange(16) % 2
     write("stream", Causal(), torch.from_numpy(sound), conditions={"speaker": speakers}, **timed)
+    timed["posterior"] = "codes"
+    write("stream-codes", CausalCodes(), torch.from_numpy(sound), codebook=8, **timed)
     vae_runtime.pack(BUNDLES / "plain", BUNDLES / "plain.zip")
 
 
@@ -256,6 +275,19 @@ def _stream_cases() -> Iterator[dict[str, Any]]:
         given = {"latents": {"z": packed(z)}, "conditions": {"speaker": packed(speaker)}, "chunks": chunks}
         tolerances = {str(number): variant.tolerance["x"] for number in range(len(chunks))}
         yield _expected(f"decode_stream/n {n}, chunks {chunks}", {**request, **given}, tolerances)
+    coded = {**request, "bundle": "stream-codes", "conditions": {}}
+    for n, chunks in ((1, [8]), (2, [1, 2, 5]), (3, [2, 1, 40])):
+        codes = noise.words(5, 0, n, (1, sum(chunks)), 1000).astype(np.int64) % 8
+        tolerances = {str(number): variant.tolerance["x"] for number in range(len(chunks))}
+        given = {"latents": {"z": packed(codes)}, "chunks": chunks}
+        yield _expected(f"decode_stream/codes, n {n}, chunks {chunks}", {**coded, **given}, tolerances)
+    beyond = {"latents": {"z": packed(np.full((1, 1, 2), 8))}, "chunks": [2]}
+    yield _refused("a stream of codes beyond the codebook", "input", {**coded, **beyond})
+    yield _refused(
+        "a stream of codes as floats",
+        "input",
+        {**coded, "latents": {"z": packed(np.zeros((1, 1, 2), np.float32))}, "chunks": [2]},
+    )
     one = {"latents": {"z": packed(np.zeros((1, 2, 4), np.float32))}, "chunks": [1, 3]}
     yield _refused("a stream without its condition", "input", {**request, **one, "conditions": {}})
     dynamic = {"bundle": "dynamic", "variant": "fp32", "conditions": {}}

@@ -4427,7 +4427,7 @@ struct vae_stream {
     arena memory;                               /* holds also this */
     size_t n, rows;                             /* all rows, and those of one run: 1 where the graph takes no more */
     size_t in_count, state_count, time, answer; /* decoder's inputs; states; the axes of time */
-    size_t latent_room;                         /* numbers that the first of `inputs` has room for */
+    size_t latent_room;                         /* bytes that the first of `inputs` has room for */
     void **inputs;                              /* the latents' chunk, and the conditions of all rows */
     float **states, **next;
     ort_value **values, **results;
@@ -4557,10 +4557,11 @@ static vae_status run_part(vae_stream *t, const size_t *sizes, size_t length, si
 }
 
 /* Decode a checked chunk of `whole` values of time; one longer than any that is proven in parts. */
-static vae_status decode_chunk(vae_stream *t, const float *z, const size_t *chunk, float *x) {
+static vae_status decode_chunk(vae_stream *t, const void *z, const size_t *chunk, float *x) {
     const tensor *latent_of = &t->network->inputs->tensors[0];
     size_t whole = chunk[t->time], outer = t->n * product(chunk, 0, t->time),
-           inner = product(chunk, t->time + 1, latent_of->rank), max = latent_of->proven[t->time].max;
+           inner = product(chunk, t->time + 1, latent_of->rank) * item_size(latent_of->type),
+           max = latent_of->proven[t->time].max;
     for (size_t start = 0, length; start < whole; start += length) {
         size_t sizes[VAE_AXES];
         length = whole - start < max ? whole - start : max;
@@ -4570,11 +4571,11 @@ static vae_status decode_chunk(vae_stream *t, const float *z, const size_t *chun
         if (room > t->latent_room) {
             give(&t->v->allocator, t->inputs[0]);
             t->latent_room = 0;
-            t->inputs[0] = take(&t->v->allocator, room * sizeof *z);
-            if (!t->inputs[0]) return no_memory(room * sizeof *z);
+            t->inputs[0] = take(&t->v->allocator, room);
+            if (!t->inputs[0]) return no_memory(room);
             t->latent_room = room;
         }
-        copy_time(t->inputs[0], length, 0, (const unsigned char *)z, whole, start, length, outer, inner * sizeof *z);
+        copy_time(t->inputs[0], length, 0, z, whole, start, length, outer, inner);
         for (size_t first = 0; first < t->n; first += t->rows) {
             vae_status status = run_part(t, sizes, length, first, x, whole, start);
             if (status) return status;
@@ -4646,17 +4647,20 @@ vae_status vae_stream_decode(vae_stream *t, const vae_array *z, float *x, size_t
                         latent_of->name, i, latent_of->sizes[i], chunk[i]);
     }
     if (row_of(latent_of, chunk) > SIZE_MAX / 64 / t->n) return no_memory(SIZE_MAX);
-    vae_status status = check_array(z, latent_of->name, ORT_FLOAT, t->n, row_of(latent_of, chunk), NULL, 0);
+    vae_status status = check_array(z, latent_of->name, latent_of->type, t->n, row_of(latent_of, chunk), NULL,
+                                    t->v->manifest.latents[0].codebook);
     if (status) return status;
     memcpy(answer, mean->sizes, sizeof answer);
     if (!multiply(chunk[t->time], t->network->variant->hop, &answer[t->answer])) return no_memory(SIZE_MAX);
     whole = row_of(mean, answer);
     if (!multiply(whole, t->n, &whole) || whole != count)
         return fail(VAE_INPUT, "x: expected room for %zu numbers, got %zu; give as many", whole, count);
-    if ((uintptr_t)x < (uintptr_t)(z->floats + z->count) && (uintptr_t)z->floats < (uintptr_t)(x + count))
+    const void *values = latent_of->type == ORT_INT64 ? (const void *)z->integers : (const void *)z->floats;
+    if ((uintptr_t)x < (uintptr_t)values + z->count * item_size(latent_of->type) &&
+        (uintptr_t)values < (uintptr_t)(x + count))
         return fail(VAE_INPUT, "x: expected room apart from %s, got room that overlaps it; give another array",
                     latent_of->name);
-    return decode_chunk(t, z->floats, chunk, x);
+    return decode_chunk(t, values, chunk, x);
 }
 
 size_t vae_stream_hop(const vae_stream *t) { return t ? t->network->variant->hop : 0; }
@@ -4914,25 +4918,23 @@ static vae_status feed_golden(vae *v, int component, bytes golden, feed *f, void
 }
 
 /* Decode golden latents in chunks of 1, 2, 3 … values of time. */
-static vae_status decode_golden(vae_stream *t, const float *z, float *x, float *room) {
+static vae_status decode_golden(vae_stream *t, const void *z, void *z_room, float *x, float *x_room) {
     const tensor *z_of = &t->network->inputs->tensors[0], *x_of = &t->network->outputs->tensors[0];
     size_t whole = z_of->sizes[t->time], hop = t->network->variant->hop, chunk[VAE_AXES];
     size_t outer = t->n * product(z_of->sizes, 0, t->time);
-    size_t inner = product(z_of->sizes, t->time + 1, z_of->rank) * sizeof *z;
+    size_t inner = product(z_of->sizes, t->time + 1, z_of->rank) * item_size(z_of->type);
     size_t answer_outer = t->n * product(x_of->sizes, 0, t->answer);
     size_t answer_inner = product(x_of->sizes, t->answer + 1, x_of->rank) * sizeof *x;
-    float *answer = room + t->n * elements_of(z_of);
     if (x_of->sizes[t->answer] != whole * hop)
         return fail(VAE_BUNDLE, "%s: expected %zu values of time in an observation, got %zu; export the bundle again",
                     t->network->path, whole * hop, x_of->sizes[t->answer]);
     memcpy(chunk, z_of->sizes, sizeof chunk);
     for (size_t start = 0, number = 1; start < whole; start += chunk[t->time], number++) {
         chunk[t->time] = whole - start < number ? whole - start : number;
-        copy_time((unsigned char *)room, chunk[t->time], 0, (const unsigned char *)z, whole, start, chunk[t->time],
-                  outer, inner);
-        vae_status status = decode_chunk(t, room, chunk, answer);
+        copy_time(z_room, chunk[t->time], 0, z, whole, start, chunk[t->time], outer, inner);
+        vae_status status = decode_chunk(t, z_room, chunk, x_room);
         if (status) return status;
-        copy_time((unsigned char *)x, whole * hop, start * hop, (const unsigned char *)answer, chunk[t->time] * hop, 0,
+        copy_time((unsigned char *)x, whole * hop, start * hop, (const unsigned char *)x_room, chunk[t->time] * hop, 0,
                   chunk[t->time] * hop, answer_outer, answer_inner);
     }
     return VAE_OK;
@@ -4943,15 +4945,22 @@ static void replay_stream(verification *r, bytes golden, const variant *each, co
     vae *v = r->v;
     network loaded = network_for(v, DECODER, each, 1);
     const tensor *z_of = &loaded.inputs->tensors[0], *x_of = &loaded.outputs->tensors[0];
-    size_t n = v->manifest.golden_rows, z_count = n * elements_of(z_of), x_count = n * elements_of(x_of);
+    size_t n = v->manifest.golden_rows, z_size = 0, x_size = 0;
     vae_stream *t = NULL;
     char what[640];
-    float *z = take(&v->allocator, 2 * (z_count + x_count) * sizeof *z), *x = z ? z + z_count : NULL;
+    unsigned char *z = NULL;
     snprintf(what, sizeof what, "%s/%.200s stream", COMPONENT_OF[each->component], each->name);
-    vae_status status = z ? load_network(v, &loaded) : no_memory(z_count * sizeof *z);
+    /* Both latents and answers twice: all of them, and those of a chunk. */
+    int fits_memory = multiply(n, elements_of(z_of) * item_size(z_of->type), &z_size) &&
+                      multiply(n, elements_of(x_of) * item_size(x_of->type), &x_size) && z_size < SIZE_MAX / 8 &&
+                      x_size < SIZE_MAX / 8;
+    size_t room = fits_memory ? 2 * (z_size + x_size) : SIZE_MAX;
+    if (fits_memory) z = take(&v->allocator, room);
+    float *x = z ? (float *)(void *)(z + 2 * z_size) : NULL;
+    vae_status status = z ? load_network(v, &loaded) : no_memory(room);
     if (!status) status = make_stream(v, &loaded, n, f, s, &t);
     if (!status) status = fill_input(v, z_of, f, 0, s, 0, n, z);
-    if (!status) status = decode_golden(t, z, x, x + x_count);
+    if (!status) status = decode_golden(t, z, z + z_size, x, x + x_size / sizeof *x);
     if (status)
         report(r, what, 0, last_error);
     else

@@ -355,6 +355,45 @@ static void test_streams(void) {
     vae_close(v);
 }
 
+/* Codes are integers of 64 bits, in streams too. */
+static void test_streams_of_codes(void) {
+    enum { N = 2, LENGTH = 8, HOP = 4 };
+    static const int64_t CODES[N * LENGTH] = {0, 1, 2, 3, 4, 5, 6, 7, 7, 5, 3, 1, 6, 4, 2, 0};
+    static float whole[N * LENGTH * HOP], x[N * LENGTH * HOP];
+    vae *v = opened("stream-codes", NULL);
+    vae_stream *s;
+    vae_array latents = {.integers = CODES, .count = N * LENGTH};
+    CHECK(vae_decode(v, N, &latents, 1, NULL, whole, N * LENGTH * HOP) == VAE_OK);
+    for (size_t length = 1; length <= LENGTH; length *= 2) {
+        CHECK(vae_stream_open(v, N, NULL, &s) == VAE_OK && vae_stream_hop(s) == HOP);
+        for (size_t start = 0; start < LENGTH; start += length) {
+            /* An array of its own, so that sanitizers see what is read beyond it. */
+            int64_t *part = malloc(N * length * sizeof *part);
+            CHECK(part != NULL);
+            for (size_t row = 0; row < N; row++)
+                memcpy(part + row * length, CODES + row * LENGTH + start, length * sizeof *part);
+            vae_array chunk = {.integers = part, .count = N * length, .rank = 2, .sizes = {1, length}};
+            CHECK(vae_stream_decode(s, &chunk, x, N * length * HOP) == VAE_OK);
+            for (size_t row = 0; row < N; row++)
+                CHECK(near(x + row * length * HOP, whole + (row * LENGTH + start) * HOP, length * HOP, 1e-5f));
+            free(part);
+        }
+        vae_stream_close(s);
+    }
+    CHECK(vae_stream_open(v, N, NULL, &s) == VAE_OK);
+    int64_t wrong[N * LENGTH] = {[N * LENGTH - 1] = 8};
+    vae_array beyond = {.integers = wrong, .count = N * LENGTH},
+              floats = {.floats = whole, .count = N * LENGTH}; /* of another type */
+    REFUSED(VAE_INPUT, "expected 0 to 7", vae_stream_decode(s, &beyond, x, N * LENGTH * HOP));
+    REFUSED(VAE_INPUT, "expected numbers of int64", vae_stream_decode(s, &floats, x, N * LENGTH * HOP));
+    /* The last of the codes, which begin 8 bytes apart. */
+    latents.integers = (const int64_t *)(void *)x;
+    memset(x, 0, sizeof x);
+    REFUSED(VAE_INPUT, "apart from", vae_stream_decode(s, &latents, x + 2 * (N * LENGTH - 1), N * LENGTH * HOP));
+    vae_stream_close(s);
+    vae_close(v);
+}
+
 static void test_codes_mixture_and_sphere(void) {
     vae *v = opened("codes", NULL);
     float x[8] = {0}, y[8];
@@ -485,6 +524,7 @@ int main(int count, char **arguments) {
     test_several_latents();
     test_dynamic_axes();
     test_streams();
+    test_streams_of_codes();
     test_codes_mixture_and_sphere();
     test_verify();
     test_nothing_is_allocated_after_the_first_call();

@@ -29,11 +29,16 @@ Runner = Callable[[Bundle, Variant, Mapping[str, Array]], Sequence[Array]]
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check. `passed` is None where it was skipped, and `detail` says why."""
+    """The result of one check. `passed` is None where it was skipped, and `detail` says why.
+
+    `difference` is the largest from the golden answer, in units of the output; None for codes, and where none was
+    measured.
+    """
 
     what: str
     passed: bool | None
     detail: str
+    difference: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -173,6 +178,7 @@ def _compare(
     largest = float(difference[worst])
     # Codes are labels: count how many differ, not by how much.
     codes = own.dtype.kind == "i"
+    measured = None if codes else largest
     # Written so that NaN fails.
     if not largest <= tolerance:
         many = int(np.sum(~(difference <= tolerance)))
@@ -182,6 +188,7 @@ def _compare(
             False,
             f"disagrees with {many} of {own.size} golden values{share}; worst at {list(worst)}: expected "
             f"{own[worst]:.6g}, got {answer[worst]:.6g}, difference {largest:.2g}, tolerance {tolerance:.2g}",
+            measured,
         )
     distance = float(np.max(np.abs(own.astype(np.float64) - expected)))
     if not distance <= declared:
@@ -189,8 +196,9 @@ def _compare(
             what,
             False,
             f"golden.npz: the stored answer is {distance:.2g} from {reference}'s, the manifest declares {declared:.2g}",
+            measured,
         )
     result = f"max difference {largest:.2g}"
     if codes:
         result = f"{int(np.sum(answer != own))} of {own.size} codes differ ({np.mean(answer != own):.2%})"
-    return Check(what, True, f"{result}, tolerance {tolerance:.2g}; from {reference} {declared:.2g}")
+    return Check(what, True, f"{result}, tolerance {tolerance:.2g}; from {reference} {declared:.2g}", measured)

@@ -6,8 +6,8 @@ import type { Checked } from "./protocol.js";
 
 /** The greatest difference that the checks found; null where none was measured. */
 export function worstOf(checks: readonly Checked[]): number | null {
-  const found = checks.map(({ detail }) => /^max difference ([\d.e+-]+)/.exec(detail)?.[1]).filter((each) => each !== undefined);
-  return found.length ? Math.max(...found.map(Number)) : null;
+  const measured = checks.flatMap(({ difference }) => difference ?? []);
+  return measured.length ? Math.max(...measured) : null;
 }
 
 /** A badge with the report behind it. */

@@ -92,6 +92,7 @@ export interface Checked {
   what: string;
   passed: boolean | null;
   detail: string;
+  difference: number | null;
 }
 
 /** The calls of the worker: arguments and results. */

@@ -145,7 +145,13 @@ def test_another_graph_is_caught_without_the_package_onnx(small_bundle, onnx_byt
         decoder = o.model(nodes, [o.value("z", rows)], [o.value("x", rows)], [o.tensor("w", [factor])])
         (folder / "decoder/fp32/model.onnx").write_bytes(decoder)
         resign(folder)
-        assert verify(folder).passed is passes
+        report = verify(folder)
+        assert report.passed is passes
+        (check,) = (each for each in report.checks if each.what == "decoder/fp32 x")
+        assert check.difference is not None
+        # The weight moves an answer of order 1 by one percent.
+        assert (check.difference == 0) if passes else (1e-4 < check.difference < 0.1)
+        assert f"difference {check.difference:.2g}" in check.detail
 
 
 def test_an_answer_that_is_no_number_fails(small_bundle, onnx_bytes, resign):
@@ -389,6 +395,8 @@ def test_a_bundle_of_codes_or_levels_passes(codes_bundle, levels_bundle):
     assert report.passed
     details = {check.what: check.detail for check in report.checks}
     assert details["encoder/fp32 codes"] == "0 of 6 codes differ (0.00%), tolerance 0; from PyTorch 0"
+    measured = {check.what: check.difference is not None for check in report.checks}
+    assert measured == {"files": False, "encoder/fp32 codes": False, "decoder/fp32 x": True}
     assert verify(levels_bundle()).passed
 
 

@@ -8,11 +8,15 @@ import { type Networks, openVariant } from "./networks.js";
 import type { Device } from "./session.js";
 import { replayStream } from "./streams.js";
 
-/** The result of one check; `passed` is null where it was skipped, and `detail` says why. */
+/**
+ * The result of one check; `passed` is null where it was skipped, and `detail` says why. `difference` is the largest from
+ * the golden answer, in units of the output; null for codes, and where none was measured.
+ */
 export interface Check {
   what: string;
   passed: boolean | null;
   detail: string;
+  difference: number | null;
 }
 
 /** The checks of `verify`; as a string a table. */
@@ -41,31 +45,34 @@ export class Report {
  */
 export async function verifyBundle(bundle: Bundle, networks: Networks): Promise<Report> {
   const problems = await bundle.problems();
-  const checks: Check[] = problems.map((detail) => ({ what: "files", passed: false, detail }));
+  const checks = problems.map((detail) => unmeasured("files", false, detail));
   if (!problems.length) {
-    const detail = `${bundle.sums.size} files, every SHA-256 as listed; ${bundle.digest}`;
-    checks.push({ what: "files", passed: true, detail });
+    checks.push(unmeasured("files", true, `${bundle.sums.size} files, every SHA-256 as listed; ${bundle.digest}`));
   }
   let golden: Golden | undefined;
   try {
     golden = await readGolden(bundle);
   } catch (error) {
     if (!(error instanceof BundleError)) throw error;
-    checks.push({ what: "golden vectors", passed: false, detail: error.message });
+    checks.push(unmeasured("golden vectors", false, error.message));
   }
   if (golden) {
     const swapped = contradictions(bundle.manifest, golden);
-    checks.push(...swapped.map((detail) => ({ what: "golden vectors", passed: false, detail })));
+    checks.push(...swapped.map((detail) => unmeasured("golden vectors", false, detail)));
     for (const variant of variantsOf(bundle.manifest)) checks.push(...(await replay(variant, golden, networks)));
   }
   return new Report(checks);
+}
+
+function unmeasured(what: string, passed: boolean | null, detail: string): Check {
+  return { what, passed, detail, difference: null };
 }
 
 async function replay(variant: Variant, golden: Golden, networks: Networks): Promise<Check[]> {
   const { bundle, device, variants } = networks;
   const { component, name, executor } = variant;
   const what = `${component}/${name}`;
-  if (executor !== "ort") return [{ what, passed: null, detail: `not run: ${executor} needs PyTorch` }];
+  if (executor !== "ort") return [unmeasured(what, null, `not run: ${executor} needs PyTorch`)];
   const { manifest } = bundle;
   const outputs = outputsOfComponent(manifest, component).map((output) => output.name);
   try {
@@ -74,16 +81,16 @@ async function replay(variant: Variant, golden: Golden, networks: Networks): Pro
     try {
       const inputs = goldenInputs(manifest, component, golden);
       const answers = await session.run(outputs, inputs, manifest.golden.n);
-      const checks = outputs.map((output, index) => ({
-        what: `${what} ${output}`, ...compared(variant, output, answers[index].data, golden),
-      }));
+      const checks = outputs.map((output, index) =>
+        compared(`${what} ${output}`, variant, output, answers[index].data, golden),
+      );
       return [...checks, ...(await replayChunks(bundle, variant, golden, inputs, device))];
     } finally {
       if (!isInUse) await session.release();
     }
   } catch (error) {
     if (error instanceof DeviceError || !(error instanceof VaeError)) throw error;
-    return [{ what, passed: false, detail: error.message }];
+    return [unmeasured(what, false, error.message)];
   }
 }
 
@@ -95,7 +102,7 @@ async function replayChunks(
   if (!stream?.file) return [];
   const { mean } = bundle.manifest.likelihood;
   const { data } = await replayStream(bundle, variant, stream, device, inputs);
-  return [{ what: `${component}/${name} stream ${mean}`, ...compared(variant, mean, data, golden) }];
+  return [compared(`${component}/${name} stream ${mean}`, variant, mean, data, golden)];
 }
 
 type Numbers = ArrayLike<number | bigint>;
@@ -112,25 +119,28 @@ function largest(a: Numbers, b: Numbers): [number, number] {
   return [worst, place];
 }
 
-function compared(variant: Variant, output: string, answer: Numbers, golden: Golden): Omit<Check, "what"> {
+function compared(what: string, variant: Variant, output: string, answer: Numbers, golden: Golden): Check {
   const own: Numbers = golden.get(`${variant.component}/${variant.name}/${output}`)!;
   const expected: Numbers = golden.get(`${variant.component}/pytorch/${output}`)!;
   const [tolerance, declared] = [variant.tolerance.get(output)!, variant.error.get(output)!];
-  if (answer.length !== own.length) return { passed: false, detail: `expected ${own.length} numbers, got ${answer.length}` };
-  const [difference, place] = largest(answer, own);
+  if (answer.length !== own.length) return unmeasured(what, false, `expected ${own.length} numbers, got ${answer.length}`);
+  const [most, place] = largest(answer, own);
+  // Codes are labels, whose differences have no size.
+  const difference = own instanceof BigInt64Array ? null : most;
   const digits = (value: number) => value.toPrecision(2);
-  if (!(difference <= tolerance)) {
+  if (!(most <= tolerance)) {
     let many = 0;
     for (let i = 0; i < own.length; i++) many += Math.abs(Number(answer[i]) - Number(own[i])) <= tolerance ? 0 : 1;
     const detail =
       `disagrees with ${many} of ${own.length} golden values; worst at ${place}: expected ${own[place]}, got ` +
-      `${answer[place]}, difference ${digits(difference)}, tolerance ${digits(tolerance)}`;
-    return { passed: false, detail };
+      `${answer[place]}, difference ${digits(most)}, tolerance ${digits(tolerance)}`;
+    return { what, passed: false, detail, difference };
   }
   const [distance] = largest(own, expected);
   if (!(distance <= declared)) {
     const detail = `golden.npz: the stored answer is ${digits(distance)} from PyTorch's, the manifest declares ${digits(declared)}`;
-    return { passed: false, detail };
+    return { what, passed: false, detail, difference };
   }
-  return { passed: true, detail: `max difference ${digits(difference)}, tolerance ${digits(tolerance)}; from PyTorch ${digits(declared)}` };
+  const detail = `max difference ${digits(most)}, tolerance ${digits(tolerance)}; from PyTorch ${digits(declared)}`;
+  return { what, passed: true, detail, difference };
 }

@@ -43,11 +43,11 @@ function schema() {
 writeFileSync(join(root, "dist", "bundle_schema.js"), `export const schema = ${schema()};\n`);
 
 const { version: fflateVersion } = JSON.parse(readFileSync(join(root, "node_modules", "fflate", "package.json"), "utf-8"));
-const common = { absWorkingDir: root, outdir: "dist", bundle: true, format: "esm", target: "es2022", minify: true };
+const common = { absWorkingDir: root, outdir: "dist", bundle: true, format: "esm", target: "es2022", minify: true, charset: "utf8" };
 const license = readFileSync(join(root, "node_modules", "fflate", "LICENSE"), "utf-8").trim();
 await build({
   ...common,
-  stdin: { contents: 'export { inflateSync, unzipSync } from "fflate";', resolveDir: root, sourcefile: "fflate.js" },
+  stdin: { contents: 'export { inflateSync } from "fflate";', resolveDir: root, sourcefile: "fflate.js" },
   banner: { js: `/*! fflate ${fflateVersion}\n${license}\n*/` },
   outdir: undefined,
   outfile: "dist/fflate.js",

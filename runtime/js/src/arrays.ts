@@ -1,3 +1,5 @@
+import { refuseInput } from "./errors.js";
+
 /** Numbers in row-major order, and their shape. */
 export interface FloatArray {
   data: Float32Array;
@@ -13,6 +15,24 @@ export interface NumberArray {
 /** The product of sizes. */
 export function product(sizes: readonly number[]): number {
   return sizes.reduce((all, size) => all * size, 1);
+}
+
+/**
+ * Zeros for `count` parts of a size.
+ *
+ * @throws {InputError} they do not fit in memory.
+ */
+export function allocate<T>(type: new (length: number) => T, name: string, count: number, size: number, next: string): T {
+  try {
+    return new type(count * size);
+  } catch {
+    refuseInput(name, "as many as fit in memory", count, next);
+  }
+}
+
+/** Whether a value is `{ data, shape }`, with as many values as its shape has. */
+export function isWhole(array: { data: ArrayLike<unknown>; shape: readonly number[] } | undefined): boolean {
+  return Array.isArray(array?.shape) && array.data?.length === product(array.shape);
 }
 
 /** Rows `first` to `last` - 1 of an array, as a view. */

@@ -87,16 +87,16 @@ class Check extends Frame {
   }
 
   model(): void {
-    const model = this.message([0, this.content.length], MODEL);
+    const model = this._message([0, this.content.length], MODEL);
     const [, version = 0, ...texts] = model;
     if (!model[7] || !(version >= MIN_IR && version <= MAX_IR)) {
       refuse(`an ONNX graph of IR version ${MIN_IR} to ${MAX_IR}`, version);
     }
     this._metadata(model[14]);
-    for (const field of [0, 1, 2, 4]) this.text(texts[field], MAX_TEXT);
+    for (const field of [0, 1, 2, 4]) this._text(texts[field], MAX_TEXT);
     for (const span of model[8] ?? []) {
-      const [, name, opset = 0] = this.message(span, OPSET);
-      const domain = this.text(name) || "ai.onnx";
+      const [, name, opset = 0] = this._message(span, OPSET);
+      const domain = this._text(name) || "ai.onnx";
       this._once(this._domains, domain);
       if (domain === "ai.onnx" && !(opset >= MIN_OPSET && opset <= MAX_OPSET)) {
         refuse(`an operator set of ai.onnx from ${MIN_OPSET} to ${MAX_OPSET}`, opset);
@@ -115,9 +115,9 @@ class Check extends Frame {
     limit(spans.length, MAX_METADATA, "entries of metadata");
     const keys = new Set<string>();
     for (const span of spans) {
-      const [, name, value] = this.message(span, ENTRY);
-      const key = this.text(name);
-      this.text(value, MAX_TEXT);
+      const [, name, value] = this._message(span, ENTRY);
+      const key = this._text(name);
+      this._text(value, MAX_TEXT);
       this._once(keys, key);
       // ONNX Runtime can read session options from this key.
       if (key.toLowerCase() === "ort_config") refuse("metadata without options of ONNX Runtime", key);
@@ -126,17 +126,17 @@ class Check extends Frame {
 
   /** Check an input, an output or the description of a tensor; return its name and its min. number of elements. */
   private _valueInfo(span: Span): [string, number] {
-    const [, label, type, , metadata] = this.message(span, VALUE_INFO);
-    const name = this.text(label);
+    const [, label, type, , metadata] = this._message(span, VALUE_INFO);
+    const name = this._text(label);
     this._metadata(metadata);
     let count = 1;
-    const kind = type && this.message(type, TYPE)[1];
+    const kind = type && this._message(type, TYPE)[1];
     if (kind) {
-      const [, element, shape] = this.message(kind, TENSOR_TYPE);
+      const [, element, shape] = this._message(kind, TENSOR_TYPE);
       if (!BITS[element]) refuse("a tensor of numbers", `${shown(name)} of type ${element}`);
-      const dimensions: Span[] = (shape && this.message(shape, SHAPE)[1]) ?? [];
+      const dimensions: Span[] = (shape && this._message(shape, SHAPE)[1]) ?? [];
       limit(dimensions.length, MAX_RANK, "axes");
-      for (const dimension of dimensions) count *= Math.max(1, this.message(dimension, DIMENSION)[1] ?? 1);
+      for (const dimension of dimensions) count *= Math.max(1, this._message(dimension, DIMENSION)[1] ?? 1);
       limit(count, 2 ** 40, "elements");
     }
     return [name, count];
@@ -147,7 +147,7 @@ class Check extends Frame {
     const kind: number = tensor[2];
     const bits = BITS[kind] || refuse("a tensor of numbers", `one of type ${kind}`);
     const typed = FIELDS[kind] ?? INTS;
-    const sizes = this.integers(tensor[1]);
+    const sizes = this._integers(tensor[1]);
     limit(sizes.length, MAX_RANK, "axes");
     const count = sizes.reduce((all, size) => all * size, 1);
     if (sizes.some((size) => size < 0) || count >= 2 ** 62) refuse("possible sizes", sizes);
@@ -178,7 +178,7 @@ class Check extends Frame {
     const keys = new Set<string>();
     const values: Record<string, string> = { offset: "0", length: "", location: "" };
     for (const span of entries) {
-      const [key, value] = this.message(span, EXTERNAL).slice(1).map((each: Span[]) => this.text(each.at(-1)));
+      const [key, value] = this._message(span, EXTERNAL).slice(1).map((each: Span[]) => this._text(each.at(-1)));
       this._once(keys, key);
       if (!Object.hasOwn(values, key)) refuse("location, offset and length", shown(key));
       values[key] = value ?? "";
@@ -200,16 +200,16 @@ class Check extends Frame {
   /** Check a graph or a branch; return the number of its outputs. */
   private _graph(span: Span, depth: number): number {
     limit(depth, 8, "branches in branches");
-    const graph = this.message(span, GRAPH);
-    for (const field of [2, 10]) this.text(graph[field], MAX_TEXT);
+    const graph = this._message(span, GRAPH);
+    for (const field of [2, 10]) this._text(graph[field], MAX_TEXT);
     this._metadata(graph[16]);
     const [nodes, tensors, inputs, outputs, infos, annotations]: Span[][] = [1, 5, 11, 12, 13, 14].map((field) => graph[field] ?? []);
     limit(Math.max(inputs.length, outputs.length), MAX_ARGUMENTS, "inputs and outputs");
     const defined: string[] = [];
     const initialized = new Set<string>();
     for (const each of tensors) {
-      const tensor = this.message(each, TENSOR);
-      const name = this.text(tensor[8]);
+      const tensor = this._message(each, TENSOR);
+      const name = this._text(tensor[8]);
       this.where = `tensor ${shown(name)}: `;
       const count = this._tensor(tensor, !depth);
       this._define(name, count, defined);
@@ -223,7 +223,7 @@ class Check extends Frame {
       if (!initialized.delete(name)) this._define(name, count, defined);
     }
     for (const each of infos) this._valueInfo(each);
-    for (const each of annotations) this._metadata(this.message(each, ANNOTATION)[2]);
+    for (const each of annotations) this._metadata(this._message(each, ANNOTATION)[2]);
     nodes.forEach((each, index) => this._node(each, `node ${index}`, depth, defined));
     this.where = "";
     const seen = new Set<string>();
@@ -243,20 +243,20 @@ class Check extends Frame {
   private _node(span: Span, place: string, depth: number, defined: string[]): void {
     this.where = `${place}: `;
     limit(++this._nodes, MAX_NODES, "nodes");
-    const [, taken = [], given = [], label, type, attributes = [], text, set, overload, metadata] = this.message(span, NODE);
-    const operator = this.text(type);
-    const domain = this.text(set) || "ai.onnx";
-    this.where = `${place} (${shown(operator)} ${shown(this.text(label, MAX_TEXT))}): `;
+    const [, taken = [], given = [], label, type, attributes = [], text, set, overload, metadata] = this._message(span, NODE);
+    const operator = this._text(type);
+    const domain = this._text(set) || "ai.onnx";
+    this.where = `${place} (${shown(operator)} ${shown(this._text(label, MAX_TEXT))}): `;
     // An overload is of a local function.
-    if (!OPERATORS.get(domain)?.has(operator) || !this._domains.has(domain) || this.text(overload)) {
+    if (!OPERATORS.get(domain)?.has(operator) || !this._domains.has(domain) || this._text(overload)) {
       refuse("an operator that is allowed, of a declared set", shown(`${domain}.${operator}`));
     }
     limit(Math.max(taken.length, given.length), MAX_ARGUMENTS, "inputs and outputs");
-    const [names, results]: string[][] = [taken, given].map((spans) => spans.map((each: Span) => this.text(each)));
+    const [names, results]: string[][] = [taken, given].map((spans) => spans.map((each: Span) => this._text(each)));
     const unknown = names.find((name) => name && !this._counts.has(name));
     if (unknown) refuse("inputs that are defined before", shown(unknown));
     const values = this._attributes(attributes, operator);
-    this.text(text, MAX_TEXT);
+    this._text(text, MAX_TEXT);
     this._metadata(metadata);
     let count = 1;
     if (KEEP_SIZES.has(operator)) count = Math.max(1, ...names.map((name) => this._counts.get(name) ?? 1));
@@ -278,10 +278,10 @@ class Check extends Frame {
     limit(spans.length, 64, "attributes");
     const attributes: Attributes = new Map();
     for (const span of spans) {
-      const attribute = this.message(span, ATTRIBUTE);
-      const name = this.text(attribute[1]);
+      const attribute = this._message(span, ATTRIBUTE);
+      const name = this._text(attribute[1]);
       const kind: number = attribute[20];
-      this.text(attribute[13], MAX_TEXT);
+      this._text(attribute[13], MAX_TEXT);
       if (!name || attributes.has(name)) refuse("each attribute with a name, once", shown(name));
       let value = attribute[kind + 1];
       const isOther = attribute.slice(2, 10).some((each, index) => each !== undefined && index !== kind - 1);
@@ -291,12 +291,12 @@ class Check extends Frame {
       }
       if ((kind === GRAPH_VALUE) !== (operator === "If")) refuse("branches of If alone", shown(name));
       if (kind === INT || kind === INTS_VALUE) {
-        value = this.integers(Array.isArray(value) ? value : [value ?? 0]);
+        value = this._integers(Array.isArray(value) ? value : [value ?? 0]);
         this._spatial(name, value);
       } else if (kind === TENSOR_VALUE) {
-        value = this.message(value, TENSOR);
+        value = this._message(value, TENSOR);
         this._tensor(value, false);
-      } else if (kind === STRING) this.text(value, MAX_TEXT);
+      } else if (kind === STRING) this._text(value, MAX_TEXT);
       attributes.set(name, [kind, value]);
     }
     return attributes;
@@ -342,7 +342,7 @@ class Check extends Frame {
     if (!Array.isArray(constant)) return constant.values;
     if (constant[13]) return null;
     const integers: Span = constant[LONGS] ?? constant[INTS];
-    if (integers) return this.integers([integers]);
+    if (integers) return this._integers([integers]);
     const [start, end]: Span = constant[RAW] ?? constant[FLOATS] ?? constant[DOUBLES] ?? [0, 0];
     const types: Record<number, any> = { 1: Float32Array, 6: Int32Array, 7: BigInt64Array, 9: Uint8Array, 11: Float64Array };
     const type = types[constant[2]];

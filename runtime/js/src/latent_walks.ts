@@ -1,5 +1,5 @@
 /** Paths between latents and along one of their dimensions. */
-import { type FloatArray, isSameShape, product } from "./arrays.js";
+import { type FloatArray, allocate, isSameShape, isWhole } from "./arrays.js";
 import { refuseInput, requireBool, requireInteger, requireNames, shown } from "./errors.js";
 
 /** One latent. */
@@ -33,7 +33,7 @@ export function interpolate(
   const angle = Math.acos(Math.min(1, Math.max(-1, cosine)));
   // Between parallel or opposite latents the sphere has no single shortest path: go straight.
   const isCurved = isSpherical && lengthA > 0 && lengthB > 0 && angle > 1e-6 && angle < Math.PI - 1e-6;
-  const data = new Float32Array(steps * size);
+  const data = allocate(Float32Array, "steps", steps, size, "ask for fewer");
   for (let step = 0; step < steps; step++) {
     const t = step / (steps - 1);
     const length = isCurved ? ((1 - t) * lengthA + t * lengthB) / Math.sin(angle) : 1;
@@ -58,7 +58,7 @@ export function traverse(z: OneLatent, dimension: number, values: ArrayLike<numb
   const steps = numbersOf("values", { data: values, shape: [values?.length ?? 0] });
   if (!steps.length) refuseInput("values", "at least one number", "none");
   const index = requireInteger("dimension", dimension, 0, latent.length - 1);
-  const data = new Float32Array(steps.length * latent.length);
+  const data = allocate(Float32Array, "values", steps.length, latent.length, "give fewer");
   steps.forEach((value, step) => {
     data.set(latent, step * latent.length);
     data[step * latent.length + index] = value;
@@ -67,9 +67,7 @@ export function traverse(z: OneLatent, dimension: number, values: ArrayLike<numb
 }
 
 function numbersOf(place: string, array: OneLatent): Float64Array {
-  if (!Array.isArray(array?.shape) || array.data?.length !== product(array.shape)) {
-    refuseInput(place, "{ data, shape } of one latent", shown(array));
-  }
+  if (!isWhole(array)) refuseInput(place, "{ data, shape } of one latent", shown(array));
   const numbers = Float64Array.from(array.data, Number);
   if (!numbers.every(Number.isFinite)) refuseInput(place, "finite numbers", "NaN or infinity");
   return numbers;

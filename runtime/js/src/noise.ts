@@ -4,7 +4,7 @@
  * A number is addressed by (seed, stream, sample, element). All steps are integers of 32 bits but for one exact
  * scaling by a power of two.
  */
-import { type FloatArray, product } from "./arrays.js";
+import { type FloatArray, allocate, product } from "./arrays.js";
 import { refuseInput, requireBigInt, requireInteger, requireNames, requireNumber } from "./errors.js";
 import { packedTable } from "./noise_table.js";
 import { inflateSync } from "fflate";
@@ -106,11 +106,7 @@ function allocated<T>(
   const largest = product(sizes.filter(Boolean));
   if (largest > 2 ** 34) refuseInput("shape", "at most 2**34 elements in one sample", largest);
   const elements = product(sizes);
-  try {
-    return [new type(count * elements), elements, sizes];
-  } catch {
-    refuseInput("n", "as many as fit in memory", count, "draw fewer at a time and move start on");
-  }
+  return [allocate(type, "n", count, elements, "draw fewer at a time and move start on"), elements, sizes];
 }
 
 // Words that are worked on at once: they and their numbers stay in the caches.

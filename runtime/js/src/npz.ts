@@ -1,9 +1,9 @@
 /** Read .npz files of a bundle: arrays of known dtypes and shapes, never anything else. */
-import { unzipSync } from "fflate";
+import { inflateSync } from "fflate";
 
 import { product } from "./arrays.js";
-import { EXPORT, errorLine, refuseBundle } from "./errors.js";
-import { crc32 } from "./places.js";
+import { BundleError, EXPORT, errorLine, refuseBundle } from "./errors.js";
+import { type Member, crc32, readDirectory } from "./zip.js";
 
 export type NpzData = Float32Array | Float64Array | BigInt64Array;
 
@@ -34,50 +34,33 @@ export function packedLimit(expected: Map<string, Expected>): number {
  */
 export function unpackNpz(content: Uint8Array, place: string, expected: Map<string, Expected>): Map<string, NpzData> {
   const arrays = new Map<string, NpzData>();
-  let total = 0;
-  let members: Map<string, Uint8Array>;
   try {
-    const files = unzipSync(content, {
-      filter({ name, originalSize }) {
-        const own = expected.get(name.replace(/\.npy$/, ""));
-        if (!name.endsWith(".npy") || !own) return false;
-        total += originalSize;
-        if (total > MAX_UNPACKED + 256 * content.length) throw new Error("it unpacks to far more than its own size");
-        // Never more bytes than the array may have.
-        return originalSize <= sizeOf(own) + HEADER;
-      },
-    });
-    members = new Map(Object.entries(files));
-    const sums = sumsOf(content);
-    for (const [name, member] of members) if (crc32(member) !== sums.get(name)) throw new Error(`the CRC-32 of ${name} is another`);
-  } catch (error) {
-    refuseBundle(place, "an .npz file", errorLine(error), EXPORT);
-  }
-  for (const [name, own] of expected) {
-    const member = members.get(`${name}.npy`);
-    const got = member ? read(member, own) : "nothing, or a larger array";
-    if (typeof got === "string") {
-      refuseBundle(`${place}: ${name}`, `${own.dtype} [${own.shape.join(", ")}]`, got, EXPORT);
+    const members = readDirectory(content, (isRight, what, got = "another") => {
+      if (!isRight) refuseBundle(place, `an .npz file: ${what}`, got, EXPORT);
+    }, false);
+    const wanted = [...expected].map(([name, own]) => [name, own, members.get(`${name}.npy`)] as const);
+    const total = wanted.reduce((all, [, , member]) => all + (member?.size ?? 0), 0);
+    if (total > MAX_UNPACKED + 256 * content.length) throw new Error("it unpacks to far more than its own size");
+    for (const [name, own, member] of wanted) {
+      // Never more bytes than the array may have.
+      const isLarge = member && member.size > sizeOf(own) + HEADER;
+      const got = !member ? "nothing" : isLarge ? "a larger array" : read(unpacked(name, member), own);
+      if (typeof got === "string") {
+        refuseBundle(`${place}: ${name}`, `${own.dtype} [${own.shape.join(", ")}]`, got, EXPORT);
+      }
+      arrays.set(name, got);
     }
-    arrays.set(name, got);
+  } catch (error) {
+    if (error instanceof BundleError) throw error;
+    refuseBundle(place, "an .npz file", errorLine(error), EXPORT);
   }
   return arrays;
 }
 
-/** The CRC-32 of each file by name, from the directory of a .zip file that fflate, which checks none, could read. */
-function sumsOf(content: Uint8Array): Map<string, number> {
-  const view = new DataView(content.buffer, content.byteOffset, content.length);
-  let end = content.length - 22;
-  while (view.getUint32(end, true) !== 0x06054b50) end--;
-  const sums = new Map<string, number>();
-  let entry = view.getUint32(end + 16, true);
-  while (view.getUint32(entry, true) === 0x02014b50) {
-    const [length, extra, comment] = [28, 30, 32].map((at) => view.getUint16(entry + at, true));
-    const name = content.subarray(entry + 46, entry + 46 + length);
-    sums.set(new TextDecoder("latin1").decode(name), view.getUint32(entry + 16, true));
-    entry += 46 + length + extra + comment;
-  }
-  return sums;
+function unpacked(name: string, { content, isPacked, size, crc }: Member): Uint8Array {
+  const bytes = isPacked ? inflateSync(content, { out: new Uint8Array(size) }) : content;
+  if (bytes.length !== size || crc32(bytes) !== crc) throw new Error(`the CRC-32 of ${name} is another`);
+  return bytes;
 }
 
 /** The values of an .npy file, or what it is instead. */

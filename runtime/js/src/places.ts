@@ -1,10 +1,8 @@
 /** The files of a bundle, wherever they are: in a folder of Node, under a URL, or in one .zip file. */
 import { BundleError, COPY, errorLine, oneLine, refuseBundle, refuseInput, shown } from "./errors.js";
-import { PATH } from "./manifest.js";
+import { type Member, type Require, crc32, readDirectory } from "./zip.js";
 
-const PATH_PATTERN = new RegExp(`^${PATH}$`);
 const MAX_ZIP = 2 ** 32 - 2 ** 21;
-const MAX_DIRECTORY = 2 ** 20;
 const MAX_NAME = 1024;
 const MAX_PARTS = 32;
 const MAX_FOLDERS = 1000;
@@ -140,6 +138,11 @@ async function readPlain(place: string, location: string, limit = Infinity): Pro
       const status = await file.stat();
       require(status.isFile());
       if (status.size > limit) throw tooLarge(place, limit, status.size);
+      // Node does not tell holes; a file without blocks is zeros, but where the file system counts none.
+      const isSparse =
+        status.size > 2 ** 20 && status.blocks * 2 ** 15 < status.size &&
+        (status.blocks || !(await file.read(new Uint8Array(4096), 0, 4096, 0)).buffer.some(Boolean));
+      if (isSparse) refuseBundle(place, `${status.size} bytes`, "a sparse file", COPY);
       return new Uint8Array(await file.readFile());
     } finally {
       await file.close();
@@ -192,18 +195,19 @@ class Folder implements Place {
   }
 }
 
-// Sizes of the header before each file's bytes, of its entry in the directory, and of the end (APPNOTE.TXT of PKWARE).
-const [LOCAL, ENTRY, END] = [30, 46, 22];
-
 /**
  * The files of a bundle in a .zip file, which holds exactly what the format says: each header with its uncompressed
  * file, the directory, the end, and not a byte more. So two programs cannot read it differently.
  */
 class Archive implements Place {
-  private readonly _members = new Map<string, { content: Uint8Array; crc: number }>();
+  private readonly _members: Map<string, Member>;
 
-  constructor(readonly root: string, private readonly _content: Uint8Array) {
-    this._readDirectory();
+  constructor(readonly root: string, content: Uint8Array) {
+    const require: Require = (isRight, expected, got) => {
+      if (!isRight) refuseBundle(root, `a bundle's .zip file: ${expected}`, got ?? "another", "pack or copy it again");
+    };
+    this._members = readDirectory(content, require, true);
+    this._requireDistinct(require);
   }
 
   names(): Promise<string[]> {
@@ -220,53 +224,8 @@ class Archive implements Place {
     return content;
   }
 
-  private _readDirectory(): void {
-    const content = this._content;
-    const view = new DataView(content.buffer, content.byteOffset, content.length);
-    const short = (at: number) => view.getUint16(at, true);
-    const long = (at: number) => view.getUint32(at, true);
-    const require = (isRight: boolean, expected: string, got: unknown = "another") => {
-      if (!isRight) refuseBundle(this.root, `a bundle's .zip file: ${expected}`, got, "pack or copy it again");
-    };
-    const end = content.length - END;
-    require(end >= 0 && long(end) === 0x06054b50, "one that ends without a comment");
-    const [count, size, start] = [short(end + 10), long(end + 12), long(end + 16)];
-    const isOne = !long(end + 4) && short(end + 8) === count && !short(end + 20);
-    require(isOne && start + size === end, "one below 4 GiB, with its directory right before its end");
-    require(size <= MAX_DIRECTORY, `a directory of at most ${MAX_DIRECTORY} bytes`, size);
-    let entry = start;
-    let position = 0;
-    for (let number = 0; number < count; number++) {
-      require(entry + ENTRY <= end && long(entry) === 0x02014b50, `${count} files`, number);
-      const [bytes, length] = [long(entry + 24), short(entry + 28)];
-      const raw = content.subarray(entry + ENTRY, Math.min(end, entry + ENTRY + length));
-      const name = String.fromCharCode(...raw);
-      require(PATH_PATTERN.test(name), "paths of names of A-Za-z0-9._-", shown(name));
-      require(!this._members.has(name), `${name} once`, "it twice");
-      const type = long(entry + 38) >>> 28;
-      require(type === 0 || type === 8, `${name}: a plain file`, "a link, a folder or the like");
-      // Version needed, flags, method and packed size.
-      const isStored =
-        short(entry + 6) <= 20 && !(short(entry + 8) & ~0x800) && !short(entry + 10) && long(entry + 20) === bytes;
-      require(isStored, `${name}: neither compressed nor encrypted (zip -0)`);
-      require(!long(entry + 30) && !short(entry + 34), `${name}: no extra fields and no comment (zip -X)`);
-      const first = position + LOCAL + length;
-      // The fields of both headers agree, from the version to the length of the name; neither has extra fields.
-      const isSame =
-        long(entry + 42) === position && first + bytes <= start && long(position) === 0x04034b50 &&
-        !short(position + 28) && isEqual(content, position + 4, content, entry + 6, 24) &&
-        isEqual(content, position + LOCAL, raw, 0, length);
-      require(isSame, `${name}: its header, as in the directory, at byte ${position}`);
-      this._members.set(name, { content: content.subarray(first, first + bytes), crc: long(entry + 16) });
-      position = first + bytes;
-      entry += ENTRY + length;
-    }
-    require(entry === end && position === start, "files, directory and end without a gap");
-    this._requireDistinct(require);
-  }
-
   /** Check that the files can be in one .zip file on every system. */
-  private _requireDistinct(require: (isRight: boolean, expected: string, got?: unknown) => void): void {
+  private _requireDistinct(require: Require): void {
     const spellings = new Map<string, string>();
     for (const path of this._members.keys()) {
       const parts = path.split("/");
@@ -280,23 +239,4 @@ class Archive implements Place {
       });
     }
   }
-}
-
-function isEqual(a: Uint8Array, at: number, b: Uint8Array, from: number, length: number): boolean {
-  for (let index = 0; index < length; index++) if (a[at + index] !== b[from + index]) return false;
-  return true;
-}
-
-let crcTable: Int32Array | undefined;
-
-/** The CRC-32 of .zip files. */
-export function crc32(content: Uint8Array): number {
-  crcTable ??= Int32Array.from({ length: 256 }, (_, byte) => {
-    let value = byte;
-    for (let bit = 0; bit < 8; bit++) value = value & 1 ? (value >>> 1) ^ 0xedb88320 : value >>> 1;
-    return value;
-  });
-  let crc = -1;
-  for (let at = 0; at < content.length; at++) crc = crcTable[(crc ^ content[at]) & 255] ^ (crc >>> 8);
-  return ~crc >>> 0;
 }

@@ -1,6 +1,6 @@
 /** The latents of observations as an encoder gives them: a distribution of each, or the latent itself. */
-import { type FloatArray, type NumberArray, isSameShape, product } from "./arrays.js";
-import { InputError, refuseInput, requireNames } from "./errors.js";
+import { type FloatArray, type NumberArray, isSameShape, isWhole } from "./arrays.js";
+import { InputError, refuseInput, requireNames, shown } from "./errors.js";
 import type { Latent } from "./manifest.js";
 import { type Integer, POSTERIOR, newSeed, streamOf } from "./noise.js";
 import { drawNormal } from "./prior.js";
@@ -26,7 +26,13 @@ export class Posterior {
   constructor(
     readonly mean: FloatArray, readonly std: FloatArray, readonly logvar: FloatArray, readonly latent = 0,
     readonly drawn: Drawn | null = null,
-  ) {}
+  ) {
+    for (const [name, part] of Object.entries({ mean, std, logvar })) {
+      if (!isWhole(part) || !(part.data instanceof Float32Array)) refuseInput(name, "{ data: Float32Array, shape }", shown(part?.data));
+      if (!isSameShape(part.shape, mean.shape)) refuseInput(name, `the shape of mean, [${mean.shape.join(", ")}]`, part.shape);
+    }
+    if (!mean.shape.length) refuseInput("mean", "a batch axis", mean.shape);
+  }
 
   /** The most probable latents: the means. */
   mode(): FloatArray {
@@ -72,7 +78,7 @@ export class Posterior {
    */
   logProb(z: { data: ArrayLike<number>; shape: readonly number[] }): Float64Array {
     const { data: mean, shape } = this.mean;
-    if (!Array.isArray(z?.shape) || !isSameShape(z.shape, shape) || z.data.length !== product(shape)) {
+    if (!isWhole(z) || !isSameShape(z.shape, shape)) {
       refuseInput("z", `the shape [${shape.join(", ")}]`, z?.shape ?? "nothing");
     }
     const logvar = this.logvar.data;

@@ -43,7 +43,7 @@ export class Frame {
 
   constructor(readonly content: Uint8Array) {}
 
-  message([start, end]: Span, schema: Schema): Message {
+  protected _message([start, end]: Span, schema: Schema): Message {
     const fields: Message = [];
     this._at = start;
     while (this._at < end) {
@@ -84,7 +84,7 @@ export class Frame {
   }
 
   /** A text field, one character for each byte; empty where it is absent. */
-  text([start, end]: Span = [0, 0], max = MAX_NAME): string {
+  protected _text([start, end]: Span = [0, 0], max = MAX_NAME): string {
     limit(end - start, max, "bytes of text");
     let text = "";
     for (let at = start; at < end; at++) text += String.fromCharCode(this.content[at]);
@@ -92,7 +92,7 @@ export class Frame {
   }
 
   /** The integers of fields, packed or not. */
-  integers(fields: (number | Span)[] = []): number[] {
+  protected _integers(fields: (number | Span)[] = []): number[] {
     const values: number[] = [];
     for (const each of fields) {
       if (typeof each === "number") values.push(each);

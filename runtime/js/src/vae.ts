@@ -95,6 +95,7 @@ async function opened(source: Source, options: LoadOptions): Promise<[Bundle, Ne
   const { ort, device = "cpu", variant, digest, threads = 1, sessionOptions = {} } = options;
   requireInteger("threads", threads, 1, 1024);
   if (typeof sessionOptions !== "object" || !sessionOptions) refuseInput("sessionOptions", "an object", shown(sessionOptions));
+  if ("executionProviders" in sessionOptions) refuseInput("sessionOptions", "no executionProviders", "them", "give device");
   const target = await resolveDevice(ort, device, { intraOpNumThreads: threads, ...sessionOptions });
   const table = quantiles();
   if ((await sha256(new Uint8Array(table.buffer))) !== TABLE_SHA256) {

@@ -1,7 +1,7 @@
 // The tests in Node: the shared ones with both builds of ONNX Runtime, and what is Node's alone.
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { chmodSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync, cpSync } from "node:fs";
+import { chmodSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, symlinkSync, truncateSync, writeFileSync, cpSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import test from "node:test";
@@ -54,6 +54,22 @@ test("a folder has plain files, and no others", async (context) => {
   await assert.rejects(vr.load(folder, { ort }), /BundleError: .*model.onnx: expected a file, got nothing/);
   execFileSync("mkfifo", [graph]);
   await assert.rejects(vr.load(folder, { ort }), /BundleError: .*expected a plain file/);
+});
+
+test("a sparse file is refused unread", async (context) => {
+  const folder = copied(context);
+  const graph = join(folder, "decoder", "fp32", "model.onnx");
+  const content = readFileSync(graph);
+  for (const part of [content, ""]) {
+    writeFileSync(graph, part);
+    truncateSync(graph, 2 ** 26);
+    await assert.rejects(vr.load(folder, { ort }), /model.onnx: expected 67108864 bytes, got a sparse file; copy/);
+  }
+  // As large, but on the disk: it is read.
+  writeFileSync(graph, new Uint8Array(2 ** 21).fill(1));
+  await assert.rejects(vr.load(folder, { ort }), /model.onnx: expected the SHA-256/);
+  writeFileSync(graph, content);
+  await vr.load(folder, { ort });
 });
 
 test("files that are not listed are found", async (context) => {

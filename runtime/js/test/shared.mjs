@@ -134,6 +134,8 @@ tests["a bundle is described"] = async ({ vr, ort, source }) => {
   equal(variant, { encoder: "fp32", decoder: "int8" });
   equal(variants, ["encoder/fp32", "decoder/fp32", "decoder/fp16", "decoder/int8"]);
   equal([device, likelihood.kind, digest.length], ["cpu", "bernoulli", 71]);
+  const measured = (await vae.verify()).checks.map(({ what, difference }) => [what.split("/")[0], typeof difference]);
+  equal(measured.slice(0, 2), [["files", "object"], ["encoder", "number"]]);
   const text = String(await vae.verify());
   equal(/^ok {6}files .*sha256:/.test(text) && /ok {6}decoder\/int8 x /.test(text), true, text);
   await refused("BundleError", /expected the digest/, () => vr.load(source(digits), { ort, digest: `sha256:${"0".repeat(64)}` }));
@@ -234,15 +236,31 @@ tests["arguments that are wrong are refused"] = async ({ vr, ort, source }) => {
   await input(/^sample: expected one of seed/, async () => q.sample({ sed: 1 }));
   await input(/^b: expected the shape of a/, async () => vr.interpolate(array([1], [1]), array([1, 2], [2]), 2));
   await input(/^steps: expected 2/, async () => vr.interpolate(array([1], [1]), array([2], [1]), 1));
+  // A page may have less memory than Node, but nobody has this much.
+  const wide = array(Array(2 ** 16).fill(1), [2 ** 16]);
+  await input(/^steps: expected as many as fit in memory, got 2147483648; ask for fewer$/, async () => vr.interpolate(wide, wide, 2 ** 31));
   await input(/^dimension: expected 0 … 0/, async () => vr.traverse(array([1], [1]), 1, [0]));
   await input(/^source: expected/, () => vr.load(5, { ort }));
   await input(/^ort: expected ONNX Runtime/, () => vr.load(source(plain), {}));
   await input(/^load: expected one of ort/, () => vr.load(source(plain), { ort, key: "k" }));
   await input(/^digest: expected/, () => vr.load(source(plain), { ort, digest: "abc" }));
+  await input(/^sessionOptions: expected no executionProviders, got them; give device$/, () =>
+    vr.load(source(plain), { ort, sessionOptions: { executionProviders: ["cpu"] } }));
   await input(/^device: expected/, () => vr.load(source(plain), { ort, device: "CUDA 0" }));
   await refused("DeviceError", /^device (webgl|webnn|dml|coreml|qnn)/, () => vr.load(source(plain), { ort, device: ort.env.versions.web ? "qnn" : "webnn" }));
   await refused("BundleError", /^.*: expected one of the variants fp32, got "int2"$/, () => vr.load(source(plain), { ort, variant: "int2" }));
   await refused("BundleError", /./, () => vr.load(source("conformance/bundles/none"), { ort }));
+};
+
+tests["a posterior holds arrays of one shape"] = async ({ vr }) => {
+  const [two, three] = [array([1, 2], [1, 2]), array([1, 2, 3], [1, 3])];
+  equal([...new vr.Posterior(two, two, two).mode().data], [1, 2]);
+  const input = (words, ...parts) => refused("InputError", words, async () => new vr.Posterior(...parts));
+  await input(/^std: expected the shape of mean, \[1, 2\], got \[1, 3\]$/, two, three, two);
+  await input(/^logvar: expected \{ data: Float32Array, shape \}, got Float32Array$/, two, two, { data: two.data, shape: [1, 3] });
+  await input(/^logvar: expected .*, got nothing$/, two, two);
+  await input(/^mean: expected .*, got a list of 2$/, { data: [1, 2], shape: [1, 2] }, two, two);
+  await input(/^mean: expected a batch axis/, array([1], []), array([1], []), array([1], []));
 };
 
 tests["arrays of odd forms are refused, and never wrapped or stretched"] = async ({ vr, ort, source }) => {
@@ -443,12 +461,55 @@ tests["what is nested 64 deep is read"] = async (host) => {
   await refused("BundleError", /too deeply nested/, async () => host.vr.load(await nested("[", "[]", "]"), { ort: host.ort }));
 };
 
+tests["forged headers of an .npz file are seen"] = async (host) => {
+  const whole = entriesOf(await host.bytes(`${plain}.zip`)).get("golden.npz");
+  const end = whole.length - 22;
+  const entry = new DataView(whole.buffer).getUint32(end + 16, true);
+  const local = new DataView(whole.buffer).getUint32(entry + 42, true);
+  const other = (at) => (view) => view.setUint8(at, view.getUint8(at) ^ 1);
+  const both = (inLocal, inEntry, value) => (view) => {
+    view.setUint16(local + inLocal, value, true);
+    view.setUint16(entry + inEntry, value, true);
+  };
+  for (const [words, change] of [
+    [/its header, as in the directory/, other(local)],
+    [/its header, as in the directory/, other(local + 6)],
+    [/its header, as in the directory/, other(local + 8)],
+    [/its header, as in the directory/, other(local + 14)],
+    [/its header, as in the directory/, other(local + 18)],
+    [/its header, as in the directory/, other(local + 22)],
+    [/its header, as in the directory/, other(local + 26)],
+    [/its header, as in the directory/, other(local + 30)],
+    [/neither encrypted nor packed but by deflate/, both(6, 8, 1)],
+    [/neither encrypted nor packed but by deflate/, both(8, 10, 12)],
+    [/neither encrypted nor packed but by deflate/, both(8, 10, 0)],
+    [/expected an .npz file: \d+ files, got 0/, other(entry)],
+    [/its header, as in the directory/, (view) => view.setUint16(entry + 28, 65535, true)],
+    [/its header, as in the directory/, (view) => view.setUint32(entry + 42, end, true)],
+    [/its header, as in the directory/, (view) => [entry + 20, local + 18].forEach((at) => view.setUint32(at, end, true))],
+    [/ends without a comment/, other(end)],
+    [/" once, got it twice/, (view) => {
+      // The directory's second entry becomes the first again, behind the second member.
+      const length = view.getUint16(entry + 28, true);
+      const second = entry + 46 + length;
+      for (let at = 0; at < 46 + length; at++) view.setUint8(second + at, view.getUint8(entry + at));
+      view.setUint32(second + 42, local + 30 + length + view.getUint32(entry + 20, true), true);
+    }],
+  ]) {
+    const forged = whole.slice();
+    change(new DataView(forged.buffer));
+    const report = await host.vr.verify(await altered(host, () => {}, { "golden.npz": forged }), { ort: host.ort });
+    const detail = report.checks.find(({ passed }) => passed === false)?.detail ?? "nothing";
+    equal([words.test(detail), /golden.npz: expected an .npz file: .*, got .*; export the bundle again$/.test(detail)], [true, true], `${words} in ${detail}`);
+  }
+};
+
 tests["a damaged member of an .npz file is seen"] = async (host) => {
   const golden = entriesOf(await host.bytes(`${plain}.zip`)).get("golden.npz");
   const view = new DataView(golden.buffer);
   const end = golden.length - 22;
   const entry = view.getUint32(end + 16, true);
-  view.setUint32(entry + 16, view.getUint32(entry + 16, true) ^ 1, true);
+  for (const at of [entry + 16, view.getUint32(entry + 42, true) + 14]) view.setUint8(at, view.getUint8(at) ^ 1);
   const report = await host.vr.verify(await altered(host, () => {}, { "golden.npz": golden }), { ort: host.ort });
   const detail = report.checks.find(({ passed }) => passed === false)?.detail ?? "nothing";
   equal(/golden.npz: expected an .npz file, got the CRC-32 of .* is another/.test(detail), true, detail);

@@ -9,6 +9,9 @@ HAS_NODE = node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 
 demo: $(VENV)/installed
 	$(VENV)/bin/vae-export demo --out out/demo
 
+# The processes that tests start share compiled modules, even where the caller's environment writes none.
+test test-long test-slow: export PYTHONDONTWRITEBYTECODE =
+
 # A file's tests run in one process, and share what it has trained.
 test: $(VENV)/installed-dev
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile

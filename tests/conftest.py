@@ -1,6 +1,8 @@
 """What the folders of tests share. PyTorch is imported inside the fixtures alone: tests/runtime runs without it."""
 
+import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -36,6 +38,29 @@ def python():
         return subprocess.run(command, cwd=cwd, env=environment, timeout=timeout, **options)
 
     return run
+
+
+@pytest.fixture
+def call_main(capfd):
+    """Call the `main` of a command in this process, and return what a shell would see of it, as `python` does.
+
+    What only a process of its own shows stays with `python`: imports, signals, encodings, closed streams, limits.
+    """
+
+    def call(main, *arguments, cwd=ROOT):
+        capfd.readouterr()
+        root = logging.getLogger()
+        handlers, root.handlers = root.handlers, []  # With pytest's there, the command would add none.
+        try:
+            with contextlib.chdir(cwd):
+                status = main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            status = end.code
+        finally:
+            root.handlers = handlers
+        return subprocess.CompletedProcess(arguments, status, *capfd.readouterr())
+
+    return call
 
 
 @pytest.fixture(scope="session")

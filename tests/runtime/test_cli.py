@@ -35,13 +35,25 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def command(python, folder):
-    """Run `vae-runtime` in `folder`, after a statement if there is one."""
+def process(python, folder):
+    """Run `vae-runtime` in `folder`, in a process of its own, after a statement if there is one."""
 
     def run(*arguments, first="", **options):
         main = "from vae_runtime.__main__ import main\nraise SystemExit(main())"
         call = ["-c", f"{first}\n{main}"] if first else ["-m", "vae_runtime"]
         return python(*call, *arguments, cwd=folder, **options)
+
+    return run
+
+
+@pytest.fixture
+def command(call_main, process, folder):
+    """Run `vae-runtime` in `folder`: in this process, or with options in a process of its own."""
+
+    def run(*arguments, **options):
+        if options:
+            return process(*arguments, **options)
+        return call_main(cli.main, *arguments, cwd=folder)
 
     return run
 
@@ -137,7 +149,7 @@ def test_verify_passes_with_a_table(succeeds, digits, vae):
 
 
 def test_sample(succeeds, folder, digits, vae):
-    said = succeeds("sample", digits, "--out", "s.npy", "-n", 10, "--seed", 7)
+    said = succeeds("sample", digits, "--out", "s.npy", "-n", 10, "--seed", 7, timeout=60)
     assert said == "s.npy: 10 samples, seed 7, start 0, device cpu\n"
     np.testing.assert_array_equal(np.load(folder / "s.npy"), vae.sample(10, seed=7))
     options = ["--start", 2**64 - 3, "--temperature", 0.5, "--batch-size", 4, "--threads", 2, "--variant", "fp32"]
@@ -324,6 +336,30 @@ def test_a_link_to_the_bundle_and_auto_work(command, folder, digits):
     assert done.stderr.startswith("device auto: ")
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *("info bundle", "bom bundle", "verify bundle", "history none", "cache list"),
+        *("sample bundle --seed 1 --out s.npy", "decode bundle z.npy --out s.npy"),
+        *("interpolate bundle --seeds 1 2 --out s.npy", "traverse bundle --seed 1 --out s.npy"),
+        *("encode bundle x.npy --out q.npz", "reconstruct bundle x.npy --out s.npy", "score bundle x.npy --seed 1"),
+        *(
+            "info none",
+            "sample bundle --out none/s.npy",
+            "sample bundle --out s.jpg",
+            "decode bundle x.npy --out s.npy",
+        ),
+    ],
+)
+def test_a_process_of_its_own_says_the_same(process, command, folder, digits, pictures, arguments):
+    (folder / "bundle").symlink_to(digits)
+    np.save(folder / "z.npy", np.zeros((2, 8), np.float32))
+    here, there = (run(*arguments.split()) for run in (command, process))
+    assert (here.returncode, here.stdout, here.stderr) == (there.returncode, there.stdout, there.stderr)
+    assert bool(here.returncode) == here.stderr.startswith(("error: ", "usage: "))
+
+
 # Misuse: wrong without opening anything, so that neither bundle nor file need be there.
 
 
@@ -455,7 +491,8 @@ def test_a_decoder_that_gives_nan_is_an_error(refuses, folder, digits, out):
 
 def test_misuse_ends_with_2(refuses):
     refuses(status=2, match="required: COMMAND")
-    refuses("sample", "b", "--out", "x.npy", "-n", 0, status=2, match="argument -n: n: expected 1 … 281474976710656")
+    of_n = "argument -n: n: expected 1 … 281474976710656"
+    refuses("sample", "b", "--out", "x.npy", "-n", 0, status=2, match=of_n, timeout=60)
     refuses("sample", "b", "--out", "x.npy", "--columns", 1, status=2, match="argument --columns: allowed only with")
 
 
@@ -490,10 +527,10 @@ def test_a_damaged_bundle(refuses, bundle_copy, vae):
     refuses("info", bundle_copy, match=r"manifest\.json: expected the SHA-256")
 
 
-def test_verify_tells_what_failed_on_stdout(command, bundle_copy):
+def test_verify_tells_what_failed_on_stdout(process, bundle_copy):
     added = bundle_copy / "added"
     added.write_text("")
-    done = command("verify", bundle_copy)
+    done = process("verify", bundle_copy)
     assert done.returncode == 1
     assert f"FAILED  files                {added}: not listed in SHA256SUMS" in done.stdout
     assert "verified on" not in done.stdout
@@ -628,15 +665,15 @@ def test_a_full_disk_leaves_nothing(refuses, folder, digits, pictures):
         assert "None" not in line
 
 
-def test_a_png_without_pillow_is_refused_before_any_work(refuses, succeeds, digits):
-    no_pillow = "import sys; sys.modules['PIL'] = None"
+def test_a_png_without_pillow_is_refused_before_any_work(refuses, succeeds, digits, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
     match = r"^error: a PNG needs Pillow, which is not installed: pip install 'vae-runtime\[image\]', or write \.npy$"
     # No such bundle, no such input: nothing was opened yet.
-    refuses("sample", "none", "--out", "x.png", match=match, first=no_pillow)
-    refuses("decode", "none", "none.npy", "--out", "x.png", match=match, first=no_pillow)
-    refuses("reconstruct", "none", "none.npy", "--out", "x.png", match=match, first=no_pillow)
-    refuses("interpolate", "none", "--seeds", 1, 2, "--out", "x.png", match=match, first=no_pillow)
-    succeeds("sample", digits, "--out", "x.npy", first=no_pillow)
+    refuses("sample", "none", "--out", "x.png", match=match)
+    refuses("decode", "none", "none.npy", "--out", "x.png", match=match)
+    refuses("reconstruct", "none", "none.npy", "--out", "x.png", match=match)
+    refuses("interpolate", "none", "--seeds", 1, 2, "--out", "x.png", match=match)
+    succeeds("sample", digits, "--out", "x.npy")
 
 
 def test_a_png_of_what_is_no_picture_is_refused_and_npy_works(refuses, succeeds, small_bundle):
@@ -788,6 +825,7 @@ def test_every_command_and_option_is_documented(root):
 
 def test_the_documentation_mentions_no_option_that_is_not_there(root):
     text = (root / "docs" / "command-line.md").read_text(encoding="utf-8")
+    parsers = subparsers()
     for name, section in re.findall(r"^### vae-runtime (\w+)$(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL):
-        options = {word for action in subparsers()[name]._actions for word in action.option_strings}
+        options = {word for action in parsers[name]._actions for word in action.option_strings}
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", section)) <= options

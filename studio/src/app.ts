@@ -5,6 +5,14 @@ import type { Drawer } from "./observation.js";
 import type { About, Rows } from "./protocol.js";
 import { type Address, type Store, addressText } from "./state.js";
 
+/** The bundle as code names it. */
+export interface Source {
+  /** A path on the machine that serves the page, or a URL. */
+  place: string;
+  /** The digest that code gives with a URL; null with a path. */
+  digest: string | null;
+}
+
 /** The page's parts see each other through this. */
 export interface App {
   about: About;
@@ -12,8 +20,7 @@ export interface App {
   client: Client;
   drawer: Drawer;
   point: Point;
-  /** The bundle as code names it. */
-  source: string;
+  source: Source;
   /** What one row takes to decode, in milliseconds; null until it is measured. */
   cost: number | null;
 }

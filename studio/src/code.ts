@@ -1,9 +1,12 @@
 /** What is on screen as code: the lines of Python, JavaScript and C that compute it. */
-import { unravelled } from "./app.js";
+import { type Source, unravelled } from "./app.js";
 import { FRAMES, type Interpolation } from "./interpolate.js";
 import { shortest } from "./numbers.js";
 import type { About, LatentInfo } from "./protocol.js";
 import type { Address, State } from "./state.js";
+
+// For languages that do not open a URL.
+const COPY = "Make a copy: vae-runtime pack URL --digest DIGEST --out bundle.zip";
 
 /** What the lines compute. */
 export type Subject = "sample" | "sheet" | "interpolation";
@@ -13,7 +16,7 @@ export type Language = "python" | "javascript" | "c";
 export interface Scene {
   about: About;
   state: State;
-  source: string;
+  source: Source;
   interpolation: Interpolation;
 }
 
@@ -73,7 +76,8 @@ function python(subject: Subject, scene: Scene): string[] {
   const { about, state, source } = scene;
   const text = (value: string) => quoted(value, "python");
   const variant = state.variant === null ? "" : `, variant=${text(state.variant)}`;
-  const lines = ["import vae_runtime", "", `vae = vae_runtime.load(${text(source)}${variant})`];
+  const digest = source.digest === null ? "" : `, digest=${text(source.digest)}`;
+  const lines = ["import vae_runtime", "", `vae = vae_runtime.load(${text(source.place)}${digest}${variant})`];
   const draw = ({ seed, index, temperature, truncation }: Address) =>
     `seed=${seed}, start=${index}` +
     `${temperature === 1 ? "" : `, temperature=${temperature}`}${truncation === null ? "" : `, truncation=${truncation}`}`;
@@ -132,8 +136,11 @@ function javascript(subject: Subject, scene: Scene): string[] {
     'import * as ort from "onnxruntime-node"; // in a page: "onnxruntime-web"',
     'import { load } from "vae-runtime";',
     "",
-    `const vae = await load(${text(source)}, { ort${variant} });`,
   ];
+  if (source.digest === null || /^https?:/i.test(source.place)) {
+    const digest = source.digest === null ? "" : `, digest: ${text(source.digest)}`;
+    lines.push(`const vae = await load(${text(source.place)}, { ort${digest}${variant} });`);
+  } else lines.push(`// JavaScript opens no such URL. ${COPY}`, `const vae = await load("bundle.zip", { ort${variant} });`);
   const draw = ({ seed, index, temperature, truncation }: Address) =>
     `seed: ${seed}n, start: ${index}n` +
     `${temperature === 1 ? "" : `, temperature: ${temperature}`}${truncation === null ? "" : `, truncation: ${truncation}`}`;
@@ -208,7 +215,8 @@ function c(subject: Subject, scene: Scene): string[] {
   const address = subject === "sheet" ? sheetAddress(state) : state.at;
   lines.push("    vae_options options = VAE_OPTIONS_INIT;");
   if (state.variant !== null) lines.push(`    options.variant = ${text(state.variant)};`);
-  lines.push("    vae *v;", `    check(vae_open(${text(source)}, &options, &v));`);
+  if (source.digest !== null) lines.push(`    // C opens no URLs. ${COPY}`);
+  lines.push("    vae *v;", `    check(vae_open(${source.digest === null ? text(source.place) : '"bundle.zip"'}, &options, &v));`);
   const fields: string[] = [];
   if (address) {
     const { seed, index, temperature, truncation } = address;

@@ -1,5 +1,5 @@
 /** The page: opens the bundle, builds the parts, and keeps the address of the page in step with what is chosen. */
-import { type App, Point, report } from "./app.js";
+import { type App, Point, type Source, report } from "./app.js";
 import { badge } from "./badge.js";
 import { Client } from "./client.js";
 import { code, linkButton, pythonButton } from "./copy.js";
@@ -21,6 +21,8 @@ interface Settings {
   bundle: string;
   digest: string;
   source: string;
+  /** Whether this is a static export: code then loads the bundle from where the page found it. */
+  exported?: boolean;
 }
 
 const main = document.getElementById("main")!;
@@ -36,10 +38,15 @@ async function open(): Promise<void> {
   const store = new Store(state);
   const drawer = new Drawer(about, about.likelihood.shape ?? about.observation.shape);
   const point = new Point(about.size);
-  const app: App = { about, store, client, drawer, point, source: settings.source, cost: null };
+  const app: App = { about, store, client, drawer, point, source: sourceOf(settings, where.url), cost: null };
   build(app, where);
   if (refused.length) tell(`The link says what this bundle does not have, or what is no such value: ${refused.join(", ")}. It was left out.`);
   follow(app);
+}
+
+function sourceOf({ source, digest, exported }: Settings, url: string): Source {
+  if (exported) return { place: url.replace(/\/$/, ""), digest };
+  return { place: source, digest: source.includes("://") ? digest : null };
 }
 
 function build(app: App, where: { url: string; digest: string }): void {

@@ -13,7 +13,7 @@ const js = join(root, "runtime", "js");
 export const skip = executablePath ? false : "expected Chromium, got nothing; install it, or name it by CHROMIUM";
 
 const interpreter = process.env.PYTHON ?? join(root, ".venv", "bin", "python");
-const env = { ...process.env, PYTHONPATH: [join(root, "runtime"), root, join(root, "studio")].join(":"), PYTHONWARNINGS: "error" };
+const env = { ...process.env, VAE_RUNTIME_CACHE: temporary(), PYTHONPATH: [join(root, "runtime"), root, join(root, "studio")].join(":"), PYTHONWARNINGS: "error" };
 const flags = [
   "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
   "--disable-component-update", "--disable-sync",
@@ -85,8 +85,8 @@ export async function started(command, words, isReady) {
 }
 
 /** Serve a bundle as `vae-runtime studio` does. */
-export function studio(bundle) {
-  return started(interpreter, ["-m", "vae_runtime", "studio", bundle], /(http:\/\/127\.0\.0\.1:\d+\/)/);
+export function studio(...words) {
+  return started(interpreter, ["-m", "vae_runtime", "studio", ...words], /(http:\/\/127\.0\.0\.1:\d+\/)/);
 }
 
 /** Serve a folder as any web server does. */

@@ -525,6 +525,26 @@ test("a damaged bundle is not shown as sound", { skip }, async () => {
   assert.equal(await server.close(), 0);
 });
 
+test("the lines for a bundle of a URL have its digest", { skip }, async () => {
+  const folder = temporary();
+  python("-m", "vae_runtime", "pack", "models/digits", "--out", join(folder, "small.zip"));
+  const server = await plainServer(folder);
+  const digest = python("-c", `import vae_runtime; print(vae_runtime.load(${JSON.stringify(join(folder, "small.zip"))}).digest)`).trim();
+  const served = await studio(`${server.url}small.zip`, "--digest", digest);
+  const page = await opened(context, served.url);
+  const lines = await code(page);
+  const values = await npyOf(page, "#save-point-npy");
+  assertNear(values, numbersOf(lines).data);
+  assert.throws(() => numbersOf(lines.replace(/, digest="[^"]*"/, "")), /expected a digest/);
+  await page.click("#code-javascript");
+  assertNear(values, numbersOfNode(await code(page)).data);
+  await page.click("#code-c");
+  assert.match(await code(page), /C opens no URLs.*\n.*\n.*vae_open\("bundle\.zip"/);
+  if (hasC) compiled(await code(page));
+  assert.equal(await served.close(), 0);
+  await server.close();
+});
+
 test("the static export works behind any web server", { skip }, async () => {
   const folder = temporary();
   const site = join(folder, "site", "deep");
@@ -534,7 +554,15 @@ test("the static export works behind any web server", { skip }, async () => {
   const page = await opened(context, `${server.url}`, "site/deep/");
   assert.match(await page.textContent("#badge"), /^Verified here/);
   assertPixels(await sheetPixels(page), numbersOf('import vae_runtime\nx = vae_runtime.load("models/digits").sample(36, seed=7)').data);
-  assert.match(await code(page), /load\("digits"\)/);
+  // Whoever reads the page has no folder of the bundle: the lines load it from this server.
+  const lines = await code(page);
+  const digest = await page.textContent("#digest");
+  assert.ok(lines.includes(`load("${server.url}site/deep/bundle", digest="${digest}")`), lines);
+  const values = await npyOf(page, "#save-point-npy");
+  assertNear(values, numbersOf(lines).data);
+  await page.click("#code-javascript");
+  assertNear(values, numbersOfNode(await code(page)).data);
+  assert.throws(() => numbersOf(lines.replace(digest, `sha256:${"0".repeat(64)}`)));
   assert.equal(await page.evaluate(() => typeof SharedArrayBuffer), "undefined");
   assert.deepEqual(page.foreign, []);
   await server.close();

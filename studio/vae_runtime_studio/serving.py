@@ -55,15 +55,19 @@ def page_files() -> dict[str, Callable[[], bytes]]:
     return {each.name: each.read_bytes for each in folder.iterdir() if each.is_file()}
 
 
-def site(bundle: Files, source: str, digest: str) -> dict[str, Callable[[], bytes]]:
+def site(bundle: Files, source: str, digest: str, *, exported: bool = False) -> dict[str, Callable[[], bytes]]:
     """Return every file of the site by its path: the page, its settings, and the bundle.
 
     Args:
         bundle: the files of the bundle by their paths.
         source: how code names the bundle.
+        exported: whether any web server may serve these files: code then names the bundle by its address there.
         digest: "sha256:…"; the page refuses any other bundle.
     """
-    about = json.dumps({"bundle": BUNDLE, "digest": digest, "source": source}, indent=1).encode()
+    settings: dict[str, Any] = {"bundle": BUNDLE, "digest": digest, "source": source}
+    if exported:
+        settings["exported"] = True
+    about = json.dumps(settings, indent=1).encode()
     return {**page_files(), SETTINGS: lambda: about, **{BUNDLE + name: read for name, read in bundle.items()}}
 
 

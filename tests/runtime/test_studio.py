@@ -151,6 +151,7 @@ def test_the_export_is_the_page_beside_the_bundle(environment, tmp_path):
     assert (done.returncode, done.stdout) == (0, f"{site}: the page of digits; serve this folder\n")
     about = json.loads((site / "studio.json").read_text(encoding="utf-8"))
     assert about["source"] == "digits"
+    assert about["exported"] is True
     assert vae_runtime.verify(site / "bundle", digest=about["digest"]).passed
     names = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
     bundle = {f"bundle/{path.relative_to(DIGITS).as_posix()}" for path in DIGITS.rglob("*") if path.is_file()}

@@ -47,7 +47,7 @@ def _studio(options: argparse.Namespace) -> None:
         name = bundle.manifest.name
         files = {path: partial(bundle.read, path) for path in bundle.sums}
         files[SUMS] = partial(bundle.files.read, SUMS)
-        write_folder(options.export, _site(studio, files, name, bundle.digest), replace=options.force)
+        write_folder(options.export, _site(studio, files, name, bundle.digest, exported=True), replace=options.force)
         print(one_line(f"{options.export}: the page of {name}; serve this folder"))
         return
     # The page checks the files itself, and shows what is wrong.
@@ -72,9 +72,9 @@ def _require_studio() -> Any:
     return vae_runtime_studio
 
 
-def _site(studio: Any, files: Any, source: str, digest: str) -> Any:
+def _site(studio: Any, files: Any, source: str, digest: str, *, exported: bool = False) -> Any:
     try:
-        return studio.site(files, source, digest)
+        return studio.site(files, source, digest, exported=exported)
     except FileNotFoundError as error:
         raise VaeError(str(error)) from error
 

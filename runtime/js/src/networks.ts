@@ -56,11 +56,13 @@ export async function openVariant(bundle: Bundle, variant: Variant, device: Devi
 export class Chunks {
   private _held: Map<string, NumberArray> | null = null;
 
-  constructor(private readonly _session: Session, private readonly _stream: Stream, private readonly _mean: string) {}
+  /** `run` computes outputs by the stream's graph. */
+  constructor(private readonly _run: Session["run"], private readonly _stream: Stream, private readonly _mean: string) {}
 
   /**
    * Compute the mean for the next chunk of latents, of as many rows as those before.
    *
+   * @throws {BundleError} the graph was freed meanwhile, and cannot be loaded again.
    * @throws {VaeError} ONNX Runtime failed.
    */
   async run(feeds: Map<string, NumberArray>, n: number): Promise<FloatArray> {
@@ -68,19 +70,14 @@ export class Chunks {
     const zeros = ({ shape }: { shape: number[] }) => ({ data: new Float32Array(n * product(shape)), shape: [n, ...shape] });
     this._held ??= new Map(states.map((state) => [state.name, zeros(state)]));
     const outputs = [this._mean, ...states.map(({ name }) => nextOf(name))];
-    const [mean, ...next] = await this._session.run(outputs, new Map([...feeds, ...this._held]), n);
+    const [mean, ...next] = await this._run(outputs, new Map([...feeds, ...this._held]), n);
     this._held = new Map(states.map(({ name }, index) => [name, next[index]]));
     return mean as FloatArray;
-  }
-
-  /** Free the graph, which other streams may be using. */
-  release(): Promise<void> {
-    return this._session.release();
   }
 }
 
 /** Load the graph of a decoder's variant that takes latents in chunks. */
-async function openStream(bundle: Bundle, variant: Variant, stream: Stream, device: Device): Promise<Session> {
+export async function openStream(bundle: Bundle, variant: Variant, stream: Stream, device: Device): Promise<Session> {
   const { manifest } = bundle;
   const file = stream.file!;
   const tensor = (name: string, shape: number[]): TensorSpec => ({ name, dtype: "float32", shape, dynamic: new Set() });
@@ -95,11 +92,6 @@ async function openStream(bundle: Bundle, variant: Variant, stream: Stream, devi
   const content = await bundle.chunks(variant, file);
   const takesOneRow = manifest.batch_of_one.includes("decoder");
   return Session.open(device, bundle.place(pathOf(variant, file)), content, new Map(), expected, takesOneRow);
-}
-
-/** A new stream of a variant, whose graph is loaded for it alone. */
-export async function openChunks(bundle: Bundle, variant: Variant, stream: Stream, device: Device): Promise<Chunks> {
-  return new Chunks(await openStream(bundle, variant, stream, device), stream, bundle.manifest.likelihood.mean);
 }
 
 /** The encoder and the decoder of a bundle on one device; each is loaded once, when it is first needed. */
@@ -124,10 +116,19 @@ export class Networks {
     );
   }
 
-  /** A new stream of the decoder's variant in use; streams share its graph. */
-  async chunks(variant: Variant, stream: Stream): Promise<Chunks> {
-    const session = await this._opened(stream, () => openStream(this.bundle, variant, stream, this.device));
-    return new Chunks(session, stream, this.bundle.manifest.likelihood.mean);
+  /** A new stream of the decoder's variant in use; streams share its graph, which `close` frees between two chunks. */
+  chunks(variant: Variant, stream: Stream): Chunks {
+    const open = () => this._opened(stream, () => openStream(this.bundle, variant, stream, this.device));
+    const run: Session["run"] = (...values) => this._called(open().then((session) => session.run(...values)));
+    return new Chunks(run, stream, this.bundle.manifest.likelihood.mean);
+  }
+
+  /** Note a call, for whose end `close` waits. */
+  private _called<T>(call: Promise<T>): Promise<T> {
+    const end = () => this._calls.delete(call);
+    this._calls.add(call);
+    call.then(end, end);
+    return call;
   }
 
   private _opened(key: Component | Stream, open: () => Promise<Session>): Promise<Session> {
@@ -154,11 +155,7 @@ export class Networks {
     component: Component, outputs: readonly string[], feeds: Feeds, n: number, options: BatchOptions,
     finish: (first: number, outputs: NumberArray[]) => NumberArray[] = (_, parts) => parts,
   ): Promise<NumberArray[]> {
-    const call = this._inBatches(component, outputs, feeds, n, options, finish);
-    const end = () => this._calls.delete(call);
-    this._calls.add(call);
-    call.then(end, end);
-    return call;
+    return this._called(this._inBatches(component, outputs, feeds, n, options, finish));
   }
 
   private async _inBatches(

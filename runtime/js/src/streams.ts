@@ -1,10 +1,10 @@
 /** Decode latents that come in chunks along time: the values of the undivided answer, as soon as each chunk is there. */
 import { type FloatArray, type NumberArray, joined, partsOf } from "./arrays.js";
 import type { Bundle } from "./bundle.js";
-import { refuseInput } from "./errors.js";
+import { refuseInput, shown } from "./errors.js";
 import { type ArrayInput, type Conditions, type Inputs, latentRows } from "./inputs.js";
 import type { Latent, Manifest, Stream, Variant } from "./manifest.js";
-import { type Networks, openChunks } from "./networks.js";
+import { type Networks, Chunks, openStream } from "./networks.js";
 import type { Device } from "./session.js";
 
 /** The chunks of a stream, as an array or a generator of them. */
@@ -17,6 +17,10 @@ export function decodeChunks(
   const { manifest } = networks.bundle;
   const variant = networks.variants.get("decoder");
   if (!variant) throw networks.bundle.absence("decoder");
+  const source = Object(chunks) as object;
+  if (!(Symbol.asyncIterator in source || Symbol.iterator in source)) {
+    refuseInput("chunks", "an iterable of latents", shown(chunks), "give [z] for one chunk");
+  }
   return decoded(networks, inputs, variant, streamOf(manifest, variant), chunks, conditions);
 }
 
@@ -30,7 +34,8 @@ export async function replayStream(
   const [axis, answerAxis] = axesOf(manifest);
   const lengths: number[] = [];
   for (let rest = z.shape[axis]; rest > 0; rest -= lengths.at(-1)!) lengths.push(Math.min(rest, lengths.length + 1));
-  const computation = await openChunks(bundle, variant, stream, device);
+  const session = await openStream(bundle, variant, stream, device);
+  const computation = new Chunks((...values) => session.run(...values), stream, manifest.likelihood.mean);
   try {
     const answers: FloatArray[] = [];
     for (const part of partsOf(z, axis, lengths)) {
@@ -38,7 +43,7 @@ export async function replayStream(
     }
     return joined(answers, answerAxis);
   } finally {
-    await computation.release();
+    await session.release();
   }
 }
 
@@ -65,7 +70,7 @@ async function* decoded(
   const [axis, answerAxis] = axesOf(manifest);
   const [[name, sizes]] = manifest.latents[0].dynamic;
   const latent: Latent = { ...manifest.latents[0], dynamic: new Map([[name, { min: 1, max: 2 ** 31 - 1, step: 1 }]]) };
-  const computation = await networks.chunks(variant, stream);
+  const computation = networks.chunks(variant, stream);
   let given = new Map<string, NumberArray>();
   let [rows, number] = [0, 0];
   for await (const chunk of chunks) {

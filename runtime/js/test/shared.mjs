@@ -656,6 +656,21 @@ tests["chunks of latents give the undivided answer"] = async ({ vr, ort, source 
   await refused("InputError", /conditions: expected speaker/, first([part(0, 1)], {}));
   const ahead = await vr.load(source("conformance/bundles/dynamic"), { ort });
   await refused("InputError", /expected a causal decoder, .*looks 1 value ahead/, async () => ahead.decodeStream([]));
+  for (const chunks of [part(0, 1), 5, null]) {
+    await refused("InputError", /chunks: expected an iterable of latents, .*give \[z\] for one chunk/, async () => vae.decodeStream(chunks, options));
+  }
+  // What was closed between two chunks is loaded again, and the stream goes on where it was.
+  const stream = vae.decodeStream([part(0, 3), part(3, 8)], options);
+  const before = await stream.next();
+  const pending = stream.next();
+  await vae.close();
+  const after = [...before.value.data, ...(await pending).value.data];
+  equal(after.every((value, index) => Math.abs(value - whole.data[index]) < 1e-6), true);
+  const again = vae.decodeStream([part(0, 3), part(3, 8)], options);
+  await again.next();
+  await vae.close();
+  const rest = (await again.next()).value.data;
+  equal(rest.every((value, index) => Math.abs(value - whole.data[12 + index]) < 1e-6), true);
   const { checks } = await vae.verify();
   equal(checks.map(({ what, passed }) => passed && what).includes("decoder/fp32 stream x"), true);
 };

@@ -129,11 +129,17 @@ class Bundle(Record):
         """Read the named variant of a component, or the first that ONNX Runtime runs; its graph for `chunks` if asked.
 
         Raises:
-            BundleError: as `variant` and `read`.
+            BundleError: as `variant` and `read`, or the variant has no graph for chunks.
         """
         chosen, manifest = self.variant(component, name), self.manifest
-        if chunks and chosen.stream is not None and chosen.stream.file is not None:
-            path, states = f"{chosen.folder}/{chosen.stream.file}", chosen.stream.states
+        if chunks:
+            path = chosen.stream_path
+            if chosen.stream is None or path is None:
+                raise BundleError(
+                    f"{self.root}: {component}/{chosen.name}: expected a graph for chunks of latents, got none; take "
+                    "the variant's own graph"
+                )
+            states = chosen.stream.states
             mean = next(each for each in manifest.outputs(component) if each.name == manifest.likelihood.mean)
             return StoredGraph(
                 self.place(path), self.read(path, limit=_MAX_GRAPH), {},

@@ -363,8 +363,13 @@ class Variant(Record):
     @property
     def paths(self) -> list[str]:
         """The paths of all files: the graph, its weights if they are elsewhere, and the graph for chunks."""
-        names = self.file, self.data, self.stream and self.stream.file
-        return [f"{self.folder}/{name}" for name in names if name]
+        data = self.data and f"{self.folder}/{self.data}"
+        return [path for path in (self.path, data, self.stream_path) if path]
+
+    @property
+    def stream_path(self) -> str | None:
+        """The path of the graph for chunks of latents, or None without one."""
+        return f"{self.folder}/{self.stream.file}" if self.stream and self.stream.file else None
 
 
 @record(frozen=True)
@@ -413,25 +418,16 @@ class Signature(Record):
             if component in condition.components
         )
         if component == "encoder":
-            noises = tuple(
-                TensorSpec(latent.posterior.noise, "float32", latent.shape, _dynamic(latent.axes, latent.dynamic))
-                for latent in self.latents
-                if latent.posterior.noise
-            )
-            return (self._observation(self.observation.name, self.observation.dtype), *conditions, *noises)
-        latents = tuple(
-            TensorSpec(latent.name, latent.dtype, latent.shape, _dynamic(latent.axes, latent.dynamic))
-            for latent in self.latents
-        )
-        return (*latents, *conditions)
+            noises = [(latent.posterior.noise, latent) for latent in self.latents]
+            drawn = (_tensor(noise, "float32", latent) for noise, latent in noises if noise)
+            return (_tensor(self.observation.name, self.observation.dtype, self.observation), *conditions, *drawn)
+        return (*(_tensor(latent.name, latent.dtype, latent) for latent in self.latents), *conditions)
 
     def outputs(self, component: str) -> tuple[TensorSpec, ...]:
         """List a component's outputs: the posteriors' parameters; or mean, logits, scale and further outputs."""
         if component == "encoder":
             return tuple(
-                TensorSpec(name, latent.dtype, latent.shape, _dynamic(latent.axes, latent.dynamic))
-                for latent in self.latents
-                for name in latent.posterior.outputs
+                _tensor(name, latent.dtype, latent) for latent in self.latents for name in latent.posterior.outputs
             )
         likelihood = self.likelihood
         names = [name for name in (likelihood.mean, likelihood.logits, likelihood.scale_output) if name]
@@ -440,7 +436,7 @@ class Signature(Record):
             **{axis: s for latent in self.latents for axis, s in latent.dynamic.items()},
         }
         if likelihood.shape is None:
-            own = tuple(self._observation(name, "float32") for name in names)
+            own = tuple(_tensor(name, "float32", self.observation) for name in names)
         else:
             own = tuple(
                 TensorSpec(name, "float32", likelihood.shape, _dynamic(likelihood.axes, dynamic)) for name in names
@@ -448,9 +444,9 @@ class Signature(Record):
         further = (TensorSpec(o.name, "float32", o.shape, _dynamic(o.axes, dynamic)) for o in likelihood.outputs)
         return (*own, *further)
 
-    def _observation(self, name: str, dtype: str) -> TensorSpec:
-        observation = self.observation
-        return TensorSpec(name, dtype, observation.shape, _dynamic(observation.axes, observation.dynamic))
+
+def _tensor(name: str, dtype: str, part: Observation | Latent) -> TensorSpec:
+    return TensorSpec(name, dtype, part.shape, _dynamic(part.axes, part.dynamic))
 
 
 def _dynamic(axes: tuple[str, ...], dynamic: Mapping[str, Sizes]) -> frozenset[int]:

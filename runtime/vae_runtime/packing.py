@@ -213,7 +213,7 @@ def _required_operators(source: Bundle, manifest: Manifest) -> bytes:
 
     required: set[tuple[str, int, str]] = set()
     graphs = [(variant.path, source.data(variant)) for variant in manifest.variants]
-    graphs += [(f"{v.folder}/{v.stream.file}", {}) for v in manifest.variants if v.stream and v.stream.file]
+    graphs += [(variant.stream_path, {}) for variant in manifest.variants if variant.stream_path]
     for path, data in graphs:
         place, content = str(source.path / path), source.read(path)
         required |= operators_of(content, place)

@@ -65,7 +65,7 @@ def _stream(manifest: Manifest, variant: Variant) -> Stream:
     if stream is not None and stream.file is not None:
         return stream
     reason = "latents have no single dynamic axis of time" if stream is None else stream.reason or "no reason is stated"
-    others = [each.name for each in manifest.decoder.values() if each.stream is not None and each.stream.file]
+    others = [each.name for each in manifest.decoder.values() if each.stream_path]
     if others:
         raise InputError(f"decode_stream: expected a variant with a stream, got {variant.name}; load {others[0]}")
     raise InputError(f"decode_stream: expected a causal decoder, got one that takes no chunks: {reason}; use decode")

@@ -151,7 +151,7 @@ def _replay(
         return
     for output, answer in zip(outputs, answers, strict=True):
         yield _compare(f"{what} {output}", variant, output, answer, golden, reference_of(bundle.manifest))
-    if variant.stream is not None and variant.stream.file is not None:
+    if variant.stream_path:
         from .streams import replay  # most bundles have no stream
 
         mean = bundle.manifest.likelihood.mean

@@ -93,6 +93,20 @@ def test_a_digest_is_refused_before_the_folder_is_looked_at(tmp_path):
 # Damage. The partner of all these is the bundle that passes.
 
 
+def test_a_graph_for_chunks_is_its_own_or_refused(root, digits):
+    with_stream = open_bundle(root / "conformance/bundles/stream")
+    variant = with_stream.variant("decoder")
+    assert variant.stream_path in variant.paths
+    graph, chunks = with_stream.graph("decoder"), with_stream.graph("decoder", chunks=True)
+    assert chunks.content == with_stream.read(variant.stream_path) != graph.content
+    assert len(chunks.inputs) > len(graph.inputs)
+    without = open_bundle(digits)
+    assert without.variant("decoder").stream_path is None
+    for bundle, component in ((without, "decoder"), (with_stream, "encoder")):
+        with pytest.raises(BundleError, match=f"{component}/fp32: expected a graph for chunks of latents, got none"):
+            bundle.graph(component, chunks=True)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_is_found(bundle_copy, digest, name):
     path = bundle_copy / name

@@ -98,9 +98,9 @@ def _in_rows(manifest: Manifest) -> str:
 def _described_stream(bundle: Bundle) -> str:
     """Whether the decoder takes latents in chunks, and why not."""
     for variant in bundle.manifest.decoder.values():
-        stream = variant.stream
-        if stream is not None and stream.file is not None:
-            size = len(bundle.read(f"{variant.folder}/{stream.file}")) / 1024
+        stream, path = variant.stream, variant.stream_path
+        if stream is not None and path is not None:
+            size = len(bundle.read(path)) / 1024
             states = f"{len(stream.states)} states, {size:,.0f} KiB, largest difference {stream.error:.1e}"
             name = bundle.manifest.observation.name
             return f"{variant.name}: {stream.hop} values of {name} for each of the latent; {states}"

@@ -89,8 +89,13 @@ dist: $(VENV)/installed-dev
 	.venvs/dist/bin/python -m pytest tests/test_readme.py -m "not slow" -k "README.md"
 
 # The page to look at bundles, as the wheel dist/vae_runtime_studio-*.whl; needs Node 20 or newer.
-studio: $(VENV)/installed-dev studio/vae_runtime_studio/page
-	cd studio && "$(abspath $(RUN))" -m hatchling build -t wheel -d "$(CURDIR)/dist"
+studio: .venvs/studio/installed studio/vae_runtime_studio/page
+	cd studio && "$(CURDIR)/.venvs/studio/bin/python" -m hatchling build -t wheel -d "$(CURDIR)/dist"
+
+.venvs/studio/installed: constraints.txt
+	$(PYTHON) -m venv .venvs/studio
+	.venvs/studio/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling
+	touch $@
 
 .PHONY: studio/vae_runtime_studio/page
 studio/vae_runtime_studio/page: runtime/js/node_modules/.package-lock.json

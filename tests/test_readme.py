@@ -107,7 +107,7 @@ def check_requirement(requirement, place):
         assert what in folders, f"{place}: {what} is no package of this repository"
     pyproject = ROOT / folders.get(what, what) / "pyproject.toml"
     assert pyproject.is_file(), f"{place}: no package there"
-    known = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    known = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"].get("optional-dependencies", {})
     for extra in (extras or "").split(",") if extras else []:
         assert extra in known, f"{place}: no extra {extra}"
 

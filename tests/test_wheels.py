@@ -197,6 +197,17 @@ def test_the_studios_wheel_carries_the_page_and_has_the_one_version(studio, tmp_
     assert extras["studio"] == [f"vae-runtime-studio=={version}"]
 
 
+def test_the_page_is_built_without_the_exporter(tmp_path):
+    """Whoever wants to look at a bundle installs no PyTorch."""
+
+    def commands(target):
+        return called("make", "-n", "-C", ROOT, f"VENV={tmp_path}/none", target).stdout
+
+    assert "hatchling build" in commands("studio")
+    assert ".[cpu" not in commands("studio")
+    assert ".[cpu" in commands("check")
+
+
 def test_a_wheel_of_the_studio_without_the_page_is_refused(studio, tmp_path):
     shutil.rmtree(studio / "vae_runtime_studio" / "page")
     done = called(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "out", cwd=studio)

@@ -206,6 +206,7 @@ function c(subject: Subject, scene: Scene): string[] {
   const text = (value: string) => quoted(value, "c");
   const n = subject === "sheet" ? state.count : 1;
   const lines = [
+    "// cc app.c $(pkg-config --cflags --libs vae_runtime)",
     '#include "vae_runtime.h"', "#include <stdio.h>", "#include <stdlib.h>", "",
     "static void check(vae_status status) {",
     "    if (status != VAE_OK) {", '        fprintf(stderr, "%s\\n", vae_last_error());', "        exit(1);", "    }", "}", "",
@@ -248,6 +249,7 @@ function c(subject: Subject, scene: Scene): string[] {
     });
     lines.push(`    vae_array z[] = {${arrays.join(", ")}};`, `    check(vae_decode(v, 1, z, ${arrays.length}, &draw, x, count));`);
   }
+  lines.push('    printf("%zu numbers\\n", count); // in x');
   lines.push("    free(x);", "    vae_close(v);", "    return 0;", "}");
   return lines;
 }

@@ -4428,6 +4428,7 @@ struct vae_stream {
     size_t n, rows;                             /* all rows, and those of one run: 1 where the graph takes no more */
     size_t in_count, state_count, time, answer; /* decoder's inputs; states; the axes of time */
     size_t latent_room;                         /* bytes that the first of `inputs` has room for */
+    int has_failed;                             /* within a chunk: the states are of another time than the caller's */
     void **inputs;                              /* the latents' chunk, and the conditions of all rows */
     float **states, **next;
     ort_value **values, **results;
@@ -4636,6 +4637,8 @@ vae_status vae_stream_decode(vae_stream *t, const vae_array *z, float *x, size_t
     const tensor *latent_of = &t->network->inputs->tensors[0], *mean = &t->network->outputs->tensors[0];
     size_t chunk[VAE_AXES] = {0}, answer[VAE_AXES], whole;
     if (!z || !x) return fail(VAE_INPUT, "z and x: expected arrays, got NULL; give both");
+    if (t->has_failed)
+        return fail(VAE_INPUT, "stream: expected one without an error, got one that failed; begin another stream");
     if (z->rank && z->rank != latent_of->rank)
         return fail(VAE_INPUT, "%s: expected %zu axes without that of rows, got %zu; give as many sizes",
                     latent_of->name, latent_of->rank, z->rank);
@@ -4660,7 +4663,9 @@ vae_status vae_stream_decode(vae_stream *t, const vae_array *z, float *x, size_t
         (uintptr_t)values < (uintptr_t)(x + count))
         return fail(VAE_INPUT, "x: expected room apart from %s, got room that overlaps it; give another array",
                     latent_of->name);
-    return decode_chunk(t, values, chunk, x);
+    status = decode_chunk(t, values, chunk, x);
+    t->has_failed = status != VAE_OK;
+    return status;
 }
 
 size_t vae_stream_hop(const vae_stream *t) { return t ? t->network->variant->hop : 0; }

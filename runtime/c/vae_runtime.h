@@ -164,8 +164,8 @@ typedef struct vae_stream vae_stream;
 VAE_API vae_status vae_stream_open(vae *v, size_t n, const vae_draw *draw, vae_stream **opened);
 
 /* Decode the next chunk: `n` rows of `z`, whose `rank` and `sizes` give its length. Each value of time gives
- * vae_stream_hop values of the observation; `count` is the number of all. Any division gives the same values. After an
- * error begin another stream. */
+ * vae_stream_hop values of the observation; `count` is the number of all. Any division gives the same values. After
+ * VAE_FAILED or VAE_BUNDLE begin another stream; what VAE_INPUT refuses leaves the stream as it was. */
 VAE_API vae_status vae_stream_decode(vae_stream *s, const vae_array *z, float *x, size_t count);
 VAE_API size_t vae_stream_hop(const vae_stream *s);
 VAE_API void vae_stream_close(vae_stream *s);

@@ -482,6 +482,37 @@ static void test_nothing_is_allocated_after_the_first_call(void) {
     REFUSED(VAE_INPUT, "allocator", vae_open("x", &options, &v));
 }
 
+/* A stream whose states are not those of its last chunk does not go on. */
+static void test_a_stream_that_failed(void) {
+    enum { COUNT = 2 * 4 };
+    char path[1024];
+    counter c = {0, 0, SIZE_MAX};
+    vae_options options = VAE_OPTIONS_INIT;
+    vae *v;
+    vae_stream *s;
+    int64_t speaker = 0;
+    float z[COUNT] = {0}, x[16];
+    vae_array condition = {.name = "speaker", .integers = &speaker, .count = 1},
+              chunk = {.floats = z, .count = COUNT, .rank = 2, .sizes = {2, 4}};
+    vae_draw draw = {.conditions = &condition, .condition_count = 1};
+    options.onnxruntime = library;
+    options.allocator = (vae_allocator){take, give, &c};
+    snprintf(path, sizeof path, "%s/stream", bundles);
+    CHECK(vae_open(path, &options, &v) == VAE_OK && vae_stream_open(v, 1, &draw, &s) == VAE_OK);
+    c.allowed = c.taken;
+    REFUSED(VAE_INPUT, "expected room", vae_stream_decode(s, &chunk, x, 1));
+    REFUSED(VAE_FAILED, "memory", vae_stream_decode(s, &chunk, x, 16));
+    c.allowed = SIZE_MAX;
+    REFUSED(VAE_INPUT, "begin another stream", vae_stream_decode(s, &chunk, x, 16));
+    vae_stream_close(s);
+    CHECK(vae_stream_open(v, 1, &draw, &s) == VAE_OK);
+    REFUSED(VAE_INPUT, "expected room", vae_stream_decode(s, &chunk, x, 1));
+    CHECK(vae_stream_decode(s, &chunk, x, 16) == VAE_OK);
+    vae_stream_close(s);
+    vae_close(v);
+    CHECK(c.taken == c.given);
+}
+
 /* Wherever memory ends, the call fails and nothing is lost. */
 static void test_memory_that_ends(void) {
     for (size_t allowed = 0;; allowed++) {
@@ -528,6 +559,7 @@ int main(int count, char **arguments) {
     test_codes_mixture_and_sphere();
     test_verify();
     test_nothing_is_allocated_after_the_first_call();
+    test_a_stream_that_failed();
     test_memory_that_ends();
     return 0;
 }

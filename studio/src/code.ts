@@ -45,7 +45,8 @@ function quoted(text: string, language: Language): string {
   let result = "";
   for (const character of text) {
     const code = character.codePointAt(0)!;
-    if (character === '"' || character === "\\") result += `\\${character}`;
+    // Two of C's question marks in a row begin a trigraph, one of which is a backslash.
+    if (character === '"' || character === "\\" || (character === "?" && language === "c")) result += `\\${character}`;
     else if (code >= 32 && code < 127) result += character;
     else if (language === "c") result += [...new TextEncoder().encode(character)].map((byte) => `\\${byte.toString(8).padStart(3, "0")}`).join("");
     else if (language === "javascript") result += code > 0xffff ? `\\u{${code.toString(16)}}` : `\\u${code.toString(16).padStart(4, "0")}`;

@@ -160,8 +160,12 @@ def test_graphs_say_nothing_about_where_they_were_made(made):
 def test_pytorch_s_exporter_is_left_as_it_was(made):
     exporter = pytest.importorskip("torch.onnx._internal.exporter._registration")
     passes = pytest.importorskip("torch.onnx._internal.exporter._fx_passes")
+    shapes = pytest.importorskip("torch._subclasses.fake_impls")
     assert vars(exporter.ONNXRegistry)["from_torchlib"].__func__.__module__ == exporter.__name__
     assert passes.decompose_with_registry.__module__ == passes.__name__
+    assert passes.insert_type_promotion_nodes.__module__ == passes.__name__
+    for function in shapes.get_fast_op_impls().values():
+        assert not getattr(function, "__module__", "").startswith("vae_export")
 
 
 class Shapes(nn.Module):
@@ -181,11 +185,39 @@ class InPlace(nn.Module):
         return y + x
 
 
-@pytest.mark.parametrize(("model", "needed"), [(Shapes(), False), (InPlace(), True)])
-def test_only_operators_without_an_onnx_function_are_decomposed(model, needed, monkeypatch):
+class Grouped(nn.Module):
+    """Group normalizations, whose shapes PyTorch would find by a decomposition, and numbers of Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.of_rows, self.of_pixels = nn.GroupNorm(1, 3), nn.GroupNorm(3, 3, affine=False)
+
+    def forward(self, x):
+        return self.of_pixels(self.of_rows(x) / 2 + 1) * 3
+
+
+class Mixed(nn.Module):
+    """Numbers of two dtypes, of which ONNX takes only one."""
+
+    def forward(self, x):
+        return x + (x > 0.5).to(torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("model", "needed"),
+    [(Shapes(), set()), (Grouped(), set()), (InPlace(), {"decompose_with_registry"}),
+     (Mixed(), {"decompose_with_registry", "insert_type_promotion_nodes"})],
+)  # fmt: skip
+def test_only_the_passes_that_change_something_run(model, needed, monkeypatch):
     passes = pytest.importorskip("torch.onnx._internal.exporter._fx_passes")
-    decompose, runs = passes.decompose_with_registry, []
-    monkeypatch.setattr(passes, "decompose_with_registry", lambda *given: runs.append(1) or decompose(*given))
+    runs = []
+
+    def count(name):
+        original = getattr(passes, name)
+        monkeypatch.setattr(passes, name, lambda *given: runs.append(name) or original(*given))
+
+    count("decompose_with_registry")
+    count("insert_type_promotion_nodes")
     x, other = torch.rand(2, 3, 4), torch.rand(5, 3, 4)
 
     def exported():
@@ -194,15 +226,35 @@ def test_only_operators_without_an_onnx_function_are_decomposed(model, needed, m
 
     with quiet():
         whole = exported()
-        assert len(runs) == 1
+        assert sorted(runs) == ["decompose_with_registry", "insert_type_promotion_nodes"]
         runs.clear()
         with less_exporter_work():
             spared = exported()
-    assert bool(runs) == needed
+    assert set(runs) == needed
     for program in (whole, spared):
         session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
         answer = session.run(None, {session.get_inputs()[0].name: other.numpy()})[0]
-        np.testing.assert_allclose(answer, model(other).numpy(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(answer, model(other).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_table_of_operators_is_built_once_until_a_library_adds_some(monkeypatch):
+    registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
+    builds = []
+    build = registration.ONNXRegistry.from_torchlib
+    monkeypatch.setattr(
+        registration.ONNXRegistry, "from_torchlib", classmethod(lambda cls, *a, **k: builds.append(1) or build(*a, **k))
+    )
+
+    def built():
+        builds.clear()
+        with less_exporter_work():
+            registration.ONNXRegistry.from_torchlib(18)
+        return len(builds)
+
+    built()
+    assert built() == 0
+    assert torch.ops.a_library_of_this_test is not None
+    assert (built(), built()) == (1, 0)
 
 
 @pytest.mark.parametrize("branching", [False, True])

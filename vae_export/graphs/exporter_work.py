@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from .graph import OPSET
 
 _ATEN = torch.ops.aten
+_GROUP_NORM = _ATEN.native_group_norm.default
 # Checks of sizes and dtypes, which no ONNX graph has.
 _CHECKS = {_ATEN._assert_scalar.default, _ATEN._assert_tensor_metadata.default}
 # Operators that PyTorch decomposes since they may return a view; as ONNX functions they compute the same.
@@ -20,26 +20,33 @@ _SAME = {_ATEN.reshape.default, _ATEN.chunk.default}
 
 @contextlib.contextmanager
 def less_exporter_work() -> Iterator[None]:
-    """Let the exporter build its table of ONNX functions once for a process, and decompose only what needs it.
+    """Let the exporter build its table of ONNX functions once for a process, and run only the passes that are needed.
 
     Building the table takes a second, which for a small model is half of the export; it is built anew when a library
     has registered further operators. A decomposition traces a program twice more, and changes nothing but names where
-    every operator has an ONNX function. PyTorch has no public way to pass either, so with a version that keeps them
+    every operator has an ONNX function. Type promotion runs the program once more, and adds nothing where every tensor
+    is float32. The shapes of a group normalization are those of its input, and PyTorch finds them by some twenty
+    operations on symbolic sizes. PyTorch has no public way to pass any of these, so with a version that keeps them
     elsewhere this changes nothing.
     """
     try:
         import torch.onnx._internal.exporter._fx_passes as passes
+        from torch._subclasses.fake_impls import get_fast_op_impls
         from torch.onnx._internal.exporter._registration import ONNXRegistry
 
         original, build = vars(ONNXRegistry)["from_torchlib"], ONNXRegistry.from_torchlib
-        decompose = passes.decompose_with_registry
+        decompose, promote, shapes = (
+            passes.decompose_with_registry,
+            passes.insert_type_promotion_nodes,
+            get_fast_op_impls(),
+        )
     except (ImportError, AttributeError, KeyError):
         yield
         return
 
     @classmethod  # type: ignore[misc]
     def from_torchlib(cls: type[ONNXRegistry], opset_version: int = OPSET) -> ONNXRegistry:
-        built = _operators(build, opset_version, tuple(torch.ops))
+        built = _operators(build, opset_version)
         registry = cls()
         registry._opset_version = built._opset_version
         registry.functions = {target: list(functions) for target, functions in built.functions.items()}
@@ -54,18 +61,56 @@ def less_exporter_work() -> Iterator[None]:
             return exported_program
         return decompose(exported_program, registry)
 
+    def promoted(graph_module: torch.fx.GraphModule) -> None:
+        if not _all_float32(graph_module):
+            promote(graph_module)
+
     ONNXRegistry.from_torchlib = from_torchlib  # type: ignore[assignment, method-assign]
-    passes.decompose_with_registry = decomposed
+    passes.decompose_with_registry, passes.insert_type_promotion_nodes = decomposed, promoted
+    own_shapes = shapes.get(_GROUP_NORM)
+    shapes[_GROUP_NORM] = own_shapes or _group_norm
     try:
         yield
     finally:
         ONNXRegistry.from_torchlib = original  # type: ignore[method-assign]
-        passes.decompose_with_registry = decompose
+        passes.decompose_with_registry, passes.insert_type_promotion_nodes = decompose, promote
+        if own_shapes is None:
+            del shapes[_GROUP_NORM]
 
 
-@lru_cache(maxsize=1)
-def _operators(build: Callable[..., Any], opset_version: int, namespaces: tuple[str, ...]) -> Any:
-    return build(opset_version=opset_version)
+# The table of ONNX functions by the version of the operators and the namespaces of PyTorch's operators.
+_tables: dict[tuple[int, tuple[str, ...]], Any] = {}
+
+
+def _operators(build: Callable[..., Any], opset_version: int) -> Any:
+    key = opset_version, tuple(torch.ops)
+    if key not in _tables:
+        table = build(opset_version=opset_version)
+        _tables.clear()
+        # Building it looks namespaces up, which adds them.
+        _tables[opset_version, tuple(torch.ops)] = table
+        return table
+    return _tables[key]
+
+
+def _group_norm(
+    mode: Any, x: torch.Tensor, weight: Any, bias: Any, batch: Any, channels: Any, size: Any, groups: int, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return tensors of the shapes that a group normalization has: its answer, and a mean and a scale by group."""
+    with mode:
+        return torch.empty_like(x), x.new_empty(batch, groups), x.new_empty(batch, groups)
+
+
+def _all_float32(graph_module: torch.fx.GraphModule) -> bool:
+    """Whether every tensor of a program is float32, so that no operator has to cast one of its inputs."""
+    values = (
+        value
+        for module in graph_module.modules()
+        if isinstance(module, torch.fx.GraphModule)
+        for node in module.graph.nodes
+        for value in torch.utils._pytree.tree_leaves(node.meta.get("val"))
+    )
+    return all(value.dtype == torch.float32 for value in values if isinstance(value, torch.Tensor))
 
 
 def _drop_identities(program: torch.export.ExportedProgram) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 import onnx
@@ -48,8 +49,11 @@ def infer_sizes(model: onnx.ModelProto) -> dict[str, list[Any]]:
 
 
 def _size(dim: Any) -> Any:
-    if not dim.dim_param:
-        return sympy.Integer(dim.dim_value)
-    names = {name: sympy.Symbol(name, positive=True) for name in re.findall(r"[A-Za-z_]\w*", dim.dim_param)}
+    return _expression(dim.dim_param) if dim.dim_param else sympy.Integer(dim.dim_value)
+
+
+@lru_cache
+def _expression(text: str) -> Any:
+    names = {name: sympy.Symbol(name, positive=True) for name in re.findall(r"[A-Za-z_]\w*", text)}
     known = {name: getattr(sympy, name) for name in ("floor", "ceiling", "Max", "Min")}
-    return sympy.parse_expr(dim.dim_param, local_dict={**names, **known})
+    return sympy.parse_expr(text, local_dict={**names, **known})

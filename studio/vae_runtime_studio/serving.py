@@ -37,6 +37,11 @@ _TYPES = {
 }
 # What browsers run, or read as markup.
 _ACTIVE = re.compile("html|xml|svg|script|pdf")
+# Endings of what some web servers run themselves, also before another ending, and types that not every system knows.
+_RUN = re.compile(
+    r"\.(asp|ashx|asmx|aspx|cfm|f?cgi|hta|jspx?|lua|phar|php|phtml|pl|py|rb|shtml?|x?html?|xht)[0-9]*(\.[^/]*)?$",
+    re.IGNORECASE,
+)
 
 Files = Mapping[str, Callable[[], bytes]]
 
@@ -72,8 +77,8 @@ def site(bundle: Files, source: str, digest: str, *, exported: bool = False) -> 
 
 
 def active(bundle: Files) -> list[str]:
-    """Return the names of files that a web server would send as markup or script."""
-    return [name for name in bundle if _ACTIVE.search(mimetypes.guess_type(name)[0] or "")]
+    """Return the names of files that a web server would run, or send as markup or script."""
+    return [name for name in bundle if _RUN.search(name) or _ACTIVE.search(mimetypes.guess_type(name)[0] or "")]
 
 
 def serve(files: Files, *, port: int = 0, ready: Callable[[str], object]) -> None:

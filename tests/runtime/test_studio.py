@@ -171,15 +171,17 @@ def test_an_export_of_a_damaged_bundle_leaves_nothing(environment, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-@pytest.mark.parametrize("name", ["picture.svg", "deep/code.js"])
-def test_files_that_browsers_run_are_not_exported(environment, tmp_path, resign, name):
+@pytest.mark.parametrize(
+    "name", ["picture.svg", "deep/code.js", "page.php", "read.PHP7.md", "deep/page.xht", "page.shtml"]
+)
+def test_files_that_browsers_or_servers_run_are_not_exported(environment, tmp_path, resign, name):
     copy = shutil.copytree(DIGITS, tmp_path / "bundle")
     (copy / name).parent.mkdir(exist_ok=True)
     (copy / name).write_text("<script>alert(1)</script>", encoding="utf-8")
     resign(copy)
     done = exported(environment, copy, "--export", tmp_path / "site")
     assert done.returncode == 1
-    assert f"{name}: expected no file that browsers run, got one" in done.stderr
+    assert f"{name}: expected no file that browsers or web servers run, got one" in done.stderr
     assert not (tmp_path / "site").exists()
 
 

@@ -41,7 +41,8 @@ def _studio(options: argparse.Namespace) -> None:
         active = studio.active(names)
         if active:
             raise VaeError(
-                f"{bundle.place(active[0])}: expected no file that browsers run, got one; export a bundle without it"
+                f"{bundle.place(active[0])}: expected no file that browsers or web servers run, got one; "
+                "export a bundle without it"
             )
         # The path on this machine concerns no reader of the page.
         name = bundle.manifest.name

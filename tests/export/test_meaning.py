@@ -336,6 +336,119 @@ def test_a_forward_that_cannot_be_carried_is_refused(model, words):
             understood(model(), posterior="logvar")
 
 
+class Joined(nn.Module):
+    """Two latents that a layer outside of decode joins; the posterior of the second takes a draw of the first."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second = nn.Linear(12, 4), nn.Linear(12 + 2, 6)
+        self.joint, self.decoder = nn.Linear(2 + 3, 8), nn.Linear(8, 12)
+        self.prior_of_second = nn.Linear(2, 6)
+
+    def reparameterize(self, mu, logvar):
+        return mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)
+
+    def encode(self, x):
+        mu, logvar = self.first(x).chunk(2, 1)
+        z = self.reparameterize(mu, logvar)
+        return [*self.second(torch.cat([x, z], 1)).chunk(2, 1), mu, logvar, z]
+
+    def decode(self, h):
+        return torch.sigmoid(self.decoder(h))
+
+    def joined(self, first, second):
+        return self.decode(torch.tanh(self.joint(torch.cat([first, second], 1))))
+
+    def forward(self, x):
+        *_, first = encoded = self.encode(x)
+        return self.joined(first, self.reparameterize(*encoded[:2])), *encoded
+
+    def sample(self, n):
+        first = torch.randn(n, 2).cuda()
+        return self.joined(first, self.reparameterize(*self.prior_of_second(first).chunk(2, 1)))
+
+
+def test_a_forward_with_several_latents_is_cut_at_each():
+    model = Joined()
+    adapted = understood(model)
+    assert [latent.shape for latent in adapted.signature.latents] == [(2,), (3,)]
+    assert any("two halves of forward" in line for line in adapted.recognised)
+    assert any(line.startswith("checked: forward") for line in adapted.recognised)
+    # The model's own sampler gives the second latent a prior that depends on the first.
+    assert {latent.prior.kind for latent in adapted.signature.latents} == {"none"}
+    assert "Joined.sample draws something else" in adapted.signature.latents[0].prior.reason
+    eps, first, second = torch.randn(6, 2), torch.randn(6, 2), torch.randn(6, 3)
+    given = {**adapted.examples, "eps_z1": eps, "z1": first, "z2": second}
+    outputs = dict(
+        zip(
+            adapted.outputs("encoder"),
+            run_module(adapted.modules["encoder"], adapted.given("encoder", given)),
+            strict=True,
+        )
+    )
+    mu, logvar = model.first(X).chunk(2, 1)
+    torch.testing.assert_close(outputs["mu_z1"], mu)
+    torch.testing.assert_close(outputs["std_z1"], torch.exp(0.5 * logvar))
+    mu, logvar = model.second(torch.cat([X, mu + eps * torch.exp(0.5 * logvar)], 1)).chunk(2, 1)
+    torch.testing.assert_close(outputs["mu_z2"], mu)
+    torch.testing.assert_close(outputs["std_z2"], torch.exp(0.5 * logvar))
+    (mean,) = run_module(adapted.modules["decoder"], adapted.given("decoder", given))
+    torch.testing.assert_close(mean, model.joined(first, second))
+
+
+class NoisyJoined(Joined):
+    """The observation gets noise of its own, which is no latent."""
+
+    def forward(self, x):
+        mean, *rest = super().forward(x)
+        return mean + 0.1 * torch.randn_like(mean), *rest
+
+
+class ChainedJoined(Joined):
+    """The decoder takes the second latent alone: the first has no use once it is drawn."""
+
+    def joined(self, first, second):
+        return super().joined(0 * first, second)
+
+
+@pytest.mark.parametrize("cls", [NoisyJoined, ChainedJoined])
+def test_a_draw_that_the_reconstruction_does_not_need_is_no_latent(cls):
+    with pytest.raises(ExportError, match="does not depend on draw 1 where the others are given"):
+        understood(cls())
+
+
+class Repeating(Plain):
+    """No decode that takes one latent: each observation has several, which a layer joins."""
+
+    decode = None
+
+    def __init__(self):
+        super().__init__()
+        self.all = nn.Linear(12, 12)
+
+    def forward(self, x):
+        mu, logvar = (tensor[:, None].expand(-1, 3, -1) for tensor in self.encode(x))
+        return self.all(self.reparameterize(mu, logvar).flatten(1))
+
+
+def test_several_latents_of_each_observation_are_no_larger_latent():
+    with pytest.raises(ExportError, match="several latents of each observation, along axis 1"):
+        understood(Repeating())
+
+
+def test_a_decode_that_hardly_heeds_the_latent_shows_the_second_tensor_too():
+    model = Plain()
+    with torch.no_grad():
+        model.head.weight.mul_(1e-3)
+        model.fc_logvar.weight.mul_(0.1)
+    assert any("the second tensor is the logvar" in line for line in understood(model).recognised)
+    with torch.no_grad():
+        model.head.weight.mul_(1e-4)
+    with pytest.raises(ExportError, match="does not show what encode's second tensor is"):
+        understood(model)
+
+
 def test_stated_functions_win_and_the_difference_is_noted():
     model = Softmax()
     adapted = understood(model, decode=lambda z: model.decode(z), posterior="logvar")
@@ -441,12 +554,41 @@ def test_forward_may_draw_several_latents_of_each_observation(axis):
     assert any(line.startswith("checked: forward") for line in adapted.recognised)
 
 
-def test_a_decode_of_several_latents_is_refused_with_a_remedy_that_works():
-    m = SamplesInDecode()
-    with pytest.raises(ExportError, match=r"several latents of each .* lambda z: m.decode\(z.unsqueeze\(1\)\).squeeze"):
-        understood(m)
-    adapted = understood(m, decode=lambda z: m.decode(z.unsqueeze(1)).squeeze(1))
+class SamplesOfSamples(Plain):
+    """decode takes latents [batch, estimates, samples, latent], as that of MIWAE does."""
+
+    def decode(self, z):
+        rows, estimates, samples, latent = z.shape
+        return super().decode(z.reshape(-1, latent)).view(rows, estimates, samples, 12)
+
+    def forward(self, x):
+        mu, logvar = (tensor[:, None, None].expand(-1, 2, 3, -1) for tensor in self.encode(x))
+        return self.decode(self.reparameterize(mu, logvar)), mu, logvar
+
+    def sample(self, n):
+        return self.decode(torch.randn(n, 1, 1, 4)).squeeze()
+
+
+@pytest.mark.parametrize(("cls", "axes"), [(SamplesInDecode, (1,)), (SamplesOfSamples, (1, 2))])
+def test_a_decode_of_several_latents_takes_one(cls, axes):
+    model = cls()
+    adapted = understood(model)
+    assert adapted.signature.latent.shape == (4,)
     assert any(line.startswith("checked: forward") for line in adapted.recognised)
+    assert any(f"along axis {' and '.join(map(str, axes))}" in line for line in adapted.recognised)
+    assert adapted.signature.latent.prior.assumed == (cls is SamplesInDecode)
+    z = torch.randn(5, 4)
+    (mean,) = run_module(adapted.modules["decoder"], [z])
+    torch.testing.assert_close(mean, Plain.decode(model, z))
+
+
+def test_a_decode_that_joins_its_samples_is_refused():
+    class Joined(SamplesInDecode):
+        def decode(self, z):
+            return super().decode(z) - super().decode(z).mean(1, keepdim=True)
+
+    with pytest.raises(ExportError, match=r"differs from decode|changes the latents"):
+        understood(Joined())
 
 
 class Mixing(Samples):
@@ -608,6 +750,46 @@ def test_a_prior_that_depends_on_conditions_is_none():
     with unchanged(model):
         adapted = adapt(model, X, Declaration(), conditions={"y": y})
     assert adapted.signature.latent.prior.kind == "normal"
+
+
+def test_a_sampler_finds_its_conditions_among_its_keywords():
+    class Keyed(Sampling):
+        def __init__(self):
+            super().__init__()
+            self.joint = nn.Linear(4 + 3, 4)
+
+        def decode(self, z, **others):
+            return super().decode(self.joint(torch.cat([z, others["labels"]], 1)))
+
+        def forward(self, x, **others):
+            return self.decode(self.reparameterize(*self.encode(x)), **others)
+
+        def sample(self, num_samples, device, **others):
+            return self.decode(torch.randn(num_samples, 4).to(device), **others)
+
+    model = Keyed().eval()
+    with unchanged(model):
+        adapted = adapt(model, X, Declaration(), conditions={"labels": torch.eye(3)[[0, 1, 2, 0, 1, 2]]})
+    prior = adapted.signature.latent.prior
+    assert (prior.kind, prior.assumed) == ("normal", False)
+
+
+def test_a_learned_prior_that_the_sampler_leaves_out_is_seen():
+    class Pseudo(Sampling):
+        def __init__(self):
+            super().__init__()
+            self.embed_pseudo = nn.Linear(5, 12)
+
+        def sample(self, n):
+            return self.decode(torch.randn(n, 4).cuda())
+
+    prior = prior_of(Pseudo())
+    assert prior.kind == "none"
+    assert "embed_pseudo.weight" in prior.reason
+    assert prior_of(Pseudo(), prior="normal").kind == "normal"
+    model = Pseudo()
+    del model.embed_pseudo
+    assert (prior_of(model).kind, prior_of(model).assumed) == ("normal", False)
 
 
 def test_a_standard_normal_in_buffers_is_no_evidence_against_one():
@@ -817,6 +999,27 @@ def test_latents_that_are_not_normal_are_refused(name):
         with pytest.raises(ExportError, match="which are not normal") as refusal:
             understood(model, posterior=posterior)
         assert "posterior=" not in str(refusal.value)
+
+
+def test_classes_beside_a_normal_latent_are_the_reason():
+    class Both(Plain):
+        """mean and log-variance of a normal latent, and the logits of a relaxed class."""
+
+        def __init__(self):
+            super().__init__()
+            self.logits, self.head = nn.Linear(16, 3), nn.Linear(4 + 3, 12)
+
+        def encode(self, x):
+            return *super().encode(x), self.logits(self.body(x))
+
+        def forward(self, x):
+            mu, logvar, logits = self.encode(x)
+            gumbel = -torch.log(-torch.log(torch.rand_like(logits) + 1e-7) + 1e-7)
+            soft = torch.softmax((logits + gumbel) / 0.5, 1)
+            return self.decode(torch.cat([self.reparameterize(mu, logvar), soft], 1)), mu, logvar, logits
+
+    with pytest.raises(ExportError, match="forward: draws latents with rand_like, which are not normal"):
+        understood(Both())
 
 
 def test_a_distribution_that_is_not_normal_is_refused():

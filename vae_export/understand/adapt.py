@@ -22,7 +22,7 @@ from .cut import cut_forward
 from .declaration import SECOND, Declaration
 from .decoder import understand_decoder
 from .decoding import decoding_codes, decoding_observations
-from .draws import Draws
+from .draws import Draws, in_training
 from .edges import at_edge
 from .encoder import describe_latents, understand_encoder
 from .evidence import find_prior, require_posterior, with_prior
@@ -30,6 +30,7 @@ from .families.registry import family_of
 from .functions import (
     Functions,
     MissingFunction,
+    conditions_taken,
     find_decode,
     find_functions,
     own_decode,
@@ -39,7 +40,7 @@ from .functions import (
 from .observation import conditions_of, observation_of
 from .posterior import SAME, ForwardDiffers, distance
 from .quantizer import cut_at_quantizers
-from .reading import Part, mean_of
+from .reading import AS_CODES, Part, mean_of
 
 # The reason why an encoder, and a posterior, is missing.
 WITHOUT_ENCODER = "the model was exported without an encoder"
@@ -263,7 +264,18 @@ def _from_halves(data: _Data, declaration: Declaration, reason: ExportError) -> 
             return _proven(functions, data, dataclasses.replace(declaration, posterior=None, codebook=codebook))
         except ExportError as error:
             reasons.append(str(error))
+    drawn = _drawn_otherwise(data)
+    if drawn is not None and drawn not in str(reason):
+        reason = ExportError(f"forward: draws latents with {drawn}, which are not normal; {AS_CODES}")
     raise ExportError(f"{reason} (nor can forward itself be cut in two: {'; '.join(reasons)})") from reason
+
+
+def _drawn_otherwise(data: _Data) -> str | None:
+    """The random function, other than one that draws normal noise, that `forward` calls; None if it calls none."""
+    draws = Draws.constant(0.0)
+    with contextlib.suppress(Exception), torch.no_grad(), draws:
+        data.model(data.example.clone(), **conditions_taken(data.model, data.conditions))
+    return next((name for name in draws.other if not in_training(name)), None)
 
 
 def _proven(functions: Functions, data: _Data, declaration: Declaration) -> tuple[Functions, Adapted]:

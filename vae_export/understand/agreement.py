@@ -13,7 +13,7 @@ from .adapted import Adapted, run_module
 from .draws import fixed_noise
 from .edges import at_edge
 from .functions import Forward, Functions, another
-from .posterior import SAME, ForwardDiffers, distance, one_sample, sample_axes
+from .posterior import SAME, ForwardDiffers, distance, first_sample, one_sample, sample_axes
 from .reading import AS_CODES
 
 
@@ -90,9 +90,9 @@ def _in_first_sample(adapted: Adapted) -> Callable[[int, tuple[int, ...]], Tenso
 
     def give(number: int, shape: tuple[int, ...]) -> Tensor:
         for value in values:
-            for axis in sample_axes(shape, value.shape):
+            for axes in sample_axes(shape, value.shape):
                 noise = torch.zeros(shape)
-                noise.select(axis, 0).copy_(fixed_noise(value.shape))
+                first_sample(noise, axes).copy_(fixed_noise(value.shape))
                 return noise
         return fixed_noise(shape)
 

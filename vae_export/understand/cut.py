@@ -1,7 +1,7 @@
-"""Cut a model's `forward` at its one draw of normal noise: the encoder is what comes before, the decoder what follows.
+"""Cut a model's `forward` at its draws of normal noise: the encoder is what comes before, the decoder what follows.
 
 This serves a model without encode and decode, and one whose `forward` does more between the two: a softmax or a flow of
-the latents, a factor on the noise.
+the latents, a factor on the noise, layers that join several latents.
 """
 
 from __future__ import annotations
@@ -24,27 +24,46 @@ _SUMS = {"add", "__add__", "__radd__", "addcmul"}
 _DIFFERENCES = {"sub", "__sub__"}
 # The same, where the result takes the place of the first operand.
 _IN_PLACE = {"add_": "add", "__iadd__": "add", "addcmul_": "addcmul", "sub_": "sub", "__isub__": "sub"}
+_MAX_LATENTS = 32
 
 
 class _Reached(Exception):
-    """The sum of mean and noise was reached, and nothing after it is needed."""
+    """The last sum of a mean and noise was reached, and nothing after it is needed."""
 
 
-class _AtSum(Draws):
-    """Find the first sum of a mean and a term with the noise in it; stop there, or put a latent in its place.
+class _AtSums(Draws):
+    """Find the sums of a mean and a term with one draw in it; put a latent in the place of each.
 
-    With every draw set to 1 the term is the standard deviation. `drawn` says that `torch.normal` is called with the
-    posterior's own mean and standard deviation, and adds them itself; None finds it out.
+    With every draw set to 1 the term is the standard deviation. Latents take the places of the first sums. The run
+    stops at sum number `last`; a sum before it, without a latent, becomes mean + standard deviation · noise, where the
+    noise is drawn as if the model did, so that a caller may steer it.
+
+    Args:
+        noise: what each draw is set to; None takes `fixed_noise`.
+        latents: of the first sums.
+        last: the number of the sum to stop at; None runs to the end.
+        drawn: says that `torch.normal` is called with a posterior's own mean and standard deviation, and adds them
+            itself; None finds it out.
     """
 
-    def __init__(self, noise: float | None = 1.0, latent: Tensor | None = None, drawn: bool | None = None) -> None:
+    def __init__(
+        self,
+        noise: float | None = 1.0,
+        latents: Sequence[Tensor] = (),
+        last: int | None = None,
+        drawn: bool | None = None,
+    ) -> None:
         super().__init__(lambda index, shape: fixed_noise(shape) if noise is None else torch.full(shape, noise))
-        self.latent = latent
+        self.latents = latents
+        self.last = last
         self.drawn = drawn
-        self.mean: Tensor | None = None
-        self.term: Tensor | None = None
-        # The tensors that depend on the noise; held, so that no other tensor gets the identity of one.
-        self._noisy: dict[int, Tensor] = {}
+        self.sums: list[tuple[Tensor, Tensor]] = []
+        """The mean and the term of each sum."""
+        # The tensors that depend on noise, with the numbers of its draws; held, so that no other tensor gets the
+        # identity of one.
+        self._noisy: dict[int, tuple[Tensor, frozenset[int]]] = {}
+        # The draws that a latent has taken up.
+        self._summed: set[int] = set()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -52,64 +71,77 @@ class _AtSum(Draws):
         kwargs = dict(kwargs or {})
         before = len(self.normal)
         tensors = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        noisy = [tensor for tensor in tensors if id(tensor) in self._noisy]
+        noisy = [tensor for tensor in tensors if self._draws_of(tensor)]
+        draws = frozenset().union(*(self._draws_of(tensor) for tensor in noisy))
         name = getattr(func, "__name__", "")
-        summing = self.mean is None and bool(noisy) and _IN_PLACE.get(name, name) in _SUMS | _DIFFERENCES
+        summing = len(draws) == 1 and _IN_PLACE.get(name, name) in _SUMS | _DIFFERENCES
         # The operands as they are before a call that writes into the first.
         operands = [tensor.clone() for tensor in tensors] if summing and name in _IN_PLACE else tensors
         result = super().__torch_function__(func, types, args, kwargs)
-        if self.mean is not None:
-            return result
         if len(self.normal) > before:
-            if before == 0 and func is torch.normal and self._adds(args, kwargs, result):
-                return self._reached(result)
-            self._noisy[id(result)] = result
+            parts = self._drawn_sum(args, kwargs, result) if func is torch.normal else None
+            if parts is not None:
+                return self._reached(*parts, result, before)
+            self._noisy[id(result)] = result, frozenset({before})
             return result
         if summing and isinstance(result, Tensor):
+            (draw,) = draws
             clean = [j for j, tensor in enumerate(tensors) if not any(tensor is other for other in noisy)]
-            if clean and self._is_sum(operands, clean[0], kwargs, result, name):
-                return self._reached(result)
+            parts = self._parts(operands, clean[0], kwargs, result, name, draw) if clean else None
+            if parts is not None:
+                return self._reached(*parts, result, draw)
         if noisy:
-            self._noisy |= {
-                id(leaf): leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, Tensor)
-            }
+            leaves = torch.utils._pytree.tree_leaves(result)
+            self._noisy |= {id(leaf): (leaf, draws) for leaf in leaves if isinstance(leaf, Tensor)}
         return result
 
-    def _adds(self, args: Sequence[Any], kwargs: Mapping[str, Any], result: Tensor) -> bool:
-        """Whether a call of `torch.normal` has the posterior's own mean and standard deviation."""
+    def _draws_of(self, tensor: Tensor) -> frozenset[int]:
+        """The draws that a tensor depends on, but for those that a latent has taken up."""
+        known = self._noisy.get(id(tensor))
+        return known[1] - self._summed if known else frozenset()
+
+    def _drawn_sum(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], result: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """The mean and the standard deviation of a call of `torch.normal`, where they are a posterior's own."""
         mean = args[0] if args else kwargs.get("mean")
         std = args[1] if len(args) > 1 else kwargs.get("std")
         if not isinstance(mean, Tensor) or not isinstance(std, Tensor):
-            return False
+            return None
         if self.drawn is None:
             # torch.distributions may draw a standard normal in this way.
             self.drawn = not (bool((mean == 0).all()) and bool((std == 1).all()))
-        if self.drawn:
-            self.mean, self.term = mean.expand(result.shape), std.expand(result.shape)
-        return self.drawn
+        return (mean.expand(result.shape), std.expand(result.shape)) if self.drawn else None
 
-    def _is_sum(
-        self, operands: Sequence[Tensor], clean: int, kwargs: Mapping[str, Any], result: Tensor, name: str
-    ) -> bool:
-        """Whether a mean without noise, the operand of number `clean`, is added to a term as large as the draw."""
+    def _parts(
+        self, operands: Sequence[Tensor], clean: int, kwargs: Mapping[str, Any], result: Tensor, name: str, draw: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """The mean without noise, the operand of number `clean`, and the term as large as the draw that it is added to.
+
+        None if the call adds something else.
+        """
         mean = operands[clean]
-        if tuple(result.shape) != self.normal[0] or not mean.is_floating_point():
-            return False
+        if tuple(result.shape) != self.normal[draw] or not mean.is_floating_point():
+            return None
         if mean.shape != result.shape:
             raise ExportError(
                 f"it adds noise of the shape {list(result.shape)} to a mean of the shape {list(mean.shape)}"
             )
         if _IN_PLACE.get(name, name) in _DIFFERENCES and clean > 0:
             mean = -mean
-        self.mean = mean
         plain = len(operands) == 2 and not kwargs
-        self.term = operands[1 - clean].expand(result.shape) if plain else result - mean
-        return True
+        return mean, operands[1 - clean].expand(result.shape) if plain else result - mean
 
-    def _reached(self, result: Tensor) -> Tensor:
-        if self.latent is None:
+    def _reached(self, mean: Tensor, term: Tensor, result: Tensor, draw: int) -> Tensor:
+        number = len(self.sums)
+        self.sums.append((mean, term))
+        self._summed.add(draw)
+        if number < len(self.latents):
+            return self.latents[number].to(result.dtype)
+        if number == self.last:
             raise _Reached
-        return self.latent.to(result.dtype)
+        # This mode is off while it serves a call: the draw is the caller's.
+        return mean + term.abs() * torch.randn_like(mean)
 
 
 class _Forward(Halves):
@@ -119,53 +151,98 @@ class _Forward(Halves):
         super().__init__(model, example, given)
         self.drawn: bool | None = None
         self.training = False
-        # How often the last answer drew.
-        self.draws = 0
+        self.count = 1
+        """The number of latents."""
 
-    def encode(self, x: Tensor, **conditions: Tensor) -> dict[str, Tensor]:
-        """The mean and the standard deviation of the posterior that `forward` samples from."""
-        mean, term = self.stop(x, 1.0, conditions)
+    def encode(self, x: Tensor, **conditions: Tensor) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """The mean and the standard deviation of the posterior of each latent that `forward` samples."""
+        sums = self.stop(x, 1.0, conditions, last=self.count - 1)
         # A model that subtracts the noise, or has a negative factor, samples from the same normal.
-        return {"mean": mean, "std": term.abs()}
+        posteriors = [{"mean": mean, "std": term.abs()} for mean, term in sums]
+        return posteriors if len(posteriors) > 1 else posteriors[0]
 
-    def stop(self, x: Tensor, noise: float | None, conditions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Run `forward` up to the sum, and return the mean and the term with the noise, `fixed_noise` if it is None."""
-        at = _AtSum(noise, drawn=self.drawn)
+    def stop(
+        self,
+        x: Tensor,
+        noise: float | None,
+        conditions: Mapping[str, Tensor],
+        *,
+        latents: Sequence[Tensor] = (),
+        last: int = 0,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Run `forward` up to the sum of this number, and return the means and the terms with noise.
+
+        Args:
+            x: observations.
+            noise: what each draw is set to; None takes `fixed_noise`.
+            conditions: by name.
+            latents: in the place of the first sums.
+            last: the number of the sum to stop at.
+        """
+        at = _AtSums(noise, latents, last, drawn=self.drawn)
         try:
             with sampling(self.model, self.training), at:
                 self.model(x, **conditions)
         except _Reached:
             self.drawn = bool(at.drawn)
-            assert at.mean is not None
-            assert at.term is not None
-            return at.mean, at.term
+            return at.sums
         raise ExportError("it adds normal noise to no mean" if at.normal else "it draws no normal noise")
 
     def answer(self, latents: Sequence[Tensor], x: Tensor, conditions: Mapping[str, Tensor]) -> list[Tensor]:
-        """The tensors that `forward` returns with this latent in the place of the sum."""
-        at = _AtSum(latent=latents[0], drawn=self.drawn)
-        with sampling(self.model, self.training), at:
+        """The tensors that `forward` returns with these latents in the place of the sums."""
+        with sampling(self.model, self.training), _AtSums(latents=latents, drawn=self.drawn):
             output = self.model(x, **conditions)
-        self.draws = len(at.normal)
         return [leaf for leaf in tensors_in(output) if leaf.dim()]
 
     def cut(self) -> None:
         """Check that forward can be cut, and find the reconstruction."""
-        latent = self._latent()
-        self.find_reconstruction([latent], [latent + fixed_noise(latent.shape)], "latent")
-        if self.draws > 1:
-            raise ExportError(f"it draws normal noise {self.draws} times")
+        latents = [self._latent([])]
+        self.count = self._number_of_latents()
+        while len(latents) < self.count:
+            latents.append(self._latent(latents))
+        moved = [latent + fixed_noise(latent.shape) for latent in latents]
+        self.find_reconstruction(latents, moved, "latent")
+        if self.count > 1:
+            self._require_each(latents, moved)
 
-    def _latent(self) -> Tensor:
-        """The latents of the example, with every draw set to 1."""
+    def _number_of_latents(self) -> int:
+        """How often `forward` adds noise to a mean, which is what it draws for."""
+        at = _AtSums(drawn=self.drawn)
+        with sampling(self.model, self.training), at, torch.no_grad():
+            self.model(self.example.clone(), **self.taken)
+        if at.other:
+            raise ExportError(f"it draws with {at.other[0]}, too")
+        if len(at.sums) != len(at.normal) or len(at.sums) > _MAX_LATENTS:
+            raise ExportError(f"it draws normal noise {len(at.normal)} times")
+        return len(at.sums)
+
+    def _require_each(self, latents: Sequence[Tensor], moved: Sequence[Tensor]) -> None:
+        """Require that the reconstruction depends on each latent, given the others.
+
+        Noise that is added to the reconstruction itself would be taken for a latent otherwise.
+        """
+        own = self.answer(latents, self.example.clone(), self.taken)[self.item]
+        for number in range(len(latents)):
+            changed = [moved[j] if j == number else latent for j, latent in enumerate(latents)]
+            if torch.equal(self.answer(changed, self.example.clone(), self.taken)[self.item], own):
+                raise ExportError(
+                    f"it draws normal noise {len(latents)} times, and its reconstruction does not depend on draw "
+                    f"{number + 1} where the others are given"
+                )
+
+    def _latent(self, before: Sequence[Tensor]) -> Tensor:
+        """The next latent of the example after these, with every draw set to 1."""
+        number = len(before)
 
         def stop(noise: float | None = 1.0) -> tuple[Tensor, Tensor]:
-            return self.stop(self.example.clone(), noise, self.taken)
+            return self.stop(self.example.clone(), noise, self.taken, latents=before, last=number)[number]
 
         try:
             mean, term = stop()
         except ExportError:
             # Many models sample in training mode alone.
+            if number:
+                raise
             self.training = True
             mean, term = stop()
         same_mean, scaled = stop(None)
@@ -174,6 +251,9 @@ class _Forward(Halves):
             raise ExportError("its latent is no mean plus noise times a standard deviation, each number for itself")
         if len(mean) != len(self.example):
             raise ExportError(f"it draws noise of the shape {list(mean.shape)}, not a row for each observation")
+        for axis in range(1, mean.dim()):
+            if mean.shape[axis] > 1 and _repeats(mean, axis) and _repeats(term, axis):
+                raise ExportError(f"it draws several latents of each observation, along axis {axis} of its noise")
         if not used_tensors(stop, list(self.model.parameters())):
             raise ExportError("it adds noise to the observation, before any layer")
         return mean + term
@@ -188,8 +268,8 @@ def cut_forward(model: nn.Module, example: Tensor, given: Mapping[str, Tensor]) 
         given: the conditions' values [n, …] by name.
 
     Raises:
-        ExportError: `forward` does not draw one latent's noise and add it to a mean, or its second half depends on more
-            than the latent and the conditions; the message says which.
+        ExportError: `forward` does not draw the noise of each latent once and add it to a mean, or its second half
+            depends on more than the latents and the conditions; the message says which.
     """
     forward = _Forward(model, example, given)
     checked(forward.cut)
@@ -198,3 +278,8 @@ def cut_forward(model: nn.Module, example: Tensor, given: Mapping[str, Tensor]) 
 
 def _close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and distance(a, b) <= SAME
+
+
+def _repeats(tensor: Tensor, axis: int) -> bool:
+    """Whether a tensor holds the same along an axis, and is no constant."""
+    return bool((tensor == tensor.narrow(axis, 0, 1)).all()) and not bool((tensor == tensor.flatten()[0]).all())

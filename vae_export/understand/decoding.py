@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from vae_runtime.errors import error_line
 from ..errors import ExportError
 from .draws import Draws
 from .functions import Functions
-from .posterior import ForwardDiffers
+from .posterior import ForwardDiffers, first_sample, sample_axes
 
 # Methods that decode codes, where decode takes the vectors that they stand for.
 _CODE_DECODERS = (
@@ -112,6 +113,47 @@ def decoding_observations(functions: Functions, latents: Sequence[Tensor], shape
         decode=decode,
         recognised=(*functions.recognised, line),
     )
+
+
+def decoding_samples(functions: Functions, latents: Sequence[Tensor]) -> Functions:
+    """Return the functions with a decode of one latent, where the model's takes several samples of each observation.
+
+    An importance-weighted model decodes [n, samples, …], or has two axes of samples.
+
+    Args:
+        functions: encode and decode.
+        latents: those of the example, [n, …].
+    """
+    if len(latents) != 1:
+        return functions
+    try:
+        with torch.no_grad():
+            functions.decoded_quietly(latents)
+            return functions
+    except Exception:
+        own = functions.decode
+    try:
+        shown = [axes for z in functions.forward().decoded for axes in sample_axes(z.shape, latents[0].shape)]
+    except Exception:
+        return functions
+    for axes in dict.fromkeys(shown):
+
+        def decode(z: Tensor, *given: Any, axes: tuple[int, ...] = axes, **others: Any) -> Any:
+            for axis in axes:
+                z = z.unsqueeze(axis)
+            answer = own(z, *given, **others)
+            return torch.utils._pytree.tree_map_only(Tensor, lambda tensor: first_sample(tensor, axes), answer)
+
+        # The model's own decode is what its sampler calls.
+        functools.update_wrapper(decode, own, updated=())
+        line = (
+            f"decode: takes samples of each observation along axis {' and '.join(map(str, axes))}; the graph takes one"
+        )
+        tried = replace(functions, decode=decode, recognised=(*functions.recognised, line))
+        with contextlib.suppress(Exception), torch.no_grad():
+            tried.decoded_quietly(latents)
+            return tried
+    return functions
 
 
 def _listed(decode: Callable[..., Any]) -> Callable[..., Any]:

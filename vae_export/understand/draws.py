@@ -51,6 +51,8 @@ _DROPOUT = {
     torch.dropout,
     torch.native_dropout,
 }
+# A copy to a GPU, which a model that is exported on the CPU does not need.
+_TO_CUDA = {Tensor.cuda}
 _TO_HALF = {Tensor.half, Tensor.bfloat16}
 _SIGMOID = {torch.sigmoid, Tensor.sigmoid, functional.sigmoid, torch.special.expit}
 
@@ -134,6 +136,8 @@ class Draws(TorchFunctionMode):
         func, args, kwargs = self._in_float32(func, args, dict(kwargs or {}))
         if func in _NORMAL:
             return self._draw(func, args, kwargs)
+        if func in _TO_CUDA:
+            return args[0]
         if func in _INDICES and self.choose is not None:
             return self._indices(func, args, kwargs)
         if func in _OTHER:

@@ -16,7 +16,7 @@ from vae_runtime.manifest import Latent, LatentPosterior, LatentPrior
 from ..errors import ExportError
 from .constants import Constants
 from .declaration import SECOND, Declaration, Mixture
-from .decoding import decoding_codes, decoding_observations, number_of_codes
+from .decoding import decoding_codes, decoding_observations, decoding_samples, number_of_codes
 from .draws import Draws
 from .edges import as_float32, at_edge, written_for
 from .functions import Functions, require_parameters, shape_advice
@@ -71,6 +71,7 @@ def understand_encoder(functions: Functions, declaration: Declaration) -> Unders
     parts = _as_declared(own, declaration)
     values = tuple(_at_edge(part).contiguous() for part in parts)
     functions = functions.for_latents([part.value for part in own], values)
+    functions = decoding_samples(functions, values)
     functions = decoding_observations(functions, values, functions.example.shape)
     noises = _noises(functions, quiet, reading, parts)
     if [part.kind for part in parts] == ["none"] and declaration.posterior is None:

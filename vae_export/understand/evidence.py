@@ -39,6 +39,8 @@ _PRIOR_WORDS = (
     "prior", "pseudo", "vamp", "flow", "mixture", "gmm", "cluster", "made", "realnvp", "coupling", "p_z", "pz", "p_net",
     "nf",
 )  # fmt: skip
+# Those of them, between dots, underscores and digits, that leave no doubt.
+_OWN_PRIOR_WORDS = {"prior", "pseudo", "pseudoinput", "pseudoinputs", "vamp", "vampprior"}
 # Words in the names of weights that serve training, or classify.
 _OTHER_WORDS = (
     "disc", "critic", "classif", "clf", "loss", "percept", "lpips", "vgg", "ema", "teacher", "target", "pos_weight",
@@ -92,6 +94,9 @@ def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True, 
     for owner in owners:
         shown = _from_sampler(owner, functions, adapted, latents)
         if shown is not None:
+            left = _of_a_prior(owner, adapted) if shown.prior.kind == "normal" else []
+            if left:
+                return _none(f"its own sampler draws a standard normal, but {_names(left)} may be a learned prior")
             return shown
     if "encoder" not in adapted.modules:
         return _none("nothing shows which latents the decoder is sampled from")
@@ -208,6 +213,12 @@ def _left_over(model: nn.Module, adapted: Adapted) -> list[str]:
         if named or (shaped and not any(word in name.lower() for word in _OTHER_WORDS)):
             left.append(name)
     return left
+
+
+def _of_a_prior(model: object, adapted: Adapted) -> list[str]:
+    """The names of weights that neither component reads and that are named as a prior's."""
+    names = _left_over(model, adapted) if isinstance(model, nn.Module) else []
+    return [name for name in names if _OWN_PRIOR_WORDS & set(re.split(r"[._0-9]+", name.lower()))]
 
 
 def _stated_numbers(owner: object) -> list[str]:

@@ -24,6 +24,8 @@ class ForwardDiffers(ExportError):
 
 # How far two computations of the same numbers in float32 may be apart, as a share of the largest of them.
 SAME = 1e-4
+# How far apart roundings alone put the same computation.
+_ROUNDING = 3e-6
 
 
 def second_tensors(
@@ -93,7 +95,7 @@ def _found(functions: Functions, parts: Sequence[Part], unknown: Sequence[int]) 
     best, next_best, *_ = ranked = sorted(errors, key=lambda meaning: errors[meaning])
     if errors[best] > SAME:
         _refuse_swapped(functions, parts)
-    if errors[best] > SAME or errors[next_best] < 10 * max(errors[best], SAME):
+    if errors[best] > SAME or errors[next_best] < 10 * max(errors[best], _ROUNDING):
         shown = ", ".join(f"{meaning} {errors[meaning]:.1e}" for meaning in ranked[:3])
         if errors[best] > SAME:
             raise ForwardDiffers(
@@ -179,16 +181,10 @@ def _errors(functions: Functions, parts: Sequence[Part], unknown: Sequence[int],
         try:
             expected = mean_of(functions.decoded(latents, Draws.constant(1.0)))
         except Exception as error:
-            shape = latents[0].shape
-            axes = [axis for tensor in forward.decoded for axis in sample_axes(tensor.shape, shape)]
-            advice = (
-                "; forward gives it several latents of each observation; pass decode=, such as "
-                f"lambda z: m.decode(z.unsqueeze({axes[0]})).squeeze({axes[0]})"
-                if axes
-                else ""
-            )
-            raise ExportError(
-                f"decode: fails on a latent of shape {list(shape)}: {error_line(error)}{advice}"
+            # Where forward decodes, its halves may serve.
+            raise ForwardDiffers(
+                f"decode: fails on a latent of shape {list(latents[0].shape)}: {error_line(error)}; pass decode=, a "
+                "function of the latents and conditions"
             ) from error
         shown = [each for tensor in forward.tensors for each in (tensor, *one_sample(tensor, expected.shape))]
         comparable = [as_float32(tensor) for tensor in shown if tensor.shape == expected.shape]
@@ -198,16 +194,23 @@ def _errors(functions: Functions, parts: Sequence[Part], unknown: Sequence[int],
     return errors
 
 
-def sample_axes(shape: Sequence[int], single: Sequence[int]) -> list[int]:
-    """Return which of the first two axes counts samples, if a tensor of this shape may hold several of a single one."""
-    return [
-        axis for axis in (0, 1) if (*shape[:axis], *shape[axis + 1 :]) == tuple(single) and len(shape) > len(single)
-    ]
+def sample_axes(shape: Sequence[int], single: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return which axes count samples, if a tensor of this shape may hold several of a single one.
+
+    This is one of the first two axes, or the two behind the first.
+    """
+    known = {1: ((0,), (1,)), 2: ((1, 2),)}.get(len(shape) - len(single), ())
+    return [axes for axes in known if tuple(n for i, n in enumerate(shape) if i not in axes) == tuple(single)]
+
+
+def first_sample(tensor: Tensor, axes: Sequence[int]) -> Tensor:
+    """Return a view of the first of several samples that these axes count."""
+    return tensor[tuple(0 if axis in axes else slice(None) for axis in range(tensor.dim()))]
 
 
 def one_sample(tensor: Tensor, single: Sequence[int]) -> list[Tensor]:
     """Return the first of several samples that a tensor may hold, such as those of an importance-weighted model."""
-    return [tensor.select(axis, 0) for axis in sample_axes(tensor.shape, single)]
+    return [first_sample(tensor, axes) for axes in sample_axes(tensor.shape, single)]
 
 
 def distance(a: Tensor, b: Tensor) -> float:

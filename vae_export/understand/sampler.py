@@ -19,7 +19,7 @@ from ..errors import ExportError
 from .adapted import Adapted
 from .draws import Draws
 from .functions import Functions, tensors_in
-from .posterior import SAME, distance
+from .posterior import SAME, distance, one_sample
 
 # Methods that draw observations or latents from the prior, given their number or nothing.
 _SAMPLERS = (
@@ -205,7 +205,8 @@ class Sampler:
 
     def _joined(self, parts: Sequence[Tensor]) -> Tensor | None:
         """The parts of the latent's shape as one tensor; of several batches the last, of single rows all."""
-        fitting = [part for part in parts if tuple(part.shape[1:]) == self._shape]
+        single = [each for part in parts for each in (part, *one_sample(part, (*part.shape[:1], *self._shape)))]
+        fitting = [part for part in single if tuple(part.shape[1:]) == self._shape]
         if not fitting:
             return None
         return torch.cat(fitting) if all(len(part) == 1 for part in fitting) else fitting[-1]
@@ -270,11 +271,11 @@ def _call_of(
     method = getattr(model, name, None)
     if not inspect.ismethod(method):
         return None
-    parameters = [
-        p for p in inspect.signature(method).parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
+    declared = inspect.signature(method).parameters.values()
+    parameters = [p for p in declared if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     counts = [p.name for p in parameters if p.name in _COUNTS][:1]
-    further: dict[str, Any] = {}
+    # Many a method looks for its conditions among its further keywords.
+    further: dict[str, Any] = dict(conditions) if any(p.kind == p.VAR_KEYWORD for p in declared) else {}
     for parameter in parameters:
         if parameter.name in counts:
             continue

@@ -19,6 +19,12 @@ export function badge(): { node: HTMLElement; verify: (where: { url: string; dig
       element("p", { class: "note" }, "Every file was hashed, and every graph was run on the golden vectors of the bundle, in this browser."),
       element("table", {}, element("thead", {}, element("tr", {}, element("th", {}, "check"), element("th", {}, "result"), element("th", {}, "detail"))), rows)));
 
+  node.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    node.open = false;
+    summary.focus();
+  });
+
   async function verify(where: { url: string; digest: string }): Promise<void> {
     const client = new Client();
     try {

@@ -1,6 +1,7 @@
 /** What is on screen as code: the lines of Python, JavaScript and C that compute it. */
 import { type Source, unravelled } from "./app.js";
 import { FRAMES, type Interpolation } from "./interpolate.js";
+import { firstByte } from "./npy.js";
 import { shortest } from "./numbers.js";
 import type { About, LatentInfo } from "./protocol.js";
 import type { Address, State } from "./state.js";
@@ -9,7 +10,10 @@ import type { Address, State } from "./state.js";
 const COPY = "Make a copy: vae-runtime pack URL --digest DIGEST --out bundle.zip";
 
 /** What the lines compute. */
-export type Subject = "sample" | "sheet" | "interpolation";
+export type Subject = "sample" | "sheet" | "interpolation" | "input";
+/** The file of the input, as the page saves it. */
+export const INPUT_FILE = "input.npy";
+
 export type Language = "python" | "javascript" | "c";
 
 /** What the writers know. */
@@ -100,6 +104,10 @@ function python(subject: Subject, scene: Scene): string[] {
     lines.push(`a = vae.prior(1, ${draw(state.kept[from])})`, `b = vae.prior(1, ${draw(state.kept[to])})`);
     lines.push(about.latents.length > 1 ? `z = {name: ${path("a[name]", "b[name]")} for name in a}` : `z = ${path("a", "b")}`);
     lines.push(`x = vae.decode(z${conditions(FRAMES)})`);
+  } else if (subject === "input") {
+    lines.unshift("import numpy as np");
+    lines.push(`x = np.load("${INPUT_FILE}")  # Save .npy, under Input`, `q = vae.encode(x${conditions(1)})`);
+    if (!about.noDecoder) lines.push(`y = vae.reconstruct(x${conditions(1)})`, `s = vae.score(x, seed=0${conditions(1)})`);
   } else if (state.at && !state.edits.size) {
     lines.push(`x = vae.sample(1, ${draw(state.at)}${conditions(1)})`);
   } else {
@@ -173,6 +181,13 @@ function javascript(subject: Subject, scene: Scene): string[] {
     if (about.latents.length > 1) lines.push(`const z = Object.fromEntries(Object.keys(a).map((name) => [name, ${path("a[name]", "b[name]")}]));`);
     else lines.push(`const z = ${path("a", "b")};`);
     lines.push(`const x = await vae.decode(z${options(conditions(FRAMES))});`);
+  } else if (subject === "input") {
+    const { shape } = about.observation;
+    lines.unshift('import { readFileSync } from "node:fs";');
+    lines.push(`const file = new Uint8Array(readFileSync("${INPUT_FILE}")); // Save .npy, under Input`,
+      `const x = { data: new Float32Array(file.buffer, ${firstByte([1, ...shape])}), shape: [${[1, ...shape].join(", ")}] };`,
+      `const q = await vae.encode(x${options(conditions(1))});`);
+    if (!about.noDecoder) lines.push(`const y = await vae.reconstruct(x${options(conditions(1))});`, `const s = await vae.score(x${options("seed: 0", conditions(1))});`);
   } else if (state.at && !state.edits.size) {
     lines.push(`const x = await vae.sample(1${options(draw(state.at), conditions(1))});`);
   } else {
@@ -213,8 +228,9 @@ function c(subject: Subject, scene: Scene): string[] {
     "    if (status != VAE_OK) {", '        fprintf(stderr, "%s\\n", vae_last_error());', "        exit(1);", "    }", "}", "",
     "int main(void) {",
   ];
+  if (subject === "input" && about.noDecoder) return ["// vae_encode gives the latent; vae_runtime.h describes it."];
   if (subject === "interpolation") return ["// The C library interpolates nothing: compute the latents between a and b, then vae_decode."];
-  const address = subject === "sheet" ? sheetAddress(state) : state.at;
+  const address = subject === "input" ? null : subject === "sheet" ? sheetAddress(state) : state.at;
   lines.push("    vae_options options = VAE_OPTIONS_INIT;");
   if (state.variant !== null) lines.push(`    options.variant = ${text(state.variant)};`);
   if (source.digest !== null) lines.push(`    // C opens no URLs. ${COPY}`);
@@ -239,7 +255,14 @@ function c(subject: Subject, scene: Scene): string[] {
   }
   lines.push(fields.length ? `    vae_draw draw = {${fields.join(", ")}};` : "    vae_draw draw = {0};");
   lines.push(`    size_t count = ${n} * vae_info(v)->output.count;`, "    float *x = malloc(count * sizeof *x);");
-  if (subject === "sheet" || (state.at && !state.edits.size)) lines.push(`    check(vae_sample(v, ${n}, &draw, x, count));`);
+  if (subject === "input") {
+    const { shape } = about.observation;
+    const size = shape.reduce((all, each) => all * each, 1);
+    lines.push(`    static float own[${size}];`, `    FILE *file = fopen("${INPUT_FILE}", "rb"); // Save .npy, under Input`,
+      `    if (!file || fseek(file, ${firstByte([1, ...shape])}, SEEK_SET) || fread(own, sizeof *own, ${size}, file) != ${size}) {`,
+      `        fprintf(stderr, "${INPUT_FILE}: expected ${size} numbers\\n");`, "        return 1;", "    }", "    fclose(file);",
+      `    check(vae_reconstruct(v, 1, &(vae_array){.floats = own, .count = ${size}}, &draw, x, count));`);
+  } else if (subject === "sheet" || (state.at && !state.edits.size)) lines.push(`    check(vae_sample(v, ${n}, &draw, x, count));`);
   else {
     const arrays = about.latents.map((latent, number) => {
       const own = changesOf(scene).filter((change) => change.latent === latent);

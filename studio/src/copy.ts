@@ -12,20 +12,23 @@ export function pythonButton({ about, store, source }: App, interpolation: Inter
   return button("Copy Python", () => copy(codeOf("python", "sample", { about, state: store.state, source, interpolation })), { id: "copy-python" });
 }
 
-async function copy(text: string): Promise<void> {
+/** Copy a text, and give whether the browser allowed it. */
+async function copy(text: string): Promise<boolean> {
   try {
     await navigator.clipboard.writeText(text);
     tell("Copied.");
+    return true;
   } catch {
-    tell("The browser did not allow to copy; select the text and copy it.");
+    tell("The browser did not allow copying; select the text and copy it.");
+    return false;
   }
 }
 
 /** The button that copies the page's address, which carries everything that was chosen. */
 export function linkButton(app: App): HTMLElement {
   return button("Copy link", () => {
-    copy(location.href).then(() => {
-      if (!isWhole(app.store.state)) tell("Copied, without the changes of the latent: they are too many for a link. Save the latent.");
+    copy(location.href).then((isCopied) => {
+      if (isCopied && !isWhole(app.store.state)) tell("Copied, without the changes of the latent: they are too many for a link. Save the latent.");
     });
   }, { id: "copy-link" });
 }
@@ -33,17 +36,20 @@ export function linkButton(app: App): HTMLElement {
 /** The lines of code. */
 export function code(app: App, interpolation: Interpolation & { listeners: (() => void)[] }): HTMLElement {
   const { about, store, source } = app;
-  let subject: Subject = "sample";
+  const canExplore = about.size > 0 && about.noDecoder === null;
   let language: Language = "python";
   const lines = element("code", { id: "code" });
   const block = element("pre", { tabindex: 0, "aria-label": "Code" }, lines);
 
-  function options(): (readonly [string, string])[] {
-    const all: (readonly [Subject, string])[] = [["sample", "the explored sample"]];
-    if (!about.noPrior) all.push(["sheet", "the sheet"]);
+  function options(): (readonly [Subject, string])[] {
+    const all: (readonly [Subject, string])[] = [];
+    if (canExplore) all.push(["sample", "the explored sample"]);
+    if (canExplore && !about.noPrior) all.push(["sheet", "the sheet"]);
+    if (!about.noEncoder) all.push(["input", "the input"]);
     if (store.state.kept.length >= 2) all.push(["interpolation", "the interpolation"]);
     return all;
   }
+  let subject: Subject = options()[0][0];
   const subjects = choice(options(), (value) => {
     subject = value as Subject;
     show();

@@ -27,6 +27,8 @@ export function portrait(app: App, ...buttons: HTMLElement[]): HTMLElement {
   });
   point.onDecode(() => drawer.draw(canvas, point.rows!));
   const picture = drawer.picture;
+  // As decode takes it; several latents are one row, one after the other.
+  const latentShape = app.about.latents.length > 1 ? [app.about.size] : app.about.latents[0].shape;
   canvas.style.aspectRatio = drawer.aspect;
   return element("div", { class: "portrait-box" }, canvas, caption,
     element("p", { class: "buttons" },
@@ -35,7 +37,7 @@ export function portrait(app: App, ...buttons: HTMLElement[]): HTMLElement {
         if (point.rows) png(grid(point.rows, picture, 1, drawer.range)).then((file) => save(`sample-${name()}.png`, file)).catch(report);
       }, { id: "save-point-png" }),
       button("Save .npy", () => point.rows && save(`sample-${name()}.npy`, writeNpy(point.rows.data, point.rows.shape)), { id: "save-point-npy" }),
-      button("Save latent", () => save(`latent-${name()}.npy`, writeNpy(point.latent(store.state.edits), [1, point.base.length])), { id: "save-latent" }),
+      button("Save latent", () => save(`latent-${name()}.npy`, writeNpy(point.latent(store.state.edits), [1, ...latentShape])), { id: "save-latent" }),
     ),
   );
 }

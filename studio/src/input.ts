@@ -1,13 +1,15 @@
 /** An observation of the reader's own: its reconstruction, its scores, its place on the map. */
 import { type App, dimensionName, edit, report } from "./app.js";
-import { button, element, section, tell } from "./dom.js";
-import { readNpy } from "./npy.js";
+import { INPUT_FILE } from "./code.js";
+import { button, element, save, section, tell } from "./dom.js";
+import { readNpy, writeNpy } from "./npy.js";
 import { brief } from "./numbers.js";
 import type { Scored } from "./protocol.js";
 
 const MAX_FILE = 64 * 2 ** 20;
 const MAX_BARS = 64;
 const MAX_DRAWN = 256;
+const MAX_NUMBERS = 64;
 
 /** The part for inputs; `placed` takes the place of the last one on the map. */
 export function input(app: App, placed: { z: Float32Array | null; listeners: (() => void)[] }): HTMLElement {
@@ -36,12 +38,21 @@ export function input(app: App, placed: { z: Float32Array | null; listeners: (()
     if (scored?.mean) edit(app, [...scored.mean].map((value, place) => [place, value] as const));
   }, { id: "visit", disabled: true });
 
+  const saving = button("Save .npy", () => x && save(INPUT_FILE, writeNpy(x, [1, ...observation.shape])), { id: "save-input", disabled: true });
+
   function row(name: string, value: number | null): HTMLElement[] {
     return value === null ? [] : [element("dt", {}, name), element("dd", {}, brief(value))];
   }
 
-  function showScores({ elbo, kl, likelihood, mse, klPerDimension, reason }: Scored): void {
+  /** The latent, where no slider shows it. */
+  function numbersOf(name: string, all: readonly number[]): HTMLElement[] {
+    const rest = all.length > MAX_NUMBERS ? `, … ${all.length} in all` : "";
+    return [element("dt", {}, name), element("dd", {}, all.slice(0, MAX_NUMBERS).map(brief).join(", ") + rest)];
+  }
+
+  function showScores({ latent, elbo, kl, likelihood, mse, klPerDimension, reason }: Scored): void {
     scores.replaceChildren(
+      ...(about.size && !about.noDecoder ? [] : numbersOf(about.size ? "latent" : "codes", latent)),
       ...row("ELBO, nats", elbo), ...row("log p(x|z), nats", likelihood), ...row("KL, nats", kl), ...row("mean squared error", mse),
     );
     if (reason) scores.append(element("dt", {}, "no ELBO"), element("dd", {}, reason));
@@ -70,6 +81,7 @@ export function input(app: App, placed: { z: Float32Array | null; listeners: (()
     showScores(answer);
     placed.z = answer.mean;
     visit.disabled = !answer.mean || about.noDecoder !== null;
+    saving.disabled = false;
     for (const listener of placed.listeners) listener();
     result.dataset.runs = String(Number(result.dataset.runs ?? 0) + 1);
   }
@@ -125,7 +137,7 @@ export function input(app: App, placed: { z: Float32Array | null; listeners: (()
     picker.value = "";
   });
   const drop = element("div", { class: "drop", id: "drop" }, picker, element("label", { class: "as-button", for: "file" }, "Open a file"),
-    element("span", {}, ` or drop ${isPicture ? "a picture or " : ""}a .npy file here`));
+    element("span", {}, ` or drop ${isPicture ? "a picture or " : ""}a .npy file of shape [${observation.shape.join(", ")}] here`));
   for (const kind of ["dragover", "dragleave", "drop"]) {
     drop.addEventListener(kind, (event) => {
       event.preventDefault();
@@ -175,6 +187,8 @@ export function input(app: App, placed: { z: Float32Array | null; listeners: (()
   }
 
   store.on(["conditions", "variant"], () => run().catch(report));
-  return section("input", "Input", "What the model makes of an observation: its reconstruction, its ELBO, and the KL of each number of the latent.",
-    element("div", { class: "inputs" }, canDraw && pad(), element("div", { class: "ways" }, drop, element("p", { class: "buttons" }, asInput, visit))), result);
+  const decoded = about.noDecoder ? "" : "its reconstruction and its scores";
+  const encoded = !about.size ? "its codes" : about.noDecoder ? "its latent" : "";
+  return section("input", "Input", `What the model makes of an observation: ${[encoded, decoded].filter(Boolean).join(", ")}.`,
+    element("div", { class: "inputs" }, canDraw && pad(), element("div", { class: "ways" }, drop, element("p", { class: "buttons" }, asInput, visit, saving))), result);
 }

@@ -65,7 +65,8 @@ function build(app: App, where: { url: string; digest: string }): void {
   const hasSheet = canExplore && about.noPrior === null;
   if (!canExplore) {
     const why = about.noDecoder ?? "The latents of this bundle are codes: they have neither sliders nor a map, and no prior to draw from.";
-    main.replaceChildren(section("limits", "What this bundle cannot do", why), ...(about.conditions.length ? [controls(app)] : []), input(app, placed));
+    main.replaceChildren(section("limits", "What this bundle cannot do", why), ...(about.conditions.length ? [controls(app)] : []), input(app, placed),
+      ...(about.noEncoder ? [] : [code(app, interpolation)]));
     point.follow(app);
   } else {
     const effects = new Promise<Float32Array | null>((done, failed) => {
@@ -118,8 +119,8 @@ function arrange(columns: HTMLElement, parts: Parts): void {
   const place = () => {
     const { samples, side, latent, traversal, interpolation, input: own, variants: graphs, code: lines } = parts;
     columns.replaceChildren(...(narrow.matches
-      ? [column(samples, side, latent, traversal, interpolation, own, graphs, lines)]
-      : [column(samples, traversal, interpolation, graphs, lines), column(side, latent, own)]));
+      ? [column(samples, side, lines, latent, traversal, interpolation, own, graphs)]
+      : [column(samples, traversal, interpolation, graphs), column(side, latent, lines, own)]));
   };
   narrow.addEventListener("change", place);
   place();

@@ -2,11 +2,20 @@
 
 const MAGIC = [0x93, 0x4e, 0x55, 0x4d, 0x50, 0x59, 1, 0];
 
-/** The file of a float32 array. */
-export function writeNpy(data: Float32Array, shape: readonly number[]): Blob {
+function headerOf(shape: readonly number[]): { text: string; length: number } {
   const tuple = `(${shape.join(", ")}${shape.length === 1 ? "," : ""})`;
   const text = `{'descr': '<f4', 'fortran_order': False, 'shape': ${tuple}, }`;
-  const length = Math.ceil((10 + text.length + 1) / 64) * 64 - 10;
+  return { text, length: Math.ceil((10 + text.length + 1) / 64) * 64 - 10 };
+}
+
+/** Where the numbers begin in a file that `writeNpy` wrote, in bytes. */
+export function firstByte(shape: readonly number[]): number {
+  return headerOf(shape).length + 10;
+}
+
+/** The file of a float32 array. */
+export function writeNpy(data: Float32Array, shape: readonly number[]): Blob {
+  const { text, length } = headerOf(shape);
   const header = new TextEncoder().encode(`${text.padEnd(length - 1)}\n`);
   const content = new DataView(new ArrayBuffer(data.length * 4));
   data.forEach((value, index) => content.setFloat32(index * 4, value, true));

@@ -68,6 +68,8 @@ export interface Draw {
 /** An observation's scores and posterior. */
 export interface Scored {
   reconstruction: Rows | null;
+  /** The most probable latent, or the codes; those of all latents one after the other. */
+  latent: number[];
   /** The posterior's mean, a row of latents; null of codes. */
   mean: Float32Array | null;
   elbo: number | null;

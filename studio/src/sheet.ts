@@ -159,6 +159,7 @@ export function sheet(app: App): HTMLElement {
   const keptRows = new Map<string, Rows>();
   async function drawKept(): Promise<void> {
     const all = store.state.kept;
+    const focused = [...kept.querySelectorAll(".remove")].indexOf(document.activeElement!);
     keptNote.textContent = all.length ? "Kept" : "Click a sample to explore and keep it.";
     kept.replaceChildren(
       ...all.map((address) => {
@@ -171,6 +172,11 @@ export function sheet(app: App): HTMLElement {
         return made;
       }),
     );
+    if (focused >= 0) {
+      // Whoever removes samples by keyboard stays where they were.
+      const left = kept.querySelectorAll<HTMLElement>(".remove");
+      (left[Math.min(focused, left.length - 1)] ?? cells.querySelector<HTMLElement>("[tabindex='0']"))?.focus();
+    }
     mark();
     for (const address of all) {
       const name = addressText(address);

@@ -1,6 +1,6 @@
 /** The worker: opens the bundle with vae-runtime and computes what the page asks for, one call after the other. */
 import * as ort from "onnxruntime-web/wasm";
-import { Encoding, Posterior, Posteriors, VAE, VaeError, interpolate, load } from "vae-runtime";
+import { VAE, VaeError, interpolate, load } from "vae-runtime";
 
 import type { About, CallName, Calls, ConditionValues, Draw, LatentInfo, Scored } from "./protocol.js";
 
@@ -84,8 +84,10 @@ function conditionsOf(values: ConditionValues, n: number): any {
   );
 }
 
-async function posteriorMean(q: Posterior | Encoding | Posteriors): Promise<Float32Array | null> {
-  return about.size ? rowsOfLatents(q.mode(), 1) : null;
+/** The most probable latents, those of all latents one after the other. */
+function numbersOf(z: any): number[] {
+  const all = about.latents.length > 1 ? about.latents.map(({ name }) => z[name]) : [z];
+  return all.flatMap(({ data }) => Array.from<number | bigint, number>(data, Number));
 }
 
 const calls: { [K in CallName]: (args: Calls[K][0]) => Promise<Calls[K][1]> } = {
@@ -116,7 +118,8 @@ const calls: { [K in CallName]: (args: Calls[K][0]) => Promise<Calls[K][1]> } = 
     const parts = !terms ? [] : "data" in terms ? [terms] : about.latents.map(({ name }) => (terms as any)[name]);
     return {
       reconstruction: about.noDecoder ? null : await vae.reconstruct(rows, given),
-      mean: await posteriorMean(q),
+      latent: numbersOf(q.mode()),
+      mean: about.size ? rowsOfLatents(q.mode(), 1) : null,
       elbo: scores?.elbo?.[0] ?? null, kl: scores?.kl?.[0] ?? null,
       likelihood: scores?.reconstruction?.[0] ?? null, mse: scores?.mse?.[0] ?? null,
       klPerDimension: parts.length ? Float64Array.from(parts.flatMap((part: any) => [...part.data])) : null,

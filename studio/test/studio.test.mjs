@@ -282,6 +282,19 @@ Image.fromarray(x).save(sys.argv[1]); np.save(sys.argv[2], (x / 255.0).reshape(1
   await page.setInputFiles("#file", join(folder, "one.npy"));
   await page.waitForSelector("#input [data-runs='3']");
   assert.equal(await page.locator("#scores").textContent(), first);
+  await page.selectOption("#code-subject", "input");
+  const own = (await saved(page, "#save-input")).path;
+  const withOwn = (lines) => lines.replace('"input.npy"', JSON.stringify(own));
+  const python_ = withOwn(await code(page));
+  const again = numbersOf(`${python_}\nx = y`);
+  assertPixels(red(await pixels(page, "#input figure:nth-child(2) canvas")), again.data, 1e-4);
+  assert.ok(Math.abs(numbersOf(`${python_}\nx = s.elbo`).data[0] - Number(/ELBO, nats(-?[\d.]+?)log/.exec(first)[1])) < 0.1);
+  await page.click("#code-javascript");
+  const javascript = withOwn(await code(page)).replace("const x =", "const given =").replaceAll("(x", "(given").replace("const y =", "const x =");
+  assertNear(numbersOfNode(javascript).data, again.data, 1e-4);
+  await page.click("#code-c");
+  assert.match(await code(page), /fseek\(file, 128, SEEK_SET\)[^]*vae_reconstruct/);
+  if (hasC) compiled(await code(page));
   await page.setInputFiles("#file", join(folder, "wrong.npy"));
   await holds(page, async () => /expected an array \[1, 28, 28\].* got \[5\]/.test(await page.textContent("#status")), "a refusal");
 
@@ -337,6 +350,12 @@ test("several latents, vectors and sequences are explored too", { skip }, async 
     await page.waitForTimeout(300);
     const lines = numbersOf(await code(page));
     assertNear(await npyOf(page, "#save-point-npy"), lines.data);
+    if (bundle.endsWith("dynamic")) {
+      // A saved latent is what decode takes.
+      const latent = JSON.stringify((await saved(page, "#save-latent")).path);
+      const decoded = numbersOf(`import numpy as np, vae_runtime\nx = vae_runtime.load("${bundle}").decode(np.load(${latent}))`);
+      assertNear(decoded.data, lines.data);
+    }
     await page.click("#code-javascript");
     assertNear(numbersOfNode(await code(page)).data, lines.data);
     assert.deepEqual(page.problems, []);
@@ -344,16 +363,38 @@ test("several latents, vectors and sequences are explored too", { skip }, async 
   }
 });
 
+/** An input of a bundle that explores nothing has its latent shown, and lines of Python that give the same. */
+async function encoded(page, bundle, name, mode) {
+  const own = join(temporary(), "x.npy");
+  python("-c", `
+import sys, numpy as np, vae_runtime
+shape = vae_runtime.load(sys.argv[1]).manifest.observation.shape
+np.save(sys.argv[2], np.random.default_rng(0).random((1, *shape), np.float32))`, bundle, own);
+  await page.setInputFiles("#file", own);
+  await page.waitForSelector("#input [data-runs='1']");
+  const texts = await page.locator("#scores > *").allTextContents();
+  const shown = texts[texts.indexOf(name) + 1].split(", ").map(Number);
+  const lines = (await code(page)).replace('"input.npy"', JSON.stringify((await saved(page, "#save-input")).path));
+  assertNear(shown, numbersOf(`${lines}\nx = ${mode}.reshape(-1)`).data, 1e-3);
+}
+
 test("what a bundle cannot do is said", { skip }, async () => {
   const folder = temporary();
   for (const only of ["encoder", "decoder"]) python("-m", "vae_runtime", "pack", "models/digits", "--only", only, "--out", join(folder, only));
   const codes = await open("conformance/bundles/codes");
   assert.match(await codes.textContent("#limits"), /codes/);
+  assert.match(await codes.textContent("#drop"), /\.npy file of shape \[\d+(, \d+)*\] here/);
+  await encoded(codes, "conformance/bundles/codes", "codes", "q.value");
+  await codes.waitForSelector("#input figure:nth-child(2) canvas", { state: "visible" });
   const alone = await open(join(folder, "decoder"));
   assert.match(await alone.textContent("#input"), /encoder was left out/);
   assert.equal(await cells(alone).count(), 36);
   const blind = await open(join(folder, "encoder"));
   assert.match(await blind.textContent("#limits"), /decoder was left out/);
+  assert.match(await blind.textContent("#input"), /makes of an observation: its latent\./);
+  await encoded(blind, join(folder, "encoder"), "latent", "q.mean");
+  await blind.click("#code-c");
+  assert.match(await code(blind), /vae_encode/);
   for (const page of [codes, alone, blind]) {
     assert.deepEqual(page.problems, []);
     await page.close();
@@ -381,6 +422,25 @@ test("the page works by keyboard", { skip }, async () => {
   const old = await page.inputValue("#z-0");
   await page.keyboard.press("ArrowRight");
   assert.notEqual(await page.inputValue("#z-0"), old);
+
+  const focused = () => page.evaluate(() => document.activeElement.getAttribute("aria-label") ?? document.activeElement.id);
+  await cells(page).nth(4).click();
+  await page.locator(".remove").first().focus();
+  await page.keyboard.press("Enter");
+  assert.equal(await focused(), "Remove seed 7, index 4");
+  await page.keyboard.press("Enter");
+  assert.equal(await page.locator(".keeper").count(), 0);
+  assert.match(await focused(), /^seed 7, index \d+$/);
+  await page.focus("#badge");
+  await page.keyboard.press("Enter");
+  assert.ok(await page.isVisible(".report"));
+  await page.keyboard.press("Escape");
+  assert.ok(await page.isHidden(".report"));
+  assert.equal(await focused(), "badge");
+  await page.evaluate(() => (navigator.clipboard.writeText = () => Promise.reject(new Error("no"))));
+  await page.focus("#copy-link");
+  await page.keyboard.press("Enter");
+  await holds(page, async () => /did not allow copying/.test(await page.textContent("#status")), "a refusal");
   const named = await page.locator("button, select, input, [tabindex='0']").evaluateAll((all) =>
     all.filter((each) => !each.textContent.trim() && !each.getAttribute("aria-label") && !each.closest("label")?.textContent.trim()).map((each) => each.outerHTML));
   assert.deepEqual(named, []);
@@ -395,6 +455,9 @@ test("nothing is wider than a phone, in light and in dark", { skip }, async () =
       await cells(page).nth(1).click();
       await cells(page).nth(2).click();
     }
+    // From a sample to its code is not the whole page.
+    const order = await page.locator("main section").evaluateAll((all) => all.map(({ id }) => id));
+    if (order.includes("latent")) assert.ok(order.indexOf("as-code") < order.indexOf("latent"), order.join());
     const widths = () => page.evaluate(() => [document.documentElement.scrollWidth, window.innerWidth]);
     assert.deepEqual(await widths(), [360, 360], bundle);
     const back = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);

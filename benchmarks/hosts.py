@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -53,7 +54,8 @@ def compare_hosts(run: Run) -> None:
             for name in run.random.sample(list(calls), len(calls)):
                 taken[name]["sample"] = _median(calls[name], name, str(folder), seconds)
             title = run.found["models"][model]["title"]
-            run.found["hosts"].append({"round": number, "model": title, "sizes": _sizes(library), "hosts": taken})
+            entry = {"round": number, "model": title, "sizes": _sizes(library), "load": os.getloadavg()[0]}
+            run.found["hosts"].append({**entry, "hosts": taken})
     finally:
         for process in calls.values():
             process.close()

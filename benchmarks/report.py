@@ -296,9 +296,11 @@ def hosts_section(found: Found) -> str:
         rows.append((title, duration(wall), duration(cpu), megabytes(memory), f"{duration(sample)}: {calls[name]}"))
     sizes = entries[-1]["sizes"]
     text = table(("program", "first sample after", "processor time", "peak memory", "one sample"), rows)
+    load = float(np.median([entry["load"] for entry in entries]))
     return (
         f"{text}\n\nThe library in C takes {sizes['c'] / 1024:.0f} KiB, 128 of them the noise's table; ONNX Runtime's "
-        f"{megabytes(sizes['onnxruntime'])}. {len(entries)} rounds, {entries[0]['model']}."
+        f"{megabytes(sizes['onnxruntime'])}. {len(entries)} rounds, {entries[0]['model']}; the "
+        f"machine's load was {load:.1f}."
     )
 
 

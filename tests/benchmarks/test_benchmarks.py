@@ -123,12 +123,12 @@ def test_c_is_compared_with_python_in_each_round():
         return {"wall": wall, "cpu": wall, "memory": memory, "sample": sample}
 
     hosts = {"naive": taken(0.2, 2**26, 3e-5), "ours-fp32": taken(0.2, 2**26, 2e-5), "c": taken(0.05, 2**25, 1e-5)}
-    entry = {"round": 0, "model": "Tiny", "sizes": {"c": 2**18, "onnxruntime": 2**24}, "hosts": hosts}
+    entry = {"round": 0, "model": "Tiny", "sizes": {"c": 2**18, "onnxruntime": 2**24}, "load": 1.5, "hosts": hosts}
     found = {"hosts": [entry, entry]}
     text = report.hosts_section(found)
     assert "| vae-runtime in C | 50.0 ms | 50.0 ms | 32.0 MiB | 10.0 µs: vae_sample |" in text
     assert "256 KiB" in text
-    assert "2 rounds, Tiny" in text
+    assert "2 rounds, Tiny; the machine's load was 1.5." in text
     assert host_ratio(found, "c", "ours-fp32", "wall").median == 0.25
     assert report.hosts_section({}) == "Not measured in this run."
 

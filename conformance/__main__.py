@@ -45,7 +45,7 @@ def write_requests(cases: Sequence[Mapping[str, Any]], folder: Path) -> Path:
         if "bundle" in request:
             path = HERE / "bundles" / request["bundle"]
             if "edit" in case:
-                path = _altered(path, case["edit"], folder / str(number))
+                path = altered(path, case["edit"], folder / str(number))
             request["path"] = str(path)
         lines.append(json.dumps(request) + "\n")
     requests = folder / "requests.jsonl"
@@ -53,14 +53,14 @@ def write_requests(cases: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     return requests
 
 
-def _altered(bundle: Path, edit: Mapping[str, Any], copy: Path) -> Path:
+def altered(bundle: Path, edit: Mapping[str, Any], copy: Path) -> Path:
+    """Write an altered copy of a bundle, a folder or a .zip file, and return its path."""
     shutil.copytree(bundle, copy)
     for name, content in edit.get("files", {}).items():
         if content is None:
             (copy / name).unlink()
         else:
-            raw = base64.b64decode(content["base64"]) if isinstance(content, dict) else content.encode()
-            (copy / name).write_bytes(raw)
+            (copy / name).write_bytes(_bytes(content))
     for keys, value in edit.get("manifest", ()):
         manifest = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
         target = manifest
@@ -81,6 +81,13 @@ def _altered(bundle: Path, edit: Mapping[str, Any], copy: Path) -> Path:
         for name, path in files.items():
             packed.write(path, name)
     return archive
+
+
+def _bytes(content: str | Mapping[str, Any]) -> bytes:
+    if isinstance(content, str):
+        return content.encode()
+    text: str = content.get("repeat", "")
+    return text.encode() * content["times"] if text else base64.b64decode(content["base64"])
 
 
 def ask(command: Sequence[str], requests: Path) -> dict[str, dict[str, Any]]:

@@ -159,10 +159,11 @@ static vae_status ask_prior(const node *request, vae *v) {
     return status;
 }
 
-/* The conditions of a request; their arrays stay until the program ends. */
+/* The conditions of a request, and the noise that it draws; their arrays stay until the program ends. */
 static vae_draw conditions_of(const node *request, vae_array *arrays) {
     const node *conditions = member_of(request, "conditions");
-    vae_draw draw = {.conditions = arrays};
+    vae_draw draw = {.seed = integer(request, "seed"), .start = integer(request, "start"), .conditions = arrays};
+    draw.sampled = member_of(request, "seed") != NULL;
     for (const node *each = conditions->first; each; each = each->next) {
         if (each->kind == TEXT) {
             arrays[draw.condition_count++] = (vae_array){.name = each->key, .class_name = each->text};
@@ -240,16 +241,22 @@ static vae_status ask_encode(const node *request, vae *v) {
     vae_array x = as_array(NULL, &a);
     vae_shape given = {NULL, x.rank, {0}}, shapes[64];
     vae_posterior posteriors[64] = {{0}};
-    size_t n = a.sizes[0], count = vae_info(v)->latent_count;
+    size_t n = a.sizes[0], latents = vae_info(v)->latent_count, count = 0;
     vae_status status = VAE_OK;
     memcpy(given.sizes, x.sizes, sizeof given.sizes);
-    for (size_t i = 0; !status && i < count; i++) {
+    for (size_t i = 0; !status && i < latents; i++) {
         const vae_field *l = &vae_info(v)->latents[i];
-        vae_posterior *q = &posteriors[i];
-        status = vae_encoded_shape(v, &given, l->name, &shapes[i]);
+        vae_posterior *q = &posteriors[count];
+        vae_shape *shape = &shapes[count];
+        status = vae_encoded_shape(v, &given, l->name, shape);
+        if (status == VAE_INPUT && !strcmp(l->kind, "none")) {
+            status = VAE_OK; /* noise of the decoder */
+            continue;
+        }
+        count++;
         q->latent = l->name;
         q->count = n;
-        for (size_t j = 0; j < l->rank; j++) q->count *= shapes[i].sizes[j];
+        for (size_t j = 0; j < l->rank; j++) q->count *= shape->sizes[j];
         float *room = must(calloc(3 * q->count + 1, sizeof(int64_t)));
         if (!strcmp(l->kind, "normal"))
             q->mean = room, q->std = room + q->count, q->logvar = room + 2 * q->count;
@@ -267,7 +274,7 @@ static vae_status ask_encode(const node *request, vae *v) {
         } PARTS[] = {
             {"mean", q->mean}, {"std", q->std}, {"logvar", q->logvar}, {"values", q->value}, {"values", q->codes}};
         char prefix[128] = "";
-        if (count > 1) snprintf(prefix, sizeof prefix, "%s/", q->latent);
+        if (latents > 1) snprintf(prefix, sizeof prefix, "%s/", q->latent);
         for (size_t k = 0; k < COUNT(PARTS); k++)
             if (PARTS[k].data)
                 print_tensor(prefix, PARTS[k].name, q->codes ? "int64" : "float32", n, shapes[i].rank, shapes[i].sizes,

@@ -63,11 +63,16 @@ def _conditions(request: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value if isinstance(value, str) else _array(value) for name, value in request["conditions"].items()}
 
 
+def _noise_of(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The seed of the noise that a graph takes, where a request has one."""
+    return dict(zip(("seed", "start"), _drawn(request), strict=True)) if "seed" in request else {}
+
+
 def _decode(request: Mapping[str, Any]) -> dict[str, Tensor]:
     vae = _load(request)
     latents = {name: _array(tensor) for name, tensor in request["latents"].items()}
     z: Any = latents if len(vae.latents) > 1 else next(iter(latents.values()))
-    return {"values": packed(vae.decode(z, conditions=_conditions(request)))}
+    return {"values": packed(vae.decode(z, conditions=_conditions(request), **_noise_of(request)))}
 
 
 def _decode_stream(request: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -88,7 +93,7 @@ def _part(part: Any) -> dict[str, Tensor]:
 
 def _encode(request: Mapping[str, Any]) -> dict[str, Tensor]:
     vae = _load(request)
-    q = vae.encode(_array(request["x"]), conditions=_conditions(request))
+    q = vae.encode(_array(request["x"]), conditions=_conditions(request), **_noise_of(request))
     if not isinstance(q, Mapping):
         return _part(q)
     return {f"{name}/{key}": tensor for name, part in q.items() for key, tensor in _part(part).items()}

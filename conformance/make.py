@@ -21,6 +21,7 @@ import vae_runtime
 from vae_export import export
 from vae_runtime import noise
 
+from .__main__ import altered
 from .driver import answer, packed
 
 HERE = Path(__file__).parent
@@ -121,6 +122,30 @@ class CausalCodes(nn.Module):
         return x.transpose(1, 2).reshape(len(x), 1, -1)
 
 
+class Drawing(nn.Module):
+    """The second latent's posterior is that of a sample of the first one, and the decoder adds noise of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 4), nn.Linear(2, 6)
+        self.head, self.out = nn.Linear(5, 8), nn.Linear(8, 6)
+
+    def encode(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        mu, logvar = self.first(x).chunk(2, 1)
+        z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+        return (mu, logvar), self.second(z).chunk(2, 1)
+
+    def decode(self, low: Tensor, high: Tensor) -> Tensor:
+        h = torch.tanh(self.head(torch.cat([low, high], 1)))
+        return self.out(h + 0.1 * torch.randn_like(h))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mu, logvar = self.first(x).chunk(2, 1)
+        low = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+        above, spread = self.second(low).chunk(2, 1)
+        return self.decode(low, above + torch.exp(0.5 * spread) * torch.randn_like(above))
+
+
 def make_bundles() -> None:
     """Write every bundle anew."""
     shutil.rmtree(BUNDLES, ignore_errors=True)
@@ -149,6 +174,8 @@ def make_bundles() -> None:
     write("stream", Causal(), torch.from_numpy(sound), conditions={"speaker": speakers}, **timed)
     timed["posterior"] = "codes"
     write("stream-codes", CausalCodes(), torch.from_numpy(sound), codebook=8, **timed)
+    torch.manual_seed(1)
+    write("drawing", Drawing(), x[:, :6], posterior="logvar", prior="normal")
     vae_runtime.pack(BUNDLES / "plain", BUNDLES / "plain.zip")
 
 
@@ -156,7 +183,9 @@ def cases() -> Iterator[dict[str, Any]]:
     """Every case."""
     yield from _noise_cases()
     yield from _latent_cases()
+    yield from _mixture_cases()
     yield from _graph_cases()
+    yield from _drawing_cases()
     yield from _stream_cases()
     for bundle in sorted(path.name for path in BUNDLES.iterdir()):
         yield _expected(f"verify/{bundle}", {"ask": "verify", "bundle": bundle})
@@ -164,12 +193,16 @@ def cases() -> Iterator[dict[str, Any]]:
     yield from _refusals()
 
 
-def _expected(name: str, request: dict[str, Any], tolerance: dict[str, float] | None = None) -> dict[str, Any]:
+def _expected(
+    name: str, request: dict[str, Any], tolerance: dict[str, float] | None = None, edit: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """A case whose answer is the one of this package."""
-    path = {"path": str(BUNDLES / request["bundle"])} if "bundle" in request else {}
-    given = answer({**request, **path})
+    with tempfile.TemporaryDirectory() as folder:
+        path = BUNDLES / request.get("bundle", "")
+        given = answer({**request, "path": str(altered(path, edit, Path(folder) / "bundle") if edit else path)})
     given.pop("why", None)
     case = {"id": name, "request": request, "expect": given}
+    case |= {"edit": edit} if edit else {}
     return {**case, "tolerance": tolerance} if tolerance else case
 
 
@@ -191,7 +224,7 @@ def _noise_cases() -> Iterator[dict[str, Any]]:
 
 def _latent_cases() -> Iterator[dict[str, Any]]:
     draws = [(1, "0", "0", 1.0, None), (3, "-7", "18446744073709551614", 0.7, None), (130, "42", "9", 1.3, 1.5)]
-    for bundle in ("digits", "plain.zip", "two-latents", "mixture", "sphere", "dynamic", "codes"):
+    for bundle in ("digits", "plain.zip", "two-latents", "mixture", "sphere", "dynamic", "codes", "drawing"):
         for n, seed, start, temperature, truncation in draws:
             if bundle == "sphere":
                 temperature, truncation = 1.0, None
@@ -209,6 +242,25 @@ def _latent_cases() -> Iterator[dict[str, Any]]:
                 "temperature": temperature, "latent": latent,
             }  # fmt: skip
             yield _expected(f"reparameterize/latent {latent}, temperature {temperature}", request)
+
+
+def _mixture_cases() -> Iterator[dict[str, Any]]:
+    """A mixture as the prior of the second of two latents, and one whose file is missing."""
+    places = {"weights": (2,), "means": (2, 3), "factors": (2, 3, 3)}
+    draws = {f"z2/{key}": noise.normal(8, 0, 1, shape)[0].astype(np.float64) for key, shape in places.items()}
+    content = io.BytesIO()
+    np.savez(content, **{**draws, "z2/weights": np.array([0.25, 0.75])})
+    prior = {"kind": "mixture", "file": "prior.npz", "components": 2, "covariance": "full"}
+    edit: dict[str, Any] = {"manifest": [[[*_VAE, "latents", 1, "prior"], prior]]}
+    files = {"prior.npz": {"base64": base64.b64encode(content.getvalue()).decode()}}
+    for n, seed, start, truncation in ((2, "0", "0", None), (70, "-5", "3", 1.5)):
+        request = {
+            "ask": "prior", "bundle": "two-latents", "n": n, "seed": seed, "start": start, "temperature": 1.0,
+            "truncation": truncation,
+        }  # fmt: skip
+        name = f"prior/two-latents, a mixture of the second, n {n}, truncation {truncation}"
+        yield _expected(name, request, edit={**edit, "files": files})
+    yield _refused("a mixture whose file is missing", "bundle", {"ask": "load", "bundle": "two-latents"}, **edit)
 
 
 def _graph_cases() -> Iterator[dict[str, Any]]:
@@ -265,6 +317,27 @@ def _graph_case(
     yield _expected(f"encode/{name}", {**request, "ask": "encode", "x": packed(x)}, named)
 
 
+def _drawing_cases() -> Iterator[dict[str, Any]]:
+    """Noise that the encoder takes for samples of a latent, and that the decoder takes: zeros, or drawn from a seed."""
+    vae = vae_runtime.load(BUNDLES / "drawing")
+    (decoder,), (encoder,) = (variants.values() for variants in (vae.manifest.decoder, vae.manifest.encoder))
+    common: dict[str, Any] = {"bundle": "drawing", "variant": "fp32", "conditions": {}}
+    names = {"mean": "mu", "std": "std", "logvar": "logvar"}
+    tolerances = {f"{z}/{key}": encoder.tolerance[f"{name}_{z}"] for z in ("z1", "z2") for key, name in names.items()}
+    mean = {"values": decoder.tolerance["x"]}
+    for n in (1, 3):
+        latents = {z.name: packed(noise.normal(3, 0, n, z.shape, 1000 + i)) for i, z in enumerate(vae.latents)}
+        inferred = {name: latents[name] for name in ("z1", "z2")}
+        x = packed(noise.normal(4, 0, n, vae.observation_shape, 1000))
+        decode, encode = {**common, "ask": "decode", "latents": inferred}, {**common, "ask": "encode", "x": x}
+        yield _expected(f"decode/drawing, n {n}, its noise given", {**decode, "latents": latents}, mean)
+        for seed in ({}, {"seed": "7", "start": "0"}, {"seed": "-1", "start": str(2**33)}):
+            name = f"drawing, n {n}, " + (f"seed {seed['seed']}" if seed else "no seed")
+            yield _expected(f"decode/{name}", {**decode, **seed}, mean)
+            yield _expected(f"encode/{name}", {**encode, **seed}, tolerances)
+    yield _refused("a latent that is no noise is missing", "input", {**decode, "latents": {"z1": latents["z1"]}})
+
+
 def _stream_cases() -> Iterator[dict[str, Any]]:
     """Decode in chunks, and what must be refused of it."""
     variant = vae_runtime.load(BUNDLES / "stream").manifest.decoder["fp32"]
@@ -315,7 +388,7 @@ _FORGED: dict[str, dict[str, Any]] = {
     "not a number in the manifest": {"files": {"manifest.json": '{"schema_version": NaN}'}},
     "a key twice": {"files": {"manifest.json": '{"schema_version": "1.0", "schema_version": "1.0"}'}},
     "a prototype in the manifest": {"files": {"manifest.json": '{"__proto__": {"schema_version": "1.0"}}'}},
-    "lists in lists without end": {"files": {"manifest.json": "[" * 100000}},
+    "lists in lists without end": {"files": {"manifest.json": {"repeat": "[", "times": 100000}}},
     "no manifest": {"files": {"manifest.json": None}},
     "no sums": {"files": {"SHA256SUMS": None}, "sums": False},
     "sums that are no text": {"files": {"SHA256SUMS": "\u0000\n"}, "sums": False},

@@ -32,10 +32,13 @@ const mapped = (object, change) => Object.fromEntries(Object.entries(object).map
 /** Answers requests: `vr` is the package, `ort` ONNX Runtime, and `source` gives what to load for a request's path. */
 export function answerer(vr, ort, device, source) {
   const loaded = (request) => vr.load(source(request.path), { ort, device, variant: request.variant });
-  const drawn = ({ seed, start, temperature }) => ({ seed: BigInt(seed), start: BigInt(start), temperature });
+  const drawn = ({ seed, start, ...more }) => ({
+    seed: BigInt(seed), start: BigInt(start), ...("temperature" in more ? { temperature: more.temperature } : {}),
+  });
   const single = ({ manifest }, z) => ("data" in z ? { [manifest.latents[0].name]: z } : z);
 
   const conditions = (request) => mapped(request.conditions, (value) => (typeof value === "string" ? value : array(value)));
+  const options = (request) => ({ conditions: conditions(request), ...("seed" in request ? drawn(request) : {}) });
 
   function draw({ ask, seed, start, n, shape, stream, truncation }) {
     const options = ask === "normal" ? { stream, truncation } : { stream };
@@ -65,7 +68,7 @@ export function answerer(vr, ort, device, source) {
       const vae = await loaded(request);
       const latents = mapped(request.latents, array);
       const z = vae.manifest.latents.length > 1 ? latents : Object.values(latents)[0];
-      return { values: packed(await vae.decode(z, { conditions: conditions(request) })) };
+      return { values: packed(await vae.decode(z, options(request))) };
     },
     async decode_stream(request) {
       const vae = await loaded(request);
@@ -76,7 +79,7 @@ export function answerer(vr, ort, device, source) {
       return { ...answers };
     },
     async encode(request) {
-      const q = await (await loaded(request)).encode(array(request.x), { conditions: conditions(request) });
+      const q = await (await loaded(request)).encode(array(request.x), options(request));
       if (!(q instanceof vr.Posteriors)) return part(q);
       const parts = Object.entries(q.parts).map(([name, each]) =>
         Object.entries(part(each)).map(([key, tensor]) => [`${name}/${key}`, tensor]),

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from .errors import BundleError
-from .graph_rules import FLOATING, FREE_SIZES, KEEP_SIZES, OPERATORS, SCALARS, SIZE_INPUTS, Limits, gives_floats
+from .graph_rules import (
+    FREE_SIZES,
+    KEEP_SIZES,
+    OPERATORS,
+    OPTIONS_KEY,
+    POSITIVE,
+    SPATIAL,
+    Limits,
+    Tensors,
+    Values,
+    gives_floats,
+    min_axes,
+    require_safe,
+)
 from .onnx_file import Frame, Malformed, check_external_data, refuse, shown
 
 # The wire type of bytes.
@@ -54,14 +68,7 @@ _FORMATS = {1: "<%df", 6: "<%di", 7: "<%dq", 11: "<%dd"}
 # The types of attributes, and the field that holds the value of each.
 _ATTRIBUTE_FIELDS = {1: 2, 2: 3, 3: 4, 4: 5, 5: 6, 6: 7, 7: 8, 8: 9}
 _MAY_BE_ABSENT = {1, 2, 3, 6, 7, 8}
-# Axes, pads and the like are smaller in any real graph.
-_SPATIAL = {b"pads", b"strides", b"dilations", b"kernel_shape", b"output_shape", b"output_padding", b"output_height",
-            b"output_width", b"blocksize", b"hidden_size"}  # fmt: skip
-# What ONNX Runtime divides by.
-_POSITIVE = {b"group", b"num_groups", b"num_heads", b"q_num_heads", b"kv_num_heads", b"blocksize", b"strides"}
 _CONTINUATIONS = bytes(range(128, 256))
-# ONNX Runtime reads session options from this key of a model where an environment variable says so.
-_OPTIONS_KEY = b"ort_config"
 
 
 def check_graph(content: Any, place: str, data: Mapping[str, bytes], elements: int = 0) -> None:
@@ -106,16 +113,20 @@ class _Tensors(Frame):
             self.bytes(entry.get(2), "an entry of metadata", Limits.TEXT)
             if key in keys:
                 refuse("each key of metadata once", f"{shown(key)} twice")
-            if key.lower() == _OPTIONS_KEY:
+            if key.lower() == OPTIONS_KEY:
                 refuse("metadata without options of ONNX Runtime", shown(key))
             keys.add(key)
 
-    def _value_info(self, span: tuple[int, int]) -> tuple[bytes, int, int]:
-        """Check an input, an output or a tensor's description; return its name, min. number of elements, and type."""
+    def _value_info(self, span: tuple[int, int]) -> tuple[bytes, int, int, int]:
+        """Check an input, an output or a tensor's description.
+
+        Returns:
+            Its name, its min. number of elements, its type, and the number of its axes.
+        """
         value = self.message(span, _VALUE_INFO, "a tensor's description")
         name = self.bytes(value.get(1), "a name")
         self._metadata(value.get(4, ()), "a tensor's description")
-        count, element = 1, 0
+        count, element, axes = 1, 0, 0
         if 2 in value:
             kind = self.message(value[2], _TYPE, "a tensor's type")
             if 1 in kind:
@@ -124,8 +135,9 @@ class _Tensors(Frame):
                 if element not in _TYPES:
                     refuse("a tensor of numbers", f"{shown(name)} of type {element}")
                 dimensions = self.message(tensor[2], _SHAPE, "a shape").get(1, ()) if 2 in tensor else ()
-                if len(dimensions) > Limits.RANK:
-                    refuse(f"at most {Limits.RANK} axes", len(dimensions))
+                axes = len(dimensions)
+                if axes > Limits.RANK:
+                    refuse(f"at most {Limits.RANK} axes", axes)
                 for dimension in dimensions:
                     axis = self.message(dimension, _DIMENSION, "an axis")
                     self.bytes(axis.get(2), "a name of an axis")
@@ -134,10 +146,10 @@ class _Tensors(Frame):
                     count *= size if 0 < size < 1 << 63 else 1
                 if count > Limits.DECLARED:
                     refuse(f"a tensor of at most {Limits.DECLARED} elements", f"{shown(name)} of {count}")
-        return name, count, element
+        return name, count, element, axes
 
-    def _tensor(self, tensor: dict[int, Any]) -> int:
-        """Check a tensor's type, and its shape against its values; return the number of its elements."""
+    def _tensor(self, tensor: dict[int, Any]) -> tuple[int, int]:
+        """Check a tensor's type, and its shape against its values; return how many elements and axes it has."""
         kind = tensor.get(2, 0)
         if kind not in _TYPES:
             refuse("a tensor of numbers", f"one of type {kind}")
@@ -155,14 +167,14 @@ class _Tensors(Frame):
             if 13 not in tensor or any(field in tensor for field in _VALUE_FIELDS):
                 refuse("a tensor's values in one place", "several or none")
             self._external(tensor[13], count * bits // 8)
-            return count
+            return count, rank
         used = [field for field in _VALUE_FIELDS if field in tensor]
         if len(used) > 1 or (used and used[0] not in (_RAW, typed)):
             refuse("a tensor's values in one field of its type", f"them in the fields {used}")
         if not used:
             if count:
                 refuse(f"{count} values", "none")
-            return 0
+            return 0, rank
         start, end = tensor[used[0]]
         length = end - start
         if used[0] == _RAW:
@@ -174,7 +186,7 @@ class _Tensors(Frame):
             right = integers == (count if bits > 4 else (count + 1) // 2)
         if not right:
             refuse(f"{count} values of {bits} bits", f"{length} bytes")
-        return count
+        return count, rank
 
     def _external(self, entries: Any, size: int) -> None:
         """Check how many bytes a tensor takes from a file of weights; `onnx_file` checks which."""
@@ -205,13 +217,7 @@ class _Check(_Tensors):
         self.where = ""
         """The node that is being checked, for errors."""
         self._nodes = 0
-        # The names that are defined so far, with a lower bound of each tensor's number of elements.
-        self._counts: dict[bytes, int] = {}
-        # The values of small constants, as the tensor's fields, or as values already.
-        self._constants: dict[bytes, Any] = {}
-        # The initializers that have two axes or more, and the tensors that are known to hold floating-point numbers.
-        self._matrices: set[bytes] = set()
-        self._floats: set[bytes] = set()
+        self._known = Tensors()
 
     def model(self) -> None:
         """Check the model."""
@@ -239,16 +245,6 @@ class _Check(_Tensors):
         self._domains = domains
         self._graph(model[7], 0)
 
-    def _define(self, name: bytes, count: int, defined: list[bytes], kind: int = 0) -> None:
-        if not name:
-            refuse("a name", "nothing")
-        if name in self._counts:
-            refuse("each name defined once", f"{shown(name)} twice")
-        self._counts[name] = count
-        if kind in FLOATING:
-            self._floats.add(name)
-        defined.append(name)
-
     def _graph(self, span: tuple[int, int], depth: int) -> int:
         """Check a graph or a branch; return the number of its outputs."""
         if depth > Limits.DEPTH:
@@ -263,27 +259,27 @@ class _Check(_Tensors):
                                    ("nodes", graph.get(1, ()), Limits.NODES)):  # fmt: skip
             if len(spans) > limit:
                 refuse(f"at most {limit} {what}", len(spans))
-        defined: list[bytes] = []
+        before = len(self._known.counts)
         initialized = set()
         for span in graph.get(5, ()):
             tensor = self.message(span, _TENSOR, "a tensor")
             name = self.bytes(tensor.get(8), "a name")
             self.where = f"tensor {shown(name)}: "
-            count = self._tensor(tensor)
-            self._define(name, count, defined, tensor.get(2, 0))
+            count, axes = self._tensor(tensor)
+            self._known.define(name, count, axes, tensor.get(2, 0))
             initialized.add(name)
             if count <= Limits.CONSTANT:
-                self._constants[name] = tensor
-            if len(tensor.get(1, ())) > 1:
-                self._matrices.add(name)
+                self._known.constants[name] = tensor
+            if count:
+                self._known.weights.add(name)
         self.where = ""
         for span in inputs:
-            name, count, kind = self._value_info(span)
+            name, count, kind, axes = self._value_info(span)
             # Before IR version 4, an initializer was also listed as an input.
             if name in initialized:
                 initialized.remove(name)
             else:
-                self._define(name, count, defined, kind)
+                self._known.define(name, count, axes, kind)
         for span in graph.get(13, ()):
             self._value_info(span)
         for span in graph.get(14, ()):
@@ -291,12 +287,12 @@ class _Check(_Tensors):
             self._metadata(annotation.get(2, ()), "an annotation")
         for index, span in enumerate(graph.get(1, ())):
             self.where = f"node {index}: "
-            self._node(span, index, depth, defined)
+            self._node(span, index, depth)
         self.where = ""
         seen = set()
         for span in outputs:
-            name, _, _ = self._value_info(span)
-            if name not in self._counts:
+            name, *_ = self._value_info(span)
+            if name not in self._known.counts:
                 refuse("outputs that a node defines", shown(name))
             if name in seen:
                 refuse("each output once", f"{shown(name)} twice")
@@ -304,14 +300,10 @@ class _Check(_Tensors):
         if not outputs:
             refuse("a graph with outputs", "none")
         if depth:
-            for name in defined:
-                del self._counts[name]
-                self._constants.pop(name, None)
-                self._floats.discard(name)
-                self._matrices.discard(name)
+            self._known.forget(before)
         return len(outputs)
 
-    def _node(self, span: tuple[int, int], index: int, depth: int, defined: list[bytes]) -> None:
+    def _node(self, span: tuple[int, int], index: int, depth: int) -> None:
         self._nodes += 1
         if self._nodes > Limits.NODES:
             refuse(f"at most {Limits.NODES} nodes", "more")
@@ -320,15 +312,16 @@ class _Check(_Tensors):
         operator = self.bytes(node.get(4), "an operator")
         domain = self.bytes(node.get(7), "a domain") or b"ai.onnx"
         try:
-            known = operator in OPERATORS.get(domain, ()) and domain in self._domains
-            if not known or node.get(8, (0, 0))[0] != node.get(8, (0, 0))[1]:
+            is_known = operator in OPERATORS.get(domain, ()) and domain in self._domains
+            if not is_known or node.get(8, (0, 0))[0] != node.get(8, (0, 0))[1]:
                 name = operator if domain == b"ai.onnx" else domain + b"." + operator
                 refuse("an operator that is allowed, of a declared set", shown(name))
             names = [content[start:end] for start, end in node.get(1, ())]
             results = [self.bytes(each, "a name") for each in node.get(2, ())]
             if len(names) > Limits.ARGUMENTS or len(results) > Limits.ARGUMENTS:
                 refuse(f"at most {Limits.ARGUMENTS} inputs and outputs", f"{len(names)} and {len(results)}")
-            counts = self._counts
+            known = self._known
+            counts = known.counts
             for name in names:
                 if name and name not in counts:
                     refuse("inputs that are defined before", shown(name))
@@ -338,23 +331,26 @@ class _Check(_Tensors):
                     self.bytes(node[field], "a node's text", Limits.TEXT)
             if 9 in node:
                 self._metadata(node[9], "a node")
+            values = functools.partial(self._value, names)
             count = 1
             if operator in KEEP_SIZES:
                 count = max([counts[name] for name in names if name], default=1)
             elif operator in FREE_SIZES:
-                count = self._count(FREE_SIZES[operator], names, attributes)
+                count = self._count(FREE_SIZES[operator], values, names)
             elif operator == b"Constant":
                 count = self._constant(attributes, results)
             elif operator == b"If":
                 self._branches(attributes, names, results, depth)
-            self._require_safe(operator, names)
+            require_safe(operator, names, known, values, attributes, len(results))
             if count > self.max_elements:
                 refuse(f"tensors of at most {self.max_elements} elements", count)
-            if results and gives_floats(operator, attributes, [name in self._floats for name in names]):
-                self._floats.add(results[0])
+            if results and gives_floats(operator, attributes, [name in known.floats for name in names]):
+                known.floats.add(results[0])
+            axes = min_axes(operator, attributes, values, [known.axes.get(name, 0) for name in names])
             for name in results:
                 if name:
-                    self._define(name, count, defined)
+                    known.define(name, count, axes)
+                axes = 0
             if not any(results):
                 refuse("a node with outputs", "none")
         except Malformed:
@@ -362,25 +358,6 @@ class _Check(_Tensors):
                 name = self.bytes(node.get(3), "a name", Limits.TEXT)
                 self.where = f"node {index} ({shown(operator)[1:-1]} {shown(name)}): "
             raise
-
-    def _require_safe(self, operator: bytes, names: list[bytes]) -> None:
-        """Refuse inputs that make ONNX Runtime's kernels compute something else, or end the process."""
-        if operator == b"Dropout" and len(names) > 2 and names[2] and any(self._values(names[2]) or [1]):
-            refuse("Dropout that does not train", "one whose input 2 is not a constant false")
-        for index in SCALARS.get(operator, ()):
-            name = names[index] if index < len(names) else b""
-            if name and (name not in self._constants or self._counts[name] != 1):
-                refuse(f"a constant of one number as input {index}", shown(name))
-        index = SIZE_INPUTS.get(operator, 0)
-        if operator in SIZE_INPUTS and index < len(names) and self._counts.get(names[index], 0) > 2 * Limits.RANK:
-            refuse(f"at most {Limits.RANK} axes", f"{self._counts[names[index]]} numbers for them")
-        if operator == b"DynamicQuantizeMatMul" and not self._matrices.issuperset(names[1:2]):
-            refuse("an initializer of two axes as input 1", shown(names[1]))
-        if operator in (b"Div", b"Mod") and self._floats.isdisjoint(names):
-            # An integer has no quotient by 0, and the lowest has none by -1: the processor ends the process.
-            divisors = self._values(names[1]) if len(names) > 1 else None
-            if divisors is None or any(value in (0, -1) for value in divisors):
-                refuse("a division of floating-point numbers, or by constants other than 0 and -1", "another")
 
     def _attributes(self, spans: Any, operator: bytes, depth: int) -> dict[bytes, tuple[int, Any]]:
         """Check the attributes of a node; return the type and the value of each by its name."""
@@ -403,9 +380,9 @@ class _Check(_Tensors):
             value: Any = attribute.get(field)
             if kind in (2, 7):
                 value = self._integers(value)
-                if name in _SPATIAL and any(abs(each) > Limits.SPATIAL for each in value):
+                if name in SPATIAL and any(abs(each) > Limits.SPATIAL for each in value):
                     refuse(f"{shown(name)[1:-1]} of at most {Limits.SPATIAL}", max(map(abs, value)))
-                if name in _POSITIVE and any(each < 1 for each in value):
+                if name in POSITIVE and any(each < 1 for each in value):
                     refuse(f"{shown(name)[1:-1]} of at least 1", min(value))
                 if name == b"batch_dims" and not 0 <= value[0] <= Limits.RANK:
                     refuse(f"batch_dims from 0 to {Limits.RANK}", value[0])
@@ -448,9 +425,9 @@ class _Check(_Tensors):
         if len(attributes) != 1 or known.get(name) != kind or len(results) != 1:
             refuse("a constant of one value", ", ".join(map(shown, attributes)) or "none")
         if kind == 4:
-            count = self._tensor(value)
+            count, _ = self._tensor(value)
             if count <= Limits.CONSTANT:
-                self._constants[results[0]] = value
+                self._known.constants[results[0]] = value
             return count
         if kind in (1, 6):
             # An absent number is 0.
@@ -458,12 +435,12 @@ class _Check(_Tensors):
             content = b"".join(self.content[start:end] for start, end in spans) or b"\0" * (4 if kind == 1 else 0)
             value = list(struct.unpack(f"<{len(content) // 4}f", content))
         if len(value) <= Limits.CONSTANT:
-            self._constants[results[0]] = value
+            self._known.constants[results[0]] = value
         return len(value)
 
     def _values(self, name: bytes) -> list[Any] | None:
         """Return the values of a small constant, or None where the tensor is none."""
-        constant = self._constants.get(name)
+        constant = self._known.constants.get(name)
         if constant is None or isinstance(constant, list):
             return constant
         kind = constant.get(2, 0)
@@ -483,11 +460,13 @@ class _Check(_Tensors):
         bits = _TYPES[kind][0]
         return list(struct.unpack(_FORMATS[kind] % (8 * len(content) // bits), content))
 
-    def _count(self, rule: Callable[..., float], names: list[bytes], attributes: Mapping[bytes, Any]) -> int:
+    def _value(self, names: list[bytes], index: int) -> list[Any] | None:
+        return self._values(names[index]) if index < len(names) else None
+
+    def _count(self, rule: Callable[..., float], values: Values, names: list[bytes]) -> int:
         """Return the min. number of elements of an operator's output, as far as constants say it."""
-        values = [self._values(name) if name else None for name in names]
-        counts = [self._counts[name] if name else 1 for name in names]
+        counts = [self._known.counts[name] if name else 1 for name in names]
         try:
-            return int(rule(values, counts, {name: value for name, (_, value) in attributes.items()}))
+            return int(rule(values, counts))
         except (ArithmeticError, ValueError):
             return refuse("sizes that are numbers", "others")

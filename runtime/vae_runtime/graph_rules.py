@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .onnx_file import refuse, shown
+
 
 class Limits:
     """What a graph may have at most. Sizes of names and texts are bytes."""
@@ -70,6 +72,14 @@ _MICROSOFT = _words("""
 """)
 OPERATORS: Mapping[bytes, frozenset[bytes]] = {b"ai.onnx": _STANDARD, b"com.microsoft": _MICROSOFT}
 
+# ONNX Runtime reads session options from this key of a model where an environment variable says so.
+OPTIONS_KEY = b"ort_config"
+# Axes, pads and the like are smaller in any real graph.
+SPATIAL = {b"pads", b"strides", b"dilations", b"kernel_shape", b"output_shape", b"output_padding", b"output_height",
+           b"output_width", b"blocksize", b"hidden_size"}  # fmt: skip
+# What ONNX Runtime divides by.
+POSITIVE = {b"group", b"num_groups", b"num_heads", b"q_num_heads", b"kv_num_heads", b"blocksize", b"strides"}
+
 # The types of floating-point numbers: float32, float16, float64 and bfloat16.
 FLOATING = {1, 10, 11, 16}
 # The first output holds floating-point numbers, whatever the inputs.
@@ -118,14 +128,98 @@ def gives_floats(operator: bytes, attributes: Mapping[bytes, tuple[int, Any]], f
 
 
 # Inputs that must be a constant of one number: with another shape, ONNX Runtime reads beyond it or ends the process.
-SCALARS: Mapping[bytes, Sequence[int]] = {
+_SCALARS: Mapping[bytes, Sequence[int]] = {
     **dict.fromkeys(_words("QLinearAveragePool QLinearGlobalAveragePool QLinearLeakyRelu QLinearReduceMean "
                            "QLinearSigmoid QLinearSoftmax"), (1, 2, 3, 4)),
     **dict.fromkeys(_words("QLinearAdd QLinearMul"), (1, 2, 4, 5, 6, 7)),
     b"QLinearWhere": (2, 3, 5, 6, 7, 8), b"QLinearConcat": (0, 1), b"DFT": (1, 2), b"STFT": (1, 3),
 }  # fmt: skip
+
+
+class Tensors:
+    """What is known of the tensors that are defined so far, by their names."""
+
+    def __init__(self) -> None:
+        self.counts: dict[bytes, int] = {}
+        """How many elements each has at least, in the order of definition."""
+        self.axes: dict[bytes, int] = {}
+        """How many axes each has at least."""
+        self.floats: set[bytes] = set()
+        """The tensors that hold floating-point numbers."""
+        self.weights: set[bytes] = set()
+        """The initializers that have elements."""
+        self.constants: dict[bytes, Any] = {}
+        """Small constants: the fields of the tensor, or the values already."""
+
+    def define(self, name: bytes, count: int, axes: int, kind: int = 0) -> None:
+        """Take a new name; `kind` is the type of the tensor's numbers, as far as it is known."""
+        if not name:
+            refuse("a name", "nothing")
+        if name in self.counts:
+            refuse("each name defined once", f"{shown(name)} twice")
+        self.counts[name], self.axes[name] = count, axes
+        if kind in FLOATING:
+            self.floats.add(name)
+
+    def forget(self, first: int) -> None:
+        """Remove all names but the first so many."""
+        for name in list(self.counts)[first:]:
+            del self.counts[name], self.axes[name]
+            self.floats.discard(name)
+            self.weights.discard(name)
+            self.constants.pop(name, None)
+
+
+# The values of a constant input by its index; None where it is no small constant.
+Values = Callable[[int], "list[Any] | None"]
+
+# How many inputs an operator has at least, beyond what ONNX asks for: ONNX Runtime looks at them without asking.
+_MIN_INPUTS: Mapping[bytes, int] = {b"QLinearLeakyRelu": 5, b"QLinearSigmoid": 5}
+# An input that may be absent, but not have an empty name, which ONNX Runtime follows to nothing.
+_NOT_EMPTY: Mapping[bytes, int] = {b"DFT": 2, b"LayerNormalization": 2}
+# The first input must have an axis.
+_ARRAYS = _words("DFT GridSample STFT")
+# An input that must be an initializer with elements, and how many axes it has.
+_WEIGHTS: Mapping[bytes, tuple[int, int]] = {
+    b"DynamicQuantizeMatMul": (1, 2), b"MatMulIntegerToFloat": (1, 2), b"STFT": (2, 1),
+}  # fmt: skip
+# The first output has the axes of the first input.
+_KEEP_AXES = _words("""
+    BatchNormalization Cast Concat Conv ConvTranspose CumSum DFT DepthToSpace DequantizeLinear Dropout Flatten
+    GridSample InstanceNormalization LayerNormalization MaxPool AveragePool PRelu Pad QuantizeLinear Resize STFT
+    ScatterND Slice Softmax SpaceToDepth Split Tile Transpose Trilu
+""")
+
+
+def min_axes(operator: bytes, attributes: Mapping[bytes, tuple[int, Any]], values: Values, axes: Sequence[int]) -> int:
+    """Return how many axes an operator's first output has at least, as far as that is known.
+
+    Args:
+        operator: its name.
+        attributes: the type and the value of each attribute by its name.
+        values: the values of a constant input by its index; None where it is no small constant.
+        axes: how many axes each input has at least.
+    """
+    if not axes:
+        return 0
+    if operator in KEEP_SIZES:
+        return max(axes)
+    if operator in _KEEP_AXES:
+        return axes[0]
+    if operator == b"Reshape":
+        return len(values(1) or ())
+    if operator == b"Expand":
+        return max(axes[0], len(values(1) or ()))
+    if operator in (b"Squeeze", b"Unsqueeze"):
+        # Before operator set 13, they were an attribute.
+        changed = attributes[b"axes"][1] if b"axes" in attributes else values(1)
+        if changed is not None:
+            return max(0, axes[0] + (len(changed) if operator == b"Unsqueeze" else -len(changed)))
+    return 0
+
+
 # The input whose numbers are sizes or scales of axes.
-SIZE_INPUTS: Mapping[bytes, int] = {
+_SIZE_INPUTS: Mapping[bytes, int] = {
     b"AffineGrid": 1, b"CenterCropPad": 1, b"Col2Im": 1, b"ConstantOfShape": 0, b"Expand": 1, b"MaxUnpool": 2,
     b"Pad": 1, b"Reshape": 1, b"Resize": 3, b"Tile": 1,
 }  # fmt: skip
@@ -136,8 +230,6 @@ KEEP_SIZES = _words("""
     Sin Softplus Softsign Sqrt Sub Sum Tan Tanh Where Xor
 """)
 
-Values = Sequence["list[Any] | None"]
-
 
 def _product(values: list[Any] | None) -> float:
     # An axis of size 0, or -1 for "as it is", counts as 1.
@@ -145,55 +237,100 @@ def _product(values: list[Any] | None) -> float:
     return product
 
 
-def _at(values: Values, index: int) -> list[Any] | None:
-    return values[index] if index < len(values) else None
-
-
-def _first(values: Values, counts: list[int], attributes: Mapping[bytes, Any]) -> float:
+def _first(values: Values, counts: list[int]) -> float:
     return counts[0]
 
 
-def _expand(values: Values, counts: list[int], attributes: Mapping[bytes, Any]) -> float:
-    return max(counts[0], _product(_at(values, 1)))
+def _expand(values: Values, counts: list[int]) -> float:
+    return max(counts[0], _product(values(1)))
 
 
 def _shape_in(index: int) -> Callable[..., float]:
-    return lambda values, counts, attributes: _product(_at(values, index))
+    return lambda values, counts: _product(values(index))
 
 
-def _tile(values: Values, counts: list[int], attributes: Mapping[bytes, Any]) -> float:
-    return max(1, counts[0]) * _product(_at(values, 1))
+def _tile(values: Values, counts: list[int]) -> float:
+    return max(1, counts[0]) * _product(values(1))
 
 
-def _range(values: Values, counts: list[int], attributes: Mapping[bytes, Any]) -> float:
-    if any(not value for value in values[:3]):
+def _range(values: Values, counts: list[int]) -> float:
+    ends = [value for value in map(values, range(3)) if value]
+    if len(ends) < 3:
         return 1
-    start, limit, step = (float(value[0]) for value in values[:3] if value)
+    start, limit, step = (float(value[0]) for value in ends)
     return max(0.0, (limit - start) / step)
 
 
-def _pad(values: Values, counts: list[int], attributes: Mapping[bytes, Any]) -> float:
-    pads = _at(values, 1) or []
+def _pad(values: Values, counts: list[int]) -> float:
+    pads = values(1) or []
     half = len(pads) // 2
     return _product([1 + low + high for low, high in zip(pads[:half], pads[half:], strict=False)])
 
 
-def _resize(values: Values, counts: list[int], attributes: Mapping[bytes, Any]) -> float:
-    scales = _at(values, 1 if len(values) == 2 else 2)
+def _resize(values: Values, counts: list[int]) -> float:
+    scales = values(1 if len(counts) == 2 else 2)
     scaled = counts[0] * math.prod(scales) if scales else 1
-    return max(scaled, _product(_at(values, 3)))
+    return max(scaled, _product(values(3)))
 
 
-def _one_hot(values: Values, counts: list[int], attributes: Mapping[bytes, Any]) -> float:
-    return counts[0] * _product(_at(values, 1))
+def _one_hot(values: Values, counts: list[int]) -> float:
+    return counts[0] * _product(values(1))
 
 
-def _concat(values: Values, counts: list[int], attributes: Mapping[bytes, Any]) -> float:
+def _concat(values: Values, counts: list[int]) -> float:
     return sum(counts)
 
 
-def _gather(values: Values, counts: list[int], attributes: Mapping[bytes, Any]) -> float:
+def _gather(values: Values, counts: list[int]) -> float:
     return counts[1]
+
+
+def require_safe(
+    operator: bytes,
+    names: Sequence[bytes],
+    known: Tensors,
+    values: Values,
+    attributes: Mapping[bytes, tuple[int, Any]],
+    results: int,
+) -> None:
+    """Refuse a node that makes ONNX Runtime compute something else, or end the process.
+
+    Args:
+        operator: its name.
+        names: of its inputs.
+        known: the tensors before it.
+        values: the values of its constant inputs.
+        attributes: the type and the value of each attribute by its name.
+        results: how many outputs it has.
+    """
+    if operator == b"Dropout" and len(names) > 2 and names[2] and any(values(2) or [1]):
+        refuse("Dropout that does not train", "one whose input 2 is not a constant false")
+    if operator in (b"Div", b"Mod") and known.floats.isdisjoint(names):
+        # An integer has no quotient by 0, and the lowest has none by -1: the processor ends the process.
+        divisors = values(1)
+        if divisors is None or any(value in (0, -1) for value in divisors):
+            refuse("a division of floating-point numbers, or by constants other than 0 and -1", "another")
+    if operator == b"Split" and b"num_outputs" in attributes and attributes[b"num_outputs"][1] != [results]:
+        refuse(f"num_outputs of {results}, the number of outputs", attributes[b"num_outputs"][1])
+    if operator in _SIZE_INPUTS:
+        index = _SIZE_INPUTS[operator]
+        if index < len(names) and known.counts.get(names[index], 0) > 2 * Limits.RANK:
+            refuse(f"at most {Limits.RANK} axes", f"{known.counts[names[index]]} numbers for them")
+    for index in _SCALARS.get(operator, ()):
+        name = names[index] if index < len(names) else b""
+        if name and (name not in known.constants or known.counts[name] != 1):
+            refuse(f"a constant of one number as input {index}", shown(name))
+    if operator in _WEIGHTS:
+        index, axes = _WEIGHTS[operator]
+        for name in names[index : index + 1]:
+            if name and (name not in known.weights or known.axes[name] != axes):
+                refuse(f"an initializer of rank {axes} with elements as input {index}", shown(name))
+    if operator in _ARRAYS and names and not known.axes.get(names[0]):
+        refuse("an input 0 that has axes for certain", shown(names[0]))
+    if len(names) < _MIN_INPUTS.get(operator, 0):
+        refuse(f"{_MIN_INPUTS[operator]} inputs", len(names))
+    if operator in _NOT_EMPTY and not all(names[_NOT_EMPTY[operator] :][:1]):
+        refuse(f"an input {_NOT_EMPTY[operator]} with a name, or none", "an empty name")
 
 
 # How many elements an output has at least, from the values of constant inputs and the inputs' numbers of elements.

@@ -163,6 +163,38 @@ def quantized(parts):
     parts.in_model = o.field(8, entry_opset(o))
 
 
+def with_microsoft(*nodes, **tensors):
+    """Nodes of com.microsoft after constants of these values and types; each node is an operator and its inputs."""
+
+    def change(parts):
+        o = parts.o
+        parts.after(
+            *(parts.node(name, inputs, [f"y{i}"], domain="com.microsoft") for i, (name, *inputs) in enumerate(nodes)),
+            tensors=[o.tensor(name, *each) for name, each in tensors.items()],
+        )
+        parts.in_model = o.field(8, entry_opset(o))
+
+    return change
+
+
+def transform(operator, *inputs, before="Unsqueeze", **tensors):
+    """A transform of z, which has three axes then, or maybe none."""
+
+    def change(parts):
+        o = parts.o
+        parts.after(
+            parts.node(before, ["z", "last"] if before == "Unsqueeze" else ["z"], ["signal"]),
+            parts.node(operator, ["signal", *inputs], ["y"]),
+            tensors=[o.tensor("last", [-1], LONG), *(o.tensor(name, *each) for name, each in tensors.items())],
+        )
+
+    return change
+
+
+def split(parts, number):
+    parts.after(parts.node("Split", ["z"], ["a", "b"], parts.attribute("num_outputs", 2, parts.o.field(3, number))))
+
+
 def floats(tag, *values):
     return b"".join(bytes([tag]) + np.float32(value).tobytes() for value in values)
 
@@ -198,8 +230,36 @@ REFUSED = {
             ),
             setattr(p, "in_model", p.o.field(8, entry_opset(p.o))),
         ),
-        "expected an initializer of two axes as input 1, got 'w'",
+        "expected an initializer of rank 2 with elements as input 1, got 'w'",
     ),
+    "weights without elements": (
+        with_microsoft(("DynamicQuantizeMatMul", "z", "w", "s"), w=(np.zeros((0, 2), np.int64), LONG), s=([1.0],)),
+        "expected an initializer of rank 2 with elements as input 1, got 'w'",
+    ),
+    "weights of one axis for integers": (
+        with_microsoft(("MatMulIntegerToFloat", "q", "w", "s", "s"), q=([1] * 4, LONG), w=([1] * 4, LONG), s=([1.0],)),
+        "MatMulIntegerToFloat.*expected an initializer of rank 2 with elements as input 1, got 'w'",
+    ),
+    "a zero point left out": (
+        with_microsoft(("QLinearSigmoid", "q", "s", "n", "s"), q=([1], LONG), s=([0.5],), n=([1], LONG)),
+        "QLinearSigmoid.*expected 5 inputs, got 4",
+    ),
+    "a transform of a number": (transform("DFT", before="ReduceSum"), "DFT.*expected an input 0 that has axes"),
+    "frames of a number": (
+        transform("STFT", "n", before="ReduceSum", n=([2], LONG)),
+        "STFT.*expected an input 0 that has axes",
+    ),
+    "a grid of numbers": (transform("GridSample", "signal", before="ReduceSum"), "GridSample.*input 0 that has axes"),
+    "a window of no elements": (
+        transform("STFT", "n", "w", n=([2], LONG), w=(np.zeros(0),)),
+        "STFT.*expected an initializer of rank 1 with elements as input 2, got 'w'",
+    ),
+    "an axis with an empty name": (transform("DFT", "", ""), "DFT.*expected an input 2 with a name, or none"),
+    "a bias with an empty name": (
+        lambda p: p.after(p.node("LayerNormalization", ["z", "s", ""], ["y"]), tensors=[p.o.tensor("s", [1.0] * 3)]),
+        "LayerNormalization.*expected an input 2 with a name, or none",
+    ),
+    "parts of another number": (lambda p: split(p, 1), r"Split.*expected num_outputs of 2, .*got \[1\]"),
     "no groups": (attributes(("group", 2, b"")), "group of at least 1, got 0"),
     "batch_dims": (attributes(("batch_dims", 2, b"\x18" + b"\xff" * 9 + b"\x01")), "batch_dims from 0 to 16, got -1"),
     # Python's binding of ONNX Runtime fails on these.
@@ -361,6 +421,15 @@ ACCEPTED = {
     "a remainder of numbers": lambda p: p.after(p.node("Mod", ["z", "z"], ["y"])),
     "a number that is left out": sized("value_float", 1, b"", "Range", ["zero", "c", "one"]),
     "Dropout that passes on": lambda p: p.after(p.node("Dropout", ["z"], ["y"])),
+    "parts": lambda p: split(p, 2),
+    "a transform": transform("DFT", "", "one", one=(1, LONG)),
+    "frames": transform("STFT", "n", "w", n=(2, LONG), w=([1.0, 1.0],)),
+    "a normalization": lambda p: p.after(
+        p.node("LayerNormalization", ["z", "s"], ["y"]), tensors=[p.o.tensor("s", [1.0] * 3)]
+    ),
+    "quantized weights": with_microsoft(
+        ("DynamicQuantizeMatMul", "z", "w", "s"), w=(np.ones((3, 2), np.int64), LONG), s=([1.0],)
+    ),
     "packed axes": lambda p: tensor((1, b"\x02\x01"), (2, FLOAT), (9, b"\0" * 8))(p),
 }
 

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,20 @@ def test_the_example_writes_what_python_samples(folder, built, compiler):
     content = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True)
     x = np.frombuffer(content.stdout, "<f4").reshape(16, 1, 8, 8)
     assert np.abs(x - vae_runtime.load(ROOT / "models" / "digits").sample(16, seed=7)).max() < 1e-5
+
+
+@pytest.mark.long
+def test_the_c_of_streams_writes_what_python_decodes(folder, built, compiler):
+    text = (ROOT / "docs" / "streams.md").read_text(encoding="utf-8")
+    of = {name: re.search(rf"^```{name}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[1] for name in ("python", "c")}
+    run(sys.executable, "-W", "error", "-c", f"{of['python']}\nvae.decode(z).tofile('x')", cwd=folder)
+    (folder / "app.c").write_text(of["c"], encoding="utf-8")
+    run(compiler, *FLAGS, folder / "app.c", f"-I{C}", f"-L{built}", "-lvae_runtime", "-o", folder / "app")
+    environment = {**os.environ, "LD_LIBRARY_PATH": f"{folder}:{built}"}
+    done = subprocess.run([folder / "app"], cwd=folder, env=environment, capture_output=True, check=True)
+    sound, expected = np.frombuffer(done.stdout, "<f4"), np.fromfile(folder / "x", "<f4")
+    np.testing.assert_allclose(sound, expected, atol=1e-5)
+    assert np.abs(sound - np.roll(expected, 1)).max() > 1e-3
 
 
 @pytest.mark.long

@@ -36,12 +36,9 @@ def interpolate(a: ArrayLike, b: ArrayLike, steps: int, *, spherical: bool = Tru
     """
     count = require_integer("steps", steps, 2, 2**31)
     require_bool("spherical", spherical)
-    first, last = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    first, last = _finite("a", a), _finite("b", b)
     if first.shape != last.shape:
         raise InputError(f"b: expected the shape of a, {list(first.shape)}, got {list(last.shape)}")
-    for name, end in (("a", first), ("b", last)):
-        if not np.isfinite(end).all():
-            raise InputError(f"{name}: expected finite numbers, got NaN or infinity")
     t = np.linspace(0.0, 1.0, count).reshape(-1, *[1] * first.ndim)
     length_a, length_b = (float(np.linalg.norm(end)) for end in (first, last))
     if spherical and length_a > 0 and length_b > 0:
@@ -70,13 +67,18 @@ def traverse(z: ArrayLike, dimension: int, values: ArrayLike) -> Array:
     Raises:
         InputError: there is no such number, or a value is not finite.
     """
-    latent, steps = np.asarray(z, np.float32), np.asarray(values, np.float32)
+    latent, steps = _finite("z", z).astype(np.float32), _finite("values", values).astype(np.float32)
     if steps.ndim != 1 or not len(steps):
         raise InputError(f"values: expected an array [m] of at least one number, got {list(steps.shape)}")
-    for name, array in (("z", latent), ("values", steps)):
-        if not np.isfinite(array).all():
-            raise InputError(f"{name}: expected finite numbers, got NaN or infinity")
     index = require_integer("dimension", dimension, 0, latent.size - 1)
     copies = np.repeat(latent.reshape(1, -1), len(steps), axis=0)
     copies[:, index] = steps
     return copies.reshape(len(steps), *latent.shape)
+
+
+def _finite(name: str, value: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(value, np.float64)
+    # Written so that NaN fails.
+    if not (np.abs(array) <= np.finfo(np.float32).max).all():
+        raise InputError(f"{name}: expected finite numbers of float32, got others")
+    return array

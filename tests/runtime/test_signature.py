@@ -663,6 +663,7 @@ def test_a_traversal_changes_one_number():
         ([0.0], 0, [], "^values: expected an array"),
         ([0.0], 0, [np.nan], "^values: expected finite"),
         ([np.inf], 0, [1.0], "^z: expected finite"),
+        ([0.0], 0, [1e39], "^values: expected finite numbers of float32"),
     ],
 )
 def test_what_cannot_be_traversed_is_refused(z, dimension, values, match):

@@ -548,6 +548,7 @@ def test_where_the_sphere_has_no_one_way_it_is_straight(factor):
         ([0.0], [1.0, 2.0], 3, r"^b: expected the shape of a, \[1\], got \[2\]"),
         ([math.nan], [1.0], 3, "^a: expected finite numbers"),
         ([0.0], [math.inf], 3, "^b: expected finite numbers"),
+        ([1e39], [1.0], 3, "^a: expected finite numbers of float32"),
     ],
 )
 def test_what_cannot_be_interpolated_is_refused(a, b, steps, message):

@@ -68,7 +68,7 @@ export function traverse(z: OneLatent, dimension: number, values: ArrayLike<numb
 
 function numbersOf(place: string, array: OneLatent): Float64Array {
   if (!isWhole(array)) refuseInput(place, "{ data, shape } of one latent", shown(array));
-  const numbers = Float64Array.from(array.data, Number);
-  if (!numbers.every(Number.isFinite)) refuseInput(place, "finite numbers", "NaN or infinity");
+  const numbers = Float64Array.from(array.data, (each: unknown) => (each === null ? NaN : Number(each)));
+  if (!numbers.every((each) => Number.isFinite(Math.fround(each)))) refuseInput(place, "finite numbers of float32", "others");
   return numbers;
 }

@@ -239,6 +239,10 @@ tests["arguments that are wrong are refused"] = async ({ vr, ort, source }) => {
   // A page may have less memory than Node, but nobody has this much.
   const wide = array(Array(2 ** 16).fill(1), [2 ** 16]);
   await input(/^steps: expected as many as fit in memory, got 2147483648; ask for fewer$/, async () => vr.interpolate(wide, wide, 2 ** 31));
+  for (const beyond of [1e39, NaN, -Infinity, null, "a"]) {
+    await input(/^a: expected finite numbers of float32/, async () => vr.interpolate({ data: [beyond], shape: [1] }, array([1], [1]), 2));
+    await input(/^values: expected finite numbers of float32/, async () => vr.traverse(array([1], [1]), 0, [beyond]));
+  }
   await input(/^dimension: expected 0 … 0/, async () => vr.traverse(array([1], [1]), 1, [0]));
   await input(/^source: expected/, () => vr.load(5, { ort }));
   await input(/^ort: expected ONNX Runtime/, () => vr.load(source(plain), {}));

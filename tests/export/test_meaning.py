@@ -418,6 +418,77 @@ def test_a_draw_that_the_reconstruction_does_not_need_is_no_latent(cls):
         understood(cls())
 
 
+class TopDown(nn.Module):
+    """A ladder: each level has a posterior, and a prior that depends on the levels above."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.body, self.top = nn.Linear(12, 8), nn.Parameter(torch.randn(1, 8))
+        self.posteriors = nn.ModuleList([nn.Linear(16, 4), nn.Linear(16, 6)])
+        self.priors = nn.ModuleList([nn.Linear(8, 4), nn.Linear(8, 6)])
+        self.joints, self.out = nn.ModuleList([nn.Linear(2, 8), nn.Linear(3, 8)]), nn.Linear(8, 12)
+
+    def levels(self, n, x=None):
+        h = self.top.expand(n, -1)
+        for posterior, prior, joint in zip(self.posteriors, self.priors, self.joints, strict=True):
+            parameters = prior(h) if x is None else posterior(torch.cat([h, self.body(x)], 1))
+            mu, log_std = parameters.chunk(2, 1)
+            h = torch.tanh(h + joint(mu + log_std.exp() * torch.randn_like(mu)))
+        return self.out(h)
+
+    def forward(self, x):
+        return self.levels(len(x), x)
+
+
+class TopDownSampled(TopDown):
+    def forward_uncond_samples(self, n_batch):
+        return self.levels(n_batch)
+
+
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [(TopDown, "depends on a draw of another"), (TopDownSampled, "forward_uncond_samples draws something else")],
+)
+def test_levels_that_depend_on_each_other_have_no_standard_normal(cls, words):
+    adapted = understood(cls())
+    assert [latent.shape for latent in adapted.signature.latents] == [(2,), (3,)]
+    for latent in adapted.signature.latents:
+        assert latent.prior.kind == "none"
+        assert words in latent.prior.reason
+
+
+class Flattened(nn.Module):
+    """encode gives the vectors, a loss and the codes of all observations in one row, as that of VQGAN does."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.body, self.out, self.codebook = nn.Linear(12, 8), nn.Linear(8, 12), nn.Embedding(5, 2)
+
+    def encode(self, x):
+        h = self.body(x).reshape(-1, 2)
+        indices = torch.cdist(h, self.codebook.weight).argmin(1)
+        q = self.codebook(indices).view(len(x), 8)
+        return q, ((q - self.body(x)) ** 2).mean(), (None, None, indices)
+
+    def decode(self, q):
+        return self.out(q)
+
+    def forward(self, x):
+        q, loss, _ = self.encode(x)
+        return self.decode(q), loss
+
+
+def test_codes_of_all_observations_in_one_row_are_divided():
+    model = Flattened()
+    adapted = understood(model)
+    (latent,) = adapted.signature.latents
+    assert (latent.posterior.kind, latent.posterior.codebook, latent.shape) == ("codes", 5, (4,))
+    (codes,) = run_module(adapted.modules["encoder"], [X])
+    assert torch.equal(codes.flatten(), model.encode(X)[2][2])
+
+
 class Repeating(Plain):
     """No decode that takes one latent: each observation has several, which a layer joins."""
 

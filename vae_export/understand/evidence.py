@@ -109,6 +109,8 @@ def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True, 
             "the latents before or after"
         )
         return _none(reason)
+    if any(latent.posterior.noise for latent in latents):
+        return _none("the posterior of one latent depends on a draw of another, and its prior may, too")
     left = [name for owner in owners for name in _stated_numbers(owner)]
     left += _left_over(holder if isinstance(holder, nn.Module) else functions.model, adapted)
     if left:

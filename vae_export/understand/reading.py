@@ -120,6 +120,9 @@ def parts_of(output: Any, declaration: Declaration) -> list[Part]:
     # A number for the whole batch is taken for a loss.
     tensors = [item for item in items if isinstance(item, Tensor) and item.dim() > 0]
     whole_numbers = [tensor for tensor in tensors if not tensor.is_floating_point() and tensor.dim() > 1]
+    if not whole_numbers and len(tensors) == 1 and not tensors[0].is_floating_point():
+        # The codes of all observations in one row.
+        whole_numbers = tensors
     if whole_numbers:
         return [Part("codes", tensor) for tensor in whole_numbers]
     if not tensors:

@@ -31,6 +31,7 @@ _DISTRIBUTIONS = ("prior", "p_z", "pz", "prior_dist", "prior_distribution", "get
 _COUNTS = (
     "n", "num", "n_samples", "num_samples", "n_sample", "num_sample", "batch_size", "count", "k", "bs",
     "samples", "nsamples", "num_images", "n_images", "number", "N", "nb_samples", "sample_size", "how_many",
+    "n_batch", "batch", "bsz", "size", "num_sampling", "sample_num", "amount",
 )  # fmt: skip
 # Far from 0 in places, so that a sampler that cuts off its noise is seen.
 _SPREAD = 2.5

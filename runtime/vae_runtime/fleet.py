@@ -212,9 +212,12 @@ def history(root: str | os.PathLike[str]) -> tuple[Event, ...]:
         VaeError: nothing was installed there.
     """
     folder = _folder(root)
-    if not (folder / _HISTORY).exists():
+    events = _events(folder)
+    with contextlib.suppress(VaeError, OSError):  # a damaged record hides no event
+        events += _unwritten(folder, events)
+    if not events and not (folder / _HISTORY).exists():
         raise VaeError(f"{folder}: expected a root that `vae-runtime install` made, got no {_HISTORY}; check the path")
-    return tuple(_events(folder))
+    return tuple(events)
 
 
 def _folder(root: str | os.PathLike[str]) -> Path:
@@ -235,19 +238,26 @@ def _alone(folder: Path) -> Iterator[None]:
     """Hold the lock of a root; write down first what a killed process did and could not."""
     try:
         with locked(folder):
-            current, switches = _active(folder), [event for event in _events(folder) if event.result == "ok"]
-            last = switches[-1].release if switches else None
-            if current is not None and current.number != last:
-                went_back = last is not None and current.number < last
-                # A full disk must not keep a device from going back.
-                with contextlib.suppress(VaeError):
-                    _note(folder, _event("rollback" if went_back else "install", current))
+            # A full disk must not keep a device from going back.
+            with contextlib.suppress(VaeError):
+                for event in _unwritten(folder, _events(folder)):
+                    _note(folder, event)
             yield
     except BlockingIOError:
         raise VaeError(f"{folder}: another process installs here; wait until it has ended") from None
     except OSError as error:
         place = error.filename or folder
         raise VaeError(f"{place}: {error_line(error)}; check the root, or choose another") from error
+
+
+def _unwritten(folder: Path, events: Sequence[Event]) -> list[Event]:
+    """Return the last switch where the history lacks it, as that of a killed process does; its time is the link's."""
+    current = _active(folder)
+    last = next((event.release for event in reversed(events) if event.result == "ok"), None)
+    if current is None or current.number == last:
+        return []
+    action = "rollback" if last is not None and current.number < last else "install"
+    return [dataclasses.replace(_event(action, current), time=_utc(os.lstat(folder / _LINK).st_mtime))]
 
 
 def _seconds(release: Release) -> dict[str, float]:
@@ -262,7 +272,7 @@ def _seconds(release: Release) -> dict[str, float]:
 
 def _switch(folder: Path, action: str, release: Release, seconds: Mapping[str, float] | None = None) -> None:
     switch_link(folder / _LINK, f"{_RELEASES}/{release.number:06}/bundle")
-    # It is done, even if the disk is full now: the next call writes it down.
+    # It is done, even if the disk is full now: `history` knows it by the link, and the next call writes it down.
     with contextlib.suppress(VaeError):
         _note(folder, dataclasses.replace(_event(action, release), seconds=seconds))
 
@@ -360,10 +370,7 @@ def _require_newer(bundle: Bundle, active: Release | None) -> None:
 
 def _parts(version: str) -> list[int]:
     """Return the integers of a version without zeros at the end: 1.2 and 1.2.0 are the same."""
-    parts = [int(part) for part in version.split(".")]
-    while parts and parts[-1] == 0:
-        parts.pop()
-    return parts
+    return [int(part) for part in re.sub(r"(\.0+)+$", "", version).split(".")]
 
 
 def _copy(
@@ -385,7 +392,7 @@ def _copy(
         version=bundle.manifest.package_version,
         digest=bundle.digest,
         device=device,
-        time=_now(),
+        time=_utc(),
         previous=None if active is None else active.number,
     )
     record = {key: value for key, value in dataclasses.asdict(release).items() if key not in ("path", "number")}
@@ -439,20 +446,20 @@ def _prune(folder: Path, active: Release | None, keep: int) -> None:
 # The history.
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def _utc(seconds: float | None = None) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _event(action: str, release: Release) -> Event:
-    return Event(_now(), action, release.number, release.name, release.version, release.digest, release.device, "ok")
+    return Event(_utc(), action, release.number, release.name, release.version, release.digest, release.device, "ok")
 
 
 def _failure(action: str, bundle: Bundle | None, device: str | None, error: VaeError) -> Event:
     result = f"failed: {error_line(error)}"
     if bundle is None:
-        return Event(_now(), action, None, None, None, None, device, result)
+        return Event(_utc(), action, None, None, None, None, device, result)
     name = bundle.manifest.name[:_MAX_NAME]
-    return Event(_now(), action, None, name, bundle.manifest.package_version, bundle.digest, device, result)
+    return Event(_utc(), action, None, name, bundle.manifest.package_version, bundle.digest, device, result)
 
 
 def _events(folder: Path) -> list[Event]:

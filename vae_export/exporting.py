@@ -34,7 +34,7 @@ from .understand.adapted import Adapted
 from .understand.checks import check_declaration
 from .understand.declaration import Declaration
 from .understand.own_prior import prior_of
-from .understand.state import release, unchanged
+from .understand.state import fitting_threads, release, unchanged
 from .understood import understand_source
 
 
@@ -188,7 +188,11 @@ def export(
         source = run_source(Path(model), data, name)
     else:
         source = model_source(model, declaration, examples, name)
-    with unchanged(source.model), tempfile.TemporaryDirectory(prefix="vae-export-") as folder:
+    with (
+        unchanged(source.model),
+        fitting_threads(source.model, source.example),
+        tempfile.TemporaryDirectory(prefix="vae-export-") as folder,
+    ):
         return _export_source(source, out, labels, options, Path(folder))
 
 

@@ -70,7 +70,7 @@ def _held_line(holder: object, model: nn.Module, name: str | None) -> str:
 def _left_out(model: nn.Module, adapted: Adapted) -> list[str]:
     """Return a line that names the parameters that neither function reads, since the bundle loses them."""
     parameters = dict(model.named_parameters())
-    left = [name for name in unread(model, adapted, rows=2) if name in parameters]
+    left = [name for name in unread(model, adapted, rows=1) if name in parameters]
     more = f" and {len(left) - 4} more" if len(left) > 4 else ""
     neither = "neither encode nor decode reads" if "encoder" in adapted.modules else "decode does not read"
     return [f"left out, since {neither} them: {', '.join(left[:4])}{more}"] if left else []

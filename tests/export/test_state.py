@@ -13,7 +13,7 @@ from torch import nn
 import vae_export
 import vae_runtime
 from vae_export import ExportError
-from vae_export.understand.state import unchanged
+from vae_export.understand.state import fitting_threads, unchanged
 
 
 class Everything(nn.Module):
@@ -401,3 +401,15 @@ def test_a_model_with_a_sparse_buffer_is_exported_or_refused(tmp_path):
         vae_export.export(model, tmp_path / "bundle", example=X, posterior="logvar", formats=("onnx",))
     except ExportError:
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("pixels", "threads"), [(16, 1), (2**20, 2)])
+def test_a_small_model_runs_in_one_thread_and_the_number_is_restored(pixels, threads):
+    model, before = nn.Linear(64, 128), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ZeroDivisionError), fitting_threads(model, torch.zeros(3, 1, pixels)):
+            1 / (torch.get_num_threads() - threads)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

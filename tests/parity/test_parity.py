@@ -15,6 +15,7 @@ from vae_export import ParityError, check_parity, export
 from vae_export.cli import main
 from vae_export.graphs.formats import make_graphs
 from vae_export.graphs.graph import EXECUTORS, FORMATS, quiet
+from vae_export.parity import comparison
 from vae_export.parity.bundle import golden_runner
 from vae_export.parity.comparison import BATCHES, LATENT_REACH, compare
 from vae_export.parity.tolerances import tolerance
@@ -222,24 +223,42 @@ def test_a_model_that_gives_no_numbers_is_no_parity_with_itself(tiny_run, value,
     assert np.isfinite(logits.tolerance)
 
 
-@pytest.mark.parametrize("batch", BATCHES)
-def test_every_batch_size_is_run(tiny_graphs, tiny_adapted, batch):
-    """A graph that is wrong at one batch size is caught, and caught there."""
+def wrong_at(tiny_graphs, tiny_adapted, size):
+    """The report on a graph that is wrong at one batch size."""
     nodes = [
         helper.make_node("Shape", ["before"], ["rows"], end=1),
         helper.make_node("Equal", ["rows", "wrong"], ["same"]),
         helper.make_node("Cast", ["same"], ["one"], to=TensorProto.FLOAT),
         helper.make_node("Add", ["before", "one"], ["mu"]),
     ]
+    graph = with_nodes(tiny_graphs["encoder/fp32"], "mu", nodes, {"wrong": np.array([size])})
+    return compare(tiny_adapted, [graph])
 
-    def wrong_at(size):
-        graph = with_nodes(tiny_graphs["encoder/fp32"], "mu", nodes, {"wrong": np.array([size])})
-        return compare(tiny_adapted, [graph])
 
-    report = wrong_at(batch)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_every_batch_size_is_run(tiny_graphs, tiny_adapted, batch):
+    """A graph that is wrong at one batch size is caught, and caught there."""
+    report = wrong_at(tiny_graphs, tiny_adapted, batch)
     (failed,) = (tensor for tensor in report.tensors if not tensor.passed)
     assert (failed.output, failed.batch, failed.disagreeing) == ("mu", batch, 4 * batch)
-    assert wrong_at(3).passed
+    assert wrong_at(tiny_graphs, tiny_adapted, 3).passed
+
+
+def test_rows_that_take_long_in_float64_are_held_against_float32(tiny_graphs, tiny_adapted, monkeypatch):
+    monkeypatch.setattr(comparison, "_MAX_SECONDS_TWICE", 0.0)
+    seen = set()
+    encoder = tiny_adapted.modules["encoder"]
+    hook = encoder.register_forward_pre_hook(lambda module, given: seen.add((given[0].dtype, len(given[0]))))
+    try:
+        report = wrong_at(tiny_graphs, tiny_adapted, BATCHES[-1])
+        sound = compare(tiny_adapted, [tiny_graphs["encoder/fp32"]])
+    finally:
+        hook.remove()
+    (failed,) = (tensor for tensor in report.tensors if not tensor.passed)
+    assert (failed.output, failed.batch, failed.disagreeing) == ("mu", BATCHES[-1], 4 * BATCHES[-1])
+    assert sound.passed
+    assert {batch for dtype, batch in seen if dtype == torch.float64} == {BATCHES[-2]}
+    assert {batch for dtype, batch in seen if dtype == torch.float32} >= set(BATCHES)
 
 
 def test_latents_reach_as_far_as_promised_and_no_farther(tiny_graphs, tiny_adapted):

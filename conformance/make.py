@@ -137,7 +137,8 @@ class Drawing(nn.Module):
 
     def decode(self, low: Tensor, high: Tensor) -> Tensor:
         h = torch.tanh(self.head(torch.cat([low, high], 1)))
-        return self.out(h + 0.1 * torch.randn_like(h))
+        x: Tensor = self.out(h + 0.1 * torch.randn_like(h))
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         mu, logvar = self.first(x).chunk(2, 1)

@@ -1,4 +1,4 @@
-import { refuseInput } from "./errors.js";
+import { isList, refuseInput } from "./errors.js";
 
 /** Numbers in row-major order, and their shape. */
 export interface FloatArray {
@@ -32,7 +32,7 @@ export function allocate<T>(type: new (length: number) => T, name: string, count
 
 /** Whether a value is `{ data, shape }`, with as many values as its shape has. */
 export function isWhole(array: { data: ArrayLike<unknown>; shape: readonly number[] } | undefined): boolean {
-  return Array.isArray(array?.shape) && array.data?.length === product(array.shape);
+  return isList(array?.shape) && array.data?.length === product(array.shape);
 }
 
 /** Rows `first` to `last` - 1 of an array, as a view. */

@@ -1,6 +1,6 @@
 /** Read and check manifest.json as a whole. All problems are reported at once, each with its place. */
 import { schema } from "./bundle_schema.js";
-import { COPY, EXPORT, errorLine, refuseBundle, shown } from "./errors.js";
+import { COPY, EXPORT, errorLine, isList, refuseBundle, shown } from "./errors.js";
 import { type Json, parseJson } from "./json.js";
 import { type Manifest, COMPONENTS, manifestOf } from "./manifest.js";
 import { contradictions } from "./rules.js";
@@ -65,7 +65,7 @@ function versionProblem(vae: Json | undefined): Problem | null {
     return new Problem(`${PLACE}format_version`, 'a version "2.x"', shown(version));
   }
   const needs = typeof version === "string" ? member(vae, "must_understand") : null;
-  const unknown = Array.isArray(needs) ? needs.filter((need) => typeof need === "string" && !FIELDS.includes(need)) : [];
+  const unknown = isList(needs) ? needs.filter((need) => typeof need === "string" && !FIELDS.includes(need)) : [];
   if (!unknown.length) return null;
   return new Problem(`${PLACE}must_understand`, "a list of fields of format 2.0", unknown.map(shown).join(", "));
 }

@@ -2,13 +2,21 @@
 export const COPY = "copy the bundle again";
 export const EXPORT = "export the bundle again";
 
+/** Whether a value is a list. */
+export const isList = Array.isArray;
+
+/** Sizes as errors show them: [2, 3]. */
+export function listed(sizes: readonly unknown[]): string {
+  return `[${sizes.join(", ")}]`;
+}
+
 /** The base of every error that this package raises on purpose: `place: expected X, got Y; next step`. */
 export class VaeError extends Error {
   override name = "VaeError";
 
   /** A message as it stands, or its parts. */
   constructor(place: string, expected?: string, got?: unknown, next?: string) {
-    const list = Array.isArray(got) ? `[${got.join(", ")}]` : got;
+    const list = isList(got) ? listed(got) : got;
     super(expected === undefined ? place : `${place}: expected ${expected}, got ${list}${next ? `; ${next}` : ""}`);
   }
 }
@@ -48,7 +56,7 @@ export function oneLine(text: unknown, limit = 2000): string {
 /** A value as errors show it: short, in one line. */
 export function shown(value: unknown): string {
   if (value === undefined) return "nothing";
-  if (Array.isArray(value)) return `a list of ${value.length}`;
+  if (isList(value)) return `a list of ${value.length}`;
   if (typeof value === "object" && value) return value instanceof Map ? "an object" : (value.constructor?.name ?? "an object");
   return oneLine(typeof value === "string" ? JSON.stringify(value) : value, 80);
 }
@@ -109,7 +117,7 @@ export function requireBool(name: string, value: unknown): boolean {
  * @throws {InputError} it is no object, or has another name.
  */
 export function requireNames(place: string, value: unknown, known: readonly string[]): asserts value is object {
-  if (typeof value !== "object" || !value || Array.isArray(value)) {
+  if (typeof value !== "object" || !value || isList(value)) {
     refuseInput(place, "an object of values by name", shown(value));
   }
   for (const name of Object.keys(value)) {

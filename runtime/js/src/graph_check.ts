@@ -1,5 +1,5 @@
 /** Check the structure of an ONNX graph before ONNX Runtime reads it; docs/security.md lists what is refused. */
-import { EXPORT, refuseBundle, shown } from "./errors.js";
+import { EXPORT, isList, refuseBundle, shown } from "./errors.js";
 import { FREE_SIZES, KEEP_SIZES, OPERATORS, maxElements } from "./graph_rules.js";
 import { type Message, type Span, Frame, MAX_TEXT, Malformed, limit, refuse, schema } from "./protobuf.js";
 
@@ -291,7 +291,7 @@ class Check extends Frame {
       }
       if ((kind === GRAPH_VALUE) !== (operator === "If")) refuse("branches of If alone", shown(name));
       if (kind === INT || kind === INTS_VALUE) {
-        value = this._integers(Array.isArray(value) ? value : [value ?? 0]);
+        value = this._integers(isList(value) ? value : [value ?? 0]);
         this._spatial(name, value);
       } else if (kind === TENSOR_VALUE) {
         value = this._message(value, TENSOR);
@@ -339,7 +339,7 @@ class Check extends Frame {
   private _values(name: string): number[] | null {
     const constant = this._constants.get(name);
     if (!constant) return null;
-    if (!Array.isArray(constant)) return constant.values;
+    if (!isList(constant)) return constant.values;
     if (constant[13]) return null;
     const integers: Span = constant[LONGS] ?? constant[INTS];
     if (integers) return this._integers([integers]);

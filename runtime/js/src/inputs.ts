@@ -1,6 +1,6 @@
 /** Check observations, latents and conditions against the manifest, and name them as the graphs' inputs. */
 import { type FloatArray, type NumberArray, isSameShape, product, repeatedRows, rowsOf } from "./arrays.js";
-import { refuseInput, requireInteger, requireNames, shown } from "./errors.js";
+import { isList, listed, refuseInput, requireInteger, requireNames, shown } from "./errors.js";
 import {
   type ArraySpec, type Component, type Condition, type Dtype, type Latent, type Manifest, type PerChannel, type Sizes,
   outputsOf,
@@ -82,7 +82,7 @@ export class Inputs {
     const { latents } = this._manifest;
     if (latentShape == null) return latents.map((latent) => latent.shape);
     const shapes = (
-      Array.isArray(latentShape) && !this.hasSeveral ? { [latents[0].name]: latentShape } : latentShape
+      isList(latentShape) && !this.hasSeveral ? { [latents[0].name]: latentShape } : latentShape
     ) as Record<string, number[]>;
     requireNames("latentShape", shapes, namesOf(latents));
     return latents.map((latent) => (Object.hasOwn(shapes, latent.name) ? otherShape(latent, shapes[latent.name]) : latent.shape));
@@ -165,7 +165,7 @@ export class Inputs {
       const { data, shape } = array as FloatArray;
       const size = product(shape.slice(2));
       const at = (numbers: PerChannel, index: number) =>
-        Math.fround(Array.isArray(numbers) ? numbers[Math.floor(index / size) % shape[1]] : numbers);
+        Math.fround(isList(numbers) ? numbers[Math.floor(index / size) % shape[1]] : numbers);
       arrays.set(name, { data: data.map((each, index) => change(each, at(scale, index), at(shift, index))), shape });
     }
     return isArray(z) ? [...arrays.values()][0] : Object.fromEntries(arrays);
@@ -185,7 +185,7 @@ export function latentRows(latent: Latent, z: ArrayInput): NumberArray {
 
 function isArray(value: unknown): value is ArrayInput {
   const { data, shape, dims } = (value ?? {}) as Partial<ArrayInput>;
-  return data !== undefined && Array.isArray(shape ?? dims);
+  return data !== undefined && isList(shape ?? dims);
 }
 
 function zeros(shape: number[]): FloatArray {
@@ -203,7 +203,7 @@ function withSizes({ shape, axes, dynamic }: ArraySpec, sizes: Map<string, numbe
 
 function otherShape(latent: Latent, shape: readonly number[]): number[] {
   const place = `latentShape of ${latent.name}`;
-  if (!Array.isArray(shape)) refuseInput(place, "a list of sizes", shown(shape));
+  if (!isList(shape)) refuseInput(place, "a list of sizes", shown(shape));
   const sizes = shape.map((size, axis) => requireInteger(`${place}[${axis}]`, size, 1, 2 ** 31));
   const problem = misfit(sizes, latent, 0);
   if (problem !== null) refuseInput(place, described(latent), sizes, problem);
@@ -213,7 +213,7 @@ function otherShape(latent: Latent, shape: readonly number[]): number[] {
 function described({ shape, axes, dynamic }: ArraySpec, dtype = "", n = "n"): string {
   const sizes = shape.map((size, index) => (dynamic.has(axes[index]) ? axes[index] : String(size)));
   const proven = [...dynamic].map(([axis, each]) => `${axis} ${sizesText(each)}`).join("; ");
-  return `${dtype ? `${dtype} [${[n, ...sizes].join(", ")}]` : `[${sizes.join(", ")}]`}${proven ? ` (${proven})` : ""}`;
+  return `${dtype ? `${dtype} ${listed([n, ...sizes])}` : listed(sizes)}${proven ? ` (${proven})` : ""}`;
 }
 
 /** The end of the message on sizes that do not fit a shape; null if they fit. Axes count from `from`. */
@@ -247,19 +247,19 @@ function typed(name: string, value: ArrayInput, dtype: Dtype, expected: string):
   const shape = Array.from((value.shape ?? value.dims)!);
   if (!shape.every((size) => Number.isInteger(size) && size >= 0)) refuseInput(name, expected, shown(shape), "give sizes of at least 0");
   const { data } = value;
-  const isList = Array.isArray(data);
+  const isPlain = isList(data);
   // Gaps in a list become undefined.
-  const numbers = (isList ? Array.from(data) : ArrayBuffer.isView(data) ? data : []) as ArrayLike<number | bigint>;
+  const numbers = (isPlain ? Array.from(data) : ArrayBuffer.isView(data) ? data : []) as ArrayLike<number | bigint>;
   if (numbers.length !== product(shape)) {
     refuseInput(name, expected, `${numbers.length} numbers for ${shape}`, "give as many as the shape has");
   }
   // ONNX Runtime takes no memory that other threads may change.
   if (isOfType(data, dtype)) return { data: data.buffer instanceof ArrayBuffer ? data : data.slice(), shape } as NumberArray;
-  const kind = isList ? "numbers" : shown(data);
+  const kind = isPlain ? "numbers" : shown(data);
   const isFloat32 = dtype === "float32";
   const isInteger = (each: unknown) =>
     typeof each === "bigint" ? BigInt.asIntN(64, each) === each : Number.isSafeInteger(each);
-  const isRight = isList
+  const isRight = isPlain
     ? (numbers as unknown[]).every(isFloat32 ? (each) => typeof each === "number" : isInteger)
     : (isFloat32 ? /Float/ : /int/i).test(kind) && !(data instanceof BigUint64Array && !data.every(isInteger));
   if (!isRight) refuseInput(name, expected, kind, isFloat32 ? "convert with Float32Array.from" : "give integers");
@@ -282,8 +282,8 @@ function requireWithin(name: string, data: ArrayLike<number | bigint>, bounds: [
 
 function conditionRows(condition: Condition, value: Conditions[string], n: number): Rows {
   const { name, shape, classes, dtype, range } = condition;
-  const own = shape.length ? ` of shape [${shape.join(", ")}]` : "";
-  let expected = `${dtype} [${[n, ...shape].join(", ")}] or one value${own}`;
+  const own = shape.length ? ` of shape ${listed(shape)}` : "";
+  let expected = `${dtype} ${listed([n, ...shape])} or one value${own}`;
   if (classes) {
     const more = classes.length > 12 ? `, … (${classes.length} in all)` : "";
     expected += `, of the classes ${classes.slice(0, 12).join(", ")}${more}`;
@@ -296,7 +296,7 @@ function conditionRows(condition: Condition, value: Conditions[string], n: numbe
   };
   let array: ArrayInput;
   if (isArray(value)) array = value;
-  else if (Array.isArray(value)) array = { data: value.map(numbered), shape: [value.length] };
+  else if (isList(value)) array = { data: value.map(numbered), shape: [value.length] };
   else {
     const one = numbered(value);
     array = { data: [typeof one === "boolean" && dtype === "int64" ? Number(one) : one], shape: [] };

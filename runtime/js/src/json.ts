@@ -1,4 +1,5 @@
 /** A strict parser of JSON: JSON.parse hides a key that stands twice, and knows no limit of depth. */
+import { isList } from "./errors.js";
 
 /** An object is a Map, so that no name in it has a meaning to JavaScript, and the order of names stays. */
 export type Json = null | boolean | number | string | Json[] | JsonObject;
@@ -95,7 +96,7 @@ export function parseJson(content: Uint8Array): Json {
 
 /** A value of JSON with plain objects in place of maps, which have no prototype. */
 export function plain(value: Json): unknown {
-  if (Array.isArray(value)) return value.map(plain);
+  if (isList(value)) return value.map(plain);
   if (!(value instanceof Map)) return value;
   const members = Object.create(null) as Record<string, unknown>;
   for (const [key, member] of value) members[key] = plain(member);

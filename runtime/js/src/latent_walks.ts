@@ -1,6 +1,6 @@
 /** Paths between latents and along one of their dimensions. */
 import { type FloatArray, allocate, isSameShape, isWhole } from "./arrays.js";
-import { refuseInput, requireBool, requireInteger, requireNames, shown } from "./errors.js";
+import { listed, refuseInput, requireBool, requireInteger, requireNames, shown } from "./errors.js";
 
 /** One latent. */
 export interface OneLatent {
@@ -25,7 +25,7 @@ export function interpolate(
   const isSpherical = requireBool("spherical", options.spherical ?? true);
   requireInteger("steps", steps, 2, 2 ** 31);
   const [first, last] = [numbersOf("a", a), numbersOf("b", b)];
-  if (!isSameShape(a.shape, b.shape)) refuseInput("b", `the shape of a, [${a.shape.join(", ")}]`, b.shape);
+  if (!isSameShape(a.shape, b.shape)) refuseInput("b", `the shape of a, ${listed(a.shape)}`, b.shape);
   const size = first.length;
   const dot = (x: Float64Array, y: Float64Array) => x.reduce((all, each, i) => all + each * y[i], 0);
   const [lengthA, lengthB] = [Math.sqrt(dot(first, first)), Math.sqrt(dot(last, last))];

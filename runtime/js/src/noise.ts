@@ -5,7 +5,7 @@
  * scaling by a power of two.
  */
 import { type FloatArray, allocate, product } from "./arrays.js";
-import { refuseInput, requireBigInt, requireInteger, requireNames, requireNumber } from "./errors.js";
+import { isList, refuseInput, requireBigInt, requireInteger, requireNames, requireNumber } from "./errors.js";
 import { packedTable } from "./noise_table.js";
 import { inflateSync } from "fflate";
 
@@ -101,7 +101,7 @@ function allocated<T>(
   type: new (length: number) => T, n: number, shape: readonly number[],
 ): [T, number, number[]] {
   const count = requireInteger("n", n, 0, 2 ** 48);
-  if (!Array.isArray(shape) || shape.length > 32) refuseInput("shape", "a list of at most 32 sizes", shape);
+  if (!isList(shape) || shape.length > 32) refuseInput("shape", "a list of at most 32 sizes", shape);
   const sizes = Array.from(shape, (size, axis) => requireInteger(`shape[${axis}]`, size, 0, 2 ** 34));
   const largest = product(sizes.filter(Boolean));
   if (largest > 2 ** 34) refuseInput("shape", "at most 2**34 elements in one sample", largest);

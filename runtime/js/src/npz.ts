@@ -2,7 +2,7 @@
 import { inflateSync } from "fflate";
 
 import { product } from "./arrays.js";
-import { BundleError, EXPORT, errorLine, refuseBundle } from "./errors.js";
+import { BundleError, EXPORT, errorLine, listed, refuseBundle } from "./errors.js";
 import { type Member, crc32, readDirectory } from "./zip.js";
 
 export type NpzData = Float32Array | Float64Array | BigInt64Array;
@@ -46,7 +46,7 @@ export function unpackNpz(content: Uint8Array, place: string, expected: Map<stri
       const isLarge = member && member.size > sizeOf(own) + HEADER;
       const got = !member ? "nothing" : isLarge ? "a larger array" : read(unpacked(name, member), own);
       if (typeof got === "string") {
-        refuseBundle(`${place}: ${name}`, `${own.dtype} [${own.shape.join(", ")}]`, got, EXPORT);
+        refuseBundle(`${place}: ${name}`, `${own.dtype} ${listed(own.shape)}`, got, EXPORT);
       }
       arrays.set(name, got);
     }
@@ -78,7 +78,7 @@ function read(content: Uint8Array, { dtype, shape }: Expected): NpzData | string
   const sizes = form[3].split(",").map((each) => each.trim()).filter(Boolean).map(Number);
   const isSame = sizes.length === shape.length && sizes.every((each, axis) => each === shape[axis]);
   const isColumns = form[2] === "True" && sizes.length > 1;
-  if (form[1] !== descr || !isSame || isColumns) return `${form[1]} [${sizes.join(", ")}]${isColumns ? " by columns" : ""}`;
+  if (form[1] !== descr || !isSame || isColumns) return `${form[1]} ${listed(sizes)}${isColumns ? " by columns" : ""}`;
   if (content.length - end < size * product(shape)) return "fewer values";
   return new type(content.slice(end, end + size * product(shape)).buffer);
 }

@@ -1,6 +1,6 @@
 /** The latents of observations as an encoder gives them: a distribution of each, or the latent itself. */
 import { type FloatArray, type NumberArray, isSameShape, isWhole } from "./arrays.js";
-import { InputError, refuseInput, requireNames, shown } from "./errors.js";
+import { InputError, listed, refuseInput, requireNames, shown } from "./errors.js";
 import type { Latent } from "./manifest.js";
 import { type Integer, POSTERIOR, newSeed, streamOf } from "./noise.js";
 import { drawNormal } from "./prior.js";
@@ -29,7 +29,7 @@ export class Posterior {
   ) {
     for (const [name, part] of Object.entries({ mean, std, logvar })) {
       if (!isWhole(part) || !(part.data instanceof Float32Array)) refuseInput(name, "{ data: Float32Array, shape }", shown(part?.data));
-      if (!isSameShape(part.shape, mean.shape)) refuseInput(name, `the shape of mean, [${mean.shape.join(", ")}]`, part.shape);
+      if (!isSameShape(part.shape, mean.shape)) refuseInput(name, `the shape of mean, ${listed(mean.shape)}`, part.shape);
     }
     if (!mean.shape.length) refuseInput("mean", "a batch axis", mean.shape);
   }
@@ -79,7 +79,7 @@ export class Posterior {
   logProb(z: { data: ArrayLike<number>; shape: readonly number[] }): Float64Array {
     const { data: mean, shape } = this.mean;
     if (!isWhole(z) || !isSameShape(z.shape, shape)) {
-      refuseInput("z", `the shape [${shape.join(", ")}]`, z?.shape ?? "nothing");
+      refuseInput("z", `the shape ${listed(shape)}`, z?.shape ?? "nothing");
     }
     const logvar = this.logvar.data;
     const terms = Float64Array.from(mean, (each, i) =>

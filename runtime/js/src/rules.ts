@@ -1,4 +1,5 @@
 /** Rules between the fields of a manifest: docs/bundle-format.md lists them under "Cross-field rules". */
+import { isList } from "./errors.js";
 import {
   type Manifest, type PerChannel, type Sizes, type Variant, COMPONENTS, componentsOf, inputsOf, outputsOf,
   outputsOfComponent, pathsOf, variantsOf,
@@ -85,7 +86,7 @@ function checkRange(require: Note, place: string, range: [number, number] | null
 
 function checkCounts(require: Note, place: string, shape: number[], fields: Record<string, PerChannel | undefined>): void {
   for (const [name, numbers] of Object.entries(fields)) {
-    const isRight = !Array.isArray(numbers) || numbers.length === shape[0];
+    const isRight = !isList(numbers) || numbers.length === shape[0];
     require(isRight, `${place}.${name}`, `one number, or ${shape[0]} for the first axis of the shape`, numbers);
   }
 }

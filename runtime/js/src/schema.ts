@@ -2,7 +2,7 @@
  * Read a JSON document by its JSON Schema: the keywords that docs/bundle-format.schema.json uses. Every problem is noted,
  * and reading goes on.
  */
-import { oneLine, shown } from "./errors.js";
+import { isList, oneLine, shown } from "./errors.js";
 import type { JsonObject } from "./json.js";
 
 /** One error in a document. `newer` says that a newer version may know the value. */
@@ -76,7 +76,7 @@ export class Reader {
     if (rule.$ref) return this._read(this._rules[rule.$ref.slice(8)], value, place);
     const types: string[] = [rule.type ?? []].flat();
     const isText = typeof value === "string";
-    const isList = Array.isArray(value);
+    const isItems = isList(value);
     const isObject = value instanceof Map;
     const isRight =
       (!types.length || types.some((type) => TYPES[type](value))) &&
@@ -84,9 +84,9 @@ export class Reader {
       (!("const" in rule) || rule.const === value) &&
       !(typeof value === "number" && (value < rule.minimum || value > rule.maximum || value <= rule.exclusiveMinimum)) &&
       !(isText && rule.pattern && !new RegExp(rule.pattern, "u").test(value)) &&
-      !(isList && (value.length < rule.minItems || value.length > rule.maxItems)) &&
-      !(isList && rule.uniqueItems && new Set(value).size < value.length) &&
-      !(isList && rule.contains && !value.some((item) => this._passes(rule.contains, item))) &&
+      !(isItems && (value.length < rule.minItems || value.length > rule.maxItems)) &&
+      !(isItems && rule.uniqueItems && new Set(value).size < value.length) &&
+      !(isItems && rule.contains && !value.some((item) => this._passes(rule.contains, item))) &&
       !(isObject && value.size < rule.minProperties) &&
       !(rule.not && this._passes(rule.not, value));
     if (!isRight) {
@@ -94,7 +94,7 @@ export class Reader {
       return null;
     }
     const branch = rule.if && (this._passes(rule.if, value) ? rule.then : rule.else);
-    const read = rule.items && isList
+    const read = rule.items && isItems
       ? value.map((item, index) => this._read(rule.items, item, `${place}[${index}]`))
       : isObject ? this._object(rule, value, place) : value;
     const more = branch ? this._read(branch, value, place) : value;

@@ -3,7 +3,7 @@
  * from Burda et al., arXiv 1509.00519.
  */
 import { type FloatArray, type NumberArray, product, repeatedRows, rowsOf } from "./arrays.js";
-import { refuseInput, requireInteger } from "./errors.js";
+import { listed, refuseInput, requireInteger } from "./errors.js";
 import type { Inputs } from "./inputs.js";
 import { KINDS, logLikelihood, requireValues } from "./likelihood.js";
 import { type Manifest, outputsOf } from "./manifest.js";
@@ -229,7 +229,7 @@ export class Scorer {
 function whyNoElbo({ likelihood, observation, latents }: Manifest): string | null {
   if (likelihood.kind === "none") return likelihood.reason ?? "no likelihood was stated at export";
   if (likelihood.shape && likelihood.shape.join() !== observation.shape.join()) {
-    return `the decoder's answer has the shape [${likelihood.shape.join(", ")}], not that of an observation`;
+    return `the decoder's answer has the shape ${listed(likelihood.shape)}, not that of an observation`;
   }
   for (const latent of latents) {
     const { name, prior, posterior } = latent;

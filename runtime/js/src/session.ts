@@ -1,6 +1,6 @@
 /** ONNX Runtime, which the caller passes in: its devices, and one loaded graph. */
 import { type NumberArray, product, rowsOf } from "./arrays.js";
-import { DeviceError, EXPORT, VaeError, errorLine, oneLine, refuseBundle, refuseInput, shown } from "./errors.js";
+import { DeviceError, EXPORT, VaeError, errorLine, listed, oneLine, refuseBundle, refuseInput, shown } from "./errors.js";
 import { checkGraph } from "./graph_check.js";
 import type { TensorSpec } from "./manifest.js";
 
@@ -164,7 +164,7 @@ export class Session {
 function requireDescribed(
   place: string, kind: string, expected: TensorSpec[], metadata: readonly any[], takesOneRow: boolean,
 ): void {
-  const text = (name: string, type: string, sizes: (number | string)[]) => `${name} ${type} [${sizes.join(", ")}]`;
+  const text = (name: string, type: string, sizes: (number | string)[]) => `${name} ${type} ${listed(sizes)}`;
   // An axis without a fixed size has a name, which does not matter.
   const actual = metadata.map(({ name, type, shape }) =>
     text(name, type, shape.map((size: unknown) => ((size as number) >= 0 ? size : "dynamic"))),

@@ -280,6 +280,7 @@ class _Check(_Tensors):
                 initialized.remove(name)
             else:
                 self._known.define(name, count, axes, kind)
+                self._known.numbers.add(name)
         for span in graph.get(13, ()):
             self._value_info(span)
         for span in graph.get(14, ()):
@@ -346,6 +347,7 @@ class _Check(_Tensors):
                 refuse(f"tensors of at most {self.max_elements} elements", count)
             if results and gives_floats(operator, attributes, [name in known.floats for name in names]):
                 known.floats.add(results[0])
+            known.follow(operator, names, results)
             axes = min_axes(operator, attributes, values, [known.axes.get(name, 0) for name in names])
             for name in results:
                 if name:

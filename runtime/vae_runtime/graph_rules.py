@@ -146,6 +146,8 @@ class Tensors:
         """How many axes each has at least."""
         self.floats: set[bytes] = set()
         """The tensors that hold floating-point numbers."""
+        self.numbers: set[bytes] = set()
+        """The tensors whose values depend on the numbers of the graph's inputs, and not on their shapes alone."""
         self.weights: set[bytes] = set()
         """The initializers that have elements."""
         self.constants: dict[bytes, Any] = {}
@@ -161,12 +163,18 @@ class Tensors:
         if kind in FLOATING:
             self.floats.add(name)
 
+    def follow(self, operator: bytes, names: Sequence[bytes], results: Sequence[bytes]) -> None:
+        """Note whether outputs depend on numbers; the answers of branches may always do."""
+        if operator not in (b"Shape", b"Size") and (operator == b"If" or not self.numbers.isdisjoint(names)):
+            self.numbers.update(results)
+
     def forget(self, first: int) -> None:
         """Remove all names but the first so many."""
         for name in list(self.counts)[first:]:
             del self.counts[name], self.axes[name]
             self.floats.discard(name)
             self.weights.discard(name)
+            self.numbers.discard(name)
             self.constants.pop(name, None)
 
 
@@ -182,6 +190,12 @@ _ARRAYS = _words("DFT GridSample STFT")
 # An input that must be an initializer with elements, and how many axes it has.
 _WEIGHTS: Mapping[bytes, tuple[int, int]] = {
     b"DynamicQuantizeMatMul": (1, 2), b"MatMulIntegerToFloat": (1, 2), b"STFT": (2, 1),
+}  # fmt: skip
+# Inputs that give the output its size, which numbers of observations and latents must not do: nothing would bound it.
+_SIZES: Mapping[bytes, Sequence[int]] = {
+    b"Range": (0, 1, 2), b"Resize": (1, 2, 3), b"Col2Im": (1, 2), b"MaxUnpool": (2,),
+    **dict.fromkeys(_words("BlackmanWindow ConstantOfShape HammingWindow HannWindow"), (0,)),
+    **dict.fromkeys(_words("AffineGrid CenterCropPad DFT Expand OneHot Pad Tile Upsample"), (1,)),
 }  # fmt: skip
 # The first output has the axes of the first input.
 _KEEP_AXES = _words("""
@@ -316,6 +330,11 @@ def require_safe(
         index = _SIZE_INPUTS[operator]
         if index < len(names) and known.counts.get(names[index], 0) > 2 * Limits.RANK:
             refuse(f"at most {Limits.RANK} axes", f"{known.counts[names[index]]} numbers for them")
+    for index in _SIZES.get(operator, ()):
+        if index < len(names) and names[index] in known.numbers:
+            refuse(
+                f"sizes that follow from shapes as input {index}", f"{shown(names[index])}, which follows from numbers"
+            )
     for index in _SCALARS.get(operator, ()):
         name = names[index] if index < len(names) else b""
         if name and (name not in known.constants or known.counts[name] != 1):

@@ -191,6 +191,26 @@ def transform(operator, *inputs, before="Unsqueeze", **tensors):
     return change
 
 
+def sized_by(source, operator, *inputs):
+    """A node whose size the node `source` makes of z."""
+
+    def change(parts):
+        to = [parts.attribute("to", 2, parts.o.field(3, LONG))] if source == "Cast" else []
+        parts.after(
+            parts.node(source, ["z"], ["s"], *to),
+            parts.node(operator, inputs, ["y"]),
+            tensors=[parts.o.tensor("zero", 0, LONG)],
+        )
+
+    return change
+
+
+def size_of_a_branch(parts):
+    branches(lambda p: p.o.field(1, p.node("Cast", ["z"], ["q"])) + p.o.field(12, p.o.value("q", [3])))(parts)
+    cast = parts.nodes[0].replace(b"\x12\x01y", b"\x12\x01s")
+    parts.nodes = [cast, parts.node("Expand", ["z", "s"], ["y"]), *parts.nodes[1:]]
+
+
 def split(parts, number):
     parts.after(parts.node("Split", ["z"], ["a", "b"], parts.attribute("num_outputs", 2, parts.o.field(3, number))))
 
@@ -260,6 +280,16 @@ REFUSED = {
         "LayerNormalization.*expected an input 2 with a name, or none",
     ),
     "parts of another number": (lambda p: split(p, 1), r"Split.*expected num_outputs of 2, .*got \[1\]"),
+    **{
+        f"{operator} by numbers": (change, f"{operator}.*sizes that follow from shapes as input {index}, got 's'")
+        for operator, index, change in (
+            ("Expand", 1, sized_by("Cast", "Expand", "z", "s")),
+            ("ConstantOfShape", 0, sized_by("ArgMax", "ConstantOfShape", "s")),
+            ("Range", 1, sized_by("ReduceMax", "Range", "zero", "s", "zero")),
+            ("HannWindow", 0, sized_by("ReduceMax", "HannWindow", "s")),
+        )
+    },
+    "a size of a branch": (size_of_a_branch, "Expand.*expected sizes that follow from shapes as input 1, got 's'"),
     "no groups": (attributes(("group", 2, b"")), "group of at least 1, got 0"),
     "batch_dims": (attributes(("batch_dims", 2, b"\x18" + b"\xff" * 9 + b"\x01")), "batch_dims from 0 to 16, got -1"),
     # Python's binding of ONNX Runtime fails on these.
@@ -421,6 +451,7 @@ ACCEPTED = {
     "a remainder of numbers": lambda p: p.after(p.node("Mod", ["z", "z"], ["y"])),
     "a number that is left out": sized("value_float", 1, b"", "Range", ["zero", "c", "one"]),
     "Dropout that passes on": lambda p: p.after(p.node("Dropout", ["z"], ["y"])),
+    "a size that follows from a shape": sized_by("Shape", "Expand", "z", "s"),
     "parts": lambda p: split(p, 2),
     "a transform": transform("DFT", "", "one", one=(1, LONG)),
     "frames": transform("STFT", "n", "w", n=(2, LONG), w=([1.0, 1.0],)),

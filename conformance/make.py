@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -415,6 +416,22 @@ def _refused(what: str, kind: str, request: dict[str, Any], **edit: Any) -> dict
     return {**case, "edit": edit} if edit else case
 
 
+def _one_row() -> bytes:
+    """The decoder of the bundle `dynamic`, which gives the first row alone."""
+    model = onnx.load(BUNDLES / "dynamic" / "decoder" / "fp32" / "model.onnx")
+    (output,) = model.graph.output
+    for node in model.graph.node:
+        node.output[:] = [f"{name}.rows" if name == output.name else name for name in node.output]
+    numbers = (("start", 0), ("stop", 1), ("axis", 0))
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.array([number]), name) for name, number in numbers)
+    slices = onnx.helper.make_node("Slice", [f"{output.name}.rows", "start", "stop", "axis"], [output.name])
+    model.graph.node.append(slices)
+    del model.graph.value_info[:]
+    output.type.tensor_type.shape.dim[0].dim_param = "rows"
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
 def _refusals() -> Iterator[dict[str, Any]]:
     """What must be refused, and golden vectors that do not hold."""
     for what, edit in _FORGED.items():
@@ -428,6 +445,9 @@ def _refusals() -> Iterator[dict[str, Any]]:
     yield _refused("an unknown variant", "bundle", {**decode, "variant": "int4", "latents": {"z": three}})
     yield _refused("a latent that is missing", "input", {**decode, "bundle": "two-latents", "latents": {"z1": three}})
     yield _refused("a code out of range", "input", {**decode, "bundle": "codes", "latents": {"z": packed(_CODES)}})
+    rows = {**decode, "bundle": "dynamic", "latents": {"z": packed(np.zeros((2, 2, 8), np.float32))}}
+    forged = {"decoder/fp32/model.onnx": {"base64": base64.b64encode(_one_row()).decode()}}
+    yield _refused("a graph that gives other rows than it takes", "bundle", rows, files=forged)
     decode |= {"bundle": "conditional", "latents": {"z": eight}}
     yield _refused("a missing condition", "input", decode)
     yield _refused("an unknown class", "input", {**decode, "conditions": {"label": "eleven"}})

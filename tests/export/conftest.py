@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,11 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+import vae_export.exporting
+from vae_export.graphs.graph import Graph
 from vae_export.training.config import DataConfig, ModelConfig, TrainConfig
 from vae_export.training.loop import Outcome, train
+from vae_export.understand.adapted import Adapted
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,3 +75,14 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         DataConfig("digits"),
         progress=False,
     )
+
+
+@pytest.fixture
+def prepared(tiny_graphs: dict[str, Graph], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graphs of `tiny_run` are at hand, so that an export takes no seconds; everything else is as ever."""
+
+    def graphs(adapted: Adapted, formats: Sequence[str] | None, folder: Path, **_: object) -> tuple[list[Graph], list]:
+        names = ("torchscript",) if formats is None else formats
+        return [graph for graph in tiny_graphs.values() if graph.executor == "ort" or graph.variant in names], []
+
+    monkeypatch.setattr(vae_export.exporting, "make_graphs", graphs)

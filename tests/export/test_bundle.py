@@ -34,17 +34,6 @@ def content_of(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.fixture
-def prepared(tiny_graphs, monkeypatch):
-    """The graphs of `tiny_run` are at hand, so that an export takes no seconds; everything else is as ever."""
-
-    def graphs(adapted, formats, folder, **_):
-        names = ("torchscript",) if formats is None else formats
-        return [graph for graph in tiny_graphs.values() if graph.executor == "ort" or graph.variant in names], []
-
-    monkeypatch.setattr(vae_export.exporting, "make_graphs", graphs)
-
-
 # What is in a bundle.
 
 

@@ -1,4 +1,6 @@
 import argparse
+import contextlib
+import io
 import json
 import os
 import re
@@ -16,14 +18,26 @@ import vae_export
 from vae_export.cli import build_parser, main
 from vae_runtime import verify
 
-# Good paths, each in a process of its own, in which a warning would be an error.
+# Good paths. A warning would be an error.
+
+
+@pytest.fixture(scope="module", params=["here", pytest.param("in a process of its own", marks=pytest.mark.long)])
+def call(request, command):
+    """Run the command `vae-export`."""
+
+    def here(*arguments):
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            status = main([str(argument) for argument in arguments])
+        return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+    return here if request.param == "here" else command
 
 
 @pytest.fixture(scope="module")
-def trained(command, tmp_path_factory):
+def trained(call, tmp_path_factory):
     run = tmp_path_factory.mktemp("cli") / "run"
     options = ["--epochs", 1, "--threads", 1, "--latent", 3, "--hidden", 16, 8]
-    done = command("train", "--out", run, "--recipe", "digits", *options)
+    done = call("train", "--out", run, "--recipe", "digits", *options)
     done.run = run
     return done
 
@@ -56,8 +70,8 @@ def test_train_again_finds_it_finished(trained, capsys):
     assert (trained.run / "model.safetensors").read_bytes() == before
 
 
-def test_evaluate_prints_the_figures_and_keeps_them(command, trained):
-    done = command("evaluate", trained.run, "--importance-samples", 4, "--limit", 10)
+def test_evaluate_prints_the_figures_and_keeps_them(call, trained):
+    done = call("evaluate", trained.run, "--importance-samples", 4, "--limit", 10)
     assert done.returncode == 0, done.stderr
     kept = json.loads((trained.run / "evaluation.json").read_text())
     shown = dict(
@@ -71,8 +85,12 @@ def test_evaluate_prints_the_figures_and_keeps_them(command, trained):
     assert "surrogate" in done.stdout
 
 
-def test_export_writes_a_bundle_and_shows_its_parity(fresh_export):
-    done = fresh_export("one", hash_seed=1)
+def test_export_writes_a_bundle_and_shows_its_parity(call, command, fresh_export, tiny_run, tmp_path, prepared):
+    if call is command:
+        done = fresh_export("one", hash_seed=1)
+    else:
+        done = call("export", tiny_run, "--out", tmp_path / "bundle", "--formats", "onnx,torchscript,pt2")
+        done.bundle = tmp_path / "bundle"
     assert done.returncode == 0, done.stderr
     assert verify(done.bundle).passed
     lines = done.stdout.splitlines()
@@ -92,12 +110,47 @@ def test_parity_of_a_bundle_with_its_run(command, tiny_run, tiny_bundle):
     assert done.stderr == ""
 
 
-def test_help_and_version_need_no_pytorch(python):
-    code = "import sys; sys.modules['torch'] = None; from vae_export.cli import main; sys.exit(main(sys.argv[1:]))"
-    for arguments in (["--help"], ["--version"], *([name, "--help"] for name in commands())):
-        done = python("-c", code, *arguments)
-        assert (done.returncode, done.stderr) == (0, ""), arguments
-        assert done.stdout.startswith(("usage: vae-export", "vae-export 0."))
+WITHOUT_PYTORCH = """
+import contextlib, io, json, os, sys
+sys.modules["torch"] = None
+from vae_export.cli import main
+ends = []
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            status = main(arguments)
+        except SystemExit as end:
+            status = end.code or 0
+    ends.append([status, out.getvalue(), err.getvalue(), os.listdir()])
+print(json.dumps(ends))
+"""
+
+
+@pytest.fixture(scope="module")
+def without_pytorch(python, tmp_path_factory):
+    """Run lists of arguments, one after the other in an empty folder, in one process that cannot import PyTorch.
+
+    Return for each the exit status, both outputs, and the names of the files that are in the folder then.
+    """
+
+    def run(lines):
+        done = python("-c", WITHOUT_PYTORCH, json.dumps(lines), cwd=tmp_path_factory.mktemp("empty"))
+        assert (done.returncode, done.stderr) == (0, "")
+        return json.loads(done.stdout)
+
+    return run
+
+
+def test_help_and_version_need_no_pytorch(without_pytorch):
+    lines = [["--help"], ["--version"], *([name, "--help"] for name in commands())]
+    for arguments, (status, out, err, _) in zip(lines, without_pytorch(lines), strict=True):
+        assert (status, err) == (0, ""), arguments
+        assert out.startswith(("usage: vae-export", "vae-export 0."))
+
+
+def test_without_pytorch_there_is_none(without_pytorch):
+    with pytest.raises(AssertionError):
+        without_pytorch([["train", "--out", "run", "--epochs", "1"]])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
@@ -179,17 +232,29 @@ MISUSE = [
 ]
 
 
+@pytest.fixture(scope="module")
+def misused(without_pytorch):
+    lines = [line for line, _ in MISUSE]
+    return dict(zip(lines, without_pytorch([line.split(" ") if line else [] for line in lines]), strict=True))
+
+
 @pytest.mark.parametrize(("line", "words"), MISUSE)
-def test_misuse_is_one_error_line_and_status_2(python, tmp_path, line, words):
-    code = "import sys; sys.modules['torch'] = None; from vae_export.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = python("-c", code, *line.split(" "), cwd=tmp_path) if line else python("-c", code, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    *usage, error = done.stderr.splitlines()
+def test_misuse_is_one_error_line_and_status_2(misused, line, words):
+    status, out, err, files = misused[line]
+    assert status == 2, err
+    assert out == ""
+    *usage, error = err.splitlines()
     assert re.match(r"vae-export( \w+)?: error: ", error)
     assert words in error
     assert usage[0].startswith("usage: vae-export")
     assert not [other for other in usage if "error" in other or "Traceback" in other]
+    assert not files
+
+
+def test_misuse_ends_a_process_with_2(command, tmp_path):
+    done = command("train", "--out", "run", "--latent", "four", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("error: argument --latent: invalid int value: 'four'\n")
     assert not list(tmp_path.iterdir())
 
 

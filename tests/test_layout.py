@@ -1,6 +1,7 @@
 """The layout of both packages, held against the code: who imports whom, who does what, and how large it may be."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -24,11 +25,14 @@ SOURCES = {
 }
 
 
+tree = functools.cache(ast.parse)
+
+
 def imported(name, source, modules):
     """The modules of this project that the source of a module imports, inside of functions too."""
     found = set()
     package = name if name in modules and modules[name].name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree(source)):
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -67,13 +71,18 @@ def circle(arrows):
     return []
 
 
-ARROWS = {name: imported(name, path.read_text(encoding="utf-8"), SOURCES) for name, path in SOURCES.items()}
+@functools.cache
+def arrows():
+    """The modules that each module imports."""
+    return {name: imported(name, path.read_text(encoding="utf-8"), SOURCES) for name, path in SOURCES.items()}
+
+
 # The packages' own faces hand on names for users.
 FACES = {"vae_runtime", "vae_export"}
 
 
 def test_imports_form_no_circle():
-    assert circle({name: found for name, found in ARROWS.items() if name not in FACES}) == []
+    assert circle({name: found for name, found in arrows().items() if name not in FACES}) == []
 
 
 def test_a_circle_is_found():
@@ -85,22 +94,11 @@ def test_a_circle_is_found():
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("vae_runtime")])
 def test_the_runtime_never_imports_the_exporter(name):
-    assert not [other for other in ARROWS[name] if other.startswith("vae_export")]
+    assert not [other for other in arrows()[name] if other.startswith("vae_export")]
 
 
-def tree(source):
-    return ast.parse(source)
-
-
-def trees(*names):
-    return {
-        name: tree(path.read_text(encoding="utf-8"))
-        for name, path in SOURCES.items()
-        if not names or name.startswith(names)
-    }
-
-
-TREES = trees()
+def trees():
+    return {name: tree(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
 
 
 def test_no_module_has_the_name_of_a_public_function():
@@ -119,12 +117,12 @@ def test_a_package_below_the_top_is_a_docstring():
     inits = [name for name, path in SOURCES.items() if path.name == "__init__.py" and name not in FACES]
     assert inits
     for name in inits:
-        assert [type(node) for node in TREES[name].body] == [ast.Expr], name
+        assert [type(node) for node in trees()[name].body] == [ast.Expr], name
 
 
 def test_nothing_imports_a_packages_init():
     inits = {name for name, path in SOURCES.items() if path.name == "__init__.py"}
-    assert {name: found & inits for name, found in ARROWS.items() if found & inits and name not in FACES} == {}
+    assert {name: found & inits for name, found in arrows().items() if found & inits and name not in FACES} == {}
 
 
 def private_uses(source):
@@ -183,7 +181,7 @@ OTHER_GAUSSIANS = {"vae_export.understand.prior"}
 
 
 def test_only_likelihood_names_a_kind():
-    naming = {name for name, module in TREES.items() if kinds_compared(module)} - OTHER_GAUSSIANS
+    naming = {name for name, module in trees().items() if kinds_compared(module)} - OTHER_GAUSSIANS
     assert {name for name in naming if name.rpartition(".")[2] != "likelihood"} == set()
 
 
@@ -205,7 +203,7 @@ def test_only_networks_runs_a_session():
     users = {"vae_runtime.session.Session", "vae_runtime.session.Call", "vae_runtime.networks.open_session"}
     importers = {
         name
-        for name, module in TREES.items()
+        for name, module in trees().items()
         for node in ast.walk(module)
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
@@ -235,7 +233,7 @@ def test_only_places_opens_the_files_of_a_bundle():
     reading = {"open", "read_bytes", "read_text", "memmap", "open_memmap"}
     openers = {
         name
-        for name, module in TREES.items()
+        for name, module in trees().items()
         if name.startswith("vae_runtime.") and reading & calls(module) and not name.startswith("vae_runtime.generation")
     }
     assert openers == OPENERS.keys()
@@ -245,7 +243,7 @@ def test_only_the_folder_knows_names_of_files_of_samples():
     names = {"job.json", "index.json"}
     knowing = {
         name
-        for name, module in TREES.items()
+        for name, module in trees().items()
         for node in ast.walk(module)
         if isinstance(node, ast.Constant) and node.value in names
     }
@@ -260,7 +258,7 @@ def test_the_architecture_page_shows_the_modules():
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     shown = dict(re.findall(ROW, text, re.MULTILINE))
     modules = {
-        name: " ".join(ast.get_docstring(TREES[name]).split("\n\n")[0].split()).replace("|", r"\|")
+        name: " ".join(ast.get_docstring(trees()[name]).split("\n\n")[0].split()).replace("|", r"\|")
         for name, path in SOURCES.items()
         if path.name != "__init__.py" and not path.name.startswith("_")
     }
@@ -268,7 +266,7 @@ def test_the_architecture_page_shows_the_modules():
     for part in text.split("\n#"):
         table = [name for name, _ in re.findall(ROW, part, re.MULTILINE)]
         for index, name in enumerate(table):
-            assert not ARROWS[name] & set(table[:index]), name
+            assert not arrows()[name] & set(table[:index]), name
 
 
 MAX_FILE, MAX_CLASS, MAX_FUNCTION = 500, 300, 60

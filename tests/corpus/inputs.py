@@ -573,10 +573,8 @@ def outcome(prepare: Callable[[Path], list[str]]) -> tuple[list[str], float, flo
     return wrong, seconds, mib
 
 
-def main() -> None:
-    """Run the cases."""
-    every = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    only = sys.argv[2] if len(sys.argv) > 2 else ""
+def results(every: int, only: str = "") -> dict[str, object]:
+    """Run each of so many cases whose name holds a text."""
     wrong, count = [], 0
     slowest, largest = (0.0, ""), (0.0, "")
     with tempfile.TemporaryDirectory() as name:
@@ -597,7 +595,13 @@ def main() -> None:
             count += 1
             wrong += [f"{text}: {problem}" for problem in problems]
             slowest, largest = max(slowest, (seconds, text)), max(largest, (mib, text))
-    print(json.dumps({"cases": count, "wrong": wrong, "slowest": slowest, "largest": largest}))
+    return {"cases": count, "wrong": wrong, "slowest": slowest, "largest": largest}
+
+
+def main() -> None:
+    """Run the cases, and print what became of them."""
+    every = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    print(json.dumps(results(every, *sys.argv[2:3])))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
-from jsonschema import Draft202012Validator
+from validators import Draft202012Validator
 
 import vae_export.exporting
 import vae_runtime

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 import zipfile
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import EpsImagePlugin, Image
 from safetensors.torch import save_file
 
+from tests.corpus import inputs
 from vae_export.cli import main
 from vae_export.loading import load_model
 from vae_export.training import data
@@ -30,8 +32,14 @@ def require_right(result, cases):
     assert result["largest"][0] < 300, result["largest"]
 
 
-def test_a_part_of_the_hostile_files_is_refused(corpus):
-    require_right(corpus("tests.corpus.inputs", 64, 300), 5)
+def test_a_part_of_the_hostile_files_is_refused(monkeypatch, tmp_path):
+    # In this process, which has imported the libraries; all of them have a process of their own.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    # That of pytest is another file than the one below Python, where the words are looked for.
+    with open(2, "w", encoding="utf-8", closefd=False) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        require_right(inputs.results(64), 5)
 
 
 @pytest.mark.long

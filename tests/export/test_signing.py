@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -12,7 +13,7 @@ from vae_export import sign
 from vae_export.cli import main
 from vae_runtime import BundleError, InputError, VaeError
 
-pytest.importorskip("model_signing", reason="the extra `sign` is not installed")
+pytestmark = pytest.mark.skipif(find_spec("model_signing") is None, reason="the extra `sign` is not installed")
 
 
 @pytest.fixture(scope="module")

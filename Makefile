@@ -16,7 +16,7 @@ test test-long test-slow: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/installed-dev
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-# What takes four seconds and more: documents, clean installs, clusters, kills at random, the quick benchmark.
+# What takes seconds: documents, clean installs, clusters, kills at random, the quick benchmark, long forms of short tests.
 test-long: $(VENV)/installed-dev
 	$(RUN) -m pytest -m long -n auto --maxprocesses 4 --dist loadfile
 

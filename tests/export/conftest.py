@@ -19,12 +19,6 @@ from vae_export.training.loop import Outcome, train
 from vae_export.understand.adapted import Adapted
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """Tests share the cores with each other; a second thread for such small arrays costs more than it gives."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(autouse=True)
 def _validation() -> Iterator[None]:
     """PyTorch's own exporter, asked by itself, leaves the validation of distributions off for the tests after."""

@@ -32,7 +32,12 @@ from vae_runtime.manifest import Latent, Likelihood, Observation, Refusal, Signa
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 SHAPE = (2, 8, 8)
 # Both architectures and all likelihoods; gaussian and laplace decode alike.
-KINDS = [("mlp", "bernoulli"), ("mlp", "gaussian"), ("conv", "bernoulli"), ("conv", "laplace")]
+KINDS = [
+    ("mlp", "gaussian"),
+    ("conv", "bernoulli"),
+    pytest.param(("mlp", "bernoulli"), marks=pytest.mark.long),
+    pytest.param(("conv", "laplace"), marks=pytest.mark.long),
+]
 
 
 def untrained(architecture, likelihood, latent=5):

@@ -1,6 +1,7 @@
 """`vae-export export --model`: a model of one's own from a module, with weights and example from files."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,10 +90,24 @@ def test_a_model_is_exported_from_the_shell(place, tmp_path, command):
     np.testing.assert_allclose(vae.decode(z, conditions={"label": "right"})[0], expected.numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("weights", ["mine.pt", "lightning.ckpt", "parallel.pt"])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        "mine.pt",
+        pytest.param("lightning.ckpt", marks=pytest.mark.long),
+        pytest.param("parallel.pt", marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.usefixtures("place")
 def test_files_of_torch_save_are_read_without_running_code(weights, run_here):
     assert run_here("export", *arguments(weights=weights)) == (0, "")
+
+
+@pytest.mark.parametrize("weights", ["mine.safetensors", "mine.pt", "lightning.ckpt", "parallel.pt"])
+def test_every_kind_of_file_gives_the_model_its_weights(weights, place):
+    loaded = load_model("mine_of_test:Mine", Path(weights)).state_dict()
+    assert loaded.keys() == place.keys()
+    assert all(torch.equal(loaded[name], place[name]) for name in place)
 
 
 class Evil:

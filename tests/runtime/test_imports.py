@@ -1,6 +1,7 @@
 """What the runtime imports, in which order, and what it says of itself."""
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -76,6 +77,7 @@ def test_the_check_of_imports_can_fail(heavy_imports):
     assert "onnxruntime" in heavy_imports("import vae_runtime, onnxruntime")
 
 
+@functools.cache
 def imports(module):
     """The top-level names of the packages that a module imports anywhere in it, other than its own."""
     found = set()

@@ -19,6 +19,12 @@ from vae_runtime.verification import Check, Report, verify
 
 MODELS = sorted(path.parent for path in (Path(__file__).parents[2] / "models").glob("*/manifest.json"))
 every_model = pytest.mark.parametrize("model", MODELS, ids=lambda path: path.name)
+# Each weight of a model of pictures takes its time.
+small_models = pytest.mark.parametrize(
+    "model",
+    [pytest.param(path, marks=pytest.mark.long) if path.name == "mnist" else path for path in MODELS],
+    ids=lambda path: path.name,
+)
 
 
 @pytest.fixture
@@ -104,7 +110,7 @@ def onnx_folders(folder, *names):
     return [variant.folder for variant in variants if variant.executor == "ort" and variant.name in names]
 
 
-@every_model
+@small_models
 @pytest.mark.parametrize("factor", [1.01, 0.99])
 def test_any_weight_matrix_scaled_by_one_percent_is_caught(model, copy_of, resign, factor):
     folder = copy_of(model)
@@ -117,7 +123,7 @@ def test_any_weight_matrix_scaled_by_one_percent_is_caught(model, copy_of, resig
     assert verify(folder).passed
 
 
-@every_model
+@small_models
 def test_any_negated_weight_matrix_of_few_bits_is_caught(model, copy_of, resign):
     """Integer kernels round differently from processor to processor, so that less could be another machine's."""
     folder = copy_of(model)
@@ -127,7 +133,7 @@ def test_any_negated_weight_matrix_of_few_bits_is_caught(model, copy_of, resign)
     assert verify(folder).passed
 
 
-@every_model
+@small_models
 def test_weights_written_back_unscaled_pass(model, copy_of, resign):
     folder = copy_of(model)
     for component_folder in onnx_folders(folder, "fp32", "fp16"):

@@ -140,3 +140,16 @@ def test_an_onnx_runtime_without_such_limits_is_named(digits, monkeypatch):
     words = r"^max_memory: ONNX Runtime .* cannot limit one session: already registered; install a newer one"
     with pytest.raises(DeviceError, match=words):
         vae_runtime.load(digits, max_memory=2**24)
+
+
+@has_arenas
+def test_the_command_line_takes_that_limit(digits, tmp_path, capfd):
+    out = str(tmp_path / "a.npy")
+    words = ["sample", str(digits), "-n", "50000", "--batch-size", "50000", "--seed", "1", "--out", out]
+    assert main([*words, "--max-memory", str(2**23)]) == 1
+    assert "expected at most --max-memory 8388608 bytes between operators" in capfd.readouterr().err
+    assert not (tmp_path / "a.npy").exists()
+    assert main([*words, "--max-memory", str(2**28)]) == 0
+    with pytest.raises(SystemExit):
+        main([*words, "--max-memory", "0"])
+    assert "max_memory: expected 1048576 … " in capfd.readouterr().err

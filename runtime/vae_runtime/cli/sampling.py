@@ -16,6 +16,7 @@ from .options import (
     add_columns,
     add_condition,
     add_device,
+    add_max_memory,
     add_out,
     add_start,
     add_temperature,
@@ -65,7 +66,16 @@ def _add_sample(verbs: Verbs) -> None:
         type=file_name(".npy", ".npz"),
         help="also write the latents: .npy, or .npz for several latents",
     )
-    for add in (add_condition, add_device, add_threads, add_variant, add_batch_size, add_tile, add_columns):
+    for add in (
+        add_condition,
+        add_device,
+        add_threads,
+        add_variant,
+        add_max_memory,
+        add_batch_size,
+        add_tile,
+        add_columns,
+    ):
         add(verb)
     add_out(verb, ".png", ".npy", ".csv")
 
@@ -128,7 +138,16 @@ def _add_decode(verbs: Verbs) -> None:
     verb.add_argument(
         "z", type=file_name(".npy", ".npz"), help="latents [n, ...]; several latents by name in an .npz file"
     )
-    for add in (add_condition, add_device, add_threads, add_variant, add_batch_size, add_tile, add_columns):
+    for add in (
+        add_condition,
+        add_device,
+        add_threads,
+        add_variant,
+        add_max_memory,
+        add_batch_size,
+        add_tile,
+        add_columns,
+    ):
         add(verb)
     add_out(verb, ".png", ".npy", ".csv")
 
@@ -169,7 +188,7 @@ def _add_interpolate(verbs: Verbs) -> None:
         help="number of pictures, both ends included (default 10)",
     )
     verb.add_argument("--linear", action="store_true", help="interpolate on a straight line instead of on the sphere")
-    for add in (add_condition, add_device, add_threads, add_variant):
+    for add in (add_condition, add_device, add_threads, add_variant, add_max_memory):
         add(verb)
     add_out(verb, ".png", ".npy")
 
@@ -219,7 +238,7 @@ def _add_traverse(verbs: Verbs) -> None:
         "--reach", type=number("reach", 0, 1e6), default=3.0, help="change each number from -REACH to REACH (default 3)"
     )
     verb.add_argument("--steps", type=integer("steps", 2, 10**4), default=9, help="number of steps (default 9)")
-    for add in (add_condition, add_device, add_threads, add_variant):
+    for add in (add_condition, add_device, add_threads, add_variant, add_max_memory):
         add(verb)
     add_out(verb, ".png", ".npy")
 

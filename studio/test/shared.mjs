@@ -12,6 +12,9 @@ export const root = join(dirname(fileURLToPath(import.meta.url)), "..", "..");
 const js = join(root, "runtime", "js");
 export const skip = executablePath ? false : "expected Chromium, got nothing; install it, or name it by CHROMIUM";
 
+const folders = [];
+process.on("exit", () => folders.forEach((folder) => rmSync(folder, { recursive: true, force: true })));
+
 const interpreter = process.env.PYTHON ?? join(root, ".venv", "bin", "python");
 const env = { ...process.env, VAE_RUNTIME_CACHE: temporary(), PYTHONPATH: [join(root, "runtime"), root, join(root, "studio")].join(":"), PYTHONWARNINGS: "error" };
 const flags = [
@@ -22,7 +25,7 @@ const flags = [
 /** A folder that goes when the tests end. */
 export function temporary() {
   const folder = mkdtempSync(join(tmpdir(), "studio-"));
-  process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
+  folders.push(folder);
   return folder;
 }
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from torch import nn
 from vae_export.errors import ExportError
 from vae_export.sources import Examples, model_source
 from vae_export.understand.declaration import Declaration
+from vae_export.understand.probe import probe
 from vae_export.understand.state import unchanged
 from vae_export.understood import understand_source
 
@@ -117,3 +120,16 @@ def test_no_observation_that_measures_also_calibrates():
 
 def test_the_model_without_a_fault_is_understood():
     assert understood(Plain()).signature.latent.posterior.kind == "normal"
+
+
+@pytest.mark.parametrize(("x", "runs"), [(X, 2), (X[:1].repeat(6, 1), 3)])
+def test_other_values_are_tried_only_where_no_two_rows_differ(x, runs):
+    source = model_source(Plain(), Declaration(posterior="logvar"), Examples(X), None)
+    with unchanged(source.model):
+        adapted = understand_source(source)
+        adapted = replace(adapted, examples={**adapted.examples, adapted.signature.observation.name: x})
+        batches = []
+        adapted.modules["encoder"].register_forward_pre_hook(lambda module, given: batches.append(len(given[0])))
+        probe(adapted)
+    # Each row alone is run beside.
+    assert [batches.count(6), batches.count(1)] == [runs, 4]

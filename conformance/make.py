@@ -453,15 +453,24 @@ def _refusals() -> Iterator[dict[str, Any]]:
     yield _refused("an unknown class", "input", {**decode, "conditions": {"label": "eleven"}})
     yield _refused("a class out of range", "input", {**decode, "conditions": {"label": packed(np.array([10]))}})
     golden = np.load(BUNDLES / "plain" / "golden.npz")
-    content = io.BytesIO()
-    np.savez(content, **{name: array + np.float32(0.01) for name, array in golden.items()})
-    edit = {"files": {"golden.npz": {"base64": base64.b64encode(content.getvalue()).decode()}}}
-    yield {
-        "id": "verify/other golden vectors",
-        "request": {"ask": "verify", "bundle": "plain"},
-        "expect": {"answer": {"passed": False}},
-        "edit": edit,
+    wrong = {
+        "other golden vectors": {name: array + np.float32(0.01) for name, array in golden.items()},
+        "golden vectors that are not PyTorch's": {
+            name: array + np.float32(0.01) if name == "decoder/pytorch/x" else array for name, array in golden.items()
+        },
+        "golden vectors that are no numbers": {
+            name: array * np.float32(np.nan) if name == "decoder/fp32/x" else array for name, array in golden.items()
+        },
     }
+    for what, arrays in wrong.items():
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        yield {
+            "id": f"verify/{what}",
+            "request": {"ask": "verify", "bundle": "plain"},
+            "expect": {"answer": {"passed": False}},
+            "edit": {"files": {"golden.npz": {"base64": base64.b64encode(content.getvalue()).decode()}}},
+        }
 
 
 def main() -> None:

@@ -33,6 +33,13 @@ has cmake && has gcc && has g++ || { skip "all of C" "cmake, gcc or g++ is missi
 onnxruntime=$(library)
 [ -n "$onnxruntime" ] || { skip "all of C" "the wheel of this ONNX Runtime has no shared library; 1.19 and newer have"; exit 0; }
 
+# A locale whose decimal point is a comma, for the tests that read numbers.
+if has localedef && localedef -i de_DE -f UTF-8 "$out/de_DE.UTF-8" >/dev/null 2>&1; then
+  export LOCPATH=$out
+else
+  skip "a decimal comma" "localedef makes no de_DE.UTF-8"
+fi
+
 # Each compiler; warnings are errors.
 for compiler in gcc:g++ clang:clang++; do
   c=${compiler%:*}

@@ -133,8 +133,10 @@ static void test_json(void) {
                         {"0.00000000000000000000001", 1e-23},
                         {"1E+2", 100}};
     for (size_t i = 0; i < COUNT(NUMBERS_READ); i++) CHECK(number_of(NUMBERS_READ[i].text) == NUMBERS_READ[i].number);
-    /* In a locale whose decimal point is a comma, where there is one. */
-    setlocale(LC_ALL, "de_DE.UTF-8");
+    /* In a locale whose decimal point is a comma, where there is one. test.sh makes one, and names it by LOCPATH. */
+    int has_locale = setlocale(LC_ALL, "de_DE.UTF-8") != NULL;
+    CHECK(has_locale || !getenv("LOCPATH"));
+    if (!has_locale) puts("skipped: a decimal comma: there is no locale de_DE.UTF-8");
     CHECK(number_of("0.0012072986364364624") == 12072986364364624e-19 && number_of("2.5e-1") == 0.25);
     setlocale(LC_ALL, "C");
     CHECK(number_of("0.1") == 0.1 && number_of("1e22") == 1e22 && number_of("-0.5e1") == -5);

@@ -495,7 +495,7 @@ class NoDraw(Base):
 
 class OtherShape(Base):
     def forward(self, x):
-        return super().forward(x)[:, :4]
+        return self.head(self.mu(x) + torch.exp(0.5 * self.logvar(x)) * torch.randn(len(x), 3))[:, :4]
 
 
 class BrokenForward(Base):

@@ -508,16 +508,50 @@ def test_several_latents_of_each_observation_are_no_larger_latent():
         understood(Repeating())
 
 
+class Direct(Plain):
+    """forward decodes by the layer itself, so that its answer alone shows the latents."""
+
+    def forward(self, x):
+        mu, logvar = self.encode(x)
+        return torch.tanh(self.head(self.reparameterize(mu, logvar))), mu, logvar
+
+
 def test_a_decode_that_hardly_heeds_the_latent_shows_the_second_tensor_too():
-    model = Plain()
-    with torch.no_grad():
-        model.head.weight.mul_(1e-3)
-        model.fc_logvar.weight.mul_(0.1)
-    assert any("the second tensor is the logvar" in line for line in understood(model).recognised)
+    for cls, factor in ((Plain, 1e-7), (Direct, 1e-3)):
+        model = cls()
+        with torch.no_grad():
+            model.head.weight.mul_(factor)
+            model.fc_logvar.weight.mul_(0.1)
+        assert any("the second tensor is the logvar" in line for line in understood(model).recognised)
     with torch.no_grad():
         model.head.weight.mul_(1e-4)
     with pytest.raises(ExportError, match="does not show what encode's second tensor is"):
         understood(model)
+
+
+def test_a_forward_that_returns_a_loss_shows_what_it_decodes():
+    class Loss(Plain):
+        def forward(self, x):
+            return ((super().forward(x)[0] - x) ** 2).mean()
+
+    class Halved(Loss):
+        def between(self, z):
+            return z / 2
+
+    assert any("the second tensor is the logvar" in line for line in understood(Loss()).recognised)
+    with pytest.raises(ExportError, match="for no meaning"):
+        understood(Halved())
+
+
+def test_a_change_of_the_observation_leaves_the_prior_alone():
+    class Scaled(Plain):
+        def forward(self, x):
+            mu, logvar = self.encode((x - 0.5) / 0.3)
+            return self.decode(self.reparameterize(mu, logvar)) * 0.3 + 0.5
+
+    adapted = understood(Scaled())
+    assert any("two halves of forward" in line for line in adapted.recognised)
+    assert (adapted.signature.latent.prior.kind, adapted.signature.latent.prior.assumed) == ("normal", True)
 
 
 def test_stated_functions_win_and_the_difference_is_noted():

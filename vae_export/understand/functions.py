@@ -376,7 +376,7 @@ def require_parameters(
         advice = (
             f"the conditions have {', '.join(other)}; give each condition the name of its parameter"
             if other
-            else f"pass conditions={{{missing[0]!r}: …}}"
+            else f"pass conditions={{{missing[0]!r}: …}}, or {name}=, a function without it"
         )
         raise ExportError(f"{name}: also takes {', '.join(missing)}; {advice}")
 

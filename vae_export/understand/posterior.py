@@ -186,12 +186,22 @@ def _errors(functions: Functions, parts: Sequence[Part], unknown: Sequence[int],
                 f"decode: fails on a latent of shape {list(latents[0].shape)}: {error_line(error)}; pass decode=, a "
                 "function of the latents and conditions"
             ) from error
-        shown = [each for tensor in forward.tensors for each in (tensor, *one_sample(tensor, expected.shape))]
-        comparable = [as_float32(tensor) for tensor in shown if tensor.shape == expected.shape]
+        # What forward decodes shows more than its answer, to which a decoder may hardly pass it on.
+        decoded = _like(forward.decoded, latents[0]) if len(latents) == 1 else []
+        if decoded:
+            errors[meaning] = min(distance(z, latents[0]) for z in decoded)
+            continue
+        comparable = _like(forward.tensors, expected)
         if not comparable:
             raise ExportError(f"posterior: forward returns nothing of the shape of decode's answer; {settle}")
         errors[meaning] = min(distance(tensor, expected) for tensor in comparable)
     return errors
+
+
+def _like(tensors: Sequence[Tensor], expected: Tensor) -> list[Tensor]:
+    """The tensors of this shape in float32, among them the first of several samples."""
+    single = [each for tensor in tensors for each in (tensor, *one_sample(tensor, expected.shape))]
+    return [as_float32(tensor) for tensor in single if tensor.shape == expected.shape]
 
 
 def sample_axes(shape: Sequence[int], single: Sequence[int]) -> list[tuple[int, ...]]:

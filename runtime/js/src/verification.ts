@@ -3,7 +3,7 @@ import type { NumberArray } from "./arrays.js";
 import type { Bundle } from "./bundle.js";
 import { BundleError, DeviceError, VaeError, oneLine } from "./errors.js";
 import { type Golden, contradictions, goldenInputs, readGolden } from "./golden.js";
-import { type Variant, outputsOfComponent, variantsOf } from "./manifest.js";
+import { type Manifest, type Variant, outputsOfComponent, variantsOf } from "./manifest.js";
 import { type Networks, openVariant } from "./networks.js";
 import type { Device } from "./session.js";
 import { replayStream } from "./streams.js";
@@ -82,7 +82,7 @@ async function replay(variant: Variant, golden: Golden, networks: Networks): Pro
       const inputs = goldenInputs(manifest, component, golden);
       const answers = await session.run(outputs, inputs, manifest.golden.n);
       const checks = outputs.map((output, index) =>
-        compared(`${what} ${output}`, variant, output, answers[index].data, golden),
+        compared(manifest, `${what} ${output}`, variant, output, answers[index].data, golden),
       );
       return [...checks, ...(await replayChunks(bundle, variant, golden, inputs, device))];
     } finally {
@@ -100,9 +100,10 @@ async function replayChunks(
 ): Promise<Check[]> {
   const { stream, component, name } = variant;
   if (!stream?.file) return [];
-  const { mean } = bundle.manifest.likelihood;
+  const { manifest } = bundle;
+  const { mean } = manifest.likelihood;
   const { data } = await replayStream(bundle, variant, stream, device, inputs);
-  return [compared(`${component}/${name} stream ${mean}`, variant, mean, data, golden)];
+  return [compared(manifest, `${component}/${name} stream ${mean}`, variant, mean, data, golden)];
 }
 
 type Numbers = ArrayLike<number | bigint>;
@@ -119,7 +120,10 @@ function largest(a: Numbers, b: Numbers): [number, number] {
   return [worst, place];
 }
 
-function compared(what: string, variant: Variant, output: string, answer: Numbers, golden: Golden): Check {
+function compared(
+  manifest: Manifest, what: string, variant: Variant, output: string, answer: Numbers, golden: Golden,
+): Check {
+  const reference = manifest.producer.has("adopted") ? "the graph that was given" : "PyTorch";
   const own: Numbers = golden.get(`${variant.component}/${variant.name}/${output}`)!;
   const expected: Numbers = golden.get(`${variant.component}/pytorch/${output}`)!;
   const [tolerance, declared] = [variant.tolerance.get(output)!, variant.error.get(output)!];
@@ -138,9 +142,9 @@ function compared(what: string, variant: Variant, output: string, answer: Number
   }
   const [distance] = largest(own, expected);
   if (!(distance <= declared)) {
-    const detail = `golden.npz: the stored answer is ${digits(distance)} from PyTorch's, the manifest declares ${digits(declared)}`;
+    const detail = `golden.npz: the stored answer is ${digits(distance)} from ${reference}'s, the manifest declares ${digits(declared)}`;
     return { what, passed: false, detail, difference };
   }
-  const detail = `max difference ${digits(most)}, tolerance ${digits(tolerance)}; from PyTorch ${digits(declared)}`;
+  const detail = `max difference ${digits(most)}, tolerance ${digits(tolerance)}; from ${reference} ${digits(declared)}`;
   return { what, passed: true, detail, difference };
 }

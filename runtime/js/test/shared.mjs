@@ -412,6 +412,16 @@ tests["scale and shift are those of other models' latents"] = async (host) => {
   equal([...vae.unscaled(w).data], [1, 2, 3]);
 };
 
+tests["what an adopted bundle is compared with is its graph"] = async (host) => {
+  for (const [change, words] of [
+    [() => {}, /from PyTorch [\d.e-]+$/],
+    [(manifest) => Object.assign(vaeOf(manifest).producer, { adopted: {} }), /from the graph that was given [\d.e-]+$/],
+  ]) {
+    const { checks } = await host.vr.verify(await altered(host, change), { ort: host.ort });
+    equal(checks.slice(1).map(({ passed, detail }) => passed && words.test(detail)), Array(checks.length - 1).fill(true), String(checks.at(-1).detail));
+  }
+};
+
 tests["a manifest cannot touch prototypes"] = async (host) => {
   const { vr, ort } = host;
   const bundle = await altered(host, (manifest) => {

@@ -187,9 +187,10 @@ _MIN_INPUTS: Mapping[bytes, int] = {b"QLinearLeakyRelu": 5, b"QLinearSigmoid": 5
 _NOT_EMPTY: Mapping[bytes, int] = {b"DFT": 2, b"LayerNormalization": 2}
 # The first input must have an axis.
 _ARRAYS = _words("DFT GridSample STFT")
-# An input that must be an initializer with elements, and how many axes it has.
+# An input that must be an initializer with elements, and how many axes it has: 0 stands for any number.
 _WEIGHTS: Mapping[bytes, tuple[int, int]] = {
     b"DynamicQuantizeMatMul": (1, 2), b"MatMulIntegerToFloat": (1, 2), b"STFT": (2, 1),
+    b"QLinearConv": (3, 0),
 }  # fmt: skip
 # Inputs that give the output its size, which numbers of observations and latents must not do: nothing would bound it.
 _SIZES: Mapping[bytes, Sequence[int]] = {
@@ -342,8 +343,9 @@ def require_safe(
     if operator in _WEIGHTS:
         index, axes = _WEIGHTS[operator]
         for name in names[index : index + 1]:
-            if name and (name not in known.weights or known.axes[name] != axes):
-                refuse(f"an initializer of rank {axes} with elements as input {index}", shown(name))
+            if name and (name not in known.weights or (axes and known.axes[name] != axes)):
+                rank = f" of rank {axes}" if axes else ""
+                refuse(f"an initializer{rank} with elements as input {index}", shown(name))
     if operator in _ARRAYS and names and not known.axes.get(names[0]):
         refuse("an input 0 that has axes for certain", shown(names[0]))
     if len(names) < _MIN_INPUTS.get(operator, 0):

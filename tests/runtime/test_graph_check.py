@@ -256,6 +256,13 @@ REFUSED = {
         with_microsoft(("DynamicQuantizeMatMul", "z", "w", "s"), w=(np.zeros((0, 2), np.int64), LONG), s=([1.0],)),
         "expected an initializer of rank 2 with elements as input 1, got 'w'",
     ),
+    "a convolution without weights": (
+        lambda p: p.after(
+            p.node("QLinearConv", ["q", "s", "n", "w", "s", "n", "s", "n"], ["y"]),
+            tensors=[p.o.tensor("w", np.zeros(0), LONG), p.o.tensor("s", 1.0), *(p.o.tensor(n, 1, LONG) for n in "qn")],
+        ),
+        "QLinearConv.*expected an initializer with elements as input 3, got 'w'",
+    ),
     "weights of one axis for integers": (
         with_microsoft(("MatMulIntegerToFloat", "q", "w", "s", "s"), q=([1] * 4, LONG), w=([1] * 4, LONG), s=([1.0],)),
         "MatMulIntegerToFloat.*expected an initializer of rank 2 with elements as input 1, got 'w'",

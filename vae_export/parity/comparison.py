@@ -167,28 +167,39 @@ def _reference(adapted: Adapted, component: str) -> list[_Case]:
     cases = _cases(adapted, component, slow=True)
     two = next(case for case in cases if case.batch == 2 and not case.sizes)
     try:
-        start, processor = time.perf_counter(), time.process_time()
-        answer = run_module(module, two.inputs)
-        # The time of the processor is not that of other programs; several threads take more of it than of the clock.
-        seconds = min(time.perf_counter() - start, time.process_time() - processor) / 2 * max(BATCHES)
-        if seconds < _MAX_SECONDS:
+        answers = {two: _timed(module, two)}
+        if answers[two][1] / 2 * max(BATCHES) < _MAX_SECONDS:
             cases = _cases(adapted, component, slow=False)
-        answers = [answer if case is two else run_module(module, case.inputs) for case in cases]
+        answers |= {case: _timed(module, case) for case in cases if case is not two}
     except Exception as error:
         raise ParityError(
             f"{component}: PyTorch itself fails on more rows than the example has: {error}; class_names= may name too "
             "many classes, or the example's columns may depend on each other"
         ) from error
-    in32 = [tuple(output.numpy() for output in outputs) for outputs in answers]
     smallest = min(cases, key=lambda case: case.inputs[0].numel())
     used = used_tensors(lambda: run_module(module, smallest.inputs), [*module.parameters(), *module.buffers()])
     # Float64 copies of the weights take twice their memory: large models run only two rows in float64.
     large = sum(tensor.numel() * tensor.element_size() for tensor in used) > LARGE
-    batch = 2 if large else max(BATCHES) if seconds < _MAX_SECONDS_TWICE else max(BATCHES[:-1])
-    wide = [case for case in cases if (not large if case.sizes else case.batch <= batch)]
+    wide = [
+        case
+        for case in cases
+        if not (large and (case.sizes or case.batch > 2))
+        and (case.batch < max(BATCHES) or answers[case][1] < _MAX_SECONDS_TWICE)
+    ]
     in64 = _in_float64(module, used, wide)
     release([module])
-    return [replace(case, in32=a, in64=in64.get(case)) for case, a in zip(cases, in32, strict=True)]
+    return [replace(case, in32=answers[case][0], in64=in64.get(case)) for case in cases]
+
+
+def _timed(module: torch.nn.Module, case: _Case) -> tuple[tuple[Array, ...], float]:
+    """Return PyTorch's answers to a case, and how many seconds they took.
+
+    The time of the processor is not that of other programs; several threads take more of it than of the clock.
+    """
+    start, processor = time.perf_counter(), time.process_time()
+    outputs = run_module(module, case.inputs)
+    seconds = min(time.perf_counter() - start, time.process_time() - processor)
+    return tuple(output.numpy() for output in outputs), seconds
 
 
 def _cases(adapted: Adapted, component: str, *, slow: bool) -> list[_Case]:

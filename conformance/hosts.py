@@ -56,9 +56,18 @@ def library_of(site: Path | None = None) -> str | None:
     return str(found[0]) if found else None
 
 
+_C_SOURCES = ("runtime/c/*.[ch]", "conformance/driver.c")
+
+
+def _is_current(built: Path, *sources: str) -> bool:
+    """Whether a file was built since the last change of a source that one of these patterns names."""
+    changes = [path.stat().st_mtime for pattern in sources for path in ROOT.glob(pattern)]
+    return built.exists() and built.stat().st_mtime >= max(changes)
+
+
 def _c() -> Sequence[str] | str:
     driver, library = ROOT / "out" / "c" / "gcc" / "driver", library_of()
-    if not driver.exists():
+    if not _is_current(driver, *_C_SOURCES):
         return "`make test-c` builds its driver"
     return (str(driver), library) if library else "this ONNX Runtime's wheel has no shared library; 1.19 and newer have"
 
@@ -67,7 +76,7 @@ def _c_arm64() -> Sequence[str] | str:
     driver, work = ROOT / "out" / "c" / "aarch64" / "driver", ROOT / ".venvs" / "arm64"
     if not (work / "ready").exists():
         return "`make test-arm64` makes its environment"
-    if not driver.exists():
+    if not _is_current(driver, *_C_SOURCES):
         return "`make test-c` builds its driver"
     library = library_of(work / "site")
     qemu = work / "qemu" / "usr" / "bin" / "qemu-aarch64-static"
@@ -77,7 +86,8 @@ def _c_arm64() -> Sequence[str] | str:
 def _javascript(driver: str, *arguments: str) -> Callable[[], Sequence[str] | str]:
     def command() -> Sequence[str] | str:
         node = shutil.which("node")
-        if node is None or not (_JS / "dist").exists() or not (_JS / "node_modules").exists():
+        built = _is_current(_JS / "dist" / "index.js", "runtime/js/src/**/*.ts") and (_JS / "node_modules").exists()
+        if node is None or not built:
             return "`make test-js` builds it, with Node 20 or newer"
         if "chromium" in driver and not any(map(shutil.which, _CHROMIUM)):
             return "install Chromium, or name it by the variable CHROMIUM"

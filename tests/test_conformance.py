@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import os
 import sys
 
 import numpy as np
@@ -138,3 +139,16 @@ def test_the_suite_fails_with_a_wrong_host(tmp_path, monkeypatch, capsys):
 def test_bundles_and_cases_fit_a_megabyte():
     files = [path for path in (ROOT / "conformance").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert sum(path.stat().st_size for path in files) < 2**20
+
+
+def test_a_driver_that_is_older_than_its_sources_is_named(tmp_path, monkeypatch):
+    (command,) = (host.command for host in HOSTS if host.name == "C on x86-64")
+    driver, source = tmp_path / "out" / "c" / "gcc" / "driver", tmp_path / "runtime" / "c" / "vae_runtime.c"
+    for number, path in enumerate((source, driver)):
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1000 + number, 1000 + number))
+    monkeypatch.setattr("conformance.hosts.ROOT", tmp_path)
+    assert "make test-c" not in command()
+    os.utime(source, (2000, 2000))
+    assert command() == "`make test-c` builds its driver"

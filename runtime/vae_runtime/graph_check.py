@@ -19,6 +19,7 @@ from .graph_rules import (
     Limits,
     Tensors,
     Values,
+    alike,
     gives_floats,
     min_axes,
     require_safe,
@@ -346,13 +347,13 @@ class _Check(_Tensors):
             if count > self.max_elements:
                 refuse(f"tensors of at most {self.max_elements} elements", count)
             if results and gives_floats(operator, attributes, [name in known.floats for name in names]):
-                known.floats.add(results[0])
+                known.floats.update(results if alike(operator) else results[:1])
             known.follow(operator, names, results)
             axes = min_axes(operator, attributes, values, [known.axes.get(name, 0) for name in names])
             for name in results:
                 if name:
                     known.define(name, count, axes)
-                axes = 0
+                axes = axes if alike(operator) else 0
             if not any(results):
                 refuse("a node with outputs", "none")
         except Malformed:

@@ -127,6 +127,11 @@ def gives_floats(operator: bytes, attributes: Mapping[bytes, tuple[int, Any]], f
     return index is not None and index < len(floats) and floats[index]
 
 
+def alike(operator: bytes) -> bool:
+    """Return whether what is known of an operator's first output is true of all its outputs."""
+    return operator == b"Split"
+
+
 # Inputs that must be a constant of one number: with another shape, ONNX Runtime reads beyond it or ends the process.
 _SCALARS: Mapping[bytes, Sequence[int]] = {
     **dict.fromkeys(_words("QLinearAveragePool QLinearGlobalAveragePool QLinearLeakyRelu QLinearReduceMean "
@@ -149,7 +154,7 @@ class Tensors:
         self.numbers: set[bytes] = set()
         """The tensors whose values depend on the numbers of the graph's inputs, and not on their shapes alone."""
         self.weights: set[bytes] = set()
-        """The initializers that have elements."""
+        """The initializers that have elements, and what a cast makes of them."""
         self.constants: dict[bytes, Any] = {}
         """Small constants: the fields of the tensor, or the values already."""
 
@@ -164,9 +169,11 @@ class Tensors:
             self.floats.add(name)
 
     def follow(self, operator: bytes, names: Sequence[bytes], results: Sequence[bytes]) -> None:
-        """Note whether outputs depend on numbers; the answers of branches may always do."""
+        """Note whether outputs depend on numbers, as a branch's always may, and whether they are weights."""
         if operator not in (b"Shape", b"Size") and (operator == b"If" or not self.numbers.isdisjoint(names)):
             self.numbers.update(results)
+        if operator in (b"Cast", b"CastLike", b"Identity") and not self.weights.isdisjoint(names[:1]):
+            self.weights.update(results[:1])
 
     def forget(self, first: int) -> None:
         """Remove all names but the first so many."""
@@ -200,9 +207,9 @@ _SIZES: Mapping[bytes, Sequence[int]] = {
 }  # fmt: skip
 # The first output has the axes of the first input.
 _KEEP_AXES = _words("""
-    BatchNormalization Cast Concat Conv ConvTranspose CumSum DFT DepthToSpace DequantizeLinear Dropout Flatten
-    GridSample InstanceNormalization LayerNormalization MaxPool AveragePool PRelu Pad QuantizeLinear Resize STFT
-    ScatterND Slice Softmax SpaceToDepth Split Tile Transpose Trilu
+    BatchNormalization Cast CastLike Concat Conv ConvTranspose CumSum DFT DepthToSpace DequantizeLinear Dropout Flatten
+    GridSample Identity InstanceNormalization LayerNormalization MaxPool AveragePool PRelu Pad QuantizeLinear Resize
+    STFT ScatterND Slice Softmax SpaceToDepth Split Tile Transpose Trilu
 """)
 
 

@@ -455,6 +455,10 @@ ACCEPTED = {
     ),
     "a division by a constant": divide("Div", [2]),
     "a division of numbers": lambda p: p.after(p.node("Sqrt", ["z"], ["s"]), p.node("Div", ["s", "s"], ["y"])),
+    "a division by a later part": lambda p: p.after(
+        p.node("Split", ["z"], ["a", "b"], p.attribute("num_outputs", 2, p.o.field(3, 2))),
+        p.node("Div", ["b", "b"], ["y"]),
+    ),
     "a remainder of numbers": lambda p: p.after(p.node("Mod", ["z", "z"], ["y"])),
     "a number that is left out": sized("value_float", 1, b"", "Range", ["zero", "c", "one"]),
     "Dropout that passes on": lambda p: p.after(p.node("Dropout", ["z"], ["y"])),
@@ -462,6 +466,12 @@ ACCEPTED = {
     "parts": lambda p: split(p, 2),
     "a transform": transform("DFT", "", "one", one=(1, LONG)),
     "frames": transform("STFT", "n", "w", n=(2, LONG), w=([1.0, 1.0],)),
+    "frames in a window that is cast": lambda p: p.after(
+        p.node("Unsqueeze", ["z", "last"], ["signal"]),
+        p.node("CastLike", ["w", "signal"], ["window"]),
+        p.node("STFT", ["signal", "n", "window"], ["y"]),
+        tensors=[p.o.tensor("last", [-1], LONG), p.o.tensor("n", 2, LONG), p.o.tensor("w", [1.0, 1.0])],
+    ),
     "a normalization": lambda p: p.after(
         p.node("LayerNormalization", ["z", "s"], ["y"]), tensors=[p.o.tensor("s", [1.0] * 3)]
     ),

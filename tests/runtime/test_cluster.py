@@ -154,7 +154,8 @@ def test_a_part_of_another_format_made_on_a_cluster_and_the_rest_here(on_cluster
 def test_actors_that_are_killed_lose_nothing(on_cluster, nodes, tmp_path, undisturbed):
     killed = Once(lambda: kill_workers(nodes))
     on_cluster(progress=killed)
-    assert killed.result == 2
+    # How many have begun by the first shard depends on the machine.
+    assert killed.result in (1, 2)
     assert content(tmp_path / "s") == content(undisturbed)
     assert [done for done, _ in killed.calls] == sorted({done for done, _ in killed.calls})
     assert killed.calls[-1] == (3000, 3000)

@@ -186,12 +186,17 @@ def require_posterior(functions: Functions, adapted: Adapted) -> None:
     """
     parameters = dict(functions.model.named_parameters())
     names = [name for name in unread(functions.model, adapted) if name in parameters]
-    layers = [name for name in names if _POSTERIOR_WORDS & set(re.split(r"[._0-9]+", name.lower()))]
+    layers = [name for name in names if _POSTERIOR_WORDS & _words(name)]
     if layers:
         raise ExportError(
             f"encode: returns one tensor, and neither encode nor decode reads {_names(layers)}: the model has a "
             "posterior or a codebook that these do not use; pass encode= and decode=, functions that do"
         )
+
+
+def _words(name: str) -> set[str]:
+    """The words between dots, underscores and digits in a name of weights."""
+    return set(re.split(r"[._0-9]+", name.lower()))
 
 
 def _left_over(model: nn.Module, adapted: Adapted) -> list[str]:
@@ -220,7 +225,7 @@ def _left_over(model: nn.Module, adapted: Adapted) -> list[str]:
 def _of_a_prior(model: object, adapted: Adapted) -> list[str]:
     """The names of weights that neither component reads and that are named as a prior's."""
     names = _left_over(model, adapted) if isinstance(model, nn.Module) else []
-    return [name for name in names if _OWN_PRIOR_WORDS & set(re.split(r"[._0-9]+", name.lower()))]
+    return [name for name in names if _OWN_PRIOR_WORDS & _words(name)]
 
 
 def _stated_numbers(owner: object) -> list[str]:

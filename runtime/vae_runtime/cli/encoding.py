@@ -15,13 +15,10 @@ from .options import (
     add_bundle,
     add_columns,
     add_condition,
-    add_device,
-    add_max_memory,
     add_out,
+    add_session,
     add_start,
-    add_threads,
     add_tile,
-    add_variant,
     add_verb,
     conditions_of,
     file_name,
@@ -61,16 +58,7 @@ def _add_encode(verbs: Verbs) -> None:
         type=SEED,
         help="return a posterior sample instead of the mean; .npz holds it under the latent's name",
     )
-    for add in (
-        add_start,
-        add_condition,
-        add_device,
-        add_threads,
-        add_variant,
-        add_max_memory,
-        add_batch_size,
-        add_tile,
-    ):
+    for add in (add_start, add_condition, add_session, add_batch_size, add_tile):
         add(verb)
     add_out(verb, ".npz", ".npy")
 
@@ -119,17 +107,7 @@ def _add_reconstruct(verbs: Verbs) -> None:
     add_bundle(verb)
     verb.add_argument("x", type=file_name(".npy"), help="observations [n, ...]")
     verb.add_argument("--seed", type=SEED, help="decode a posterior sample instead of the mean")
-    for add in (
-        add_start,
-        add_condition,
-        add_device,
-        add_threads,
-        add_variant,
-        add_max_memory,
-        add_batch_size,
-        add_tile,
-        add_columns,
-    ):
+    for add in (add_start, add_condition, add_session, add_batch_size, add_tile, add_columns):
         add(verb)
     add_out(verb, ".png", ".npy")
 
@@ -171,7 +149,7 @@ def _add_score(verbs: Verbs) -> None:
         "-k", type=integer("k", 1, 10**6), help="importance samples of the log-likelihood (default: no log-likelihood)"
     )
     verb.add_argument("--seed", type=SEED, help="default: a new seed, which is printed")
-    for add in (add_start, add_condition, add_device, add_threads, add_variant, add_max_memory, add_batch_size):
+    for add in (add_start, add_condition, add_session, add_batch_size):
         add(verb)
     verb.add_argument(
         "--out", type=file_name(".npz", ".csv"), help="also write the scores of each observation: .npz or .csv"

@@ -182,16 +182,18 @@ def add_threads(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--threads", type=integer("threads", 1, 1024), default=1, help="threads per call (default 1)")
 
 
-def add_max_memory(verb: argparse.ArgumentParser) -> None:
-    """Add --max-memory."""
-    text = "what each graph may take for the values between its operators, on the CPU (default: no limit)"
-    read = integer("max_memory", 2**20, 2**50)
-    verb.add_argument("--max-memory", type=read, metavar="BYTES", help=text)
-
-
 def add_variant(verb: argparse.ArgumentParser) -> None:
     """Add --variant."""
     verb.add_argument("--variant", help="the variant to run (default: the first declared)")
+
+
+def add_session(verb: argparse.ArgumentParser) -> None:
+    """Add the options of `load_vae` that say how graphs run: --device, --threads, --variant and --max-memory."""
+    for add in (add_device, add_threads, add_variant):
+        add(verb)
+    text = "what each graph may take for the values between its operators, on the CPU (default: no limit)"
+    read = integer("max_memory", 2**20, 2**50)
+    verb.add_argument("--max-memory", type=read, metavar="BYTES", help=text)
 
 
 def add_start(verb: argparse.ArgumentParser) -> None:

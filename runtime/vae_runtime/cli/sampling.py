@@ -15,15 +15,12 @@ from .options import (
     add_bundle,
     add_columns,
     add_condition,
-    add_device,
-    add_max_memory,
     add_out,
+    add_session,
     add_start,
     add_temperature,
-    add_threads,
     add_tile,
     add_truncation,
-    add_variant,
     add_verb,
     conditions_of,
     file_name,
@@ -66,16 +63,7 @@ def _add_sample(verbs: Verbs) -> None:
         type=file_name(".npy", ".npz"),
         help="also write the latents: .npy, or .npz for several latents",
     )
-    for add in (
-        add_condition,
-        add_device,
-        add_threads,
-        add_variant,
-        add_max_memory,
-        add_batch_size,
-        add_tile,
-        add_columns,
-    ):
+    for add in (add_condition, add_session, add_batch_size, add_tile, add_columns):
         add(verb)
     add_out(verb, ".png", ".npy", ".csv")
 
@@ -138,16 +126,7 @@ def _add_decode(verbs: Verbs) -> None:
     verb.add_argument(
         "z", type=file_name(".npy", ".npz"), help="latents [n, ...]; several latents by name in an .npz file"
     )
-    for add in (
-        add_condition,
-        add_device,
-        add_threads,
-        add_variant,
-        add_max_memory,
-        add_batch_size,
-        add_tile,
-        add_columns,
-    ):
+    for add in (add_condition, add_session, add_batch_size, add_tile, add_columns):
         add(verb)
     add_out(verb, ".png", ".npy", ".csv")
 
@@ -188,7 +167,7 @@ def _add_interpolate(verbs: Verbs) -> None:
         help="number of pictures, both ends included (default 10)",
     )
     verb.add_argument("--linear", action="store_true", help="interpolate on a straight line instead of on the sphere")
-    for add in (add_condition, add_device, add_threads, add_variant, add_max_memory):
+    for add in (add_condition, add_session):
         add(verb)
     add_out(verb, ".png", ".npy")
 
@@ -238,7 +217,7 @@ def _add_traverse(verbs: Verbs) -> None:
         "--reach", type=number("reach", 0, 1e6), default=3.0, help="change each number from -REACH to REACH (default 3)"
     )
     verb.add_argument("--steps", type=integer("steps", 2, 10**4), default=9, help="number of steps (default 9)")
-    for add in (add_condition, add_device, add_threads, add_variant, add_max_memory):
+    for add in (add_condition, add_session):
         add(verb)
     add_out(verb, ".png", ".npy")
 

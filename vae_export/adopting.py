@@ -27,6 +27,7 @@ from .errors import ExportError, ParityError, require_path
 from .graphs.existing import ExistingGraph
 from .graphs.files import write_graph
 from .graphs.graph import Graph
+from .graphs.reference import ReferenceGraph
 from .graphs.streams import stream_lines, with_stream
 from .labels import Labels, file_sizes, graph_files, list_sums, package_name
 from .packages import GraphFiles, find_graphs
@@ -127,10 +128,12 @@ def adopt(
     labels = Labels(name, description, license, version)
     require_replaceable(out, force, refusal=ExportError)
     files = find_graphs(source)
-    graphs = {component: ExistingGraph(files.graphs[component], files.weights[component]) for component in COMPONENTS}
-    understood = understand_graphs(
-        graphs["encoder"], graphs["decoder"], Facts(declaration, shape, logits, files.config)
-    )
+    # One after the other, so that a graph that is refused ends it before the next is read.
+    references = {
+        component: ReferenceGraph(ExistingGraph(files.graphs[component], files.weights[component]), component)
+        for component in COMPONENTS
+    }
+    understood = understand_graphs(references, Facts(declaration, shape, logits, files.config))
     with tempfile.TemporaryDirectory(prefix="vae-export-") as folder:
         return _write(understood, files, labels, out, force, Path(folder))
 

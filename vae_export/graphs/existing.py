@@ -101,8 +101,6 @@ class ExistingGraph:
         self.outputs = [self._edge(value) for value in graph.output]
         self.original = self.model.SerializeToString()
         """The graph as it was given, to compare with."""
-        # Names of a bundle's own cannot meet the graph's.
-        onnx.compose.add_prefix(self.model, _INNER, inplace=True)
         self._count = 0
 
     @property
@@ -142,6 +140,10 @@ class ExistingGraph:
         name = self._fresh("constant")
         self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, dtype), name))
         return name
+
+    def rename(self) -> None:
+        """Rename all tensors, so that no name of a bundle's own is among them; before any other change."""
+        onnx.compose.add_prefix(self.model, _INNER, inplace=True)
 
     def take(self, edge: Edge, name: str) -> None:
         """Take an input under a name, as float32 or int64."""

@@ -72,6 +72,8 @@ class Meaning:
         """Add nodes to the graphs that compute the tensors of a signature."""
         latent = signature.latent
         encoder, decoder = references["encoder"].graph, references["decoder"].graph
+        encoder.rename()
+        decoder.rename()
         encoder.take(references["encoder"].input, signature.observation.name)
         decoder.take(references["decoder"].input, latent.name)
         if latent.posterior.value:

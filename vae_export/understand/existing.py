@@ -28,7 +28,7 @@ from vae_runtime.manifest import (
 )
 
 from ..errors import ExportError
-from ..graphs.existing import Edge, ExistingGraph
+from ..graphs.existing import Edge
 from ..graphs.reference import ReferenceGraph
 from .axis_sizes import with_dynamic_axes
 from .checks import observation_range
@@ -93,20 +93,20 @@ class UnderstoodGraphs:
     recognised: tuple[str, ...]
 
 
-def understand_graphs(encoder: ExistingGraph, decoder: ExistingGraph, facts: Facts) -> UnderstoodGraphs:
-    """Find the meaning of the tensors of an encoder and a decoder.
+def understand_graphs(references: Mapping[str, ReferenceGraph], facts: Facts) -> UnderstoodGraphs:
+    """Find the meaning of the tensors of the graphs of both components.
 
     Raises:
         ExportError: the graphs cannot be understood; the message names the argument that would say it.
     """
-    return _Understanding(encoder, decoder, facts).result()
+    return _Understanding(references, facts).result()
 
 
 class _Understanding:
-    def __init__(self, encoder: ExistingGraph, decoder: ExistingGraph, facts: Facts) -> None:
+    def __init__(self, references: Mapping[str, ReferenceGraph], facts: Facts) -> None:
         self.facts, self.declared = facts, facts.declared
-        self.references = {"encoder": ReferenceGraph(encoder, "encoder"), "decoder": ReferenceGraph(decoder, "decoder")}
-        self.encoder, self.decoder = self.references["encoder"], self.references["decoder"]
+        self.references = references
+        self.encoder, self.decoder = references["encoder"], references["decoder"]
         self.lines: list[str] = []
         name = self.encoder.input.name
         self.x_name = name if TENSOR.matches(name) and name not in OWN else "x"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from vae_runtime import noise
 from vae_runtime._version import __version__
@@ -19,7 +19,7 @@ from vae_runtime.bundle import open_bundle, require_replaceable
 from vae_runtime.document import PACKAGE_VERSION
 from vae_runtime.errors import InputError, VaeError, error_line, require_bool, require_integer
 from vae_runtime.files import write_folder
-from vae_runtime.manifest import COMPONENTS, Manifest
+from vae_runtime.manifest import COMPONENTS, TENSOR, Manifest
 from vae_runtime.places import SUMS, is_zip
 
 from .card import model_card
@@ -34,7 +34,8 @@ from .packages import GraphFiles, find_graphs
 from .parity.answers import GoldenVectors, collect_answers, golden_record
 from .parity.tolerances import tolerance
 from .trial import require_runnable
-from .understand.checks import check_declaration
+from .understand.checks import check_declaration, class_names_of
+from .understand.computed import OWN
 from .understand.declaration import Declaration
 from .understand.existing import Facts, UnderstoodGraphs, understand_graphs
 
@@ -73,6 +74,8 @@ def adopt(
     latent_scale: float | Sequence[float] | None = None,
     latent_shift: float | Sequence[float] | None = None,
     codebook: int | None = None,
+    conditions: Mapping[str, ArrayLike] | None = None,
+    class_names: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     name: str | None = None,
     description: str | None = None,
     license: str | None = None,
@@ -99,6 +102,8 @@ def adopt(
         range: min and max value of an observation.
         latent_scale, latent_shift: other models take (z - shift) * scale; by default as config.json says.
         codebook: number of codes.
+        conditions: values [n, ...] of the graphs' further inputs, by their names.
+        class_names: names of the classes 0, 1, ... of the only integer condition, or names by condition.
         name, description, license, version: for the manifest and the model card; by default those of a package.
         force: replace an existing bundle.
 
@@ -125,17 +130,42 @@ def adopt(
             raise InputError(f"shape: expected the sizes of one observation, got {shape!r:.99}")
         for size in shape:
             require_integer("shape", size, 1, 2**31 - 1)
+    values = _conditions(conditions)
+    classes = class_names_of(class_names, values)
     labels = Labels(name, description, license, version)
     require_replaceable(out, force, refusal=ExportError)
     files = find_graphs(source)
     # One after the other, so that a graph that is refused ends it before the next is read.
     references = {
-        component: ReferenceGraph(ExistingGraph(files.graphs[component], files.weights[component]), component)
+        component: ReferenceGraph(ExistingGraph(files.graphs[component], files.weights[component]), component, values)
         for component in COMPONENTS
     }
-    understood = understand_graphs(references, Facts(declaration, shape, logits, files.config))
+    understood = understand_graphs(references, Facts(declaration, shape, values, classes, logits, files.config))
     with tempfile.TemporaryDirectory(prefix="vae-export-") as folder:
         return _write(understood, files, labels, out, force, Path(folder))
+
+
+def _conditions(conditions: Mapping[str, ArrayLike] | None) -> dict[str, Array]:
+    """Return the values of conditions as arrays [n, ...] in their own dtypes."""
+    if not isinstance(conditions, (Mapping, type(None))):
+        raise InputError(f"conditions: expected arrays by name, got {type(conditions).__name__}")
+    arrays = {}
+    for name, value in (conditions or {}).items():
+        if not isinstance(name, str) or not TENSOR.matches(name) or name in OWN:
+            raise InputError(
+                f"conditions: expected names of letters, digits and '_' but {', '.join(OWN)}, got {name!r:.99}"
+            )
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise InputError(f"conditions[{name!r}]: expected an array of numbers: {error_line(error)}") from None
+        if array.dtype.kind not in "fiub" or not array.ndim or not array.size or not np.isfinite(array).all():
+            raise InputError(
+                f"conditions[{name!r}]: expected finite numbers [n, ...] of at least one row, got {array.dtype} "
+                f"{list(array.shape)}"
+            )
+        arrays[name] = array
+    return arrays
 
 
 def _write(
@@ -203,13 +233,13 @@ def _golden(understood: UnderstoodGraphs, graphs: Sequence[Graph]) -> GoldenVect
     record = golden_record(signature)
     record = dataclasses.replace(record, n=min(record.n, rows))
     inputs = {name: array[: record.n] for name, array in understood.examples.items()}
+    stored = {condition.name: inputs[condition.name] for condition in signature.conditions}
     observation, latent = signature.observation, signature.latent
 
     def reference(component: str, tensor: str) -> dict[str, Array]:
         outputs = understood.references[component](inputs[tensor])
         return understood.meaning.compute(signature, component, outputs)
 
-    stored = {}
     if latent.prior.kind == "normal":
         inputs[latent.name] = noise.normal(record.seed, 0, record.n, latent.shape, noise.stream_of(noise.PRIOR, 0))
     else:
@@ -253,6 +283,7 @@ def _manifest(understood: UnderstoodGraphs, files: GraphFiles, labels: Labels, g
         license=labels.license,
         reader="vae-runtime>=0.1",
         observation=signature.observation,
+        conditions=signature.conditions,
         latents=signature.latents,
         likelihood=signature.likelihood,
         batch_of_one=signature.batch_of_one,

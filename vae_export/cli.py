@@ -214,13 +214,18 @@ def _add_model(verb: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--observations", type=Path, metavar="X.npy", help="real data, to fit a prior to and to measure variants on"
     )
+    _add_conditions(group)
+    _add_meaning(group, help="normal, none, sphere; or a prior to fit: diagonal, gaussian, mixture:K")
+    for name in ("encode", "decode"):
+        group.add_argument(f"--{name}", metavar="METHOD", help=f"name of the method (default {name})")
+
+
+def _add_conditions(group: Any) -> None:
+    """Add the options that give conditions."""
     group.add_argument(
         "--condition", action="append", default=[], metavar="NAME=C.npy", help="values [n, ...] of a condition"
     )
     group.add_argument("--class-names", metavar="A,B,C", help="names of the classes of the integer condition")
-    _add_meaning(group, help="normal, none, sphere; or a prior to fit: diagonal, gaussian, mixture:K")
-    for name in ("encode", "decode"):
-        group.add_argument(f"--{name}", metavar="METHOD", help=f"name of the method (default {name})")
 
 
 def _add_meaning(group: Any, **prior: Any) -> None:
@@ -326,15 +331,21 @@ def _model_arguments(options: argparse.Namespace) -> dict[str, Any]:
     for name in ("example", "latents", "observations"):
         if getattr(options, name) is not None:
             arguments[name] = read_npy(getattr(options, name))
-    arguments["conditions"] = {}
+    return arguments | _conditions(options)
+
+
+def _conditions(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `export` and `adopt` that give conditions."""
+    from vae_runtime.arrays import read_npy
+
+    conditions: dict[str, Any] = {}
     for text in options.condition:
         name, sign, path = text.partition("=")
-        if not sign or not name or name in arguments["conditions"]:
+        if not sign or not name or name in conditions:
             options.misuse(f"--condition: expected NAME=C.npy with each name once, got {text!r}")
-        arguments["conditions"][name] = read_npy(path)
-    if options.class_names is not None:
-        arguments["class_names"] = options.class_names.split(",")
-    return arguments
+        conditions[name] = read_npy(path)
+    names = None if options.class_names is None else options.class_names.split(",")
+    return {"conditions": conditions, "class_names": names}
 
 
 def _add_adopt(verbs: Verbs) -> None:
@@ -354,6 +365,7 @@ def _add_adopt(verbs: Verbs) -> None:
         help="sizes of one observation that the graph leaves open",
     )
     verb.add_argument("--logits", action="store_true", help="the decoder's first output is before the sigmoid")
+    _add_conditions(verb)
     _add_meaning(verb, choices=("normal", "none", "sphere"), help="the prior of the latents")
     _add_labels(verb, "that of the folder or package")
 
@@ -368,7 +380,7 @@ def _adopt(options: argparse.Namespace) -> None:
         "latent_scale", "latent_shift", "codebook", "name", "description", "license", "version", "force",
     )  # fmt: skip
     source = options.source[0] if len(options.source) == 1 else options.source
-    adopted = adopt(source, options.out, **{name: getattr(options, name) for name in names})
+    adopted = adopt(source, options.out, **{name: getattr(options, name) for name in names}, **_conditions(options))
     print(lines_of("\n".join(adopted.recognised)))
     print(one_line(f"{adopted.path}: {adopted.digest}; parity with the original framework was not checked"))
 

@@ -25,7 +25,7 @@ from .training import checkpoint
 from .training.checkpoint import RunInfo
 from .training.data import Dataset
 from .training.evaluation import binarise, read_evaluation
-from .understand.checks import observation_range
+from .understand.checks import class_names_of, observation_range
 from .understand.declaration import Declaration
 from .understand.edges import at_edge
 from .understand.families.registry import decoder_data, object_data
@@ -172,7 +172,7 @@ def model_source(model: Any, declaration: Declaration, examples: Examples, name:
         )
     if examples.observations is not None and conditions:
         raise InputError("observations: only without conditions; pass all rows as the example and the conditions")
-    classes = _class_names(examples.class_names, conditions)
+    classes = class_names_of(examples.class_names, _arrays(conditions))
     calibration, measured = _halves(real, conditions, ())
     compared = x if examples.observations is None else torch.cat([x, real])
     return _source(
@@ -219,7 +219,7 @@ def _decoder_source(
         model, module, conditions, name,
         example=first,
         declaration=declaration,
-        classes=_class_names(examples.class_names, conditions),
+        classes=class_names_of(examples.class_names, _arrays(conditions)),
         observations=first,
         measured=measured,
         calibration=calibration,
@@ -287,6 +287,10 @@ def _conditions(
     return tensors
 
 
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
 def _halves(
     x: Tensor, conditions: Mapping[str, Tensor], latents: tuple[Tensor, ...]
 ) -> tuple[Observations, Observations]:
@@ -327,37 +331,6 @@ def _kind(tensor: Tensor) -> str:
 def _at_least_two(tensor: Tensor) -> Tensor:
     # A batch of 1 hides interactions between rows.
     return tensor if len(tensor) > 1 else torch.cat([tensor, tensor.roll(1, -1) if tensor.dim() > 1 else tensor])
-
-
-def _class_names(
-    class_names: Sequence[str] | Mapping[str, Sequence[str]] | None, conditions: Mapping[str, Tensor]
-) -> dict[str, Sequence[str]]:
-    if class_names is None:
-        return {}
-    whole = [name for name, tensor in conditions.items() if tensor.dim() == 1 and not tensor.is_floating_point()]
-    if not isinstance(class_names, Mapping):
-        if len(whole) != 1:
-            raise InputError(
-                f"class_names: expected exactly one integer condition of shape [n], got {whole or 'none'}; pass a "
-                "mapping from condition to names"
-            )
-        class_names = {whole[0]: class_names}
-    found: dict[str, Sequence[str]] = {}
-    for name, names in class_names.items():
-        if name not in whole:
-            raise InputError(f"class_names: {name}: expected an integer condition of shape [n], got {whole or 'none'}")
-        if isinstance(names, str) or not all(isinstance(n, str) and n.isprintable() and n for n in names):
-            raise InputError(f"class_names: {name}: expected a list of printable names, got {names!r}")
-        if len(set(names)) < len(names):
-            raise InputError(f"class_names: {name}: expected different names, got {list(names)}")
-        values = conditions[name]
-        if int(values.min()) < 0 or int(values.max()) >= len(names):
-            raise InputError(
-                f"class_names: {name}: expected a name for each of the classes 0 … {int(values.max())}, got "
-                f"{len(names)}"
-            )
-        found[name] = tuple(names)
-    return found
 
 
 def _unseen(dataset: Dataset) -> Array:

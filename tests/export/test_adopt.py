@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from makers import FLOAT, HALF, INT, decoder, dense, encoder, floats, random, saved
+from onnx import TensorProto
 
 import vae_runtime
 from vae_export import ExportError, adopt
@@ -257,6 +258,68 @@ def test_what_cannot_be_understood_is_refused_with_the_argument_that_says_it(tmp
     assert "expected a dynamic batch axis, got one of 2" in refused(tmp_path, (fixed, pictures[1]))
 
 
+def conditional(tmp_path):
+    """An encoder that takes a label, and a decoder that takes it as int32, and a map beside it."""
+    label, table = ("label", INT, ["b"]), {"table": floats(3, 6)}
+    nodes = [("Gather", ["table", "label"], ["row"]), ("Add", ["x", "row"], ["s"]), ("Tanh", ["s"], ["z"])]
+    ends = [("x", FLOAT, ["b", 6])], [("z", FLOAT, ["b", 6])]
+    coder = saved(tmp_path / "e.onnx", nodes, [ends[0][0], label], ends[1], table)
+    nodes = [
+        ("Gather", ["table", "label"], ["row"]),
+        ("Add", ["z", "row"], ["s"]),
+        ("Mul", ["s", "map"], ["m"]),
+        ("Sigmoid", ["m"], ["y"]),
+    ]
+    inputs = [("map", FLOAT, ["b", 6]), ("label", TensorProto.INT32, ["b"]), ("z", FLOAT, ["b", 6])]
+    return coder, saved(tmp_path / "d.onnx", nodes, inputs, [("y", FLOAT, ["b", 6])], table)
+
+
+def test_further_inputs_become_conditions(tmp_path, monkeypatch, capsys):
+    paths = conditional(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    label, scale = np.array([0, 2, 1]), floats(3, 6)
+    np.save("label.npy", label)
+    np.save("map.npy", scale)
+    given = ["--condition", "label=label.npy", "--condition", "map=map.npy", "--class-names", "a,b,c"]
+    assert main(["adopt", *map(str, paths), *given, "--prior", "normal", "--out", "out"]) == 0
+    assert capsys.readouterr().out.endswith("was not checked\n")
+    assert vae_runtime.verify("out").passed
+    vae = vae_runtime.load("out")
+    described = [(c.name, c.dtype, c.shape, c.classes, c.components) for c in vae.manifest.conditions]
+    both = ("encoder", "decoder")
+    assert described == [
+        ("label", "int64", (), ("a", "b", "c"), both),
+        ("map", "float32", (6,), None, ("decoder",)),
+    ]
+    x = floats(3, 6)
+    session = onnxruntime.InferenceSession(paths[0], providers=["CPUExecutionProvider"])
+    (z,) = session.run(None, {"x": x, "label": label})
+    assert np.allclose(vae.encode(x, conditions={"label": ["a", "c", "b"]}).value, z, atol=1e-6)
+    session = onnxruntime.InferenceSession(paths[1], providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {"z": z, "label": label.astype(np.int32), "map": scale})
+    assert np.allclose(vae.decode(z, conditions={"label": label, "map": scale}), y, atol=1e-6)
+    assert vae.sample(2, seed=0, conditions={"label": "b", "map": scale[:2]}).shape == (2, 6)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "words"),
+    [
+        ({"label": [0, 1]}, "d.onnx: expected one input beside the conditions, z, got map, z; give conditions="),
+        ({"label": [0.5, 1.0], "map": np.ones((2, 6))}, r"label: expected values of int64 \[\], got float32 \[\]"),
+        ({"label": [0, 1], "map": np.ones((2, 5))}, r"map: expected values of float32 \[6\], got float32 \[5\]"),
+        ({"label": [0, 1], "map": np.ones((2, 6)), "u": [1]}, "inputs of the graphs, among x, label, map, .*got 'u'"),
+        ({"label": [0, np.nan]}, "expected finite numbers"),
+        ({"label": 3}, "of at least one row"),
+        ({"mu": [3]}, "expected names of letters"),
+        ([1], "expected arrays by name, got list"),
+    ],
+)
+def test_conditions_that_the_graphs_do_not_have(tmp_path, conditions, words):
+    with pytest.raises((ExportError, InputError), match=words):
+        adopt(conditional(tmp_path), tmp_path / "out", conditions=conditions)
+    assert not (tmp_path / "out").exists()
+
+
 def test_graphs_that_no_bundle_can_have(tmp_path):
     back = dense(tmp_path / "d.onnx", {"y": 6}, {"y": "Identity"}, ("z", 6))
     value = [("x", FLOAT, ["b", 6])], [("z", FLOAT, ["b", 6])]
@@ -270,7 +333,7 @@ def test_graphs_that_no_bundle_can_have(tmp_path):
     assert "z: expected finite numbers, got others; range=" in refused(tmp_path, (undefined, back))
     inputs = [*value[0], ("t", FLOAT, ["b", 6])]
     timed = saved(tmp_path / "t.onnx", [("Add", ["x", "t"], ["z"])], inputs, value[1])
-    assert "expected one input, x, got x, t; conditions cannot be adopted" in refused(tmp_path, (timed, back))
+    assert "expected one input beside the conditions, x, got x, t; give cond" in refused(tmp_path, (timed, back))
     old = saved(tmp_path / "old.onnx", [("Tanh", ["x"], ["z"])], *value, opset=9)
     assert "expected opset 11 or later, got 9" in refused(tmp_path, (old, back))
     loop = [("Loop", ["", "", "x"], ["z"], {"body": onnx.load(noise).graph})]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,17 +23,31 @@ _RELATIVE = {"float32": 1e-4, "float16": 1e-2}
 class ReferenceGraph:
     """A graph as it was given, with the file's own names."""
 
-    def __init__(self, graph: ExistingGraph, component: str) -> None:
+    def __init__(self, graph: ExistingGraph, component: str, conditions: Mapping[str, Array]) -> None:
+        """Load a graph.
+
+        Args:
+            graph: the graph.
+            component: what it is.
+            conditions: values [n, ...] of conditions by name; the graph may take some of them.
+
+        Raises:
+            ExportError: vae-runtime cannot run it, or its other inputs are not one.
+        """
         self.graph, self.component = graph, component
-        if len(graph.inputs) != 1:
-            names = ", ".join(edge.name for edge in graph.inputs) or "none"
+        self.conditions = [edge for edge in graph.inputs if edge.name in conditions]
+        inputs = [edge for edge in graph.inputs if edge.name not in conditions]
+        if len(inputs) != 1:
+            got = ", ".join(edge.name for edge in inputs) or "none"
+            own = "x" if component == "encoder" else "z"
             raise ExportError(
-                f"{graph.path}: expected one input, {'x' if component == 'encoder' else 'z'}, got {names}; conditions "
-                "cannot be adopted: export the model itself"
+                f"{graph.path}: expected one input beside the conditions, {own}, got {got}; give conditions="
             )
-        self.input = graph.inputs[0]
+        (self.input,) = inputs
+        self._given = {edge.name: conditions[edge.name].astype(edge.stored) for edge in self.conditions}
         outputs = tuple(edge.name for edge in graph.outputs)
-        content = Graph(component, "fp32", "ort", graph.path.name, graph.original, (self.input.name,), outputs)
+        names = (self.input.name, *self._given)
+        content = Graph(component, "fp32", "ort", graph.path.name, graph.original, names, outputs)
         try:
             self._run = open_graph(content)
         except VaeError as error:
@@ -46,11 +61,13 @@ class ReferenceGraph:
                 "dynamic_axes for the batch"
             )
 
-    def __call__(self, array: Array) -> list[Array]:
-        """Return every output, as float32 or int64."""
-        own = array.astype(self.input.stored)
-        rows = [own[row : row + 1] for row in range(len(own))] if self.one else [own]
-        parts = [self._run([part]) for part in rows]
+    def __call__(self, array: Array, first: int = 0) -> list[Array]:
+        """Return every output, as float32 or int64, given the conditions from row `first` on."""
+        rows = np.arange(first, first + len(array))
+        own = [array.astype(self.input.stored)]
+        own += [values.take(rows, 0, mode="wrap") for values in self._given.values()]
+        groups = [slice(row, row + 1) for row in range(len(array))] if self.one else [slice(None)]
+        parts = [self._run([each[group] for each in own]) for group in groups]
         return [
             np.concatenate(each).astype(edge.dtype)
             for edge, each in zip(self.graph.outputs, zip(*parts, strict=True), strict=True)
@@ -73,7 +90,7 @@ class ReferenceGraph:
             ) from error
 
     def _checked(self, array: Array) -> list[Array]:
-        single = [self(array[row : row + 1]) for row in range(2)]
+        single = [self(array[row : row + 1], row) for row in range(2)]
         alone = [np.concatenate(parts) for parts in zip(*single, strict=True)]
         together = alone
         try:

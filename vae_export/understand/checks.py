@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from vae_runtime.errors import InputError, require_integer
 from vae_runtime.likelihood import KINDS
+from vae_runtime.manifest import Condition
 
 from ..errors import ExportError
 from .declaration import SECOND, Declaration, Mixture
 from .prior import FITTED, is_fitted
+
+Array = NDArray[Any]
 
 
 def require_likelihood(declared: str | None) -> None:
@@ -84,3 +87,69 @@ def observation_range(kind: str) -> tuple[float, float] | None:
     """Return the range outside which a likelihood is not defined, where it has two finite ends."""
     support = KINDS[kind].support if kind in KINDS else None
     return support if support and all(map(math.isfinite, support)) else None
+
+
+def class_names_of(
+    class_names: Sequence[str] | Mapping[str, Sequence[str]] | None, conditions: Mapping[str, Array]
+) -> dict[str, Sequence[str]]:
+    """Return the names of the classes of integer conditions, by condition.
+
+    Args:
+        class_names: names of the classes of the only integer condition, or names by condition.
+        conditions: values [n, ...] by name.
+
+    Raises:
+        InputError: there is no such condition, or a name is missing or wrong.
+    """
+    if class_names is None:
+        return {}
+    whole = [name for name, array in conditions.items() if array.ndim == 1 and array.dtype.kind != "f"]
+    if not isinstance(class_names, Mapping):
+        if len(whole) != 1:
+            raise InputError(
+                f"class_names: expected exactly one integer condition of shape [n], got {whole or 'none'}; pass a "
+                "mapping from condition to names"
+            )
+        class_names = {whole[0]: class_names}
+    found: dict[str, Sequence[str]] = {}
+    for name, names in class_names.items():
+        if name not in whole:
+            raise InputError(f"class_names: {name}: expected an integer condition of shape [n], got {whole or 'none'}")
+        if isinstance(names, str) or not all(isinstance(n, str) and n.isprintable() and n for n in names):
+            raise InputError(f"class_names: {name}: expected a list of printable names, got {names!r}")
+        if len(set(names)) < len(names):
+            raise InputError(f"class_names: {name}: expected different names, got {list(names)}")
+        values = conditions[name]
+        if int(values.min()) < 0 or int(values.max()) >= len(names):
+            raise InputError(
+                f"class_names: {name}: expected a name for each of the classes 0 … {int(values.max())}, got "
+                f"{len(names)}"
+            )
+        found[name] = tuple(names)
+    return found
+
+
+def described_condition(
+    name: str, values: Array, components: Sequence[str], classes: Sequence[str] | None
+) -> Condition:
+    """Return the description of a condition.
+
+    Args:
+        name: its name.
+        values: examples [n, ...] in their own dtype.
+        components: those that take it.
+        classes: the names of the values 0, 1, ..., if it has such.
+    """
+    integer = values.dtype.kind != "f"
+    # Other integers than the example's may lie outside a table of embeddings. Bools and bytes are no indices.
+    bounds = (float(min(0, int(values.min()))), float(values.max())) if integer and not classes else None
+    if bounds and values.dtype in (np.bool_, np.uint8):
+        bounds = 0.0, 1.0 if values.dtype == np.bool_ else 255.0
+    return Condition(
+        name,
+        tuple(values.shape[1:]),
+        "int64" if integer else "float32",
+        classes=tuple(classes) if classes else None,
+        range=bounds if bounds and bounds[0] < bounds[1] else None,
+        components=tuple(components),
+    )

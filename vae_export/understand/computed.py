@@ -76,6 +76,9 @@ class Meaning:
         decoder.rename()
         encoder.take(references["encoder"].input, signature.observation.name)
         decoder.take(references["decoder"].input, latent.name)
+        for reference in references.values():
+            for edge in reference.conditions:
+                reference.graph.take(edge, edge.name)
         if latent.posterior.value:
             edge = dataclasses.replace(encoder.outputs[self.mean], dtype=latent.dtype)
             encoder.give(edge, latent.posterior.value)

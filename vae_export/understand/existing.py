@@ -18,6 +18,7 @@ from vae_runtime.likelihood import KINDS
 from vae_runtime.manifest import (
     COMPONENTS,
     TENSOR,
+    Condition,
     Latent,
     LatentPosterior,
     LatentPrior,
@@ -31,7 +32,7 @@ from ..errors import ExportError
 from ..graphs.existing import Edge
 from ..graphs.reference import ReferenceGraph
 from .axis_sizes import with_dynamic_axes
-from .checks import observation_range
+from .checks import described_condition, observation_range
 from .computed import OWN, Meaning
 from .config import configured_scaling, configured_size
 from .declaration import SECOND, Declaration
@@ -74,6 +75,10 @@ class Facts:
     declared: Declaration
     shape: Sequence[int] | None = None
     """Of one observation."""
+    conditions: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    """Values [n, ...] by name, which is that of an input."""
+    classes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """The names of the classes of integer conditions."""
     logits: bool = False
     """The decoder's first output is the value before the sigmoid."""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -108,10 +113,10 @@ class _Understanding:
         self.references = references
         self.encoder, self.decoder = references["encoder"], references["decoder"]
         self.lines: list[str] = []
-        name = self.encoder.input.name
-        self.x_name = name if TENSOR.matches(name) and name not in OWN else "x"
-        name = self.decoder.input.name
-        self.z_name = name if TENSOR.matches(name) and name != self.x_name else "z"
+        taken = (*OWN, *facts.conditions)
+        self.x_name = _name(self.encoder.input.name, "x", taken)
+        self.z_name = _name(self.decoder.input.name, "z", (self.x_name, *facts.conditions))
+        self.conditions = _conditions_of(references, facts)
         self.x = self._observations()
         self.encoded = self.encoder.checked(self.x, "shape")
         self.meaning = dataclasses.replace(self._meaning(), logits=self._has_logits())
@@ -316,6 +321,7 @@ class _Understanding:
             observation=observation,
             latents=(self._latent(),),
             likelihood=self._likelihood(),
+            conditions=self.conditions,
             batch_of_one=tuple(component for component in COMPONENTS if ones[component]),
         )
         signature = self._dynamic(signature)
@@ -330,7 +336,15 @@ class _Understanding:
             + (f": {latent.prior.reason}" if latent.prior.reason == _UNKNOWN else ""),
             f"likelihood: {signature.likelihood.kind}",
         ]
-        examples = {self.x_name: self.x, self.z_name: self.z}
+        if signature.latent.dynamic:
+            self.lines.append("tiles: not measured; tile_blend divides arrays into tiles that change values")
+        rows = np.arange(len(self.x))
+        conditions = {name: values.take(rows, 0, mode="wrap") for name, values in self.facts.conditions.items()}
+        types = {"f": np.float32}
+        conditions = {
+            name: values.astype(types.get(values.dtype.kind, np.int64)) for name, values in conditions.items()
+        }
+        examples = {self.x_name: self.x, self.z_name: self.z, **conditions}
         return UnderstoodGraphs(signature, meaning, self.references, examples, tuple(self.lines))
 
     def _dynamic(self, signature: Signature) -> Signature:
@@ -373,6 +387,40 @@ class _Understanding:
                     self.lines.append(f"axis {name}: fixed, although the graph leaves it open: {error_line(error)}")
         self.lines += [f"axis {name}: {sizes}" for name, sizes in dynamic.observation.dynamic.items()]
         return dynamic
+
+
+def _conditions_of(references: Mapping[str, ReferenceGraph], facts: Facts) -> tuple[Condition, ...]:
+    """Return the descriptions of the conditions, once the graphs take each as it was given."""
+    by_component = {name: [edge.name for edge in references[name].conditions] for name in COMPONENTS}
+    for component in COMPONENTS:
+        graph = references[component].graph
+        for edge in references[component].conditions:
+            values = facts.conditions[edge.name]
+            kind = "float32" if values.dtype.kind == "f" else "int64"
+            sizes = edge.axes[1:] if edge.axes else None
+            fits = sizes is None or (
+                len(sizes) == values.ndim - 1
+                and all(axis.size in (None, size) for axis, size in zip(sizes, values.shape[1:], strict=True))
+            )
+            if kind != edge.dtype or not fits:
+                shape = "of any shape" if sizes is None else str([axis.size or axis.name for axis in sizes])
+                raise ExportError(
+                    f"{graph.path}: {edge.name}: expected values of {edge.dtype} {shape}, got {kind} "
+                    f"{list(values.shape[1:])} as conditions[{edge.name!r}]"
+                )
+    for name in facts.conditions:
+        if not any(name in names for names in by_component.values()):
+            inputs = [edge.name for part in references.values() for edge in part.graph.inputs]
+            raise ExportError(f"conditions: expected inputs of the graphs, among {', '.join(inputs)}, got {name!r}")
+    return tuple(
+        described_condition(name, values, [c for c in COMPONENTS if name in by_component[c]], facts.classes.get(name))
+        for name, values in facts.conditions.items()
+    )
+
+
+def _name(name: str, default: str, taken: Sequence[str]) -> str:
+    """Return an input's name, or the default where a bundle cannot have it."""
+    return name if TENSOR.matches(name) and name not in taken else default
 
 
 def _word(name: str) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from vae_runtime.manifest import Condition, Observation
 
 from ..errors import ExportError
-from .checks import observation_range
+from .checks import described_condition, observation_range
 from .declaration import Declaration
 from .edges import range_of
 
@@ -100,27 +99,11 @@ def conditions_of(
         classes: the names of the values of integer conditions.
     """
     return tuple(
-        _condition(
+        described_condition(
             name,
-            tensor,
+            tensor.numpy(),
             tuple(component for component, taken in by_component.items() if name in taken),
             classes.get(name),
         )
         for name, tensor in conditions.items()
-    )
-
-
-def _condition(name: str, tensor: Tensor, components: tuple[str, ...], names: Sequence[str] | None) -> Condition:
-    integer = not tensor.is_floating_point()
-    # Other integers than the example's may lie outside a table of embeddings. Bools and bytes are no indices.
-    bounds = (float(min(0, int(tensor.min()))), float(tensor.max())) if integer and not names else None
-    if bounds and tensor.dtype in (torch.bool, torch.uint8):
-        bounds = range_of(tensor.dtype)
-    return Condition(
-        name,
-        tuple(tensor.shape[1:]),
-        "int64" if integer else "float32",
-        classes=tuple(names) if names else None,
-        range=bounds if bounds and bounds[0] < bounds[1] else None,
-        components=components,
     )

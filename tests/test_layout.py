@@ -28,6 +28,11 @@ SOURCES = {
 tree = functools.cache(ast.parse)
 
 
+def called(node):
+    """The last name of what a call calls: `open` of `open(…)`, `read_bytes` of `path.read_bytes()`."""
+    return getattr(node.func, "attr", getattr(node.func, "id", None))
+
+
 def imported(name, source, modules):
     """The modules of this project that the source of a module imports, inside of functions too."""
     found = set()
@@ -40,6 +45,11 @@ def imported(name, source, modules):
             base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
             whole = ".".join(part for part in (base, node.module or "") if part)
             targets = [f"{whole}.{alias.name}" if f"{whole}.{alias.name}" in modules else whole for alias in node.names]
+        elif isinstance(node, ast.Call) and called(node) in ("import_module", "Later") and node.args:
+            # A module that is named by a text, "vae_runtime.vae" or ".vae"; `fields.Later` is a type of another module.
+            text = node.args[0].value if isinstance(node.args[0], ast.Constant) else ""
+            targets = [text if text in modules else f"{package}.{text.removeprefix('.')}"]
+            targets = [target for target in targets if target in modules]
         else:
             continue
         found.update(target for target in targets if target.split(".")[0] in PACKAGES)
@@ -89,6 +99,9 @@ def test_a_circle_is_found():
     modules = dict.fromkeys(("vae_runtime.a", "vae_runtime.b", "vae_runtime.c"), Path("x.py"))
     assert imported("vae_runtime.a", "def f():\n    from .b import g", modules) == {"vae_runtime.b"}
     assert imported("vae_runtime.a", "from . import b", modules) == {"vae_runtime.b"}
+    assert imported("vae_runtime.a", "importlib.import_module('vae_runtime.b')", modules) == {"vae_runtime.b"}
+    assert imported("vae_runtime.a", "import_module('.b', 'vae_runtime')", modules) == {"vae_runtime.b"}
+    assert imported("vae_runtime.a", "field(Later('b', 'TYPE'))", modules) == {"vae_runtime.b"}
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
 
 
@@ -125,38 +138,76 @@ def test_nothing_imports_a_packages_init():
     assert {name: found & inits for name, found in arrows().items() if found & inits and name not in FACES} == {}
 
 
-def private_uses(source):
-    """The underscore names that a module takes from other modules."""
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+@functools.cache
+def private_names(source):
+    """The underscore names that a module's code defines: functions, classes, variables and attributes."""
+    names = set()
+    for node in ast.walk(tree(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(getattr(node, "attr", getattr(node, "id", "")))
+    return frozenset(filter(is_private, names))
+
+
+# Attributes of PyTorch's and ctgan's objects, whose names are also those of attributes here.
+FOREIGN = {"_buffers", "_dtype", "_parameters", "_schema"}
+
+
+def private_uses(source, others):
+    """The underscore names that a module takes from other modules; `others` holds the names that these define."""
     own = {name.rpartition(".")[2] for name in SOURCES}
+    foreign = others - private_names(source) - FOREIGN
     found, modules = [], set()
     for node in ast.walk(tree(source)):
         if isinstance(node, ast.ImportFrom):
-            found += [alias.name for alias in node.names if alias.name.startswith("_") and alias.name != "__version__"]
+            found += [alias.name for alias in node.names if is_private(alias.name)]
             modules |= {alias.asname or alias.name for alias in node.names if alias.name in own}
+            if node.level or (node.module or "").split(".")[0] in PACKAGES:
+                found += [part for part in (node.module or "").split(".") if is_private(part) and part != "_version"]
         elif isinstance(node, ast.Import):
             modules |= {alias.asname or alias.name for alias in node.names if alias.name.split(".")[0] in PACKAGES}
     for node in ast.walk(tree(source)):
-        if (
-            isinstance(node, ast.Attribute)
-            and node.attr.startswith("_")
-            and not node.attr.startswith("__")
-            and ast.unparse(node.value) in modules
-        ):
-            found.append(f"{ast.unparse(node.value)}.{node.attr}")
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            owner, name = ast.unparse(node.value), node.attr
+        elif isinstance(node, ast.Call) and called(node) == "getattr" and isinstance(node.args[1], ast.Constant):
+            owner, name = ast.unparse(node.args[0]), node.args[1].value
+        else:
+            continue
+        if name in foreign or (owner in modules and is_private(name)):
+            found.append(f"{owner}.{name}")
     return found
+
+
+@functools.cache
+def all_private_names():
+    return frozenset().union(*(private_names(path.read_text(encoding="utf-8")) for path in SOURCES.values()))
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_no_private_name_crosses_modules(name):
-    assert private_uses(SOURCES[name].read_text(encoding="utf-8")) == []
+    assert private_uses(SOURCES[name].read_text(encoding="utf-8"), all_private_names()) == []
 
 
 def test_a_private_name_is_found():
-    assert private_uses("from .session import _bind") == ["_bind"]
-    assert private_uses("from . import session\nsession._bind()") == ["session._bind"]
-    assert private_uses("from . import session as s\ns._bind()") == ["s._bind"]
-    assert private_uses("import vae_runtime.session\nvae_runtime.session._bind()") == ["vae_runtime.session._bind"]
-    assert private_uses("from ._version import __version__") == []
+    def uses(source):
+        return private_uses(source, frozenset({"_networks"}))
+
+    assert uses("from .session import _bind") == ["_bind"]
+    assert uses("from . import session\nsession._bind()") == ["session._bind"]
+    assert uses("from . import session as s\ns._bind()") == ["s._bind"]
+    assert uses("import vae_runtime.session\nvae_runtime.session._bind()") == ["vae_runtime.session._bind"]
+    assert uses("from . import session\ngetattr(session, '_bind')") == ["session._bind"]
+    assert uses("from ._secret import name") == ["_secret"]
+    assert uses("vae._networks") == ["vae._networks"]
+    assert uses("getattr(vae, '_networks')") == ["vae._networks"]
+    assert uses("self._networks = 1\nself._networks") == []
+    assert uses("torch._dynamo.reset()") == []
+    assert uses("from ._version import __version__") == []
 
 
 def kinds_compared(module):
@@ -176,13 +227,42 @@ def kinds_compared(module):
     return found
 
 
-# A gaussian there is a kind of prior to fit, not a likelihood.
-OTHER_GAUSSIANS = {"vae_export.understand.prior"}
+def code_texts(module):
+    """The texts in a module's code, those in f-strings too; docstrings are left out."""
+    documentation = {
+        id(node.value)
+        for node in ast.walk(module)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    return [
+        node.value
+        for node in ast.walk(module)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation
+    ]
+
+
+# Each other module with a text that is the name of a kind, and why it may.
+NAMING = {
+    "vae_export.training.config": "the kind that a training has by default",
+    "vae_export.understand.families.pythae": "the kinds that the library's models declare",
+    "vae_export.understand.families.scvi": "a word of the library's own for its models",
+    "vae_export.understand.prior": "a kind of prior to fit, not a likelihood",
+}
 
 
 def test_only_likelihood_names_a_kind():
-    naming = {name for name, module in trees().items() if kinds_compared(module)} - OTHER_GAUSSIANS
-    assert {name for name in naming if name.rpartition(".")[2] != "likelihood"} == set()
+    others = {name: module for name, module in trees().items() if name.rpartition(".")[2] != "likelihood"}
+    assert {name for name, module in others.items() if kinds_compared(module)} == {"vae_export.understand.prior"}
+    assert {name for name, module in others.items() if set(KINDS) & set(code_texts(module))} == NAMING.keys()
+    # The class of a kind is another name of it.
+    classes = {type(kind).__name__ for kind in KINDS.values()}
+    assert {
+        name
+        for name, module in others.items()
+        for node in ast.walk(module)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.rpartition(".")[2] == "likelihood"
+        if classes & {alias.name for alias in node.names}
+    } == set()
 
 
 def test_a_named_kind_is_found():
@@ -191,29 +271,47 @@ def test_a_named_kind_is_found():
     assert kinds_compared(tree("kind in frozenset({'laplace'})")) == {"laplace"}
     assert kinds_compared(tree("table = {'bernoulli': 1}")) == {"bernoulli"}
     assert kinds_compared(tree("export(likelihood='bernoulli')")) == set()
+    assert code_texts(tree("CONTINUOUS = {'laplace'}\nkind in CONTINUOUS")) == ["laplace"]
+    assert code_texts(tree("'A laplace.'\n\ndef f():\n    'laplace'\n    return f'{x}laplace'")) == ["laplace"]
 
 
-def calls(module):
-    """The names that a module's code calls: `open` of `open(…)`, `read_bytes` of `path.read_bytes()`."""
-    functions = [node.func for node in ast.walk(module) if isinstance(node, ast.Call)]
-    return {getattr(function, "attr", getattr(function, "id", None)) for function in functions}
+# Each module that imports `session`, and why it may.
+SESSIONS = {
+    "vae_runtime.networks": "runs graphs",
+    "vae_runtime.packing": "lets ONNX Runtime optimize graphs for a device",
+    "vae_export.graphs.graph": "runs graphs before there is a bundle",
+}
 
 
 def test_only_networks_runs_a_session():
-    users = {"vae_runtime.session.Session", "vae_runtime.session.Call", "vae_runtime.networks.open_session"}
-    importers = {
-        name
-        for name, module in trees().items()
-        for node in ast.walk(module)
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-        if f"vae_runtime.{(node.module or '').rpartition('.')[2]}.{alias.name}" in users
+    assert {name for name, others in arrows().items() if "vae_runtime.session" in others} == SESSIONS.keys()
+    users = {
+        "InferenceSession": set(),
+        "Session": set(),
+        "Call": set(),
+        "import_onnxruntime": set(),
+        "open_session": set(),
     }
-    # The benchmark measures against a plain session; the exporter runs graphs before there is a bundle.
-    assert importers == {"vae_runtime.networks", "vae_runtime.bench", "vae_export.graphs.graph"}
+    for name, module in trees().items():
+        for node in ast.walk(module):
+            if isinstance(node, ast.ImportFrom):
+                names = {alias.name for alias in node.names}
+            else:
+                names = {node.attr} if isinstance(node, ast.Attribute) else set()
+            for known in names & users.keys():
+                users[known].add(name)
+    assert users == {
+        # `devices` makes sessions of other providers, and looks for a parameter of the class.
+        "InferenceSession": {"vae_runtime.devices", "vae_runtime.session"},
+        "Session": {"vae_runtime.networks", "vae_export.graphs.graph"},
+        "Call": {"vae_runtime.networks"},
+        "import_onnxruntime": {"vae_runtime.session"},
+        # The benchmark measures against a plain session.
+        "open_session": {"vae_runtime.bench"},
+    }
 
 
-# Each module of the runtime that opens files, and why it may.
+# Each module that opens files, and why it may.
 OPENERS = {
     "vae_runtime.places": "the files of a bundle",
     "vae_runtime.files": "files that are written whole",
@@ -223,31 +321,68 @@ OPENERS = {
     "vae_runtime.session": "a graph's file that ONNX Runtime has optimized, and one that it maps",
     "vae_runtime.bench": "the processor's name",
     "vae_runtime.fleet": "the records of an installation",
+    "vae_runtime.packing": "members of an .npz file that is written",
     "vae_runtime.cli.main": "standard streams that the caller has closed",
     "vae_runtime.cli.results": "members of an .npz file that is written",
+    "vae_runtime.generation.formats.npy": "shards",
+    "vae_runtime.generation.formats.parquet": "shards",
+    "vae_runtime.generation.formats.safetensors": "shards",
+    "vae_runtime.generation.local": "the processors that this process may use",
+    "vae_runtime.generation.machine": "the processor's name",
+    "vae_runtime.generation.sources": "arrays of the user's, which a job maps into memory",
+    "vae_runtime.generation.store": "the files of a samples folder",
+    "vae_export.demo": "the learning curve of a run",
+    "vae_export.graphs.existing": "a graph of the user's",
+    "vae_export.graphs.graph": "graphs that are exported",
+    "vae_export.graphs.measurement": "graphs that are exported",
+    "vae_export.labels": "files of a bundle that is written",
+    "vae_export.loading": "weights of the user's",
+    "vae_export.pushing": "a file that the Hub has, and a signature that was just made",
+    "vae_export.signing": "a signature that was just made",
+    "vae_export.training.data": "pictures of the user's",
+    "vae_export.training.loop": "the state of a run",
 }
+READING = {"open", "read_bytes", "read_text", "memmap", "open_memmap", "fromfile", "genfromtxt", "loadtxt", "mmap"}
+READING |= {"ZipFile", "safe_open", "load_file", "ParquetFile"}
+
+
+def reads_files(module):
+    """The calls of a module's code that read files by their paths."""
+    calls = [node for node in ast.walk(module) if isinstance(node, ast.Call)]
+    return {called(node) for node in calls} & READING | {
+        ast.unparse(node.func)
+        for node in calls
+        if called(node) == "load" and ast.unparse(node.func) in ("np.load", "onnx.load")
+    }
 
 
 def test_only_places_opens_the_files_of_a_bundle():
-    """Generation opens the files of jobs and of samples folders, and asks a bundle for its own."""
-    reading = {"open", "read_bytes", "read_text", "memmap", "open_memmap"}
-    openers = {
-        name
-        for name, module in trees().items()
-        if name.startswith("vae_runtime.") and reading & calls(module) and not name.startswith("vae_runtime.generation")
-    }
-    assert openers == OPENERS.keys()
+    assert {name for name, module in trees().items() if reads_files(module)} == OPENERS.keys()
+
+
+def test_a_module_that_reads_files_is_found():
+    assert reads_files(tree("open(path)")) == {"open"}
+    assert reads_files(tree("(folder / 'manifest.json').read_bytes()")) == {"read_bytes"}
+    assert reads_files(tree("np.load(path)")) == {"np.load"}
+    assert reads_files(tree("zipfile.ZipFile(path)")) == {"ZipFile"}
+    assert reads_files(tree("vae_runtime.load(path)")) == set()
+
+
+def names_of_samples(module):
+    """The texts of a module's code with the name of a file of samples: job.json, index.json, shard-00000000.npy."""
+    names = re.compile(r"\b(?:job|index)\\?\.json|(?<!-)\bshard-(?!size)")
+    return [text for text in code_texts(module) if names.search(text)]
 
 
 def test_only_the_folder_knows_names_of_files_of_samples():
-    names = {"job.json", "index.json"}
-    knowing = {
-        name
-        for name, module in trees().items()
-        for node in ast.walk(module)
-        if isinstance(node, ast.Constant) and node.value in names
-    }
-    assert knowing == {"vae_runtime.generation.folder"}
+    assert {name for name, module in trees().items() if names_of_samples(module)} == {"vae_runtime.generation.folder"}
+
+
+def test_a_name_of_a_file_of_samples_is_found():
+    assert names_of_samples(tree("store.read('job.json')"))
+    assert names_of_samples(tree("f'{folder}/index.json'"))
+    assert names_of_samples(tree("f'shard-{number:08}.npy'"))
+    assert not names_of_samples(tree("'job.json'\nadd('--shard-size', type=integer('shard-size'))"))
 
 
 ROW = r"^\| `(vae_\w+(?:\.\w+)+)` \| (.+) \|$"

@@ -60,6 +60,55 @@ def test_optimums_layout(optimum, tmp_path):
     assert "PyTorch" not in card
 
 
+def test_a_pipeline_as_optimum_writes_it(tmp_path):
+    """Names, axes and files are those of optimum 2.1's `optimum-cli export onnx --task text-to-image`."""
+    folder = tmp_path / "onnx"
+    kernel = {"strides": [2, 2], "kernel_shape": [2, 2]}
+    whole, part = ("sample_height", "sample_width"), ("latent_height", "latent_width")
+    saved(
+        folder / "vae_encoder" / "model.onnx",
+        [("Conv", ["sample", "k"], ["latent_parameters"], kernel)],
+        [("sample", FLOAT, ["batch_size", 3, *whole])],
+        [("latent_parameters", FLOAT, ["batch_size", 8, *(f"{size} / 2" for size in whole)])],
+        {"k": floats(8, 3, 2, 2)},
+        opset=18,
+    )
+    saved(
+        folder / "vae_decoder" / "model.onnx",
+        [("ConvTranspose", ["latent_sample", "k"], ["sample"], kernel)],
+        [("latent_sample", FLOAT, ["batch_size", 4, *part])],
+        [("sample", FLOAT, ["batch_size", 3, *(f"{size} * 2" for size in part)])],
+        {"k": floats(4, 3, 2, 2)},
+        opset=18,
+    )
+    config = {
+        "_class_name": "AutoencoderKL", "_diffusers_version": "0.35.2", "_name_or_path": "/home/me/pipe/vae",
+        "act_fn": "silu", "block_out_channels": [8, 16], "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "force_upcast": True, "in_channels": 3, "latent_channels": 4, "latents_mean": None, "latents_std": None,
+        "layers_per_block": 1, "mid_block_add_attention": True, "norm_num_groups": 4, "out_channels": 3,
+        "sample_size": 16, "scaling_factor": 0.18215, "shift_factor": None,
+        "up_block_types": ["UpDecoderBlock2D"] * 2, "use_post_quant_conv": True, "use_quant_conv": True,
+    }  # fmt: skip
+    for component in ("encoder", "decoder"):
+        (folder / f"vae_{component}" / "config.json").write_text(json.dumps(config))
+    for other in ("unet", "text_encoder"):
+        (folder / other).mkdir()
+        (folder / other / "model.onnx").write_bytes(b"of no matter")
+        (folder / other / "config.json").write_text("{}")
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    adopted = adopt(folder, tmp_path / "out")
+    assert vae_runtime.verify(adopted.path).passed
+    vae = vae_runtime.load(adopted.path)
+    assert (vae.manifest.latent.scale, vae.manifest.latent.shift) == (0.18215, 0.0)
+    assert vae.manifest.latent.prior.kind == "none"
+    assert sorted(vae.manifest.observation.dynamic) == ["height", "width"]
+    assert "tiles: not measured; tile_blend divides arrays into tiles that change values" in adopted.recognised
+    z = floats(2, 4, 6, 9)
+    (decoded,) = run(folder / "vae_decoder" / "model.onnx", z)
+    assert np.allclose(vae.decode(z), decoded, atol=1e-6)
+    assert b"/home/me" not in b"".join(path.read_bytes() for path in adopted.path.rglob("*") if path.is_file())
+
+
 def test_the_same_graphs_mean_the_same_as_two_files(optimum, tmp_path):
     paths = [optimum / f"vae_{part}" / "model.onnx" for part in ("encoder", "decoder")]
 

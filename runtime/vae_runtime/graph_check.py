@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .errors import BundleError
@@ -20,7 +20,7 @@ from .graph_rules import (
     Tensors,
     Values,
     alike,
-    gives_floats,
+    float_results,
     min_axes,
     require_safe,
 )
@@ -246,8 +246,8 @@ class _Check(_Tensors):
         self._domains = domains
         self._graph(model[7], 0)
 
-    def _graph(self, span: tuple[int, int], depth: int) -> int:
-        """Check a graph or a branch; return the number of its outputs."""
+    def _graph(self, span: tuple[int, int], depth: int) -> list[bool]:
+        """Check a graph or a branch; return for each output whether it is known to hold floating-point numbers."""
         if depth > Limits.DEPTH:
             refuse(f"branches at most {Limits.DEPTH} deep", "deeper ones")
         graph = self.message(span, _GRAPH, "a graph")
@@ -292,6 +292,7 @@ class _Check(_Tensors):
             self._node(span, index, depth)
         self.where = ""
         seen = set()
+        floats = []
         for span in outputs:
             name, *_ = self._value_info(span)
             if name not in self._known.counts:
@@ -299,11 +300,12 @@ class _Check(_Tensors):
             if name in seen:
                 refuse("each output once", f"{shown(name)} twice")
             seen.add(name)
+            floats.append(name in self._known.floats)
         if not outputs:
             refuse("a graph with outputs", "none")
         if depth:
             self._known.forget(before)
-        return len(outputs)
+        return floats
 
     def _node(self, span: tuple[int, int], index: int, depth: int) -> None:
         self._nodes += 1
@@ -342,12 +344,12 @@ class _Check(_Tensors):
             elif operator == b"Constant":
                 count = self._constant(attributes, results)
             elif operator == b"If":
-                self._branches(attributes, names, results, depth)
+                known.floats.update(self._branches(attributes, names, results, depth))
             require_safe(operator, names, known, values, attributes, len(results))
             if count > self.max_elements:
                 refuse(f"tensors of at most {self.max_elements} elements", count)
-            if results and gives_floats(operator, attributes, [name in known.floats for name in names]):
-                known.floats.update(results if alike(operator) else results[:1])
+            floats = [name in known.floats for name in names]
+            known.floats.update(float_results(operator, attributes, floats, results))
             known.follow(operator, names, results)
             axes = min_axes(operator, attributes, values, [known.axes.get(name, 0) for name in names])
             for name in results:
@@ -411,14 +413,18 @@ class _Check(_Tensors):
         if math.prod(max(1, size) for size in sizes) > self.max_elements:
             refuse(f"{shown(name)[1:-1]} for at most {self.max_elements} elements", values[:8])
 
-    def _branches(self, attributes: Mapping[bytes, Any], names: list[bytes], results: list[bytes], depth: int) -> None:
+    def _branches(
+        self, attributes: Mapping[bytes, Any], names: list[bytes], results: list[bytes], depth: int
+    ) -> Iterator[bytes]:
+        """Check both branches of an If; yield the outputs that hold floating-point numbers in both."""
         if attributes.keys() != {b"then_branch", b"else_branch"} or len(names) != 1 or not names[0]:
             refuse("If with a condition, then_branch and else_branch", sorted(map(shown, attributes)))
         where = self.where
-        for branch in (b"then_branch", b"else_branch"):
-            if self._graph(attributes[branch][1], depth + 1) != len(results):
-                refuse(f"branches with {len(results)} outputs", "others")
+        floats = [self._graph(attributes[branch][1], depth + 1) for branch in (b"then_branch", b"else_branch")]
+        if any(len(each) != len(results) for each in floats):
+            refuse(f"branches with {len(results)} outputs", "others")
         self.where = where
+        return (name for name, *known in zip(results, *floats, strict=True) if all(known))
 
     def _constant(self, attributes: Mapping[bytes, Any], results: list[bytes]) -> int:
         """Check a Constant and keep its value if it is small; return the number of its elements."""

@@ -82,49 +82,69 @@ POSITIVE = {b"group", b"num_groups", b"num_heads", b"q_num_heads", b"kv_num_head
 
 # The types of floating-point numbers: float32, float16, float64 and bfloat16.
 FLOATING = {1, 10, 11, 16}
-# The first output holds floating-point numbers, whatever the inputs.
+# All outputs hold floating-point numbers, whatever the inputs.
 _FLOATS = _words("""
-    Acos Acosh Asin Asinh Atan Atanh Attention AveragePool BatchNormalization BiasGelu BiasSplitGelu Ceil Celu Conv
-    ConvTranspose Cos Cosh DFT DeformConv DequantizeLinear Det DynamicQuantizeLSTM DynamicQuantizeMatMul Elu Erf Exp
-    FastGelu Floor FusedConv FusedGemm FusedMatMul GRU Gelu GlobalAveragePool GlobalLpPool GlobalMaxPool GroupNorm
-    GroupNormalization HardSigmoid HardSwish Hardmax InstanceNormalization LRN LSTM LayerNormalization LeakyRelu Log
-    LogSoftmax LpNormalization LpPool MatMulIntegerToFloat MatMulNBits Mean MeanVarianceNormalization Mish
-    MultiHeadAttention NhwcConv NhwcFusedConv QuickGelu RMSNormalization RNN Reciprocal Round STFT Selu Sigmoid Sin Sinh
-    SimplifiedLayerNormalization SkipGroupNorm SkipLayerNormalization SkipSimplifiedLayerNormalization Softmax Softplus
-    Softsign Sqrt Swish Tan Tanh
+    Acos Acosh AffineGrid Asin Asinh Atan Atanh Attention AveragePool BatchNormalization BiasAdd BiasGelu BiasSoftmax
+    BiasSplitGelu Ceil Celu ComplexMul ComplexMulConj Conv ConvTranspose Cos Cosh DFT DeformConv DequantizeLinear Det
+    DynamicQuantizeLSTM DynamicQuantizeMatMul Elu Exp FastGelu Floor FusedConv FusedMatMul FusedMatMulActivation GRU
+    GatherBlockQuantized Gelu GemmFastGelu GlobalAveragePool GlobalLpPool GlobalMaxPool GroupNorm GroupNormalization
+    HardSigmoid HardSwish Hardmax InstanceNormalization Irfft LRN LSTM LayerNormalization LeakyRelu Log LogSoftmax
+    LpNormalization LpPool MatMulBnb4 MatMulFpQ4 MatMulIntegerToFloat MatMulNBits MaxUnpool Mean
+    MeanVarianceNormalization Mish MultiHeadAttention NhwcConv NhwcFusedConv PackedMultiHeadAttention QAttention
+    QuickGelu RMSNormalization RNN Reciprocal Rfft RotaryEmbedding Round STFT Selu Sigmoid SimplifiedLayerNormalization
+    Sin Sinh SkipGroupNorm SkipLayerNormalization SkipSimplifiedLayerNormalization Softmax Softplus Softsign Sqrt Sum
+    Swish Tan Tanh ThresholdedRelu TransposeMatMul
 """)
 # The input whose type the first output has.
 _KEEP_TYPES: Mapping[bytes, int] = {
     **dict.fromkeys(_words("""
-        Abs Add CenterCropPad Clip Compress Concat CumSum DepthToSpace Div Dropout Einsum Expand Flatten Gather
-        GatherElements GatherND Gemm Identity MatMul Max MaxPool Min Mod Mul Neg PRelu Pad Pow Range ReduceL1 ReduceL2
-        ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape
-        Resize ScatterElements ScatterND Shrink Sign Slice SpaceToDepth Split Squeeze Sub Sum ThresholdedRelu Tile TopK
-        Transpose Trilu Unsqueeze Upsample
+        Abs Add CenterCropPad Clip Col2Im Compress Concat CumProd CumSum DepthToSpace Div Dropout Einsum Erf Expand
+        Flatten FusedGemm Gather GatherElements GatherND Gemm GridSample Identity MatMul Max MaxPool Min Mod Mul Neg
+        PRelu Pad Pow Range ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd
+        ReduceSum ReduceSumSquare Relu Reshape Resize Scatter ScatterElements ScatterND Shrink Sign Slice SpaceToDepth
+        Split Squeeze Sub TensorScatter Tile TopK Transpose Trilu Unsqueeze Upsample
     """), 0), b"Where": 1, b"CastLike": 1, b"OneHot": 2,
+}  # fmt: skip
+# The attribute that names the type of the only output, and the type without it; None is that of the first input.
+_NAMED_TYPES: Mapping[bytes, tuple[bytes, int | None]] = {
+    b"Cast": (b"to", 0), b"EyeLike": (b"dtype", None),
+    **dict.fromkeys(_words("BlackmanWindow HammingWindow HannWindow"), (b"output_datatype", 1)),
 }  # fmt: skip
 
 
-def gives_floats(operator: bytes, attributes: Mapping[bytes, tuple[int, Any]], floats: Sequence[bool]) -> bool:
-    """Return whether an operator's first output is known to hold floating-point numbers.
+def float_results(
+    operator: bytes, attributes: Mapping[bytes, tuple[int, Any]], floats: Sequence[bool], results: Sequence[bytes]
+) -> Sequence[bytes]:
+    """Return the outputs of an operator that are known to hold floating-point numbers.
 
     Args:
         operator: its name.
         attributes: the type and the value of each attribute by its name.
         floats: whether each input is known to hold such numbers.
+        results: the names of its outputs.
     """
     value: Any
     if operator in _FLOATS:
-        return True
-    if operator == b"Cast":
-        kind, value = attributes.get(b"to", (0, None))
-        return kind == 2 and value[0] in FLOATING
-    if operator in (b"Constant", b"ConstantOfShape"):
+        return results
+    if operator == b"DynamicQuantizeLinear":
+        return results[1:2]
+    if operator in _NAMED_TYPES:
+        name, default = _NAMED_TYPES[operator]
+        named = attributes[name][1][0] if attributes.get(name, (0,))[0] == 2 else default
+        is_float = any(floats[:1]) if named is None else named in FLOATING
+    elif operator in (b"Constant", b"ConstantOfShape"):
         # Without a value, ConstantOfShape gives float32.
         kind, value = next(iter(attributes.values()), (1, None))
-        return kind in (1, 6) or (kind == 4 and value.get(2) in FLOATING)
-    index = _KEEP_TYPES.get(operator)
-    return index is not None and index < len(floats) and floats[index]
+        is_float = kind in (1, 6) or (kind == 4 and value.get(2) in FLOATING)
+    elif operator == b"QGemm":
+        # With a zero point of the output, it is quantized.
+        is_float = len(floats) < 9
+    else:
+        index = _KEEP_TYPES.get(operator)
+        is_float = index is not None and index < len(floats) and floats[index]
+    if not is_float:
+        return ()
+    return results if alike(operator) else results[:1]
 
 
 def alike(operator: bytes) -> bool:

@@ -234,12 +234,45 @@ def branches_of_types(parts):
     parts.inputs = [*parts.inputs, o.value("c", [], 9)]
 
 
+def division_after_branches(*operators):
+    """A division by what an If gives, whose branches end in these operators."""
+
+    def change(parts):
+        o = parts.o
+        to = parts.attribute("to", 2, o.field(3, LONG))
+        graphs = [
+            parts.attribute(
+                name,
+                5,
+                o.field(
+                    6,
+                    o.field(1, parts.node(operator, ["z"], ["r"], *([to] if operator == "Cast" else [])))
+                    + o.field(12, o.field(1, "r")),
+                ),
+            )
+            for name, operator in zip(("then_branch", "else_branch"), operators, strict=True)
+        ]
+        parts.after(parts.node("If", ["c"], ["r"], *graphs), parts.node("Div", ["r", "r"], ["y"]))
+        parts.inputs = [*parts.inputs, o.value("c", [], 9)]
+
+    return change
+
+
 REFUSED = {
     # What ends the process in ONNX Runtime.
     "integers by what a graph computes": (divide("Div"), r"Div.*: expected a division of floating-point numbers"),
     "remainders by what a graph computes": (divide("Mod"), "expected a division of floating-point numbers"),
     "integers by -1": (divide("Div", [3, -1]), "by constants other than 0 and -1"),
     "integers by 0": (divide("Div", [0]), "by constants other than 0 and -1"),
+    "integers of one branch": (division_after_branches("Exp", "Cast"), "expected a division of floating-point numbers"),
+    "a division by indices": (
+        lambda p: p.after(
+            p.node("TopK", ["z", "k"], ["a", "b"]),
+            p.node("Div", ["b", "b"], ["y"]),
+            tensors=[p.o.tensor("k", [1], LONG)],
+        ),
+        "expected a division of floating-point numbers",
+    ),
     "integers in the next branch": (branches_of_types, "expected a division of floating-point numbers"),
     "a scale of another shape": (quantized, "expected a constant of one number as input 1, got 's'"),
     "weights of one axis": (
@@ -459,6 +492,10 @@ ACCEPTED = {
         p.node("Split", ["z"], ["a", "b"], p.attribute("num_outputs", 2, p.o.field(3, 2))),
         p.node("Div", ["b", "b"], ["y"]),
     ),
+    "a division by a state": lambda p: p.after(
+        p.node("LSTM", ["z", "z", "z"], ["a", "b", "c"]), p.node("Div", ["b", "c"], ["y"])
+    ),
+    "a division by what both branches give": division_after_branches("Exp", "Tanh"),
     "a remainder of numbers": lambda p: p.after(p.node("Mod", ["z", "z"], ["y"])),
     "a number that is left out": sized("value_float", 1, b"", "Range", ["zero", "c", "one"]),
     "Dropout that passes on": lambda p: p.after(p.node("Dropout", ["z"], ["y"])),

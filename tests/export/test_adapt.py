@@ -1,5 +1,6 @@
 """What is understood of a model by itself, from what, and which argument settles what is not."""
 
+import time
 from collections import namedtuple
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch.distributions import Bernoulli, Exponential, Independent, Laplace, No
 import vae_export
 from vae_export import ExportError
 from vae_export.understand.adapt import adapt, declared
-from vae_export.understand.adapted import run_module
+from vae_export.understand.adapted import run_module, timed_run
 from vae_export.understand.declaration import Declaration
 from vae_export.understand.state import unchanged
 from vae_runtime.manifest import Likelihood
@@ -686,3 +687,42 @@ def test_a_forward_that_draws_nothing_runs_once_for_each_observation_and_mode(ki
     with unchanged(model):
         adapt(model, X, Declaration(posterior="logvar"))
         assert model.runs == runs
+
+
+class _Slow(nn.Module):
+    """Takes a fifth of a second of the processor, and counts its runs in what it returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.runs = 0
+
+    def forward(self, x):
+        self.runs += 1
+        begun = time.process_time()
+        while time.process_time() - begun < 0.2:
+            pass
+        return (x + self.runs,)
+
+
+def test_a_slow_component_runs_once_for_the_same_inputs():
+    module, x = _Slow(), torch.zeros(2, 3)
+    first, seconds = timed_run(module, [x])
+    again, told = timed_run(module, [x.clone()])
+    assert torch.equal(first[0], again[0])
+    assert told == seconds > 0.1
+    again[0].fill_(9.0)
+    assert float(timed_run(module, [x])[0][0].max()) == 1.0
+
+
+@pytest.mark.parametrize(
+    "other", [torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.float64), torch.ones(2, 3), torch.zeros(2, 3, 1)]
+)
+def test_a_slow_component_runs_for_other_inputs(other):
+    module = _Slow()
+    timed_run(module, [torch.zeros(2, 3)])
+    assert float(run_module(module, [other])[0].max() - other.max()) == 2.0
+
+
+def test_a_run_again_is_neither_kept_nor_an_earlier_answer():
+    module, x = _Slow(), torch.zeros(2, 3)
+    assert [float(run_module(module, [x], again=again)[0].max()) for again in (False, True, False)] == [1.0, 2.0, 1.0]

@@ -144,13 +144,20 @@ def require_same(names: Sequence[str], expected: Sequence[Array], answers: Seque
             )
 
 
-def open_graph(graph: Graph) -> Run:
+def open_graph(graph: Graph, *, few_runs: bool = False) -> Run:
     """Load a graph with its program, and return a function that runs it, row by row if its batch is one.
+
+    Args:
+        graph: the graph.
+        few_runs: leave TorchScript's graph as it is. Its program compiles it in the first runs, which take several
+            times as long.
 
     Raises:
         VaeError: the graph cannot be loaded. The returned function raises VaeError if the graph cannot be run.
     """
     run = _open_onnx(graph) if graph.executor == "ort" else _EXECUTORS[graph.executor](graph.source)
+    if few_runs and graph.executor == "torchscript":
+        run = _as_written(run)
     return _by_rows(run) if graph.batch_of_one else run
 
 
@@ -158,6 +165,17 @@ def _open_onnx(graph: Graph) -> Run:
     data = {name: bytes_of(source) for name, source in graph.data.items()}
     session = Session(graph.source, f"{graph.component}/{graph.variant}", resolve_device("cpu"), data=data)
     return lambda arrays: session.run(list(graph.outputs), dict(zip(graph.inputs, arrays, strict=True)))
+
+
+def _as_written(run: Run) -> Run:
+    """Run TorchScript without its optimizations."""
+    import torch
+
+    def run_as_written(arrays: Sequence[Array]) -> list[Array]:
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            return run(arrays)
+
+    return run_as_written
 
 
 def _by_rows(run: Run) -> Run:

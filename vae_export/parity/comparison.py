@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,7 +17,7 @@ from vae_runtime.manifest import Latent, Signature, Sizes, TensorSpec
 
 from ..errors import ParityError
 from ..graphs.graph import Graph, Run, open_graph
-from ..understand.adapted import Adapted, resized, run_module
+from ..understand.adapted import Adapted, resized, run_module, timed_run
 from ..understand.state import LARGE, in_float64, release, used_tensors
 from .report import ParityReport, TensorParity
 from .tolerances import CODES, RELATIVE, is_whole, tolerance
@@ -80,7 +79,7 @@ class Comparison:
         if graph not in self._results:
             cases = self._cases[graph.component]
             try:
-                run = open_graph(graph)
+                run = open_graph(graph, few_runs=max(case.batch for case in cases) < max(BATCHES))
             except VaeError as error:
                 raise ParityError(f"{graph.component}/{graph.variant}: {error}") from error
             answers = [_answer(graph, run, case) for case in cases]
@@ -177,7 +176,9 @@ def _reference(adapted: Adapted, component: str) -> list[_Case]:
             "many classes, or the example's columns may depend on each other"
         ) from error
     smallest = min(cases, key=lambda case: case.inputs[0].numel())
-    used = used_tensors(lambda: run_module(module, smallest.inputs), [*module.parameters(), *module.buffers()])
+    used = used_tensors(
+        lambda: run_module(module, smallest.inputs, again=True), [*module.parameters(), *module.buffers()]
+    )
     # Float64 copies of the weights take twice their memory: large models run only two rows in float64.
     large = sum(tensor.numel() * tensor.element_size() for tensor in used) > LARGE
     wide = [
@@ -192,13 +193,8 @@ def _reference(adapted: Adapted, component: str) -> list[_Case]:
 
 
 def _timed(module: torch.nn.Module, case: _Case) -> tuple[tuple[Array, ...], float]:
-    """Return PyTorch's answers to a case, and how many seconds they took.
-
-    The time of the processor is not that of other programs; several threads take more of it than of the clock.
-    """
-    start, processor = time.perf_counter(), time.process_time()
-    outputs = run_module(module, case.inputs)
-    seconds = min(time.perf_counter() - start, time.process_time() - processor)
+    """Return PyTorch's answers to a case, and how many seconds they took."""
+    outputs, seconds = timed_run(module, case.inputs)
     return tuple(output.numpy() for output in outputs), seconds
 
 
@@ -235,7 +231,7 @@ def _in_float64(
         for case in (largest, *(case for case in cases if case.sizes)):
             wide = [tensor.double() if tensor.is_floating_point() else tensor for tensor in case.inputs]
             try:
-                outputs = run_module(module, wide)
+                outputs = run_module(module, wide, again=True)
             except RuntimeError:
                 return {}
             if not all(output.dtype in (torch.float64, torch.int64) for output in outputs):

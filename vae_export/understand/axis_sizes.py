@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from vae_runtime.errors import error_line
 from vae_runtime.manifest import Signature, Sizes
@@ -34,13 +35,14 @@ def with_dynamic_axes(signature: Signature, names: Sequence[str], round_trip: Ro
             raise ExportError(
                 f"dynamic: expected one of the axes {list(observation.axes)}, got {name!r}; name the axes with axes="
             )
-    usual = round_trip({})
     sizes: dict[str, Sizes] = {}
     latents = {latent.name: latent for latent in signature.latents}
     # The names of the dynamic axes of the decoder's outputs, by the output's number and the axis.
     named: dict[int, dict[int, str]] = {}
     for name in names:
-        axis_sizes = _sizes_of(signature, name, round_trip, usual)
+        # With the axes before it at their smallest sizes: a large model takes seconds for the example's.
+        narrow = {other: found.min for other, found in sizes.items()}
+        axis_sizes = _sizes_of(signature, name, partial(_narrowed, round_trip, narrow))
         sizes[name] = axis_sizes.sizes
         for latent, axes in axis_sizes.latents.items():
             old = latents[latent]
@@ -64,6 +66,10 @@ def with_dynamic_axes(signature: Signature, names: Sequence[str], round_trip: Ro
     )
 
 
+def _narrowed(round_trip: RoundTrip, narrow: Mapping[str, int], sizes: Mapping[str, int]) -> Shapes:
+    return round_trip({**narrow, **sizes})
+
+
 def _axes(shape: Sequence[int], named: Mapping[int, str]) -> tuple[str, ...]:
     return tuple(named.get(index, f"axis_{index + 1}") for index in range(len(shape)))
 
@@ -77,7 +83,7 @@ class _AxisSizes:
     outputs: Sequence[tuple[int, int]]
 
 
-def _sizes_of(signature: Signature, name: str, round_trip: RoundTrip, usual: Shapes) -> _AxisSizes:
+def _sizes_of(signature: Signature, name: str, round_trip: RoundTrip) -> _AxisSizes:
     observation = signature.observation
     axis = observation.axes.index(name)
     size = observation.shape[axis]
@@ -85,7 +91,7 @@ def _sizes_of(signature: Signature, name: str, round_trip: RoundTrip, usual: Sha
     reason = ""
     shapes: dict[int, Mapping[str, tuple[int, ...]]] = {}
     decoded: dict[int, Sequence[tuple[int, ...]]] = {}
-    shapes[size], decoded[size] = usual
+    shapes[size], decoded[size] = round_trip({})
 
     def works(other: int) -> bool:
         nonlocal reason

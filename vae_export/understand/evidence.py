@@ -170,7 +170,7 @@ def unread(model: nn.Module, adapted: Adapted, rows: int | None = None) -> dict[
 
     def run() -> None:
         for component, module in adapted.modules.items():
-            run_module(module, [tensor[:rows] for tensor in adapted.given(component)])
+            run_module(module, [tensor[:rows] for tensor in adapted.given(component)], again=True)
 
     buffers = {name: tensor for name, tensor in model.named_buffers() if tensor.numel()}
     tensors = {**dict(model.named_parameters()), **buffers}

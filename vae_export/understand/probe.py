@@ -46,7 +46,7 @@ def probe(adapted: Adapted, dynamic: Sequence[str] = ()) -> Adapted:
         names = adapted.outputs(component)
         _finite(component, names, outputs)
         _in_range(adapted, component, names, outputs)
-        _stable(component, names, outputs, run_module(module, given))
+        _stable(component, names, outputs, run_module(module, given, again=True))
         _rows(adapted, component, given, outputs)
         adapted = _inputs(adapted, component, outputs)
     left = [condition.name for condition in adapted.signature.conditions if not condition.components]

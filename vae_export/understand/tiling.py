@@ -103,6 +103,11 @@ class _Component:
         # Where the given tensor and the answer are divided, and how many of their values make one of the latent.
         self._given = (self._latent, 1) if self._decodes else (self._other, self._ratio)
         self._answer = (self._other, self._ratio) if self._decodes else (self._latent, 1)
+        divided = latent if self._decodes else observation
+        # The smallest sizes of the other axes, on which the reach along this one does not depend.
+        self._narrow = {
+            divided.axes.index(name) + 1: sizes.min for name, sizes in divided.dynamic.items() if name != axis
+        }
 
     def halo(self) -> int:
         """How far a value of the latent reaches, to the farther side."""
@@ -137,13 +142,13 @@ class _Component:
         return tensors
 
     def _run(self, given: Sequence[Tensor]) -> list[Tensor]:
-        return [output for output in run_module(self._module, given) if output.is_floating_point()]
+        return [output for output in run_module(self._module, given, again=True) if output.is_floating_point()]
 
     def _spoiled(self, size: int) -> list[Tensor]:
-        """The inputs, with no number in the place of one value of the latent, in the middle."""
+        """The inputs, narrow along other axes, with no number in place of one value of the latent, in the middle."""
         given = self._tensors(size)
         axis, values = self._given
-        given[0] = given[0].clone()
+        given[0] = resized(given[0], self._narrow)
         given[0].narrow(axis, size // 2 * values, values).fill_(float("nan"))
         return given
 

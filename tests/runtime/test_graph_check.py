@@ -258,6 +258,17 @@ def division_after_branches(*operators):
     return change
 
 
+def enlarged(count):
+    """So many Resize in a row, each of which makes four values of one."""
+
+    def change(parts):
+        names = ["z", *(f"r{number}" for number in range(count))]
+        nodes = [parts.node("Resize", [before, "", "s"], [after]) for before, after in itertools.pairwise(names)]
+        parts.after(*nodes, parts.node("Identity", names[-1:], ["y"]), tensors=[parts.o.tensor("s", [2.0, 2.0])])
+
+    return change
+
+
 REFUSED = {
     # What ends the process in ONNX Runtime.
     "integers by what a graph computes": (divide("Div"), r"Div.*: expected a division of floating-point numbers"),
@@ -451,6 +462,7 @@ REFUSED = {
         ),
         "at most 524288 fields and integers",
     ),
+    "a row of Resize": (enlarged(14), r"node 1\d \(Resize ''\): expected tensors of at most"),
     "doubling": (doubling, r"node \d+ \(Concat ''\): expected tensors of at most"),
 }  # fmt: skip
 
@@ -477,6 +489,7 @@ ACCEPTED = {
     "a branch that reads the graph around it": branches(
         lambda p: p.o.field(1, p.node("Exp", ["z"], ["q"])) + p.o.field(12, p.o.value("q", [3]))
     ),
+    "a short row of Resize": enlarged(10),
     "optional inputs": grow("Resize", [1.0, 2.0], inputs=("z", "")),
     "a size that a graph may have": grow("Tile", [1, 1000]),
     "metadata": metadata("author"),

@@ -243,8 +243,8 @@ def _in_float64(
 def _size_choices(inputs: Sequence[TensorSpec], signature: Signature) -> list[tuple[str, list[dict[int, int]]]]:
     """Return choices of other sizes, each as a label and the sizes of every input's dynamic axes by index.
 
-    The choices are: all axes at their minimum, all at their maximum, all one step above the example, and each axis in
-    turn at its minimum with the others at their maximum.
+    The choices are: all axes at their minimum, all at their maximum, and each axis in turn one step above the example
+    with the others at their minimum, and at its minimum with the others at their maximum.
     """
     by_input: list[dict[int, tuple[str, Sizes]]] = []
     for tensor in inputs:
@@ -261,7 +261,8 @@ def _size_choices(inputs: Sequence[TensorSpec], signature: Signature) -> list[tu
     names = list(dict.fromkeys(name for axes in by_input for name, _ in axes.values()))
     if not names:
         return []
-    choices = [dict.fromkeys(names, choice) for choice in ("min", "max", "step")]
+    choices = [dict.fromkeys(names, choice) for choice in ("min", "max")]
+    choices += [{**dict.fromkeys(names, "min"), name: "step"} for name in names]
     choices += [{**dict.fromkeys(names, "max"), name: "min"} for name in names if len(names) > 1]
     labeled = []
     for choice in choices:

@@ -208,10 +208,19 @@ class Mixed(nn.Module):
         return x + (x > 0.5).to(torch.int64)
 
 
+class Positions(nn.Module):
+    """Numbers of float32 alone, and a size by which they are divided."""
+
+    def forward(self, x):
+        rows = x.shape[0]
+        return x + (torch.arange(0.5, rows, dtype=torch.float32) / rows)[:, None, None]
+
+
 @pytest.mark.parametrize(
     ("model", "needed"),
     [(Shapes(), set()), (Grouped(), set()), (InPlace(), {"decompose_with_registry"}),
-     (Mixed(), {"decompose_with_registry", "insert_type_promotion_nodes"})],
+     (Mixed(), {"decompose_with_registry", "insert_type_promotion_nodes"}),
+     (Positions(), {"insert_type_promotion_nodes"})],
 )  # fmt: skip
 def test_only_the_passes_that_change_something_run(model, needed, monkeypatch):
     passes = pytest.importorskip("torch.onnx._internal.exporter._fx_passes")

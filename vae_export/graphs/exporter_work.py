@@ -22,12 +22,12 @@ _SAME = {_ATEN.reshape.default, _ATEN.chunk.default}
 def less_exporter_work() -> Iterator[None]:
     """Let the exporter build its table of ONNX functions once for a process, and run only the passes that are needed.
 
-    Building the table takes a second, which for a small model is half of the export; it is built anew when a library
-    has registered further operators. A decomposition traces a program twice more, and changes nothing but names where
-    every operator has an ONNX function. Type promotion runs the program once more, and adds nothing where every tensor
-    is float32. The shapes of a group normalization are those of its input, and PyTorch finds them by some twenty
-    operations on symbolic sizes. PyTorch has no public way to pass any of these, so with a version that keeps them
-    elsewhere this changes nothing.
+    Building the table takes a second, which for a small model is half of the export; it is built anew when a
+    library has registered further operators. A decomposition traces a program twice more, and changes nothing but
+    names where every operator has an ONNX function. Type promotion runs the program once more, and adds nothing
+    where every tensor is float32 and no operator takes a size as a number. The shapes of a group normalization are
+    those of its input, and PyTorch finds them by some twenty operations on symbolic sizes. PyTorch has no public
+    way to pass any of these, so with a version that keeps them elsewhere this changes nothing.
     """
     try:
         import torch.onnx._internal.exporter._fx_passes as passes
@@ -62,7 +62,7 @@ def less_exporter_work() -> Iterator[None]:
         return decompose(exported_program, registry)
 
     def promoted(graph_module: torch.fx.GraphModule) -> None:
-        if not _all_float32(graph_module):
+        if not _one_dtype(graph_module):
             promote(graph_module)
 
     ONNXRegistry.from_torchlib = from_torchlib  # type: ignore[assignment, method-assign]
@@ -101,16 +101,32 @@ def _group_norm(
         return torch.empty_like(x), x.new_empty(batch, groups), x.new_empty(batch, groups)
 
 
-def _all_float32(graph_module: torch.fx.GraphModule) -> bool:
-    """Whether every tensor of a program is float32, so that no operator has to cast one of its inputs."""
-    values = (
-        value
+def _one_dtype(graph_module: torch.fx.GraphModule) -> bool:
+    """Whether every tensor and number of a program is float32, so that no operator has to cast one of its inputs.
+
+    Numbers of Python take the dtype of the other input. A size is a tensor in ONNX, with a dtype of its own.
+    """
+    nodes = [
+        node
         for module in graph_module.modules()
         if isinstance(module, torch.fx.GraphModule)
         for node in module.graph.nodes
-        for value in torch.utils._pytree.tree_leaves(node.meta.get("val"))
+    ]
+    values = (value for node in nodes for value in torch.utils._pytree.tree_leaves(node.meta.get("val")))
+    floats = all(value.dtype == torch.float32 for value in values if isinstance(value, torch.Tensor))
+    return floats and not any(map(_takes_sizes, nodes))
+
+
+def _takes_sizes(node: torch.fx.Node) -> bool:
+    """Whether an operator takes a size where it could take a tensor or a number of any dtype."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    arguments = zip(node.target._schema.arguments, node.args, strict=False)
+    return any(
+        str(argument.type).removeprefix("Optional[").rstrip("]") in ("Tensor", "number")
+        for argument, value in arguments
+        if isinstance(value, torch.fx.Node) and isinstance(value.meta.get("val"), torch.SymInt | torch.SymFloat)
     )
-    return all(value.dtype == torch.float32 for value in values if isinstance(value, torch.Tensor))
 
 
 def _drop_identities(program: torch.export.ExportedProgram) -> None:

@@ -215,7 +215,7 @@ def _graph(understood: UnderstoodGraphs, component: str, folder: Path) -> Graph:
     except OSError as error:
         raise VaeError(f"{path.parent}: not written: {error_line(error)}; free some space, or set TMPDIR") from error
     except Exception as error:  # ONNX's checker raises errors of its own
-        raise ExportError(f"{existing.path}: expected a sound graph: {error}".splitlines()[0]) from error
+        raise ExportError(f"{existing.path}: expected a sound graph: {error_line(error)}") from error
     return Graph(
         component, "fp32", "ort", path.name, path, tuple(each.name for each in inputs),
         tuple(each.name for each in outputs), exporter[:200] or None, batch_of_one=one,

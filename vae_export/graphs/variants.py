@@ -13,7 +13,7 @@ import onnx
 from vae_runtime.errors import InputError, VaeError, require_number
 from vae_runtime.manifest import Manifest, Quality, Refusal
 
-from .graph import Graph
+from .graph import Graph, reason_of
 from .measurement import Measurement, Observations
 from .nodes import nodes_of
 from .quantize import (
@@ -150,8 +150,7 @@ def _first_passing(
                 model = setting.make()
                 restore_contract(model)
             except Exception as error:  # The quantizer raises errors of every kind.
-                message = (str(error).splitlines() or [type(error).__name__])[0]
-                failed.append(f"{setting.method}: ONNX Runtime's quantizer failed: {message}")
+                failed.append(f"{setting.method}: ONNX Runtime's quantizer failed: {reason_of(error)}")
                 print(f"{plain.component}/{name}: {failed[-1]}; trying other settings", file=sys.stderr, flush=True)
                 continue
             path = folder / f"{level}-{index}.onnx"

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import VaeError, one_line
+from ..errors import VaeError, error_line, one_line
 from .options import Verbs, add_key, add_source, add_verb, integer
 
 
@@ -59,8 +59,9 @@ def _studio(options: argparse.Namespace) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             studio.serve(site, port=options.port, ready=_print_address)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise VaeError(f"port: expected a free port, got {options.port}: {reason}; choose another") from error
+        raise VaeError(
+            f"port: expected a free port, got {options.port}: {error_line(error)}; choose another"
+        ) from error
 
 
 def _require_studio() -> Any:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from .._version import __version__
-from ..errors import VaeError, lines_of, one_line
+from ..errors import VaeError, error_line, lines_of, one_line
 from .caching import add_caching
 from .encoding import add_encoding
 from .generating import add_generating
@@ -68,7 +68,7 @@ def run(
         _discard_output()
         return 1
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = error_line(error)
         if _output_fails():
             message = f"standard output: not written: {reason}; free some space or write it elsewhere"
         else:

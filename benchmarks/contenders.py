@@ -245,7 +245,7 @@ class OpenVino(Contender):
         )
         got = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if got != self.precision:
-            raise Unavailable(f"OpenVINO runs in {got} here, expected {self.precision}")
+            raise Unavailable(f"OpenVINO: expected to run in {self.precision} here, got {got}")
         request = compiled.create_infer_request()
         entry = request.get_input_tensor().data
         outputs = [request.get_output_tensor(index).data for index in range(len(compiled.outputs))]
@@ -413,7 +413,7 @@ class ExecuTorch(Contender):
         portable_lib._unsafe_reset_threadpool(self.threads)
         got = portable_lib._threadpool_get_thread_count()
         if got != self.threads:
-            raise Unavailable(f"ExecuTorch uses {got} threads, expected {self.threads}")
+            raise Unavailable(f"ExecuTorch: expected {self.threads} threads, got {got}")
 
     def open(self, component: str, batch: int) -> Run:
         import torch

@@ -80,7 +80,7 @@ def _python(run: Run, python: Path, name: str, folder: str) -> Process:
 
 
 def _work(name: str) -> str:
-    # Of the naive program the call of the graph alone, without any noise.
+    # The naive program calls the graph alone, without any noise.
     return "decode" if name == "naive" else "sample"
 
 

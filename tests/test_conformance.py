@@ -52,7 +52,7 @@ def spoiled(answer):
 def test_a_wrong_answer_is_caught(name, answers):
     wrong = judge([BY_NAME[name]], {name: spoiled(answers[name])})
     tolerance = BY_NAME[name].get("tolerance")
-    # Of the int8 graph, a number may be off by more than this one was moved.
+    # A number of the int8 graph may be off by more than this one was moved.
     if not (tolerance and max(tolerance.values()) > 0.01):
         assert list(wrong) == [name]
 

@@ -434,6 +434,57 @@ def test_lengths_are_counted():
     assert lengths(source) == ({"A:8": 3}, {"f:1": 2, "f:9": 2})
 
 
+# Wordings that this project does not use, in code, tests or pages: CONTRIBUTING.md, "Words".
+OLD_WORDS = (
+    r"\b(?:is|are) expected, got\b",
+    r"\bOf [a-z]",
+    r"\bto be had\b",
+    r"\bspeaks? against\b",
+    r"\bfor ever\b",
+    r"\b(?:least|most)_[a-z]",
+    r"\blicence\b",
+)
+# The old name of a key, which is read and refused by name.
+OLD_KEY = {
+    "CHANGELOG.md",
+    "docs/bundle-format.md",
+    "tests/export/test_checkpoint.py",
+    "tests/runtime/test_manifest.py",
+    "vae_export/training/checkpoint.py",
+}
+
+
+def old_words(text):
+    return [words for words in OLD_WORDS if re.search(words, text)]
+
+
+def test_old_words_do_not_return():
+    folders = ("runtime", "vae_export", "benchmarks", "conformance", "studio", "models", "docs", "tests")
+    files = [*ROOT.glob("*.md")]
+    for folder in folders:
+        files += [
+            path
+            for path in (ROOT / folder).rglob("*")
+            if path.suffix in (".py", ".md", ".ts", ".mjs", ".c", ".h")
+            and not {"node_modules", "dist", "page", "build", "target"} & set(path.relative_to(ROOT).parts)
+        ]
+    found = {
+        path.relative_to(ROOT).as_posix(): words
+        for path in files
+        if (words := old_words(path.read_text(encoding="utf-8"))) and path != Path(__file__)
+    }
+    assert {name for name, words in found.items() if words == [r"\blicence\b"]} == OLD_KEY
+    assert {name: words for name, words in found.items() if name not in OLD_KEY} == {}
+
+
+def test_old_words_are_found():
+    assert old_words("x: a number is expected, got 'a'")
+    assert old_words("Of a packed bundle one may have been left out.")
+    assert old_words("ONNX Runtime is not to be had")
+    assert old_words("least_psnr")
+    assert not old_words("x: expected a number, got 'a'; Office, least, most, license, forever")
+
+
 def test_errors_state_what_was_expected_first():
     old = re.compile(r"\b(?:is|are) expected\b")
     assert old.search("x: a number is expected, got 'a'")

@@ -61,7 +61,7 @@ class Source:
     notes: tuple[str, ...] = ()
     """Lines on where the data came from."""
     latents: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
-    """Of a decoder alone, examples of its latents by name; `example` and `observations` are then the first of them."""
+    """Examples of the latents by name for a decoder alone; `example` and `observations` are then the first of them."""
     table: tuple[Column, ...] = ()
     """The columns of the table whose rows the observations are."""
 

@@ -35,8 +35,8 @@ def grid(
         raise InputError("observations: expected at least one, got none")
     if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
         raise InputError(
-            f"observations of shape {list(x.shape[1:])} are not pictures ([H, W], or [C, H, W] with C = 1, 3 or 4); "
-            "write them as .npy"
+            "observations: expected pictures, [H, W] or [C, H, W] with C = 1, 3 or 4, got the shape "
+            f"{list(x.shape[1:])}; write them as .npy"
         )
     low, high = value_range or (float(images.min()), float(images.max()))
     high = high if high > low else low + 1.0

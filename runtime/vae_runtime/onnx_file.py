@@ -39,7 +39,7 @@ def check_external_data(content: Any, place: str, data: Mapping[str, bytes]) -> 
         raise BundleError(f"{place}: expected an ONNX graph; copy or export the bundle again") from None
     if tensors and not data:
         raise BundleError(
-            f"{place}: a tensor's numbers are in another file, expected inline numbers; export the bundle again"
+            f"{place}: expected inline numbers, got a tensor whose numbers are in another file; export the bundle again"
         )
     for message, entries in tensors:
         if message != "initializer":

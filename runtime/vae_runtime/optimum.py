@@ -13,7 +13,7 @@ from .manifest import COMPONENTS, Manifest, TensorSpec
 from .onnx_file import raw_fields
 from .protobuf import bytes_field, integer_field
 
-# Of the pictures that programs of diffusion models give a VAE.
+# The range of the pictures that programs of diffusion models give a VAE.
 _RANGE = (-1.0, 1.0)
 _X, _Z, _PARAMETERS = "sample", "latent_sample", "latent_parameters"
 # Fields of ONNX's messages, by number; onnx.proto is the specification.

@@ -289,8 +289,8 @@ def log_likelihood(x: NDArray[Any], answers: Mapping[str, NDArray[Any]], likelih
     Args:
         x: observations [n, *shape]; under a bernoulli in [0, 1], where only 0 and 1 make it a likelihood; under a
             poisson counts.
-        answers: the decoder's outputs by name, [n, *shape]: of a bernoulli the logits or the mean, else the mean and,
-            if an output holds it, the scale.
+        answers: the decoder's outputs by name, [n, *shape]: the logits or the mean under a bernoulli, else the mean
+            and, if an output holds it, the scale.
         likelihood: of a kind in `likelihood.KINDS`.
 
     Returns:

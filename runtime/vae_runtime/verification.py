@@ -19,7 +19,7 @@ from .networks import run_variant
 
 Array = NDArray[Any]
 
-# Of the column of names in a report, and of what is told of files that are not part of the bundle.
+# The width of the column of names in a report, and how many files that are not part of the bundle it names.
 _MAX_WIDTH, _MAX_BESIDE = 80, 20
 
 # Runs a graph of another executor: takes the bundle, the variant and the inputs by name, and returns the outputs, both

@@ -113,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
     server_version, sys_version = "vae-runtime-studio", ""
     protocol_version = "HTTP/1.1"
-    # Of a connection on which nothing comes.
+    # Seconds until a silent connection is closed.
     timeout = 60
 
     def do_GET(self) -> None:

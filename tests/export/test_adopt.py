@@ -285,13 +285,13 @@ def refused(tmp_path, paths, **arguments):
 def test_what_cannot_be_understood_is_refused_with_the_argument_that_says_it(tmp_path):
     back = dense(tmp_path / "d.onnx", {"y": 6}, {"y": "Identity"}, ("z", 2))
     two = dense(tmp_path / "two.onnx", {"a": 2, "b": 2}, {"a": "Tanh", "b": "Tanh"})
-    assert "b: expected to know what it is beside the mean; give posterior=" in refused(tmp_path, (two, back))
+    assert "b: expected a declared meaning, got none; give posterior=" in refused(tmp_path, (two, back))
     for name in ("sigma_2", "z_log_sigma.2"):
         # The second sigma, or its square.
         unclear = dense(tmp_path / "two.onnx", {"mu": 2, name: 2}, {"mu": "Tanh", name: "Exp"})
-        assert f"{name}: expected to know what it is" in refused(tmp_path, (unclear, back))
+        assert f"{name}: expected a declared meaning" in refused(tmp_path, (unclear, back))
     moments = dense(tmp_path / "m.onnx", {"moments": 4}, {"moments": "Tanh"})
-    assert "moments: expected to know what it is" in refused(tmp_path, (moments, back))
+    assert "moments: expected a declared meaning" in refused(tmp_path, (moments, back))
     other = dense(tmp_path / "o.onnx", {"h": 5}, {"h": "Tanh"})
     assert "give the two graphs of one model" in refused(tmp_path, (other, back))
     pictures = encoder(tmp_path / "e.onnx"), decoder(tmp_path / "d2.onnx")
@@ -441,7 +441,7 @@ def test_weights_beside_a_graph_and_those_outside_of_it(tmp_path):
     paths[0].write_bytes(model.SerializeToString())
     with pytest.raises(ExportError, match="expected an ONNX graph and its weights"):
         adopt(paths, tmp_path / "other", shape=(3, 8, 8))
-    # Of a larger file than the tensor has numbers, only these are read.
+    # Only the numbers of the tensor are read, however large the file is.
     with open(tmp_path / "in" / "e.data", "wb") as file:
         file.truncate(2**40)
     model = onnx.load(paths[0], load_external_data=False)

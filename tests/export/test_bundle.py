@@ -421,7 +421,7 @@ def test_what_killed_exports_left_is_cleaned_up(tiny_run, bundle_copy, prepared)
     assert sorted(os.listdir(bundle_copy.parent)) == [".bundle.txt", "bundle"]
 
 
-# Replace one folder by the files of another and back, for ever; argv: the folder, the two others, how.
+# Replace one folder by the files of another and back, forever; argv: the folder, the two others, how.
 REPLACER = """
 import os, shutil, sys
 from pathlib import Path

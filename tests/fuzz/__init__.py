@@ -1,6 +1,6 @@
 """Fuzzing of what reads bundles; `make fuzz` runs each target. A target has seeds, words, and a check of one input."""
 
-# Of a refusal: a manifest's lists 20 problems.
+# The longest refusal: that of a manifest lists 20 problems.
 MAX_CHARACTERS = 20_000
 
 

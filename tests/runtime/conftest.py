@@ -124,7 +124,7 @@ def onnx_bytes():
 def small_bundle(onnx_bytes, write_bundle):
     """Write a bundle known by heart, float32 [3] both ways: mu = x, logvar = -x, std = exp(-x / 2); x = z.
 
-    Of a bernoulli likelihood the logits are z, and x is their sigmoid. The graphs of `batch_of_one` take one row.
+    Under a bernoulli likelihood the logits are z, and x is their sigmoid. The graphs of `batch_of_one` take one row.
     """
 
     def write(kind="gaussian", scale=0.5, name="small", batch_of_one=()):

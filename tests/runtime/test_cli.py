@@ -679,8 +679,14 @@ def test_a_png_without_pillow_is_refused_before_any_work(refuses, succeeds, digi
 def test_a_png_of_what_is_no_picture_is_refused_and_npy_works(refuses, succeeds, small_bundle):
     pytest.importorskip("PIL")
     bundle = small_bundle()
-    refuses("sample", bundle, "--out", "x.png", match=r"observations of shape \[3\] are not pictures .* as \.npy")
-    refuses("interpolate", bundle, "--seeds", 1, 2, "--out", "x.png", match="are not pictures")
+    refuses(
+        "sample",
+        bundle,
+        "--out",
+        "x.png",
+        match=r"observations: expected pictures, .*, got the shape \[3\]; write them as \.npy",
+    )
+    refuses("interpolate", bundle, "--seeds", 1, 2, "--out", "x.png", match="expected pictures")
     succeeds("sample", bundle, "--out", "x.npy")
 
 

@@ -67,7 +67,7 @@ def test_colours_keep_their_place(channels, mode):
 
 @pytest.mark.parametrize("shape", [(2, 64), (2, 2, 8, 8), (2, 5, 8, 8), (2, 0, 8, 8), (2, 1, 8, 8, 8), (2,)])
 def test_what_is_no_picture_is_refused(shape):
-    with pytest.raises(InputError, match=r"are not pictures .* write them as \.npy"):
+    with pytest.raises(InputError, match=r"^observations: expected pictures, .* write them as \.npy"):
         grid(np.zeros(shape, np.float32))
 
 

@@ -274,7 +274,7 @@ def hub(server, python, tmp_path):
 def test_a_commit_of_the_hub_is_loaded_and_kept_offline(hub, server, vae, tmp_path):
     answer = hub(f"hf://me/digits@{COMMIT}")
     assert answer.startswith(f"{vae.digest} True {tmp_path}/hf")
-    # Of the repository, the bundle's files alone were fetched.
+    # Only the bundle's files were fetched from the repository.
     assert not any("huge" in path or ".gitattributes" in path for path in server.seen)
     server.seen.clear()
     assert hub(f"hf://me/digits@{COMMIT}", HF_HUB_OFFLINE="1").startswith(f"{vae.digest} True")

@@ -89,7 +89,7 @@ def test_what_the_owner_did_not_sign_is_refused(bundle_copy, sign, keys, edit_ma
     refuse("expected a signature, model.sig in a folder, .* got none; use a signed copy")
     sign(bundle_copy, "other")
     refuse(r"model\.sig: not a signature by the owner of .*mine\.pub\.pem: ")
-    # Of another bundle, in its own words.
+    # The signature of another bundle has a message of its own.
     other = small_bundle()
     shutil.copy(sign(other), bundle_copy)
     refuse(r"model\.sig: (does not cover|signs) ")

@@ -85,7 +85,7 @@ def test_a_batch_within_its_memory_gives_the_same_answer(digits, vae):
     limited = vae_runtime.load(digits, max_memory=2**24)
     for each in (limited, pickle.loads(pickle.dumps(limited))):
         assert (each.decode(z) == vae.decode(z)).all()
-    # Of the copy, too.
+    # The copy has the limit, too.
     with pytest.raises(VaeError, match="max_memory=16777216"):
         each.sample(100_000, seed=0, batch_size=100_000)
 

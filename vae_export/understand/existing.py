@@ -74,7 +74,7 @@ class Facts:
 
     declared: Declaration
     shape: Sequence[int] | None = None
-    """Of one observation."""
+    """The shape of one observation."""
     conditions: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     """Values [n, ...] by name, which is that of an input."""
     classes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
@@ -169,7 +169,8 @@ class _Understanding:
         if edges[0].dtype == "int64" or declared == "codes":
             if self.declared.codebook is None:
                 raise ExportError(
-                    f"{self.encoder.graph.path}: {edges[0].name}: expected codebook=, since it holds codes"
+                    f"{self.encoder.graph.path}: {edges[0].name}: expected codebook= for its codes, got nothing; give "
+                    "the number of codes"
                 )
             return Meaning("codes")
         if declared == "none":
@@ -204,7 +205,7 @@ class _Understanding:
         kind = self.declared.posterior or by_name
         if kind is None:
             raise ExportError(
-                f"{self.encoder.graph.path}: {edge.name}: expected to know what it is beside the mean; give "
+                f"{self.encoder.graph.path}: {edge.name}: expected a declared meaning, got none; give "
                 f"posterior=, one of {', '.join(SECOND)}, or none"
             )
         return kind

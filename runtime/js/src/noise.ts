@@ -195,7 +195,7 @@ export function quantiles(): Int32Array {
   if (table) return table;
   const packed = inflateSync(Uint8Array.from(atob(packedTable), (c) => c.charCodeAt(0)));
   const both = new Int32Array(2 * ENTRIES);
-  // Of each entry the second difference, modulo 2**24, as three planes of bytes, most of which are equal.
+  // The second difference of each entry, modulo 2**24, as three planes of bytes, most of which are equal.
   for (let i = 0, first = 0, value = 0; i < ENTRIES; i++) {
     const second = packed[i] | (packed[ENTRIES + i] << 8) | (packed[2 * ENTRIES + i] << 16);
     first = (first + second) & 0xffffff;

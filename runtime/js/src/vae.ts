@@ -37,7 +37,7 @@ export interface LoadOptions {
 export interface CallOptions extends BatchOptions {
   /** By name: an array, one value for all rows, or names of classes. */
   conditions?: Conditions | null;
-  /** Of vnoise-1; a fresh one, or what the method says, unless given. */
+  /** The seed of vnoise-1; a fresh one, or what the method says, unless given. */
   seed?: Integer | null;
   /** The index of the first row: row i is sample `start + i` of the seed. */
   start?: Integer;

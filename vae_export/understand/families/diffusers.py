@@ -343,7 +343,7 @@ def _cosmos_audio(model: Any) -> Declaration:
             "(normalize_volume), so that rows of a batch influence each other; export a model without it"
         )
     if model.encoder is None:
-        raise ExportError("diffusers Cosmos3AVAEAudioTokenizer: expected an encoder, these weights have none")
+        raise ExportError("diffusers Cosmos3AVAEAudioTokenizer: expected an encoder, got weights without one")
     # Its encode pads a length to whole frames in Python, which a graph fixes.
     return dataclasses.replace(_std(model, _AUDIO), decode=model.decode, dynamic=())
 

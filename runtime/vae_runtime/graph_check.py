@@ -350,7 +350,7 @@ class _Check(_Tensors):
                 refuse(f"tensors of at most {self.max_elements} elements", count)
             floats = [name in known.floats for name in names]
             known.floats.update(float_results(operator, attributes, floats, results))
-            known.follow(operator, names, results)
+            known.follow(operator, names, results, values)
             axes = min_axes(operator, attributes, values, [known.axes.get(name, 0) for name in names])
             for name in results:
                 if name:
@@ -457,7 +457,11 @@ class _Check(_Tensors):
             return None
         for field in (_LONGS, _INTS):
             if field in constant:
-                return self._integers([constant[field]])
+                values = self._integers([constant[field]])
+                # Other types are read from this field by their bits, of which an integer may have more.
+                if field == _LONGS or (kind in (6, 9) and all(-(1 << 31) <= value < 1 << 31 for value in values)):
+                    return values
+                return None
         if kind == 9 and _RAW in constant:
             return list(self.content[slice(*constant[_RAW])])
         span = constant.get(_RAW) or constant.get(_FLOATS) or constant.get(_DOUBLES)

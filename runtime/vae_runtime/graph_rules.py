@@ -161,6 +161,10 @@ _SCALARS: Mapping[bytes, Sequence[int]] = {
 }  # fmt: skip
 
 
+def _positive(values: list[Any] | None) -> bool:
+    return bool(values) and min(values or ()) >= 1
+
+
 class Tensors:
     """What is known of the tensors that are defined so far, by their names."""
 
@@ -173,6 +177,8 @@ class Tensors:
         """The tensors that hold floating-point numbers."""
         self.numbers: set[bytes] = set()
         """The tensors whose values depend on the numbers of the graph's inputs, and not on their shapes alone."""
+        self.positive: set[bytes] = set()
+        """The tensors whose numbers are at least 1 if they are integers."""
         self.weights: set[bytes] = set()
         """The initializers that have elements, and what a cast makes of them."""
         self.constants: dict[bytes, Any] = {}
@@ -188,12 +194,17 @@ class Tensors:
         if kind in FLOATING:
             self.floats.add(name)
 
-    def follow(self, operator: bytes, names: Sequence[bytes], results: Sequence[bytes]) -> None:
-        """Note whether outputs depend on numbers, as a branch's always may, and whether they are weights."""
+    def follow(self, operator: bytes, names: Sequence[bytes], results: Sequence[bytes], values: Values) -> None:
+        """Note whether outputs depend on numbers, as a branch's always may, are weights, and are at least 1."""
         if operator not in (b"Shape", b"Size") and (operator == b"If" or not self.numbers.isdisjoint(names)):
             self.numbers.update(results)
         if operator in (b"Cast", b"CastLike", b"Identity") and not self.weights.isdisjoint(names[:1]):
             self.weights.update(results[:1])
+        # The upper bound of Clip is the answer where it is below the lower one.
+        if (operator == b"Max" and any(_positive(values(index)) for index in range(len(names)))) or (
+            operator == b"Clip" and _positive(values(1)) and (not any(names[2:]) or _positive(values(2)))
+        ):
+            self.positive.update(results[:1])
 
     def forget(self, first: int) -> None:
         """Remove all names but the first so many."""
@@ -202,6 +213,7 @@ class Tensors:
             self.floats.discard(name)
             self.weights.discard(name)
             self.numbers.discard(name)
+            self.positive.discard(name)
             self.constants.pop(name, None)
 
 
@@ -347,11 +359,15 @@ def require_safe(
     """
     if operator == b"Dropout" and len(names) > 2 and names[2] and any(values(2) or [1]):
         refuse("Dropout that does not train", "one whose input 2 is not a constant false")
-    if operator in (b"Div", b"Mod") and known.floats.isdisjoint(names):
+    if operator in (b"Div", b"Mod") and known.floats.isdisjoint(names) and known.positive.isdisjoint(names[1:]):
         # An integer has no quotient by 0, and the lowest has none by -1: the processor ends the process.
         divisors = values(1)
         if divisors is None or any(value in (0, -1) for value in divisors):
-            refuse("a division of floating-point numbers, or by constants other than 0 and -1", "another")
+            refuse(
+                "a division of floating-point numbers, or by constants other than 0 and -1, or by Max or Clip with a "
+                "constant of at least 1",
+                "another",
+            )
     if operator == b"Split" and b"num_outputs" in attributes and attributes[b"num_outputs"][1] != [results]:
         refuse(f"num_outputs of {results}, the number of outputs", attributes[b"num_outputs"][1])
     if operator in _SIZE_INPUTS:

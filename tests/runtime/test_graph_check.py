@@ -8,7 +8,7 @@ import pytest
 from vae_runtime.errors import BundleError
 from vae_runtime.graph_check import check_graph
 
-FLOAT, STRING, LONG = 1, 8, 7
+FLOAT, INT, LONG, STRING = 1, 6, 7, 8
 
 
 class Parts:
@@ -141,6 +141,34 @@ def divide(operator, divisor=None):
         whole = parts.node("Cast", ["z"], ["i"], to)
         tensors = [] if divisor is None else [o.tensor("c", divisor, LONG)]
         parts.after(whole, parts.node(operator, ["i", "i" if divisor is None else "c"], ["y"]), tensors=tensors)
+
+    return change
+
+
+def divide_by(operator, *bounds, inputs=("i",)):
+    """A division of integers by what `operator` makes of integers and these constants."""
+
+    def change(parts):
+        o = parts.o
+        names = [f"c{index}" for index in range(len(bounds))]
+        parts.after(
+            parts.node("Cast", ["z"], ["i"], parts.attribute("to", 2, o.field(3, LONG))),
+            parts.node(operator, [*inputs, *names], ["s"]),
+            parts.node("Mod", ["i", "s"], ["y"]),
+            tensors=[o.tensor(name, bound, LONG) for name, bound in zip(names, bounds, strict=True)],
+        )
+
+    return change
+
+
+def divide_by_stored(kind, number):
+    """A division by a constant whose number is in the field of 32 bits, however many bits it has."""
+
+    def change(parts):
+        o = parts.o
+        constant = o.field(1, 1) + o.field(2, kind) + o.field(5, o.field(1, number)[1:]) + o.field(8, "c")
+        whole = parts.node("Cast", ["z"], ["i"], parts.attribute("to", 2, o.field(3, kind)))
+        parts.after(whole, parts.node("Div", ["i", "c"], ["y"]), tensors=[constant])
 
     return change
 
@@ -284,6 +312,14 @@ REFUSED = {
         ),
         "expected a division of floating-point numbers",
     ),
+    "integers by a maximum of 0": (divide_by("Max", 0), "expected a division of floating-point numbers"),
+    "integers by a maximum of nothing": (divide_by("Max", inputs=("i", "i")), "or by Max or Clip with a constant"),
+    "integers by a minimum": (divide_by("Min", 1), "expected a division of floating-point numbers"),
+    "integers by a clip above": (divide_by("Clip", 5, inputs=("i", "")), "a division of floating-point numbers"),
+    "integers by a clip to 0": (divide_by("Clip", 1, 0), "expected a division of floating-point numbers"),
+    "integers by a sum with a positive number": (divide_by("Add", 1), "expected a division of floating-point numbers"),
+    "integers by -1 of 32 bits": (divide_by_stored(INT, 2**32 - 1), "expected a division of floating-point numbers"),
+    "integers by -1 of 8 bits": (divide_by_stored(3, 255), "expected a division of floating-point numbers"),
     "integers in the next branch": (branches_of_types, "expected a division of floating-point numbers"),
     "a scale of another shape": (quantized, "expected a constant of one number as input 1, got 's'"),
     "weights of one axis": (
@@ -500,6 +536,11 @@ ACCEPTED = {
         tensor((1, 1), (2, FLOAT), (9, b"\0" * 4))(p),
     ),
     "a division by a constant": divide("Div", [2]),
+    "a division by a constant of 32 bits": divide_by_stored(INT, 5),
+    "a division by at least 1": divide_by("Max", [1, 2, 3]),
+    "a division by a first maximum": divide_by("Max", 1, inputs=("i", "i")),
+    "a division by at least 2": divide_by("Clip", 2),
+    "a division by 1 to 5": divide_by("Clip", 1, 5),
     "a division of numbers": lambda p: p.after(p.node("Sqrt", ["z"], ["s"]), p.node("Div", ["s", "s"], ["y"])),
     "a division by a later part": lambda p: p.after(
         p.node("Split", ["z"], ["a", "b"], p.attribute("num_outputs", 2, p.o.field(3, 2))),

@@ -19,7 +19,7 @@ from vae_runtime.bundle import open_bundle, require_replaceable
 from vae_runtime.document import PACKAGE_VERSION
 from vae_runtime.errors import InputError, VaeError, error_line, require_bool, require_integer
 from vae_runtime.files import write_folder
-from vae_runtime.manifest import COMPONENTS, TENSOR, Manifest
+from vae_runtime.manifest import COMPONENTS, TENSOR, Manifest, Signature
 from vae_runtime.places import SUMS, is_zip
 
 from .card import model_card
@@ -76,15 +76,16 @@ def adopt(
     codebook: int | None = None,
     conditions: Mapping[str, ArrayLike] | None = None,
     class_names: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    model: Any = None,
     name: str | None = None,
     description: str | None = None,
     license: str | None = None,
     version: str | None = None,
     force: bool = False,
 ) -> Adopted:
-    """Make a bundle of an encoder and a decoder that are ONNX graphs already. PyTorch is neither needed nor imported.
+    """Make a bundle of an encoder and a decoder that are ONNX graphs already. Without `model`, PyTorch is not imported.
 
-    The bundle computes what the graphs compute; whether that is what the original model computes was not checked.
+    The bundle computes what the graphs compute. Only with `model` it is checked that the model computes the same.
 
     Args:
         source: the files (encoder, decoder); or a folder in optimum's layout, with vae_encoder/model.onnx and
@@ -104,6 +105,7 @@ def adopt(
         codebook: number of codes.
         conditions: values [n, ...] of the graphs' further inputs, by their names.
         class_names: names of the classes 0, 1, ... of the only integer condition, or names by condition.
+        model: the model that the graphs were made from, as `export` takes it, to compare them with; it needs PyTorch.
         name, description, license, version: for the manifest and the model card; by default those of a package.
         force: replace an existing bundle.
 
@@ -111,6 +113,7 @@ def adopt(
         InputError: an argument is invalid, or the graphs are not there.
         ExportError: the graphs cannot be understood, and the error names the argument that would say it; or vae-runtime
             cannot run the bundle. Nothing is written.
+        ParityError: the graphs compute something else than the model.
         VaeError: the bundle cannot be written there.
     """
     out = require_path("out", out)
@@ -140,9 +143,12 @@ def adopt(
         component: ReferenceGraph(ExistingGraph(files.graphs[component], files.weights[component]), component, values)
         for component in COMPONENTS
     }
-    understood = understand_graphs(references, Facts(declaration, shape, values, classes, logits, files.config))
+    facts = Facts(declaration, shape, values, classes, logits, files.config)
+    understood = understand_graphs(references, facts)
     with tempfile.TemporaryDirectory(prefix="vae-export-") as folder:
-        return _write(understood, files, labels, out, force, Path(folder))
+        graphs = _graphs(understood, Path(folder))
+        contents = _contents(understood, graphs, facts, model)
+        return _write(contents, understood, graphs, files, labels, out, force)
 
 
 def _conditions(conditions: Mapping[str, ArrayLike] | None) -> dict[str, Array]:
@@ -168,32 +174,59 @@ def _conditions(conditions: Mapping[str, ArrayLike] | None) -> dict[str, Array]:
     return arrays
 
 
-def _write(
-    understood: UnderstoodGraphs, files: GraphFiles, labels: Labels, out: Path, force: bool, folder: Path
-) -> Adopted:
-    """Change the graphs, hold them against what was given, and write the bundle."""
-    parameters = sum(reference.graph.parameters for reference in understood.references.values())
-    opsets = {component: reference.graph.opset for component, reference in understood.references.items()}
+@dataclass(frozen=True)
+class _Contents:
+    """What a bundle says of its graphs."""
+
+    signature: Signature
+    golden: GoldenVectors
+    recognised: tuple[str, ...]
+    producer: Mapping[str, str]
+    """With what the graphs were compared."""
+
+
+def _graphs(understood: UnderstoodGraphs, folder: Path) -> list[Graph]:
+    """Change the graphs, and write them to a folder."""
     understood.meaning.change(understood.signature, understood.references)
-    graphs = [
+    return [
         with_stream(_graph(understood, component, folder), understood.signature, understood.examples)
         for component in COMPONENTS
     ]
-    recognised = (*understood.recognised, *(line for graph in graphs for line in stream_lines(graph)))
-    golden = _golden(understood, graphs)
-    manifest = _manifest(understood, files, labels, golden)
+
+
+def _contents(understood: UnderstoodGraphs, graphs: Sequence[Graph], facts: Facts, model: Any) -> _Contents:
+    """Hold the graphs against the model, or without one against what was given."""
+    signature, lines = understood.signature, understood.recognised
+    lines = (*lines, *(line for graph in graphs for line in stream_lines(graph)))
+    if model is None:
+        if signature.latent.dynamic:
+            lines = (*lines, "tiles: not measured; tile_blend divides arrays into tiles that change values")
+        return _Contents(signature, _golden(understood, graphs), lines, {})
+    from .original import compare_with_model
+
+    compared = compare_with_model(model, understood, facts, graphs)
+    return _Contents(compared.signature, compared.golden, (*lines, *compared.lines), {"torch": compared.torch})
+
+
+def _write(
+    contents: _Contents, understood: UnderstoodGraphs, graphs: Sequence[Graph], files: GraphFiles, labels: Labels,
+    out: Path, force: bool,
+) -> Adopted:  # fmt: skip
+    """Write the bundle."""
+    recognised = contents.recognised
     manifest = dataclasses.replace(
-        manifest,
-        training={"parameters": parameters},
+        _manifest(contents, understood, files, labels),
+        training={"parameters": sum(reference.graph.parameters for reference in understood.references.values())},
         producer={
             "vae_export": __version__,
             "onnx": importlib.metadata.version("onnx"),
-            "opset": opsets,
+            **contents.producer,
+            "opset": {component: reference.graph.opset for component, reference in understood.references.items()},
             "recognised": list(recognised),
-            "adopted": files.origin,
+            "compared" if contents.producer else "adopted": files.origin,
         },
     )
-    content = graph_files(manifest, golden, graphs, {})
+    content = graph_files(manifest, contents.golden, graphs, {})
     content["README.md"] = model_card(manifest, file_sizes(content), False, recognised=recognised).encode()
     content[SUMS] = list_sums(content)
     write_folder(out, content, replace=force, check=lambda written: require_runnable(written, understood.examples))
@@ -264,8 +297,8 @@ def _golden(understood: UnderstoodGraphs, graphs: Sequence[Graph]) -> GoldenVect
     return golden
 
 
-def _manifest(understood: UnderstoodGraphs, files: GraphFiles, labels: Labels, golden: GoldenVectors) -> Manifest:
-    signature = understood.signature
+def _manifest(contents: _Contents, understood: UnderstoodGraphs, files: GraphFiles, labels: Labels) -> Manifest:
+    signature, golden = contents.signature, contents.golden
     name = labels.name or files.name
     variants = {
         component: {
@@ -287,6 +320,7 @@ def _manifest(understood: UnderstoodGraphs, files: GraphFiles, labels: Labels, g
         latents=signature.latents,
         likelihood=signature.likelihood,
         batch_of_one=signature.batch_of_one,
+        tiles=signature.tiles,
         golden=golden.record,
         encoder=variants["encoder"],
         decoder=variants["decoder"],

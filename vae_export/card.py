@@ -106,6 +106,8 @@ def _kind(manifest: Manifest) -> str:
 
 def _origin(manifest: Manifest) -> list[str]:
     """Return what readers of an adopted bundle must know."""
+    if "compared" in manifest.producer:
+        return [f"Adopted from {manifest.producer['compared']}, and compared with the model itself in PyTorch.", ""]
     if "adopted" not in manifest.producer:
         return []
     text = f"Adopted from {manifest.producer['adopted']}: parity with the original framework was not checked."

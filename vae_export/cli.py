@@ -365,6 +365,9 @@ def _add_adopt(verbs: Verbs) -> None:
         help="sizes of one observation that the graph leaves open",
     )
     verb.add_argument("--logits", action="store_true", help="the decoder's first output is before the sigmoid")
+    text = "a class or function that returns the model, to compare the graphs with it in PyTorch; this runs its code"
+    verb.add_argument("--model", metavar="MODULE:NAME", help=text)
+    verb.add_argument("--weights", type=Path, help="the model's weights, as for export")
     _add_conditions(verb)
     _add_meaning(verb, choices=("normal", "none", "sphere"), help="the prior of the latents")
     _add_labels(verb, "that of the folder or package")
@@ -380,9 +383,18 @@ def _adopt(options: argparse.Namespace) -> None:
         "latent_scale", "latent_shift", "codebook", "name", "description", "license", "version", "force",
     )  # fmt: skip
     source = options.source[0] if len(options.source) == 1 else options.source
-    adopted = adopt(source, options.out, **{name: getattr(options, name) for name in names}, **_conditions(options))
+    model: Any = None
+    if options.model is not None:
+        from .loading import load_model
+
+        model = load_model(options.model, options.weights)
+    elif options.weights is not None:
+        options.misuse("--weights: allowed only with --model")
+    arguments = {name: getattr(options, name) for name in names} | _conditions(options)
+    adopted = adopt(source, options.out, model=model, **arguments)
     print(lines_of("\n".join(adopted.recognised)))
-    print(one_line(f"{adopted.path}: {adopted.digest}; parity with the original framework was not checked"))
+    checked = "; parity with the original framework was not checked" if model is None else ""
+    print(one_line(f"{adopted.path}: {adopted.digest}{checked}"))
 
 
 def _add_parity(verbs: Verbs) -> None:

@@ -101,19 +101,14 @@ class ExistingGraph:
         self.outputs = [self._edge(value) for value in graph.output]
         self.original = self.model.SerializeToString()
         """The graph as it was given, to compare with."""
-        self._count = 0
-
-    @property
-    def parameters(self) -> int:
+        floats = [tensor for tensor in graph.initializer if tensor.data_type in _FLOATS]
+        self.parameters = sum(int(np.prod(tensor.dims)) for tensor in floats)
         """The number of floats in the graph's weights."""
-        weights = [tensor for tensor in self.model.graph.initializer if tensor.data_type in _FLOATS]
-        return sum(int(np.prod(tensor.dims)) for tensor in weights)
-
-    @property
-    def precision(self) -> str:
+        half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in floats)
+        half = half or any(edge.stored == "float16" for edge in self.inputs)
+        self.precision = "float16" if half else "float32"
         """The floats that the graph computes in."""
-        half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in self.model.graph.initializer)
-        return "float16" if half or any(edge.stored == "float16" for edge in self.inputs) else "float32"
+        self._count = 0
 
     def _edge(self, value: onnx.ValueInfoProto) -> Edge:
         kind = value.type.tensor_type

@@ -337,8 +337,6 @@ class _Understanding:
             + (f": {latent.prior.reason}" if latent.prior.reason == _UNKNOWN else ""),
             f"likelihood: {signature.likelihood.kind}",
         ]
-        if signature.latent.dynamic:
-            self.lines.append("tiles: not measured; tile_blend divides arrays into tiles that change values")
         rows = np.arange(len(self.x))
         conditions = {name: values.take(rows, 0, mode="wrap") for name, values in self.facts.conditions.items()}
         types = {"f": np.float32}

@@ -67,7 +67,7 @@ def _info(options: argparse.Namespace) -> None:
         ("stream", _described_stream(bundle)),
         ("noise", manifest.noise),
         ("packed from", manifest.packed_from),
-        ("adopted from", manifest.producer.get("adopted")),
+        ("adopted from", manifest.producer.get("adopted", manifest.producer.get("compared"))),
         ("format", manifest.format_version),
         ("digest", bundle.digest),
     ]

@@ -12,12 +12,13 @@ import onnx
 import onnxscript.optimizer
 import torch
 
-from vae_runtime.manifest import TensorSpec
+from vae_runtime.manifest import Latent, Observation, TensorSpec
 
 from ..errors import ExportError, ParityError
 from ..understand.adapted import Adapted
 from ..understand.reads import branch_of
 from ..understand.state import release
+from .divisions import bound_divisors
 from .exporter_work import less_exporter_work
 from .files import INLINE, RANDOM, graphs_of, strip, weight_bytes, write_graph
 from .graph import (
@@ -60,6 +61,7 @@ def export_onnx(adapted: Adapted, component: str, path: Path, require: Callable[
             model = make(adapted, component)
             one = component in adapted.signature.batch_of_one
             _check_contract(model, component, adapted.signature.inputs(component), one)
+            bound_divisors(model, _min_sizes(adapted, component))
             _declare_shapes(model, adapted.signature.outputs(component), one)
             changed, rewrites = rewritten(model) if weight_bytes(model) < INLINE else (model, ())
             data = write_graph(model, path)
@@ -240,6 +242,20 @@ def _check_contract(model: onnx.ModelProto, component: str, inputs: Sequence[Ten
             )
         if not one and not batch.dim_param:
             raise ExportError(f"{component}: {value.name}: expected a dynamic batch axis, got a fixed one")
+
+
+def _min_sizes(adapted: Adapted, component: str) -> dict[str, tuple[int, ...]]:
+    """Return the smallest sizes of the axes of each input, the batch included."""
+    signature = adapted.signature
+    dynamic: dict[str, Observation | Latent] = {each.name: each for each in signature.latents}
+    dynamic[signature.observation.name] = signature.observation
+    sizes = {}
+    for tensor in signature.inputs(component):
+        own = dynamic.get(tensor.name)
+        smallest = {own.axes.index(name): each.min for name, each in own.dynamic.items()} if own else {}
+        axes = enumerate(tensor.shape)
+        sizes[tensor.name] = (1, *(smallest.get(i, 1) if i in tensor.dynamic else size for i, size in axes))
+    return sizes
 
 
 def _declare_shapes(model: onnx.ModelProto, outputs: Sequence[TensorSpec], one: bool) -> None:

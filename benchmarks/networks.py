@@ -50,7 +50,7 @@ class Component(nn.Module):
 class Pictures(nn.Module):
     """A VAE of 3×64×64 pictures: four 4×4 convolutions of stride 2, and four layers that double the size.
 
-    These are 4×4 transposed convolutions of stride 2, or nearest-neighbour upsampling before a 3×3 convolution.
+    These are 4×4 transposed convolutions of stride 2, or nearest-neighbor upsampling before a 3×3 convolution.
     """
 
     def __init__(self, nearest: bool, latent: int = 64) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from .figures import NAIVE, Found, Results, name_of, title_of
 
 TICKS = {"wall": (100, 200, 500, 1000, 2000, 5000), "memory": (50, 100, 200, 400)}
-# Marks that are told apart without colour, by batch size.
+# Marks that are told apart without color, by batch size.
 MARKS = {1: "o", 8: "s", 64: "^", 512: "D"}
 
 

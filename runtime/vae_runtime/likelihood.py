@@ -165,9 +165,9 @@ class Laplace(Kind):
     def draw(self, parameters: Parameters, seed: int, start: int) -> Array:
         """The mean plus the inverse of the distribution function at uniform noise."""
         # Noise is moved off 0, where the inverse is infinite, by half of its step.
-        centred = _uniform(parameters.mean, seed, start).astype(np.float64) + 2.0**-25 - 0.5
+        centered = _uniform(parameters.mean, seed, start).astype(np.float64) + 2.0**-25 - 0.5
         scale = np.asarray(parameters.scale, np.float64)
-        difference = -scale * np.sign(centred) * np.log1p(-2.0 * np.abs(centred))
+        difference = -scale * np.sign(centered) * np.log1p(-2.0 * np.abs(centered))
         drawn: Array = (parameters.mean + difference).astype(np.float32)
         return drawn
 

@@ -79,10 +79,10 @@ FORMS = {
 }
 
 
-def understood(model, said=None, x=X, **arguments):
+def understood(model, declaration=None, x=X, **arguments):
     with unchanged(model):
         source, known = declared(model)
-        adapted = adapt(model, x, (said or Declaration()).over(known), source=source, **arguments)
+        adapted = adapt(model, x, (declaration or Declaration()).over(known), source=source, **arguments)
         outputs = {
             component: dict(zip(adapted.outputs(component), run_module(module, adapted.given(component)), strict=True))
             for component, module in adapted.modules.items()
@@ -105,19 +105,19 @@ def test_every_form_of_a_normal_posterior_is_the_same_posterior(form):
 
 
 class Quiet(Base):
-    """Its forward shows nothing of the posterior, so that what is said stands."""
+    """Its forward shows nothing of the posterior, so that what is declared stands."""
 
     def forward(self, x):
         return self.decode(self.mu(x))
 
 
-@pytest.mark.parametrize(("said", "power"), [("std", None), ("logvar", 0.5), ("log_std", 1.0)])
-def test_an_argument_is_believed_where_forward_shows_nothing(said, power):
+@pytest.mark.parametrize(("declaration", "power"), [("std", None), ("logvar", 0.5), ("log_std", 1.0)])
+def test_an_argument_is_believed_where_forward_shows_nothing(declaration, power):
     with pytest.raises(ExportError, match=r"forward draws no normal noise; pass posterior="):
         understood(Quiet(FORMS["mean and logvar"]))
     model = Quiet(FORMS["mean and logvar"])
     model.logvar.bias.data += 10  # positive, so that it may be a standard deviation
-    _, outputs = understood(model, Declaration(posterior=said))
+    _, outputs = understood(model, Declaration(posterior=declaration))
     with torch.no_grad():
         second = model.logvar(X)
     expected = second if power is None else torch.exp(power * second)
@@ -185,11 +185,11 @@ def test_the_models_own_declaration_is_first():
     assert adapted.signature.likelihood.scale == 0.5
 
 
-@pytest.mark.parametrize("said", [{"posteriors": "std"}, ["posterior"]])
-def test_a_declaration_of_unknown_things_is_refused(said):
+@pytest.mark.parametrize("declaration", [{"posteriors": "std"}, ["posterior"]])
+def test_a_declaration_of_unknown_things_is_refused(declaration):
     class Declared(Base):
         def __vae_export__(self):
-            return said
+            return declaration
 
     with pytest.raises(ExportError, match=r"Declared.__vae_export__: expected a mapping with some of .*posterior"):
         declared(Declared())
@@ -210,13 +210,18 @@ def test_functions_and_names_settle_where_to_look(tmp_path):
         understood(model)
     with pytest.raises(ExportError, match="expected fields such as mu and logvar, dict has first, second"):
         understood(model, Declaration(encode="into", decode="out_of"))
-    said = Declaration(
+    declaration = Declaration(
         encode=lambda x: tuple(model.into(x).values()), decode=lambda z: model.out_of(z)["picture"], posterior="logvar"
     )
-    _, outputs = understood(model, said)
+    _, outputs = understood(model, declaration)
     with torch.no_grad():
         torch.testing.assert_close(outputs["encoder"]["mu"], model.mu(X))
-    arguments = {"encode": said.encode, "decode": said.decode, "posterior": "logvar", "formats": ("onnx",)}
+    arguments = {
+        "encode": declaration.encode,
+        "decode": declaration.decode,
+        "posterior": "logvar",
+        "formats": ("onnx",),
+    }
     assert vae_export.export(model, tmp_path / "bundle", example=X, **arguments).parity.passed
 
 
@@ -513,7 +518,7 @@ PLAIN = FORMS["mean and logvar"]
 
 
 @pytest.mark.parametrize(
-    ("model", "said", "words"),
+    ("model", "declaration", "words"),
     [
         (Bare, {}, "Bare: expected a method encode or a submodule encoder.*pass encode="),
         (Base, {"encode": "look"}, "Base: expected a method look from encode='look'"),
@@ -546,10 +551,10 @@ PLAIN = FORMS["mean and logvar"]
         (Base, {"latent_axes": ("a", "b")}, r"latent_axes: expected 1 names for the latent \[3\]"),
     ],
 )
-def test_what_stays_unknown_is_an_error_that_names_the_argument(model, said, words):
+def test_what_stays_unknown_is_an_error_that_names_the_argument(model, declaration, words):
     made = model() if model is Bare else model(PLAIN)
     with pytest.raises(ExportError, match=words) as caught:
-        understood(made, Declaration(**said))
+        understood(made, Declaration(**declaration))
     assert str(caught.value).isprintable()
 
 
@@ -570,10 +575,10 @@ def test_conditions_that_do_not_fit_are_named(model, conditions, words):
 # What contradicts itself, or is no latent.
 
 
-def attempt(model, said=None):
+def attempt(model, declaration=None):
     """The encoder's outputs, or what the refusal says."""
     try:
-        return understood(model, said)[1]["encoder"], ""
+        return understood(model, declaration)[1]["encoder"], ""
     except ExportError as error:
         return {}, str(error)
 

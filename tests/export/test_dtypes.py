@@ -47,10 +47,10 @@ class Base(nn.Module):
         return self.decode(mu + torch.exp(0.5 * logvar) * torch.randn_like(mu))
 
 
-def understood(model, x=X, said=None, **conditions):
+def understood(model, x=X, declared=None, **conditions):
     """The pure functions and what they give for the example."""
     with unchanged(model):
-        adapted = probe(adapt(model, x, said or Declaration(), conditions=conditions))
+        adapted = probe(adapt(model, x, declared or Declaration(), conditions=conditions))
         return adapted, {name: run_module(module, adapted.given(name)) for name, module in adapted.modules.items()}
 
 
@@ -147,7 +147,7 @@ class Codes(nn.Module):
 )
 def test_codes_are_int64_in_the_graph_and_what_encode_gave_in_the_model(dtype, taken):
     model = Codes(dtype, *taken)
-    adapted, outputs = understood(model, said=Declaration(posterior="codes"))
+    adapted, outputs = understood(model, declared=Declaration(posterior="codes"))
     codes = model.encode(X)
     assert outputs["encoder"][0].dtype == adapted.examples["codes"].dtype == torch.int64
     assert torch.equal(outputs["encoder"][0], codes.long())
@@ -169,7 +169,7 @@ def test_an_encoder_of_other_floats_gives_float32(dtype, cast):
     else:
         # The caller makes float32 of z, so that decode takes nothing else.
         model.forward = lambda x: model.decode((model.encode(x)[0] + 0.0).float())
-    adapted, outputs = understood(model, said=None if cast else Declaration(posterior="logvar"))
+    adapted, outputs = understood(model, declared=None if cast else Declaration(posterior="logvar"))
     usual = understood(Base())[1]
     for component in ("encoder", "decoder"):
         assert {output.dtype for output in outputs[component]} == {torch.float32}
@@ -247,8 +247,8 @@ WRITTEN = {
 def test_a_decoder_gives_float32(written):
     model = Base(write=WRITTEN[written])
     # Few values leave open what the second tensor is.
-    said = Declaration(posterior="logvar") if written in ("bool", "argmax") else None
-    adapted, outputs = understood(model, said=said)
+    declared = Declaration(posterior="logvar") if written in ("bool", "argmax") else None
+    adapted, outputs = understood(model, declared=declared)
     (x,) = outputs["decoder"]
     assert x.dtype == torch.float32
     with torch.no_grad():
@@ -282,8 +282,8 @@ def test_whole_numbers_at_a_border_may_differ_by_rounding(written, tmp_path):
 
 @pytest.mark.parametrize(("border", "agrees"), [(0.5, True), (0.51, False)])
 def test_another_border_is_no_parity(border, agrees, tmp_path):
-    adapted = understood(Pictures(WRITTEN["bool"]), said=Declaration(posterior="logvar"))[0]
-    other = understood(Pictures(lambda x: x > border), said=Declaration(posterior="logvar"))[0]
+    adapted = understood(Pictures(WRITTEN["bool"]), declared=Declaration(posterior="logvar"))[0]
+    other = understood(Pictures(lambda x: x > border), declared=Declaration(posterior="logvar"))[0]
     with quiet():
         trace_module(other, "decoder", tmp_path / "model.pt")
     graph = graph_of(other, "decoder", "torchscript", tmp_path / "model.pt", "the tracer")
@@ -293,7 +293,7 @@ def test_another_border_is_no_parity(border, agrees, tmp_path):
 def test_rows_that_influence_each_other_are_refused_in_whole_numbers_too():
     model = Pictures(lambda x: WRITTEN["uint8"](x - 0.1 * x.mean(0)))
     with pytest.raises(ExportError, match="rows of a batch influence each other"):
-        understood(model, said=Declaration(posterior="logvar"))
+        understood(model, declared=Declaration(posterior="logvar"))
 
 
 # Whole exports: a graph of a dtype is what the runtime refused.

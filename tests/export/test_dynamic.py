@@ -133,13 +133,13 @@ def test_a_size_that_exporters_may_freeze_is_refused_or_right(tmp_path):
     """How far exporters follow Python's own numbers changes from version to version; a wrong graph is never written."""
     x = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(2))
     arguments = {"example": x, "posterior": "logvar", "formats": ("onnx",)}
-    done, said = None, ""
+    done, message = None, ""
     try:
         done = vae_export.export(Frozen(), tmp_path / "bundle", **arguments, dynamic=("height", "width"))
     except ExportError as error:
-        said = str(error)
+        message = str(error)
     if done is None:
-        assert "a size that should be dynamic is frozen" in said
+        assert "a size that should be dynamic is frozen" in message
         assert list(tmp_path.iterdir()) == []
     else:
         z = np.ones((1, 2, 7, 5), np.float32)

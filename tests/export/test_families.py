@@ -81,7 +81,7 @@ def test_computes_what_the_library_computes(entry):
     if needs_no_family(entry):
         assert family_of(module_of(entry.make()[0])) is None
         return
-    # The straight-through estimator of vector-quantised models rounds once more than a look-up does.
+    # The straight-through estimator of vector-quantized models rounds once more than a look-up does.
     # Another order of the same sums may show in float32, and does not in float64.
     assert max(compare(entry)) <= 1e-6 or max(compare(entry, torch.float64)) <= 1e-12
 

@@ -447,7 +447,7 @@ class Detached(Encode):
         return self.posterior(x)
 
 
-class Initialised(Encode):
+class Initialized(Encode):
     """Like a codebook that is set at the first call; its flag and its numbers are buffers, which no input reaches."""
 
     def __init__(self):
@@ -463,14 +463,14 @@ class Initialised(Encode):
         return self.posterior(x * float(torch.tensor([0.5, 2.0]).prod()) + self.levels.float().numpy().sum())
 
 
-class BranchingFirst(Initialised):
+class BranchingFirst(Initialized):
     def forward(self, x):
         if x.abs().max() > 1000:
             x = x / 1000
         return super().forward(x)
 
 
-class BranchingLate(Initialised):
+class BranchingLate(Initialized):
     def forward(self, x):
         mu, *others = super().forward(x)
         return (mu if mu.sum() < 1000 else mu / 1000, *others)
@@ -625,7 +625,7 @@ def test_torchscript_is_made_by_torch_export_where_the_tracer_fails(make, tmp_pa
 
 
 def test_values_that_no_input_reaches_are_folded(tmp_path):
-    module = Initialised()
+    module = Initialized()
     (graph,), _ = make_graphs(encoding(module), ["onnx"], tmp_path / "folded", require=require_same_rows(module))
     assert graph.executor == "ort"
     module = Counting()

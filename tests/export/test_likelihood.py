@@ -40,12 +40,12 @@ def test_a_kind_computes_what_the_runtime_does(name):
 @pytest.mark.parametrize("name", KINDS)
 def test_export_is_told_the_mean_and_the_scale(name):
     vae = VAE(ModelConfig(observation_shape=(3,), latent=2, hidden=(4,), likelihood=name, scale=0.5))
-    said, z = vae.__vae_export__(), torch.zeros(2, 2)
-    answer = said["decode"](z)
+    declared, z = vae.__vae_export__(), torch.zeros(2, 2)
+    answer = declared["decode"](z)
     mean = answer if isinstance(answer, torch.Tensor) else answer.mean
     torch.testing.assert_close(mean, vae.mean(vae.decode(z)))
-    assert said["likelihood"] == name
-    assert said["scale"] == (0.5 if runtime.KINDS[name].scale else None)
+    assert declared["likelihood"] == name
+    assert declared["scale"] == (0.5 if runtime.KINDS[name].scale else None)
 
 
 @pytest.mark.parametrize("name", ["cauchy", "none", "Laplace", ""])

@@ -125,10 +125,10 @@ def run_here(capsys):
             status = main(list(map(str, words)))
         except SystemExit as left:
             status = left.code
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        assert "code ran" not in said.out
-        return status, said.err if status else ""
+        output = capsys.readouterr()
+        assert "Traceback" not in output.err
+        assert "code ran" not in output.out
+        return status, output.err if status else ""
 
     return run
 
@@ -183,18 +183,18 @@ def test_bad_input_is_one_error_and_writes_nothing(changed, status, words, run_h
     np.save("wide.npy", np.zeros((4, 9), np.float32))
     np.save("three.npy", np.zeros(3, np.int64))
     before = sorted(tmp_path.iterdir())
-    found, said = run_here("export", *arguments(**changed))
-    assert (found, words in said) == (status, True), said
+    found, printed = run_here("export", *arguments(**changed))
+    assert (found, words in printed) == (status, True), printed
     if status == 1:
-        assert said.count("error: ") == 1
+        assert printed.count("error: ") == 1
     assert [path for path in sorted(tmp_path.iterdir()) if path.name != "__pycache__"] == before
 
 
 def test_a_run_says_its_own_and_takes_no_model_arguments(tiny_run, tmp_path, run_here):
     for extra in (["--likelihood", "gaussian"], ["--example", "x.npy"], ["--condition", "a=b.npy"]):
-        status, said = run_here("export", tiny_run, "--out", tmp_path / "bundle", *extra)
+        status, printed = run_here("export", tiny_run, "--out", tmp_path / "bundle", *extra)
         assert status == 2
-        assert "only with --model" in said
+        assert "only with --model" in printed
 
 
 # What a shell, a download and a stranger's module can bring.
@@ -322,11 +322,11 @@ def odd(place, tmp_path):
 @pytest.mark.usefixtures("odd")
 def test_what_others_bring_is_one_error_and_writes_nothing(changed, status, words, run_here, tmp_path):
     before = sorted(tmp_path.rglob("*"))
-    found, said = run_here("export", *arguments(**changed))
-    assert (found, words in said) == (status, True), said
+    found, printed = run_here("export", *arguments(**changed))
+    assert (found, words in printed) == (status, True), printed
     if status == 1:
-        assert said.count("error: ") == 1
-    assert "\x1b" not in said
+        assert printed.count("error: ") == 1
+    assert "\x1b" not in printed
     assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts] == before
 
 
@@ -423,18 +423,18 @@ def test_worse_is_one_error_too(changed, place, run_here, tmp_path):
     torch.save(place, "old.pt", _use_new_zipfile_serialization=False)
     for length in (28, 49):
         (tmp_path / f"old{length}.pt").write_bytes((tmp_path / "old.pt").read_bytes()[:length])
-    found, said = run_here("export", *arguments(**changed))
+    found, printed = run_here("export", *arguments(**changed))
     assert not (tmp_path / "bundle").exists()
     assert found in (1, 2)
-    assert said.count("error: ") == 1
+    assert printed.count("error: ") == 1
 
 
 @pytest.mark.parametrize("changed", [{"likelihood": "gaussian", "scale": "0"}, {"latent_scale": "0"}])
 @pytest.mark.usefixtures("place")
 def test_a_number_that_cannot_be_is_told_by_its_argument(changed, run_here):
-    status, said = run_here("export", *arguments(**changed))
+    status, printed = run_here("export", *arguments(**changed))
     assert status in (1, 2)
-    assert "manifest.json" not in said
+    assert "manifest.json" not in printed
 
 
 @pytest.mark.parametrize("changed", [{"codebook": "-1"}, {"axes": ""}, {"encode": ""}], ids=str)
@@ -445,9 +445,9 @@ def test_an_argument_without_a_meaning_is_refused(changed, run_here):
 
 @pytest.mark.usefixtures("place")
 def test_a_range_without_an_end_is_refused(run_here, tmp_path):
-    status, said = run_here("export", *arguments(likelihood="gaussian"), "--range", "0", "inf")
+    status, printed = run_here("export", *arguments(likelihood="gaussian"), "--range", "0", "inf")
     assert status in (1, 2)
-    assert "range" in said
+    assert "range" in printed
     assert not (tmp_path / "bundle").exists()
 
 

@@ -351,15 +351,15 @@ def test_refused(name, tmp_path):
     model = make() if isinstance(make, type) else make
     with pytest.raises(VaeError) as refusal:
         vae_export.export(model, tmp_path / "bundle", **{"example": X, **arguments})
-    said = str(refusal.value)
-    assert reason in said
-    assert remedy in said
+    message = str(refusal.value)
+    assert reason in message
+    assert remedy in message
     assert isinstance(refusal.value, (ExportError, InputError))
     assert list(tmp_path.iterdir()) == []
 
 
 class SmallConstants(Plain):
-    """What keeps a logarithm finite must not be optimised away."""
+    """What keeps a logarithm finite must not be optimized away."""
 
     def decode(self, z):
         return torch.log(torch.relu(self.head(z)) + 1e-10)

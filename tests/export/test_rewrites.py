@@ -235,7 +235,7 @@ def test_sizes_of_no_fixed_ratio_stay():
 # Batch normalisation.
 
 
-def normalised(layer, weight, channels, shape, **attributes):
+def normalized(layer, weight, channels, shape, **attributes):
     statistics = {
         "gamma": numbers(channels, seed=3),
         "beta": numbers(channels, seed=4),
@@ -268,8 +268,8 @@ def normalised(layer, weight, channels, shape, **attributes):
         ("Gemm", (4, 6), 4, (6,), {"transB": 1}),
     ],
 )
-def test_batch_normalisation_is_folded_into_the_layer_before_it(layer, weight, channels, shape, attributes):
-    plain = normalised(layer, numbers(*weight), channels, shape, **attributes)
+def test_batch_normalization_is_folded_into_the_layer_before_it(layer, weight, channels, shape, attributes):
+    plain = normalized(layer, numbers(*weight), channels, shape, **attributes)
     changed, lines = rewritten(plain)
     assert operators(changed) == [layer]
     assert lines == ("1 × batch normalization folded into the layer before it",)
@@ -277,25 +277,25 @@ def test_batch_normalisation_is_folded_into_the_layer_before_it(layer, weight, c
 
 
 def test_a_layer_without_bias_gets_one():
-    plain = normalised("Conv", numbers(4, 3, 3, 3), 4, (3, 5, 5))
+    plain = normalized("Conv", numbers(4, 3, 3, 3), 4, (3, 5, 5))
     del plain.graph.node[0].input[2]
     changed, _ = rewritten(plain)
     assert operators(changed) == ["Conv"]
     assert_same(plain, changed, numbers(3, 3, 5, 5, seed=2))
 
 
-def test_batch_normalisation_stays_where_folding_is_not_exact():
-    scaled = normalised("Gemm", numbers(6, 4), 4, (6,), alpha=0.5)
-    shared = normalised("Conv", numbers(4, 3, 3, 3), 4, (3, 5, 5))
+def test_batch_normalization_stays_where_folding_is_not_exact():
+    scaled = normalized("Gemm", numbers(6, 4), 4, (6,), alpha=0.5)
+    shared = normalized("Conv", numbers(4, 3, 3, 3), 4, (3, 5, 5))
     shared.graph.output.add().name = "h"
-    training = normalised("Conv", numbers(4, 3, 3, 3), 4, (3, 5, 5))
+    training = normalized("Conv", numbers(4, 3, 3, 3), 4, (3, 5, 5))
     training.graph.node[1].attribute.append(helper.make_attribute("training_mode", 1))
     for plain in (scaled, shared, training):
         assert rewritten(plain) == (plain, ())
 
 
 def test_weights_that_another_layer_takes_too_are_left_to_it():
-    plain = normalised("Conv", numbers(3, 3, 3, 3), 3, (3, 5, 5), pads=[1] * 4)
+    plain = normalized("Conv", numbers(3, 3, 3, 3), 3, (3, 5, 5), pads=[1] * 4)
     plain.graph.node.append(helper.make_node("Conv", ["y", "w"], ["z"]))
     plain.graph.output.add().name = "z"
     changed, _ = rewritten(plain)

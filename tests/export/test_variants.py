@@ -146,7 +146,7 @@ def test_int8_computes_in_integers_of_which_no_pair_saturates(which, there, weig
             assert np.abs(numpy_helper.to_array(tensor).astype(int)).max() <= 64
 
 
-def test_upsampling_and_normalisation_are_rewritten_in_every_variant(convolutional):
+def test_upsampling_and_normalization_are_rewritten_in_every_variant(convolutional):
     for name in ALL:
         for component, model in models(convolutional.path, name):
             assert not operators(model) & {"Resize", "BatchNormalization", "Upsample"}
@@ -270,12 +270,12 @@ def test_a_variant_below_the_gate_is_left_out_and_the_export_goes_on(dense, digi
     least = f"{min(halves) - 1:.0f}"
     arguments = ["export", str(digits_run.folder), "--out", str(out), "--variants", "fp32,fp16,int8"]
     assert main([*arguments, "--min-psnr", least, "--formats", "onnx"]) == 0
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     manifest = open_bundle(out).manifest
     assert [(each.component, each.variant) for each in manifest.refused] == [("encoder", "int8"), ("decoder", "int8")]
     for each in manifest.refused:
         assert f"dB below the minimum of {least} dB" in each.reason
-        assert said.count(f"left out: {each.component}/int8: {each.reason}\n") == 1
+        assert printed.count(f"left out: {each.component}/int8: {each.reason}\n") == 1
         assert f"{each.component}/int8: {each.reason}" in (out / "README.md").read_text(encoding="utf-8")
     assert list(manifest.decoder) == ["fp32", "fp16"]
     assert vae_runtime.load(out, variant="fp16").variants == {"encoder": "fp16", "decoder": "fp16"}
@@ -409,9 +409,9 @@ def test_a_component_without_the_variant_runs_in_fp32(dense, tmp_path, resign, c
     from vae_runtime.cli.main import main as runtime
 
     assert runtime(["info", str(folder)]) == 0
-    said = capsys.readouterr().out
-    assert "decoder/int8                left out: PSNR 20.0 dB, 15.0 dB below the minimum of 35 dB" in said
-    assert f"{vae.manifest.encoder['int8'].quality.psnr:.1f} dB" in said
+    printed = capsys.readouterr().out
+    assert "decoder/int8                left out: PSNR 20.0 dB, 15.0 dB below the minimum of 35 dB" in printed
+    assert f"{vae.manifest.encoder['int8'].quality.psnr:.1f} dB" in printed
 
 
 @pytest.mark.parametrize("which", ["dense", "convolutional"])
@@ -421,7 +421,7 @@ def test_verify_lets_other_kernels_pass_and_not_other_weights(which, tmp_path, r
     golden = read_golden(opened)
     for component, variants in opened.manifest.components.items():
         variant = variants["int8"]
-        # Without its optimisations ONNX Runtime computes what the integers stand for in float32.
+        # Without its optimizations ONNX Runtime computes what the integers stand for in float32.
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = onnxruntime.InferenceSession(opened.read(variant.path), options, providers=["CPUExecutionProvider"])
@@ -453,9 +453,9 @@ def test_a_rewrite_that_is_wrong_is_left_out_and_said(digits, tmp_path, monkeypa
 
     monkeypatch.setattr(graphs, "rewritten", wrong)
     out = export(Convolutional(), tmp_path / "out", example=digits[:8], posterior="logvar", formats=("onnx",)).path
-    said = open_bundle(out).manifest.producer["rewrites"]
+    rewrites = open_bundle(out).manifest.producer["rewrites"]
     for component in ("encoder", "decoder"):
-        assert said[component][0].startswith("left as exported, because the rewritten graph fails: ")
+        assert rewrites[component][0].startswith("left as exported, because the rewritten graph fails: ")
     assert vae_runtime.verify(out).passed
 
 

@@ -37,7 +37,7 @@ SMALL[SUMS] = format_sums(SMALL.items())
 
 
 def zip_of(files, *, last=b"", first=b"", gap=b"", order=None, **end):
-    """A .zip file as the format wants it, byte for byte, with whatever is said of a file instead of its content.
+    """A .zip file as the format wants it, byte for byte, with whatever is set for a file instead of its content.
 
     For a file (a name or a pair of names, a content or a mapping): `content`; `local` and `entry`, other values of the
     header's fields by name; `local_extra`, `extra`, `comment`. For the whole: bytes `first`, `last`, in a `gap` before
@@ -45,21 +45,21 @@ def zip_of(files, *, last=b"", first=b"", gap=b"", order=None, **end):
     """
     body, directory, offsets = first, {}, {}
     for number, (name, what) in enumerate(files):
-        said = what if isinstance(what, dict) else {"content": what}
-        content, local_extra = said["content"], said.get("local_extra", b"")
-        extra, comment = said.get("extra", b""), said.get("comment", b"")
+        settings = what if isinstance(what, dict) else {"content": what}
+        content, local_extra = settings["content"], settings.get("local_extra", b"")
+        extra, comment = settings.get("extra", b""), settings.get("comment", b"")
         raw = name if isinstance(name, bytes) else name.encode()
         offsets[number] = len(body)
         fields = {
             "needs": 20, "flags": 0, "method": 0, "time": 0, "date": 33, "crc": zlib.crc32(content),
             "packed": len(content), "size": len(content), "name": len(raw),
         }  # fmt: skip
-        local = {**fields, "extra": len(local_extra), **said.get("both", {}), **said.get("local", {})}
-        body += b"PK\3\4" + struct.pack("<5H3L2H", *local.values()) + said.get("local_name", raw) + local_extra
+        local = {**fields, "extra": len(local_extra), **settings.get("both", {}), **settings.get("local", {})}
+        body += b"PK\3\4" + struct.pack("<5H3L2H", *local.values()) + settings.get("local_name", raw) + local_extra
         body += content
         entry = {
             "by": 3 << 8 | 20, **fields, "extra": len(extra), "comment": len(comment), "disk": 0, "kind": 0,
-            "mode": 0o100644 << 16, "offset": offsets[number], **said.get("both", {}), **said.get("entry", {}),
+            "mode": 0o100644 << 16, "offset": offsets[number], **settings.get("both", {}), **settings.get("entry", {}),
         }  # fmt: skip
         directory[number] = b"PK\1\2" + struct.pack("<6H3L5H2L", *entry.values()) + raw + extra + comment
     body += gap
@@ -69,11 +69,11 @@ def zip_of(files, *, last=b"", first=b"", gap=b"", order=None, **end):
     return body + listed + b"PK\5\6" + struct.pack("<4H2LH", *fields.values()) + last
 
 
-def with_one(name="decoder/model.onnx", **said):
-    """SMALL with something said of one of its files, the others after it."""
-    content = said.pop("content", SMALL.get(name, b"content"))
+def with_one(name="decoder/model.onnx", **settings):
+    """SMALL with settings of one of its files, the others after it."""
+    content = settings.pop("content", SMALL.get(name, b"content"))
     rest = [pair for pair in SMALL.items() if pair[0] != name]
-    return zip_of([(name, {"content": content, **said}), *rest])
+    return zip_of([(name, {"content": content, **settings}), *rest])
 
 
 def and_more(*pairs):
@@ -83,8 +83,8 @@ def and_more(*pairs):
 WHOLE = zip_of(sorted(SMALL.items()))
 
 
-def link(**said):
-    return with_one("README.md", content=b"/etc/passwd", **said)
+def link(**settings):
+    return with_one("README.md", content=b"/etc/passwd", **settings)
 
 
 def deflated(content):
@@ -389,10 +389,10 @@ def test_a_hostile_file_is_refused_in_one_line(place, capsys, content, match):
         assert len(str(caught.value)) < 600
     for command in (["info", str(place)], ["pack", str(place), "--out", str(place.parent / "out")]):
         assert cli.main(command) == 1
-        said = capsys.readouterr()
-        assert said.out == ""
-        assert said.err.startswith("error: ")
-        assert said.err.count("\n") == 1
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith("error: ")
+        assert printed.err.count("\n") == 1
     assert list(place.parent.iterdir()) == [place]
 
 
@@ -461,8 +461,8 @@ NUMBERS = st.sampled_from([0, 1, 5, 8, 0x800, 0xFFFF]) | st.integers(0, 0xFFFF)
     st.dictionaries(st.sampled_from(["local", "entry", "both"]), st.dictionaries(FIELDS, NUMBERS, max_size=2)),
     st.sampled_from([b"", b"PK", WHOLE[-22:]]),
 )
-def test_any_other_headers_are_refused_or_harmless(scratch, end, said, last):
-    files = [("decoder/model.onnx", {"content": b"graph", **said}), ("manifest.json", b"{}"), (SUMS, b"")]
+def test_any_other_headers_are_refused_or_harmless(scratch, end, settings, last):
+    files = [("decoder/model.onnx", {"content": b"graph", **settings}), ("manifest.json", b"{}"), (SUMS, b"")]
     check_refused_or_read_as_zipfile_does(scratch, zip_of(files, last=last, **end))
 
 

@@ -203,11 +203,11 @@ def test_the_command(folder, digits, capsys):
     assert capsys.readouterr().out.count("made again: the same numbers") == 2
     (folder / "shard-00000003.npy").write_bytes(b"")
     assert main([*command, "--json"]) == 1
-    said = capsys.readouterr()
-    answer = json.loads(said.out)
+    output = capsys.readouterr()
+    answer = json.loads(output.out)
     assert answer["passed"] is False
     assert answer["checks"][0]["what"] == "shard-00000003.npy"
-    assert "verification failed; remove the named files and run the same `generate` command again" in said.err
+    assert "verification failed; remove the named files and run the same `generate` command again" in output.err
 
 
 @pytest.mark.parametrize(
@@ -256,11 +256,12 @@ def test_finishing_what_parts_have_made(digits, root, tmp_path, folder, capsys):
         assert generate(digits, tmp_path / str(k), **JOB, part=(k, 3)) is None
         shutil.copytree(tmp_path / str(k), tmp_path / "whole", dirs_exist_ok=True)
         assert main(command) == (1 if k < 3 else 0)
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     assert (
-        "4 of 6 shards are missing or cut short: shard-00000001.npy, shard-00000002.npy, shard-00000004.npy" in said.err
+        "4 of 6 shards are missing or cut short: shard-00000001.npy, shard-00000002.npy, shard-00000004.npy"
+        in output.err
     )
-    assert said.out == f"{tmp_path / 'whole'}: 700 samples\n"
+    assert output.out == f"{tmp_path / 'whole'}: 700 samples\n"
     assert (tmp_path / "whole" / "index.json").read_bytes() == (folder / "index.json").read_bytes()
     with pytest.raises(BundleError, match="digest"):
         finish_samples(folder, root / "models" / "mnist")

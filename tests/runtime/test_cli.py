@@ -120,16 +120,16 @@ def pack_of_digits(digits, tmp_path_factory):
 
 
 def test_info_says_what_the_bundle_is(succeeds, digits, vae):
-    said = succeeds("info", digits)
-    assert re.search(r"^name +digits$", said, re.MULTILINE)
-    assert re.search(rf"^digest +{vae.digest}$", said, re.MULTILINE)
-    assert re.search(r"^observation +x float32 \[channel 1, height 8, width 8\], values 0 … 1", said, re.MULTILINE)
-    assert re.search(r"^latent +z float32 \[latent 8\]", said, re.MULTILINE)
-    assert re.search(r"^likelihood +bernoulli$", said, re.MULTILINE)
+    printed = succeeds("info", digits)
+    assert re.search(r"^name +digits$", printed, re.MULTILINE)
+    assert re.search(rf"^digest +{vae.digest}$", printed, re.MULTILINE)
+    assert re.search(r"^observation +x float32 \[channel 1, height 8, width 8\], values 0 … 1", printed, re.MULTILINE)
+    assert re.search(r"^latent +z float32 \[latent 8\]", printed, re.MULTILINE)
+    assert re.search(r"^likelihood +bernoulli$", printed, re.MULTILINE)
     for variant in vae.manifest.variants:
         precision = {"fp16": "float16", "int8": "int8"}.get(variant.name, "float32")
-        assert re.search(rf"^{variant.component}/{variant.name} +[\d,]+ +{precision}", said, re.MULTILINE)
-    assert succeeds("info", digits, "--digest", vae.digest) == said
+        assert re.search(rf"^{variant.component}/{variant.name} +[\d,]+ +{precision}", printed, re.MULTILINE)
+    assert succeeds("info", digits, "--digest", vae.digest) == printed
 
 
 def test_info_cannot_be_forged_and_prints_in_any_encoding(succeeds, bundle_copy, edit_manifest):
@@ -141,16 +141,16 @@ def test_info_cannot_be_forged_and_prints_in_any_encoding(succeeds, bundle_copy,
 
 
 def test_verify_passes_with_a_table(succeeds, digits, vae):
-    said = succeeds("verify", digits, "--threads", 2, "--digest", vae.digest)
-    assert said.startswith("ok      files ")
-    assert "ok      decoder/fp32 x " in said
-    assert re.fullmatch(rf"verified on cpu: {re.escape(str(digits))}.*", said.splitlines()[-1])
-    assert "FAILED" not in said
+    printed = succeeds("verify", digits, "--threads", 2, "--digest", vae.digest)
+    assert printed.startswith("ok      files ")
+    assert "ok      decoder/fp32 x " in printed
+    assert re.fullmatch(rf"verified on cpu: {re.escape(str(digits))}.*", printed.splitlines()[-1])
+    assert "FAILED" not in printed
 
 
 def test_sample(succeeds, folder, digits, vae):
-    said = succeeds("sample", digits, "--out", "s.npy", "-n", 10, "--seed", 7, timeout=60)
-    assert said == "s.npy: 10 samples, seed 7, start 0, device cpu\n"
+    printed = succeeds("sample", digits, "--out", "s.npy", "-n", 10, "--seed", 7, timeout=60)
+    assert printed == "s.npy: 10 samples, seed 7, start 0, device cpu\n"
     np.testing.assert_array_equal(np.load(folder / "s.npy"), vae.sample(10, seed=7))
     options = ["--start", 2**64 - 3, "--temperature", 0.5, "--batch-size", 4, "--threads", 2, "--variant", "fp32"]
     succeeds("sample", digits, "--out", "s.npy", "-n", 10, "--seed=-7", *options, "--observe")
@@ -169,8 +169,8 @@ def test_sample_draws_a_sheet(succeeds, folder, digits):
 
 
 def test_the_same_seed_gives_the_same_bytes_and_the_printed_seed_too(succeeds, folder, digits):
-    said = succeeds("sample", digits, "--out", "one.npy", "--latents", "z.npy")
-    seed = re.search(r"seed (\d+)", said)[1]
+    printed = succeeds("sample", digits, "--out", "one.npy", "--latents", "z.npy")
+    seed = re.search(r"seed (\d+)", printed)[1]
     for name in ["one.npy", "one.png"] if find_spec("PIL") else ["one.npy"]:
         contents = []
         for _ in range(2):
@@ -193,8 +193,8 @@ def test_latents_are_the_same_at_once_and_in_batches(succeeds, folder, digits, v
 
 def test_encode(succeeds, folder, digits, vae, pictures):
     q = vae.encode(pictures)
-    said = succeeds("encode", digits, "x.npy", "--out", "q.npz")
-    assert said == f"q.npz: posteriors of 5 observations; mean KL {q.kl().mean():.4g} nats\n"
+    printed = succeeds("encode", digits, "x.npy", "--out", "q.npz")
+    assert printed == f"q.npz: posteriors of 5 observations; mean KL {q.kl().mean():.4g} nats\n"
     with np.load(folder / "q.npz") as archive:
         assert sorted(archive.files) == ["logvar", "mean", "std"]
         for name in archive.files:
@@ -220,10 +220,10 @@ def test_decode(succeeds, folder, digits, vae):
 
 
 def test_reconstruct(succeeds, folder, digits, vae, pictures):
-    said = succeeds("reconstruct", digits, "x.npy", "--out", "r.npy")
+    printed = succeeds("reconstruct", digits, "x.npy", "--out", "r.npy")
     r = vae.reconstruct(pictures)
     np.testing.assert_array_equal(np.load(folder / "r.npy"), r)
-    assert said == f"r.npy: 5 reconstructions; mean squared error {((r - pictures) ** 2).mean():.4g}\n"
+    assert printed == f"r.npy: 5 reconstructions; mean squared error {((r - pictures) ** 2).mean():.4g}\n"
     succeeds("reconstruct", digits, "x.npy", "--out", "r.npy", "--seed", 2, "--start", 3)
     np.testing.assert_array_equal(np.load(folder / "r.npy"), vae.reconstruct(pictures, seed=2, start=3))
     pytest.importorskip("PIL")
@@ -246,8 +246,8 @@ def test_interpolate(succeeds, folder, digits, vae, pictures):
 
 
 def test_traverse(succeeds, folder, digits, vae, pictures):
-    said = succeeds("traverse", digits, "--seed", 3, "--out", "t.npy", "--steps", 5, "--reach", 2)
-    assert said == "t.npy: 8 dimensions, 5 steps from -2\n"
+    printed = succeeds("traverse", digits, "--seed", 3, "--out", "t.npy", "--steps", 5, "--reach", 2)
+    assert printed == "t.npy: 8 dimensions, 5 steps from -2\n"
     values = np.linspace(-2, 2, 5, dtype=np.float32)
     sheet = np.load(folder / "t.npy")
     assert sheet.shape == (8, 5, 1, 8, 8)
@@ -264,18 +264,18 @@ def test_traverse(succeeds, folder, digits, vae, pictures):
 
 
 def test_score(succeeds, folder, digits, vae, pictures):
-    said = succeeds("score", digits, "x.npy", "-k", 4, "--seed", 6, "--start", 2, "--out", "s.npz")
+    printed = succeeds("score", digits, "x.npy", "-k", 4, "--seed", 6, "--start", 2, "--out", "s.npz")
     s = vae.score(pictures, k=4, seed=6, start=2)
-    assert said.startswith("x.npy: 5 observations, seed 6, start 2, 4 importance samples\n")
+    assert printed.startswith("x.npy: 5 observations, seed 6, start 2, 4 importance samples\n")
     error = s.elbo.std(ddof=1) / np.sqrt(5)
-    assert re.search(rf"^  elbo +{re.escape(f'{s.elbo.mean():.6g}')} ± {error:.2g} +nats$", said, re.MULTILINE)
+    assert re.search(rf"^  elbo +{re.escape(f'{s.elbo.mean():.6g}')} ± {error:.2g} +nats$", printed, re.MULTILINE)
     names = ["elbo", "reconstruction", "kl", "log_likelihood", "mse", "mae"]
     with np.load(folder / "s.npz") as archive:
         assert archive.files == [*names, "kl_per_dimension"]
         for name in archive.files:
             np.testing.assert_allclose(archive[name], getattr(s, name), rtol=1e-5)
-    said = succeeds("score", digits, "x.npy", "--seed", 6, "--start", 2, "--out", "s.csv")
-    assert "likelihood" not in said
+    printed = succeeds("score", digits, "x.npy", "--seed", 6, "--start", 2, "--out", "s.csv")
+    assert "likelihood" not in printed
     header, *rows = (folder / "s.csv").read_text().splitlines()
     assert header == "elbo,reconstruction,kl,mse,mae"
     np.testing.assert_allclose([float(row.split(",")[0]) for row in rows], s.elbo, rtol=1e-5)
@@ -439,9 +439,9 @@ def test_misuse(capsys, arguments, match):
     # In this process, to save the time of some dozens; the next test is the partner in its own.
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
-    said = capsys.readouterr()
-    assert (caught.value.code, said.out) == (2, "")
-    (line,) = (line for line in said.err.splitlines() if "error: " in line)
+    printed = capsys.readouterr()
+    assert (caught.value.code, printed.out) == (2, "")
+    (line,) = (line for line in printed.err.splitlines() if "error: " in line)
     assert line.startswith("vae-runtime")
     assert re.search(match, line), line
 
@@ -784,9 +784,9 @@ def test_no_pipe_is_replaced(folder, digits, capsys):
 
 def test_version_and_help(succeeds):
     assert succeeds("--version") == f"vae-runtime {vae_runtime.__version__}\n"
-    said = succeeds("--help")
+    printed = succeeds("--help")
     for name in COMMANDS:
-        assert re.search(rf"^    {name}\s", said, re.MULTILINE)
+        assert re.search(rf"^    {name}\s", printed, re.MULTILINE)
 
 
 def test_help_and_version_need_no_numpy(python):

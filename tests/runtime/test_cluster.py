@@ -131,22 +131,22 @@ def test_the_same_bytes_and_calls_of_progress_and_a_word_on_another_processor(
 ):
     here = {**machine._software_and_processor(), "processor": "abacus"}
     monkeypatch.setattr(machine, "_software_and_processor", lambda: here)
-    calls, said = [], []
-    samples = on_cluster(progress=lambda *call: calls.append(call), warn=said.append)
+    calls, warned = [], []
+    samples = on_cluster(progress=lambda *call: calls.append(call), warn=warned.append)
     assert len(samples) == 3000
     assert content(tmp_path / "s") == content(undisturbed)
     assert len(calls) == 12
     assert calls[-1] == (3000, 3000)
-    assert len(said) == 1
-    assert "abacus here" in said[0]
+    assert len(warned) == 1
+    assert "abacus here" in warned[0]
 
 
 @pytest.mark.long
 def test_a_part_of_another_format_made_on_a_cluster_and_the_rest_here(on_cluster, mnist, tmp_path):
     pytest.importorskip("safetensors", reason="the format safetensors needs its library")
-    said, words = [], {**JOB, "format": "safetensors", "workers": 1, "n": 1000}
-    assert on_cluster(**words, part=(2, 2), warn=said.append) is None
-    assert said == []
+    warned, words = [], {**JOB, "format": "safetensors", "workers": 1, "n": 1000}
+    assert on_cluster(**words, part=(2, 2), warn=warned.append) is None
+    assert warned == []
     generate(mnist, tmp_path / "s", **words, part=(1, 2))
     generate(mnist, tmp_path / "here", **words)
     assert len(content(tmp_path / "s")) == 8

@@ -169,10 +169,10 @@ def test_another_machine_is_warned_of(digits, tmp_path, undisturbed):
     job = json.loads((folder / "job.json").read_text())
     job["machine"]["onnxruntime"] = "1.0.0"
     (folder / "job.json").write_text(json.dumps(job))
-    said = []
-    generate(digits, folder, **JOB, warn=said.append)
-    assert len(said) == 1
-    assert "onnxruntime: '1.0.0' then" in said[0]
+    warnings = []
+    generate(digits, folder, **JOB, warn=warnings.append)
+    assert len(warnings) == 1
+    assert "onnxruntime: '1.0.0' then" in warnings[0]
 
 
 def test_two_calls_in_one_folder_do_not_mix(digits, tmp_path):
@@ -430,12 +430,12 @@ def kill_at_random(digits, folder, undisturbed, kills, n):
                 else:
                     os.kill(chance.choice(victims), signal.SIGKILL)
             # Ends when the workers have: theirs is the same stderr.
-            _, said = process.communicate(timeout=60)
+            _, stderr = process.communicate(timeout=60)
             assert process.returncode in (0, 1, -signal.SIGKILL)
-            assert process.returncode != 1 or "error: " in said
+            assert process.returncode != 1 or "error: " in stderr
     with start(digits, folder, 2, n) as process:
-        _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
     assert content(folder) == content(undisturbed)
     assert not [name for name in os.listdir(folder) if name.startswith(".")]
 
@@ -463,7 +463,7 @@ def test_a_job_that_has_made_nothing_gives_way(digits, tmp_path, undisturbed):
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "said"),
+    ("words", "status", "message"),
     [
         (["-n", "10", "--seed", "1", "--out", ""], 2, "out: expected a folder or a URL"),
         (["-n", "10", "--seed", "1", "--out", "file://s"], 2, "file:///… with three slashes"),
@@ -489,14 +489,14 @@ def test_a_job_that_has_made_nothing_gives_way(digits, tmp_path, undisturbed):
         (["-n", "10", "--seed", "1", "--out", "memory://s"], 2, "a place that outlives this command"),
     ],
 )
-def test_misuse_of_the_command(digits, tmp_path, monkeypatch, capsys, words, status, said):
+def test_misuse_of_the_command(digits, tmp_path, monkeypatch, capsys, words, status, message):
     monkeypatch.chdir(tmp_path)
     try:
         found = main(["generate", str(digits), *words])
     except SystemExit as end:
         found = end.code
     assert found == status
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not os.listdir(tmp_path)
 
 
@@ -507,8 +507,8 @@ def test_a_script_needs_no_guard_of_its_main_part(digits, tmp_path, undisturbed,
         "done = generate(sys.argv[1], sys.argv[2], 1400, seed=7, batch_size=64, shard_size=256, workers=2)\n"
         "print(len(done), __file__ == sys.argv[0], __spec__)\n"
     )
-    said = python(tmp_path / "script.py", digits, tmp_path / "s")
-    assert said.stdout == "begun\n1400 True None\n"
+    output = python(tmp_path / "script.py", digits, tmp_path / "s")
+    assert output.stdout == "begun\n1400 True None\n"
     assert content(tmp_path / "s") == content(undisturbed)
 
 
@@ -527,11 +527,11 @@ def test_a_closed_standard_error_spoils_nothing(digits, tmp_path, undisturbed):
 def test_ctrl_c_says_how_to_go_on(digits, tmp_path, undisturbed):
     with at_work_on(digits, tmp_path / "s", 2) as process:
         os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "run the same command again to go on" in said
-    assert said.endswith("interrupted\n")
-    assert "Traceback" not in said
+    assert "run the same command again to go on" in stderr
+    assert stderr.endswith("interrupted\n")
+    assert "Traceback" not in stderr
     first = undisturbed / "shard-00000000.npy"
     assert (tmp_path / "s" / first.name).read_bytes() == first.read_bytes()
     assert not [name for name in os.listdir(tmp_path / "s") if name.startswith(".")]
@@ -550,10 +550,10 @@ def test_a_scheduler_s_sigterm_ends_as_ctrl_c_does(digits, tmp_path, undisturbed
     folder = tmp_path / "s"
     with at_work_on(digits, folder, workers) as process:
         kill(process.pid, signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode in ((130,) if kill is os.kill else (130, 1))
-    assert "run the same command again to go on" in said
-    assert "Traceback" not in said
+    assert "run the same command again to go on" in stderr
+    assert "Traceback" not in stderr
     assert not [name for name in os.listdir(folder) if name.startswith(".")]
     first = undisturbed / "shard-00000000.npy"
     assert (folder / first.name).read_bytes() == first.read_bytes()
@@ -565,11 +565,11 @@ def test_all_workers_killed_at_once(digits, tmp_path):
         assert workers
         for worker in workers:
             os.kill(worker, signal.SIGKILL)
-        _, said = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "error: " in said
-    assert "a worker died, killed or out of memory; whole shards are kept" in said
-    assert "Traceback" not in said
+    assert "error: " in stderr
+    assert "a worker died, killed or out of memory; whole shards are kept" in stderr
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.parametrize(
@@ -586,10 +586,10 @@ def test_a_folder_that_vanishes_ends_the_call(digits, tmp_path, vanish):
             shutil.rmtree(tmp_path / "away", ignore_errors=True)
         if vanish == "replaced":
             folder.mkdir()
-        _, said = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert said.splitlines()[-1].startswith(f"error: {folder}")
-    assert "Traceback" not in said
+    assert stderr.splitlines()[-1].startswith(f"error: {folder}")
+    assert "Traceback" not in stderr
     assert not at_work(workers)
     assert vanish == "replaced" or not folder.exists()
 
@@ -649,7 +649,7 @@ def test_a_disk_that_is_really_full(digits, tmp_path, undisturbed, monkeypatch):
 
 def test_room_is_looked_up_before_the_first_shard(digits, tmp_path, monkeypatch):
     rows = 1400 * 64 * 4
-    said = []
+    warnings = []
     cases = (
         (None, "float32", "npy", rows - 1, True, 0),
         (None, "float32", "npy", rows, False, 0),
@@ -661,17 +661,17 @@ def test_room_is_looked_up_before_the_first_shard(digits, tmp_path, monkeypatch)
     for number, (part, dtype, format, free, refused, warned) in enumerate(cases):
         if format == "parquet":
             pytest.importorskip("pyarrow", reason="pyarrow is missing")
-        said.clear()
+        warnings.clear()
         monkeypatch.setattr(LocalStore, "free", lambda self, free=free: free)
         folder = tmp_path / str(number)
-        job = {**JOB, "dtype": dtype, "format": format, "part": part, "warn": said.append}
+        job = {**JOB, "dtype": dtype, "format": format, "part": part, "warn": warnings.append}
         if refused:
             with pytest.raises(VaeError, match=r"expected .* MiB of free space.*, got 0\.[0-9]+ MiB"):
                 generate(digits, folder, **job)
             assert not folder.exists() if part is None else os.listdir(folder) == ["job.json"]
         else:
             generate(digits, folder, **job)
-        assert len(said) == warned
+        assert len(warnings) == warned
 
 
 def test_a_bundle_that_changes_during_the_call(digits, copy_of, tmp_path, undisturbed, edit_manifest):
@@ -710,11 +710,11 @@ def test_where_the_time_goes(digits, tmp_path):
 
 def test_progress_for_machines(digits, tmp_path, capsys):
     assert main(["generate", str(digits), *WORDS, "--workers", "1", "--json", "--out", str(tmp_path / "s")]) == 0
-    said = capsys.readouterr()
-    answer = json.loads(said.out)
+    output = capsys.readouterr()
+    answer = json.loads(output.out)
     assert (answer["out"], answer["finished"], answer["samples"]) == (str(tmp_path / "s"), True, 1400)
     assert set(answer["timings"]) == {"noise", "decode", "write"}
-    assert said.err == ""
+    assert output.err == ""
 
 
 def test_shards_of_another_job_are_not_believed(digits, tmp_path, undisturbed):

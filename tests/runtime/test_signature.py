@@ -685,10 +685,10 @@ def run(tmp_path, monkeypatch, capsys):
             found = cli.main([str(argument) for argument in arguments])
         except SystemExit as error:
             found = error.code
-        said = capsys.readouterr()
-        assert found == status, said
-        assert re.search(match, said.err if status else said.out, re.MULTILINE), said
-        return said.out
+        printed = capsys.readouterr()
+        assert found == status, printed
+        assert re.search(match, printed.err if status else printed.out, re.MULTILINE), printed
+        return printed.out
 
     return call
 
@@ -774,12 +774,12 @@ def test_the_command_line_takes_several_latents_by_name(run, levels_folder, leve
     np.testing.assert_allclose(sheet[0, :1], wanted, rtol=1e-6)
     run("score", levels_folder, "x.npy", "--out", "s.npz", "--seed", 1)
     assert {"z1/kl_per_dimension", "z2/kl_per_dimension", "elbo"} <= set(np.load("s.npz").files)
-    said = run("info", levels_folder)
+    printed = run("info", levels_folder)
     assert re.search(
-        r"^latent +z1 float32 \[3\], prior standard normal, posterior diagonal normal, other .* · 2$", said, re.M
+        r"^latent +z1 float32 \[3\], prior standard normal, posterior diagonal normal, other .* · 2$", printed, re.M
     )
-    assert re.search(r"^latent +z2 .* \(z - \(0, 1, -1\)\) · \(1, 2, 4\)$", said, re.MULTILINE)
-    assert re.search(r"^latent +blur .* noise of the decoder \(it blurs\)$", said, re.MULTILINE)
+    assert re.search(r"^latent +z2 .* \(z - \(0, 1, -1\)\) · \(1, 2, 4\)$", printed, re.MULTILINE)
+    assert re.search(r"^latent +blur .* noise of the decoder \(it blurs\)$", printed, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -814,10 +814,10 @@ def test_what_is_wrong_with_several_latents(run, levels_folder, arguments, match
 
 
 def test_info_and_samples_of_dynamic_axes(run, dynamic_folder, dynamic):
-    said = run("info", dynamic_folder)
+    printed = run("info", dynamic_folder)
     sizes = r"\[channel 1, height 4 \(2 … 8 in steps of 2\), width 4 \(4 … 6\)\]"
-    assert re.search(rf"^observation +x float32 {sizes}$", said, re.MULTILINE)
-    assert re.search(rf"^latent +z float32 {sizes}, prior .*, no posterior \(an autoencoder\)$", said, re.MULTILINE)
+    assert re.search(rf"^observation +x float32 {sizes}$", printed, re.MULTILINE)
+    assert re.search(rf"^latent +z float32 {sizes}, prior .*, no posterior \(an autoencoder\)$", printed, re.MULTILINE)
     run("sample", dynamic_folder, "-n", 2, "--seed", 1, "--latent-shape", "1,8,6", "--out", "x.npy")
     same(np.load("x.npy"), dynamic.sample(2, seed=1, latent_shape=(1, 8, 6)))
     run(
@@ -830,8 +830,8 @@ def test_info_and_samples_of_dynamic_axes(run, dynamic_folder, dynamic):
 
 
 def test_info_of_conditions(run, conditional_folder):
-    said = run("info", conditional_folder)
+    printed = run("info", conditional_folder)
     assert re.search(
-        r"^condition +label int64 \[\], classes one, two, three, of encoder and decoder$", said, re.MULTILINE
+        r"^condition +label int64 \[\], classes one, two, three, of encoder and decoder$", printed, re.MULTILINE
     )
-    assert re.search(r"^condition +weight float32 \[2\], values 0 … 1, of decoder$", said, re.MULTILINE)
+    assert re.search(r"^condition +weight float32 \[2\], values 0 … 1, of decoder$", printed, re.MULTILINE)

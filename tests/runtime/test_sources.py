@@ -177,9 +177,9 @@ def test_a_wrong_row_is_named_with_its_file(digits, tmp_path, x, workers, capsys
     command = ["generate", str(digits), "--encode", str(tmp_path / "x.npy"), "--seed", "7", "--batch-size", "64",
                "--shard-size", "128", "--workers", str(workers), "--out", str(tmp_path / "s")]  # fmt: skip
     assert main(command) == 1
-    said = capsys.readouterr().err
-    assert f"error: {tmp_path / 'x.npy'}: row 200: x[0, 0, 3, 4]: expected values from 0 to 1, got 7" in said
-    assert "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert f"error: {tmp_path / 'x.npy'}: row 200: x[0, 0, 3, 4]: expected values from 0 to 1, got 7" in printed
+    assert "Traceback" not in printed
     assert "shard-00000001.npy" not in content(tmp_path / "s")
     # Rows beyond n are not looked at.
     assert main([*command[:-1], str(tmp_path / "t"), "-n", "200"]) == 0

@@ -213,10 +213,10 @@ def test_failures_without_end_are_told_and_the_same_command_goes_on(digits, s3, 
     command = ["generate", str(digits), *WORDS, "--workers", "1", "--out", s3]
     server.fail("PUT", "1.npy", "500", times=99)
     assert main(command) == 1
-    said = capsys.readouterr().err
-    assert f"error: {s3}/{SHARDS[1]}: writing failed 6 times: " in said
-    assert "run the same command again to go on" in said
-    assert "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert f"error: {s3}/{SHARDS[1]}: writing failed 6 times: " in printed
+    assert "run the same command again to go on" in printed
+    assert "Traceback" not in printed
     assert len(server.faults) == 99 - 6
     assert list(content(s3)) == [SHARDS[0]]
     server.faults.clear()
@@ -237,9 +237,11 @@ def test_what_cannot_work_is_not_tried_again(digits, s3, server, tmp_path, capsy
     s3fs.S3FileSystem.clear_instance_cache()
     server.seen.clear()
     assert main(["generate", str(digits), *WORDS, "--workers", "1", "--out", s3]) == 1
-    said = capsys.readouterr().err
-    assert f"error: {s3}/job.json: looking is refused: Unable to locate credentials; check the URL and the cred" in said
-    assert "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert (
+        f"error: {s3}/job.json: looking is refused: Unable to locate credentials; check the URL and the cred" in printed
+    )
+    assert "Traceback" not in printed
     assert not server.seen
     s3fs.S3FileSystem.clear_instance_cache()
 

@@ -186,7 +186,7 @@ def test_files_that_browsers_or_servers_run_are_not_exported(environment, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "printed"),
     [
         (["--force"], "--force: allowed only with --export"),
         (["--port", "1", "--export", "x"], "not allowed with argument"),
@@ -194,10 +194,10 @@ def test_files_that_browsers_or_servers_run_are_not_exported(environment, tmp_pa
         (["--export", str(DIGITS / "site")], "--export: expected a place outside the bundle"),
     ],
 )
-def test_misuse(capsys, words, said):
+def test_misuse(capsys, words, printed):
     with pytest.raises(SystemExit, match="2"):
         main(["studio", str(DIGITS), *words])
-    assert said in capsys.readouterr().err
+    assert printed in capsys.readouterr().err
 
 
 def test_without_the_extra_it_is_named(monkeypatch, capsys):

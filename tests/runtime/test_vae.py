@@ -170,9 +170,9 @@ def test_bernoulli_draws_are_0_or_1_and_have_the_mean(vae):
     assert set(np.unique(drawn)) == {0.0, 1.0}
     spread = np.sqrt(mean * (1 - mean) / n)
     assert np.all(np.abs(drawn.mean(axis=0, dtype=np.float64) - mean) <= 5 * spread + 1e-3)
-    # Neither a neighbouring pixel nor a neighbouring sample tells anything.
-    centred = (drawn - drawn.mean(axis=0)).reshape(n, -1)
-    busy = centred[:, centred.std(axis=0) > 0.3]
+    # Neither a neighboring pixel nor a neighboring sample tells anything.
+    centered = (drawn - drawn.mean(axis=0)).reshape(n, -1)
+    busy = centered[:, centered.std(axis=0) > 0.3]
     busy = busy / busy.std(axis=0)
     assert np.abs(np.corrcoef(busy.T) - np.eye(busy.shape[1])).max() < 6 / math.sqrt(n)
     assert np.abs((busy[1:] * busy[:-1]).mean(axis=0)).max() < 6 / math.sqrt(n)

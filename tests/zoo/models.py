@@ -352,7 +352,7 @@ class Autoregressive(nn.Module):
 # Codes, and autoencoders.
 
 
-class Quantised(nn.Module):
+class Quantized(nn.Module):
     def __init__(self, codes: int = 32, channels: int = 8) -> None:
         super().__init__()
         self.enc = nn.Sequential(nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, channels, 4, 2, 1))
@@ -703,7 +703,7 @@ def _direction(model: Any, x: Tensor, _: Mapping[str, Tensor]) -> Tensor:
     return functional.normalize(model.encoder(x).embedding, dim=-1)
 
 
-def _quantised(model: Any, x: Tensor, _: Mapping[str, Tensor]) -> Tensor:
+def _quantized(model: Any, x: Tensor, _: Mapping[str, Tensor]) -> Tensor:
     return model({"data": x}).quantized_indices.reshape(len(x), -1)
 
 
@@ -730,7 +730,7 @@ _PYTHAE = tuple(
         ("HVAE", _pythae("HVAE", "HVAEConfig"), _embedding, _reconstruction),
         ("SVAE", _pythae("SVAE", "SVAEConfig"), _direction, _reconstruction),
         ("AE", _pythae("AE", "AEConfig"), _embedding, _reconstruction),
-        ("VQVAE", _pythae("VQVAE", "VQVAEConfig", num_embeddings=32), _quantised, _looked_up),
+        ("VQVAE", _pythae("VQVAE", "VQVAEConfig", num_embeddings=32), _quantized, _looked_up),
         *(
             (name, _pythae(name, config or f"{name}Config", **options), _in_forward, _reconstruction)
             for name, config, options in (
@@ -1119,7 +1119,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry("hierarchical", "the decoder draws noise", _plain(NoisyDecoder, (16,))),
     Entry("sequences", "GRU, a latent for every step", _plain(Recurrent, (10, 5), dynamic=("time",))),
     Entry("sequences", "LSTM encoder, autoregressive decoder", _plain(Autoregressive, (12, 5), dynamic=("time",))),
-    Entry("codes", "vector-quantised", _plain(Quantised, (1, 16, 16))),
+    Entry("codes", "vector-quantized", _plain(Quantized, (1, 16, 16))),
     Entry("autoencoder", "no prior", _plain(Autoencoder, (12,)), **_submodules()),
     *(
         Entry(

@@ -102,7 +102,7 @@ def load(config: DataConfig) -> Dataset:
 
     Sources: `digits` (scikit-learn's, in the package); a folder with MNIST's IDX files, gzipped or not, whose own test
     set is kept; a `.npy` file (uint8 becomes [0, 1], floats stay as they are); a folder of images of one size (grey
-    stays one channel, colour three, with transparency four).
+    stays one channel, color three, with transparency four).
 
     Raises:
         InputError: the source is missing, empty, damaged, of mixed sizes, holds NaN or infinity, or leaves nothing to
@@ -323,7 +323,7 @@ def _images(folder: Path) -> _Source:
 
 
 def _mode(image: Any) -> str:
-    """The mode without palette that keeps all an image has: grey (L), colour (RGB) or with transparency (RGBA)."""
+    """The mode without palette that keeps all an image has: grey (L), color (RGB) or with transparency (RGBA)."""
     if image.mode[0] in "IF":
         raise ValueError(f"expected 8 bits per channel, got mode {image.mode}")
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:

@@ -30,7 +30,7 @@ def is_fitted(kind: object) -> bool:
 
 
 def fit_prior(kind: str, latent: str, z: NDArray[np.float32]) -> tuple[LatentPrior, bytes]:
-    """Fit a prior by maximum likelihood; a mixture by expectation maximisation (scikit-learn), seed 0.
+    """Fit a prior by maximum likelihood; a mixture by expectation maximization (scikit-learn), seed 0.
 
     Args:
         kind: "diagonal", "gaussian" (full covariance) or "mixture:K" (K components of full covariance).

@@ -53,8 +53,8 @@ const laplace: Kind = {
   isValue: Number.isFinite,
   logProb: (x, mean, scale) => -Math.abs((x - mean) / scale) - Math.log(2 * scale),
   draw(mean, scale, u) {
-    const centred = u + 2 ** -25 - 0.5;
-    return mean - scale * Math.sign(centred) * Math.log1p(-2 * Math.abs(centred));
+    const centered = u + 2 ** -25 - 0.5;
+    return mean - scale * Math.sign(centered) * Math.log1p(-2 * Math.abs(centered));
   },
 };
 

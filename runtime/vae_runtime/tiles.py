@@ -210,7 +210,7 @@ def _axes(manifest: Manifest, component: str, tile: Tile | None, blend: bool | f
 
 
 def _exact(manifest: Manifest, name: str, halo: int, size: int) -> _Axis:
-    """An axis whose tiles have a halo."""
+    """Return an axis whose tiles have a halo."""
     place, other, ratio = _places(manifest, name)
     proven = manifest.latent.dynamic[name]
     step = proven.step
@@ -226,7 +226,7 @@ def _exact(manifest: Manifest, name: str, halo: int, size: int) -> _Axis:
 
 
 def _blended(manifest: Manifest, name: str, tile: Tile, size: int, overlap: float) -> _Axis:
-    """An axis whose tiles overlap; it is undivided where `tile` names other axes alone."""
+    """Return an axis whose tiles overlap; it is undivided where `tile` names other axes alone."""
     place, other, ratio = _places(manifest, name)
     proven = manifest.latent.dynamic[name]
     step, largest = proven.step, proven.max // proven.step * proven.step

@@ -349,7 +349,7 @@ def _cosmos_audio(model: Any) -> Declaration:
 
 
 def _rae(model: Any) -> Declaration:
-    """Its encode resizes any image to one size, and normalizes and scales the latents itself."""
+    """Declare an RAE, whose encode resizes any image to one size, and normalizes and scales the latents itself."""
     latent = ("channel", "height", "width") if model.config.reshape_to_2d else ("token", "channel")
     axes = _Axes(_IMAGE.observation, latent, ())
     return dataclasses.replace(_deterministic(model, axes), latent_scale=1.0, latent_shift=0.0)

@@ -26,7 +26,9 @@ def graph_of(*lines, integers=(), **constants):
         result, operator, inputs, attributes = re.fullmatch(r"(\w+) = (\w+)\((.*)\)(.*)", line).groups()
         given = dict(pair.split("=") for pair in attributes.split())
         nodes.append(
-            helper.make_node(operator, inputs.split(), [result], **{name: int(value) for name, value in given.items()})
+            helper.make_node(
+                operator, inputs.split(" "), [result], **{name: int(value) for name, value in given.items()}
+            )
         )
     tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
     graph = helper.make_graph(
@@ -106,6 +108,14 @@ REFUSED = {
     "numbers of an input": (
         ("size = Cast(x) to=7", "y = Mod(size size)"),
         r"\(Mod\).*, got one that follows from no sizes; divide by torch.clamp\(divisor, min=1\)",
+    ),
+    "numbers with an upper bound": (
+        ("whole = Cast(x) to=7", "size = Clip(whole  three)", "y = Mod(size size)"),
+        "got one that follows from no sizes",
+    ),
+    "sizes with a negative upper bound": (
+        ("width = Gather(all two)", "size = Clip(width one minus)", "y = Mod(pixels size)"),
+        "got one of at least -1",
     ),
     "a negative multiple": (
         ("width = Gather(all two)", "size = Mul(width minus)", "y = Div(pixels size)"),

@@ -107,13 +107,15 @@ class _Minimums:
         return min(sizes, default=0)
 
     def _computed(self, node: onnx.NodeProto) -> int | None:
-        known = [self.minimums.get(name) for name in node.input if name]
+        known = [self.minimums.get(name) for name in node.input]
         if node.op_type == "Max":
             return max((each for each in known if each is not None), default=None)
         first = known[0] if known else None
-        if node.op_type == "Clip" and len(known) > 1 and known[1] is not None:
-            lower = known[1] if first is None else max(first, known[1])
-            return lower if len(known) == 2 else None if known[2] is None else min(lower, known[2])
+        if node.op_type == "Clip":
+            lower = max((each for each in known[:2] if each is not None), default=None)
+            # The upper bound is the answer where it is below the lower one.
+            upper = known[2] if any(node.input[2:]) else lower
+            return None if lower is None or upper is None else min(lower, upper)
         if first is None:
             return None
         if node.op_type in _MOVES:

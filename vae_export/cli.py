@@ -31,7 +31,7 @@ _MODEL_ARGUMENTS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status: 0 success, 1 failed, 2 misuse, 130 interrupted."""
+    """Run the command line; return its exit status, which docs/command-line.md describes."""
     return run(build_parser, argv)
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -731,22 +732,79 @@ def test_ctrl_c_ends_with_130_and_no_partial_file(command, folder, digits, momen
 
 
 @posix
-@pytest.mark.parametrize("name", ["info", "verify"])
-def test_a_reader_that_is_gone_is_no_accident(folder, digits, name):
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, "-W", "error", "-m", "vae_runtime", name, digits]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(writer)
-    assert done.returncode == 1
-    assert done.stderr == ""
+def test_sigterm_ends_with_143_as_ctrl_c_does(command, folder, digits):
+    (folder / "x.npy").write_bytes(b"old")
+    moment = IN_THE_WRITING.replace("SIGINT", "SIGTERM")
+    done = command("sample", digits, "--out", "x.npy", first=moment)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "interrupted\n")
+    assert os.listdir(folder) == ["x.npy"]
+    assert (folder / "x.npy").read_bytes() == b"old"
 
 
 @posix
-def test_a_stdout_that_is_closed_is_no_accident(folder, digits):
-    command = f'exec "{sys.executable}" -W error -m vae_runtime info "{digits}" >&-'
-    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_a_call_leaves_the_handler_of_its_process(command, digits):
+    before = signal.getsignal(signal.SIGTERM)
+    assert command("info", digits).returncode == 0
+    assert signal.getsignal(signal.SIGTERM) == before
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert command("info", digits).returncode == 0
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def without_reader(folder, *arguments, both=False, unbuffered=False):
+    """Run `vae-runtime` with a standard output, or also a standard error, whose reader has ended."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-W", "error", "-m", "vae_runtime", *map(str, arguments)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment |= {"PYTHONUNBUFFERED": "1"} if unbuffered else {}
+    streams = {"stdout": writer, "stderr": writer if both else subprocess.PIPE}
+    try:
+        return subprocess.run(command, **streams, env=environment, cwd=folder, text=True, check=False)
+    finally:
+        os.close(writer)
+
+
+@posix
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["info", "BUNDLE"], ["sample", "BUNDLE", "--seed", "1", "-n", "2", "--out", "x.npy"]]
+)
+def test_a_reader_that_has_ended_ends_the_command_quietly(folder, digits, arguments):
+    done = without_reader(folder, *[digits if word == "BUNDLE" else word for word in arguments])
+    assert (done.returncode, done.stderr) == (141, "")
+    if "x.npy" in arguments:
+        assert len(np.load(folder / "x.npy")) == 2
+
+
+@posix
+def test_a_reader_of_both_streams_may_end(folder, digits):
+    assert without_reader(folder, "info", "nowhere", both=True).returncode == 141
+
+
+@posix
+def test_a_reader_of_streams_without_a_buffer_may_end(folder, digits):
+    done = without_reader(folder, "info", digits, unbuffered=True)
+    assert (done.returncode, done.stderr) == (141, "")
+    assert without_reader(folder, "info", "nowhere", both=True, unbuffered=True).returncode == 141
+
+
+@posix
+def test_a_failure_without_a_reader_is_a_failure(folder, digits):
+    done = without_reader(folder, "info", "nowhere")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: nowhere: ")
+
+
+@posix
+def test_a_stdout_that_is_closed_is_refused_at_once(folder, digits):
+    command = f'exec "{sys.executable}" -W error -m vae_runtime sample "{digits}" --out x.npy >&-'
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False, cwd=folder)
+    line = "error: standard output: expected an open stream, got a closed one; redirect it to /dev/null\n"
+    assert (done.returncode, done.stderr) == (1, line)
+    assert os.listdir(folder) == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

@@ -306,7 +306,7 @@ def test_the_command_goes_on_after_it_was_killed(mnist, nodes, tmp_path, undistu
         wait_for_shards(process, folder, there + 1)
         process.terminate()
         stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 143
     assert stdout == ""
     assert stderr.endswith("samples are complete; run the same command again to go on\ninterrupted\n")
     assert not hidden(folder)
@@ -393,6 +393,20 @@ def test_an_address_without_a_cluster(mnist, tmp_path, capfd, address, words):
     line = told.err.splitlines()[-1]
     assert re.search(words, line)
     assert os.listdir(tmp_path) == []
+
+
+def test_sigterm_while_ray_starts_is_no_failure_of_the_address(mnist, tmp_path, monkeypatch):
+    def init(*_, **__):
+        # Ray's own handler, in place while it starts, does this.
+        sys.exit(signal.SIGTERM)
+
+    monkeypatch.setattr(ray, "init", init)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            generate(mnist, tmp_path / "s", **JOB, executor="ray")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_arguments_and_a_missing_library_are_told(mnist, tmp_path, monkeypatch):

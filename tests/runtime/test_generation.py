@@ -551,7 +551,7 @@ def test_a_scheduler_s_sigterm_ends_as_ctrl_c_does(digits, tmp_path, undisturbed
     with at_work_on(digits, folder, workers) as process:
         kill(process.pid, signal.SIGTERM)
         _, stderr = process.communicate(timeout=60)
-    assert process.returncode in ((130,) if kill is os.kill else (130, 1))
+    assert process.returncode in ((143,) if kill is os.kill else (143, 1))
     assert "run the same command again to go on" in stderr
     assert "Traceback" not in stderr
     assert not [name for name in os.listdir(folder) if name.startswith(".")]

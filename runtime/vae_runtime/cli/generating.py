@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 
 from ..errors import InputError, one_line
 from .options import (
@@ -192,18 +190,17 @@ def _generate_samples(options: argparse.Namespace) -> None:
     arguments = {name: getattr(options, name) for name in names}
     began, progress, timings = time.monotonic(), _Progress(options.json), dict[str, float]()
     try:
-        with _terminated_as_interrupted():
-            samples = generate(
-                options.bundle,
-                options.out,
-                options.n,
-                **arguments,
-                **tiles,
-                conditions=conditions,
-                progress=progress,
-                timings=timings,
-                warn=lambda text: print(f"warning: {one_line(text)}", file=sys.stderr),
-            )
+        samples = generate(
+            options.bundle,
+            options.out,
+            options.n,
+            **arguments,
+            **tiles,
+            conditions=conditions,
+            progress=progress,
+            timings=timings,
+            warn=lambda text: print(f"warning: {one_line(text)}", file=sys.stderr),
+        )
     except KeyboardInterrupt:
         done, n = progress.last
         kept = f"{done} of {counted(n, 'sample')} are complete" if n else "finished files stay"
@@ -289,19 +286,3 @@ class _Progress:
         line = f"{done} of {counted(n, 'sample')}, {rate:.0f} a second, {left} left"
         text, end = (f"\r{line:<70}", "" if done < n else "\n") if self._terminal else (line, "\n")
         print(text, end=end, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM, which schedulers send first, like Ctrl-C."""
-    import signal
-    import threading
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

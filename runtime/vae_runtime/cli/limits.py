@@ -23,7 +23,13 @@ def run_limited(argv: Sequence[str]) -> int:
     """
     if not sys.platform.startswith("linux"):
         raise VaeError(f"untrusted: expected Linux, got {sys.platform}; use a virtual machine or a container instead")
-    status = subprocess.run([sys.executable, "-c", _CHILD, *argv], check=False).returncode
+    with subprocess.Popen([sys.executable, "-c", _CHILD, *argv]) as process:
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            # A terminal sends Ctrl-C to both processes, but SIGTERM comes to this one alone.
+            process.terminate()
+            raise
     if status >= 0:
         return status
     if -status in (signal.SIGXCPU, signal.SIGKILL):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO
 
 from .._version import __version__
-from ..errors import VaeError, error_line, lines_of, one_line
+from ..errors import VaeError, error_line, lines_of
 from .caching import add_caching
 from .encoding import add_encoding
 from .generating import add_generating
@@ -21,7 +25,7 @@ from .sampling import add_sampling
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status: 0 success, 1 failed, 2 misuse, 130 interrupted."""
+    """Run the command line; return its exit status, which docs/command-line.md describes."""
     return run(build_parser, argv)
 
 
@@ -39,60 +43,103 @@ def run(
     """Parse, call the chosen verb, and turn an error into one `error:` line and an exit status."""
     options: argparse.Namespace | None = None
     try:
-        _open_closed()
-        logging.basicConfig(format="%(message)s", stream=sys.stderr)
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            # Text of a bundle and names of files may lie outside the terminal's encoding.
-            sys.stdout.reconfigure(errors="backslashreplace")
-        options = build_parser().parse_args(argv)
-        if getattr(options, "untrusted", False) and not is_limited:
-            from .limits import run_limited
+        with _terminated_as_interrupted():
+            _open_closed()
+            logging.basicConfig(format="%(message)s", stream=sys.stderr)
+            if sys.stdout is None:
+                raise VaeError("standard output: expected an open stream, got a closed one; redirect it to /dev/null")
+            sys.stdout, sys.stderr = _buffered(sys.stdout), _buffered(sys.stderr)
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                # Text of a bundle and names of files may lie outside the terminal's encoding.
+                sys.stdout.reconfigure(errors="backslashreplace")
+            options = build_parser().parse_args(argv)
+            if getattr(options, "untrusted", False) and not is_limited:
+                from .limits import run_limited
 
-            return run_limited(sys.argv[1:] if argv is None else argv)
-        status: int = options.command(options) or 0
-        # Unlike sys.stdout.flush(), this accepts a closed stdout.
-        print(end="", flush=True)
-        return status
+                return run_limited(sys.argv[1:] if argv is None else argv)
+            status: int = options.command(options) or 0
+            sys.stdout.flush()
+            return status
+    except SystemExit:
+        # argparse ends a command so, after help for example.
+        if _output_fails():
+            return _READER_ENDED
+        raise
     except VaeError as error:
         # A command of this package knows the flags of its arguments.
         with_flags = getattr(options, "with_flags", str)
-        message = with_flags(str(error))
         # Some errors list several problems, one per line.
-        print(lines_of(f"error: {message}"), file=sys.stderr)
-        return 1
+        return _failed(with_flags(str(error)))
     except MemoryError as error:
-        print(one_line(f"error: out of memory: {error}; compute fewer at a time"), file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # The reader of the output has ended.
-        _discard_output()
-        return 1
+        return _failed(f"out of memory: {error}; compute fewer at a time")
     except OSError as error:
         reason = error_line(error)
-        if _output_fails():
-            message = f"standard output: not written: {reason}; free some space or write it elsewhere"
-        else:
-            message = f"{error.filename}: {reason}" if error.filename else reason
-        print(one_line(f"error: {message}"), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
+        if not _output_fails():
+            return _failed(f"{error.filename}: {reason}" if error.filename else reason)
+        if isinstance(error, BrokenPipeError):
+            return _READER_ENDED
+        return _failed(f"standard output: not written: {reason}; free some space or write it elsewhere")
+    except KeyboardInterrupt as interrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT)
+
+
+# The exit status of a process that SIGPIPE ends, which Python ignores.
+_READER_ENDED = 128 + 13
+
+
+def _failed(message: str) -> int:
+    try:
+        print(lines_of(f"error: {message}"), file=sys.stderr)
+    except BrokenPipeError:
+        return _READER_ENDED if _output_fails() else 1
+    return 1
+
+
+def _buffered(stream: TextIO) -> TextIO:
+    """Return a stream that keeps what it cannot write, which PYTHONUNBUFFERED prevents."""
+    raw = getattr(stream, "buffer", None)
+    # Not a stream that whoever calls has put in place of the process's own.
+    if not isinstance(raw, io.RawIOBase) or stream not in (sys.__stdout__, sys.__stderr__):
+        return stream
+    errors = getattr(stream, "errors", None)
+    return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, errors, line_buffering=True)  # type: ignore[type-var]
 
 
 def _output_fails() -> bool:
-    """Return whether standard output keeps text that it cannot write, and discard that."""
+    """Return whether standard output or error keeps text that it cannot write, and discard that."""
+    fails = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            # Python would complain when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            fails = True
+    return fails
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM arrived."""
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Treat SIGTERM, which schedulers send first, like Ctrl-C, unless whoever calls has a handler for it."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
-        print(end="", flush=True)
-    except OSError:
-        _discard_output()
-        return True
-    return False
-
-
-def _discard_output() -> None:
-    # Python would complain when it flushes at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _open_closed() -> None:

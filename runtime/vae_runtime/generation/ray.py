@@ -282,6 +282,9 @@ def _connected(address: str | None, workers: int | None, size: int) -> Iterator[
             ray.init(where, log_to_driver=False, logging_level=logging.ERROR, **options)
     # Without an answer Ray ends the process.
     except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+            # Ray's own handler of the signal got it.
+            signal.raise_signal(signal.SIGTERM)
         raise VaeError(
             f"address: no Ray cluster could be {'started' if where == 'local' else 'reached'} at {where}: "
             f"{_reason(error)}; give the address of a running cluster with the same Python and Ray, or none for a "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import io
 import json
 import shutil
@@ -432,6 +433,40 @@ def _one_row() -> bytes:
     return content
 
 
+# Nodes between z and the layers of `plain`, and constants: some version of ONNX Runtime ends the process by each.
+_AT_LAST = {"axis": np.array([2])}
+_POOL = {"kernel_shape": [1], "strides": [0]}
+_ENDING: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "parts of another number": ([("Split", ["z"], ["inner", "rest"], {"num_outputs": 1, "axis": 1})], {}),
+    "a bias with an empty name": (
+        [("LayerNormalization", ["z", "scale", ""], ["inner"])], {"scale": np.ones(3, np.float32)}
+    ),
+    "negative batch_dims": ([("GatherND", ["z", "row"], ["inner"], {"batch_dims": -5})], {"row": np.array([[0]])}),
+    "groups of nothing": (
+        [("Unsqueeze", ["z", "axis"], ["wide"]), ("Conv", ["wide", "kernel"], ["inner"], {"group": 0})],
+        {**_AT_LAST, "kernel": np.ones((3, 1, 1), np.float32)},
+    ),
+    "steps of nothing": (
+        [("Unsqueeze", ["z", "axis"], ["wide"]), ("MaxPool", ["wide"], ["inner"], _POOL)], _AT_LAST
+    ),
+}  # fmt: skip
+
+
+def _with_nodes(nodes: list[Any], constants: dict[str, Any]) -> bytes:
+    """The decoder of the bundle `plain`, behind nodes that make `inner` of z."""
+    model = onnx.load(BUNDLES / "plain" / "decoder" / "fp32" / "model.onnx")
+    graph = model.graph
+    for node in graph.node:
+        node.input[:] = ["inner" if name == "z" else name for name in node.input]
+    added = [onnx.helper.make_node(*node[:3], **(node[3] if node[3:] else {})) for node in nodes]
+    layers = [copy.deepcopy(node) for node in graph.node]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(added + layers)
+    graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in constants.items())
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
 def _refusals() -> Iterator[dict[str, Any]]:
     """What must be refused, and golden vectors that do not hold."""
     for what, edit in _FORGED.items():
@@ -448,6 +483,9 @@ def _refusals() -> Iterator[dict[str, Any]]:
     rows = {**decode, "bundle": "dynamic", "latents": {"z": packed(np.zeros((2, 2, 8), np.float32))}}
     forged = {"decoder/fp32/model.onnx": {"base64": base64.b64encode(_one_row()).decode()}}
     yield _refused("a graph that gives other rows than it takes", "bundle", rows, files=forged)
+    for what, (nodes, constants) in _ENDING.items():
+        forged = {"decoder/fp32/model.onnx": {"base64": base64.b64encode(_with_nodes(nodes, constants)).decode()}}
+        yield _refused(f"a graph with {what}", "bundle", {**decode, "latents": {"z": three}}, files=forged)
     decode |= {"bundle": "conditional", "latents": {"z": eight}}
     yield _refused("a missing condition", "input", decode)
     yield _refused("an unknown class", "input", {**decode, "conditions": {"label": "eleven"}})

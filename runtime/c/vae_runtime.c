@@ -2515,15 +2515,59 @@ static vae_status check_described(graph_checker *g, span message) {
 
 static vae_status check_graph(graph_checker *g, span message, int depth);
 
+static int is_in(const graph_checker *g, span s, const char *words) {
+    return has_word(words, (const char *)g->data + s.start, s.end - s.start);
+}
+
+/* The inputs and outputs of a node. */
+typedef struct {
+    span operator_name;
+    size_t inputs, outputs;
+    span third; /* input */
+} node_ends;
+
+/* Numbers by which ONNX Runtime divides, or which it takes as indices, without a look: the process would end. */
+static vae_status check_numbers(graph_checker *g, const node_ends *node, span name, span message) {
+    field f;
+    uint64_t seen = 0, value;
+    int is_divisor = is_in(g, name, "group num_groups num_heads q_num_heads kv_num_heads blocksize strides"),
+        is_batch = span_is(g, name, "batch_dims"),
+        is_parts = span_is(g, node->operator_name, "Split") && span_is(g, name, "num_outputs");
+    if (!is_divisor && !is_batch && !is_parts) return VAE_OK;
+    while (next_field(g, &message, ATTRIBUTE_FRAME, ATTRIBUTE_TYPE, &seen, &f) > 0) {
+        if (f.number != 3 && f.number != 8) continue;
+        size_t at = f.span.start;
+        for (value = f.value; f.wire == 0 || at < f.span.end;) {
+            if (f.wire == 2 && !read_varint(g, &at, f.span.end, &value)) return bad_graph(g, "integers of 64 bits");
+            if (is_divisor && (!value || value >> 63)) return bad_graph(g, "numbers to divide by of at least 1");
+            if (is_batch && value > 16) return bad_graph(g, "batch_dims from 0 to 16");
+            if (is_parts && value != node->outputs) return bad_graph(g, "num_outputs of Split as many as its outputs");
+            if (f.wire == 0) break;
+        }
+    }
+    return VAE_OK;
+}
+
+/* Inputs that ONNX Runtime follows without asking whether they are there. */
+static vae_status check_inputs(graph_checker *g, const node_ends *node) {
+    if (node->inputs < 5 && is_in(g, node->operator_name, "QLinearLeakyRelu QLinearSigmoid"))
+        return bad_graph(g, "all five inputs of QLinearLeakyRelu and QLinearSigmoid");
+    if (node->inputs > 2 && node->third.start == node->third.end &&
+        is_in(g, node->operator_name, "DFT LayerNormalization"))
+        return bad_graph(g, "a third input of DFT and LayerNormalization with a name, or none");
+    return VAE_OK;
+}
+
 /* An attribute of a node: one value of its type; a graph only of If. */
-static vae_status check_attribute(graph_checker *g, span message, int is_if, int depth) {
+static vae_status check_attribute(graph_checker *g, const node_ends *node, span message, int is_if, int depth) {
     static const unsigned char FIELDS[] = {0, 2, 3, 4, 5, 6, 7, 8, 9};
     field f;
     uint64_t seen = 0, type = 0;
-    span value = {0, 0}, scan = message;
+    span name = {0, 0}, value = {0, 0}, scan = message;
     int more;
     while ((more = next_field(g, &scan, ATTRIBUTE_FRAME, ATTRIBUTE_TYPE, &seen, &f)) > 0) {
         if (f.number == ATTRIBUTE_TYPE) type = f.value;
+        if (f.number == 1) name = f.span;
         if (f.number > 1 && f.number < 13 && f.wire == 2) value = f.span;
     }
     if (more) return VAE_BUNDLE;
@@ -2533,18 +2577,22 @@ static vae_status check_attribute(graph_checker *g, span message, int is_if, int
     if (!(seen >> 1 & 1) || others || ((type == 4 || type == 5) && !(seen >> FIELDS[type] & 1)))
         return bad_graph(g, "attributes with a name and one value of their type");
     if (type == 4) return check_tensor(g, value, 0);
+    if (type == 2 || type == 7) return check_numbers(g, node, name, message);
     return type == 5 ? check_graph(g, value, depth + 1) : VAE_OK;
 }
 
 static vae_status check_node(graph_checker *g, span message, int depth) {
     field f;
     uint64_t seen = 0;
-    span operator_name = {0, 0}, domain = {0, 0}, scan = message;
+    span domain = {0, 0}, scan = message;
+    node_ends node = {{0, 0}, 0, 0, {0, 0}};
     int more;
     if (++g->nodes > 16384) return bad_graph(g, "at most 16384 nodes");
     while ((more = next_field(g, &scan, NODE_FRAME, 0, &seen, &f)) > 0) {
         if (check_text(g, &f, 1 << 3 | 1 << 6)) return VAE_BUNDLE;
-        if (f.number == 4) operator_name = f.span;
+        if (f.number == 1 && ++node.inputs == 3) node.third = f.span;
+        node.outputs += f.number == 2;
+        if (f.number == 4) node.operator_name = f.span;
         if (f.number == 7) domain = f.span;
         if (f.number == 8 && f.span.end > f.span.start) return bad_graph(g, "operators without overloads");
     }
@@ -2552,15 +2600,16 @@ static vae_status check_node(graph_checker *g, span message, int depth) {
     int is_microsoft = span_is(g, domain, "com.microsoft"),
         is_standard = domain.start == domain.end || span_is(g, domain, "ai.onnx");
     const char *allowed = is_microsoft ? MICROSOFT_OPERATORS : is_standard ? STANDARD_OPERATORS : "";
-    const char *name = (const char *)g->data + operator_name.start;
-    size_t length = operator_name.end - operator_name.start;
+    const char *name = (const char *)g->data + node.operator_name.start;
+    size_t length = node.operator_name.end - node.operator_name.start;
     if (!has_word(allowed, name, length) || !(g->domains & (is_microsoft ? 2u : 1u)))
         return fail(VAE_BUNDLE,
                     "%s: expected operators that are allowed, of a declared set, got '%.*s'; export the bundle again",
                     g->place, (int)(length < 80 ? length : 80), name);
+    if (check_inputs(g, &node)) return VAE_BUNDLE;
     int is_if = length == 2 && !memcmp(name, "If", 2);
     for (scan = message, seen = 0; next_field(g, &scan, NODE_FRAME, 0, &seen, &f) > 0;) {
-        vae_status status = f.number == 5   ? check_attribute(g, f.span, is_if, depth)
+        vae_status status = f.number == 5   ? check_attribute(g, &node, f.span, is_if, depth)
                             : f.number == 9 ? check_entry(g, f.span)
                                             : VAE_OK;
         if (status) return status;

@@ -1,6 +1,6 @@
 /** Check the structure of an ONNX graph before ONNX Runtime reads it; docs/security.md lists what is refused. */
 import { EXPORT, isList, refuseBundle, shown } from "./errors.js";
-import { FREE_SIZES, KEEP_SIZES, OPERATORS, maxElements } from "./graph_rules.js";
+import { FREE_SIZES, KEEP_SIZES, OPERATORS, POSITIVE, SPATIAL, maxElements } from "./graph_rules.js";
 import { type Message, type Span, Frame, MAX_TEXT, Malformed, limit, refuse, schema } from "./protobuf.js";
 
 // The fields of ONNX's messages that a graph may have; onnx.proto is the specification. What is absent is refused:
@@ -42,8 +42,6 @@ const BITS = [0, 32, 8, 8, 16, 16, 32, 64, 0, 8, 16, 64, 32, 64, 0, 0, 16, 8, 8,
 const FIELDS = [0, FLOATS, INTS, INTS, INTS, INTS, INTS, LONGS, 0, INTS, INTS, DOUBLES, UNSIGNED, UNSIGNED];
 // The types of attributes: their values are in the field after.
 const [FLOAT, INT, STRING, TENSOR_VALUE, GRAPH_VALUE, FLOATS_VALUE, INTS_VALUE, STRINGS] = [1, 2, 3, 4, 5, 6, 7, 8];
-// Axes, pads and the like are smaller in any real graph.
-const SPATIAL = "pads strides dilations kernel_shape output_shape output_padding output_height output_width blocksize hidden_size".split(" ");
 const CONSTANTS = new Map([
   ["value", TENSOR_VALUE], ["value_float", FLOAT], ["value_int", INT], ["value_floats", FLOATS_VALUE],
   ["value_ints", INTS_VALUE],
@@ -256,6 +254,10 @@ class Check extends Frame {
     const unknown = names.find((name) => name && !this._counts.has(name));
     if (unknown) refuse("inputs that are defined before", shown(unknown));
     const values = this._attributes(attributes, operator);
+    // Kernels of ONNX Runtime take these for granted, and end the process.
+    const parts = values.get("num_outputs")?.[1]?.[0] ?? results.length;
+    const isBare = /^QLinear(Leak|Sig)/.test(operator) ? names.length < 5 : /^(DFT|Lay)/.test(operator) && names[2] === "";
+    if (isBare || parts !== results.length) refuse("all inputs and outputs that it takes", "others");
     this._text(text, MAX_TEXT);
     this._metadata(metadata);
     let count = 1;
@@ -303,7 +305,9 @@ class Check extends Frame {
   }
 
   private _spatial(name: string, values: number[]): void {
-    if (SPATIAL.includes(name)) limit(Math.max(0, ...values.map(Math.abs)), MAX_SPATIAL, name);
+    if (SPATIAL.has(name)) limit(Math.max(0, ...values.map(Math.abs)), MAX_SPATIAL, name);
+    if (name === "batch_dims") limit(values[0] < 0 ? 99 : values[0], MAX_RANK, name);
+    if (POSITIVE.has(name) && !(Math.min(...values, 1) > 0)) refuse(`${name} of at least 1`, values);
     const half = values.length >> 1;
     const isPads = name === "pads";
     if (!isPads && name !== "output_shape") return;

@@ -1,5 +1,5 @@
 /** What a graph may have: operators, and the sizes that constants give to their outputs; for `graph_check`. */
-import { KEEP, MICROSOFT, STANDARD } from "./operators.js";
+import { DIVISORS, FIRST, KEEP, LENGTHS, MICROSOFT, SHAPED_BY_0, SHAPED_BY_1, STANDARD } from "./operators.js";
 
 /** How many elements a tensor may have that constants alone make, for files of `size` bytes. */
 export function maxElements(size: number, elements: number): number {
@@ -12,6 +12,10 @@ export const OPERATORS = new Map([["ai.onnx", new Set(words(STANDARD))], ["com.m
 
 /** Outputs with at least as many elements as the largest input. */
 export const KEEP_SIZES = new Set(words(KEEP));
+
+/** Attributes that are smaller in any real graph, and those by which ONNX Runtime divides. */
+export const SPATIAL = new Set(words(LENGTHS));
+export const POSITIVE = new Set(words(DIVISORS));
 
 type Values = (number[] | null)[];
 type Rule = (values: Values, counts: number[]) => number;
@@ -47,12 +51,8 @@ export const FREE_SIZES: Map<string, Rule> = new Map([
   ...each("OneHot", (values, counts) => counts[0] * product(values[1])),
   ...each("Concat", (_, counts) => counts.reduce((all, count) => all + count, 0)),
   ...each("Gather GatherElements", (_, counts) => counts[1]),
-  ...each("ConstantOfShape HannWindow HammingWindow BlackmanWindow", shapeIn(0)),
-  ...each("Col2Im DFT CenterCropPad", shapeIn(1)),
+  ...each(SHAPED_BY_0, shapeIn(0)),
+  ...each(SHAPED_BY_1, shapeIn(1)),
   ...each("MaxUnpool", shapeIn(2)),
-  ...each(
-    "Reshape Flatten Squeeze Unsqueeze Transpose Cast CumSum EyeLike QuantizeLinear Softmax DequantizeLinear ScatterND " +
-      "ScatterElements DepthToSpace SpaceToDepth Trilu",
-    (_, counts) => counts[0],
-  ),
+  ...each(FIRST, (_, counts) => counts[0]),
 ]);

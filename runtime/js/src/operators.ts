@@ -33,3 +33,19 @@ export const KEEP =
   "Abs Add And Ceil Clip Cos Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity " +
   "LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or Pow Reciprocal Relu Round Selu Sigmoid Sign " +
   "Sin Softplus Softsign Sqrt Sub Sum Tan Tanh Where Xor";
+
+/** Those of which outputs have as many elements as the first input. */
+export const FIRST =
+  "Reshape Flatten Squeeze Unsqueeze Transpose Cast CumSum EyeLike QuantizeLinear Softmax DequantizeLinear ScatterND " +
+  "ScatterElements DepthToSpace SpaceToDepth Trilu";
+
+/** Those that take the shape of their output as input 0, and as input 1. */
+export const SHAPED_BY_0 = "ConstantOfShape HannWindow HammingWindow BlackmanWindow";
+export const SHAPED_BY_1 = "Col2Im DFT CenterCropPad";
+
+/** Attributes that are smaller in any real graph. */
+export const LENGTHS =
+  "pads strides dilations kernel_shape output_shape output_padding output_height output_width blocksize hidden_size";
+
+/** Attributes by which ONNX Runtime divides. */
+export const DIVISORS = "group num_groups num_heads q_num_heads kv_num_heads blocksize strides";

@@ -103,7 +103,7 @@ def _buffered(stream: TextIO) -> TextIO:
     if not isinstance(raw, io.RawIOBase) or stream not in (sys.__stdout__, sys.__stderr__):
         return stream
     errors = getattr(stream, "errors", None)
-    return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, errors, line_buffering=True)  # type: ignore[type-var]
+    return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, errors, line_buffering=True)
 
 
 def _output_fails() -> bool:

@@ -623,6 +623,55 @@ def test_a_standard_normal_is_found_in_the_models_own_sampler_or_assumed():
     assert (stated.kind, stated.assumed) == ("normal", False)
 
 
+class Renamed(nn.Module):
+    """A model without encode and decode, whose sample decodes a map of one normal draw."""
+
+    def __init__(self, mapped):
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.last, self.mapped = nn.Linear(12, 6), nn.Linear(3, 12), mapped
+
+    def blow_up(self, z):
+        return torch.sigmoid(self.last(z / 0.37))
+
+    def forward(self, x):
+        log_std, mean = self.first(x).chunk(2, -1)
+        return self.blow_up(mean + log_std.exp() * torch.randn_like(mean)), mean, log_std
+
+    def sample(self, n):
+        return self.blow_up(self.mapped(n))
+
+
+MEAN, FACTOR = torch.tensor([1.0, 0.0, -2.0]), torch.tensor([[1.0, 0.0, 0.0], [0.5, 2.0, 0.0], [0.0, -1.0, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("mapped", "mean", "covariance"),
+    [
+        (lambda n: torch.randn(n, 3) * 0.37, torch.zeros(3), 0.37**2 * torch.eye(3)),
+        (lambda n: Normal(MEAN, FACTOR[1] + 1).sample((n,)), MEAN, torch.diag((FACTOR[1] + 1) ** 2)),
+        (lambda n: MEAN + torch.randn(n, 3) @ FACTOR.T, MEAN, FACTOR @ FACTOR.T),
+    ],
+    ids=["a factor", "a distribution", "a matrix"],
+)
+def test_a_sampler_beside_a_cut_forward_shows_a_normal_of_its_own(mapped, mean, covariance):
+    _, means, factors = mixture_of(Renamed(mapped))
+    factor = factors[0] if factors.ndim == 3 else np.diag(factors[0])
+    np.testing.assert_allclose(means[0], mean, atol=1e-6)
+    np.testing.assert_allclose(factor @ factor.T, covariance, atol=1e-5)
+
+
+def test_a_sampler_beside_a_cut_forward_may_draw_anything_else():
+    assert prior_of(Renamed(lambda n: torch.randn(n, 3))).kind == "normal"
+    assert prior_of(Renamed(lambda n: torch.tanh(torch.randn(n, 3)))).kind == "none"
+
+    class Rounding(Renamed):
+        def sample(self, n):
+            return super().sample(n).round(decimals=1)
+
+    assert prior_of(Rounding(lambda n: torch.randn(n, 3) * 0.37)).kind == "none"
+
+
 class Samples(Plain):
     """forward draws several latents of each observation, along this axis."""
 

@@ -24,7 +24,7 @@ from .functions import Functions
 from .posterior import SAME, distance
 from .prior import mixture_prior
 from .reading import AS_CODES
-from .sampler import NotASampler, Sampler, Trial, samplers_of
+from .sampler import NotASampler, Sampler, Trial, decoded, samplers_of
 from .state import used_tensors
 
 # Fields of a configuration, and parts of a model, that are there because another model supplies the latents, such as a
@@ -305,13 +305,6 @@ def _shown(sampler: Sampler, functions: Functions, adapted: Adapted, latents: Se
     return Evidence(prior, f"prior: {what}, as {sampler.name} draws it", file)
 
 
-def _decoded(adapted: Adapted, latents: Mapping[str, Tensor]) -> list[Tensor]:
-    """The decoder's outputs for latents by name, all with the conditions of the example's first row."""
-    n = len(next(iter(latents.values())))
-    examples = {name: tensor[:1].expand(n, *tensor.shape[1:]) for name, tensor in adapted.examples.items()}
-    return run_module(adapted.modules["decoder"], adapted.given("decoder", {**examples, **latents}))
-
-
 def _require_answer(sampler: Sampler, trial: Trial, adapted: Adapted, latent: Latent) -> None:
     """Require that a sampler returns what the bundle's decoder gives for its latents.
 
@@ -319,7 +312,7 @@ def _require_answer(sampler: Sampler, trial: Trial, adapted: Adapted, latent: La
         ExportError: it does something else with decode's answer.
     """
     assert trial.latents is not None
-    mean = _decoded(adapted, {latent.name: trial.latents.contiguous()})[0]
+    mean = decoded(adapted, {latent.name: trial.latents.contiguous()})[0]
     answers = [answer.float().reshape(mean.shape) for answer in trial.answers if answer.numel() == mean.numel()]
     if not answers or any(bool(((answer == 0) | (answer == 1)).all()) for answer in answers):
         # Binary pictures are drawn, or cut off, from the mean.
@@ -340,7 +333,7 @@ def _is_noise(trial: Trial, adapted: Adapted, latents: Sequence[Latent]) -> bool
     given = [noise for noise in trial.given if noise.dim() > 1]
     if [tuple(noise.shape[1:]) for noise in given] != [latent.shape for latent in latents]:
         return False
-    own = _decoded(adapted, {latent.name: noise for latent, noise in zip(latents, given, strict=True)})
+    own = decoded(adapted, {latent.name: noise for latent, noise in zip(latents, given, strict=True)})
     pairs = [(a.float(), b) for a in trial.returned for b in own if a.shape == b.shape]
     return any(distance(a, b) <= SAME for a, b in pairs)
 

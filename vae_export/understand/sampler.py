@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.overrides import TorchFunctionMode
 
 from ..errors import ExportError
-from .adapted import Adapted
+from .adapted import Adapted, run_module
 from .draws import Draws
 from .functions import Functions, tensors_in
 from .posterior import SAME, distance, one_sample
@@ -38,6 +39,35 @@ _SPREAD = 2.5
 _MAX_DRAWS = 1000
 # The most components and dimensions that are tried one by one.
 _MAX_COMPONENTS, _MAX_DIMENSIONS = 4096, 512
+
+
+# The most tensors of a sampler that are tried as the latents of its answer.
+_MAX_CANDIDATES = 32
+
+
+def decoded(adapted: Adapted, latents: Mapping[str, Tensor], row: int = 0) -> list[Tensor]:
+    """Return the decoder's outputs for latents by name, all with the conditions of this row of the example."""
+    n = len(next(iter(latents.values())))
+    given = {name: tensor[row : row + 1].expand(n, *tensor.shape[1:]) for name, tensor in adapted.examples.items()}
+    return run_module(adapted.modules["decoder"], adapted.given("decoder", {**given, **latents}))
+
+
+class _Computed(TorchFunctionMode):
+    """Keep a copy of each of the first tensors of a shape [any, *shape] that are computed."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.tensors: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        fits = isinstance(result, Tensor) and tuple(result.shape[1:]) == self.shape
+        if fits and len(self.tensors) < _MAX_CANDIDATES:
+            self.tensors.append(result.clone())
+        return result
 
 
 class NotASampler(Exception):
@@ -91,9 +121,10 @@ class Sampler:
             gives_latents: whether it returns latents, for a call that might return observations of the same shape.
         """
         self.name = name
-        self._call, self._functions, self._counted = call, functions, counted
+        self._call, self._functions, self._counted, self._adapted = call, functions, counted, adapted
         encoded = [latent for latent in adapted.signature.latents if latent.posterior.outputs]
         self._shape = encoded[0].shape
+        self._name = encoded[0].name if len(adapted.signature.latents) == 1 else None
         self._apart = gives_latents or encoded[0].shape != adapted.signature.observation.shape
 
     def run(self, n: int, noise: Tensor | None = None, chosen: Sequence[int] = (0,), row: int = 0) -> Trial:
@@ -130,21 +161,22 @@ class Sampler:
             return indices.reshape(shape) if int(np.prod(shape)) == n else indices[:1].expand(shape)
 
         draws = Draws(give, choose)
-        decoded: list[Tensor] = []
+        taken: list[Tensor] = []
         before = 0
 
         def note(z: Tensor) -> None:
             nonlocal before
-            decoded.append(z)
+            taken.append(z)
             before = len(draws.other)
 
-        with self._functions.watching(note), draws, torch.no_grad():
+        computed = _Computed(self._shape)
+        with self._functions.watching(note), draws, computed, torch.no_grad():
             output = self._call(n, row)
         returned = tensors_in(output)
-        by_model = bool(decoded)
-        if not decoded and self._apart:
-            decoded = [tensor for tensor in returned if tuple(tensor.shape[1:]) == self._shape][:1]
-        latents = self._joined(decoded)
+        by_model = bool(taken)
+        if not taken and self._apart:
+            taken = [tensor for tensor in returned if tuple(tensor.shape[1:]) == self._shape][:1]
+        latents = self._joined(taken or self._decoded_to(returned, computed.tensors, row))
         numbers = self._joined(given)
         if numbers is None and len(given) == 1 and given[0].dim() > len(self._shape) + 1:
             numbers = own
@@ -192,6 +224,19 @@ class Sampler:
             matrix = _floats(basis.flatten(1) - means[j])
             matrices.append(np.linalg.cholesky(matrix.T @ matrix + 1e-12 * np.eye(dimensions)))
         return own, _floats(means), np.stack(matrices), "full"
+
+    def _decoded_to(self, returned: Sequence[Tensor], computed: Sequence[Tensor], row: int) -> list[Tensor]:
+        """The first of the computed tensors that the decoder turns into one that was returned.
+
+        A model whose `forward` was cut has no decode to be watched.
+        """
+        if self._name is None:
+            return []
+        for candidate in computed:
+            answer = decoded(self._adapted, {self._name: candidate}, row)[0]
+            if any(each.shape == answer.shape and distance(each.float(), answer) <= SAME for each in returned):
+                return [candidate]
+        return []
 
     def _latents(self, n: int, noise: Tensor, chosen: Sequence[int], row: int = 0) -> Tensor | None:
         latents = self.run(n, noise, list(chosen), row).latents

@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN = $(VENV)/bin/python
 HAS_NODE = node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2> /dev/null
 
-.PHONY: demo test test-long test-slow test-oldest test-arm64 test-c test-js test-studio fuzz conformance zoo bench check docs dist studio format models schema clean
+.PHONY: demo test test-long test-slow test-oldest test-arm64 test-c test-js test-studio fuzz conformance zoo bench check docs dist studio native format models schema clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/vae-export demo --out out/demo
@@ -91,6 +91,10 @@ dist: $(VENV)/installed-dev
 # The page to look at bundles, as the wheel dist/vae_runtime_studio-*.whl; needs Node 20 or newer.
 studio: .venvs/studio/installed studio/vae_runtime_studio/page
 	cd studio && "$(CURDIR)/.venvs/studio/bin/python" -m hatchling build -t wheel -d "$(CURDIR)/dist"
+
+# The noise in C, as the wheel dist/vae_runtime_native-*.whl; needs a C compiler.
+native: .venvs/studio/installed
+	cd runtime/native && "$(CURDIR)/.venvs/studio/bin/python" -m hatchling build -d "$(CURDIR)/dist"
 
 .venvs/studio/installed: constraints.txt
 	$(PYTHON) -m venv .venvs/studio

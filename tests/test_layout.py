@@ -331,6 +331,7 @@ OPENERS = {
     "vae_runtime.generation.machine": "the processor's name",
     "vae_runtime.generation.sources": "arrays of the user's, which a job maps into memory",
     "vae_runtime.generation.store": "the files of a samples folder",
+    "vae_runtime.native": "the library of another package",
     "vae_export.demo": "the learning curve of a run",
     "vae_export.graphs.existing": "a graph of the user's",
     "vae_export.graphs.graph": "graphs that are exported",

@@ -298,34 +298,54 @@ static const int32_t QUANTILES[32768] = {
 enum { PRIOR = 0, POSTERIOR = 1, CHOICE = 4 };
 #define MAX_ELEMENTS ((uint64_t)1 << 34)
 
-static void philox(const uint32_t counter[4], uint64_t seed, uint32_t words[4]) {
-    uint32_t a = counter[0], b = counter[1], c = counter[2], d = counter[3];
-    uint32_t k = (uint32_t)seed, l = (uint32_t)(seed >> 32);
-    for (int round = 0; round < 10; round++) {
-        uint64_t p = (uint64_t)0xD2511F53 * a, q = (uint64_t)0xCD9E8D57 * c;
-        a = (uint32_t)(q >> 32) ^ b ^ k;
-        b = (uint32_t)q;
-        c = (uint32_t)(p >> 32) ^ d ^ l;
-        d = (uint32_t)p;
-        k += 0x9E3779B9;
-        l += 0xBB67AE85;
+/* Blocks of four words are made many at a time, in loops that compilers turn into vector instructions. Where the system
+ * can choose between two machine codes of a function when it is loaded, those of AVX2 are made too. */
+enum { LANES = 64, VECTOR = 16 };
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1 /* the choice would be made before the sanitizer has started */
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(SANITIZED) && \
+    (defined(__clang__) ? __clang_major__ >= 14 : __GNUC__ >= 9)
+#define VECTORIZED __attribute__((target_clones("default", "avx2")))
+#else
+#define VECTORIZED
+#endif
+
+/* Philox4x32-10 of `lanes` counters, a multiple of VECTOR: each array has one of their four words. */
+VECTORIZED static void philox(uint32_t *restrict a, uint32_t *restrict b, uint32_t *restrict c, uint32_t *restrict d,
+                              size_t lanes, uint64_t seed) {
+    for (size_t base = 0; base < lanes; base += VECTOR) {
+        uint32_t k = (uint32_t)seed, l = (uint32_t)(seed >> 32);
+        for (int round = 0; round < 10; round++) {
+            for (size_t i = base; i < base + VECTOR; i++) {
+                uint64_t p = (uint64_t)0xD2511F53 * a[i], q = (uint64_t)0xCD9E8D57 * c[i];
+                uint32_t first = (uint32_t)(q >> 32) ^ b[i] ^ k, third = (uint32_t)(p >> 32) ^ d[i] ^ l;
+                b[i] = (uint32_t)q;
+                d[i] = (uint32_t)p;
+                a[i] = first;
+                c[i] = third;
+            }
+            k += 0x9E3779B9;
+            l += 0xBB67AE85;
+        }
     }
-    words[0] = a, words[1] = b, words[2] = c, words[3] = d;
 }
 
-/* The normal number of a word, in units of 2^-21. */
-static int32_t fixed_of(uint32_t word) {
+/* The normal number of a word, in units of 2^-21; without a branch. */
+static inline int32_t fixed_of(uint32_t word) {
     uint32_t m = word & 0x7FFFFFFF;
-    unsigned level = (m < (1u << 25)) + (m < (1u << 19)) + (m < (1u << 13));
-    uint32_t t = m << 6 * level, i = t >> 18, next;
-    int32_t here = QUANTILES[8192 * level + i], difference = 0;
-    if (level < 3) {
-        /* The number after a level's last is the one of the same tail in the level before: 0 before level 0. */
-        next = i < 8191 ? 8192 * level + i + 1 : level ? 8192 * (level - 1) + 128 : 8192;
-        difference = here - QUANTILES[next];
-    }
-    int32_t y = here - ((difference * (int32_t)(t >> 3 & 0x7FFF)) >> 15);
-    return word >> 31 ? -y : y;
+    uint32_t level = (m < (1u << 25)) + (m < (1u << 19)) + (m < (1u << 13));
+    uint32_t t = m << 6 * level, i = (t >> 18) + 8192 * level;
+    /* The number after a level's last is the one of the same tail in the level before: 0 before level 0. */
+    uint32_t next = i == 2 * 8192 - 1 ? 128 : i == 3 * 8192 - 1 ? 8192 + 128 : i + (level < 3);
+    int32_t here = QUANTILES[i];
+    int32_t y = here - (((here - QUANTILES[next]) * (int32_t)(t >> 3 & 0x7FFF)) >> 15);
+    int32_t sign = -(int32_t)(word >> 31);
+    return (y ^ sign) - sign;
 }
 
 /* The smallest tail distance whose normal number is at most the bound; 0 without one. */
@@ -343,37 +363,100 @@ static uint32_t nearest_tail(double truncation) {
     return low;
 }
 
-static float normal_of(uint32_t word, uint32_t nearest) {
-    if (nearest) {
-        uint64_t m = word & 0x7FFFFFFF;
-        word = (word & 0x80000000) | (uint32_t)(nearest + (m * (0x80000000 - nearest) >> 31));
+/* Normal numbers of `lanes` words, a multiple of VECTOR. */
+VECTORIZED static void to_normals(const uint32_t *restrict words, size_t lanes, uint32_t nearest,
+                                  float *restrict out) {
+    uint32_t moved[VECTOR];
+    for (size_t base = 0; base < lanes; base += VECTOR) {
+        const uint32_t *own = words + base;
+        if (nearest) {
+            for (size_t i = 0; i < VECTOR; i++) {
+                uint64_t m = own[i] & 0x7FFFFFFF;
+                moved[i] = (own[i] & 0x80000000) | (uint32_t)(nearest + (m * (0x80000000 - nearest) >> 31));
+            }
+            own = moved;
+        }
+        for (size_t i = 0; i < VECTOR; i++) out[base + i] = (float)fixed_of(own[i]) * (1.0f / 2097152.0f);
     }
-    return (float)fixed_of(word) * (1.0f / 2097152.0f);
 }
 
-/* The words of one sample's elements, one block of four after the other. */
+/* Uniform numbers of `lanes` words, a multiple of VECTOR. */
+static void to_uniforms(const uint32_t *restrict words, size_t lanes, float *restrict out) {
+    for (size_t i = 0; i < lanes; i++) out[i] = (float)(words[i] >> 8) * (1.0f / 16777216.0f);
+}
+
+/* A place in a stream: the next block of four words of a sample. A sample has `blocks` of them. */
 typedef struct {
-    uint64_t seed, sample;
-    uint32_t stream, words[4];
+    uint64_t seed, sample, block, blocks;
+    uint32_t stream;
 } generator;
 
-static uint32_t word_at(generator *g, uint64_t element) {
-    if (!(element & 3)) {
-        uint32_t counter[4] = {(uint32_t)(element >> 2), g->stream, (uint32_t)g->sample, (uint32_t)(g->sample >> 32)};
-        philox(counter, g->seed, g->words);
+/* What is made of words: as they are, or numbers of a distribution. */
+typedef enum { WORDS, UNIFORMS, NORMALS } noise_kind;
+typedef union {
+    uint32_t words[4 * LANES];
+    float numbers[4 * LANES];
+} drawn;
+
+/* Draw the next `count` blocks, at most LANES, in order: four words or numbers each. */
+static void next_blocks(generator *g, size_t count, noise_kind kind, uint32_t nearest, drawn *out) {
+    uint32_t words[4][LANES];
+    float numbers[4][LANES];
+    size_t lanes = (count + VECTOR - 1) / VECTOR * VECTOR;
+    for (size_t i = 0; i < lanes; i++) {
+        words[0][i] = (uint32_t)g->block;
+        words[1][i] = g->stream;
+        words[2][i] = (uint32_t)g->sample;
+        words[3][i] = (uint32_t)(g->sample >> 32);
+        if (i < count && ++g->block == g->blocks) g->block = 0, g->sample++;
     }
-    return g->words[element & 3];
+    philox(words[0], words[1], words[2], words[3], lanes, g->seed);
+    if (kind == WORDS) {
+        for (size_t i = 0; i < count; i++)
+            for (size_t j = 0; j < 4; j++) out->words[4 * i + j] = words[j][i];
+        return;
+    }
+    for (size_t j = 0; j < 4; j++)
+        if (kind == NORMALS)
+            to_normals(words[j], lanes, nearest, numbers[j]);
+        else
+            to_uniforms(words[j], lanes, numbers[j]);
+    for (size_t i = 0; i < count; i++)
+        for (size_t j = 0; j < 4; j++) out->numbers[4 * i + j] = numbers[j][i];
 }
 
-static void draw_normal(uint64_t seed, uint64_t sample, size_t size, uint32_t stream, uint32_t nearest,
+/* Fill `n` rows of `size` words or numbers, samples `start` and following; `out` takes four bytes for each. */
+static void fill(uint64_t seed, uint64_t start, size_t n, size_t size, uint32_t stream, noise_kind kind, uint32_t nearest,
+                 void *out) {
+    generator g = {seed, start, 0, (size + 3) / 4, stream};
+    unsigned char *to = out;
+    drawn buffer;
+    size_t column = 0; /* of the next number in its row */
+    if (!size) return;
+    for (uint64_t left = (uint64_t)n * g.blocks; left;) {
+        size_t count = left < LANES ? (size_t)left : LANES;
+        next_blocks(&g, count, kind, nearest, &buffer);
+        left -= count;
+        if (size % 4 == 0) {
+            memcpy(to, &buffer, 16 * count);
+            to += 16 * count;
+            continue;
+        }
+        for (size_t i = 0; i < count; i++) {
+            size_t length = size - column < 4 ? size - column : 4;
+            memcpy(to, buffer.words + 4 * i, 4 * length);
+            to += 4 * length;
+            column = column + length == size ? 0 : column + length;
+        }
+    }
+}
+
+static void draw_normal(uint64_t seed, uint64_t start, size_t n, size_t size, uint32_t stream, uint32_t nearest,
                         float temperature, float *out) {
-    generator g = {seed, sample, stream, {0}};
-    for (size_t i = 0; i < size; i++) out[i] = normal_of(word_at(&g, i), nearest);
+    fill(seed, start, n, size, stream, NORMALS, nearest, out);
     if (temperature != 1)
-        for (size_t i = 0; i < size; i++) out[i] *= temperature;
+        for (size_t i = 0; i < n * size; i++) out[i] *= temperature;
 }
-
-static float uniform_of(uint32_t word) { return (float)(word >> 8) * (1.0f / 16777216.0f); }
 
 static vae_status check_noise(size_t n, size_t size, double truncation, const void *out) {
     size_t whole;
@@ -390,28 +473,20 @@ static vae_status check_noise(size_t n, size_t size, double truncation, const vo
 
 vae_status vae_noise_words(uint64_t seed, uint64_t start, size_t n, size_t size, uint32_t stream, uint32_t *out) {
     vae_status status = check_noise(n, size, 0, out);
-    for (size_t row = 0; !status && row < n; row++) {
-        generator g = {seed, start + row, stream, {0}};
-        for (size_t i = 0; i < size; i++) out[row * size + i] = word_at(&g, i);
-    }
+    if (!status) fill(seed, start, n, size, stream, WORDS, 0, out);
     return status;
 }
 
 vae_status vae_noise_uniform(uint64_t seed, uint64_t start, size_t n, size_t size, uint32_t stream, float *out) {
     vae_status status = check_noise(n, size, 0, out);
-    for (size_t row = 0; !status && row < n; row++) {
-        generator g = {seed, start + row, stream, {0}};
-        for (size_t i = 0; i < size; i++) out[row * size + i] = uniform_of(word_at(&g, i));
-    }
+    if (!status) fill(seed, start, n, size, stream, UNIFORMS, 0, out);
     return status;
 }
 
 vae_status vae_noise_normal(uint64_t seed, uint64_t start, size_t n, size_t size, uint32_t stream, double truncation,
                             float *out) {
     vae_status status = check_noise(n, size, truncation, out);
-    uint32_t nearest = status ? 0 : nearest_tail(truncation);
-    for (size_t row = 0; !status && row < n; row++)
-        draw_normal(seed, start + row, size, stream, nearest, 1, out + row * size);
+    if (!status) fill(seed, start, n, size, stream, NORMALS, nearest_tail(truncation), out);
     return status;
 }
 
@@ -3528,8 +3603,9 @@ static vae_status read_mixture(vae *v, size_t number) {
 
 static void draw_mixture(const mixture *m, const latent *l, size_t number, const settings *s, uint64_t sample,
                          size_t elements, const float *eps, float *z) {
-    generator g = {s->seed, sample, (uint32_t)(CHOICE + 256 * number), {0}};
-    double u = uniform_of(word_at(&g, 0)), cumulative = 0;
+    float uniform;
+    fill(s->seed, sample, 1, 1, (uint32_t)(CHOICE + 256 * number), UNIFORMS, 0, &uniform);
+    double u = uniform, cumulative = 0;
     size_t k = l->components - 1;
     for (size_t i = 0; i < l->components; i++) {
         cumulative += m->weights[i];
@@ -3600,14 +3676,15 @@ static vae_status draw_latent(vae *v, size_t number, const settings *s, uint64_t
     int is_normal = same_text(l->prior, "normal"), is_mixture = same_text(l->prior, "mixture");
     scratch *noise = is_mixture ? take_scratch(v) : NULL;
     if (is_mixture && !noise) return no_memory(v->largest * sizeof(float));
-    for (size_t row = 0; row < rows; row++, z += elements) {
+    if (!is_mixture) draw_normal(s->seed, s->start + first, rows, elements, stream, s->nearest, s->temperature, z);
+    for (size_t row = 0; !is_normal && row < rows; row++, z += elements) {
+        if (!is_mixture) {
+            draw_sphere(elements, z, z);
+            continue;
+        }
         uint64_t sample = s->start + first + row;
-        float *eps = noise ? noise->eps : z;
-        draw_normal(s->seed, sample, elements, stream, s->nearest, s->temperature, eps);
-        if (is_mixture)
-            draw_mixture(&v->mixtures[number], l, number, s, sample, elements, eps, z);
-        else if (!is_normal)
-            draw_sphere(elements, eps, z);
+        draw_normal(s->seed, sample, 1, elements, stream, s->nearest, s->temperature, noise->eps);
+        draw_mixture(&v->mixtures[number], l, number, s, sample, elements, noise->eps, z);
     }
     if (noise) keep_scratch(v, noise);
     return VAE_OK;
@@ -3903,8 +3980,7 @@ static vae_status fill_input(vae *v, const tensor *t, const feed *f, size_t inpu
         return VAE_OK;
     case FROM_PRIOR: return draw_latent(v, f->inputs[input].latent, s, first, rows, row, to);
     default:
-        for (size_t i = 0; i < rows; i++)
-            draw_normal(s->seed, s->start + first + i, row, stream, 0, 1, (float *)to + i * row);
+        draw_normal(s->seed, s->start + first, rows, row, stream, 0, 1, to);
         return VAE_OK;
     }
 }
@@ -4341,12 +4417,18 @@ vae_status vae_reparameterize(size_t n, size_t size, const float *mean, const fl
     if (number >= 1u << 24 || size > MAX_ELEMENTS || !multiply(n, size, &whole))
         return fail(VAE_INPUT, "size: expected at most 2^34 numbers of a latent, got %zu; give fewer", size);
     for (size_t row = 0; row < n; row++) {
-        generator g = {s.seed, s.start + row, (uint32_t)(POSTERIOR + 256 * number), {0}};
-        for (size_t i = 0; i < size; i++) {
-            float eps = normal_of(word_at(&g, i), s.nearest), scaled;
-            if (s.temperature != 1) eps *= s.temperature;
-            scaled = std[row * size + i] * eps;
-            z[row * size + i] = mean[row * size + i] + scaled;
+        generator g = {s.seed, s.start + row, 0, (size + 3) / 4, (uint32_t)(POSTERIOR + 256 * number)};
+        drawn eps;
+        /* The buffer lets z be the same array as mean or std. */
+        for (size_t first = 0, count; first < size; first += count) {
+            count = size - first < 4 * LANES ? size - first : 4 * LANES;
+            next_blocks(&g, (count + 3) / 4, NORMALS, s.nearest, &eps);
+            for (size_t i = 0, at = row * size + first; i < count; i++, at++) {
+                float scaled = eps.numbers[i];
+                if (s.temperature != 1) scaled *= s.temperature;
+                scaled *= std[at];
+                z[at] = mean[at] + scaled;
+            }
         }
     }
     return VAE_OK;

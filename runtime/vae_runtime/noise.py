@@ -13,10 +13,11 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from . import native
 from .errors import BundleError, InputError, require_integer, require_number
 
 if TYPE_CHECKING:
@@ -82,12 +83,14 @@ def normal(
         bound = require_number("truncation", truncation, _NARROWEST, _WIDEST)
         nearest = _nearest_tail(math.floor(bound * 2.0**21))
         if nearest:
-            return _draw(
-                seed, start, n, shape, stream, np.dtype(np.float32),
+            truncated = _Kind(
+                "normal", np.dtype(np.float32),
                 lambda words, out: _normal_of_words(_truncated_words(words, nearest), out),
                 lambda few: _normal_of_few([_truncated_word(word, nearest) for word in few]),
+                (bound,),
             )  # fmt: skip
-    return _draw(seed, start, n, shape, stream, np.dtype(np.float32), _normal_of_words, _normal_of_few)
+            return _draw(seed, start, n, shape, stream, truncated)
+    return _draw(seed, start, n, shape, stream, _NORMAL)
 
 
 def uniform(seed: int, start: int, n: int, shape: Sequence[int], stream: int = 0) -> NDArray[np.float32]:
@@ -96,7 +99,7 @@ def uniform(seed: int, start: int, n: int, shape: Sequence[int], stream: int = 0
     Returns:
         float32 [n, *shape].
     """
-    return _draw(seed, start, n, shape, stream, np.dtype(np.float32), _uniform_of_words, _uniform_of_few)
+    return _draw(seed, start, n, shape, stream, _UNIFORM)
 
 
 def words(seed: int, start: int, n: int, shape: Sequence[int], stream: int = 0) -> NDArray[np.uint32]:
@@ -105,19 +108,20 @@ def words(seed: int, start: int, n: int, shape: Sequence[int], stream: int = 0) 
     Returns:
         uint32 [n, *shape].
     """
-    return _draw(seed, start, n, shape, stream, np.dtype(np.uint32), _words_of_words, lambda few: few)
+    return _draw(seed, start, n, shape, stream, _WORDS)
 
 
-def _draw(
-    seed: int,
-    start: int,
-    n: int,
-    shape: Sequence[int],
-    stream: int,
-    dtype: np.dtype[Any],
-    of_words: Callable[[NDArray[np.uint32], NDArray[Any]], None],
-    of_few: Callable[[list[int]], Sequence[float]],
-) -> NDArray[Any]:
+class _Kind(NamedTuple):
+    """What is made of words: its name and the further arguments in the native core, and how Python makes it."""
+
+    name: str
+    dtype: np.dtype[Any]
+    of_words: Callable[[NDArray[np.uint32], NDArray[Any]], None]
+    of_few: Callable[[list[int]], Sequence[float]]
+    further: tuple[float, ...] = ()
+
+
+def _draw(seed: int, start: int, n: int, shape: Sequence[int], stream: int, kind: _Kind) -> NDArray[Any]:
     seed = require_integer("seed", seed, -(2**63), 2**64 - 1) & (2**64 - 1)
     start = require_integer("start", start, 0, 2**64 - 1)
     n = require_integer("n", n, 0, 2**48)
@@ -134,17 +138,20 @@ def _draw(
         raise InputError(f"shape: expected at most 2**34 elements in one sample, got {largest}")
     blocks = -(-elements // 4)
     try:
-        out = np.empty((n, elements), dtype)
+        out = np.empty((n, elements), kind.dtype)
     except (MemoryError, ValueError) as error:
         raise InputError(
             f"n: {n} samples of {elements} elements do not fit in memory; draw fewer at a time and move `start` on"
         ) from error
     if not out.size:
         return out.reshape(n, *sizes)
-    if n * blocks <= _SMALL:
-        _fill_small(out, seed, start, stream, blocks, of_words, of_few)
+    core = native_core()
+    if core is not None:
+        core.draw(kind.name, seed, start, stream, out, *kind.further)
+    elif n * blocks <= _SMALL:
+        _fill_small(out, seed, start, stream, blocks, kind.of_words, kind.of_few)
     else:
-        _fill(out, seed, start, stream, blocks, of_words)
+        _fill(out, seed, start, stream, blocks, kind.of_words)
     return out.reshape(n, *sizes)
 
 
@@ -248,6 +255,12 @@ def _uniform_of_few(few: list[int]) -> list[float]:
 def _uniform_of_words(words: NDArray[np.uint32], out: NDArray[np.float32]) -> None:
     numbers = (words >> np.uint32(8)).astype(np.float32)
     np.multiply(numbers[:, : out.shape[1]], np.float32(2.0**-24), out=out)
+
+
+@functools.cache
+def native_core() -> native.Core | None:
+    """The native core, looked for once."""
+    return native.load(TABLE_SHA256)
 
 
 def table() -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -355,3 +368,8 @@ def _normal_of_words(words: NDArray[np.uint32], out: NDArray[np.float32]) -> Non
     y -= sign
     numbers = y.astype(np.float32)
     np.multiply(numbers[:, : out.shape[1]], np.float32(2.0**-21), out=out)
+
+
+_WORDS = _Kind("words", np.dtype(np.uint32), _words_of_words, lambda few: few)
+_UNIFORM = _Kind("uniform", np.dtype(np.float32), _uniform_of_words, _uniform_of_few)
+_NORMAL = _Kind("normal", np.dtype(np.float32), _normal_of_words, _normal_of_few, (0.0,))

@@ -1,0 +1,89 @@
+"""The native core, where the extra `native` is installed: noise in C, with the same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Normal numbers of seed 1, samples 2**64 - 1 and 0, stream 3, truncated at 2: the bytes of two rows of five.
+_KNOWN = "5841adbfc8fb4e3fd0d708bf38bc8dbf5055b23e407954be1c4b94bfc0be4e3e804ccb3dc06dbcbf"
+
+
+class Core:
+    """The functions of the shared library: each fills an array as `noise` does, whose checks have passed."""
+
+    def __init__(self, path: str) -> None:
+        """Load the library.
+
+        Raises:
+            OSError: it cannot be loaded.
+        """
+        import ctypes
+
+        library = ctypes.CDLL(path)
+        u64, size, u32, pointer = ctypes.c_uint64, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_void_p
+        self._functions: dict[str, Any] = {}
+        for name, further in (("words", []), ("uniform", []), ("normal", [ctypes.c_double])):
+            function = getattr(library, f"vae_noise_{name}")
+            function.argtypes = [u64, u64, size, size, u32, *further, pointer]
+            self._functions[name] = function
+
+    def draw(self, name: str, seed: int, start: int, stream: int, out: NDArray[Any], *truncation: float) -> None:
+        """Fill `out`, C-contiguous, [n, elements], with samples `start` and following.
+
+        Args:
+            name: "words" (uint32), "uniform" or "normal" (float32).
+            seed: 0 … 2**64 - 1.
+            start: 0 … 2**64 - 1.
+            stream: 0 … 2**32 - 1.
+            out: the array.
+            truncation: of "normal" alone; 0 for none.
+        """
+        status = self._functions[name](seed, start, *out.shape, stream, *truncation, out.ctypes.data)
+        assert status == 0, f"vae-runtime-native refused {name}"
+
+
+def load(table_sha256: str) -> Core | None:
+    """Return the native core, or None where it is not installed, or the variable VAE_RUNTIME_NATIVE is 0.
+
+    One that does not fit is warned of, and is not used: one that is damaged, of another version or table, or with
+    another answer to a known question.
+
+    Args:
+        table_sha256: the hash of the noise's table.
+    """
+    if os.environ.get("VAE_RUNTIME_NATIVE") == "0":
+        return None
+    try:
+        import vae_runtime_native as package
+    except ImportError:
+        return None
+    try:
+        if (package.__version__, package.TABLE_SHA256) != (__version__, table_sha256):
+            raise ValueError(f"expected version {__version__} with its table, got version {package.__version__}")
+        folder = os.path.dirname(package.__file__)
+        path = os.path.join(folder, package.LIBRARY)
+        with open(path, "rb") as file, open(os.path.join(folder, package.SUM), encoding="ascii") as expected:
+            if hashlib.sha256(file.read()).hexdigest() != expected.read():
+                raise ValueError(f"{path}: expected the SHA-256 of its package, got another")
+        core = Core(path)
+        known = np.empty((2, 5), np.float32)
+        core.draw("normal", 1, 2**64 - 1, 3, known, 2.0)
+        if known.tobytes().hex() != _KNOWN:
+            raise ValueError("expected its known answer, got another")
+    except (OSError, ValueError) as error:
+        import warnings
+
+        warnings.warn(
+            f"vae-runtime-native: {error}; noise is drawn in Python; install vae-runtime[native] again", stacklevel=2
+        )
+        return None
+    return core

@@ -1,0 +1,164 @@
+"""The native core, the extra `native`: the same bits as in Python, or Python alone."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vae_runtime import __version__, noise
+from vae_runtime.native import Core
+
+pytest.importorskip("hatchling")
+ROOT = Path(__file__).parents[2]
+WORDS = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder with the package as its wheel installs it."""
+    if shutil.which("cc") is None:
+        pytest.skip("expected a C compiler, got no cc")
+    place = tmp_path_factory.mktemp("native")
+    for folder, files in (
+        ("native", ("vae_runtime_native/__init__.py", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE")),
+        ("c", ("vae_runtime.c", "vae_runtime.h", "ort_api.h")),
+        ("vae_runtime", ("vnoise1_table.bin",)),
+    ):
+        for file in files:
+            target = place / "runtime" / folder / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / "runtime" / folder / file, target)
+    return place / "runtime" / "native"
+
+
+@pytest.fixture(scope="module")
+def installed(site, tmp_path_factory):
+    """The folder, built by the hook."""
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
+    done = subprocess.run(command, cwd=site, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = out.glob(f"vae_runtime_native-{__version__}-py3-none-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(out / "site")
+    return out / "site"
+
+
+@pytest.fixture(scope="module")
+def core(installed):
+    return Core(str(installed / "vae_runtime_native" / "libvae_runtime.so"))
+
+
+def drawn(core, name, seed, start, n, elements, stream, *truncation):
+    out = np.full((n, elements), 7, np.uint32 if name == "words" else np.float32)
+    core.draw(name, seed % 2**64, start, stream, out, *truncation)
+    return out
+
+
+@settings(deadline=None)
+@given(
+    st.integers(-(2**63), 2**64 - 1),
+    st.one_of(st.integers(0, 2**64 - 1), st.integers(2**64 - 40, 2**64 - 1)),
+    st.integers(1, 70),
+    st.integers(1, 300),
+    WORDS,
+    st.one_of(st.just(0.0), st.floats(0.01, 7.0)),
+)
+def test_the_native_core_draws_the_same_bits(core, seed, start, n, elements, stream, truncation):
+    shape, bound = (elements,), truncation or None
+    for name, expected in (
+        ("words", noise.words(seed, start, n, shape, stream)),
+        ("uniform", noise.uniform(seed, start, n, shape, stream)),
+        ("normal", noise.normal(seed, start, n, shape, stream, bound)),
+    ):
+        further = (truncation,) if name == "normal" else ()
+        assert drawn(core, name, seed, start, n, elements, stream, *further).tobytes() == expected.tobytes()
+
+
+def test_it_draws_every_tail(core):
+    """A million words reach each of the table's four levels; the words of Python say which."""
+    words = noise.words(3, 0, 1, (2**20,))
+    assert int((words & 0x7FFFFFFF).min()) < 2**13
+    assert drawn(core, "normal", 3, 0, 1, 2**20, 0, 0.0).tobytes() == noise.normal(3, 0, 1, (2**20,)).tobytes()
+
+
+ASK = """
+import warnings
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    from vae_runtime import noise
+    values = [noise.normal(5, 0, 3, (7,)).tobytes().hex() for _ in range(2)]
+print(values[1], noise.native_core() is not None, *(str(each.message) for each in seen), sep="\\n")
+"""
+
+
+def asked(python, site, **variables):
+    done = python("-c", ASK, env={"PYTHONPATH": f"{ROOT / 'runtime'}:{site}", "VAE_RUNTIME_NATIVE": "1", **variables})
+    assert done.returncode == 0, done.stderr
+    values, used, *warned = done.stdout.splitlines()
+    assert values == noise.normal(5, 0, 3, (7,)).tobytes().hex()
+    return used == "True", warned
+
+
+def test_it_serves_where_it_is_installed(python, installed):
+    assert asked(python, installed) == (True, [])
+    assert asked(python, installed, VAE_RUNTIME_NATIVE="0") == (False, [])
+
+
+def _other_version(package):
+    init = package / "__init__.py"
+    init.write_text(init.read_text("utf-8").replace(f'"{__version__}"', '"0.0.1"'), "utf-8")
+
+
+def _other_table(package):
+    init = package / "__init__.py"
+    init.write_text(init.read_text("utf-8").replace(noise.TABLE_SHA256, "0" * 64), "utf-8")
+
+
+def _cut(package):
+    library = package / "libvae_runtime.so"
+    library.write_bytes(library.read_bytes()[:5000])
+
+
+def _missing(package):
+    (package / "libvae_runtime.so").unlink()
+
+
+def _other_bits(package):
+    """A number of the table, altered in the library."""
+    library = package / "libvae_runtime.so"
+    table = (ROOT / "runtime" / "vae_runtime" / "vnoise1_table.bin").read_bytes()[: 4 * 32768]
+    content = library.read_bytes()
+    assert content.count(table) == 1
+    content = content.replace(table, bytes(len(table)))
+    library.write_bytes(content)
+    (package / "libvae_runtime.sha256").write_text(hashlib.sha256(content).hexdigest(), "ascii")
+
+
+@pytest.mark.parametrize("change", [_other_version, _other_table, _cut, _missing, _other_bits])
+def test_one_that_does_not_fit_is_warned_of_once_and_not_used(python, installed, tmp_path, change):
+    shutil.copytree(installed / "vae_runtime_native", tmp_path / "vae_runtime_native")
+    change(tmp_path / "vae_runtime_native")
+    used, warned = asked(python, tmp_path)
+    assert not used
+    assert len(warned) == 1
+    assert warned[0].startswith("vae-runtime-native: ")
+    assert warned[0].endswith("; noise is drawn in Python; install vae-runtime[native] again")
+
+
+def test_a_build_with_another_table_is_refused(site, tmp_path):
+    project = tmp_path / "runtime"
+    shutil.copytree(site.parent, project)
+    table = project / "vae_runtime" / "vnoise1_table.bin"
+    table.write_bytes(table.read_bytes()[:-1] + b"x")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=project / "native", capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode != 0
+    assert "vnoise1_table.bin: expected the table of vnoise-1, got another" in done.stderr

@@ -6,7 +6,7 @@ import copyreg
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 
@@ -29,6 +29,21 @@ if TYPE_CHECKING:
     from .tiles import Tile
 
     Array = NDArray[np.float32]
+
+    class SampleOptions(TypedDict, total=False):
+        """The options of `VAE.sample` beside `on_device`."""
+
+        conditions: Conditions
+        seed: int | None
+        start: int
+        temperature: float
+        truncation: float | None
+        latent_shape: LatentShape
+        observe: bool
+        batch_size: int | None
+        out: Array | None
+        tile: Tile | None
+        tile_blend: bool | float
 
 
 def load(
@@ -141,9 +156,8 @@ class VAE:
     and bools alone. Where the manifest has several latents, methods take and give latents in mappings by name.
 
     Arguments of the methods:
-        conditions: maps the name of each condition that a graph takes to an array [n, *shape], or to one value for
-            every row; where the classes of a condition have names, also to a name or a list of names. Other conditions
-            of the manifest may be in it.
+        conditions: maps the name of each condition that a graph takes to an array [n, *shape] or one value for every
+            row; where its classes have names, also to a name or a list of names. Those of the other graph may be in it.
         seed: of vnoise-1; None takes a fresh one, or what the method says; `vae_runtime.new_seed()` gives one to keep.
         start: index of the first row: row i is sample `start + i` of the seed, whatever n, batch size and platform.
         temperature: scales the noise of the prior, 0 … 1e6.
@@ -151,14 +165,13 @@ class VAE:
         latent_shape: another shape of one latent, where axes are dynamic; of several latents, by name.
         observe: draw each observation from the likelihood instead of giving its mean; refused without a likelihood.
         batch_size: how many rows to compute at once; bounds the memory beside the result.
-        tile: "auto", or the size of a tile in values of an observation, or sizes by axis: divides dynamic axes, which
-            bounds the memory, takes larger arrays, and changes no value but for rounding; refused, with the reason,
-            where that is impossible.
+        tile: "auto", or a tile's size in values of an observation, or sizes by axis: divides dynamic axes, which bounds
+            the memory and takes larger arrays; values change by rounding alone. Where that is impossible, refused.
         tile_blend: where that is impossible, blend tiles that overlap by a quarter, or by this part: values differ.
         out: float32 [n, *observation_shape], C-contiguous: filled and returned.
 
-    Every method raises InputError where an array has another dtype or shape, or holds NaN, infinity or values out of
-    range; where a condition is missing or wrong; and where a number is out of its range.
+    Every method raises InputError for an array of another dtype or shape, for NaN, infinity and values out of range,
+    and for a condition that is missing or wrong.
     """
 
     def __init__(self, bundle: Bundle, networks: Networks) -> None:
@@ -203,6 +216,12 @@ class VAE:
         count = require_integer("n", n, 1, 2**48)
         seed = noise.new_seed() if seed is None else seed
         return _latents_of_any_size(self, count, seed, start, latent_shape, temperature, truncation)
+
+    @overload
+    def sample(self, n: int, *, on_device: Literal[False] = False, **options: Unpack[SampleOptions]) -> Array: ...
+
+    @overload
+    def sample(self, n: int, *, on_device: Literal[True], **options: Unpack[SampleOptions]) -> Any: ...
 
     def sample(
         self, n: int, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
@@ -349,10 +368,7 @@ class VAE:
         self, x: ArrayLike, *, conditions: Conditions = None, seed: int | None = None, start: int = 0,
         batch_size: int | None = None, tile: Tile | None = None, tile_blend: bool | float = False,
     ) -> Array:  # fmt: skip
-        """Encode and decode: through the posterior's mean, or with a seed through a sample of it.
-
-        Returns:
-            float32 [n, *observation shape].
+        """Encode and decode, through the posterior's mean or, with a seed, a sample: float32 [n, *observation shape].
 
         Raises:
             InputError: a seed is given where there is no distribution to draw from.

@@ -350,6 +350,18 @@ def test_further_inputs_become_conditions(tmp_path, monkeypatch, capsys):
     assert vae.sample(2, seed=0, conditions={"label": "b", "map": scale[:2]}).shape == (2, 6)
 
 
+def test_a_condition_of_bools_has_0_and_1(tmp_path):
+    front = dense(tmp_path / "e.onnx", {"z": 6}, {"z": "Tanh"})
+    ends = [("z", FLOAT, ["b", 6]), ("mask", TensorProto.BOOL, ["b", 6])], [("y", FLOAT, ["b", 6])]
+    back = saved(tmp_path / "d.onnx", [("Where", ["mask", "z", "no"], ["y"])], *ends, {"no": np.float32(7)})
+    mask = np.array([[True, False] * 3])
+    vae = vae_runtime.load(adopt((front, back), tmp_path / "out", conditions={"mask": mask}).path)
+    (condition,) = vae.manifest.conditions
+    assert (condition.dtype, condition.range, condition.components) == ("int64", (0.0, 1.0), ("decoder",))
+    z = floats(2, 6)
+    assert np.array_equal(vae.decode(z, conditions={"mask": mask[0]}), np.where(mask, z, 7))
+
+
 @pytest.mark.parametrize(
     ("conditions", "words"),
     [

@@ -26,7 +26,7 @@ _INNER = "inner."
 _KINDS = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.INT16, TensorProto.INT8, TensorProto.UINT8,
-             TensorProto.UINT16, TensorProto.UINT32)  # fmt: skip
+             TensorProto.UINT16, TensorProto.UINT32, TensorProto.BOOL)  # fmt: skip
 # The second half of `latent_parameters` is the logarithm of a variance that diffusers clips to these numbers.
 CLIPPED = (-30.0, 20.0)
 

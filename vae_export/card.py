@@ -140,19 +140,48 @@ def _picture(manifest: Manifest, picture: bool) -> list[str]:
 
 
 def _use(manifest: Manifest) -> list[str]:
-    given = [condition for condition in manifest.conditions if "decoder" in condition.components]
+    """Return code that runs as it is: it samples or, without a prior, decodes latents of an observation of zeros."""
+    encoded, decoded = _given(manifest, "encoder"), _given(manifest, "decoder")
+    observation = manifest.observation
+    if all(latent.prior.kind != "none" for latent in manifest.latents):
+        calls = [f"x = vae.sample(16, seed=0{decoded})"]
+        if manifest.table:
+            # The library that made the table draws its numbers too.
+            drawn = calls[0].replace("seed=0", "seed=0, observe=True") if manifest.likelihood.scale_output else calls[0]
+            calls = [drawn, "columns = vae_runtime.to_table(vae, x)"]
+    elif manifest.encoder:
+        calls = [
+            f"x = {_zeros((1, *observation.shape), observation.dtype, observation.range)}    # put observations here",
+            f"z = vae.encode(x{encoded}).mode()",
+            f"y = vae.decode(z{decoded})",
+        ]
+    else:
+        arrays = {latent.name: _zeros((1, *latent.shape), latent.dtype) for latent in manifest.latents}
+        several = f"{{{', '.join(f'{json.dumps(name)}: {array}' for name, array in arrays.items())}}}"
+        z = several if len(arrays) > 1 else next(iter(arrays.values()))
+        calls = [f"z = {z}    # put latents here", f"x = vae.decode(z{decoded})"]
+    imports = ["import numpy as np"] * any("np." in call for call in calls) + ["import vae_runtime"]
+    return ["```python", *imports, "", 'vae = vae_runtime.load("path/to/this/folder")', *calls, "```"]
+
+
+def _given(manifest: Manifest, component: str) -> str:
+    """Return the argument `conditions` for a component, with a valid value of each."""
+    given = [condition for condition in manifest.conditions if component in condition.components]
     values = ", ".join(
-        f'"{c.name}": {json.dumps(c.classes[0], ensure_ascii=False) if c.classes else "…"}' for c in given
+        f"{json.dumps(c.name)}: "
+        f"{json.dumps(c.classes[0], ensure_ascii=False) if c.classes else _zeros(c.shape, c.dtype, c.range)}"
+        for c in given
     )
-    conditions = f", conditions={{{values}}}" if given else ""
-    sampled = all(latent.prior.kind != "none" for latent in manifest.latents)
-    call = f"x = vae.sample(16, seed=0{conditions})" if sampled else f"x = vae.decode(z{conditions})"
-    calls = [call]
-    if manifest.table:
-        # The library that made the table draws its numbers too.
-        calls = [call.replace("seed=0", "seed=0, observe=True") if manifest.likelihood.scale_output else call]
-        calls.append("columns = vae_runtime.to_table(vae, x)")
-    return ["```python", "import vae_runtime", "", 'vae = vae_runtime.load("path/to/this/folder")', *calls, "```"]
+    return f", conditions={{{values}}}" if given else ""
+
+
+def _zeros(shape: tuple[int, ...], dtype: str, bounds: tuple[float, float] | None = None) -> str:
+    """Return the code of an array of zeros, or of the least number in a range without 0."""
+    low, high = bounds or (0.0, 0.0)
+    value = 0.0 if low <= 0 <= high else low
+    if not shape:
+        return repr(int(value) if dtype == "int64" else value)
+    return f"np.full({shape}, {value:g}, np.{dtype})" if value else f"np.zeros({shape}, np.{dtype})"
 
 
 def _graphs(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:

@@ -21,13 +21,13 @@ from validators import Draft202012Validator
 import vae_export.exporting
 import vae_runtime
 from vae_export import DataConfig, ExportError, ModelConfig, TrainConfig, evaluate, export, train
-from vae_export.card import run_card
+from vae_export.card import model_card, run_card
 from vae_export.training import checkpoint
 from vae_runtime import InputError, VaeError, verify
 from vae_runtime.bundle import open_bundle
 from vae_runtime.document import parse
 from vae_runtime.golden import read_golden
-from vae_runtime.manifest import Likelihood, Normalisation, Refusal
+from vae_runtime.manifest import LatentPrior, Likelihood, Normalisation, Refusal
 
 
 def content_of(folder):
@@ -810,6 +810,27 @@ def test_the_card_of_a_model_says_what_it_is(of_model):
     assert {variant.exporter for variant in manifest.variants} == {
         *("torch.onnx.export(dynamo=True)", "torch.jit.trace", "torch.export.export"),
     }
+
+
+CONFORMANCE = Path(__file__).parents[2] / "conformance" / "bundles"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFORMANCE.iterdir() if path.is_dir()))
+def test_the_code_of_each_card_runs_as_it_is(name):
+    manifest = open_bundle(CONFORMANCE / name).manifest
+    prior = LatentPrior("none", reason="the test's own")
+    unknown = replace(manifest, latents=tuple(replace(latent, prior=prior) for latent in manifest.latents))
+    for changed, words in (
+        (manifest, r"vae\.(sample|encode)\("),
+        (unknown, r"vae\.encode\(x.*\)\.mode\(\)"),
+        (replace(unknown, encoder={}), r"z = "),
+    ):
+        card = model_card(changed, {variant.path: 1 for variant in manifest.variants}, False)
+        code = card.partition("```python\n")[2].partition("```")[0]
+        assert re.search(words, code)
+        variables = {}
+        exec(code.replace("path/to/this/folder", str(CONFORMANCE / name)), variables)
+        assert np.isfinite(variables["y" if "y = " in code else "x"]).all()
 
 
 def test_a_bundle_of_a_model_verifies_in_the_program_of_each_format(of_model):

@@ -52,8 +52,12 @@ def compare_with_model(model: Any, understood: UnderstoodGraphs, facts: Facts, g
         ParityError: the graphs compute other numbers.
     """
     signature = understood.signature
-    if any(reference.graph.precision == "float16" for reference in understood.references.values()):
-        raise ExportError("model: expected graphs of float32 to compare with it, got float16; leave model= out")
+    for reference in understood.references.values():
+        precision = reference.graph.precision
+        if precision != "float32":
+            raise ExportError(
+                f"model: expected graphs of float32 to compare with it, got {precision}; leave model= out"
+            )
     # The meaning of the second tensor, the prior and the dynamic axes are those of the graphs.
     posterior = understood.meaning.posterior if understood.meaning.posterior in SECOND else facts.declared.posterior
     declaration = dataclasses.replace(facts.declared, posterior=posterior, prior="none", dynamic=None)

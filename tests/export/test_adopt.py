@@ -362,6 +362,34 @@ def test_a_condition_of_bools_has_0_and_1(tmp_path):
     assert np.array_equal(vae.decode(z, conditions={"mask": mask[0]}), np.where(mask, z, 7))
 
 
+def quantized(path, taken, given, sizes):
+    """A layer in integers, whose scale is computed of the input."""
+    nodes = [
+        ("DynamicQuantizeLinear", [taken], ["q", "s", "n"]),
+        ("MatMulInteger", ["q", "w", "n"], ["i"]),
+        ("Cast", ["i"], ["f"], {"to": FLOAT}),
+        ("Mul", ["f", "s"], ["m"]),
+        ("Mul", ["m", "t"], [given]),
+    ]
+    weights = {"w": random.integers(-99, 99, sizes).astype(np.int8), "t": np.float32(0.003)}
+    return saved(path, nodes, [(taken, FLOAT, ["b", sizes[0]])], [(given, FLOAT, ["b", sizes[1]])], weights)
+
+
+def test_quantized_graphs_run_row_by_row(tmp_path):
+    paths = quantized(tmp_path / "e.onnx", "x", "z", (6, 4)), quantized(tmp_path / "d.onnx", "z", "y", (4, 6))
+    adopted = adopt(paths, tmp_path / "out")
+    vae = vae_runtime.load(adopted.path)
+    assert [variant.precision for variant in vae.manifest.variants] == ["int8", "int8"]
+    assert vae.manifest.batch_of_one == ("encoder", "decoder")
+    x = floats(3, 6) * [[1], [10], [100]]
+    rows = np.concatenate([run(paths[0], row[None].astype(np.float32))[0] for row in x])
+    assert np.allclose(vae.encode(x.astype(np.float32)).value, rows, atol=1e-5)
+    (together,) = run(paths[0], x.astype(np.float32))
+    assert not np.allclose(together, rows, atol=1e-2)
+    # Another machine may round a number to the next integer.
+    assert min(vae.manifest.decoder["fp32"].tolerance.values()) > 1e-4
+
+
 @pytest.mark.parametrize(
     ("conditions", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -27,6 +28,8 @@ _KINDS = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.INT16, TensorProto.INT8, TensorProto.UINT8,
              TensorProto.UINT16, TensorProto.UINT32, TensorProto.BOOL)  # fmt: skip
+# Operators of a graph that rounds to integers.
+_QUANTIZED = re.compile("(Dynamic)?Quantize|QLinear|Q(Attention|Gemm)|(MatMul|Conv)Integer")
 # The second half of `latent_parameters` is the logarithm of a variance that diffusers clips to these numbers.
 CLIPPED = (-30.0, 20.0)
 
@@ -106,8 +109,11 @@ class ExistingGraph:
         """The number of floats in the graph's weights."""
         half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in floats)
         half = half or any(edge.stored == "float16" for edge in self.inputs)
-        self.precision = "float16" if half else "float32"
-        """The floats that the graph computes in."""
+        operators = {node.op_type for part in graphs_of(self.model) for node in part.node}
+        self.precision = "int8" if any(map(_QUANTIZED.match, operators)) else "float16" if half else "float32"
+        """The numbers that the graph computes in."""
+        self.mixes_rows = any(operator.startswith("DynamicQuantize") for operator in operators)
+        """Whether the scales of integers follow from all rows of a batch."""
         self._count = 0
 
     def _edge(self, value: onnx.ValueInfoProto) -> Edge:

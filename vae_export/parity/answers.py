@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,7 @@ def collect_answers(
     graphs: Sequence[Graph],
     passed: Sequence[PassedVariant] = (),
     release: Callable[[], None] = lambda: None,
+    integer: Collection[str] = (),
 ) -> GoldenVectors:
     """Run every graph on the golden inputs.
 
@@ -71,6 +72,7 @@ def collect_answers(
         graphs: all graphs of the bundle; each component's fp32 comes before the variants made from it.
         passed: the graphs in fewer bits among them, with their quality.
         release: called after each graph was run, to give memory back.
+        integer: the components whose fp32 graph rounds to integers all the same, since it was adopted as it is.
     """
     in_fewer_bits = {(each.graph.component, each.graph.variant): each for each in passed}
     arrays = dict(stored)
@@ -92,9 +94,10 @@ def collect_answers(
             tolerances = {
                 output: _DEVICE_FACTOR * max(tolerance(array), 2 * error[output]) for output, array in answers.items()
             }
-            rounded = [array.dtype.kind == "f" and is_whole(array) for array in graph_outputs]
+            rounded = [component in integer or (array.dtype.kind == "f" and is_whole(array)) for array in graph_outputs]
             if any(rounded):
-                distances = _rounding_distances(run, graph_inputs, graph_outputs, _FLOAT_JITTERS)
+                shares = _JITTERS if component in integer else _FLOAT_JITTERS
+                distances = _rounding_distances(run, graph_inputs, graph_outputs, shares)
                 for output, distance in itertools.compress(zip(graph.outputs, distances, strict=True), rounded):
                     tolerances[output] = max(tolerances[output], distance)
         else:

@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import json
 import math
+import os
 import random
 import shutil
 import signal
@@ -254,8 +255,22 @@ def test_a_learning_rate_that_explodes_is_caught(digits_npy, tmp_path):
     model = dataclasses.replace(MODEL, likelihood="gaussian")
     training = dataclasses.replace(TRAINING, learning_rate=1e6, kl_warmup_epochs=0)
     with pytest.raises(TrainingError, match=r"epoch 1, step .* finite .* there is no checkpoint yet"):
-        run(tmp_path, model, training, digits_npy)
-    assert not (tmp_path / "model.safetensors").exists()
+        run(tmp_path / "new" / "run", model, training, digits_npy)
+    assert not (tmp_path / "new" / "run").exists()
+    with pytest.raises(TrainingError, match="there is no checkpoint yet"):
+        run(tmp_path / "new", model, training, digits_npy)
+    # A folder that was there stays, and holds nothing that another configuration would be refused for.
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="this system does not say how much memory it has")
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_made(tmp_path, digits_npy):
+    words = r"^model\.hidden: expected weights, gradients and moments within this machine's .* GiB of memory, got "
+    with pytest.raises(InputError, match=words + r"[\d,]+\.\d GiB; lower them"):
+        run(tmp_path / "run", ModelConfig(hidden=(65536,) * 60), source=digits_npy)
+    with pytest.raises(InputError, match=r"model\.hidden or model\.channels: expected weights"):
+        run(tmp_path / "run", ModelConfig("conv", hidden=(65536,) * 60), source=digits_npy)
+    assert not (tmp_path / "run").exists()
 
 
 def test_it_stops_early_when_validation_no_longer_improves(digits_npy, tmp_path):

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -95,6 +96,8 @@ def train(
     require_bool("progress", progress)
     dataset = data.load(source)
     info = _describe(model, training, source, dataset)
+    _require_memory(info.model)
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -104,6 +107,12 @@ def train(
             return _train(folder, info, dataset, progress)
     except BlockingIOError as error:
         raise TrainingError(f"{folder}: another training is at work in this folder; wait for it") from error
+    except BaseException:
+        if made:
+            # Without an epoch there is nothing to go on from.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _train(folder: Path, info: RunInfo, dataset: data.Dataset, progress: bool) -> Outcome:
@@ -140,6 +149,24 @@ def _describe(model: ModelConfig, training: TrainConfig, source: DataConfig, dat
         if training.binarise != "none":
             data.require_range(part, (0.0, 1.0), source.source, "binarisation")
     return RunInfo(model, training, source, dataset.provenance, torch.__version__)
+
+
+def _require_memory(model: ModelConfig) -> None:
+    """Refuse a model whose weights alone, as often as a training keeps them, exceed this machine's memory."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # a system that does not say
+        return
+    with torch.device("meta"):
+        weights = VAE(model).parameters()
+    # Weights, gradients, the moments, and the best weights so far.
+    size = (3 + len(_MOMENTS)) * sum(weight.numel() * weight.element_size() for weight in weights)
+    if size > memory:
+        sizes = "model.hidden" if model.architecture == "mlp" else "model.hidden or model.channels"
+        raise InputError(
+            f"{sizes}: expected weights, gradients and moments within this machine's {memory / 2**30:,.1f} GiB of "
+            f"memory, got {size / 2**30:,.1f} GiB; lower them"
+        )
 
 
 def _identity(info: RunInfo) -> dict[str, Any]:
@@ -245,7 +272,6 @@ class _Training:
     def run(self, progress: bool) -> Outcome:
         """Train from where the folder stands to the end."""
         resumed = self._resume()
-        checkpoint.write_info(self.folder, self.info)
         config, state = self.config, self.state
         pictured = time.monotonic()
         with tqdm(
@@ -256,6 +282,8 @@ class _Training:
                 state.records.append(self._epoch(state.epoch + 1, bar))
                 state.epoch += 1
                 self._keep_if_best()
+                if state.epoch == resumed + 1:
+                    checkpoint.write_info(self.folder, self.info)
                 self._save()
                 if time.monotonic() - pictured > _PICTURE_SECONDS:
                     self._draw()

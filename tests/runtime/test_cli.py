@@ -370,7 +370,9 @@ def test_a_process_of_its_own_says_the_same(process, command, folder, digits, pi
         ([], "the following arguments are required: COMMAND"),
         (["paint"], "invalid choice: 'paint'"),
         (["info"], "required: bundle"),
-        (["info", "b", "--seed", "1"], "unrecognized arguments"),
+        (["info", "b", "--seed", "1"], "vae-runtime info: error: unrecognized arguments: --seed 1"),
+        (["generate", "b", "--out", "s"], "vae-runtime generate: error: .* required: -n, --seed"),
+        (["generate", "b", "--out", "s", "--encode", "x.npy"], "required: --seed"),
         (
             ["info", "b", "--digest", "abc"],
             "argument --digest: digest: expected .* 64 hexadecimal digits, got 'abc'",
@@ -488,6 +490,16 @@ def test_a_decoder_that_gives_nan_is_an_error(refuses, folder, digits, out):
     np.save(folder / "z.npy", z)
     line = refuses("decode", digits, "z.npy", "--out", out)
     assert line.startswith("error: observations[1]: expected finite values, got NaN or infinity; give latents nearer")
+
+
+def test_the_usage_of_a_verb_shows_what_it_requires(capsys):
+    for arguments in (["generate", "b", "--out", "s", "-n", "1"], ["generate", "b", "-n", "1", "--seed", "1", "--x"]):
+        with pytest.raises(SystemExit):
+            cli.main(arguments)
+        usage = " ".join(capsys.readouterr().err.split())
+        assert usage.startswith("usage: vae-runtime generate [-h] ")
+        assert " -n N --seed SEED [" in usage
+        assert "] --out OUT bundle " in usage
 
 
 def test_misuse_ends_with_2(refuses):

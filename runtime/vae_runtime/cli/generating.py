@@ -7,6 +7,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from ..errors import InputError, one_line
 from .options import (
@@ -34,10 +36,13 @@ def add_generating(verbs: Verbs) -> None:
     text = "write many samples to a folder; run the same command again to resume it"
     verb = add_verb(verbs, "generate", _generate, text)
     add_bundle(verb)
-    _add_samples(verb)
+    stated = _add_samples(verb)
     later = verb.add_mutually_exclusive_group()
-    later.add_argument("--finish", action="store_true", help="write the index of a folder whose parts are all done")
-    later.add_argument("--verify", action="store_true", help="hash a finished folder and regenerate some of its files")
+    for flag, text in (
+        ("--finish", "write the index of a folder whose parts are all done"),
+        ("--verify", "hash a finished folder and regenerate some of its files"),
+    ):
+        later.add_argument(flag, action=_States, stated=stated, nargs=0, default=False, help=text)
     verb.add_argument(
         "--replay",
         type=integer("replay", 0, 2**48),
@@ -51,17 +56,35 @@ def add_generating(verbs: Verbs) -> None:
     verb.add_argument("--out", required=True, help="the folder to write, or a URL such as s3://bucket/prefix")
 
 
-def _add_samples(verb: argparse.ArgumentParser) -> None:
-    """Add the options that determine the samples."""
-    verb.add_argument(
+class _States(argparse.Action):
+    """An option whose value states the values of others, which are then not required."""
+
+    def __init__(self, *arguments: Any, stated: Sequence[argparse.Action], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._stated = stated
+
+    def __call__(self, parser: Any, options: argparse.Namespace, value: Any, flag: str | None = None) -> None:
+        """Set the option."""
+        setattr(options, self.dest, True if self.nargs == 0 else value)
+        for action in self._stated:
+            action.required = False
+
+
+def _add_samples(verb: argparse.ArgumentParser) -> tuple[argparse.Action, ...]:
+    """Add the options that determine the samples; return those that are required."""
+    n = verb.add_argument(
         "-n",
         type=integer("n", 1, 2**48),
-        help="number of samples; a later call may raise it (default: all observations of the file)",
+        required=True,
+        help="number of samples; a later call may raise it (with a file of observations, default: all of them)",
     )
-    verb.add_argument("--seed", type=SEED, help="sample i of a seed is the same in every call")
+    seed = verb.add_argument("--seed", type=SEED, required=True, help="sample i of a seed is the same in every call")
     source = verb.add_mutually_exclusive_group()
-    source.add_argument("--reconstruct", metavar="IN.npy", help="write reconstructions of these observations instead")
-    source.add_argument("--encode", metavar="IN.npy", help="write the latents of these observations instead")
+    for flag, text in (
+        ("--reconstruct", "write reconstructions of these observations instead"),
+        ("--encode", "write the latents of these observations instead"),
+    ):
+        source.add_argument(flag, action=_States, stated=(n,), metavar="IN.npy", help=text)
     verb.add_argument(
         "--format",
         type=argument(_format),
@@ -83,6 +106,7 @@ def _add_samples(verb: argparse.ArgumentParser) -> None:
         "--shard-size", type=integer("shard-size", 1, 2**40), help="samples per file (default: about 64 MB)"
     )
     add_tile(verb)
+    return n, seed
 
 
 def _format(text: str) -> str:
@@ -134,10 +158,6 @@ def _generate(options: argparse.Namespace) -> int | None:
             return _verify_samples(options)
         _finish_samples(options)
         return None
-    count_known = options.n is not None or options.reconstruct is not None or options.encode is not None
-    missing = ["-n"] * (not count_known) + ["--seed"] * (options.seed is None)
-    if missing:
-        options.misuse(f"the following arguments are required: {', '.join(missing)}")
     _generate_samples(options)
     return None
 

@@ -52,7 +52,10 @@ def run(
             if isinstance(sys.stdout, io.TextIOWrapper):
                 # Text of a bundle and names of files may lie outside the terminal's encoding.
                 sys.stdout.reconfigure(errors="backslashreplace")
-            options = build_parser().parse_args(argv)
+            options, unknown = build_parser().parse_known_args(argv)
+            if unknown:
+                # argparse itself would print the usage of the command, not that of the verb.
+                options.misuse(f"unrecognized arguments: {' '.join(unknown)}")
             if getattr(options, "untrusted", False) and not is_limited:
                 from .limits import run_limited
 

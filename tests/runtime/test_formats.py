@@ -2,18 +2,21 @@
 
 import io
 import json
+import re
 import sys
 import tracemalloc
 
 import numpy as np
 import pytest
+from format_libraries import LIBRARIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vae_runtime.cli.main import main
 from vae_runtime.errors import InputError, VaeError
 from vae_runtime.generation.formats import row_types, table
+from vae_runtime.generation.run import generate
 
-LIBRARIES = {"parquet": "pyarrow", "safetensors": "safetensors"}
 POSTERIOR = np.dtype([("mu", "f4", (3,)), ("std", "f4", (3,)), ("z", "f2", (2, 2)), ("code", "i8")])
 ABOUT = {"seed": "7", "start": "512", "bundle": "sha256:0"}
 
@@ -162,7 +165,10 @@ def test_a_flipped_bit_in_a_page_of_parquet_is_seen():
 def test_a_flipped_bit_in_a_header_gives_the_rows_or_an_error_of_reading(name):
     rows = rows_of((6, 5), "f4")
     content, refused = written(name, rows), 0
-    head = range(128) if name != "parquet" else range(len(content) - 600, len(content))
+    first = content.find(rows.tobytes())
+    # Everything but the rows; behind rows that are encoded, the last bytes.
+    between = range(first, first + rows.nbytes) if first >= 0 else range(len(content) - 600)
+    head = [place for place in range(len(content)) if place not in between]
     for place in head:
         damaged = bytearray(content)
         damaged[place] ^= 4
@@ -274,7 +280,7 @@ def test_what_is_no_dtype_of_rows_is_refused(value):
 
 
 def test_an_unknown_format_and_a_missing_library_are_told(monkeypatch):
-    with pytest.raises(InputError, match="format: expected npy, parquet, safetensors, got 'hdf5'"):
+    with pytest.raises(InputError, match=f"format: expected {', '.join(table.FORMATS)}, got 'hdf5'"):
         table.require("hdf5")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "safetensors", None)
@@ -288,6 +294,21 @@ def test_an_unknown_format_and_a_missing_library_are_told(monkeypatch):
     with pytest.raises(VaeError, match=r"pip install 'vae-runtime\[safetensors\]'"):
         table.read("safetensors", content, rows.shape, rows.dtype)
     table.require("npy")
+
+
+def test_every_format_is_named_where_a_user_looks(root, capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    (help_of_format,) = re.findall(r"--format FORMAT\s+(.*?)\n\s+--", capsys.readouterr().out, re.DOTALL)
+    (argument,) = re.findall(r"^ +format: (.*)$", generate.__doc__, re.MULTILINE)
+    places = {
+        "the help of --format": help_of_format,
+        "docs/command-line.md": (root / "docs" / "command-line.md").read_text(encoding="utf-8"),
+        "docs/offline-generation.md": (root / "docs" / "offline-generation.md").read_text(encoding="utf-8"),
+        "the docstring of generate": argument,
+    }
+    assert [(place, name) for place, text in places.items() for name in table.FORMATS if name not in text] == []
+    assert "hdf5" not in "".join(places.values())
 
 
 def test_a_field_may_not_be_called_as_the_column_of_indices():

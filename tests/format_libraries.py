@@ -1,0 +1,3 @@
+"""The libraries of output formats, which the tests of formats need."""
+
+LIBRARIES = {"parquet": "pyarrow", "safetensors": "safetensors"}

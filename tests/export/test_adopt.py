@@ -409,6 +409,27 @@ def test_conditions_that_the_graphs_do_not_have(tmp_path, conditions, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_graphs_that_onnx_runtime_optimized(optimum, tmp_path):
+    """At the level "extended" they are adopted; above it they are for one processor."""
+    paths = []
+    for component in ("encoder", "decoder"):
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.log_severity_level = 3
+        paths.append(tmp_path / f"{component}.onnx")
+        options.optimized_model_filepath = str(paths[-1])
+        given = optimum / f"vae_{component}" / "model.onnx"
+        onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    assert vae_runtime.verify(adopt(paths, tmp_path / "extended", shape=(3, 8, 8)).path).passed
+    blocked = saved(tmp_path / "n.onnx", [("Tanh", ["x"], ["z"])], [("x", FLOAT, ["b", 6])], [("z", FLOAT, ["b", 6])])
+    graph = onnx.load(blocked)
+    graph.graph.node[0].domain = "com.microsoft.nchwc"
+    graph.opset_import.append(onnx.helper.make_opsetid("com.microsoft.nchwc", 1))
+    onnx.save(graph, blocked)
+    back = dense(tmp_path / "d.onnx", {"y": 6}, {"y": "Identity"}, ("z", 6))
+    assert "; optimize the graph at most at ONNX Runtime's level extended" in refused(tmp_path, (blocked, back))
+
+
 def test_graphs_that_no_bundle_can_have(tmp_path):
     back = dense(tmp_path / "d.onnx", {"y": 6}, {"y": "Identity"}, ("z", 6))
     value = [("x", FLOAT, ["b", 6])], [("z", FLOAT, ["b", 6])]
@@ -462,7 +483,7 @@ def test_nodes_in_any_order(tmp_path):
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     paths[0].write_bytes(model.SerializeToString())
-    assert vae_runtime.verify(adopt(paths, tmp_path / "out", shape=(3, 8, 8)).path).passed
+    assert vae_runtime.verify(adopt(paths, tmp_path / "extended", shape=(3, 8, 8)).path).passed
     circle = [("Add", ["x", "b"], ["a"]), ("Tanh", ["a"], ["b"]), ("Tanh", ["b"], ["z"])]
     loop = saved(tmp_path / "c.onnx", circle, [("x", FLOAT, ["b", 6])], [("z", FLOAT, ["b", 6])])
     assert "c.onnx: expected a graph that vae-runtime runs: " in refused(tmp_path / "no", (loop, paths[1]))

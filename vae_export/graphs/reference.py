@@ -52,7 +52,11 @@ class ReferenceGraph:
             self._run = open_graph(content)
         except VaeError as error:
             reason, _, advice = str(error).rpartition("; ")
-            raise ExportError(f"{graph.path}: expected a graph that vae-runtime runs: {reason or advice}") from error
+            # Levels above "extended" lay out tensors for one processor.
+            remedy = "; optimize the graph at most at ONNX Runtime's level extended" if "nchwc" in reason else ""
+            raise ExportError(
+                f"{graph.path}: expected a graph that vae-runtime runs: {reason or advice}{remedy}"
+            ) from error
         batch = (self.input.axes or (None,))[0]
         # Rows one by one have scales of their own.
         self.one = graph.mixes_rows or (batch is not None and batch.size == 1)

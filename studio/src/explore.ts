@@ -5,6 +5,7 @@ import { writeNpy } from "./npy.js";
 import { shortest } from "./numbers.js";
 import { grid, png } from "./picture.js";
 import { addressText } from "./state.js";
+import { tableOf } from "./table.js";
 
 const PAGE = 64;
 
@@ -25,12 +26,17 @@ export function portrait(app: App, ...buttons: HTMLElement[]): HTMLElement {
     canvas.setAttribute("aria-label", `Decoded: ${caption.textContent}`);
     reset.disabled = !edits.size;
   });
-  point.onDecode(() => drawer.draw(canvas, point.rows!));
+  const { table } = app.about;
+  const columns = element("div", { id: "columns-of-point" });
+  point.onDecode(() => {
+    drawer.draw(canvas, point.rows!);
+    if (table.length) columns.replaceChildren(tableOf(table, [["value", point.rows!.data]]));
+  });
   const picture = drawer.picture;
   // As decode takes it; several latents are one row, one after the other.
   const latentShape = app.about.latents.length > 1 ? [app.about.size] : app.about.latents[0].shape;
   canvas.style.aspectRatio = drawer.aspect;
-  return element("div", { class: "portrait-box" }, canvas, caption,
+  return element("div", { class: "portrait-box" }, canvas, caption, table.length > 0 && columns,
     element("p", { class: "buttons" },
       ...buttons, reset,
       picture && button("Save PNG", () => {

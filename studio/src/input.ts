@@ -5,6 +5,7 @@ import { button, element, save, section, tell } from "./dom.js";
 import { readNpy, writeNpy } from "./npy.js";
 import { brief } from "./numbers.js";
 import type { Scored } from "./protocol.js";
+import { tableOf } from "./table.js";
 
 const MAX_FILE = 64 * 2 ** 20;
 const MAX_BARS = 64;
@@ -31,9 +32,10 @@ export function input(app: App, placed: { z: Float32Array | null; listeners: (()
   };
   const scores = element("dl", { class: "scores", id: "scores" });
   const bars = element("div", { class: "bars", id: "kl-bars", role: "img" });
+  const columns = element("div", { id: "columns-of-input" });
   const result = element("div", { hidden: true },
     element("div", { class: "pair-of-figures" }, figure(canvases.input, "input"), figure(canvases.reconstruction, "reconstruction")),
-    scores, bars);
+    columns, scores, bars);
   const visit = button("Explore its latent", () => {
     if (scored?.mean) edit(app, [...scored.mean].map((value, place) => [place, value] as const));
   }, { id: "visit", disabled: true });
@@ -78,6 +80,10 @@ export function input(app: App, placed: { z: Float32Array | null; listeners: (()
     drawer.draw(canvases.input, { data: x, shape: [1, ...observation.shape] });
     canvases.reconstruction.parentElement!.hidden = !answer.reconstruction;
     if (answer.reconstruction) drawer.draw(canvases.reconstruction, answer.reconstruction);
+    if (about.table.length) {
+      const decoded = answer.reconstruction;
+      columns.replaceChildren(tableOf(about.table, [["input", x], ...(decoded ? [["reconstruction", decoded.data] as const] : [])]));
+    }
     showScores(answer);
     placed.z = answer.mean;
     visit.disabled = !answer.mean || about.noDecoder !== null;

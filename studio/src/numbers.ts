@@ -10,14 +10,15 @@ export function shortest(value: number): string {
   return String(Number(exact.toPrecision(9)));
 }
 
-/** A number in a table: three significant digits or so. */
+/** A number in a table: four significant digits, and never fewer than its whole part has, as reports have them, too. */
 export function brief(value: number): string {
-  if (value === 0) return "0";
   const size = Math.abs(value);
-  return size >= 1e5 || size < 1e-3 ? value.toExponential(1) : String(Number(value.toPrecision(4)));
+  if (size >= 1e4 && size < 1e6) return value.toFixed(0);
+  const rounded = Number(value.toPrecision(4));
+  return size !== 0 && (size < 1e-3 || size >= 1e6) ? rounded.toExponential() : String(rounded);
 }
 
 /** A number of milliseconds. */
 export function briefTime(milliseconds: number): string {
-  return `${milliseconds < 10 ? milliseconds.toFixed(2) : milliseconds.toFixed(0)} ms`;
+  return `${brief(milliseconds)} ms`;
 }

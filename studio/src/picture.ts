@@ -89,7 +89,8 @@ export function png(pixels: Pixels): Promise<Blob> {
   return new Promise((done) => canvas.toBlob((blob) => done(blob!), "image/png"));
 }
 
-function roundHalfEven(value: number): number {
+/** The nearest whole number, the even one of two. */
+export function roundHalfEven(value: number): number {
   const down = Math.floor(value);
   return value - down < 0.5 || (value - down === 0.5 && down % 2 === 0) ? down : down + 1;
 }

@@ -1,5 +1,5 @@
 /** What the page and its worker tell each other. Latents are rows of numbers, those of all latents one after the other. */
-import type { Likelihood, Observation } from "vae-runtime";
+import type { Likelihood, Manifest, Observation } from "vae-runtime";
 
 /** A condition, of which the controls are made. */
 export interface ConditionInfo {
@@ -22,6 +22,9 @@ export interface LatentInfo {
   reason: string | null;
 }
 
+/** A column of a table, as the manifest has it. */
+export type Column = Manifest["table"][number];
+
 /** The bundle as the page needs it. */
 export interface About {
   name: string;
@@ -32,6 +35,8 @@ export interface About {
   likelihood: Likelihood;
   conditions: ConditionInfo[];
   latents: LatentInfo[];
+  /** The columns that observations are rows of; empty where they are no rows of a table. */
+  table: Column[];
   /** Numbers in a row of latents; 0 where they are codes. */
   size: number;
   /** Names of the decoder's variants, the default first. */

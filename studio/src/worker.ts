@@ -38,7 +38,7 @@ function described(vae: VAE): About {
   const refused = manifest.refused.find(({ component }) => component === "encoder");
   return {
     name: manifest.name, description: manifest.description, license: manifest.license, digest: vae.info.digest,
-    observation: manifest.observation, likelihood: manifest.likelihood,
+    observation: manifest.observation, likelihood: manifest.likelihood, table: manifest.table,
     conditions: manifest.conditions.map(({ name, dtype, shape, classes, range }) => ({ name, dtype, shape, classes, range })),
     latents, size: hasCodes ? 0 : size, variants: runnable("decoder"),
     noPrior: without ? (without.reason ?? "its prior is not known") : null,

@@ -363,6 +363,45 @@ test("several latents, vectors and sequences are explored too", { skip }, async 
   }
 });
 
+test("rows of a table have their columns, as Python gives them", { skip }, async () => {
+  const modes = { kind: "modes", means: [1.5, -300.25], scales: [0.75, 40] };
+  for (const table of [
+    [{ name: "age", ...modes, rounding: "nearest" }, { name: "<b>kind</b>", kind: "categories", categories: [null, "<i>a</i>", 7] }],
+    [{ name: "income", ...modes }, { name: "rooms", ...modes, rounding: "zero" }],
+  ]) {
+    const bundle = altered(`vae["table"] = json.loads(r'''${JSON.stringify(table)}''')`, "conformance/bundles/plain");
+    const page = await open(bundle);
+    const texts = (place, column) => page.locator(`${place} tbody tr > :nth-child(${column})`).allTextContents();
+    const rows = JSON.parse(python("-c", `
+import json, sys, vae_runtime
+vae = vae_runtime.load(sys.argv[1])
+columns = vae_runtime.to_table(vae, vae.sample(6, seed=7))
+print(json.dumps([[column.tolist()[row] for column in columns.values()] for row in range(6)]))`, bundle));
+    const isShown = (text, value) => (Number.isInteger(value) || typeof value !== "number"
+      ? text === (value === null ? "missing" : String(value)) : Math.abs(Number(text) - value) <= 5.1e-4 * Math.abs(value));
+    const seen = new Set();
+    for (const [index, row] of rows.entries()) {
+      await cells(page).nth(index).click();
+      await holds(page, async () => {
+        const shown = await texts("#columns-of-point", 2);
+        return (await page.textContent("#address")) === `seed 7, index ${index}` && shown.every((text, at) => isShown(text, row[at]));
+      }, `${row}`);
+      for (const text of await texts("#columns-of-point", 2)) seen.add(text);
+    }
+    assert.ok(seen.size > 4, [...seen].join());
+    assert.deepEqual(await texts("#columns-of-point", 1), table.map(({ name }) => name));
+    await page.click("#take-point");
+    await page.waitForSelector("#input [data-runs='1']");
+    assert.deepEqual(await texts("#columns-of-input", 2), await texts("#columns-of-point", 2));
+    assert.equal((await texts("#columns-of-input", 3)).length, 2);
+    assert.deepEqual(page.problems, []);
+    await page.close();
+  }
+  const plain = await open("conformance/bundles/plain");
+  assert.equal(await plain.locator("#columns-of-point, .row-of-table").count(), 0);
+  await plain.close();
+});
+
 /** An input of a bundle that explores nothing has its latent shown, and lines of Python that give the same. */
 async function encoded(page, bundle, name, mode) {
   const own = join(temporary(), "x.npy");
@@ -490,9 +529,9 @@ test("nothing jumps while the page opens", { skip }, async () => {
 });
 
 /** A copy of a bundle whose manifest is changed by lines of Python, and whose list of files agrees. */
-function altered(lines) {
+function altered(lines, bundle = "models/digits-conditional") {
   const copy = join(temporary(), "bundle");
-  cpSync(join(root, "models", "digits-conditional"), copy, { recursive: true });
+  cpSync(join(root, bundle), copy, { recursive: true });
   python("-c", `
 import hashlib, json, pathlib, sys
 bundle = pathlib.Path(sys.argv[1])

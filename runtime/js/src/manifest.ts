@@ -127,7 +127,10 @@ export interface Manifest {
   latents: Latent[];
   likelihood: Likelihood;
   tiles: { component: Component; halo: Map<string, number>; reason?: string }[];
-  table: { name: string; kind: string; means: number[]; scales: number[]; categories: unknown[] }[];
+  table: {
+    name: string; kind: string; means: number[]; scales: number[]; rounding: "nearest" | "zero" | null;
+    categories: (string | number | bigint | boolean | null)[];
+  }[];
   batch_of_one: Component[];
   encoder: Map<string, Variant>;
   decoder: Map<string, Variant>;
@@ -150,7 +153,7 @@ const POSTERIOR = {
   mu: null, logvar: null, std: null, value: null, codebook: null, noise: null, reason: null,
 };
 const LIKELIHOOD = { logits: null, scale: null, scale_output: null, shape: null, axes: [], outputs: [], reason: null };
-const COLUMN = { means: [], scales: [], categories: [] };
+const COLUMN = { means: [], scales: [], rounding: null, categories: [] };
 const VARIANT = { data: null, quality: null, stream: null };
 const MANIFEST = {
   reader: null, description: "", license: null, conditions: [], tiles: [], table: [], batch_of_one: [], refused: [],

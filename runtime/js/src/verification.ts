@@ -131,7 +131,6 @@ function compared(
   const [most, place] = largest(answer, own);
   // Codes are labels, whose differences have no size.
   const difference = own instanceof BigInt64Array ? null : most;
-  const digits = (value: number) => value.toPrecision(2);
   if (!(most <= tolerance)) {
     let many = 0;
     for (let i = 0; i < own.length; i++) many += Math.abs(Number(answer[i]) - Number(own[i])) <= tolerance ? 0 : 1;
@@ -147,4 +146,10 @@ function compared(
   }
   const detail = `max difference ${digits(most)}, tolerance ${digits(tolerance)}; from ${reference} ${digits(declared)}`;
   return { what, passed: true, detail, difference };
+}
+
+/** A number with four significant digits at most. */
+function digits(value: number): string {
+  const rounded = Number(value.toPrecision(4));
+  return value !== 0 && Math.abs(value) < 1e-3 ? rounded.toExponential() : String(rounded);
 }

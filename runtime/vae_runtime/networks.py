@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # Enough for most of a CPU's throughput, little enough to stay in its caches.
 BATCH_SIZE = 64
+# Where rows are small, more of them stay there as well: up to this many, of this many bytes.
+_MAX_BATCH, _BATCH_BYTES = 512, 2**17
 # Bytes of an input or output of a bound call at most: calls are kept with their arrays, and large ones gain nothing.
 _MAX_BYTES = 2**18
 # Numbers of rows for which bound calls are kept.
@@ -159,11 +161,14 @@ class Computation:
         self._free: dict[int, list[Call]] = _Pool()
         self.max_rows = 0
         """The largest number of rows of a bound call."""
-        # Bound calls go without a timer.
-        if self._in_place and not others and not self._feed.dynamic and networks.max_seconds is None:
+        self._batch_size = BATCH_SIZE
+        if self._in_place and not self._feed.dynamic:
             row = max(math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize for tensor in (*inputs, *results))
-            batch = 1 if component in manifest.batch_of_one else BATCH_SIZE
-            self.max_rows = min(batch, _MAX_BYTES // max(1, row))
+            self._batch_size = max(BATCH_SIZE, min(_MAX_BATCH, _BATCH_BYTES // max(1, row)))
+            # Bound calls go without a timer.
+            if not others and networks.max_seconds is None:
+                batch = 1 if component in manifest.batch_of_one else self._batch_size
+                self.max_rows = min(batch, _MAX_BYTES // max(1, row))
 
     def run(
         self, feed: Feed, n: int, batch_size: int | None = None, out: Array | None = None, finish: Finish | None = None
@@ -217,7 +222,7 @@ class Computation:
         """Let the graph write outputs of known shapes into the results themselves."""
         session = self._networks.session(self._component)
         results = [_empty(n, tensor.shape, tensor.dtype) for tensor in self._results] if out is None else [out]
-        for first, last in batches(n, batch_size):
+        for first, last in batches(n, self._batch_size if batch_size is None else batch_size):
             parts = {name: result[first:last] for name, result in zip(self.outputs, results, strict=True)}
             session.run_into(_contiguous(feed(first, last)), parts)
         return results
@@ -229,7 +234,7 @@ class Computation:
         open."""
         session = self._networks.session(self._component)
         results: list[NDArray[Any]] = []
-        for first, last in batches(n, batch_size):
+        for first, last in batches(n, self._batch_size if batch_size is None else batch_size):
             parts = session.run(self.outputs, _contiguous(feed(first, last)))
             if finish is not None:
                 parts = finish(first, parts)

@@ -1,4 +1,4 @@
-"""The driver of vae-runtime for Python: `python conformance/driver.py REQUESTS`; README.md has the protocol."""
+"""The driver of vae-runtime for Python: `conformance/driver.py [--native] REQUESTS`; README.md has the protocol."""
 
 from __future__ import annotations
 
@@ -133,7 +133,10 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def main() -> int:
     """Answer the requests of a file."""
-    with open(sys.argv[1], encoding="utf-8") as lines:
+    if "--native" in sys.argv and noise.native_core() is None:
+        print("the native core: expected it, got none; build it again", file=sys.stderr)
+        return 1
+    with open(sys.argv[-1], encoding="utf-8") as lines:
         for line in lines:
             request = json.loads(line)
             print(json.dumps({"id": request["id"], **answer(request)}), flush=True)

@@ -24,25 +24,42 @@ class Host(NamedTuple):
 
 
 def _python() -> Sequence[str]:
-    return sys.executable, _DRIVER
+    return "env", "VAE_RUNTIME_NATIVE=0", sys.executable, _DRIVER
+
+
+def _native() -> Sequence[str] | str:
+    site = ROOT / "out" / "c" / "native"
+    if not _is_current(site / "vae_runtime_native" / "libvae_runtime.so", *_NATIVE_SOURCES):
+        return "`make test-c` builds it"
+    return "env", "VAE_RUNTIME_NATIVE=1", f"PYTHONPATH={site}:{ROOT / 'runtime'}", sys.executable, _DRIVER, "--native"
 
 
 def _oldest() -> Sequence[str] | str:
     python = ROOT / ".venvs" / "oldest" / "bin" / "python"
-    return (str(python), _DRIVER) if python.exists() else "`make test-oldest` makes its environment"
+    if not python.exists():
+        return "`make test-oldest` makes its environment"
+    return "env", "VAE_RUNTIME_NATIVE=0", str(python), _DRIVER
 
 
-def _arm64() -> Sequence[str] | str:
+def _arm64(native: Path | None = None) -> Sequence[str] | str:
     work = ROOT / ".venvs" / "arm64"
     if not (work / "ready").exists():
         return "`make test-arm64` makes its environment"
     qemu = work / "qemu" / "usr" / "bin" / "qemu-aarch64-static"
     root = work / "root"
     # Its Python takes packages from the environment's PYTHONPATH alone.
-    path = f"PYTHONPATH={work / 'site'}:{ROOT / 'runtime'}"
+    path = ":".join(map(str, (work / "site", ROOT / "runtime", *([native] if native else ()))))
     return (
-        "env", path, str(qemu), "-cpu", "cortex-a72", "-L", str(root), f"{root}/usr/bin/python3.11", _DRIVER,
+        "env", f"PYTHONPATH={path}", f"VAE_RUNTIME_NATIVE={int(native is not None)}", str(qemu), "-cpu", "cortex-a72",
+        "-L", str(root), f"{root}/usr/bin/python3.11", _DRIVER, *(["--native"] if native else []),
     )  # fmt: skip
+
+
+def _native_arm64() -> Sequence[str] | str:
+    site = ROOT / "out" / "c" / "native-aarch64"
+    if not _is_current(site / "vae_runtime_native" / "libvae_runtime.so", *_NATIVE_SOURCES):
+        return "`make test-c` builds it"
+    return _arm64(site)
 
 
 def library_of(site: Path | None = None) -> str | None:
@@ -57,6 +74,7 @@ def library_of(site: Path | None = None) -> str | None:
 
 
 _C_SOURCES = ("runtime/c/*.[ch]", "conformance/driver.c")
+_NATIVE_SOURCES = ("runtime/c/*.[ch]", "runtime/native/*.py", "runtime/native/vae_runtime_native/*.py")
 
 
 def _is_current(built: Path, *sources: str) -> bool:
@@ -98,8 +116,10 @@ def _javascript(driver: str, *arguments: str) -> Callable[[], Sequence[str] | st
 
 HOSTS = (
     Host("Python", _python),
+    Host("Python with the native core", _native),
     Host("Python, oldest numpy and ONNX Runtime", _oldest),
     Host("Python on aarch64 (emulated)", _arm64),
+    Host("Python with the native core, on aarch64 (emulated)", _native_arm64),
     Host("C on x86-64", _c),
     Host("C on aarch64 (emulated)", _c_arm64),
     Host("Node, onnxruntime-node", _javascript("node.mjs", "onnxruntime-node")),

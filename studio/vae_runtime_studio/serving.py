@@ -101,6 +101,12 @@ def serve(files: Files, *, port: int = 0, ready: Callable[[str], object]) -> Non
         server.serve_forever(poll_interval=0.1)
 
 
+def hosts(port: int) -> list[str]:
+    """Return the hosts that browsers name who ask this server; they leave out the port of HTTP, 80."""
+    names = [ADDRESS, "localhost"]
+    return [f"{name}:{port}" for name in names] + (names if port == 80 else [])
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     files: Files
@@ -118,10 +124,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Send one file."""
-        hosts = {f"{name}:{self.server.server_port}" for name in (ADDRESS, "localhost")}
         path = self.path.partition("?")[0]
         name = "index.html" if path == "/" else path[1:]
-        if self.headers.get_all("Host") not in [[host] for host in hosts]:
+        if self.headers.get_all("Host") not in [[host] for host in hosts(self.server.server_port)]:
             self._send(HTTPStatus.MISDIRECTED_REQUEST, b"expected the address that vae-runtime printed\n", "x.txt")
         elif not path.startswith("/") or name not in self.server.files:
             self._send(HTTPStatus.NOT_FOUND, b"there is no such file\n", "x.txt")

@@ -1,6 +1,7 @@
 """The verb `studio`: who is served what, what is written, what is refused. studio/test tests the page itself."""
 
 import http.client
+import importlib.util
 import json
 import os
 import re
@@ -106,6 +107,14 @@ def test_other_names_of_this_host_are_refused(server, host):
     assert asked(port, "/", host=[f"127.0.0.1:{port}", "evil.example"])[0] == 421
     assert asked(port, "/", host=[])[0] == 421
     assert asked(port, "/", host=f"localhost:{port}")[0] == 200
+
+
+def test_browsers_leave_out_the_port_of_http():
+    spec = importlib.util.spec_from_file_location("serving", ROOT / "studio" / "vae_runtime_studio" / "serving.py")
+    serving = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(serving)
+    assert {"127.0.0.1", "localhost", "127.0.0.1:80", "localhost:80"} == set(serving.hosts(80))
+    assert {"127.0.0.1:8080", "localhost:8080"} == set(serving.hosts(8080))
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "HEAD", "<b>"])

@@ -133,8 +133,8 @@ def float_results(
         named = attributes[name][1][0] if attributes.get(name, (0,))[0] == 2 else default
         is_float = any(floats[:1]) if named is None else named in FLOATING
     elif operator in (b"Constant", b"ConstantOfShape"):
-        # Without a value, ConstantOfShape gives float32.
-        kind, value = next(iter(attributes.values()), (1, None))
+        # Without a value, ConstantOfShape gives float32. ONNX passes over attributes whose names begin with "__".
+        kind, value = attributes.get(b"value") or next(iter(attributes.values()), (1, None))
         is_float = kind in (1, 6) or (kind == 4 and value.get(2) in FLOATING)
     elif operator == b"QGemm":
         # With a zero point of the output, it is quantized.

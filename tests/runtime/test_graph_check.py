@@ -173,6 +173,24 @@ def divide_by_stored(kind, number):
     return change
 
 
+def divide_by_filled(*types):
+    """A division of integers by a ConstantOfShape whose attributes "__" and "value" have these types and bytes."""
+
+    def change(parts):
+        o = parts.o
+        to = parts.attribute("to", 2, o.field(3, LONG))
+        values = [o.field(5, o.field(1, 1) + o.field(2, kind) + o.field(9, b"\1" * size)) for kind, size in types]
+        attributes = [parts.attribute(name, 4, value) for name, value in zip(("__", "value"), values, strict=True)]
+        parts.after(
+            parts.node("Cast", ["z"], ["i"], to),
+            parts.node("Shape", ["z"], ["s"]),
+            parts.node("ConstantOfShape", ["s"], ["c"], *attributes),
+            parts.node("Div", ["i", "c"], ["y"]),
+        )
+
+    return change
+
+
 def sized(name, kind, content, operator, inputs):
     """A node with a constant c whose value is an attribute."""
     return lambda parts: parts.after(
@@ -312,6 +330,7 @@ REFUSED = {
         ),
         "expected a division of floating-point numbers",
     ),
+    "integers by what another attribute hides": (divide_by_filled((FLOAT, 4), (LONG, 8)), "a division of floating"),
     "integers by a maximum of 0": (divide_by("Max", 0), "expected a division of floating-point numbers"),
     "integers by a maximum of nothing": (divide_by("Max", inputs=("i", "i")), "or by Max or Clip with a constant"),
     "integers by a minimum": (divide_by("Min", 1), "expected a division of floating-point numbers"),
@@ -550,6 +569,7 @@ ACCEPTED = {
         p.node("LSTM", ["z", "z", "z"], ["a", "b", "c"]), p.node("Div", ["b", "c"], ["y"])
     ),
     "a division by what both branches give": division_after_branches("Exp", "Tanh"),
+    "a division by floats beside another attribute": divide_by_filled((LONG, 8), (FLOAT, 4)),
     "a remainder of numbers": lambda p: p.after(p.node("Mod", ["z", "z"], ["y"])),
     "a number that is left out": sized("value_float", 1, b"", "Range", ["zero", "c", "one"]),
     "Dropout that passes on": lambda p: p.after(p.node("Dropout", ["z"], ["y"])),

@@ -59,6 +59,8 @@ def require_npy(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype[A
     Raises:
         ValueError: the file does not hold all values of an array, or holds Python objects.
     """
+    if not size:
+        raise ValueError("the file is empty")
     version = np.lib.format.read_magic(file)
     width = 2 if version == (1, 0) else 4
     length = int.from_bytes(file.read(width), "little")

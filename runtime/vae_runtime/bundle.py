@@ -206,9 +206,7 @@ def open_bundle(
     except TypeError:
         root = ""
     if not isinstance(root, str) or not root:
-        raise InputError(
-            f"path: expected a folder, a .zip file or a URL, got {path!r}; unpack a bundle from any other archive"
-        )
+        raise InputError(f"path: expected a folder, a .zip file or a URL, got {path!r:.99}; give the place of a bundle")
     expected = None if digest is None else parse_digest(digest)
     url = root
     if "://" in root:

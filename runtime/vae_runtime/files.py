@@ -35,9 +35,7 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[IO[bytes
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     except OSError as error:
-        raise VaeError(
-            f"{target}: cannot write here: {error_line(error)}; choose a folder that exists and is writable"
-        ) from error
+        raise VaeError(f"{target}: cannot write here: {error_line(error)}; {another_place(error)}") from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             if isinstance(write, bytes):
@@ -112,7 +110,7 @@ def write_folder(
             except OSError as error:
                 raise VaeError(f"{target}: not written: {_reason(error)}; {_advice(error)}") from error
     except OSError as error:
-        raise VaeError(f"{target}: cannot write here: {error_line(error)}; choose a folder that is writable") from error
+        raise VaeError(f"{target}: cannot write here: {error_line(error)}; {another_place(error)}") from error
 
 
 @contextlib.contextmanager
@@ -284,6 +282,12 @@ def _reason(error: OSError) -> str:
     # numpy says neither why a write ended early nor what it counts.
     short = re.fullmatch(r"(\d+) requested and (\d+) written", str(error))
     return f"no space left after {short[2]} of {short[1]} values" if short else error_line(error)
+
+
+def another_place(error: OSError) -> str:
+    """Return what to do where no file or folder can be made."""
+    too_long = error.errno == errno.ENAMETOOLONG
+    return "choose a shorter name" if too_long else "choose a folder that exists and is writable"
 
 
 def _advice(error: OSError) -> str:

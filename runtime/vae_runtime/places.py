@@ -263,8 +263,11 @@ class Archive(Place):
         file.seek(max(0, whole - _END.size))
         end = file.read(_END.size)
         if len(end) < _END.size or not end.startswith(b"PK\5\6"):
+            file.seek(0)
+            start = file.read(2)
+            kind = "one that is cut short or has bytes after its end" if start == b"PK" else "a file of another kind"
             raise self._refusal(
-                "expected a folder or a .zip file that ends without a comment, got a file that is cut short or no .zip"
+                f"expected a .zip file that ends without a comment, got {kind if whole else 'an empty file'}"
             )
         _, disk, first_disk, disk_count, count, size, start, comment = _END.unpack(end)
         if (disk, first_disk, disk_count, comment) != (0, 0, count, 0) or start + size + _END.size != whole:
@@ -379,7 +382,7 @@ def write_zip(out: Path, files: Mapping[str, bytes]) -> None:
     """
     import zipfile
 
-    from .files import write_atomic
+    from .files import another_place, write_atomic
 
     clash = clash_of(files)
     if clash:
@@ -396,7 +399,7 @@ def write_zip(out: Path, files: Mapping[str, bytes]) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise VaeError(f"{out}: cannot write here: {error_line(error)}; choose a folder that is writable") from error
+        raise VaeError(f"{out}: cannot write here: {error_line(error)}; {another_place(error)}") from error
     write_atomic(out, write)
 
 

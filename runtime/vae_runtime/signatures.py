@@ -62,7 +62,8 @@ def _checker(key: str) -> Any:
     """Return a function that takes the path of a signature and returns the hashes that the owner of the key signed."""
     try:
         if not os.path.isfile(key) or os.path.getsize(key) > _MAX_KEY:
-            raise InputError(f"key: expected the path of a public key in PEM, got {key!r}")
+            what = "which is no small file" if os.path.exists(key) else "where there is no file"
+            raise InputError(f"key: expected the path of a public key in PEM, got {key!r}, {what}")
         try:
             from model_signing import hashing, verifying
         except ImportError as error:
@@ -73,10 +74,10 @@ def _checker(key: str) -> Any:
         config = verifying.Config().use_elliptic_key_verifier(public_key=key)
     except VaeError:
         raise
-    except Exception as error:
+    except Exception:
         raise InputError(
-            f"key: expected a public key in PEM, on P-256, P-384 or P-521, got {key}: "
-            f"{error_line(error).rstrip('. ')}; give the public key, as `openssl ec -pubout` writes it"
+            f"key: expected a public key in PEM, on P-256, P-384 or P-521, got {key}, which is none; give the public "
+            "key, as `openssl ec -pubout` writes it"
         ) from None
 
     class Signed(hashing.Config):  # type: ignore[misc]

@@ -658,8 +658,8 @@ def evaluation_with_a_mistyped_field(run):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (no_run, r"run/config\.json: No such file or directory; give the folder of a run"),
-        (no_config, r"run/config\.json: No such file or directory; give the folder of a run"),
+        (no_run, r"run: no such folder; give the folder of a run"),
+        (no_config, r"run: holds no config\.json; give the folder of a run"),
         (no_weights, r"run/model\.safetensors: No such file or directory; restore it or train again"),
         (truncated_config, r"run/config\.json: expected JSON"),
         (truncated_weights, r"run/model\.safetensors: expected a whole safetensors file"),

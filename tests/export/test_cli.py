@@ -301,10 +301,10 @@ def make_npy(path, content):
     ("arguments", "words"),
     [
         ("train --out run --data nowhere", "nowhere: no such file or folder; give `digits`"),
-        ("export run --out bundle", "run/config.json: No such file or directory; give the folder of a run"),
-        ("export run --out bundle --force", "run/config.json: No such file or directory; give the folder of a run"),
-        ("evaluate run", "run/config.json: No such file or directory; give the folder of a run"),
-        ("parity run bundle", "run/config.json: No such file or directory; give the folder of a run"),
+        ("export run --out bundle", "run: no such folder; give the folder of a run"),
+        ("export run --out bundle --force", "run: no such folder; give the folder of a run"),
+        ("evaluate run", "run: no such folder; give the folder of a run"),
+        ("parity run bundle", "run: no such folder; give the folder of a run"),
         ("train --out /proc/nowhere/run --epochs 1", "/proc/nowhere/run: "),
         ("train --out run --observation-shape 1 4 16 --epochs 1", "observations of shape [1, 4, 16]"),
         ("train --out run --validation-fraction 0 --epochs 1", "expected at least one observation for validation"),
@@ -319,7 +319,7 @@ def test_such_a_failure_in_a_process_of_its_own(command, tmp_path):
     done = command("export", "run", "--out", "bundle", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.startswith("error: run/config.json: No such file or directory; give the folder of a run")
+    assert done.stderr.startswith("error: run: no such folder; give the folder of a run")
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 

@@ -95,8 +95,9 @@ def deflated(content):
 BOMB = deflated(b"\0" * 10**7)
 
 HOSTILE = {
-    "empty": (b"", "ends without a comment"),
-    "no archive": (b"PK" * 100, "expected a folder or a .zip file that ends without a comment, got a file that is cut"),
+    "empty": (b"", "got an empty file"),
+    "a text": (b"# A bundle\n" * 9, "expected a .zip file .*, got a file of another kind"),
+    "no archive": (b"PK" * 100, "that ends without a comment, got one that is cut short or has bytes after its end"),
     "the end alone, as of no files": (WHOLE[-22:], "right before its end"),
     "a comment": (zip_of(SMALL.items(), comment=4, last=b"note"), "ends without a comment"),
     "a comment that is not there": (zip_of(SMALL.items(), comment=4), "right before its end"),

@@ -379,6 +379,15 @@ def test_a_process_of_its_own_says_the_same(process, command, folder, digits, pi
         ),
         (["sample", "b"], "required: --out"),
         (
+            ["sample", "b", "--out", "x.npy/"],
+            "argument --out: x.npy/: expected the name of a file, got",
+        ),
+        (
+            ["traverse", "b", "--seed", "1", "--reach", "0", "--out", "x.npy"],
+            "--reach: reach: expected a number",
+        ),
+        (["sample", "b", "--out", "x.npy", "--max-memory", "0"], "argument --max-memory: max-memory: expected 1048576"),
+        (
             ["sample", "b", "--out", "x.jpg"],
             r"argument --out: x\.jpg: expected a file name ending in \.png or \.npy",
         ),
@@ -614,7 +623,7 @@ def header(text):
     ("content", "match"),
     [
         (None, "no such file"),
-        (b"", "expected an .npy"),
+        (b"", "expected an .npy file of numbers: the file is empty; write"),
         (b"garbage", "expected an .npy"),
         (b"PK\x03\x04 half a zip", "expected an .npy"),
         (b"\x93NUMPY\x01\x00\xff\xff", "expected an .npy"),

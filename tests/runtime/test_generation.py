@@ -271,7 +271,7 @@ def test_conditions(root, tmp_path):
     for given, words in (
         ({"conditions": {"label": tmp_path / "short.npy"}}, "expected a row for each of 1400 samples, got 10"),
         ({"conditions": {"label": tmp_path / "none.npy"}}, "none.npy"),
-        ({"balanced": "colour"}, "one of label"),
+        ({"balanced": "colour"}, "balanced: takes .*: expected one of label, got 'colour'"),
         ({"conditions": {"label": 11}}, "0 to 9"),
         ({"conditions": {"label": labels}}, r"one value of shape \[\] .* or the path of an \.npy file .* got \[1400\]"),
         ({"conditions": {"label": [3]}}, r"conditions: label: expected one value .* got \[1\]"),

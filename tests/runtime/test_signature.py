@@ -799,7 +799,10 @@ def test_the_command_line_takes_several_latents_by_name(run, levels_folder, leve
             ["traverse", "--inputs", "x.npy", "--latent", "blur", "--out", "y.npy"],
             "got blur, which is noise; choose another",
         ),
-        (["traverse", "--seed", "1", "--dimensions", "3", "--out", "y.npy"], "dimension: expected 0 … 2, got 3"),
+        (
+            ["traverse", "--seed", "1", "--dimensions", "3", "--out", "y.npy"],
+            "--dimensions: expected 0 … 2, got 3",
+        ),
         (["sample", "--out", "y.npy", "--latent-shape", "3"], "latent-shape: expected a mapping .*"),
         (["score", "x.npy", "-k", "3"], "k: importance samples are drawn for VAEs whose"),
     ],

@@ -170,13 +170,14 @@ def test_what_is_no_plain_file_is_refused(bundle_copy, keys):
 
 def test_what_is_no_key_is_refused(bundle_copy, sign, keys, tmp_path):
     sign(bundle_copy)
-    for key in (tmp_path / "none.pem", tmp_path, 7):
-        with pytest.raises(InputError, match="key: expected the path of a public key in PEM, got"):
+    for key, words in ((tmp_path / "none.pem", ".*, where there is no file"), (tmp_path, ".*, which is no"), (7, "7")):
+        with pytest.raises(InputError, match=f"key: expected the path of a public key in PEM, got {words}"):
             vae_runtime.load(bundle_copy, key=key)
     (tmp_path / "text.pem").write_text("text")
     for key in (tmp_path / "text.pem", keys["mine"][0], keys["rsa"][1]):
         with pytest.raises(
-            InputError, match=r"key: expected a public key in PEM, on P-256, P-384 or P-521, got .*; give "
+            InputError,
+            match=r"key: expected a public key in PEM, on P-256, P-384 or P-521, got .*, which is none; ",
         ):
             vae_runtime.load(bundle_copy, key=key)
 

@@ -91,6 +91,9 @@ def read_info(folder: Path) -> RunInfo:
         InputError: the file is missing, no JSON, of an unknown format version, or has a missing or mistyped field.
     """
     path = folder / "config.json"
+    if not path.exists():
+        what = "holds no config.json" if folder.is_dir() else "no such folder"
+        raise InputError(f"{folder}: {what}; give the folder of a run that `vae-export train` made")
     try:
         content: Any = read_json(path)
     except OSError as error:

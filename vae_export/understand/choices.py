@@ -82,7 +82,8 @@ class _Forward(Halves):
         if recorder.normal or recorder.other:
             raise ExportError("it draws noise")
         if not 0 < len(recorder.chosen) <= _MAX_CHOICES:
-            raise ExportError(f"it chooses codes {len(recorder.chosen)} times")
+            times = f"more than {_MAX_CHOICES} times" if recorder.chosen else "nowhere, by no argmin or argmax"
+            raise ExportError(f"it chooses codes {times}")
         levels = self.encode(self.example.clone(), **self.taken)
         codes = [levels] if isinstance(levels, Tensor) else levels
         moved = [(level + 1) % size for level, size in zip(codes, recorder.sizes, strict=True)]

@@ -127,6 +127,8 @@ def file_name(*suffixes: str) -> Callable[[str], Any]:
 
     def read(text: str) -> Path:
         path = Path(text)
+        if text.endswith(("/", os.sep)):
+            raise InputError(f"{text}: expected the name of a file, got that of a folder")
         if path.suffix not in suffixes:
             raise InputError(f"{text}: expected a file name ending in {' or '.join(suffixes)}")
         return path
@@ -192,7 +194,7 @@ def add_session(verb: argparse.ArgumentParser) -> None:
     for add in (add_device, add_threads, add_variant):
         add(verb)
     text = "what each graph may take for the values between its operators, on the CPU (default: no limit)"
-    read = integer("max_memory", 2**20, 2**50)
+    read = integer("max-memory", 2**20, 2**50)
     verb.add_argument("--max-memory", type=read, metavar="BYTES", help=text)
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, one_line
+from ..errors import InputError, one_line, require_integer
 from .options import (
     SEED,
     Verbs,
@@ -214,7 +214,10 @@ def _add_traverse(verbs: Verbs) -> None:
         help="the numbers to change, such as 0,1,2 (default: the first 16, or all if there are fewer)",
     )
     verb.add_argument(
-        "--reach", type=number("reach", 0, 1e6), default=3.0, help="change each number from -REACH to REACH (default 3)"
+        "--reach",
+        type=number("reach", 1e-6, 1e6),
+        default=3.0,
+        help="change each number from -REACH to REACH (default 3)",
     )
     verb.add_argument("--steps", type=integer("steps", 2, 10**4), default=9, help="number of steps (default 9)")
     for add in (add_condition, add_session):
@@ -247,6 +250,8 @@ def _traverse(options: argparse.Namespace) -> None:
             f"--latent: expected a latent that the encoder returns, got {changed}, which is noise; choose another"
         )
     dimensions = options.dimensions or range(min(16, base[changed].size))
+    for dimension in dimensions:
+        require_integer("dimensions", dimension, 0, base[changed].size - 1)
     values = np.linspace(-options.reach, options.reach, options.steps, dtype=np.float32)
     z = {name: np.repeat(each[None], len(dimensions) * options.steps, axis=0) for name, each in base.items()}
     z[changed] = np.concatenate([traverse(base[changed], dimension, values) for dimension in dimensions])

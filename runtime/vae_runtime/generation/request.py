@@ -337,9 +337,11 @@ def _conditions(
     if balanced is not None:
         classes = declared[balanced].classes if isinstance(balanced, str) and balanced in declared else None
         if not classes or balanced in conditions:
+            free = [name for name, each in declared.items() if each.classes and name not in conditions]
+            expected = f"one of {', '.join(free)}" if free else "a bundle with such a condition"
             raise InputError(
-                f"balanced: expected a condition with classes and without another value, one of "
-                f"{', '.join(name for name, each in declared.items() if each.classes) or 'none'}; got {balanced!r}"
+                "balanced: takes the classes of a condition in turn, which has no other value: "
+                f"expected {expected}, got {balanced!r}"
             )
         conditions[balanced] = {"balanced": len(classes)}
     return conditions

@@ -66,7 +66,7 @@ def all_cells(run: Run) -> list[Cell]:
     for name in run.found["models"]:
         model = MODELS[name]
         listed += [Cell(name, 1, work, batch) for work in model.work for batch in model.batches]
-        if "sample" in model.work and name in ("mlp", "mlp50", "tiny"):
+        if "sample" in model.work and name in ("mlp", "mlp50", "digits", "tiny"):
             listed += [Cell(name, 1, work, batch) for work in ("next", "stream") for batch in model.batches[:2]]
         listed += [Cell(name, 2, "decode", batch) for batch in model.wide]
         if name in ("mlp", "tiny"):
@@ -99,7 +99,9 @@ def prepare(run: Run, cells: Sequence[Cell]) -> dict[Cell, list[str]]:
 
 
 def _passes(run: Run, name: str, cell: Cell) -> bool:
-    if cell.work in ("next", "stream", "noise") and name not in ("naive", "ours-fp32"):
+    if cell.work in ("next", "stream", "noise") and name not in ("naive", "ours-fp32", "ours-native"):
+        return False
+    if CONTENDERS[name].only and cell.work not in CONTENDERS[name].only:
         return False
     if cell.work != "decode" and CONTENDERS[name].decodes_only:
         return False

@@ -43,6 +43,8 @@ class Contender:
     fixed = False
     """Whether a graph takes only one batch size."""
     precision = "f32"
+    only: tuple[str, ...] = ()
+    """The kinds of work that it is timed on; all of them by default."""
     decodes_only = False
     """Whether it is given a decoder only."""
 

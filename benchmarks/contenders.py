@@ -131,7 +131,7 @@ class Naive(Contender):
 
 class Ours(Contender):
     environment = "runtime"
-    packages = ("vae-runtime", "onnxruntime", "numpy")
+    packages: tuple[str, ...] = ("vae-runtime", "onnxruntime", "numpy")
     precision = "fp32"
 
     def vae(self) -> Any:
@@ -191,6 +191,21 @@ class OursFp32(Ours):
     name = "ours-fp32"
     title = "vae-runtime fp32"
     given = "the bundle that vae_export.export makes of the module; the public API"
+
+
+class OursNative(OursFp32):
+    name = "ours-native"
+    title = "vae-runtime fp32, native core"
+    environment = "native"
+    packages = ("vae-runtime", "vae-runtime-native", "onnxruntime", "numpy")
+    given = "the same, with the extra native: only work that draws noise"
+    only = ("sample", "next", "stream", "noise")
+
+    def setup(self) -> None:
+        from vae_runtime import noise
+
+        if noise.native_core() is None:
+            raise Unavailable("vae-runtime-native is not in use")
 
 
 class OursFp16(Ours):
@@ -450,6 +465,7 @@ CONTENDERS: dict[str, type[Contender]] = {
         LiteRt,
         ExecuTorch,
         OursFp32,
+        OursNative,
         OursFp16,
         OursInt8,
     )

@@ -20,6 +20,7 @@ FOLDER = ROOT / ".venvs"
 # Each peer alone, so that its installed size is its own; what only converts models has environments beside.
 REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "runtime": ("-e", "runtime[cpu]", "editables"),
+    "native": ("-e", "runtime[cpu]", "editables", "./runtime/native"),
     "ray": ("-e", "runtime[cpu,ray]", "editables"),
     "openvino": ("openvino==2026.4.1",),
     "nncf": ("openvino==2026.4.1", "nncf==3.4.0", "onnx"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from vae_runtime.timing import Quartiles, quartiles
 
-NAIVE, OURS, INT8 = "naive", "ours-fp32", "ours-int8"
+NAIVE, OURS, NATIVE, INT8 = "naive", "ours-fp32", "ours-native", "ours-int8"
 NOTHING = "Not measured in this run."
 
 Found = Mapping[str, Any]

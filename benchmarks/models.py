@@ -60,6 +60,7 @@ MODELS = {
     for model in (
         Model("mlp", "MLP 16-256-512-784", (1, 8, 64, 512)),
         Model("mlp50", "MLP 50-256-512-784", (1, 8), ("sample",), ()),
+        Model("digits", "MLP 8-64-128-64, as models/digits", (1, 8, 64, 512), wide=(1,)),
         Model("mnist", "convolutional, 28×28 (models/mnist)", (1, 8, 64, 512)),
         Model("transposed", "ConvTranspose ×4 to 3×64×64", (1, 8, 64, 512)),
         Model("nearest", "nearest-upsample + 3×3 convolution, ×4 to 3×64×64", (1, 8, 64, 512)),
@@ -67,6 +68,8 @@ MODELS = {
         Model("tiny", "MLP 8-64-128-64 on scikit-learn's digits", (1, 8), wide=(1,)),
     )
 }
+# What is trained by `vae_export.train`, in a folder of a run.
+_TRAINED = ("mlp", "mlp50", "digits", "tiny")
 # What `--models` takes by default; the tiny one is for trying the program.
 COMPARED = tuple(name for name in MODELS if name != "tiny")
 
@@ -120,7 +123,7 @@ def build(name: str, folder: Path, mnist: str | None = None) -> dict[str, Any]:
 
 def load(name: str, folder: Path) -> Pure:
     """The trained model of a folder that `build` filled, for inference."""
-    if name in ("mlp", "mlp50", "tiny"):
+    if name in _TRAINED:
         vae: nn.Module = checkpoint.load(folder / "run")[0]
     elif name == "mnist":
         vae = _shipped()
@@ -164,7 +167,7 @@ def _shipped() -> VAE:
 
 def _export_arguments(name: str) -> dict[str, Any]:
     """Which variants to ask `export` for, and how much they may lose."""
-    if name in ("mnist", "tiny"):
+    if name in ("mnist", "digits", "tiny"):
         return {}
     if name == "kl":
         return {"variants": ["fp32", "fp16"]}
@@ -188,10 +191,10 @@ def _variants(folder: Path) -> list[dict[str, Any]]:
 def _made(name: str, folder: Path, mnist: str | None) -> tuple[Pure, dict[str, Any], NDArray[np.float32]]:
     """The trained model, what is to be said of it, and observations that it was not trained on."""
     arguments = _export_arguments(name)
-    if name in ("mlp", "mlp50", "tiny"):
+    if name in _TRAINED:
         config = ModelConfig(latent=16 if name == "mlp" else 50, hidden=(512, 256))
         training, data = TrainConfig(epochs=5, binarise="stochastic", threads=2), DataConfig(mnist or "digits")
-        if name == "tiny":
+        if name in ("digits", "tiny"):
             config, training, data = ModelConfig(latent=8, hidden=(128, 64)), TrainConfig(epochs=20), DataConfig()
         elif not mnist:
             training = TrainConfig(epochs=100, threads=2)

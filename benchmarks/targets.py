@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from vae_runtime.timing import Quartiles, quartiles
 from .figures import (
     INT8,
     NAIVE,
+    NATIVE,
     OURS,
     Found,
     Results,
@@ -75,8 +77,14 @@ def targets(found: Found) -> list[Target]:
         value = ratio("mlp", "decode", 1, to=to)
         lines.append(Target(f"MLP decode, batch 1, fp32: × {name_of(found, to)}", value, bound))
     lines += [
-        Target("MLP sample, 16 latents, batch 1, a fresh seed: × naive", ratio("mlp", "sample", 1), 0.85),
-        Target("the same with 50 latents", ratio("mlp50", "sample", 1), None),
+        *_sample_targets(results, "mlp", "MLP sample, 16 latents", {1: 1.15, 8: 1.1, 64: 1.05, 512: 1.0}),
+        *_sample_targets(results, "mlp50", "MLP sample, 50 latents", {1: 1.1, 8: 1.05}),
+        *_sample_targets(results, "digits", "digits MLP sample, 8 latents", {1: 1.15, 8: 1.05, 64: 1.0, 512: 1.0}),
+        *(
+            Target(f"digits MLP {work}, batch {batch}: × naive", ratio("digits", work, batch), 1.0)
+            for work, batches in (("encode", (1, 8, 64, 512)), ("decode", (8,)))
+            for batch in batches
+        ),
         Target("consecutive indices of one seed: × naive with default_rng(seed)", ratio("mlp", "next", 1), 1.4),
         Target("the same with 50 latents", ratio("mlp50", "next", 1), None),
         Target("the same, × naive with one generator that is kept", ratio("mlp", "stream", 1), None),
@@ -105,16 +113,29 @@ def targets(found: Found) -> list[Target]:
     return lines
 
 
+def _sample_targets(results: Results, model: str, what: str, bounds: Mapping[int, float]) -> list[Target]:
+    """Samples of a fresh seed, in Python alone and with the native core, which the bound is for."""
+    lines = []
+    for batch, bound in bounds.items():
+        work = f"{what}, batch {batch}, a fresh seed: × naive"
+        lines.append(Target(work, results.ratio(model, 1, "sample", batch, OURS), None))
+        native = results.ratio(model, 1, "sample", batch, NATIVE)
+        lines.append(Target(f"{work}; with the native core", native, bound))
+    return lines
+
+
 def _noise_targets(found: Found, results: Results) -> list[Target]:
-    rate, slower = None, None
+    rate, slower, native = None, None, None
     for batch in results.batches("mlp", 1, "noise"):
         count = batch * int(np.prod(found["models"]["mlp"]["latent_shape"]))
         taken = results.seconds("mlp", 1, "noise", batch, OURS)
         rate = taken and Quartiles(*(count / each / 1e6 for each in (taken.median, taken.high, taken.low)))
         slower = results.ratio("mlp", 1, "noise", batch, NAIVE, OURS)
+        native = results.ratio("mlp", 1, "noise", batch, NATIVE)
     return [
         Target("noise, large n: million normals per second", rate, 60),
         Target("noise, large n: time × that of numpy's Philox", slower, 1.3, at_most=True),
+        Target("noise, large n: × numpy's Philox; with the native core", native, 3.0),
     ]
 
 

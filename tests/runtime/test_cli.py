@@ -589,10 +589,9 @@ def test_a_device_that_is_not_there(refuses, digits):
 
 
 def test_too_many_samples_for_the_memory(refuses, digits):
-    for out in ("x.npy", "x.png"):
-        if out == "x.png":
-            pytest.importorskip("PIL")
-        refuses("sample", digits, "--out", out, "-n", 2**48, match="n: .* GiB, more than this machine's memory")
+    refuses("sample", digits, "--out", "x.npy", "-n", 2**48, match="n: .* GiB, more than this machine's memory")
+    pytest.importorskip("PIL")
+    refuses("sample", digits, "--out", "x.png", "-n", 2**48, match="n: expected at most 10000 pictures in a PNG")
 
 
 def test_wrong_observations(refuses, folder, digits, pictures):
@@ -750,6 +749,18 @@ def test_ctrl_c_ends_with_130_and_no_partial_file(command, folder, digits, momen
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
     assert os.listdir(folder) == ["x.npy"]
     assert (folder / "x.npy").read_bytes() == b"old"
+
+
+def test_a_call_for_very_many_samples_points_to_generate(refuses, command, folder, digits, monkeypatch):
+    pytest.importorskip("PIL")
+    words = r"^error: -n: expected at most 10000 pictures in a PNG sheet, got 10001; .*`vae-runtime generate`"
+    refuses("sample", digits, "-n", 10001, "--out", "x.png", match=words)
+    monkeypatch.setattr("vae_runtime.cli.sampling._MANY", 64 * 3)
+    assert command("sample", digits, "-n", 3, "--seed", 1, "--out", "x.npy").stderr == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    done = command("sample", digits, "-n", 3, "--seed", 1, "--out", "x.npy")
+    assert done.stderr.startswith("x.npy: 3 samples in one call without progress")
+    assert command("sample", digits, "-n", 2, "--seed", 1, "--out", "x.npy").stderr == ""
 
 
 @posix

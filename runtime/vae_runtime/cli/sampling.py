@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +82,7 @@ def _sample(options: argparse.Namespace) -> None:
         _require_latents(options.latents, vae)
     seed = new_seed() if options.seed is None else options.seed
     require_form(options.out, vae)
+    _require_few(options, vae)
     drawn = {
         "seed": seed,
         "start": start,
@@ -102,6 +105,23 @@ def _sample(options: argparse.Namespace) -> None:
     write_observations(options.out, x, vae, options.columns)
     samples = counted(options.n, "sample")
     print(one_line(f"{options.out}: {samples}, seed {seed}, start {start}, device {vae.device}"))
+
+
+# Pictures in a sheet, and numbers in a file, that take about a minute.
+_MAX_PICTURES, _MANY = 10_000, 2**28
+
+
+def _require_few(options: argparse.Namespace, vae: VAE) -> None:
+    """Refuse a sheet of too many pictures, and say what a call for many samples lacks."""
+    if options.out.suffix == ".png" and options.n > _MAX_PICTURES:
+        raise InputError(
+            f"n: expected at most {_MAX_PICTURES} pictures in a PNG sheet, got {options.n}; "
+            "write fewer, or use `vae-runtime generate`"
+        )
+    # Whoever waits at a terminal.
+    if options.n * math.prod(vae.manifest.observation.shape) >= _MANY and sys.stderr.isatty():
+        text = "one call without progress, which starts anew after an interruption; `vae-runtime generate` does better"
+        print(one_line(f"{options.out}: {counted(options.n, 'sample')} in {text}"), file=sys.stderr)
 
 
 def _require_latents(path: Path, vae: VAE) -> None:

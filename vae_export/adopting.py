@@ -170,6 +170,10 @@ def _conditions(conditions: Mapping[str, ArrayLike] | None) -> dict[str, Array]:
                 f"conditions[{name!r}]: expected finite numbers [n, ...] of at least one row, got {array.dtype} "
                 f"{list(array.shape)}"
             )
+        stored = "float32" if array.dtype.kind == "f" else "int64"
+        largest = array.dtype.kind in "fu" and np.abs(array).max()
+        if largest > (np.finfo(np.float32).max if stored == "float32" else np.iinfo(np.int64).max):
+            raise InputError(f"conditions[{name!r}]: expected numbers that {stored} holds, got {largest}")
         arrays[name] = array
     return arrays
 

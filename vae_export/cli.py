@@ -340,8 +340,8 @@ def _conditions(options: argparse.Namespace) -> dict[str, Any]:
 
     conditions: dict[str, Any] = {}
     for text in options.condition:
-        name, sign, path = text.partition("=")
-        if not sign or not name or name in conditions:
+        name, _, path = text.partition("=")
+        if not path or not name or name in conditions:
             options.misuse(f"--condition: expected NAME=C.npy with each name once, got {text!r}")
         conditions[name] = read_npy(path)
     names = None if options.class_names is None else options.class_names.split(",")

@@ -41,5 +41,5 @@ def require_runnable(folder: Path, examples: Mapping[str, NDArray[Any]]) -> None
         reason, _, advice = str(error).replace(f"{folder}/", "").rpartition("; ")
         raise ExportError(
             f"the bundle is not written, since vae-runtime cannot run it: {reason or advice or type(error).__name__}; "
-            "report this with the model, as the graphs themselves agree with PyTorch"
+            "report this with the model"
         ) from error

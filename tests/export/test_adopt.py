@@ -399,6 +399,8 @@ def test_quantized_graphs_run_row_by_row(tmp_path):
         ({"label": [0, 1], "map": np.ones((2, 6)), "u": [1]}, "inputs of the graphs, among x, label, map, .*got 'u'"),
         ({"label": [0, np.nan]}, "expected finite numbers"),
         ({"label": 3}, "of at least one row"),
+        ({"label": np.array([0, 2**64 - 1], np.uint64)}, "that int64 holds, got 18446744073709551615"),
+        ({"map": np.full((2, 6), -1e300)}, r"that float32 holds, got 1e\+300"),
         ({"mu": [3]}, "expected names of letters"),
         ([1], "expected arrays by name, got list"),
     ],

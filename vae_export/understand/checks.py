@@ -107,8 +107,8 @@ def class_names_of(
     if not isinstance(class_names, Mapping):
         if len(whole) != 1:
             raise InputError(
-                f"class_names: expected exactly one integer condition of shape [n], got {whole or 'none'}; pass a "
-                "mapping from condition to names"
+                f"class_names: expected exactly one integer condition of shape [n], got {whole or 'none'}; "
+                + ("pass a mapping from condition to names" if whole else "give conditions=")
             )
         class_names = {whole[0]: class_names}
     found: dict[str, Sequence[str]] = {}

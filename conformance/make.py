@@ -467,6 +467,23 @@ def _with_nodes(nodes: list[Any], constants: dict[str, Any]) -> bytes:
     return content
 
 
+def _misnamed() -> Iterator[tuple[str, bytes]]:
+    """The decoder of the bundle `plain` with names that are not defined before they are read, or twice."""
+    for what in ("nodes in another order", "a name that is defined twice", "an output that no node defines"):
+        model = onnx.load(BUNDLES / "plain" / "decoder" / "fp32" / "model.onnx")
+        graph = model.graph
+        nodes = [copy.deepcopy(node) for node in graph.node]
+        if what.startswith("nodes"):
+            nodes.reverse()
+        elif what.startswith("a name"):
+            nodes.append(copy.deepcopy(nodes[-1]))
+        else:
+            nodes.pop()
+        del graph.node[:], graph.value_info[:]
+        graph.node.extend(nodes)
+        yield what, model.SerializeToString(deterministic=True)
+
+
 def _refusals() -> Iterator[dict[str, Any]]:
     """What must be refused, and golden vectors that do not hold."""
     for what, edit in _FORGED.items():
@@ -486,6 +503,9 @@ def _refusals() -> Iterator[dict[str, Any]]:
     for what, (nodes, constants) in _ENDING.items():
         forged = {"decoder/fp32/model.onnx": {"base64": base64.b64encode(_with_nodes(nodes, constants)).decode()}}
         yield _refused(f"a graph with {what}", "bundle", {**decode, "latents": {"z": three}}, files=forged)
+    for what, content in _misnamed():
+        forged = {"decoder/fp32/model.onnx": {"base64": base64.b64encode(content).decode()}}
+        yield _refused(f"a graph with {what}", "bundle", {**decode, "latents": {"z": three}}, files=forged)
     decode |= {"bundle": "conditional", "latents": {"z": eight}}
     yield _refused("a missing condition", "input", decode)
     yield _refused("an unknown class", "input", {**decode, "conditions": {"label": "eleven"}})
@@ -501,13 +521,13 @@ def _refusals() -> Iterator[dict[str, Any]]:
         },
     }
     for what, arrays in wrong.items():
-        content = io.BytesIO()
-        np.savez(content, **arrays)
+        archive = io.BytesIO()
+        np.savez(archive, **arrays)
         yield {
             "id": f"verify/{what}",
             "request": {"ask": "verify", "bundle": "plain"},
             "expect": {"answer": {"passed": False}},
-            "edit": {"files": {"golden.npz": {"base64": base64.b64encode(content.getvalue()).decode()}}},
+            "edit": {"files": {"golden.npz": {"base64": base64.b64encode(archive.getvalue()).decode()}}},
         }
 
 

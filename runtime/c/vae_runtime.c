@@ -2293,17 +2293,27 @@ static const sum *find_sum(const sum *sums, size_t count, const char *path) {
  * that give the same answer each time, tensors of numbers whose values fill their shape, and no other files. */
 
 typedef struct {
+    size_t start, end;
+} span;
+
+/* A name that the graph has defined so far. */
+typedef struct {
+    span name;
+    int is_initializer; /* that no input repeats yet */
+} definition;
+
+typedef struct {
     const char *place;
     const unsigned char *data;
     size_t fields, nodes;
     const char *file; /* the name of the file of weights; NULL without one */
     size_t file_size;
     unsigned domains; /* that are declared: 1 ai.onnx, 2 com.microsoft */
+    const vae_allocator *from;
+    definition *defined; /* in the order of definition */
+    uint32_t *slots;     /* 2 * room of them, by hash: the number of a definition, from 1; 0 is free */
+    size_t count, room;
 } graph_checker;
-
-typedef struct {
-    size_t start, end;
-} span;
 
 typedef struct {
     unsigned number, wire;
@@ -2588,6 +2598,85 @@ static vae_status check_described(graph_checker *g, span message) {
     return VAE_OK;
 }
 
+/* The slot of a name: its own, or a free one. The hash begins with an address, so that no file can choose collisions. */
+static uint32_t *slot_of(const graph_checker *g, span name) {
+    uint64_t hash = 0xCBF29CE484222325 ^ (uint64_t)(uintptr_t)g->slots;
+    for (size_t i = name.start; i < name.end; i++) hash = (hash ^ g->data[i]) * 0x100000001B3;
+    size_t length = name.end - name.start, mask = 2 * g->room - 1, at = (size_t)(hash ^ hash >> 32) & mask;
+    for (; g->slots[at]; at = (at + 1) & mask) {
+        span other = g->defined[g->slots[at] - 1].name;
+        if (other.end - other.start == length && !memcmp(g->data + other.start, g->data + name.start, length)) break;
+    }
+    return &g->slots[at];
+}
+
+/* Make room for twice as many names. */
+static vae_status widen(graph_checker *g) {
+    size_t room = g->room ? 2 * g->room : 64;
+    definition *defined = take(g->from, room * sizeof *defined);
+    uint32_t *slots = take(g->from, 2 * room * sizeof *slots);
+    if (!defined || !slots) {
+        give(g->from, defined), give(g->from, slots);
+        return no_memory(room * sizeof *defined);
+    }
+    if (g->count) memcpy(defined, g->defined, g->count * sizeof *defined);
+    memset(slots, 0, 2 * room * sizeof *slots);
+    give(g->from, g->defined), give(g->from, g->slots);
+    g->defined = defined, g->slots = slots, g->room = room;
+    for (size_t i = 0; i < g->count; i++) *slot_of(g, defined[i].name) = (uint32_t)(i + 1);
+    return VAE_OK;
+}
+
+/* The fields of a graph whose names are its initializers, its inputs and its outputs. */
+enum { GRAPH_INITIALIZERS = 5, GRAPH_INPUTS = 11, GRAPH_OUTPUTS = 12 };
+
+/* Define a name. Before IR version 4, an initializer was also listed as an input. */
+static vae_status define(graph_checker *g, span name, unsigned number) {
+    if (name.start == name.end) return bad_graph(g, "a name for each tensor");
+    vae_status status = g->count == g->room ? widen(g) : VAE_OK;
+    if (status) return status;
+    uint32_t *slot = slot_of(g, name);
+    definition *known = *slot ? &g->defined[*slot - 1] : NULL;
+    if (known && !(number == GRAPH_INPUTS && known->is_initializer)) return bad_graph(g, "each name defined once");
+    if (known) {
+        known->is_initializer = 0;
+        return VAE_OK;
+    }
+    g->defined[g->count++] = (definition){name, number == GRAPH_INITIALIZERS};
+    *slot = (uint32_t)g->count;
+    return VAE_OK;
+}
+
+/* Remove all names but the first so many: the latest first, so that no other name needs their slots. */
+static void forget(graph_checker *g, size_t first) {
+    for (; g->count > first; g->count--) *slot_of(g, g->defined[g->count - 1].name) = 0;
+}
+
+/* Define the names of a graph's initializers or inputs, or require that those of its outputs are defined. */
+static vae_status take_names(graph_checker *g, span message, unsigned number) {
+    const unsigned char *frame = number == GRAPH_INITIALIZERS ? TENSOR_FRAME : VALUE_FRAME;
+    unsigned extra = number == GRAPH_INITIALIZERS ? METADATA_FIELD : 0, place = number == GRAPH_INITIALIZERS ? 8 : 1;
+    size_t fields = g->fields; /* each counts once */
+    field f, inner;
+    uint64_t seen = 0;
+    int more;
+    g->fields = 0;
+    while ((more = next_field(g, &message, GRAPH_FRAME, METADATA_FIELD, &seen, &f)) > 0) {
+        span name = {0, 0};
+        uint64_t inner_seen = 0;
+        if (f.number != number) continue;
+        while ((more = next_field(g, &f.span, frame, extra, &inner_seen, &inner)) > 0)
+            if (inner.number == place) name = inner.span;
+        vae_status status = more                      ? VAE_BUNDLE
+                            : number != GRAPH_OUTPUTS ? define(g, name, number)
+                            : *slot_of(g, name)       ? VAE_OK
+                                                      : bad_graph(g, "outputs that a node defines");
+        if (status) return status;
+    }
+    g->fields = fields;
+    return more ? VAE_BUNDLE : VAE_OK;
+}
+
 static vae_status check_graph(graph_checker *g, span message, int depth);
 
 static int is_in(const graph_checker *g, span s, const char *words) {
@@ -2666,6 +2755,8 @@ static vae_status check_node(graph_checker *g, span message, int depth) {
     while ((more = next_field(g, &scan, NODE_FRAME, 0, &seen, &f)) > 0) {
         if (check_text(g, &f, 1 << 3 | 1 << 6)) return VAE_BUNDLE;
         if (f.number == 1 && ++node.inputs == 3) node.third = f.span;
+        if (f.number == 1 && f.span.end > f.span.start && !*slot_of(g, f.span))
+            return bad_graph(g, "nodes whose inputs are defined before");
         node.outputs += f.number == 2;
         if (f.number == 4) node.operator_name = f.span;
         if (f.number == 7) domain = f.span;
@@ -2689,14 +2780,24 @@ static vae_status check_node(graph_checker *g, span message, int depth) {
                                             : VAE_OK;
         if (status) return status;
     }
-    return VAE_OK;
+    size_t before = g->count;
+    for (scan = message, seen = 0; next_field(g, &scan, NODE_FRAME, 0, &seen, &f) > 0;) {
+        vae_status status = f.number == 2 && f.span.end > f.span.start ? define(g, f.span, 0) : VAE_OK;
+        if (status) return status;
+    }
+    return g->count > before ? VAE_OK : bad_graph(g, "nodes with outputs");
 }
 
 static vae_status check_graph(graph_checker *g, span message, int depth) {
     field f;
     uint64_t seen = 0;
     int more, outputs = 0;
+    size_t before = g->count;
+    span scan = message;
     if (depth > 8) return bad_graph(g, "branches at most 8 deep");
+    vae_status named = take_names(g, scan, GRAPH_INITIALIZERS);
+    if (!named) named = take_names(g, scan, GRAPH_INPUTS);
+    if (named) return named;
     while ((more = next_field(g, &message, GRAPH_FRAME, METADATA_FIELD, &seen, &f)) > 0) {
         vae_status status = VAE_OK;
         switch (f.number) {
@@ -2719,7 +2820,11 @@ static vae_status check_graph(graph_checker *g, span message, int depth) {
         outputs += f.number == 12;
         if (status) return status;
     }
-    return more ? VAE_BUNDLE : outputs ? VAE_OK : bad_graph(g, "outputs");
+    if (more) return VAE_BUNDLE;
+    if (!outputs) return bad_graph(g, "outputs");
+    named = take_names(g, scan, GRAPH_OUTPUTS);
+    if (depth) forget(g, before);
+    return named;
 }
 
 /* The declared sets of operators. */
@@ -2742,8 +2847,9 @@ static vae_status check_opset(graph_checker *g, span message) {
 }
 
 /* Refuse a graph that ONNX Runtime must not see. */
-static vae_status check_model(const char *place, bytes content, const char *file, size_t file_size) {
-    graph_checker g = {place, content.data, 0, 0, file, file_size, 0};
+static vae_status check_model(const vae_allocator *from, const char *place, bytes content, const char *file,
+                              size_t file_size) {
+    graph_checker g = {place, content.data, 0, 0, file, file_size, 0, from, NULL, NULL, 0, 0};
     field f;
     uint64_t seen = 0, ir = 0;
     span scan = {0, content.size}, graph = {0, 0};
@@ -2758,7 +2864,11 @@ static vae_status check_model(const char *place, bytes content, const char *file
     }
     if (more) return VAE_BUNDLE;
     if (graph.start == graph.end) return bad_graph(&g, "a graph in it");
-    return ir < 3 || ir > 14 ? bad_graph(&g, "an IR version from 3 to 14") : check_graph(&g, graph, 0);
+    if (ir < 3 || ir > 14) return bad_graph(&g, "an IR version from 3 to 14");
+    vae_status status = widen(&g);
+    if (!status) status = check_graph(&g, graph, 0);
+    give(from, g.defined), give(from, g.slots);
+    return status;
 }
 
 /* ------------------------------------------------------------------------------------------------------ .npz files */
@@ -3350,7 +3460,7 @@ static vae_status load_network(const vae *v, network *n) {
     snprintf(where, sizeof where, "%s/%s", v->place.root, n->path);
     vae_status status = read_listed(v, n->path, MAX_GRAPH, &content);
     if (!status && n->data) status = read_listed(v, n->variant->data_path, SIZE_MAX / 4, &data);
-    if (!status) status = check_model(where, content, n->data, data.size);
+    if (!status) status = check_model(&v->allocator, where, content, n->data, data.size);
     if (!status) status = failed(v, VAE_FAILED, where, api->create_options(&options));
     if (!status) status = failed(v, VAE_FAILED, where, api->set_intra_threads(options, v->threads));
     if (!status) status = failed(v, VAE_FAILED, where, api->set_inter_threads(options, 1));
@@ -4323,8 +4433,7 @@ vae_status vae_prior(vae *v, const char *name, size_t n, const vae_draw *draw, f
     for (size_t i = 0; !status && draw && i < draw->shape_count; i++) {
         size_t shaped;
         status = latent_number(v, draw->shapes[i].name, &shaped);
-        if (!status && shaped == number)
-            status = check_sizes(t, draw->shapes[i].rank, draw->shapes[i].sizes, sizes);
+        if (!status && shaped == number) status = check_sizes(t, draw->shapes[i].rank, draw->shapes[i].sizes, sizes);
     }
     if (status) return status;
     row = row_of(t, sizes);

@@ -50,8 +50,8 @@ static void fuzz_golden(const uint8_t *data, size_t size) {
 
 /* A graph, with and without a file of weights. */
 static void fuzz_graph(const uint8_t *data, size_t size) {
-    check_model("model.onnx", (bytes){(unsigned char *)data, size}, NULL, 0);
-    check_model("model.onnx", (bytes){(unsigned char *)data, size}, "model.onnx.data", 1000);
+    check_model(&USUAL, "model.onnx", (bytes){(unsigned char *)data, size}, NULL, 0);
+    check_model(&USUAL, "model.onnx", (bytes){(unsigned char *)data, size}, "model.onnx.data", 1000);
 }
 
 /* SHA256SUMS. */

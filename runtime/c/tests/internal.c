@@ -22,6 +22,8 @@ static void *counted(size_t size) {
 
 #include "check.h"
 
+static const vae_allocator USUAL = {NULL, NULL, NULL};
+
 static int has_hash(const char *text, size_t repeats, const char *expected) {
     size_t length = strlen(text);
     unsigned char *data = malloc(length * repeats + 1), digest[32];
@@ -48,7 +50,6 @@ static void test_hashes(void) {
 }
 
 static const node *parsed(const char *text) {
-    static const vae_allocator USUAL = {NULL, NULL, NULL};
     static arena memory = {&USUAL, NULL, NULL, 0};
     arena_release(&memory);
     return parse_json(&memory, (const unsigned char *)text, strlen(text), "text");
@@ -185,7 +186,6 @@ static void test_arrays_in_the_other_order(void) {
 /* A member's name is also before its bytes, in 30 bytes and the name. */
 static void test_names_in_npz_files(void) {
     unsigned char file[46 + 35 + 51 + 22] = {0}, *local = file, *entry = file + 36, *end = entry + 51;
-    static const vae_allocator USUAL = {NULL, NULL, NULL};
     bytes content = {NULL, 0};
     memcpy(local, "PK\3\4", 4), memcpy(entry, "PK\1\2", 4), memcpy(end, "PK\5\6", 4);
     local[26] = entry[28] = 5, end[10] = 1, end[16] = 36;
@@ -200,7 +200,7 @@ static void test_names_in_npz_files(void) {
     REFUSED(VAE_BUNDLE, "as numpy writes it", unpack(&USUAL, "z", z, "a", 9, &content));
 }
 
-/* A graph of one output of a size, whose producer has a name of a length. */
+/* A graph whose only input, of a size, is its output, and whose producer has a name of a length. */
 static vae_status check_small(uint64_t size, size_t producer) {
     static unsigned char model[1 << 17];
     size_t at = 0, length;
@@ -214,16 +214,19 @@ static vae_status check_small(uint64_t size, size_t producer) {
     memcpy(model, head, sizeof head);
     memset(model + sizeof head, 'p', producer);
     at = sizeof head + producer;
-    const unsigned char graph[] = {0x3A, (unsigned char)(length + 2), 0x62, (unsigned char)length};
-    memcpy(model + at, graph, sizeof graph);
-    memcpy(model + at + sizeof graph, output, length);
-    return check_model("model", (bytes){model, at + sizeof graph + length}, NULL, 0);
+    model[at++] = 0x3A, model[at++] = (unsigned char)(2 * length + 4);
+    for (unsigned char end = 0x5A; end <= 0x62; end += 8) {
+        model[at++] = end, model[at++] = (unsigned char)length;
+        memcpy(model + at, output, length);
+        at += length;
+    }
+    return check_model(&USUAL, "model", (bytes){model, at}, NULL, 0);
 }
 
 static void test_limits_of_graphs(void) {
     static const unsigned char OPTIONS[] = "\x08\x08\x72\x0C\x0A\x0AOrt_Config";
     REFUSED(VAE_BUNDLE, "options of ONNX Runtime",
-            check_model("model", (bytes){(unsigned char *)OPTIONS, sizeof OPTIONS - 1}, NULL, 0));
+            check_model(&USUAL, "model", (bytes){(unsigned char *)OPTIONS, sizeof OPTIONS - 1}, NULL, 0));
     CHECK(check_small(3, 20000) == VAE_OK && check_small((uint64_t)1 << 40, 65536) == VAE_OK);
     REFUSED(VAE_BUNDLE, "2^40", check_small(((uint64_t)1 << 40) + 1, 20000));
     REFUSED(VAE_BUNDLE, "64 KiB", check_small(3, 65537));
@@ -278,7 +281,6 @@ static void test_folders_that_cannot_be_read(void) {
 /* A file of holes claims memory that the disk has never held. */
 static void test_sparse_files(void) {
     char path[] = "/tmp/vae-sparse-XXXXXX";
-    static const vae_allocator USUAL = {NULL, NULL, NULL};
     bytes content = {NULL, 0};
     int file = mkstemp(path);
     CHECK(file >= 0 && !ftruncate(file, 1 << 16));
@@ -295,7 +297,6 @@ static void test_sparse_files(void) {
 /* Bytes between the last file and the directory belong to nothing. */
 static void test_gaps_in_zip_files(const char *bundles) {
     char path[1024], gapped[64];
-    static const vae_allocator USUAL = {NULL, NULL, NULL};
     bytes zip = {NULL, 0};
     snprintf(path, sizeof path, "%s/plain.zip", bundles);
     snprintf(gapped, sizeof gapped, "/tmp/vae-gap-%ld.zip", (long)getpid());

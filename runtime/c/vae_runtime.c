@@ -460,7 +460,8 @@ static void draw_normal(uint64_t seed, uint64_t start, size_t n, size_t size, ui
 
 static vae_status check_noise(size_t n, size_t size, double truncation, const void *out) {
     size_t whole;
-    if (size > MAX_ELEMENTS)
+    uint64_t elements = size; /* of 64 bits, so that compilers for 32 bits find no comparison that is always false */
+    if (elements > MAX_ELEMENTS)
         return fail(VAE_INPUT, "size: expected at most 2^34 numbers of a sample, got %zu; draw fewer", size);
     if (!multiply(n, size, &whole) || whole > SIZE_MAX / 4)
         return fail(VAE_INPUT, "n: expected fewer samples, got %zu; move start on", n);
@@ -4520,10 +4521,11 @@ vae_status vae_reparameterize(size_t n, size_t size, const float *mean, const fl
                               const vae_draw *draw, float *z) {
     settings s;
     size_t whole;
+    uint64_t elements = size;
     vae_status status = check_draw(draw, &s);
     if (status) return status;
     if (!mean || !std || !z) return fail(VAE_INPUT, "mean, std and z: expected arrays, got NULL; give all three");
-    if (number >= 1u << 24 || size > MAX_ELEMENTS || !multiply(n, size, &whole))
+    if (number >= 1u << 24 || elements > MAX_ELEMENTS || !multiply(n, size, &whole))
         return fail(VAE_INPUT, "size: expected at most 2^34 numbers of a latent, got %zu; give fewer", size);
     for (size_t row = 0; row < n; row++) {
         generator g = {s.seed, s.start + row, 0, (size + 3) / 4, (uint32_t)(POSTERIOR + 256 * number)};

@@ -2371,7 +2371,7 @@ static const char MICROSOFT_OPERATORS[] =
     "MatMulIntegerToFloat MatMulNBits MulInteger MultiHeadAttention NhwcConv NhwcFusedConv NhwcMaxPool "
     "PackedMultiHeadAttention QAttention QGemm QLinearAdd QLinearAveragePool QLinearConcat QLinearConv "
     "QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax "
-    "QLinearWhere QuantizeLinear QuickGelu ReduceSumInteger Rfft RotaryEmbedding SimplifiedLayerNormalization "
+    "QLinearWhere QuantizeLinear QuickGelu ReduceSumInteger Rfft SimplifiedLayerNormalization "
     "SkipGroupNorm SkipLayerNormalization SkipSimplifiedLayerNormalization TransposeMatMul Trilu ";
 
 static vae_status bad_graph(const graph_checker *g, const char *expected) {

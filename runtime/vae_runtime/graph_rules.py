@@ -59,7 +59,8 @@ _STANDARD = _words("""
     Squeeze Sub Sum Swish Tan Tanh TensorScatter ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Upsample
     Where Xor SimplifiedLayerNormalization
 """)
-# What ONNX Runtime's optimizer, its quantizers and Olive write.
+# What ONNX Runtime's optimizer, its quantizers and Olive write, without RotaryEmbedding, whose positions old versions
+# take as indices without a look.
 _MICROSOFT = _words("""
     Attention BiasAdd BiasGelu BiasSoftmax BiasSplitGelu ComplexMul ComplexMulConj DequantizeLinear
     DynamicQuantizeLSTM DynamicQuantizeMatMul FastGelu FusedConv FusedGemm FusedMatMul FusedMatMulActivation
@@ -67,7 +68,7 @@ _MICROSOFT = _words("""
     MatMulIntegerToFloat MatMulNBits MulInteger MultiHeadAttention NhwcConv NhwcFusedConv NhwcMaxPool
     PackedMultiHeadAttention QAttention QGemm QLinearAdd QLinearAveragePool QLinearConcat QLinearConv
     QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax
-    QLinearWhere QuantizeLinear QuickGelu ReduceSumInteger Rfft RotaryEmbedding SimplifiedLayerNormalization
+    QLinearWhere QuantizeLinear QuickGelu ReduceSumInteger Rfft SimplifiedLayerNormalization
     SkipGroupNorm SkipLayerNormalization SkipSimplifiedLayerNormalization TransposeMatMul Trilu
 """)
 OPERATORS: Mapping[bytes, frozenset[bytes]] = {b"ai.onnx": _STANDARD, b"com.microsoft": _MICROSOFT}
@@ -231,6 +232,8 @@ _WEIGHTS: Mapping[bytes, tuple[int, int]] = {
     b"DynamicQuantizeMatMul": (1, 2), b"MatMulIntegerToFloat": (1, 2), b"STFT": (2, 1),
     b"QLinearConv": (3, 0),
 }  # fmt: skip
+# The bits of a weight where no attribute says them, of operators that read as many weights as attributes say.
+_PACKED: Mapping[bytes, int] = {b"MatMulNBits": 4, b"MatMulBnb4": 4}
 # Inputs that give the output its size, which numbers of observations and latents must not do: nothing would bound it.
 _SIZES: Mapping[bytes, Sequence[int]] = {
     b"Range": (0, 1, 2), b"Resize": (1, 2, 3), b"Col2Im": (1, 2), b"MaxUnpool": (2,),
@@ -389,12 +392,36 @@ def require_safe(
             if name and (name not in known.weights or (axes and known.axes[name] != axes)):
                 rank = f" of rank {axes}" if axes else ""
                 refuse(f"an initializer{rank} with elements as input {index}", shown(name))
+    if operator in _PACKED:
+        _require_packed(operator, names, known, attributes)
     if operator in _ARRAYS and names and not known.axes.get(names[0]):
         refuse("an input 0 that has axes for certain", shown(names[0]))
     if len(names) < _MIN_INPUTS.get(operator, 0):
         refuse(f"{_MIN_INPUTS[operator]} inputs", len(names))
     if operator in _NOT_EMPTY and not all(names[_NOT_EMPTY[operator] :][:1]):
         refuse(f"an input {_NOT_EMPTY[operator]} with a name, or none", "an empty name")
+
+
+def _require_packed(
+    operator: bytes, names: Sequence[bytes], known: Tensors, attributes: Mapping[bytes, tuple[int, Any]]
+) -> None:
+    """Refuse packed weights that have fewer bytes, blocks or zero points than ONNX Runtime reads."""
+
+    def number(name: bytes, default: int = 0) -> int:
+        kind, value = attributes.get(name, (0, None))
+        return int(value[0]) if kind == 2 else default
+
+    rows, columns, block, bits = number(b"N"), number(b"K"), number(b"block_size"), number(b"bits", _PACKED[operator])
+    if min(rows, columns, block) < 1 or not 1 <= bits <= 8:
+        refuse("N, K and block_size of at least 1, and 1 to 8 bits", [rows, columns, block, bits])
+    if operator == b"MatMulNBits":
+        blocks = -(-columns // block)
+        needed = [rows * blocks * (block * bits // 8), rows * blocks, rows * -(-blocks * bits // 8)]
+    else:
+        needed = [-(-rows * columns * bits // 8), -(-rows * columns // block)]
+    for index, (name, count) in enumerate(zip(names[1:], needed, strict=False), 1):
+        if name and (name not in known.weights or known.counts[name] < count):
+            refuse(f"an initializer of {count} elements as input {index}", shown(name))
 
 
 # How many elements an output has at least, from the values of constant inputs and the inputs' numbers of elements.

@@ -223,6 +223,20 @@ def with_microsoft(*nodes, **tensors):
     return change
 
 
+def packed(operator, *counts, **numbers):
+    """A product with weights packed into bytes, whose further inputs have these numbers of elements."""
+
+    def change(parts):
+        o = parts.o
+        names = [f"w{index}" for index in range(len(counts))]
+        attributes = [parts.attribute(name, 2, o.field(3, number)) for name, number in numbers.items()]
+        node = parts.node(operator, ["z", *names], ["y"], *attributes, domain="com.microsoft")
+        parts.after(node, tensors=[o.tensor(name, [1.0] * count) for name, count in zip(names, counts, strict=True)])
+        parts.in_model = o.field(8, entry_opset(o))
+
+    return change
+
+
 def transform(operator, *inputs, before="Unsqueeze", **tensors):
     """A transform of z, which has three axes then, or maybe none."""
 
@@ -340,6 +354,20 @@ REFUSED = {
     "integers by -1 of 32 bits": (divide_by_stored(INT, 2**32 - 1), "expected a division of floating-point numbers"),
     "integers by -1 of 8 bits": (divide_by_stored(3, 255), "expected a division of floating-point numbers"),
     "integers in the next branch": (branches_of_types, "expected a division of floating-point numbers"),
+    "too few weights": (packed("MatMulNBits", 31, 4, K=3, N=4, block_size=16), "of 32 elements as input 1"),
+    "too few scales": (packed("MatMulNBits", 32, 3, K=3, N=4, block_size=16), "of 4 elements as input 2"),
+    "too few zero points": (
+        packed("MatMulNBits", 64, 8, 3, K=17, N=4, block_size=16),
+        "an initializer of 4 elements as input 3",
+    ),
+    "too few weights of 8 bits": (
+        packed("MatMulNBits", 32, 4, K=3, N=4, block_size=16, bits=8),
+        "an initializer of 64 elements as input 1",
+    ),
+    "weights without a size": (packed("MatMulNBits", 32, 4, K=3), "expected N, K and block_size of at least 1"),
+    "too few weights of a table": (packed("MatMulBnb4", 5, 1, K=3, N=4, block_size=16), "of 6 elements as input 1"),
+    "too few maxima": (packed("MatMulBnb4", 9, 1, K=3, N=6, block_size=16), "of 2 elements as input 2"),
+    "positions": (operator("RotaryEmbedding", "com.microsoft"), "an operator that is allowed"),
     "a scale of another shape": (quantized, "expected a constant of one number as input 1, got 's'"),
     "weights of one axis": (
         lambda p: (
@@ -586,6 +614,8 @@ ACCEPTED = {
     "a normalization": lambda p: p.after(
         p.node("LayerNormalization", ["z", "s"], ["y"]), tensors=[p.o.tensor("s", [1.0] * 3)]
     ),
+    "packed weights": packed("MatMulNBits", 64, 8, 4, K=17, N=4, block_size=16),
+    "weights of a table": packed("MatMulBnb4", 6, 1, K=3, N=4, block_size=16),
     "quantized weights": with_microsoft(
         ("DynamicQuantizeMatMul", "z", "w", "s"), w=(np.ones((3, 2), np.int64), LONG), s=([1.0],)
     ),

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ def package(tmp_path_factory):
     page.mkdir()
     (page / "index.html").write_text("<!doctype html><title>x</title>", encoding="utf-8")
     (page / "studio.js").write_text("export {};", encoding="utf-8")
+    (page / "folder").mkdir()
     return folder / "studio"
 
 
@@ -73,10 +75,6 @@ def test_the_page_and_the_bundle_are_served(server):
     status, headers, content = asked(port, "/")
     assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
     assert content == b"<!doctype html><title>x</title>"
-    assert headers["X-Content-Type-Options"] == "nosniff"
-    policy = headers["Content-Security-Policy"]
-    assert "default-src 'none'" in policy
-    assert "connect-src 'self'" in policy
     assert asked(port, "/studio.js")[1]["Content-Type"].startswith("text/javascript")
     about = json.loads(asked(port, "/studio.json")[2])
     assert about == {"bundle": "bundle/", "digest": vae_runtime.load(DIGITS).digest, "source": str(DIGITS)}
@@ -90,11 +88,64 @@ def test_the_page_and_the_bundle_are_served(server):
     "path",
     [
         "/nothing", "/bundle/", "/bundle", "/bundle/../../pyproject.toml", "/bundle/%2e%2e/%2e%2e/pyproject.toml",
-        "/../serving.py", "/__init__.py", "studio.js", "*", "/bundle//SHA256SUMS", "/bundle/./SHA256SUMS",
+        "/../serving.py", "/__init__.py", "studio.js", "xstudio.js", "/folder", "*",
+        "/bundle//SHA256SUMS", "/bundle/./SHA256SUMS",
     ],
 )  # fmt: skip
 def test_nothing_else_is_served(server, path):
-    assert asked(server[1], path)[0] == 404
+    status, headers, _ = asked(server[1], path)
+    assert (status, headers["Content-Type"]) == (404, "text/plain; charset=utf-8")
+
+
+@pytest.mark.parametrize("path", ["/", "/studio.json?seed=7", "/bundle/README.md", "/nothing"])
+def test_every_answer_has_the_headers_that_confine_it(server, path):
+    status, headers, content = asked(server[1], path)
+    assert status == (404 if path == "/nothing" else 200)
+    del headers["Content-Type"], headers["Date"]
+    policy = headers.pop("Content-Security-Policy")
+    assert headers.pop("Server").strip() == "vae-runtime-studio"
+    assert headers == {
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Cache-Control": "no-store",
+        "Content-Length": str(len(content)),
+    }
+    assert set(policy.split("; ")) == {
+        "default-src 'none'", "script-src 'self' 'wasm-unsafe-eval'", "worker-src 'self'", "style-src 'self'",
+        "connect-src 'self'", "img-src 'self' data: blob:", "base-uri 'none'", "form-action 'none'",
+        "frame-ancestors 'none'",
+    }  # fmt: skip
+
+
+def test_a_refused_connection_ends(server):
+    """What follows a request that is not understood may be its body, not another request."""
+    host = f"Host: 127.0.0.1:{server[1]}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server[1]), timeout=30) as connection:
+        connection.sendall(f"POST / HTTP/1.1\r\n{host}GET / HTTP/1.1\r\n{host}".encode())
+        with connection.makefile("rb") as answers:
+            assert answers.read().count(b"HTTP/1.1 ") == 1
+
+
+def test_what_fails_is_an_error_of_its_own_without_a_word(environment, tmp_path):
+    copy = shutil.copytree(DIGITS, tmp_path / "bundle")
+    command = [sys.executable, "-W", "error", "-m", "vae_runtime", "studio", str(copy)]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+    ) as process:
+        port = int(process.stdout.readline().split(":")[2].split("/")[0])
+        # A browser that goes in the middle of its request, with a reset.
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(b"GET /")
+        (copy / "README.md").unlink()
+        status, headers, content = asked(port, "/bundle/README.md")
+        assert (status, headers["Content-Type"]) == (500, "text/plain; charset=utf-8")
+        assert str(tmp_path) not in content.decode()
+        assert asked(port, "/bundle/manifest.json")[0] == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        assert process.stderr.read() == ""
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1:{port}.evil.example"])
@@ -181,7 +232,7 @@ def test_an_export_of_a_damaged_bundle_leaves_nothing(environment, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["picture.svg", "deep/code.js", "page.php", "read.PHP7.md", "deep/page.xht", "page.shtml"]
+    "name", ["picture.svg", "paper.pdf", "deep/code.js", "page.php", "read.PHP7.md", "deep/page.xht", "page.shtml"]
 )
 def test_files_that_browsers_or_servers_run_are_not_exported(environment, tmp_path, resign, name):
     copy = shutil.copytree(DIGITS, tmp_path / "bundle")

@@ -334,7 +334,10 @@ def symmetric(x):
         (Function(lambda x: x / x.shape[-1]), "reads the length of time, or its places"),
         (Function(lambda x: x.flip(-1)), "Slice .*picks places of time"),
         (Function(lambda x: functional.interpolate(x, scale_factor=2, mode="linear")), "Resize .*linear"),
-        (Function(lambda x: functional.pad(x, (1, 0))[..., :-1]), "Slice .*cuts off the last 1 value of time"),
+        (
+            Function(lambda x: functional.pad(x, (1, 0))[..., :-1]),
+            "Slice .*cuts off the last 1 value of time, which no state keeps; leave the delay out",
+        ),
         (Function(lambda x: x[..., ::2].repeat_interleave(2, -1)), "Slice .*picks places of time"),
         (Function(lambda x: functional.conv1d(x, torch.ones(4, 1, 2), None, 2, 0, 1, 4)), "Conv .*a stride along time"),
         (Function(lambda x: functional.avg_pool1d(x, 3, 1, 1)), "no operator that streams are made of|ahead"),

@@ -74,7 +74,9 @@ class Time:
         if lead < 0:
             raise NotCausalError(f"looks {_values(-lead)} ahead; pad or cut time on the left alone")
         if tail < 0:
-            raise NotCausalError(f"cuts off the last {_values(-tail)} of time")
+            raise NotCausalError(
+                f"cuts off the last {_values(-tail)} of time, which no state keeps; leave the delay out"
+            )
         return replace(self, lead=lead, tail=tail)
 
 

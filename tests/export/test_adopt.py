@@ -399,6 +399,7 @@ def test_quantized_graphs_run_row_by_row(tmp_path):
         ({"label": [0, 1], "map": np.ones((2, 6)), "u": [1]}, "inputs of the graphs, among x, label, map, .*got 'u'"),
         ({"label": [0, np.nan]}, "expected finite numbers"),
         ({"label": 3}, "of at least one row"),
+        ({"label": [0, 9], "map": np.ones((2, 6))}, r"fails on x \[6\]: .* \[-3,2\]; correct shape= or conditions=$"),
         ({"label": np.array([0, 2**64 - 1], np.uint64)}, "that int64 holds, got 18446744073709551615"),
         ({"map": np.full((2, 6), -1e300)}, r"that float32 holds, got 1e\+300"),
         ({"mu": [3]}, "expected names of letters"),
@@ -446,6 +447,10 @@ def test_graphs_that_no_bundle_can_have(tmp_path):
     inputs = [*value[0], ("t", FLOAT, ["b", 6])]
     timed = saved(tmp_path / "t.onnx", [("Add", ["x", "t"], ["z"])], inputs, value[1])
     assert "expected one input beside the conditions, x, got x, t; give cond" in refused(tmp_path, (timed, back))
+    empty = tmp_path / "empty.onnx"
+    for content in (b"", b"x" * 1000):
+        empty.write_bytes(content)
+        assert "empty.onnx: expected an ONNX graph, got a file without one" in refused(tmp_path, (empty, back))
     old = saved(tmp_path / "old.onnx", [("Tanh", ["x"], ["z"])], *value, opset=9)
     assert "expected opset 11 or later, got 9" in refused(tmp_path, (old, back))
     loop = [("Loop", ["", "", "x"], ["z"], {"body": onnx.load(noise).graph})]
@@ -485,7 +490,7 @@ def test_nodes_in_any_order(tmp_path):
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     paths[0].write_bytes(model.SerializeToString())
-    assert vae_runtime.verify(adopt(paths, tmp_path / "extended", shape=(3, 8, 8)).path).passed
+    assert vae_runtime.verify(adopt(paths, tmp_path / "out", shape=(3, 8, 8)).path).passed
     circle = [("Add", ["x", "b"], ["a"]), ("Tanh", ["a"], ["b"]), ("Tanh", ["b"], ["z"])]
     loop = saved(tmp_path / "c.onnx", circle, [("x", FLOAT, ["b", 6])], [("z", FLOAT, ["b", 6])])
     assert "c.onnx: expected a graph that vae-runtime runs: " in refused(tmp_path / "no", (loop, paths[1]))

@@ -76,6 +76,8 @@ class ExistingGraph:
             self.model = inlined(self.model)
         except Exception as error:  # protobuf and ONNX raise errors of their own
             raise ExportError(f"{path}: expected an ONNX graph and its weights: {error_line(error)}") from error
+        if not self.model.HasField("graph"):
+            raise ExportError(f"{path}: expected an ONNX graph, got a file without one; give its path")
         self.opset = max(
             (each.version for each in self.model.opset_import if each.domain in ("", "ai.onnx")), default=0
         )

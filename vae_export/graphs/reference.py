@@ -89,9 +89,12 @@ class ReferenceGraph:
         except ExportError:
             raise
         except VaeError as error:
+            # Without advice to the reader of a bundle.
+            reason, _, advice = error_line(error).rpartition("; ")
+            arguments = f"{argument}= or conditions=" if self.conditions else f"{argument}="
             raise ExportError(
-                f"{self.graph.path}: fails on {self.input.name} {list(array.shape[1:])}: {error_line(error)}; "
-                f"{argument}= may say otherwise"
+                f"{self.graph.path}: fails on {self.input.name} {list(array.shape[1:])}: {reason or advice}; "
+                f"correct {arguments}"
             ) from error
 
     def _checked(self, array: Array) -> list[Array]:

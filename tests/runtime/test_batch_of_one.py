@@ -131,7 +131,7 @@ def test_a_graph_has_the_batch_that_the_manifest_says(small_bundle, edit_manifes
 
 def test_few_rows_take_bound_calls_of_one_row(pair):
     rows, free = pair()
-    assert [vae._networks.mean.max_rows for vae in (rows, free)] == [1, 64]
+    assert [vae._networks.mean.max_rows for vae in (rows, free)] == [1, 512]
     assert equal(rows.sample(1, seed=3), free.sample(1, seed=3))
     assert equal(rows.reconstruct(observations(1)), free.reconstruct(observations(1)))
 

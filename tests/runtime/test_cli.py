@@ -745,7 +745,7 @@ IN_THE_WRITING = INTERRUPT + "os.fsync = lambda _: interrupt()"
 )
 def test_ctrl_c_ends_with_130_and_no_partial_file(command, folder, digits, moment):
     (folder / "x.npy").write_bytes(b"old")
-    done = command("sample", digits, "--out", "x.npy", "-n", 1000, first=moment)
+    done = command("sample", digits, "--out", "x.npy", "-n", 5000, first=moment)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
     assert os.listdir(folder) == ["x.npy"]
     assert (folder / "x.npy").read_bytes() == b"old"

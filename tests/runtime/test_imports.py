@@ -158,6 +158,7 @@ def test_the_extras_are_those_that_errors_name():
         "remote": ["fsspec", "s3fs"],
         "hub": ["huggingface-hub"],
         "sign": ["model-signing", "pyopenssl"],
+        "native": ["vae-runtime-native"],
         "studio": ["vae-runtime-studio"],
     }
     named = {

@@ -176,7 +176,7 @@ def copied(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     package = folder / name
     package.mkdir()
     (package / "__init__.py").touch()
-    for file in ("errors.py", "noise.py", "vnoise1_table.bin"):
+    for file in ("_version.py", "errors.py", "native.py", "noise.py", "vnoise1_table.bin"):
         shutil.copyfile(PACKAGE / file, package / file)
     monkeypatch.syspath_prepend(str(folder))
     return importlib.import_module(f"{name}.noise")

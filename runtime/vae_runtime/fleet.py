@@ -216,7 +216,7 @@ def history(root: str | os.PathLike[str]) -> tuple[Event, ...]:
     with contextlib.suppress(VaeError, OSError):  # a damaged record hides no event
         events += _unwritten(folder, events)
     if not events and not (folder / _HISTORY).exists():
-        raise VaeError(f"{folder}: expected a root that `vae-runtime install` made, got no {_HISTORY}; check the path")
+        raise VaeError(f"{folder}: nothing is installed here; run `vae-runtime install SOURCE --root {folder}`")
     return tuple(events)
 
 

@@ -156,7 +156,7 @@ def test_bad_arguments_are_refused(digits_run, digits_npy, tmp_path):
             measured(digits_run.folder, **arguments)
     with pytest.raises(InputError, match=r"expected the run's data .*, got sha256"):
         measured(digits_run.folder, data=str(digits_npy))
-    with pytest.raises(InputError, match=r"config\.json: No such file"):
+    with pytest.raises(InputError, match=r"holds no config\.json; give the folder of a run"):
         measured(tmp_path)
     checkpoint.write_info(tmp_path, replace(digits_run.info, data=replace(digits_run.info.data, test_fraction=0)))
     checkpoint.save_weights(tmp_path, checkpoint.load(digits_run.folder)[0].state_dict())

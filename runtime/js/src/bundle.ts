@@ -79,8 +79,8 @@ export class Bundle {
   absence(component: Component): BundleError {
     const why =
       component === "encoder" && isDecoderAlone(this.manifest)
-        ? "the model was exported without an encoder; export it with its encoder to encode, reconstruct and score"
-        : `the ${component} was left out when this bundle was packed; use the original, ${this.manifest.packed_from}`;
+        ? "the model was exported without an encoder; export it with one to encode or score"
+        : `the ${component} was left out in packing; use the original, ${this.manifest.packed_from}`;
     return new BundleError(`${this.files.root}: ${why}`);
   }
 

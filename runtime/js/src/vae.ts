@@ -296,7 +296,7 @@ export class VAE {
     const known = KINDS.get(kind);
     if (!known) {
       const why = reason ?? "none was stated at export";
-      refuseInput(`observe: the bundle has no likelihood to draw from: ${why}; leave it out for the mean`);
+      refuseInput(`observe: no likelihood to draw from: ${why}; leave it out for the mean`);
     }
     const outputs = scale_output ? [mean, scale_output] : [mean];
     const [result] = await this._networks.run("decoder", outputs, feeds, n, options, (first, parts) => {

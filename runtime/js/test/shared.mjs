@@ -634,7 +634,7 @@ tests["a packed bundle may lack its encoder"] = async (host) => {
   });
   const vae = await vr.load(bundle, { ort });
   equal((await vae.sample(1, { seed: 1 })).shape, [1, 6]);
-  await refused("BundleError", /the encoder was left out when this bundle was packed; use the original, sha256:1/, () => vae.encode(array(Array(6).fill(0), [1, 6])));
+  await refused("BundleError", /the encoder was left out in packing; use the original, sha256:1/, () => vae.encode(array(Array(6).fill(0), [1, 6])));
   equal((await vae.verify()).passed, true);
 };
 

@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=$1
+[ "${python#*/}" = "$python" ] || python=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 out=$PWD/out/c
 fuzz_seconds=${FUZZ_SECONDS:-5}
 skip() { echo "skipped: $1: $2"; }

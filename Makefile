@@ -83,6 +83,8 @@ dist: $(VENV)/installed-dev
 	$(RUN) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist dist/*.tar.gz
 	@if $(HAS_NODE); then $(MAKE) studio; \
 	else echo "dist: without vae-runtime-studio: expected Node 20 or newer, got nothing"; fi
+	@if command -v "$${CC:-cc}" > /dev/null; then $(MAKE) native; \
+	else echo "dist: without vae-runtime-native: expected a C compiler, got nothing"; fi
 	$(PYTHON) -m venv .venvs/dist
 	.venvs/dist/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		dist/vae_runtime-*.whl "$$(ls dist/vae_export-*.whl)[cpu]" pytest hypothesis

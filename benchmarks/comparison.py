@@ -103,8 +103,6 @@ def _passes(run: Run, name: str, cell: Cell) -> bool:
         return False
     if CONTENDERS[name].only and cell.work not in CONTENDERS[name].only:
         return False
-    if cell.work != "decode" and CONTENDERS[name].decodes_only:
-        return False
     where = {"model": cell.model, "work": cell.work, "batch": cell.batch, "threads": cell.threads}
     free = available_memory()
     if free < KEPT_FREE:

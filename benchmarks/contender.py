@@ -45,8 +45,6 @@ class Contender:
     precision = "f32"
     only: tuple[str, ...] = ()
     """The kinds of work that it is timed on; all of them by default."""
-    decodes_only = False
-    """Whether it is given a decoder only."""
 
     def __init__(self, folder: str, threads: int, latent: tuple[int, ...]) -> None:
         """Prepare nothing yet.

@@ -305,7 +305,7 @@ _OURS = os.path.join("bundle", "decoder", "fp32", "model.onnx")
 class OpenVinoBf16Rewritten(OpenVinoBf16):
     name = "openvino-bf16-rewritten"
     title = "OpenVINO bf16, our graph"
-    decodes_only = True
+    only = ("decode",)
     given = "as OpenVINO bf16, with the decoder of vae-runtime's bundle, which the exporter has rewritten"
 
     def check(self) -> None:
@@ -318,7 +318,7 @@ class OpenVinoBf16Rewritten(OpenVinoBf16):
 class OpenVinoInt8Rewritten(OpenVinoInt8):
     name = "openvino-int8-rewritten"
     title = "OpenVINO int8, our graph"
-    decodes_only = True
+    only = ("decode",)
     given = "as OpenVINO int8, from the decoder of vae-runtime's bundle"
 
     def check(self) -> None:

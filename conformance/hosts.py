@@ -27,10 +27,15 @@ def _python() -> Sequence[str]:
     return "env", "VAE_RUNTIME_NATIVE=0", sys.executable, _DRIVER
 
 
-def _native() -> Sequence[str] | str:
-    site = ROOT / "out" / "c" / "native"
+def _with_native(name: str, command: Callable[[Path], Sequence[str] | str]) -> Sequence[str] | str:
+    """Return the command for the folder in which the native core lies, or why there is none."""
+    site = ROOT / "out" / "c" / name
     if not _is_current(site / "vae_runtime_native" / "libvae_runtime.so", *_NATIVE_SOURCES):
         return "`make test-c` builds it"
+    return command(site)
+
+
+def _native(site: Path) -> Sequence[str]:
     return "env", "VAE_RUNTIME_NATIVE=1", f"PYTHONPATH={site}:{ROOT / 'runtime'}", sys.executable, _DRIVER, "--native"
 
 
@@ -53,13 +58,6 @@ def _arm64(native: Path | None = None) -> Sequence[str] | str:
         "env", f"PYTHONPATH={path}", f"VAE_RUNTIME_NATIVE={int(native is not None)}", str(qemu), "-cpu", "cortex-a72",
         "-L", str(root), f"{root}/usr/bin/python3.11", _DRIVER, *(["--native"] if native else []),
     )  # fmt: skip
-
-
-def _native_arm64() -> Sequence[str] | str:
-    site = ROOT / "out" / "c" / "native-aarch64"
-    if not _is_current(site / "vae_runtime_native" / "libvae_runtime.so", *_NATIVE_SOURCES):
-        return "`make test-c` builds it"
-    return _arm64(site)
 
 
 def library_of(site: Path | None = None) -> str | None:
@@ -116,10 +114,10 @@ def _javascript(driver: str, *arguments: str) -> Callable[[], Sequence[str] | st
 
 HOSTS = (
     Host("Python", _python),
-    Host("Python with the native core", _native),
+    Host("Python with the native core", lambda: _with_native("native", _native)),
     Host("Python, oldest numpy and ONNX Runtime", _oldest),
     Host("Python on aarch64 (emulated)", _arm64),
-    Host("Python with the native core, on aarch64 (emulated)", _native_arm64),
+    Host("Python with the native core, on aarch64 (emulated)", lambda: _with_native("native-aarch64", _arm64)),
     Host("C on x86-64", _c),
     Host("C on aarch64 (emulated)", _c_arm64),
     Host("Node, onnxruntime-node", _javascript("node.mjs", "onnxruntime-node")),

@@ -192,10 +192,11 @@ class Computation:
         if out is not None:
             _require_buffer(out, n, self._results[0])
         if batch_size is not None or n > self.max_rows:
+            size = self._batch_size if batch_size is None else batch_size
             rows = rows_of(feed, n) if isinstance(feed, dict) else feed
             if self._in_place and finish is None:
-                return self._run_in_place(rows, n, batch_size, out)
-            return self._run_batches(rows, n, batch_size, out, finish)
+                return self._run_in_place(rows, n, size, out)
+            return self._run_batches(rows, n, size, out, finish)
         free = self._free[n]
         try:
             call = free.pop()
@@ -218,23 +219,23 @@ class Computation:
             arrays[0] = self._input, feed
         return Call(self._networks.session(self._component), *arrays)
 
-    def _run_in_place(self, feed: RowsFeed, n: int, batch_size: int | None, out: Array | None) -> list[NDArray[Any]]:
+    def _run_in_place(self, feed: RowsFeed, n: int, batch_size: int, out: Array | None) -> list[NDArray[Any]]:
         """Let the graph write outputs of known shapes into the results themselves."""
         session = self._networks.session(self._component)
         results = [_empty(n, tensor.shape, tensor.dtype) for tensor in self._results] if out is None else [out]
-        for first, last in batches(n, self._batch_size if batch_size is None else batch_size):
+        for first, last in batches(n, batch_size):
             parts = {name: result[first:last] for name, result in zip(self.outputs, results, strict=True)}
             session.run_into(_contiguous(feed(first, last)), parts)
         return results
 
     def _run_batches(
-        self, feed: RowsFeed, n: int, batch_size: int | None, out: Array | None, finish: Finish | None
+        self, feed: RowsFeed, n: int, batch_size: int, out: Array | None, finish: Finish | None
     ) -> list[NDArray[Any]]:
         """Copy each batch into results, which are allocated once the first shows the shapes that the manifest leaves
         open."""
         session = self._networks.session(self._component)
         results: list[NDArray[Any]] = []
-        for first, last in batches(n, self._batch_size if batch_size is None else batch_size):
+        for first, last in batches(n, batch_size):
             parts = session.run(self.outputs, _contiguous(feed(first, last)))
             if finish is not None:
                 parts = finish(first, parts)
@@ -377,9 +378,9 @@ def _contiguous(feeds: Feeds) -> Feeds:
     return {name: np.ascontiguousarray(array) for name, array in feeds.items()}
 
 
-def batches(n: int, batch_size: int | None) -> Iterator[tuple[int, int]]:
+def batches(n: int, batch_size: int) -> Iterator[tuple[int, int]]:
     """The first row of each batch, and the row after its last."""
-    size = BATCH_SIZE if batch_size is None else require_integer("batch_size", batch_size, 1, 2**31)
+    size = require_integer("batch_size", batch_size, 1, 2**31)
     for first in range(0, n, size):
         yield first, min(first + size, n)
 

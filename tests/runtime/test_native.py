@@ -21,8 +21,8 @@ WORDS = st.integers(0, 2**32 - 1)
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """A folder with the package as its wheel installs it."""
+def project(tmp_path_factory):
+    """A copy of the project, with what its library is made of."""
     if shutil.which("cc") is None:
         pytest.skip("expected a C compiler, got no cc")
     place = tmp_path_factory.mktemp("native")
@@ -39,11 +39,11 @@ def site(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def installed(site, tmp_path_factory):
-    """The folder, built by the hook."""
+def installed(project, tmp_path_factory):
+    """A folder with the package as its wheel installs it."""
     out = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
-    done = subprocess.run(command, cwd=site, capture_output=True, encoding="utf-8", check=False)
+    done = subprocess.run(command, cwd=project, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     (wheel,) = out.glob(f"vae_runtime_native-{__version__}-py3-none-*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -153,12 +153,12 @@ def test_one_that_does_not_fit_is_warned_of_once_and_not_used(python, installed,
     assert warned[0].endswith("; noise is drawn in Python; install vae-runtime[native] again")
 
 
-def test_a_build_with_another_table_is_refused(site, tmp_path):
-    project = tmp_path / "runtime"
-    shutil.copytree(site.parent, project)
-    table = project / "vae_runtime" / "vnoise1_table.bin"
+def test_a_build_with_another_table_is_refused(project, tmp_path):
+    copy = tmp_path / "runtime"
+    shutil.copytree(project.parent, copy)
+    table = copy / "vae_runtime" / "vnoise1_table.bin"
     table.write_bytes(table.read_bytes()[:-1] + b"x")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=project / "native", capture_output=True, encoding="utf-8", check=False)
+    done = subprocess.run(command, cwd=copy / "native", capture_output=True, encoding="utf-8", check=False)
     assert done.returncode != 0
     assert "vnoise1_table.bin: expected the table of vnoise-1, got another" in done.stderr

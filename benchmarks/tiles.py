@@ -42,7 +42,7 @@ Array = np.ndarray[Any, Any]
 _KL: dict[str, Any] = {"latent_channels": 4, "layers_per_block": 2, "sample_size": 512}
 # Class of diffusers, its configuration, and the height and width of the example that it is exported with.
 MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
-    "AutoencoderTiny (TAESD)": ("AutoencoderTiny", {}, 160),
+    "AutoencoderTiny (TAESD)": ("AutoencoderTiny", {}, 512),
     "AutoencoderKL (32, 64, 128, 128)": ("AutoencoderKL", {"block_out_channels": (32, 64, 128, 128), **_KL}, 32),
     "AutoencoderKL (128, 256, 512, 512), as in SD 1.5": (
         "AutoencoderKL", {"block_out_channels": (128, 256, 512, 512), **_KL}, 32,

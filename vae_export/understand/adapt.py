@@ -17,6 +17,7 @@ from vae_runtime.manifest import Latent, Signature
 from ..errors import ExportError
 from .adapted import Adapted, run_module
 from .agreement import require_forward
+from .between import require_between
 from .choices import cut_at_choices
 from .cut import cut_forward
 from .declaration import SECOND, Declaration
@@ -225,6 +226,8 @@ def _held(functions: Functions, adapted: Adapted, stated: bool) -> tuple[Adapted
     """
     try:
         held = require_forward(functions, adapted)
+        if held:
+            require_between(functions, adapted)
     except ForwardDiffers as difference:
         if not stated:
             raise

@@ -45,7 +45,7 @@ def _compared(functions: Functions, adapted: Adapted, *, training: bool) -> Forw
     # Not every model has a forward that takes the example, and none is needed. A failure of the components has a reason
     # of its own, which is looked for later, and so has an answer that is not finite or not stable.
     try:
-        forward = functions.forward(_in_first_sample(adapted), training=training)
+        forward = functions.forward(in_first_sample(adapted), training=training)
     except Exception:
         return None
     if training and not forward.normal:
@@ -81,10 +81,11 @@ def _compared(functions: Functions, adapted: Adapted, *, training: bool) -> Forw
     return forward
 
 
-def _in_first_sample(adapted: Adapted) -> Callable[[int, tuple[int, ...]], Tensor]:
-    """Give each draw of `forward` its fixed noise; where it draws several samples of a latent, the first one alone.
+def in_first_sample(adapted: Adapted) -> Callable[[int, tuple[int, ...]], Tensor]:
+    """Return what gives each draw of `forward` its fixed noise.
 
-    The others are 0, so that an average over samples is seen.
+    Where it draws several samples of a latent, the first one gets it alone; the others are 0, so that an average over
+    samples is seen.
     """
     values = [adapted.examples[latent.name] for latent in adapted.signature.latents]
 
@@ -101,12 +102,18 @@ def _in_first_sample(adapted: Adapted) -> Callable[[int, tuple[int, ...]], Tenso
 
 def _gaps(forward: Forward, expected: tuple[Sequence[Tensor], Sequence[Tensor]]) -> list[float]:
     """How far `forward` is from these latents in what it decodes, and from these answers; nothing of what it hides."""
-    gaps = _gap(forward.decoded, expected[0]), _gap(forward.tensors, expected[1], reshaped=True)
+    gaps = nearest(forward.decoded, expected[0]), nearest(forward.tensors, expected[1], reshaped=True)
     return [gap for gap in gaps if gap is not None]
 
 
-def _gap(shown: Sequence[Tensor], expected: Sequence[Tensor], *, reshaped: bool = False) -> float | None:
-    """The smallest distance of a tensor from an expected one; None if none has its shape."""
+def nearest(shown: Sequence[Tensor], expected: Sequence[Tensor], *, reshaped: bool = False) -> float | None:
+    """Return the smallest distance of a tensor from an expected one; None if none has its shape.
+
+    Args:
+        shown: tensors of any shapes, such as several samples of an expected one.
+        expected: the tensors that are looked for.
+        reshaped: whether another shape of as many numbers will do.
+    """
     pairs = [
         (a.float(), b)
         for whole in shown

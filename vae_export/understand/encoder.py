@@ -287,6 +287,12 @@ def _number_or_tuple(value: float | Sequence[float] | None, default: float) -> f
     return float(value) if isinstance(value, (int, float)) else tuple(float(number) for number in value)
 
 
+def reading_of(encoder: nn.Module) -> EncoderReading:
+    """Return how the answer of an encoder, as `understand_encoder` makes it, is read."""
+    assert isinstance(encoder, _Encode)
+    return encoder.reading
+
+
 class _Encode(nn.Module):
     """An encoder as it is exported."""
 
@@ -301,7 +307,7 @@ class _Encode(nn.Module):
         self.model = functions.model
         # In a tuple, since a module as an attribute would be registered a second time.
         self._encode = (functions.encode,)
-        self._reading = reading
+        self.reading = reading
         self._kinds = [latent.posterior.kind for latent in latents]
         self._dtype = functions.example.dtype
         self._conditions = {name: tensor.dtype for name, tensor in functions.encode_conditions.items()}
@@ -320,9 +326,9 @@ class _Encode(nn.Module):
         noises = dict(zip(sorted(self._latent_of_draw.values()), rest[len(conditions) :], strict=True))
         draws = Draws.inputs({index: noises[latent] for index, latent in self._latent_of_draw.items()})
         with draws, self._constants.folded():
-            parts = self._reading.read(self._encode[0](x, **conditions))
+            parts = self.reading.read(self._encode[0](x, **conditions))
         outputs: list[Tensor] = []
-        for part, kind, meaning in zip(parts, self._kinds, self._reading.meanings, strict=True):
+        for part, kind, meaning in zip(parts, self._kinds, self.reading.meanings, strict=True):
             if kind == "normal":
                 assert part.second is not None
                 outputs += [as_float32(part.value), *second_to(str(meaning), as_float32(part.second))]

@@ -106,6 +106,11 @@ class Functions:
             self._kept[key] = (parts, answer)
         return answer
 
+    def draws_nothing(self, training: bool) -> bool:
+        """Whether `forward` was seen to draw nothing in this mode."""
+        taken = conditions_taken(self.model, self.conditions)
+        return tuple(id(part) for part in (self.decode, self.example, *taken.values(), training)) in self._kept
+
     @property
     def observed(self) -> set[str]:
         """The names of the parameters by which the model takes an observation."""

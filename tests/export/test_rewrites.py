@@ -379,14 +379,23 @@ def incomplete(self):
 def test_a_transposed_convolution_is_a_sub_pixel_convolution(kernel, stride, pads, more, groups):
     weights = {"w": numbers(4, 6 // groups, kernel, kernel), "b": numbers(6, seed=1)}
     attributes = {"strides": [stride] * 2, "pads": pads, "output_padding": [more] * 2, "group": groups}
-    plain = graph_of(
-        [helper.make_node("ConvTranspose", ["x", "w", "b"], ["y"], **attributes)], weights, (4, "height", "width")
-    )
+    node = helper.make_node("ConvTranspose", ["x", "w", "b"], ["y"], **attributes)
+    plain = graph_of([node], weights, (4, "height", "width"))
     changed, count = sub_pixel(plain)
     assert count == 1
     assert "ConvTranspose" not in operators(changed)
-    for size in ((1, 1), (2, 3), (5, 7)):
+    assert "DepthToSpace" in operators(changed)
+    for size in ((2, 3), (5, 7), (1, 1)):
         assert_same(plain, changed, numbers(2, 4, *size, seed=2))
+    # Where another convolution follows and the sizes are known, with the channels as the last axis.
+    node.output[0] = "h"
+    weights["v"] = numbers(2, 6, 1, 1, seed=3)
+    plain = graph_of([node, helper.make_node("Conv", ["h", "v"], ["y"])], weights, (4, 5, 7))
+    changed, count = sub_pixel(plain)
+    assert count == 1
+    assert "ConvTranspose" not in operators(changed)
+    assert ("DepthToSpace" in operators(changed)) == (groups > 1)
+    assert_same(plain, changed, numbers(2, 4, 5, 7, seed=2))
 
 
 @pytest.mark.parametrize(
@@ -420,6 +429,11 @@ def test_a_named_one_is_kept_and_an_activation_goes_before_the_interleaving():
     whole, count = sub_pixel(plain)
     assert count == 2
     assert_same(plain, whole, numbers(2, 3, 5, 4, seed=2))
+    fixed = graph_of(nodes, {"w": numbers(3, 4, 4, 4), "v": numbers(4, 2, 4, 4, seed=1)}, (3, 5, 4))
+    changed, count = sub_pixel(fixed, {"last"})
+    interleaved = ["Transpose", "Reshape", "Transpose", "Reshape", "Slice", "Transpose"]
+    assert operators(changed) == ["Conv", "Relu", *interleaved, "ConvTranspose"]
+    assert_same(fixed, changed, numbers(2, 3, 5, 4, seed=2))
 
 
 def test_pruning_leaves_what_leads_to_an_output():

@@ -190,7 +190,7 @@ def static_settings(
         return onnx.load_model(target)
 
     first, last = _ends(model)
-    layers = [*LAYERS, "DepthToSpace", "Relu", "Reshape", "Slice"]
+    layers = [*LAYERS, "DepthToSpace", "Relu", "Reshape", "Slice", "Transpose"]
     for operators, kept, where in (
         ([*LAYERS, *_BETWEEN], set(), ""),
         # Logits have a wide range, so 8 bits of them are coarser than 8 bits of earlier values.

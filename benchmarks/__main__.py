@@ -52,17 +52,17 @@ def _generate(run: Run) -> None:
     models = [name for name in run.options.models if name in MODELS_OF_GENERATION]
     if not models:
         return
-    ray: Path | None = None
-    if not run.options.quick:
+    found: dict[str, Path | None] = {"ray": None, "native": None}
+    for name in found if not run.options.quick else ():
         try:
-            ray = environments.python_of("ray")
+            found[name] = environments.python_of(name)
         except (VaeError, OSError) as error:
-            run.skip("ray", str(error), work="samples to files")
+            run.skip(name, str(error), work="samples to files")
     bundles = {name: run.data / name / "bundle" for name in models}
     rounds = 1 if run.options.quick else min(run.options.rounds, MAX_ROUNDS_OF_GENERATION)
     python = environments.python_of("runtime", here=run.options.quick)
     run.found["generation"] = generation.measure(
-        bundles, rounds, python, ray, run.environment(1), say, quick=run.options.quick
+        bundles, rounds, python, found["ray"], run.environment(1), say, native=found["native"], quick=run.options.quick
     )
 
 

@@ -32,7 +32,7 @@ WRITTEN = 2**28
 
 def measure(
     models: Mapping[str, Path], rounds: int, python: Path, ray: Path | None, environment: Mapping[str, str],
-    say: Callable[[str], object], *, quick: bool = False,
+    say: Callable[[str], object], *, native: Path | None = None, quick: bool = False,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Take turns on each model's bundle, and return their figures.
 
@@ -41,6 +41,7 @@ def measure(
         rounds: turns of each kind.
         python: with vae-runtime and ONNX Runtime.
         ray: with Ray beside them; None leaves it out.
+        native: with the native core beside them; None leaves it out.
         environment: variables of the processes.
         say: called with each step.
         quick: a few samples only.
@@ -58,14 +59,15 @@ def measure(
                 shard *= max(1, int(rate) // shard)
             n = FILES * shard
             kinds = [("decode", 1), ("decode", 2), ("files", 1), ("files", 2), ("start", 1), ("disk", 1)]
-            if ray is not None:
-                kinds.append(("ray", 2))
+            pythons = {"ray": ray, "native": native}
+            kinds += [("ray", 2)] if ray is not None else []
+            kinds += [("native", 1), ("native", 2)] if native is not None else []
             for number in range(rounds):
                 say(f"{model}: samples to files, round {number + 1}")
                 for kind, workers in chance.sample(kinds, len(kinds)):
                     shutil.rmtree(out, ignore_errors=True)
                     turn = {**order, "kind": kind, "workers": workers, "n": n * workers, "shard": shard}
-                    answer = _turn(ray if kind == "ray" and ray else python, turn, environment)
+                    answer = _turn(pythons.get(kind) or python, turn, environment)
                     found.append({"model": model, "round": number, "kind": kind, "workers": workers, **answer})
     return found
 
@@ -181,7 +183,8 @@ def disk(order: Mapping[str, Any]) -> dict[str, Any]:
     return {"rate": WRITTEN / seconds}
 
 
-KINDS = {"decode": decode, "files": files, "ray": ray, "start": start, "disk": disk}
+# The native core is files in another environment, where it is installed.
+KINDS = {"decode": decode, "files": files, "native": files, "ray": ray, "start": start, "disk": disk}
 
 
 def main(argv: Sequence[str]) -> None:

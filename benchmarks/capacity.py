@@ -145,13 +145,14 @@ def limits(run: Run) -> None:
         return
     folder = run.data / "limits"
     write_limits(folder)
-    sizes, small, large = ((64,), 2**12, 2**14) if run.options.quick else ((256, 512, 1024), 2**19, 2**26)
-    amounts = [(work, size) for work in ("sgemm-numpy", "sgemm-ort") for size in sizes]
+    sizes, reads = ((64,), (2**12, 2**14)) if run.options.quick else ((256, 512, 1024), (2**16, 2**19, 2**26))
+    amounts = [(work, size) for work in ("sgemm-numpy", "sgemm-ort", "int8-ort") for size in sizes]
+    amounts += [("read", count) for count in reads]
     for threads in run.options.threads:
         process = run.worker("limits", threads, run.pythons["naive"])
         try:
             process.ask(do="open", folder=str(folder))
-            for work, amount in (*amounts, ("read", small), ("read", large)):
+            for work, amount in amounts:
                 process.ask(do="prepare", folder=str(folder), work=work, batch=amount)
                 order: dict[str, Any] = {"folder": str(folder), "work": work, "batch": amount}
                 answers = [process.ask(do="measure", seconds=4 * run.slot, **order) for _ in range(run.options.rounds)]

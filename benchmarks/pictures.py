@@ -14,7 +14,8 @@ TICKS = {"wall": (100, 200, 500, 1000, 2000, 5000), "memory": (50, 100, 200, 400
 MARKS = {1: "o", 8: "s", 64: "^", 512: "D"}
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
+    """Return a figure as a PNG file."""
     out = io.BytesIO()
     # Without the date and the version of the library, the same figures give the same file.
     figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
@@ -59,7 +60,7 @@ def decode_picture(found: Found) -> bytes:
     figure.supxlabel(
         "decode with one thread: speed relative to naive\nONNX Runtime (dashed), right is faster", fontsize=9
     )
-    return _png(figure)
+    return png(figure)
 
 
 def start_picture(found: Found) -> bytes:
@@ -88,4 +89,4 @@ def start_picture(found: Found) -> bytes:
         panel.minorticks_off()
         panel.grid(linewidth=0.3)
         panel.set_title(words, fontsize=9)
-    return _png(figure)
+    return png(figure)

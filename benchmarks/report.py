@@ -15,8 +15,8 @@ from vae_runtime.errors import InputError
 from vae_runtime.files import write_atomic
 from vae_runtime.timing import quartiles
 
+from .bounds import Bounds, limits_section
 from .figures import (
-    INT8,
     NAIVE,
     NOTHING,
     OURS,
@@ -34,6 +34,7 @@ from .figures import (
     worker_ratio,
 )
 from .pictures import decode_picture, start_picture
+from .summary import summary_picture, summary_section
 from .targets import targets
 
 PAGE, FIGURES = "benchmarks.md", "results.json"
@@ -63,7 +64,7 @@ def write(found: Found, out: Path) -> None:
         text = filled(text, name, make(found))
     images = out / "images"
     images.mkdir(parents=True, exist_ok=True)
-    for file, draw in (("bench-decode.png", decode_picture), ("bench-start.png", start_picture)):
+    for file, draw in PICTURES.items():
         write_atomic(images / file, draw(found))
     write_atomic(page, text.encode())
 
@@ -195,8 +196,8 @@ SHOWN = ("torch", "onnxruntime", "openvino", "ai-edge-litert", "executorch", "nu
 
 
 def work_section(found: Found) -> str:
-    """Return a table for each model and work: contenders by number of threads and batch size."""
-    results, parts = Results(found), []
+    """Return a table for each model and work: contenders and the limits, by number of threads and batch size."""
+    results, bounds, parts = Results(found), Bounds(found), []
     for model in found["models"]:
         for work in ("decode", "encode", "reconstruct", "sample"):
             columns = [(threads, batch) for threads in (1, 2) for batch in results.batches(model, threads, work)]
@@ -214,8 +215,16 @@ def work_section(found: Found) -> str:
                         cells.append(shown(results.ratio(model, threads, work, batch, name)))
                 if set(cells) != {"–"}:
                     rows.append((name_of(found, name), *cells))
+            for form in ("fp32", "int8"):
+                if form == "fp32" or bounds.has(model, work, form):
+                    limits = [bounds.ratio(results, model, *where, form) for where in _places(work, columns)]
+                    rows.append((f"limit, {form}", *(shown(each) if each else "not measured" for each in limits)))
             parts.append(f"### {title_of(found, model)}: {work}\n\n{table(head, rows)}")
     return "\n\n".join(parts) or NOTHING
+
+
+def _places(work: str, columns: Sequence[tuple[int, int]]) -> list[tuple[int, str, int]]:
+    return [(threads, work, batch) for threads, batch in columns]
 
 
 def sampling_section(found: Found) -> str:
@@ -365,40 +374,10 @@ def _median_of(turns: Sequence[Mapping[str, Any]], key: str) -> float | None:
 GENERATED = (
     ("decode", 1, "decoding alone, 1 worker"), ("files", 1, "to files, 1 worker"),
     ("decode", 2, "decoding alone, 2 workers"), ("files", 2, "to files, 2 workers"),
+    ("native", 1, "to files, native core, 1 worker"), ("native", 2, "to files, native core, 2 workers"),
     ("ray", 2, "to files, Ray, 2 workers"),
 )  # fmt: skip
 PHASES = ("noise", "decode", "convert", "write")
-
-
-def limits_section(found: Found) -> str:
-    """Return tables of the machine's limits, and the share of them that each decoder reaches."""
-    rates = {(e["threads"], e["work"], e["amount"]): e["per_second"] for e in found["limits"]}
-    rows = [
-        (f"{work}, {amount}×{amount}" if work != "read" else f"read {megabytes(4 * amount)}", str(threads),
-         f"{rate / 1e9:.1f} {'G operations' if work != 'read' else 'GB'}/s")
-        for (threads, work, amount), rate in rates.items()
-    ]  # fmt: skip
-    text = table(("rate", "threads", "measured"), rows)
-    products = [rate for (threads, work, _), rate in rates.items() if threads == 1 and work != "read"]
-    reads = {4 * amount: rate for (threads, work, amount), rate in rates.items() if threads == 1 and work == "read"}
-    if not products or not reads:
-        return text
-    results, shares = Results(found), []
-    for model, about in found["models"].items():
-        # Weights that fit into a cache are read from it at every call but the first.
-        nearest = min(reads, key=lambda size: abs(np.log(size / about["decoder_bytes"])))
-        for batch in results.batches(model, 1, "decode"):
-            operations = batch * about["decode_flops"] / max(products)
-            reading = about["decoder_bytes"] / reads[nearest]
-            limit = max(operations, reading)
-            cells = []
-            for name in (NAIVE, OURS, INT8):
-                value = results.seconds(model, 1, "decode", batch, name)
-                cells.append(f"{100 * limit / value.median:.0f} %" if value else "–")
-            bound = "operations" if operations > reading else "reading weights"
-            shares.append((about["title"], str(batch), duration(limit), bound, *cells))
-    head = ("decode, one thread", "batch", "minimum time", "bound by", "naive", "vae-runtime fp32", "vae-runtime int8")
-    return text + "\n\n" + table(head, shares)
 
 
 def skipped_section(found: Found) -> str:
@@ -420,7 +399,13 @@ def _where(entry: Mapping[str, Any]) -> str:
     return " ".join(part for part in parts if part) or "everything"
 
 
+PICTURES = {
+    "bench-summary.png": summary_picture,
+    "bench-decode.png": decode_picture,
+    "bench-start.png": start_picture,
+}
 SECTIONS = {
+    "summary": summary_section,
     "targets": targets_section,
     "run": run_section,
     "models": models_section,

@@ -42,14 +42,16 @@ class Limits(Contender):
             a = np.ones((batch, batch), np.float32)
             out = np.empty_like(a)
             return lambda: np.matmul(a, a, out=out)
-        if kind == "sgemm-ort":
+        if kind in ("sgemm-ort", "int8-ort"):
             import onnxruntime
 
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = self.threads
-            session = onnxruntime.InferenceSession(self.path("matmul.onnx"), options)
-            a = np.ones((batch, batch), np.float32)
-            return lambda: session.run(None, {"a": a})
+            few = kind == "int8-ort"
+            session = onnxruntime.InferenceSession(self.path("matmul-int8.onnx" if few else "matmul.onnx"), options)
+            types = (np.uint8, np.int8) if few else (np.float32, np.float32)
+            feeds = {name: np.ones((batch, batch), dtype) for name, dtype in zip("ab", types, strict=True)}
+            return lambda: session.run(None, feeds)
         if kind == "read":
             # Both factors are the same memory, which is read once.
             row = np.ones(batch, np.float32)

@@ -12,13 +12,15 @@ import torch
 
 from benchmarks import __main__ as program
 from benchmarks import comparison, cuda, report, streams, tiles
+from benchmarks.bounds import Bounds
 from benchmarks.capacity import BUSY_LOOPS
 from benchmarks.contender import Unavailable
 from benchmarks.contenders import CONTENDERS, Naive
-from benchmarks.figures import generation_ratio, host_ratio, shown
+from benchmarks.figures import Results, generation_ratio, host_ratio, shown
 from benchmarks.models import build
 from benchmarks.processes import Died, Process
 from benchmarks.runs import ROOT, Run
+from benchmarks.summary import CASES
 from benchmarks.targets import Target, targets
 from benchmarks.worker import TOLERANCE, Worker, compared
 from vae_runtime.errors import InputError
@@ -100,7 +102,11 @@ def test_a_run_measures_cold_starts_workers_and_limits(found):
             assert taken["wall"] > 0 < taken["cpu"]
     assert {entry["loops"] for entry in found["workers"]} == {0, BUSY_LOOPS}
     assert all(set(entry["rates"]) == {"one", "two", "wide"} for entry in found["workers"])
-    assert {entry["work"] for entry in found["limits"]} == {"sgemm-numpy", "sgemm-ort", "read"}
+    assert {entry["work"] for entry in found["limits"]} == {"sgemm-numpy", "sgemm-ort", "int8-ort", "read"}
+    about = found["models"]["tiny"]
+    # Two layers of the decoder: a product and a sum for each weight.
+    assert about["decode_flops"] == 2 * (8 * 64 + 64 * 128 + 128 * 64)
+    assert about["encode_flops"] == 2 * (64 * 128 + 128 * 64 + 64 * 16)
     packages = found["contenders"]["naive"]["packages"]
     assert packages["onnxruntime"][1] > 2**20 < packages["numpy"][1]
 
@@ -116,6 +122,76 @@ def test_samples_are_written_to_files_and_decoding_alone_is_beside_them(found):
     assert generation_ratio(found, "tiny", "decode", 2).median == 1
     assert "to files, 2 workers" in report.generation_section(found)
     assert report.generation_section({**found, "generation": []}) == "Not measured in this run."
+
+
+def made_up():
+    """The figures of a run: one model, four contenders, two batches, three rounds, and rates for easy sums."""
+    seconds = {"naive": 4e-3, "ours-fp32": 2e-3, "ours-int8": 1e-3, "litert": 1.6e-3}
+    exact = {"naive": True, "ours-fp32": True, "ours-int8": False, "litert": True}
+    about = {"title": "MLP", "decode_flops": 10**6, "decoder_bytes": 4 * 10**6, "encode_flops": 2 * 10**6}
+    return {
+        "models": {"mlp": {**about, "encoder_bytes": 10**6, "variants": [
+            {"component": "decoder", "variant": "int8", "size": 10**6},
+        ]}},
+        "contenders": {name: {"title": name.upper(), "exact": value} for name, value in exact.items()},
+        "rounds": [
+            {"model": "mlp", "threads": 1, "work": work, "batch": batch, "round": number, "seconds": seconds}
+            for number in range(3) for batch in (1, 64) for work in ("decode", "reconstruct")
+        ],
+        "limits": [
+            {"threads": 1, "work": "sgemm-numpy", "amount": 256, "per_second": 1e9},
+            {"threads": 1, "work": "sgemm-ort", "amount": 256, "per_second": 2e9},
+            {"threads": 1, "work": "int8-ort", "amount": 256, "per_second": 8e9},
+            {"threads": 1, "work": "read", "amount": 2**18, "per_second": 8e9},
+            {"threads": 1, "work": "read", "amount": 2**20, "per_second": 4e9},
+            {"threads": 1, "work": "read", "amount": 2**26, "per_second": 1e9},
+        ],
+        "cold": [{"contenders": {"naive": {"wall": 0.3}, "ours-fp32": {"wall": 0.2}}}] * 3,
+    }  # fmt: skip
+
+
+def test_the_least_time_is_that_of_the_products_or_of_reading_the_weights():
+    found = made_up()
+    bounds, results = Bounds(found), Results(found)
+    # The best product, and the read whose amount is nearest to the weights.
+    assert bounds.parts("mlp", 1, "decode", 1) == pytest.approx((0.5e-3, 1e-3))
+    assert bounds.parts("mlp", 1, "decode", 64) == pytest.approx((32e-3, 1e-3))
+    assert bounds.parts("mlp", 1, "decode", 1, "int8") == pytest.approx((0.125e-3, 0.125e-3))
+    assert bounds.parts("mlp", 1, "reconstruct", 1) == pytest.approx((1.5e-3, 1e-3 + 0.125e-3))
+    assert bounds.ratio(results, "mlp", 1, "decode", 1).median == pytest.approx(4.0)
+    text = report.work_section(found)
+    assert "| limit, fp32 | 4 (4–4) | 0.125 (0.125–0.125) |" in text
+    assert text.count("| limit, int8 |") == 1
+    assert "| MLP | 1 | 1 ms | reading weights | 25 % | 50 % | 12 % |" in report.limits_section(found)
+
+
+def test_figures_of_an_older_run_have_no_limits():
+    found = made_up()
+    found["limits"] = [entry for entry in found["limits"] if entry["work"] != "int8-ort"]
+    del found["models"]["mlp"]["encode_flops"]
+    bounds = Bounds(found)
+    assert bounds.parts("mlp", 1, "decode", 1) is not None
+    for work, threads, form in (("reconstruct", 1, "fp32"), ("decode", 2, "fp32"), ("decode", 1, "int8")):
+        assert bounds.parts("mlp", threads, work, 1, form) is None
+    assert "| limit, int8 | not measured | not measured |" in report.work_section(found)
+    assert "| MLP | 1 | 1 ms | reading weights | 25 % | 50 % | – |" in report.limits_section(found)
+
+
+def test_the_page_opens_with_what_is_fastest():
+    rows = report.summary_section(made_up()).splitlines()[2:]
+    assert len(rows) == len(CASES) == 10
+    assert rows[0] == "| MLP, decode one | LITERT: 2.5 | 2 | OURS-INT8: 4 | 4 | 4 |"
+    assert rows[2] == "| MLP, sample one, a fresh seed | not measured | – | – | – | – |"
+    assert rows[4] == "| 28×28 convolutions, decode one | not measured | – | – | – | – |"
+    assert rows[9] == "| from the start of Python to the first sample | OURS-FP32: 1.5 | 1.5 | – | – | – |"
+    nothing = {**made_up(), "models": {}, "cold": []}
+    assert all("not measured" in row for row in report.summary_section(nothing).splitlines()[2:])
+
+
+def test_the_figures_that_ship_make_every_part_of_the_page(root):
+    found = json.loads((root / "benchmarks" / report.FIGURES).read_text(encoding="utf-8"))
+    for name, section in report.SECTIONS.items():
+        assert section(found), name
 
 
 def test_c_is_compared_with_python_in_each_round():
@@ -238,7 +314,7 @@ def test_the_page_says_what_the_figures_say(finished, found):
     assert "A quick run" in page
     for contender in found["contenders"].values():
         assert contender["given"] in page
-    for name in ("bench-decode.png", "bench-start.png"):
+    for name in report.PICTURES:
         assert (finished / "images" / name).read_bytes().startswith(b"\x89PNG")
 
 

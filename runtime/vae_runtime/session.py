@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 _ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 # Bytes of a tensor that ONNX Runtime may compute of constants, beside 16 for each byte of the files.
 _MAX_FOLDED = 2**20
+# Values of a row, inputs and outputs together, up to which ONNX Runtime plans its memory ahead.
+_MAX_PLANNED = 2**13
+# Bytes of a graph from which on the memory that loading has freed is given back.
+_LARGE = 2**24
 # The names of ONNX Runtime's levels of optimization, each with those before it.
 OPTIMIZATIONS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
 
@@ -65,7 +69,8 @@ class Session:
             DeviceError: ONNX Runtime opened the session on another device.
         """
         data = data or {}
-        elements = sum(math.prod(tensor.shape) for tensors in (expected or {}).values() for tensor in tensors)
+        tensors = [tensor for tensors in (expected or {}).values() for tensor in tensors]
+        elements = sum(math.prod(tensor.shape) for tensor in tensors)
         if not isinstance(content, bytes):
             import mmap  # not needed on the start-up path
 
@@ -80,9 +85,16 @@ class Session:
         options = session_options(place, threads, data)
         # What ONNX Runtime computes of constants as it loads a graph: weights of 4 bits become eight times as large.
         # Versions that do not know this limit ignore it.
-        folded = _MAX_FOLDED + 16 * (size + sum(map(len, data.values())))
+        size += sum(map(len, data.values()))
+        folded = _MAX_FOLDED + 16 * size
         options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(folded))
+        # A plan spares a small graph a twentieth of its time. From the second call of each size on, it takes all its
+        # memory at once, beside that of the first call.
+        if elements > _MAX_PLANNED or any(tensor.dynamic for tensor in tensors):
+            options.enable_mem_pattern = False
         self.raw = open_on(device, content if isinstance(content, bytes) else str(content), options, place)
+        if size >= _LARGE:
+            _give_back()
         self.place = place
         self._max_memory = device.max_memory
         # ONNX Runtime would make new ones for each call, a tenth of the time of a small graph. It only reads them.
@@ -183,6 +195,14 @@ class Session:
         in_range = "give integers from the range that the model was trained on"
         advice = in_range if out_of_range else "compute fewer rows at a time, or with more memory"
         return VaeError(f"{self.place}: ONNX Runtime failed: {message}; {advice}")
+
+
+def _give_back() -> None:
+    """Give the system the memory that loading a graph has freed, which can be more than its weights: glibc keeps it."""
+    import ctypes  # not needed on the start-up path
+
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @functools.cache

@@ -436,6 +436,30 @@ def test_a_named_one_is_kept_and_an_activation_goes_before_the_interleaving():
     assert_same(fixed, changed, numbers(2, 3, 5, 4, seed=2))
 
 
+def test_wide_ones_of_any_picture_are_split_and_others_stay():
+    nodes = [
+        helper.make_node("ConvTranspose", ["x", "w", "b"], ["h"], strides=[2, 2], pads=[1] * 4, name="wide"),
+        helper.make_node("ConvTranspose", ["h", "v"], ["y"], strides=[2, 2], pads=[1] * 4, name="narrow"),
+    ]
+    weights = {"w": numbers(3, 32, 4, 4), "b": numbers(32, seed=1), "v": numbers(32, 2, 4, 4, seed=2)}
+    plain = graph_of(nodes, weights, (3, "height", "width"))
+    changed, lines = rewritten(plain)
+    assert operators(changed) == ["Conv", "DepthToSpace", "Slice", "ConvTranspose"]
+    assert lines == ("1 × transposed convolution of any picture made a convolution whose channels are interleaved",)
+    for size in ((5, 7), (1, 1)):
+        assert_same(plain, changed, numbers(2, 3, *size, seed=3))
+    for shape in ((3, 64, 64), (3, 64, "width")):
+        assert rewritten(graph_of(nodes, weights, shape))[1] == ()
+
+
+def test_a_wide_upsampling_and_convolution_of_any_picture_is_one_convolution():
+    plain = upsampled(numbers(32, 3, 3, 3))
+    changed, lines = rewritten(plain)
+    assert operators(changed) == ["Conv", "DepthToSpace", "Slice"]
+    assert len(lines) == 2
+    assert_same(plain, changed, numbers(2, 3, 5, 7, seed=2))
+
+
 def test_pruning_leaves_what_leads_to_an_output():
     model = upsampled(numbers(4, 3, 3, 3))
     model.graph.node.append(helper.make_node("Relu", ["u"], ["unused"]))

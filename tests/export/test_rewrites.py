@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from vae_export.graphs.nodes import prune
-from vae_export.graphs.rewrites import rewritten
+from vae_export.graphs.rewrites import rewritten, shapes_first
 from vae_export.graphs.sub_pixel import sub_pixel
 
 
@@ -355,6 +355,27 @@ def test_shapes_that_cannot_be_derived_leave_no_file_behind(tmp_path, monkeypatc
 def incomplete(self):
     self.run_ = False
     return False
+
+
+def test_a_reshape_to_an_output_comes_before_the_activation():
+    shape = {"shape": np.asarray([0, 2, 2], np.int64)}
+    nodes = [
+        helper.make_node("Neg", ["x"], ["n"]),
+        helper.make_node("Sigmoid", ["n"], ["s"]),
+        helper.make_node("Reshape", ["s", "shape"], ["y"]),
+    ]
+    plain = graph_of(nodes, shape, (4,))
+    changed = shapes_first(plain)
+    assert operators(changed) == ["Neg", "Reshape", "Sigmoid"]
+    assert operators(plain) == ["Neg", "Sigmoid", "Reshape"]
+    assert_same(plain, changed, numbers(3, 4))
+    # Not where something else reads the activation, nor in the middle of a graph.
+    nodes[1:] = [nodes[1], helper.make_node("Softmax", ["s"], ["t"]), helper.make_node("Add", ["s", "t"], ["a"])]
+    others = graph_of([*nodes, helper.make_node("Reshape", ["s", "shape"], ["y"])], shape, (4,))
+    assert shapes_first(others) == others
+    middle = [helper.make_node("Sigmoid", ["x"], ["s"]), helper.make_node("Reshape", ["s", "shape"], ["r"])]
+    others = graph_of([*middle, helper.make_node("Neg", ["r"], ["y"])], shape, (4,))
+    assert shapes_first(others) == others
 
 
 # Sub-pixel convolutions.

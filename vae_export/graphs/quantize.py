@@ -25,7 +25,8 @@ from onnx import numpy_helper
 from vae_runtime.errors import VaeError
 
 from .graph import IR_VERSION, OPSET, Graph, open_graph, require_same
-from .nodes import prune
+from .nodes import nodes_of, prune
+from .rewrites import shapes_first
 from .sub_pixel import sub_pixel
 
 Array = NDArray[Any]
@@ -158,54 +159,88 @@ def dynamic_settings(model: onnx.ModelProto, folder: Path) -> Iterator[list[Sett
 def static_settings(
     plain: Graph, model: onnx.ModelProto, feeds: Mapping[str, Array], calibration: str, folder: Path
 ) -> Iterator[list[Setting]]:
-    """Yield the settings for convolutions: calibration data fix the ranges of the values between the layers."""
-    from onnxruntime.quantization import (
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
+    """Yield the settings in which calibration data fix the ranges of the values between the layers."""
+    quantize = functools.partial(_quantize_static, plain, model, feeds, folder)
 
-    new_reader = _reader_of(feeds, one=plain.batch_of_one)
-
-    def quantize(operators: Sequence[str], kept: Collection[str], clipped: bool) -> onnx.ModelProto:
-        source, target = _marked(_with_phases(plain, model, kept, feeds), folder)
-        with _quiet():
-            quantize_static(
-                source,
-                target,
-                new_reader(),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=list(operators),
-                per_channel=True,
-                reduce_range=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                nodes_to_exclude=sorted(kept),
-                calibrate_method=CalibrationMethod.Percentile if clipped else CalibrationMethod.MinMax,
-                # Despite its name, CalibStridedMinMax sets the step of every method. Without it the quantizer keeps
-                # the values between all layers for all rows.
-                extra_options={"CalibPercentile": _PERCENTILE, "CalibStridedMinMax": 1} if clipped else {},
-            )
-        return onnx.load_model(target)
-
-    first, last = _ends(model)
-    layers = [*LAYERS, "DepthToSpace", "Relu", "Reshape", "Slice", "Transpose"]
-    for operators, kept, where in (
-        ([*LAYERS, *_BETWEEN], set(), ""),
-        # Logits have a wide range, so 8 bits of them are coarser than 8 bits of earlier values.
-        ([*LAYERS, *_BETWEEN], last, ", last layers in float32"),
-        (layers, last, ", float32 between the layers and in the last ones"),
-        (layers, first | last, ", float32 between the layers and in the first and last ones"),
-    ):
-        yield [
+    def clippings(method: str, operators: Sequence[str], kept: Collection[str]) -> list[Setting]:
+        return [
             Setting(
-                f"static int8 per channel{where}, {f'{_PERCENTILE:g} % of the' if clipped else 'whole'} ranges",
+                f"static int8 {method}, {f'{_PERCENTILE:g} % of the' if clipped else 'whole'} ranges",
                 functools.partial(quantize, operators, kept, clipped),
                 calibration,
             )
             for clipped in (True, False)
         ]
+
+    if is_dense(model):
+        yield clippings("per tensor", ["Gemm"], set())
+        return
+    first, last = (_with_what_follows(model, ends) if at_end else ends for at_end, ends in enumerate(_ends(model)))
+    between = [*LAYERS, *_BETWEEN]
+    layers = [*LAYERS, "DepthToSpace", "Relu", "Reshape", "Slice", "Transpose"]
+    for operators, kept, where in (
+        (between, set(), ""),
+        # Logits have a wide range, so 8 bits of them are coarser than 8 bits of earlier values.
+        (between, last, ", last layers in float32"),
+        (layers, last, ", float32 between the layers and in the last ones"),
+        (layers, first | last, ", float32 between the layers and in the first and last ones"),
+    ):
+        yield clippings(f"per channel{where}", operators, kept)
+
+
+def is_dense(model: onnx.ModelProto) -> bool:
+    """Return whether all layers with weights are dense layers of ONNX's operator Gemm."""
+    layers = [node for node in nodes_of(model) if node.op_type in (*LAYERS, "ConvTranspose")]
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return bool(layers) and all(node.op_type == "Gemm" and node.input[1] in weights for node in layers)
+
+
+def _quantize_static(
+    plain: Graph,
+    model: onnx.ModelProto,
+    feeds: Mapping[str, Array],
+    folder: Path,
+    operators: Sequence[str],
+    kept: Collection[str],
+    clipped: bool,
+) -> onnx.ModelProto:
+    """Return a graph that computes these operators in 8 bits, except for the nodes that are `kept`."""
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    dense = is_dense(model)
+    source, target = _marked(shapes_first(model) if dense else _with_phases(plain, model, kept, feeds), folder)
+    options: dict[str, Any] = {
+        # With a zero point for each channel, as a DequantizeLinear has them, ONNX Runtime's dense layers add up the
+        # values of each row first, which takes as long as a batch of one.
+        "TensorQuantOverrides": {
+            node.input[1]: [{"symmetric": True, "reduce_range": True}]
+            for node in model.graph.node
+            if node.op_type == "Gemm"
+        }
+    }
+    if dense:
+        # ONNX Runtime writes the sums of a dense layer as 8 bits where another one follows, and as float32 elsewhere.
+        options["OpTypesToExcludeOutputQuantization"] = list(operators)
+    if clipped:
+        # Despite its name, CalibStridedMinMax sets the step of every method. Without it the quantizer keeps the values
+        # between all layers for all rows.
+        options |= {"CalibPercentile": _PERCENTILE, "CalibStridedMinMax": 1}
+    with _quiet():
+        quantize_static(
+            source,
+            target,
+            _reader_of(feeds, one=plain.batch_of_one)(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(operators),
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=sorted(kept),
+            calibrate_method=CalibrationMethod.Percentile if clipped else CalibrationMethod.MinMax,
+            extra_options=options,
+        )
+    return onnx.load_model(target)
 
 
 def _reader_of(feeds: Mapping[str, Array], *, one: bool) -> Callable[[], Any]:
@@ -263,6 +298,16 @@ def _ends(model: onnx.ModelProto) -> tuple[set[str], set[str]]:
         for name in node.output:
             upstream[name] = before | ({node.name} & layers)
     return first, layers - not_last
+
+
+def _with_what_follows(model: onnx.ModelProto, names: Collection[str]) -> set[str]:
+    """Return these names of nodes, and those of the nodes that depend on them."""
+    found, written = set(names), set[str]()
+    for node in model.graph.node:
+        if node.name in found or written.intersection(node.input):
+            found.add(node.name)
+            written.update(node.output)
+    return found
 
 
 def _marked(model: onnx.ModelProto, folder: Path) -> tuple[str, str]:

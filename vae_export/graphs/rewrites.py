@@ -32,6 +32,8 @@ _LAYERS = ("Conv", "ConvTranspose", "Gemm")
 # Products of a transposed convolution for each place of its input, from which on convolving each phase is faster for
 # pictures of 64 × 64 and more.
 _MIN_PRODUCTS = 2**9
+# Operators of one input that work on each number alone.
+_ELEMENTWISE = ("Clip", "Exp", "Relu", "Sigmoid", "Softplus", "Tanh")
 
 
 def rewritten(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
@@ -74,6 +76,37 @@ def rewritten(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]
         return model, ()
     prune(changed)
     return changed, tuple(text.format(count) for text, count in done.items())
+
+
+def shapes_first(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a graph in which a Reshape to an output comes before the elementwise operator that it follows.
+
+    ONNX Runtime copies what a Reshape writes to an output; elsewhere it only looks at the same memory. In float32 a
+    dense layer contains its activation, where a Reshape between the two would cost more.
+
+    Args:
+        model: a graph; not modified.
+    """
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    while _shape_first(NodeIndex(changed)):
+        pass
+    return changed
+
+
+def _shape_first(graph: NodeIndex) -> bool:
+    """Swap one elementwise operator and the Reshape to an output after it; return whether there were such."""
+    outputs = {value.name for value in graph.graph.output}
+    for node in graph.nodes:
+        active = graph.unshared_producer(node) if node.op_type == "Reshape" and node.output[0] in outputs else None
+        if active is None or active.op_type not in _ELEMENTWISE:
+            continue
+        shaped, then = copy_of(node), copy_of(active)
+        shaped.input[0], shaped.output[0] = active.input[0], f"{node.output[0]}.shaped"
+        then.input[0], then.output[0] = shaped.output[0], node.output[0]
+        graph.replace([active, node], [shaped, then])
+        return True
+    return False
 
 
 def _fold(graph: NodeIndex) -> bool:

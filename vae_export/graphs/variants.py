@@ -20,6 +20,7 @@ from .quantize import (
     LAYERS,
     Setting,
     dynamic_settings,
+    is_dense,
     restore_contract,
     static_settings,
     with_half_weights,
@@ -197,11 +198,11 @@ def _int8(measurement: Measurement, plain: Graph, calibration: Observations, fol
     convolutions = [node for node in nodes_of(model) if node.op_type in ("Conv", "ConvTranspose")]
     # ONNX Runtime's integer convolutions over one or three axes are up to twelve times slower than float32.
     slow = any(weights.get(node.input[1], 4) != 4 for node in convolutions)
-    if convolutions and not slow:
+    if (convolutions and not slow) or is_dense(model):
         feeds = measurement.feeds(plain.component, calibration)
         draws = " and as many draws from the prior" if measurement.draws_prior(plain.component) else ""
         yield from static_settings(plain, model, feeds, f"{calibration}{draws}", folder)
-    elif not convolutions:
+    if not convolutions:
         yield from dynamic_settings(model, folder)
     stored_in_int8 = with_int8_weights(model)
     if stored_in_int8 is not None:

@@ -7,6 +7,7 @@ from torch import nn
 
 from vae_export.errors import ExportError
 from vae_export.sources import Examples, model_source
+from vae_export.understand.adapt import adapt
 from vae_export.understand.declaration import Declaration
 from vae_export.understand.probe import probe
 from vae_export.understand.state import unchanged
@@ -81,6 +82,77 @@ class Forced(Plain):
         return self.decode(mu + self.noise(mu) * torch.exp(0.5 * logvar), x), mu, logvar
 
 
+class Averaging(Plain):
+    """Keeps an average of what it sees, in evaluation mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(12))
+
+    def encode(self, x):
+        self.seen = 0.9 * self.seen + 0.1 * x.mean(0)
+        return super().encode(x - self.seen)
+
+
+class Annealing(Plain):
+    steps = 0
+
+    def noise(self, mu):
+        self.steps += 1
+        return super().noise(mu) * self.steps / 100
+
+
+class Skipping(Plain):
+    """Its decoder takes what the encoder left."""
+
+    def encode(self, x):
+        self.skip = 0.1 * x
+        return super().encode(x)
+
+    def decode(self, z):
+        return self.head(z) + self.skip
+
+
+class Restoring(Plain):
+    """Standardizes each observation, and its decoder undoes that."""
+
+    def encode(self, x):
+        self.seen = [x.mean(1, keepdim=True)]
+        return super().encode(x - self.seen[0])
+
+    def decode(self, z):
+        return self.head(z) + self.seen[0][: len(z)]
+
+
+class OfTheFirst(Plain):
+    def encode(self, x):
+        self.first = x[:1].mean()
+        return super().encode(x)
+
+    def decode(self, z):
+        return self.head(z) + self.first
+
+
+class Recurrent(Plain):
+    state = 0.0
+
+    def decode(self, z):
+        self.state = 0.5 * self.state + float(z.sum())
+        return self.head(z) + self.state
+
+    def forward(self, x):
+        mu, logvar = self.encode(x)
+        return mu + self.noise(mu) * torch.exp(0.5 * logvar)
+
+
+class Keeping(Plain):
+    """Leaves things behind that nothing reads."""
+
+    def encode(self, x):
+        self.last, self.count = x, getattr(self, "count", 0) + 1
+        return super().encode(x)
+
+
 def understood(model, x=X):
     source = model_source(model, Declaration(), Examples(x), None)
     with unchanged(source.model):
@@ -100,6 +172,11 @@ def understood(model, x=X):
             r"^decode: also takes x, the observation itself, as in teacher forcing; pass decode=, a function of the",
         ),
         # Its answers are in doubt for no other reason.
+        (Averaging, r"^encode: two runs with the same noise differ, and each leaves something in the model \(seen\)"),
+        (Annealing, r"^forward: two runs with the same noise differ, and each leaves .* \(steps\) .* self\.training"),
+        (Skipping, r"^decode: its answer .* depends on what the last call of encode left in the model \(skip\)"),
+        (Restoring, r"what the last call of encode left in the model \(seen\), .* make that a condition"),
+        (OfTheFirst, r"what the last call of encode left in the model \(first\)"),
         (Still, r"^posterior: cannot find out what encode's second tensor is, forward draws no normal noise; pass"),
     ],
 )
@@ -133,3 +210,18 @@ def test_other_values_are_tried_only_where_no_two_rows_differ(x, runs):
         probe(adapted)
     # Each row alone is run beside.
     assert [batches.count(6), batches.count(1)] == [runs, 4]
+
+
+def test_what_a_model_keeps_and_does_not_read_is_no_fault():
+    assert understood(Keeping()).signature.latent.posterior.kind == "normal"
+
+
+def test_without_the_check_a_decoder_takes_what_the_example_left(monkeypatch):
+    monkeypatch.setattr("vae_export.understand.adapt.require_no_memory", lambda *given: None)
+    assert understood(OfTheFirst()).signature.latent.prior.kind == "normal"
+
+
+def test_a_decoder_with_a_state_of_its_own_is_refused():
+    model = Recurrent().eval()
+    with unchanged(model), pytest.raises(ExportError, match=r"what an earlier call of decode left .* \(state\)"):
+        adapt(model, X, Declaration(posterior="logvar"))

@@ -38,6 +38,7 @@ from .functions import (
     require_parameters,
     tensors_in,
 )
+from .memory import Memory, require_no_memory
 from .observation import conditions_of, observation_of
 from .posterior import SAME, ForwardDiffers, distance
 from .quantizer import cut_at_quantizers
@@ -196,8 +197,10 @@ class _Data:
 
 def _adapted(functions: Functions, data: _Data, declaration: Declaration) -> tuple[Functions, Adapted]:
     """Make modules of a pair of functions, and describe their tensors; the functions get the dtypes that they take."""
+    memory = Memory(functions.model)
     encoder = understand_encoder(functions, declaration)
     functions = encoder.functions
+    require_no_memory(functions, encoder.values, memory.changed())
     decoder = understand_decoder(functions, encoder.values, declaration)
     observation = observation_of(data.model, functions.example, declaration, decoder.likelihood.kind)
     by_component = {"encoder": functions.encode_conditions, "decoder": functions.decode_conditions}

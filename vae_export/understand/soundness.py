@@ -12,6 +12,7 @@ from ..errors import ExportError
 from .declaration import Declaration
 from .draws import Draws
 from .functions import conditions_taken, find_functions, tensors_in
+from .memory import Memory, names_of
 from .posterior import distance
 
 # How far two answers to the same row may be apart, as a share of the largest magnitude.
@@ -51,22 +52,33 @@ def require_sound(
                 return tensors_in(function(example[:rows].clone(), **{key: c[:rows] for key, c in taken.items()}))
 
         try:
-            first, second, alone = answers(len(example)), answers(len(example)), answers(1)
+            first = answers(len(example))
+            memory = Memory(model)
+            second = answers(len(example))
+            changed = memory.changed()
+            alone = answers(1)
         except Exception:
             # Not every model has a forward that takes the example; a failing encode has a reason of its own.
             continue
         if draws.other:
             # Random functions that are seen have a reason of their own.
             continue
-        _require_agreement(name, first, second, alone, len(example))
+        _require_agreement(name, first, second, alone, len(example), changed)
 
 
-def _require_agreement(name: str, first: list[Tensor], second: list[Tensor], alone: list[Tensor], n: int) -> None:
+def _require_agreement(
+    name: str, first: list[Tensor], second: list[Tensor], alone: list[Tensor], n: int, changed: list[str]
+) -> None:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in first):
         raise ExportError(
             f"{name}: expected finite numbers for the example, got NaN or infinity; check the weights and the example"
         )
     if any(a.shape != b.shape or distance(a.float(), b.float()) > _SAME for a, b in zip(first, second, strict=False)):
+        if changed:
+            raise ExportError(
+                f"{name}: two runs with the same noise differ, and each leaves something in the model "
+                f"({names_of(changed)}) that may change the next; make that depend on self.training"
+            )
         raise ExportError(
             f"{name}: two runs with the same noise differ: it draws with something else than PyTorch, such as numpy's "
             "generator; draw with torch.randn_like"

@@ -6,10 +6,11 @@ for or against is marked as assumed.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,20 +21,15 @@ from vae_runtime.manifest import Latent, LatentPrior
 
 from ..errors import ExportError
 from .adapted import Adapted, run_module
-from .functions import Functions
+from .draws import Draws
+from .functions import Functions, conditions_taken
 from .posterior import SAME, distance
 from .prior import mixture_prior
 from .reading import AS_CODES
 from .sampler import NotASampler, Sampler, Trial, decoded, samplers_of
 from .state import used_tensors
+from .stated import Setting, has_direction, numbers_in, returned_priors, scaling, stated_priors, supplied
 
-# Fields of a configuration, and parts of a model, that are there because another model supplies the latents, such as a
-# diffusion model.
-_SUPPLIED = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "use_quant_conv", "invert_scale_latents")
-_PARTS = (
-    "quant_conv", "post_quant_conv", "quant_conv_mu", "encode_stage_2_inputs", "decode_stage_2_outputs",
-    "enable_tiling",
-)  # fmt: skip
 # Words in the names of weights that belong to a prior.
 _PRIOR_WORDS = (
     "prior", "pseudo", "vamp", "flow", "mixture", "gmm", "cluster", "made", "realnvp", "coupling", "p_z", "pz", "p_net",
@@ -87,10 +83,16 @@ def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True, 
     latents = [latent for latent in adapted.signature.latents if latent.posterior.outputs]
     owners = [owner for owner in (holder, functions.model) if owner is not None]
     for owner in owners:
-        supplied = _supplied(owner)
-        if supplied:
-            reason = f"another model supplies the latents, as {supplied} in this model says"
-            return _none(reason, *_scaling(owner, latents[0].shape[0]))
+        found = supplied(owner, (latents[0].shape[0], int(np.prod(latents[0].shape))))
+        if found is not None:
+            name = found if isinstance(found, str) else found.name
+            if not has_direction(found):
+                return _none(
+                    f"another model supplies the latents, as {name} in this model says, and which way it takes them "
+                    "is unknown: pass latent_scale= and latent_shift="
+                )
+            scale, shift = scaling(owner, latents[0].shape[0], partial(_is_read, functions.model, adapted))
+            return _none(f"another model supplies the latents, as {name} in this model says", scale, shift)
     for owner in owners:
         shown = _from_sampler(owner, functions, adapted, latents)
         if shown is not None:
@@ -111,7 +113,16 @@ def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True, 
         return _none(reason)
     if any(latent.posterior.noise for latent in latents):
         return _none("the posterior of one latent depends on a draw of another, and its prior may, too")
-    left = [name for owner in owners for name in _stated_numbers(owner)]
+    left = [name for owner in owners for name in stated_priors(owner)]
+    if left:
+        return _none(f"the model states {_names(left)}, which may be another prior's than the standard normal")
+    left = _returned_priors(functions)
+    if left:
+        return _none(f"forward returns {_names(left)}, which may be another prior's than the standard normal")
+    held = _supplied_within(functions.model)
+    if held is not None:
+        return _none(f"its part {held} says that another model supplies the latents")
+    left = []
     left += _left_over(holder if isinstance(holder, nn.Module) else functions.model, adapted)
     if left:
         return _none(f"neither encode nor decode reads {_names(left)}, which may be a learned prior")
@@ -126,33 +137,54 @@ def _none(reason: str, scale: float | tuple[float, ...] = 1.0, shift: float | tu
     return Evidence(LatentPrior("none", reason=reason), f"prior: none, {reason}; {_SETTLE}", None, scale, shift)
 
 
-def _supplied(model: object) -> str | None:
-    """What says that another model supplies the latents: a field of a configuration, or a part of the model."""
-    for name in _SUPPLIED:
-        if _setting(model, name) is not None:
-            return name
-    return next((name for name in _PARTS if callable(getattr(model, name, None))), None)
+def _is_read(model: nn.Module, adapted: Adapted, setting: Setting) -> bool:
+    """Whether encode or decode changes with a setting."""
+    if isinstance(setting.value, Tensor) and setting.name in dict(model.named_buffers()):
+        return setting.name not in unread(model, adapted, rows=2)
+
+    def answers() -> list[Tensor]:
+        return [
+            output
+            for name, module in adapted.modules.items()
+            for output in run_module(module, [tensor[:2] for tensor in adapted.given(name)], again=True)
+        ]
+
+    numbers = numbers_in(setting.value)
+    before = answers()
+    if not setting.own or numbers is None or numbers.size != 1:
+        return False
+    own = vars(setting.holder)
+    kept = own.get(setting.name)
+    object.__setattr__(setting.holder, setting.name, 1.5 * float(numbers[0]) + 0.1)
+    try:
+        after = answers()
+    except Exception:
+        return True
+    finally:
+        if kept is None:
+            object.__delattr__(setting.holder, setting.name)
+        else:
+            object.__setattr__(setting.holder, setting.name, kept)
+    return any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def _setting(model: object, name: str) -> Any:
-    """A field of a model's configuration, or an attribute of its own that is no function."""
-    for holder in (getattr(model, "config", None), getattr(model, "hparams", None), model):
-        value = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
-        if value is not None and not callable(value):
-            return value
+def _returned_priors(functions: Functions) -> list[str]:
+    """The names of the fields of the answer of `forward` that are those of a prior."""
+    if type(functions.model).forward is nn.Module.forward:
+        return []
+    taken = conditions_taken(functions.model, functions.conditions)
+    with contextlib.suppress(Exception), torch.no_grad(), Draws.constant(0.0):
+        return returned_priors(functions.model(functions.example.clone(), **taken))
+    return []
+
+
+def _supplied_within(model: nn.Module) -> str | None:
+    """The name of a part that has a configuration of its own, with the scale of the latents that other models take."""
+    for name, module in model.named_modules():
+        settings = getattr(module, "config", None)
+        if name and settings is not None and supplied(module, ()) is not None:
+            return f"{name} ({type(module).__name__})"
     return None
-
-
-def _scaling(model: object, channels: int) -> tuple[float | tuple[float, ...], float | tuple[float, ...]]:
-    """The scale and the shift of a configuration: one number, or one for each channel."""
-    factor, shift = _setting(model, "scaling_factor"), _setting(model, "shift_factor")
-    mean, std = _setting(model, "latents_mean"), _setting(model, "latents_std")
-    one = float(factor) if isinstance(factor, (int, float)) else 1.0
-    if mean is not None and std is not None:
-        means, stds = (torch.as_tensor(each, dtype=torch.float64).flatten().tolist() for each in (mean, std))
-        if len(means) == len(stds) == channels:
-            return tuple(one / each for each in stds), tuple(means)
-    return one, float(shift) if isinstance(shift, (int, float)) else 0.0
 
 
 def _names(names: Sequence[str]) -> str:
@@ -226,17 +258,6 @@ def _of_a_prior(model: object, adapted: Adapted) -> list[str]:
     """The names of weights that neither component reads and that are named as a prior's."""
     names = _left_over(model, adapted) if isinstance(model, nn.Module) else []
     return [name for name in names if _OWN_PRIOR_WORDS & _words(name)]
-
-
-def _stated_numbers(owner: object) -> list[str]:
-    """Attributes with the word prior that are numbers other than those of a standard normal, and no weights."""
-    found = []
-    for name, value in vars(owner).items():
-        if "prior" in name.lower() and isinstance(value, (float, Tensor)):
-            numbers = torch.as_tensor(value)
-            if not bool(((numbers == 0) | (numbers == 1)).all()):
-                found.append(name)
-    return found
 
 
 def _is_constant(adapted: Adapted, latent: Latent) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import weakref
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .chunks import Stream
     from .devices import Device
     from .manifest import Latent, Manifest, TensorSpec
+    from .prior import Draw
 
     Array = NDArray[np.float32]
     RowsFeed = Callable[[int, int], Feeds]
@@ -130,14 +132,35 @@ class Networks:
         names = (likelihood.mean, likelihood.scale_output) if likelihood.scale_output else (likelihood.mean,)
         return self.computation("decoder", names).run(feed, n, batch_size, out, draw)[0]
 
-    def decode_on_device(self, feed: Feed, n: int) -> Any:
-        """The likelihood's mean for all rows at once, left on the device, as an `onnxruntime.OrtValue`.
+    @functools.cached_property
+    def draw_on_device(self) -> Draw:
+        """How noise is drawn for `decode_on_device`, as `prior.draw_normal` does: on the device where that can be."""
+        from .device_noise import on_device  # not needed by most
+
+        return on_device(self._device)
+
+    def decode_on_device(self, feed: RowsFeed, n: int, batch_size: int | None) -> Any:
+        """The likelihood's mean for all rows, left on the device, as an `onnxruntime.OrtValue`.
+
+        Args:
+            feed: gives the graph's inputs for any range of rows; arrays may be on the device.
+            n: how many rows.
+            batch_size: how many to compute at once; None computes all.
 
         Raises:
             DeviceError: this ONNX Runtime is too old for it.
+            InputError: `batch_size` is wrong, or an answer has sizes that the manifest leaves open.
         """
-        feeds = feed if isinstance(feed, dict) else feed(0, n)
-        return self.session("decoder").run_on_device(self.mean.outputs[0], _contiguous(feeds))
+        session, (name,) = self.session("decoder"), self.mean.outputs
+        whole = None
+        for first, last in batches(n, n if batch_size is None else batch_size):
+            feeds = _contiguous(feed(first, last))
+            if last - first == n:
+                return session.run_on_device(name, feeds)
+            if whole is None:
+                whole = session.empty_on_device((n, *self.mean.fixed_shape(name)))
+            session.run_on_device(name, feeds, (whole, first))
+        return whole
 
 
 class Computation:
@@ -169,6 +192,20 @@ class Computation:
             if not others and networks.max_seconds is None:
                 batch = 1 if component in manifest.batch_of_one else self._batch_size
                 self.max_rows = min(batch, _MAX_BYTES // max(1, row))
+
+    def fixed_shape(self, output: str) -> tuple[int, ...]:
+        """The shape of one row of an output.
+
+        Raises:
+            InputError: the manifest leaves sizes of it open.
+        """
+        (tensor,) = [tensor for tensor in self._results if tensor.name == output]
+        if tensor.dynamic:
+            raise InputError(
+                f"batch_size: on_device decodes {output}, whose sizes are open, all at once and does not take it; "
+                "leave it out"
+            )
+        return tensor.shape
 
     def run(
         self, feed: Feed, n: int, batch_size: int | None = None, out: Array | None = None, finish: Finish | None = None
@@ -375,7 +412,10 @@ def open_session(
 
 def _contiguous(feeds: Feeds) -> Feeds:
     # One value for all rows is a view that ONNX Runtime does not take.
-    return {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+    # Arrays on a device are drawn whole.
+    return {
+        name: np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array for name, array in feeds.items()
+    }
 
 
 def batches(n: int, batch_size: int) -> Iterator[tuple[int, int]]:

@@ -81,7 +81,7 @@ def normal(
     """
     if truncation is not None:
         bound = require_number("truncation", truncation, _NARROWEST, _WIDEST)
-        nearest = _nearest_tail(math.floor(bound * 2.0**21))
+        nearest = nearest_tail(bound)
         if nearest:
             truncated = _Kind(
                 "normal", np.dtype(np.float32),
@@ -121,7 +121,14 @@ class _Kind(NamedTuple):
     further: tuple[float, ...] = ()
 
 
-def _draw(seed: int, start: int, n: int, shape: Sequence[int], stream: int, kind: _Kind) -> NDArray[Any]:
+def address(
+    seed: int, start: int, n: int, shape: Sequence[int], stream: int
+) -> tuple[int, int, int, tuple[int, ...], int]:
+    """Check the arguments of a draw, and return them as plain integers, the seed as 0 … 2**64 - 1.
+
+    Raises:
+        InputError: an argument is out of its range.
+    """
     seed = require_integer("seed", seed, -(2**63), 2**64 - 1) & (2**64 - 1)
     start = require_integer("start", start, 0, 2**64 - 1)
     n = require_integer("n", n, 0, 2**48)
@@ -132,10 +139,15 @@ def _draw(seed: int, start: int, n: int, shape: Sequence[int], stream: int, kind
         raise InputError(f"shape: expected a sequence of sizes, got {shape!r}") from None
     if len(sizes) > 32:
         raise InputError(f"shape: expected at most 32 axes, got {len(sizes)}")
-    elements = math.prod(sizes)
     # Axes of no element beside huge ones count too: numpy has no array of such a shape.
     if (largest := math.prod(filter(None, sizes))) > 2**34:
         raise InputError(f"shape: expected at most 2**34 elements in one sample, got {largest}")
+    return seed, start, n, sizes, stream
+
+
+def _draw(seed: int, start: int, n: int, shape: Sequence[int], stream: int, kind: _Kind) -> NDArray[Any]:
+    seed, start, n, sizes, stream = address(seed, start, n, shape, stream)
+    elements = math.prod(sizes)
     blocks = -(-elements // 4)
     try:
         out = np.empty((n, elements), kind.dtype)
@@ -155,7 +167,8 @@ def _draw(seed: int, start: int, n: int, shape: Sequence[int], stream: int, kind
     return out.reshape(n, *sizes)
 
 
-def _round_keys(seed: int) -> list[tuple[int, int]]:
+def round_keys(seed: int) -> list[tuple[int, int]]:
+    """The two keys of each of Philox's ten rounds, for a seed from 0 to 2**64 - 1."""
     low, high = seed & _MASK32, seed >> 32
     return [((low + i * _WEYL_0) & _MASK32, (high + i * _WEYL_1) & _MASK32) for i in range(10)]
 
@@ -206,7 +219,7 @@ def _fill(
     out: NDArray[Any], seed: int, start: int, stream: int, blocks: int,
     of_words: Callable[[NDArray[np.uint32], NDArray[Any]], None],
 ) -> None:  # fmt: skip
-    keys = _round_keys(seed)
+    keys = round_keys(seed)
     n = out.shape[0]
     columns = min(blocks, _CHUNK)
     rows = max(1, _CHUNK // columns)
@@ -214,31 +227,40 @@ def _fill(
         samples = np.uint64(start) + np.arange(row, min(row + rows, n), dtype=np.uint64)[:, None]
         for column in range(0, blocks, columns):
             block = np.arange(column, min(column + columns, blocks), dtype=np.uint64)[None, :]
-            words = _philox(block, stream, samples, keys)
+            words = philox(block, stream, samples, keys)
             of_words(words, out[row : row + rows, 4 * column : 4 * (column + columns)])
 
 
-def _philox(
-    block: NDArray[np.uint64], stream: int, sample: NDArray[np.uint64], keys: list[tuple[int, int]]
-) -> NDArray[np.uint32]:
-    """The words of every sample (a column) and block (a row), uint32 [samples, 4 · blocks]."""
+def philox(block: Any, stream: int, sample: Any, keys: list[tuple[int, int]], arrays: Any = np) -> Any:
+    """The words of every sample and block by Philox4x32-10 (specification, section 1).
+
+    Args:
+        block: uint64 [1, blocks], their numbers.
+        stream: 0 … 2**32 - 1.
+        sample: uint64 [samples, 1], their indices.
+        keys: of `round_keys`.
+        arrays: the module whose arrays these are, numpy or one with its functions.
+
+    Returns:
+        uint32 [samples, 4 · blocks].
+    """
     mask, half = np.uint64(_MASK32), np.uint64(32)
-    multipliers = np.array([[_MULTIPLIER_0], [_MULTIPLIER_1]], np.uint64)
+    multipliers = arrays.array([[_MULTIPLIER_0], [_MULTIPLIER_1]], np.uint64)
     shape = len(sample), block.shape[1]
     # The counter's words as the rows of two arrays, (a, c) and (b, d), so that one call of numpy works on two words.
-    counter = np.empty((2, 2, *shape), np.uint64)
+    counter = arrays.empty((2, 2, *shape), np.uint64)
     counter[0, 0], counter[0, 1] = block, sample & mask
     counter[1, 0], counter[1, 1] = stream, sample >> half
     factors, others = counter.reshape(2, 2, -1)
-    products = np.empty_like(factors)
+    products = arrays.empty_like(factors)
     swapped = products[::-1]
-    for key in np.array(keys, np.uint64)[:, :, None]:
-        np.multiply(factors, multipliers, out=products)
-        np.right_shift(swapped, half, out=factors)
-        np.bitwise_xor(factors, others, out=factors)
-        np.bitwise_xor(factors, key, out=factors)
-        np.bitwise_and(swapped, mask, out=others)
-    words = np.empty((factors.shape[1], 4), np.uint32)
+    for key in arrays.array(keys, np.uint64)[:, :, None]:
+        arrays.multiply(factors, multipliers, out=products)
+        arrays.right_shift(swapped, half, out=factors)
+        arrays.bitwise_xor(factors, others, out=factors)
+        arrays.bitwise_xor(factors, key, out=factors)
+        arrays.bitwise_and(swapped, mask, out=others)
+    words = arrays.empty((factors.shape[1], 4), np.uint32)
     for place, word in enumerate((factors[0], others[0], factors[1], others[1])):
         words[:, place] = word
     return words.reshape(shape[0], 4 * shape[1])
@@ -311,6 +333,15 @@ def _nearest_tail(bound: int) -> int:
         else:
             low = middle + 1
     return low
+
+
+def nearest_tail(truncation: float) -> int:
+    """The nearest tail distance m0 of a truncation (specification, section 4), 0 where it changes nothing.
+
+    Raises:
+        InputError: the truncation is out of its range.
+    """
+    return _nearest_tail(math.floor(require_number("truncation", truncation, _NARROWEST, _WIDEST) * 2.0**21))
 
 
 def _truncated_word(word: int, nearest: int) -> int:

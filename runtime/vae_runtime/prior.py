@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     # As in `inputs`, which needs this module.
     Feeds = dict[str, NDArray[Any]]
     Feed = Feeds | Callable[[int, int], Feeds]
+    # Takes and returns what `draw_normal` does; the array may be on a device.
+    Draw = Callable[[int, int, int, Sequence[int], int, float, float | None], Any]
 
 # The highest temperature; far beyond it latents leave float32's range.
 MAX_TEMPERATURE = 1e6
@@ -84,8 +86,9 @@ class Prior:
         self._next: tuple[int, int] | None = None
 
     def draw(
-        self, seed: int, start: int, n: int, shapes: Shapes, temperature: float = 1.0, truncation: float | None = None
-    ) -> dict[str, Array]:
+        self, seed: int, start: int, n: int, shapes: Shapes, temperature: float = 1.0, truncation: float | None = None,
+        draw: Draw = draw_normal,
+    ) -> dict[str, Array]:  # fmt: skip
         """Draw every latent.
 
         Args:
@@ -95,6 +98,7 @@ class Prior:
             shapes: of each latent; `shapes` of this object are the usual ones.
             temperature: scales the noise, 0 … 1e6.
             truncation: bounds the noise before that; see `noise.normal`.
+            draw: draws latents whose prior is standard normal, as `draw_normal`; their arrays are of its kind.
 
         Returns:
             float32 [n, *shape] by the latents' names.
@@ -103,7 +107,7 @@ class Prior:
             InputError: an argument is out of its range, or a latent has no prior to draw from.
         """
         return {
-            latent.name: self.draw_one(number, seed, start, n, shapes[number], temperature, truncation)
+            latent.name: self.draw_one(number, seed, start, n, shapes[number], temperature, truncation, draw)
             for number, latent in enumerate(self._latents)
         }
 
@@ -126,22 +130,31 @@ class Prior:
         # No closure: its variables would slow down the way above.
         return functools.partial(self._feed_part, rows, seed, start, shapes, temperature, truncation)
 
+    def feed_by(
+        self, draw: Draw, rows: Feeds, seed: int, start: int, shapes: Shapes, temperature: float,
+        truncation: float | None,
+    ) -> Callable[[int, int], Feeds]:  # fmt: skip
+        """As `feed`, with latents that `draw` draws, as `draw_normal` does, wherever its arrays are."""
+        return functools.partial(self._feed_part, rows, seed, start, shapes, temperature, truncation, draw=draw)
+
     def _feed_part(
         self, rows: Feeds, seed: int, start: int, shapes: Shapes, temperature: float, truncation: float | None,
-        first: int, last: int,
+        first: int, last: int, draw: Draw = draw_normal,
     ) -> Feeds:  # fmt: skip
-        latents = self.draw(seed, noise.advance(start, first), last - first, shapes, temperature, truncation)
+        latents = self.draw(seed, noise.advance(start, first), last - first, shapes, temperature, truncation, draw)
         return {**latents, **{name: array[first:last] for name, array in rows.items()}}
 
     def draw_one(
         self, number: int, seed: int, start: int, n: int, shape: tuple[int, ...], temperature: float = 1.0,
-        truncation: float | None = None,
+        truncation: float | None = None, draw: Draw = draw_normal,
     ) -> Array:  # fmt: skip
         """Draw the latent of this number in the manifest; arguments as of `draw`."""
         latent = self._latents[number]
         kind = latent.prior.kind
         if kind == "normal":
-            return draw_normal(seed, start, n, shape, noise.stream_of(noise.PRIOR, number), temperature, truncation)
+            stream = noise.stream_of(noise.PRIOR, number)
+            drawn: Array = draw(seed, start, n, shape, stream, temperature, truncation)
+            return drawn
         if kind == "mixture":
             if shape != latent.shape:
                 raise InputError(

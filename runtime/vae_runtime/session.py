@@ -139,11 +139,19 @@ class Session:
         except Exception as error:
             raise self._failure(error) from error
 
-    def run_on_device(self, output: str, feeds: Mapping[str, NDArray[Any]]) -> Any:
+    def run_on_device(
+        self, output: str, feeds: Mapping[str, Any], into: tuple[Any, int] | None = None
+    ) -> Any:  # fmt: skip
         """Compute one output and leave it on the device; upload, graph and output share the session's stream.
 
+        Args:
+            output: its name.
+            feeds: numpy's arrays by name, C-contiguous, and float32 arrays on the device with
+                `__cuda_array_interface__`, which are complete or made on the session's stream.
+            into: a value of `empty_on_device`, and its row at which the output begins.
+
         Returns:
-            An `onnxruntime.OrtValue`, which other libraries take by DLPack.
+            An `onnxruntime.OrtValue`, which other libraries take by DLPack; `into`'s where it is given.
 
         Raises:
             DeviceError: the values of this ONNX Runtime do not support DLPack.
@@ -158,14 +166,36 @@ class Session:
         binding = self.raw.io_binding()
         try:
             for name, array in feeds.items():
-                binding.bind_cpu_input(name, array)
-            binding.bind_output(output, *self._memory)
+                if isinstance(array, np.ndarray):
+                    binding.bind_cpu_input(name, array)
+                else:
+                    there = array.__cuda_array_interface__
+                    binding.bind_input(name, *self._memory, np.float32, there["shape"], there["data"][0])
+            if into is None:
+                binding.bind_output(output, *self._memory)
+            else:
+                whole, first = into
+                shape = [len(next(iter(feeds.values()))), *whole.shape()[1:]]
+                offset = first * math.prod(shape[1:]) * np.dtype(np.float32).itemsize
+                binding.bind_output(output, *self._memory, np.float32, shape, whole.data_ptr() + offset)
             with self._limited() as limits:
                 self.raw.run_with_iobinding(binding, limits)
             binding.synchronize_outputs()
         except Exception as error:
             raise self._failure(error) from error
-        return binding.get_outputs()[0]
+        return binding.get_outputs()[0] if into is None else into[0]
+
+    def empty_on_device(self, shape: Sequence[int]) -> Any:
+        """Memory of the device for float32 numbers of a shape, as an `onnxruntime.OrtValue`.
+
+        Raises:
+            VaeError: the device has no such memory.
+        """
+        create = import_onnxruntime().OrtValue.ortvalue_from_shape_and_type
+        try:
+            return create(list(shape), np.float32, *self._memory)
+        except Exception as error:
+            raise self._failure(error) from error
 
     @contextlib.contextmanager
     def _limited(self) -> Iterator[Any]:
@@ -235,31 +265,24 @@ class RowSession(Session):
         for row, part in zip(_rows(feeds), _rows(results), strict=True):
             super().run_into(row, part)
 
-    def run_on_device(self, output: str, feeds: Mapping[str, NDArray[Any]]) -> Any:
+    def run_on_device(
+        self, output: str, feeds: Mapping[str, Any], into: tuple[Any, int] | None = None
+    ) -> Any:  # fmt: skip
         """As `Session.run_on_device`."""
         rows = list(_rows(feeds))
-        first = super().run_on_device(output, rows[0])
-        if len(rows) == 1:
-            return first
-        # The first answer has the sizes that the manifest may leave open. Every row is then written into one array.
-        shape, binding = first.shape(), self.raw.io_binding()
-        create = import_onnxruntime().OrtValue.ortvalue_from_shape_and_type
-        whole = create([len(rows), *shape[1:]], np.float32, *self._memory)
-        size = math.prod(shape) * np.dtype(np.float32).itemsize
-        try:
-            for number, row in enumerate(rows):
-                for name, array in row.items():
-                    binding.bind_cpu_input(name, array)
-                binding.bind_output(output, *self._memory, np.float32, shape, whole.data_ptr() + number * size)
-                with self._limited() as limits:
-                    self.raw.run_with_iobinding(binding, limits)
-            binding.synchronize_outputs()
-        except Exception as error:
-            raise self._failure(error) from error
+        if into is None:
+            # The first answer has the sizes that the manifest may leave open. Every row is then written into one array.
+            first = super().run_on_device(output, rows[0])
+            if len(rows) == 1:
+                return first
+            into = self.empty_on_device([len(rows), *first.shape()[1:]]), 0
+        whole, start = into
+        for number, row in enumerate(rows, start):
+            super().run_on_device(output, row, (whole, number))
         return whole
 
 
-def _rows(arrays: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, NDArray[Any]]]:
+def _rows(arrays: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Divide arrays by name into batches of one."""
     for row in range(len(next(iter(arrays.values())))):
         yield {name: array[row : row + 1] for name, array in arrays.items()}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from .inputs import Conditions, Feeds, Latents, LatentShape
     from .posterior import Encoder, Encoding, Posterior, Posteriors
+    from .prior import Shapes
     from .score import Scores
     from .tiles import Tile
 
@@ -120,7 +121,17 @@ def _refuse_on_device(**arguments: Any) -> None:
     """Refuse arguments of `sample` that are given beside `on_device`."""
     for name, value in arguments.items():
         if value is not None:
-            raise InputError(f"{name}: on_device decodes all at once and does not take it; leave it out")
+            raise InputError(f"{name}: on_device leaves the mean on the device and does not take it; leave it out")
+
+
+def _left_on_device(
+    vae: VAE, rows: Feeds, seed: int, start: int, n: int, shapes: Shapes, temperature: float, truncation: float | None,
+    batch_size: int | None,
+) -> Any:  # fmt: skip
+    """Sample with noise that is drawn where the graph runs, if it can be, and leave the result there."""
+    networks = vae._networks
+    feed = vae._prior.feed_by(networks.draw_on_device, rows, seed, start, shapes, temperature, truncation)
+    return networks.decode_on_device(feed, n, batch_size)
 
 
 def _latents_of_any_size(
@@ -233,8 +244,8 @@ class VAE:
 
         Args:
             n: how many, at least 1; the other arguments are those of the class.
-            on_device: decode all at once and leave the result on the device, for `torch.from_dlpack` or
-                `cupy.from_dlpack`, which copy nothing; without `observe`, `batch_size`, `out` and `tile`.
+            on_device: leave the result on the device, for `torch.from_dlpack` or `cupy.from_dlpack`, which copy
+                nothing; all at once unless batch_size is given; without `observe`, `out` and `tile`.
 
         Returns:
             float32 [n, *observation shape]; `on_device` an `onnxruntime.OrtValue` of these.
@@ -251,10 +262,10 @@ class VAE:
                                tile_blend=tile_blend)  # fmt: skip
         rows = self._inputs.conditions("decoder", conditions, count)
         shapes = self._prior.shapes if latent_shape is None else self._inputs.shapes(latent_shape)
-        feed = self._prior.feed(rows, fixed, start, count, shapes, temperature, truncation)
         if on_device is not False and require_bool("on_device", on_device):
-            _refuse_on_device(observe=observe or None, batch_size=batch_size, out=out, tile=tile or tile_blend or None)
-            return self._networks.decode_on_device(feed, count)
+            _refuse_on_device(observe=observe or None, out=out, tile=tile or tile_blend or None)
+            return _left_on_device(self, rows, fixed, start, count, shapes, temperature, truncation, batch_size)
+        feed = self._prior.feed(rows, fixed, start, count, shapes, temperature, truncation)
         if observe is not False and require_bool("observe", observe):
             return self._networks.observe(feed, count, fixed, start, batch_size, out)
         return self._networks.mean.run(feed, count, batch_size, out)[0]

@@ -205,7 +205,7 @@ def test_samples_go_beyond_the_proven_sizes(local):
     assert local.reconstruct(x, tile=32).shape == x.shape
     with pytest.raises(InputError, match=r"expected \[2, height, width\]"):
         local.sample(1, seed=7, latent_shape=(3, 61, 30), tile="auto")
-    for wrong, words in (({"on_device": True}, "tile: on_device decodes"), ({"observe": True}, "observe")):
+    for wrong, words in (({"on_device": True}, "tile: on_device leaves"), ({"observe": True}, "observe")):
         with pytest.raises(InputError, match=words):
             local.sample(1, seed=7, tile=32, **wrong)
 

@@ -148,7 +148,9 @@ def test_results_may_stay_on_the_device(pair):
         pytest.skip("this ONNX Runtime has no DLPack")
     rows, _ = pair()
     for n in (1, 5):
-        assert equal(np.from_dlpack(rows.sample(n, seed=1, on_device=True)), rows.sample(n, seed=1))
+        for size in (None, 2):
+            value = rows.sample(n, seed=1, on_device=True, batch_size=size)
+            assert equal(np.from_dlpack(value), rows.sample(n, seed=1))
 
 
 def test_many_samples_on_disk_are_those_of_a_free_batch(pair, tmp_path):

@@ -94,6 +94,7 @@ def test_only_devices_imports_onnxruntime_and_nothing_imports_torch():
     modules = [*MODULES, "__init__", "__main__"]
     assert [module for module in modules if "onnxruntime" in imports(module)] == ["devices"]
     assert [module for module in modules if "PIL" in imports(module)] == ["image"]
+    assert [module for module in modules if "cupy" in imports(module)] == ["device_noise"]
     assert [module for module in modules if "pyarrow" in imports(module)] == ["generation.formats.parquet"]
     assert [module for module in modules if "safetensors" in imports(module)] == ["generation.formats.safetensors"]
     assert not [module for module in modules if {"torch", "vae_export", "vae_runtime", "onnx"} & imports(module)]
@@ -101,7 +102,7 @@ def test_only_devices_imports_onnxruntime_and_nothing_imports_torch():
 
 def test_numpy_is_the_only_requirement():
     absolute = {name for module in MODULES for name in imports(module)}
-    optional = {"onnxruntime", "PIL", "fsspec", "huggingface_hub", "model_signing", "pyarrow", "ray", "safetensors"}
+    optional = {"onnxruntime", "PIL", "cupy", "fsspec", "huggingface_hub", "model_signing", "pyarrow", "ray", "safetensors"}
     own = {"vae_runtime_studio", "vae_runtime_native"}
     assert absolute - sys.stdlib_module_names == {"numpy", *optional, *own}
     (requirement,) = pyproject("runtime/pyproject.toml")["project"]["dependencies"]

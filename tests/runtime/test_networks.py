@@ -4,6 +4,7 @@ import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,8 +16,13 @@ from vae_runtime.devices import resolve_device
 from vae_runtime.errors import DeviceError, InputError, VaeError
 from vae_runtime.manifest import Latent, LatentPosterior, Likelihood, Observation, Signature
 from vae_runtime.networks import Networks
+from vae_runtime.prior import draw_normal
 from vae_runtime.session import Call, Session
 from vae_runtime.vae import VAE
+
+on_device = pytest.mark.skipif(
+    not hasattr(onnxruntime.OrtValue, "__dlpack__"), reason="the values of this ONNX Runtime do not support DLPack"
+)
 
 # To say a batch size is to take the general way, and one above all rows changes no batch.
 GENERAL = {"batch_size": 64}
@@ -277,7 +283,6 @@ def test_graphs_of_several_inputs_take_the_general_way(codes_bundle, levels_bund
 
 
 def test_results_may_stay_on_the_device(quick_vae):
-    onnxruntime = pytest.importorskip("onnxruntime")
     if not hasattr(onnxruntime.OrtValue, "__dlpack__"):
         with pytest.raises(DeviceError, match="DLPack"):
             quick_vae.sample(3, seed=1, on_device=True)
@@ -286,9 +291,62 @@ def test_results_may_stay_on_the_device(quick_vae):
     taken = np.from_dlpack(value)
     assert taken.ctypes.data == value.data_ptr()
     assert equal(taken, quick_vae.sample(3, seed=1))
-    for name, other in (("observe", True), ("batch_size", 2), ("out", taken)):
+    for name, other in (("observe", True), ("out", taken), ("batch_size", 0)):
         with pytest.raises(InputError, match=name):
             quick_vae.sample(3, seed=1, on_device=True, **{name: other})
+
+
+class Elsewhere:
+    """An array as other libraries show one on a device: by its address alone. Here the device is the host."""
+
+    def __init__(self, array):
+        self._array = array
+        place = array.__array_interface__["data"]
+        self.__cuda_array_interface__ = {"shape": array.shape, "typestr": "<f4", "data": place, "version": 3}
+
+    def __len__(self):
+        return len(self._array)
+
+    def __getitem__(self, rows):
+        return Elsewhere(self._array[rows])
+
+
+def drawing_elsewhere(vae):
+    """A VAE on whose device latents are drawn, and the list of how many were."""
+    drawn = []
+
+    def draw(seed, start, n, shape, *rest):
+        drawn.append(n)
+        return Elsewhere(draw_normal(seed, start, n, shape, *rest))
+
+    vae._networks.draw_on_device = draw
+    return vae, drawn
+
+
+@on_device
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.5, "truncation": 1.0}, {"start": 2**64 - 4}])
+def test_latents_that_are_drawn_on_the_device_stay_there(digits, quick_vae, options):
+    there, drawn = drawing_elsewhere(vae_runtime.load(digits))
+    for batch_size, parts in ((None, [7]), (3, [3, 3, 1]), (7, [7]), (9, [7])):
+        drawn.clear()
+        value = there.sample(7, seed=1, on_device=True, batch_size=batch_size, **options)
+        expected = quick_vae.sample(7, seed=1, batch_size=batch_size, **options)
+        assert equal(np.from_dlpack(value), expected)
+        assert drawn == parts
+    # What is drawn on the device does come from there.
+    there._networks.draw_on_device = lambda seed, *rest: Elsewhere(draw_normal(seed + 1, *rest))
+    assert not equal(np.from_dlpack(there.sample(7, seed=1, on_device=True, **options)), expected)
+
+
+@on_device
+def test_conditions_of_the_host_meet_latents_of_the_device(root):
+    bundle = root / "models" / "digits-conditional"
+    there, _ = drawing_elsewhere(vae_runtime.load(bundle))
+    given_ = {condition.name: [1, 2, 3, 1, 2] for condition in there.conditions}
+    for batch_size in (None, 2):
+        value = there.sample(5, seed=1, conditions=given_, on_device=True, batch_size=batch_size)
+        expected = vae_runtime.load(bundle).sample(5, seed=1, conditions=given_, batch_size=batch_size)
+        assert equal(np.from_dlpack(value), expected)
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.0, 255.0), (-1.0, 1.0), (0.5, 0.75), (0.0, 0.1), None])

@@ -94,7 +94,7 @@ KNOWN_ANSWERS = [
 def test_known_answers_of_philox(counter: str, key: str, answer: str) -> None:
     c, k, wanted = ([int(word, 16) for word in words.split()] for words in (counter, key, answer))
     block, sample = np.array([[c[0]]], np.uint64), np.array([[c[2] | c[3] << 32]], np.uint64)
-    found = noise._philox(block, c[1], sample, noise._round_keys(k[0] | k[1] << 32))
+    found = noise.philox(block, c[1], sample, noise.round_keys(k[0] | k[1] << 32))
     assert found.dtype == np.uint32
     assert found.tolist() == [wanted]
     assert list(REFERENCE["philox"](c, k)) == wanted

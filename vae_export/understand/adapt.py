@@ -23,7 +23,7 @@ from .cut import cut_forward
 from .declaration import SECOND, Declaration
 from .decoder import understand_decoder
 from .decoding import decoding_codes, decoding_observations
-from .draws import Draws, in_training
+from .draws import Draws, fixed_noise, in_training
 from .edges import at_edge
 from .encoder import describe_latents, understand_encoder
 from .evidence import find_prior, require_posterior, with_prior
@@ -297,10 +297,12 @@ def _decodes_alike(functions: Functions, adapted: Adapted) -> bool:
         # Layers between the latents and the answer may still be a flow.
         names = [name.lower() for name, _ in functions.model.named_modules()]
         return not any(word in name for name in names for word in ("flow", "planar", "nvp", "maf", "iaf"))
-    latents = [adapted.examples[latent.name] for latent in adapted.signature.latents]
-    seen: list[Tensor] = []
+    # Other latents than the means, which something in between may leave as they are.
+    moved = {latent.name: adapted.examples[latent.name] for latent in adapted.signature.latents}
+    moved = {name: z + fixed_noise(z.shape) if z.is_floating_point() else z for name, z in moved.items()}
+    latents, seen = list(moved.values()), list[Tensor]()
     with own.watching(seen.append):
-        outputs = run_module(adapted.modules["decoder"], adapted.given("decoder"))
+        outputs = run_module(adapted.modules["decoder"], adapted.given("decoder", {**adapted.examples, **moved}))
     if len(latents) == 1 and any(torch.equal(z, latents[0]) for z in seen):
         # What forward does behind it changes the observation, not the latent.
         return True

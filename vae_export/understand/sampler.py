@@ -34,6 +34,10 @@ _COUNTS = (
     "samples", "nsamples", "num_images", "n_images", "number", "N", "nb_samples", "sample_size", "how_many",
     "n_batch", "batch", "bsz", "size", "num_sampling", "sample_num", "amount",
 )  # fmt: skip
+# Parts of the names of other methods that draw.
+_DRAWING = ("sample", "generate", "draw", "synth", "imagin", "dream")
+# Parameters that are 1 where a sampler leaves the prior as it is.
+_TEMPERATURES = ("temperature", "temp", "tau", "std", "sigma", "noise_scale", "scale", "eps_std")
 # Far from 0 in places, so that a sampler that cuts off its noise is seen.
 _SPREAD = 2.5
 _MAX_DRAWS = 1000
@@ -147,7 +151,10 @@ class Sampler:
             between = len(shape) - own.dim()
             # A sampler that rejects some of its noise draws until it is small.
             again = bool(given) and shape == tuple(given[-1].shape) and shape[:1] != (1,)
-            if not again and between >= 0 and shape[:1] + shape[between + 1 :] == tuple(own.shape):
+            if not again and own.dim() > 2 and shape == (n, int(np.prod(self._shape))):
+                # Drawn in one row, and given the latent's shape after that.
+                numbers = own.flatten(1)
+            elif not again and between >= 0 and shape[:1] + shape[between + 1 :] == tuple(own.shape):
                 # A mixture may draw a number for each component, of which one is chosen.
                 numbers = own.reshape(n, *[1] * between, *self._shape).expand(shape)
             elif not again and shape == (1, *self._shape) and len(given) < n:
@@ -178,7 +185,7 @@ class Sampler:
             taken = [tensor for tensor in returned if tuple(tensor.shape[1:]) == self._shape][:1]
         latents = self._joined(taken or self._decoded_to(returned, computed.tensors, row))
         numbers = self._joined(given)
-        if numbers is None and len(given) == 1 and given[0].dim() > len(self._shape) + 1:
+        if numbers is None and len(given) == 1 and given[0].dim() != len(self._shape) + 1:
             numbers = own
         if latents is None or numbers is None or numbers.shape != latents.shape:
             numbers = None
@@ -268,15 +275,19 @@ def samplers_of(model: object, functions: Functions, adapted: Adapted) -> Iterat
     """
     owner = type(model).__name__
     own = [name for cls in type(model).__mro__ if not cls.__module__.startswith("torch.") for name in vars(cls)]
-    drawing = [name for name in own if any(word in name.lower() for word in ("sample", "generate", "draw"))]
+    drawing = [name for name in own if any(word in name.lower() for word in _DRAWING)]
     for name in dict.fromkeys([*_SAMPLERS, *drawing]):
-        found = _call_of(model, name, functions.conditions)
+        shape = next(latent.shape for latent in adapted.signature.latents if latent.posterior.outputs)
+        found = _call_of(model, name, functions.conditions, shape)
         if found is not None:
             yield Sampler(f"{owner}.{name}", found[0], functions, adapted, counted=found[1])
     stated = [name for name, value in vars(model).items() if isinstance(value, Distribution)]
     for name in dict.fromkeys([*_DISTRIBUTIONS, *stated]):
         distribution = _distribution(model, name)
-        if distribution is not None:
+        if callable(distribution):
+            draw = partial(_counted_samples, distribution)
+            yield Sampler(f"{owner}.{name}", draw, functions, adapted, gives_latents=True)
+        elif distribution is not None:
             shape = next(latent.shape for latent in adapted.signature.latents if latent.posterior.outputs)
             draw = partial(_samples, distribution, shape)
             yield Sampler(f"{owner}.{name}", draw, functions, adapted, gives_latents=True)
@@ -293,35 +304,54 @@ def _samples(distribution: Distribution, shape: tuple[int, ...], n: int, row: in
     return distribution.sample((n,))
 
 
-def _distribution(model: object, name: str) -> Distribution | None:
+def _counted_samples(distribution: Callable[[int], Distribution], n: int, row: int) -> Tensor:
+    return distribution(n).sample()
+
+
+def _distribution(model: object, name: str) -> Distribution | Callable[[int], Distribution] | None:
+    """The distribution of this name, or a method that gives one for a number of samples."""
     found = getattr(model, name, None)
-    if inspect.ismethod(found):
-        required = [p for p in inspect.signature(found).parameters.values() if p.default is p.empty]
-        if any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in required):
-            return None
-        try:
-            with torch.no_grad(), Draws.constant(0.0):
-                found = found()
-        except Exception:
-            return None
-    return found if isinstance(found, Distribution) else None
+    if not inspect.isroutine(found):
+        return found if isinstance(found, Distribution) else None
+    required = [p for p in inspect.signature(found).parameters.values() if p.default is p.empty]
+    named = [p for p in required if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if len(named) > 1 or any(p.name not in _COUNTS for p in named):
+        return None
+    try:
+        with torch.no_grad(), Draws.constant(0.0):
+            given = found(*[2] * len(named))
+    except Exception:
+        return None
+    if not isinstance(given, Distribution):
+        return None
+    return found if named else given
 
 
 def _call_of(
-    model: object, name: str, conditions: Mapping[str, Tensor]
+    model: object, name: str, conditions: Mapping[str, Tensor], shape: tuple[int, ...]
 ) -> tuple[Callable[[int, int], Any], bool] | None:
     """A call of a method with a number of samples and a row of the conditions, and whether it takes that number.
 
-    None if the method takes something else.
+    A parameter of an unknown name may be that number; a call that fails with it is none of a sampler.
+
+    Args:
+        model: has the method.
+        name: of the method.
+        conditions: their values by name.
+        shape: of a latent.
+
+    Returns:
+        None if the method takes something else.
     """
     method = getattr(model, name, None)
-    if not inspect.ismethod(method):
+    if not inspect.isroutine(method):
         return None
     declared = inspect.signature(method).parameters.values()
     parameters = [p for p in declared if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     counts = [p.name for p in parameters if p.name in _COUNTS][:1]
     # Many a method looks for its conditions among its further keywords.
     further: dict[str, Any] = dict(conditions) if any(p.kind == p.VAR_KEYWORD for p in declared) else {}
+    unknown = []
     for parameter in parameters:
         if parameter.name in counts:
             continue
@@ -329,17 +359,28 @@ def _call_of(
             further[parameter.name] = conditions[parameter.name]
         elif "device" in parameter.name:
             further[parameter.name] = "cpu"
-        elif parameter.default is parameter.empty:
-            return None
+        elif parameter.default is not parameter.empty:
+            continue
+        elif parameter.name in _TEMPERATURES:
+            further[parameter.name] = 1.0
+        else:
+            unknown.append(parameter.name)
+    if len(unknown) > 1 or (unknown and counts):
+        return None
 
     def call(n: int, row: int) -> Any:
         given: dict[str, Any] = {
             key: value[row : row + 1].expand(n, *value.shape[1:]).clone() if isinstance(value, Tensor) else value
             for key, value in further.items()
         }
-        return method(**dict.fromkeys(counts, n), **given)
+        if not unknown:
+            return method(**dict.fromkeys(counts, n), **given)
+        try:
+            return method(**{unknown[0]: (n, *shape) if "shape" in unknown[0] else n}, **given)
+        except Exception as error:
+            raise NotASampler from error
 
-    return call, bool(counts)
+    return call, bool(counts or unknown)
 
 
 def _floats(tensor: Tensor) -> NDArray[np.float64]:

@@ -102,9 +102,9 @@ def test_only_devices_imports_onnxruntime_and_nothing_imports_torch():
 
 def test_numpy_is_the_only_requirement():
     absolute = {name for module in MODULES for name in imports(module)}
-    optional = {"onnxruntime", "PIL", "cupy", "fsspec", "huggingface_hub", "model_signing", "pyarrow", "ray", "safetensors"}
+    optional = {"onnxruntime", "PIL", "fsspec", "huggingface_hub", "model_signing", "pyarrow", "ray", "safetensors"}
     own = {"vae_runtime_studio", "vae_runtime_native"}
-    assert absolute - sys.stdlib_module_names == {"numpy", *optional, *own}
+    assert absolute - sys.stdlib_module_names == {"numpy", "cupy", *optional, *own}
     (requirement,) = pyproject("runtime/pyproject.toml")["project"]["dependencies"]
     assert requirement.startswith("numpy>=")
 

@@ -491,6 +491,35 @@ vae_status vae_noise_normal(uint64_t seed, uint64_t start, size_t n, size_t size
     return status;
 }
 
+/* Take numbers to 0 … 255, rounded half to even, and what is beyond to the nearest of these; tell whether all of them are
+ * finite. Compared as integers, whose loops compilers turn into vector instructions: floats of 0 and above are in the order
+ * of their bits. Adding 2^23 rounds a number to an integer, which is then in the lowest bits. */
+VECTORIZED static int to_bytes(const float *restrict x, size_t n, float low, float scale, uint8_t *restrict out) {
+    const int32_t most = 0x437F0000; /* 255 */
+    uint32_t largest = 0;
+    for (size_t i = 0; i < n; i++) {
+        union {
+            float number;
+            int32_t bits;
+        } given = {x[i]}, value;
+        uint32_t size = (uint32_t)given.bits & 0x7FFFFFFF;
+        largest = size > largest ? size : largest;
+        value.number = (given.number - low) * scale;
+        value.bits &= ~-(value.bits < 0);
+        value.bits = value.bits < most ? value.bits : most;
+        value.number += 8388608.0f;
+        out[i] = (uint8_t)value.bits;
+    }
+    return largest < 0x7F800000;
+}
+
+vae_status vae_to_uint8(const float *x, size_t n, float low, float scale, uint8_t *out) {
+    if (n && (!x || !out)) return fail(VAE_INPUT, "x and out: expected %zu numbers each, got NULL; give arrays", n);
+    if (!to_bytes(x, n, low, scale, out))
+        return fail(VAE_INPUT, "x: expected finite numbers, got NaN or infinity; look at the latents");
+    return VAE_OK;
+}
+
 /* ------------------------------------------------------------------------------------------------------------ JSON */
 
 typedef enum { NOTHING, FLAG, NUMBER, TEXT, LIST, OBJECT } node_kind;

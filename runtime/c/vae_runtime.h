@@ -219,6 +219,10 @@ VAE_API vae_status vae_noise_uniform(uint64_t seed, uint64_t start, size_t n, si
 VAE_API vae_status vae_noise_normal(uint64_t seed, uint64_t start, size_t n, size_t size, uint32_t stream,
                                     double truncation, float *out);
 
+/* Take `n` numbers to bytes: (x - low) · scale, rounded half to even, at least 0 and at most 255. For a range the scale is
+ * 255 / (high - low). VAE_INPUT if a number is not finite. */
+VAE_API vae_status vae_to_uint8(const float *x, size_t n, float low, float scale, uint8_t *out);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,4 +1,4 @@
-"""The native core, where the extra `native` is installed: noise in C, with the same bits."""
+"""The native core, where the extra `native` is installed: noise and conversion in C, with the same bits."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Core:
 
         Raises:
             OSError: it cannot be loaded.
+            AttributeError: a function is missing.
         """
         import ctypes
 
@@ -37,6 +38,8 @@ class Core:
             function = getattr(library, f"vae_noise_{name}")
             function.argtypes = [u64, u64, size, size, u32, *further, pointer]
             self._functions[name] = function
+        self._to_uint8: Any = library.vae_to_uint8
+        self._to_uint8.argtypes = [pointer, size, ctypes.c_float, ctypes.c_float, pointer]
 
     def draw(self, name: str, seed: int, start: int, stream: int, out: NDArray[Any], *truncation: float) -> None:
         """Fill `out`, C-contiguous, [n, elements], with samples `start` and following.
@@ -53,6 +56,21 @@ class Core:
         pointer = self._byref(self._buffer(out))
         status = self._functions[name](seed, start, *out.shape, stream, *truncation, pointer)
         assert status == 0, f"vae-runtime-native refused {name}"
+
+    def to_uint8(self, x: NDArray[Any], low: float, scale: float, out: NDArray[Any]) -> bool:
+        """Fill `out` with (x - low) · scale, rounded half to even, at least 0 and at most 255.
+
+        Args:
+            x: float32, C-contiguous, not empty.
+            low: a float32 number, as `scale` is.
+            scale: what the differences are multiplied by.
+            out: uint8, C-contiguous, of as many elements.
+
+        Returns:
+            Whether all numbers of `x` are finite.
+        """
+        of, to = self._byref(self._buffer(x)), self._byref(self._buffer(out))
+        return bool(self._to_uint8(of, x.size, low, scale, to) == 0)
 
 
 def load(table_sha256: str) -> Core | None:
@@ -83,7 +101,7 @@ def load(table_sha256: str) -> Core | None:
         core.draw("normal", 1, 2**64 - 1, 3, known, 2.0)
         if known.tobytes().hex() != _KNOWN:
             raise ValueError("expected its known answer, got another")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         import warnings
 
         warnings.warn(

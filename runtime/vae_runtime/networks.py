@@ -228,7 +228,8 @@ class Computation:
         """
         if out is not None:
             _require_buffer(out, n, self._results[0])
-        if batch_size is not None or n > self.max_rows:
+        # Whoever states one batch for a buffer of their own asks for many: `generate`.
+        if n > self.max_rows or (batch_size is not None and (out is None or batch_size != n)):
             size = self._batch_size if batch_size is None else batch_size
             rows = rows_of(feed, n) if isinstance(feed, dict) else feed
             if self._in_place and finish is None:
@@ -240,6 +241,10 @@ class Computation:
         except IndexError:
             call = self.bound(n)
         call.feed[...] = (feed if isinstance(feed, dict) else feed(0, n))[self._input]
+        if out is not None and finish is None:
+            call.compute_into(out)
+            free.append(call)
+            return [out]
         results = call.compute()
         free.append(call)
         if finish is not None:

@@ -1,6 +1,7 @@
 """Generation to disk: the same bytes whoever makes them, after whatever interrupts them; and reading them back."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,10 +21,13 @@ import vae_runtime
 from vae_runtime.cli.main import main
 from vae_runtime.errors import BundleError, InputError, VaeError
 from vae_runtime.files import locked
+from vae_runtime.generation.ahead import HELD, Ahead
+from vae_runtime.generation.conversion import to_uint8
 from vae_runtime.generation.folder import claim
 from vae_runtime.generation.job import Job
 from vae_runtime.generation.local import make_shards, usable_cores
-from vae_runtime.generation.rows import _as_uint8
+from vae_runtime.generation.request import Draw, Output, Request, describe_job
+from vae_runtime.generation.rows import make_rows
 from vae_runtime.generation.run import generate
 from vae_runtime.generation.samples import open_samples
 from vae_runtime.generation.store import LocalStore
@@ -208,8 +213,77 @@ def test_uint8_is_rounded_and_takes_a_range(digits, tmp_path, undisturbed, small
 
 
 def test_uint8_clips_to_the_range():
-    assert _as_uint8(np.full((3, 2), 0.5, np.float32), (0, 1)).tolist() == [[128, 128]] * 3
-    assert _as_uint8(np.float32([[1e30, -1e30]]), (0, 1)).tolist() == [[255, 0]]
+    for x, wanted in (
+        (np.full((3, 2), 0.5, np.float32), [[128, 128]] * 3),
+        (np.float32([[1e30, -1e30]]), [[255, 0]]),
+        (np.float32([[0.5, 1.5, 2.5, -0.4]]) / np.float32(255), [[0, 2, 2, 0]]),
+    ):
+        out = np.empty(x.shape, np.uint8)
+        to_uint8(x, (0, 1), out, 0, "the decoder gives")
+        assert out.tolist() == wanted
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_uint8_refuses_what_is_not_finite(wrong):
+    x = np.zeros((2, 3), np.float32)
+    x[1, 2] = wrong
+    with pytest.raises(VaeError, match=rf"^sample 8: expected finite values, it gives {wrong} at \[2\];"):
+        to_uint8(x, (0, 1), np.empty(x.shape, np.uint8), 7, "it gives")
+
+
+def test_items_are_made_ahead():
+    made = []
+
+    def items():
+        for number in range(10):
+            made.append(number)
+            yield number
+
+    with Ahead(items()) as ahead:
+        assert next(ahead) == 0
+        while len(made) < HELD:
+            time.sleep(0.001)
+        assert made == list(range(HELD))
+        assert list(ahead) == list(range(1, 10))
+        assert list(ahead) == []
+
+
+def test_an_error_comes_where_its_item_would_have_been():
+    def items():
+        yield 1
+        raise KeyError("two")
+
+    with Ahead(items()) as ahead:
+        assert next(ahead) == 1
+        for _ in range(2):
+            with pytest.raises(KeyError, match="two"):
+                next(ahead)
+
+
+def test_who_leaves_early_leaves_no_thread():
+    before = threading.enumerate()
+
+    def leave():
+        with Ahead(itertools.count()) as ahead:
+            raise KeyError(next(ahead))
+
+    with pytest.raises(KeyError):
+        leave()
+    assert threading.enumerate() == before
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64, 700])
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_strips_of_any_size_give_the_same_rows(digits, monkeypatch, dtype, batch_size):
+    vae = vae_runtime.load(digits)
+    output = Output(dtype=dtype, batch_size=batch_size)
+    job = describe_job(vae, Request(1400, Draw(7), output=output))
+    wanted = np.concatenate([rows.copy() for rows in make_rows(vae, job, 0, 1400)])
+    for bytes_of_strip, bytes_of_part in ((1, 1), (2**14, 2**12), (2**30, 2**30)):
+        monkeypatch.setattr("vae_runtime.generation.rows._STRIP_BYTES", bytes_of_strip)
+        monkeypatch.setattr("vae_runtime.generation.rows._PART_BYTES", bytes_of_part)
+        found = np.concatenate([rows.copy() for rows in make_rows(vae, job, 0, 1400)])
+        assert np.array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vae_runtime import __version__, noise
+from vae_runtime.errors import VaeError
+from vae_runtime.generation import conversion
 from vae_runtime.native import Core
 
 pytest.importorskip("hatchling")
@@ -87,6 +90,29 @@ def test_it_draws_every_tail(core):
     words = noise.words(3, 0, 1, (2**20,))
     assert int((words & 0x7FFFFFFF).min()) < 2**13
     assert drawn(core, "normal", 3, 0, 1, 2**20, 0, 0.0).tobytes() == noise.normal(3, 0, 1, (2**20,)).tobytes()
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False) | st.floats(-2, 2)),
+    st.integers(0, 200),
+    st.sampled_from([(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (-0.3, 7.7), (-1e6, 1e-6)]),
+    st.sampled_from([None, np.nan, np.inf, -np.inf]),
+)
+def test_the_native_core_converts_to_the_same_bytes(core, numbers, further, bounds, wrong):
+    grid = np.linspace(bounds[0], bounds[1], further + 1)
+    x = np.concatenate([np.float32(numbers), grid, grid[:-1] + np.diff(grid) / 2]).astype(np.float32)[None]
+    if wrong is not None:
+        x[0, further] = wrong
+    outs = [np.full(x.shape, 7, np.uint8) for _ in range(2)]
+    for out, found in zip(outs, (None, core), strict=True):
+        with patch.object(conversion, "native_core", lambda found=found: found):
+            if wrong is None:
+                conversion.to_uint8(x.copy(), bounds, out, 0, "it gives")
+                continue
+            with pytest.raises(VaeError, match=rf"it gives {wrong} at \[{further}\]"):
+                conversion.to_uint8(x.copy(), bounds, out, 0, "it gives")
+    assert wrong is not None or np.array_equal(*outs)
 
 
 ASK = """

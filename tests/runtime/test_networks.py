@@ -46,6 +46,21 @@ def test_decoding_is_the_same(vae, n, seed):
     assert equal(vae.decode(np.asfortranarray(z)), general)
 
 
+@given(st.lists(st.tuples(st.integers(1, 300), st.booleans()), min_size=1, max_size=6), st.integers(0, 2**64 - 1))
+@settings(max_examples=40, deadline=None)
+def test_decoding_into_a_buffer_is_the_same(vae, calls, seed):
+    """Beside arrays that calls have given away, which later calls must leave as they are."""
+    given_away = []
+    for n, into in calls:
+        z = noise.normal(seed, 0, n, vae.latent_shape)
+        buffer = np.full((n, *vae.observation_shape), np.nan, np.float32)
+        found = vae.decode(z, batch_size=n, out=buffer) if into else vae.decode(z)
+        assert not into or found is buffer
+        given_away.append((found, vae.decode(z, batch_size=n)))
+        seed = (seed + 1) % 2**64
+    assert all(equal(found, wanted) for found, wanted in given_away)
+
+
 @given(n=st.integers(1, 80), seed=st.integers(0, 2**64 - 1))
 @settings(max_examples=40, deadline=None)
 def test_reconstructing_is_the_same(vae, n, seed):

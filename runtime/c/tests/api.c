@@ -158,7 +158,19 @@ static void test_arguments_are_refused(void) {
     REFUSED(VAE_INPUT, "size", vae_noise_words(0, 0, 1, SIZE_MAX, 0, (uint32_t *)x));
     REFUSED(VAE_INPUT, "n:", vae_noise_uniform(0, 0, SIZE_MAX, 2, 0, x));
     REFUSED(VAE_INPUT, "truncation", vae_noise_normal(0, 0, 1, 1, 0, -1, x));
+    REFUSED(VAE_INPUT, "x and out", vae_to_uint8(NULL, 1, 0, 255, (uint8_t *)x));
     vae_close(v);
+}
+
+static void test_bytes_are_rounded_half_to_even(void) {
+    const float x[] = {-1, 0.4f, 0.5f, 1.5f, 2.5f, 254.5f, 255.5f, 3e38f};
+    const uint8_t wanted[] = {0, 0, 0, 2, 2, 254, 255, 255};
+    uint8_t out[8];
+    CHECK(vae_to_uint8(x, 8, 0, 1, out) == VAE_OK && !memcmp(out, wanted, 8));
+    CHECK(vae_to_uint8(x, 8, -1, 2, out) == VAE_OK && out[0] == 0 && out[1] == 3 && out[2] == 3 && out[3] == 5);
+    CHECK(vae_to_uint8(NULL, 0, 0, 1, NULL) == VAE_OK);
+    REFUSED(VAE_INPUT, "finite", vae_to_uint8((const float[]){0, NAN}, 2, 0, 1, out));
+    REFUSED(VAE_INPUT, "finite", vae_to_uint8((const float[]){-INFINITY}, 1, 0, 1, out));
 }
 
 static void test_no_bundle_is_refused(void) {
@@ -548,6 +560,7 @@ int main(int count, char **arguments) {
     test_info();
     test_sample_is_prior_and_decode();
     test_arguments_are_refused();
+    test_bytes_are_rounded_half_to_even();
     test_no_bundle_is_refused();
     test_outputs_over_inputs_are_refused();
     test_conditions();

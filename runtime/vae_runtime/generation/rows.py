@@ -6,6 +6,8 @@ job's size that begin at multiples of it, so that no number depends on the proce
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,16 +15,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, VaeError
+from ..errors import InputError
 from ..inputs import observation_rows
 from ..posterior import Posterior, Posteriors
 from ..tiles import of_any_size
 from ..vae import VAE
+from .ahead import HELD
+from .conversion import require_finite, to_uint8
 from .job import Job
 from .sources import map_file
 
-# Rows for which noise is drawn, or files are read, at once: fewer would cost more. The graphs still take batches.
-_STRIP = 1024
+# Rows for which noise is drawn, or files are read, at once, and about the bytes that they take at most: fewer rows
+# would cost more. The graphs still take batches.
+_STRIP, _STRIP_BYTES = 1024, 2**22
+# Bytes of observations that are decoded before they are checked and converted: while they lie in a core's own cache.
+_PART_BYTES = 2**18
 
 
 def make_rows(
@@ -38,66 +45,111 @@ def make_rows(
         seconds: the seconds of each phase are added to it.
 
     Yields:
-        Some batches at once, [rows, *shape] of the job's dtype; valid until the next ones.
+        Some batches at once, [rows, *shape] of the job's dtype; the last `HELD` of them are valid.
 
     Raises:
         InputError: a row of the file of observations contradicts the manifest.
         VaeError: the model gives NaN or infinity; or a file was altered, which may show at the end alone.
     """
-    size, seed = job.batch_size, job.seed
-    # No larger than what is asked for: rows may be large pictures.
-    strip = min(size * max(1, _STRIP // size), -(-(stop - start) // size) * size)
-    spent = {} if seconds is None else seconds
-    files = {name: map_file(location) for name, location in job.files.items()}
-    x: NDArray[Any] | None = None
-    buffer = np.empty((strip, *job.shape), job.row_dtype if job.verb == "encode" else np.float32)
-    now = time.perf_counter()
-
-    def note(phase: str) -> None:
-        nonlocal now
-        before, now = now, time.perf_counter()
-        spent[phase] = spent.get(phase, 0.0) + now - before
-
-    for first in range(start, stop, strip):
-        last = min(first + strip, stop)
-        # Always whole batches: rows beyond the last one are computed and dropped.
-        count = -(-(last - first) // size) * size
-        conditions = _conditions(job, files, first, last, count)
-        if job.observations is not None:
-            x = _padded(files[job.observations["name"]][first:last], count)
-        if x is None:
-            z = vae.prior(count, seed=seed, start=first, temperature=job.temperature, truncation=job.truncation)
-            note("noise")
-        else:
-            try:
-                if job.verb == "encode":
-                    for name, values in encoded_fields(vae, x, conditions, seed, first, size, job.tiles).items():
-                        _require_finite(values, first, f"the encoder gives {name}")
-                        buffer[name][:count] = values
-                else:
-                    z = vae.encode(x, conditions=conditions, batch_size=size, **job.tiles).mode()
-            except InputError as error:
-                raise _with_row(vae, job, x, first, error) from None
-            note("encode")
-        if job.verb != "encode":
-            # Reconstructions draw no numbers, unless they are drawn from the likelihood.
-            drawn = seed if x is None or job.observe else None
-            vae.decode(
-                z, conditions=conditions, seed=drawn, start=first, observe=job.observe, batch_size=size,
-                out=buffer[:count], **job.tiles,
-            )  # fmt: skip
-            _require_finite(buffer[: last - first], first, "the decoder gives")
-            note("decode")
-        rows = buffer[: last - first]
-        if job.dtype == "uint8":
-            rows = _as_uint8(rows, job.range)
-            note("convert")
-        yield rows
-        # The caller's time between two batches does not count.
-        now = time.perf_counter()
+    maker = _Maker(vae, job, -(-(stop - start) // job.batch_size), {} if seconds is None else seconds)
+    for first in range(start, stop, maker.strip):
+        last = min(first + maker.strip, stop)
+        maker.clock = time.perf_counter()
+        yield maker.encoded(first, last) if job.verb == "encode" else maker.decoded(first, last)
     for location in job.files.values():
         # A file that was written to in the meantime shows through the mapping.
         map_file(location)
+
+
+class _Maker:
+    """Makes strips of a job's rows in arrays that are used again, and notes the time of each phase."""
+
+    def __init__(self, vae: VAE, job: Job, batches: int, seconds: dict[str, float]) -> None:
+        """Take the largest number of batches of a strip, beside other arguments of `make_rows`."""
+        self._vae, self._job, self._seconds = vae, job, seconds
+        self._files = {name: map_file(location) for name, location in job.files.items()}
+        self._source = None if job.observations is None else self._files[job.observations["name"]]
+        size, row = job.batch_size, 4 * max(1, math.prod(job.shape))
+        read = 0 if self._source is None else self._source[:1].nbytes
+        # No larger than what is asked for: rows may be large pictures.
+        wanted = min(_STRIP // size, _STRIP_BYTES // (size * max(row, job.row_bytes, read)), batches)
+        self.strip = size * max(1, wanted)
+        """Rows of a strip."""
+        self._part = min(size * max(1, _PART_BYTES // (size * row)), self.strip)
+        self._strips = itertools.cycle([np.empty((self.strip, *job.shape), job.row_dtype) for _ in range(HELD)])
+        self._decoded = np.empty((self._part, *job.shape), np.float32) if job.dtype == "uint8" else None
+        self.clock = 0.0
+        """When the phase under way began."""
+
+    def encoded(self, first: int, last: int) -> NDArray[Any]:
+        """Make the latents of a strip of observations."""
+        job, size, out = self._job, self._job.batch_size, next(self._strips)
+        # Always whole batches: rows beyond the last one are computed and dropped.
+        count = -(-(last - first) // size) * size
+        x = self._observations(first, last, count)
+        conditions = _conditions(job, self._files, first, last, count)
+        try:
+            fields = encoded_fields(self._vae, x, conditions, job.seed, first, size, job.tiles)
+        except InputError as error:
+            raise _with_row(self._vae, job, x, first, error) from None
+        for name, values in fields.items():
+            require_finite(values, first, f"the encoder gives {name}")
+            out[name][:count] = values
+        self._note("encode")
+        return out[: last - first]
+
+    def decoded(self, first: int, last: int) -> NDArray[Any]:
+        """Make a strip of observations: samples, or reconstructions."""
+        job, size, out = self._job, self._job.batch_size, next(self._strips)
+        count = -(-(last - first) // size) * size
+        z = self._latents(first, last, count)
+        # Reconstructions draw no numbers, unless they are drawn from the likelihood.
+        drawn = job.seed if job.observations is None or job.observe else None
+        for begin in range(0, count, self._part):
+            end = min(begin + self._part, count)
+            rows = out[begin:end] if self._decoded is None else self._decoded[: end - begin]
+            self._vae.decode(
+                {name: part[begin:end] for name, part in z.items()} if isinstance(z, Mapping) else z[begin:end],
+                conditions=_conditions(job, self._files, first + begin, min(first + end, last), end - begin),
+                seed=drawn, start=first + begin, observe=job.observe, batch_size=size, out=rows, **job.tiles,
+            )  # fmt: skip
+            # Rows beyond the last one are nobody's.
+            kept = min(end, last - first) - begin
+            if self._decoded is None:
+                require_finite(rows[:kept], first + begin, "the decoder gives")
+                self._note("decode")
+            else:
+                self._note("decode")
+                assert job.range is not None
+                to_uint8(rows[:kept], job.range, out[begin : begin + kept], first + begin, "the decoder gives")
+                self._note("convert")
+        return out[: last - first]
+
+    def _latents(self, first: int, last: int, count: int) -> NDArray[Any] | Mapping[str, NDArray[Any]]:
+        """Draw the latents of a strip, or encode its observations."""
+        vae, job = self._vae, self._job
+        if job.observations is None:
+            drawn = vae.prior(
+                count, seed=job.seed, start=first, temperature=job.temperature, truncation=job.truncation
+            )  # fmt: skip
+            self._note("noise")
+            return drawn
+        x = self._observations(first, last, count)
+        conditions = _conditions(job, self._files, first, last, count)
+        try:
+            z = vae.encode(x, conditions=conditions, batch_size=job.batch_size, **job.tiles).mode()
+        except InputError as error:
+            raise _with_row(vae, job, x, first, error) from None
+        self._note("encode")
+        return z
+
+    def _observations(self, first: int, last: int, count: int) -> NDArray[Any]:
+        assert self._source is not None
+        return _padded(self._source[first:last], count)
+
+    def _note(self, phase: str) -> None:
+        before, self.clock = self.clock, time.perf_counter()
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + self.clock - before
 
 
 def _padded(rows: NDArray[Any], count: int) -> NDArray[Any]:
@@ -132,33 +184,6 @@ def _with_row(vae: VAE, job: Job, x: NDArray[Any], first: int, error: InputError
             path = job.files[job.observations["name"]]["path"]
             return InputError(f"{path}: row {first + index}: {wrong}")
     return error
-
-
-def _require_finite(x: NDArray[Any], first: int, subject: str) -> None:
-    """Refuse NaN and infinity in rows that begin with `first`."""
-    # A sum is finite only if all numbers are; one that overflows is looked at again.
-    with np.errstate(all="ignore"):
-        if np.isfinite(x.sum()):
-            return
-    wrong = np.argwhere(~np.isfinite(x))
-    if len(wrong):
-        place = [int(number) for number in wrong[0]]
-        raise VaeError(
-            f"sample {first + place[0]}: expected finite values, {subject} {x[tuple(place)]} at {place[1:]}; check "
-            "that observations, latents and conditions are like those that the model was trained on"
-        )
-
-
-def _as_uint8(x: NDArray[np.float32], bounds: tuple[float, float] | None) -> NDArray[np.uint8]:
-    """Take the range to 0 … 255, rounded half to even; `x` is overwritten."""
-    assert bounds is not None
-    low, high = bounds
-    if low:
-        np.subtract(x, np.float32(low), out=x)
-    np.multiply(x, np.float32(255 / (high - low)), out=x)
-    np.rint(x, out=x)
-    np.clip(x, 0, 255, out=x)
-    return x.astype(np.uint8)
 
 
 def encoded_fields(

@@ -101,7 +101,7 @@ def generate(
         progress: called with (samples done, samples of this call) after each shard.
         warn: called with the text of each warning.
         timings: the seconds of all workers are added to it, by phase: "noise", "encode", "decode", "convert" (to the
-            dtype) and "write", and "check", the hashing of shards that existed.
+            dtype) and, beside these in another thread, "write"; and "check", the hashing of shards that existed.
 
     Returns:
         The samples, opened; None if other parts are not done yet.

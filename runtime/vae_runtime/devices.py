@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
+import sys
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -174,7 +176,7 @@ def session_options(place: str, threads: int = 1, data: Mapping[str, bytes] | No
     return options
 
 
-def open_on(device: Device, content: bytes | str, options: Any, place: str) -> Any:
+def open_on(device: Device, content: bytes | str, options: Any, place: str, *, roomy: bool = False) -> Any:
     """Open ONNX Runtime's own session on a device, never on another.
 
     Args:
@@ -182,6 +184,7 @@ def open_on(device: Device, content: bytes | str, options: Any, place: str) -> A
         content: the ONNX file's bytes, or its path.
         options: an `onnxruntime.SessionOptions`.
         place: what to call the graph in errors.
+        roomy: whether the values between operators may become large, so that they share one range of addresses.
 
     Returns:
         An `onnxruntime.InferenceSession`.
@@ -193,14 +196,20 @@ def open_on(device: Device, content: bytes | str, options: Any, place: str) -> A
     runtime = import_onnxruntime()
     try:
         providers = [(device.provider, dict(device.options))]
-        if device.max_memory is None:
+        if device.max_memory is None and not (roomy and device.provider == CPU):
             session = _strict(runtime)(content, options, providers=providers)
         else:
             # Until the next one is registered, every session that asks for such an arena takes this one.
             with _registering:
-                _register_arena(runtime, device.max_memory)
-                options.add_session_config_entry("session.use_env_allocators", "1")
+                if device.max_memory is not None:
+                    _limit_arena(runtime, device.max_memory)
+                    options.add_session_config_entry("session.use_env_allocators", "1")
+                elif _widen_arena(runtime):
+                    options.add_session_config_entry("session.use_env_allocators", "1")
                 session = _strict(runtime)(content, options, providers=providers)
+                if device.max_memory is None:
+                    # ONNX Runtime keeps the last one, with all its memory.
+                    _widen_arena(runtime)
     except DeviceError:
         raise
     except Exception as error:
@@ -221,25 +230,55 @@ def open_on(device: Device, content: bytes | str, options: Any, place: str) -> A
 _registering = threading.Lock()
 
 
-def _register_arena(runtime: Any, max_memory: int) -> None:
-    """Give the next session an arena with a limit.
+# Bytes of addresses that a session reserves for large values: the most that ONNX Runtime takes as a number.
+_RANGE = 2**31 - 2**20
 
-    ONNX Runtime takes one for a whole process alone. A new one replaces it for the sessions to come, while those that
-    are open keep theirs.
-    """
+
+def _limit_arena(runtime: Any, max_memory: int) -> None:
+    """Give the next session an arena with a limit."""
     try:
-        kind = runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
         # It takes what is asked for: the other strategy doubles the arena.
-        arena = runtime.OrtArenaCfg({"max_mem": max_memory, "arena_extend_strategy": 1})
-        info = runtime.OrtMemoryInfo("Cpu", kind, 0, runtime.OrtMemType.DEFAULT)
-        # Below 1.23, the first stays for the whole process, and the second is refused.
-        for _ in range(2):
-            runtime.create_and_register_allocator(info, arena)
+        _register_arena(runtime, {"max_mem": max_memory, "arena_extend_strategy": 1})
     except Exception as error:
         raise DeviceError(
             f"max_memory: ONNX Runtime {runtime.__version__} cannot limit one session: {error_line(error)}; install a "
             "newer one, or use vae-runtime … --untrusted"
         ) from error
+
+
+def _widen_arena(runtime: Any) -> bool:
+    """Give the next session an arena in one range of addresses; return whether that can be.
+
+    By itself an arena grows in parts, and values that are no longer needed leave gaps in each, together almost as much
+    as the values. Linux gives memory to addresses when they are used. Where a limit on addresses is set, nothing is
+    reserved.
+    """
+    # Older ones keep the first arena that is registered, for the whole process.
+    if sys.platform != "linux" or [int(part) for part in runtime.__version__.split(".")[:2]] < [1, 23]:
+        return False
+    import resource  # not needed on the start-up path
+
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        return False
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    settings = {"initial_chunk_size_bytes": min(_RANGE, pages // 2), "max_dead_bytes_per_chunk": 2**20}
+    try:
+        _register_arena(runtime, settings)
+    except Exception:
+        return False
+    return True
+
+
+def _register_arena(runtime: Any, settings: Mapping[str, int]) -> None:
+    """Set the arena of the sessions to come that ask for it.
+
+    ONNX Runtime takes one for a whole process alone. A new one replaces it for the sessions to come, while those that
+    are open keep theirs.
+    """
+    info = runtime.OrtMemoryInfo("Cpu", runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, runtime.OrtMemType.DEFAULT)
+    # Below 1.23, the first stays for the whole process, and the second is refused.
+    for _ in range(2):
+        runtime.create_and_register_allocator(info, runtime.OrtArenaCfg(dict(settings)))
 
 
 # ONNX, IR 8, opset 18: y = Identity(x), both float32 [1].

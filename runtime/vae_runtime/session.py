@@ -88,11 +88,13 @@ class Session:
         size += sum(map(len, data.values()))
         folded = _MAX_FOLDED + 16 * size
         options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(folded))
+        dynamic = any(tensor.dynamic for tensor in tensors)
         # A plan spares a small graph a twentieth of its time. From the second call of each size on, it takes all its
         # memory at once, beside that of the first call.
-        if elements > _MAX_PLANNED or any(tensor.dynamic for tensor in tensors):
+        if dynamic or elements > _MAX_PLANNED:
             options.enable_mem_pattern = False
-        self.raw = open_on(device, content if isinstance(content, bytes) else str(content), options, place)
+        source = content if isinstance(content, bytes) else str(content)
+        self.raw = open_on(device, source, options, place, roomy=dynamic or size >= _LARGE)
         if size >= _LARGE:
             _give_back()
         self.place = place

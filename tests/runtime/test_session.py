@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -200,6 +201,46 @@ def test_what_fails_in_onnx_runtime_is_an_error_of_ours(onnx_bytes):
     graph = o.model([o.node("Exp", ["z"], ["x"])], [o.value("z", ["batch", 2])], [o.value("x", ["batch", 2])])
     with pytest.raises(VaeError, match=r"^graph: ONNX Runtime failed: "):
         Session(graph, "graph", CPU).run(["x"], {"z": np.zeros((3, 4), np.float32)})
+
+
+# Values that may become large.
+
+_LARGE_VALUES = """
+import gc, sys
+import numpy as np
+from vae_runtime.devices import Device
+from vae_runtime.manifest import TensorSpec
+from vae_runtime.session import Session
+
+def memory():
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) / 1024
+
+graph = bytes.fromhex(sys.stdin.read())
+shape, dynamic = (1, 4), frozenset({1})
+expected = {"input": [TensorSpec("z", "float32", shape, dynamic)], "output": [TensorSpec("x", "float32", shape, dynamic)]}
+sessions = [Session(graph, "graph", Device("cpu", "CPUExecutionProvider", {}), expected=each) for each in (expected, None)]
+z = np.linspace(-1, 1, 2**22, dtype=np.float32).reshape(1, 1, -1)
+before = memory()
+wide, plain = (session.run(["x"], {"z": z})[0] for session in sessions)
+assert np.array_equal(wide, plain)
+del wide, plain, sessions
+gc.collect()
+print(memory() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_large_values_have_the_same_bits_in_one_range_of_addresses_which_ends_with_the_session(onnx_bytes):
+    o = onnx_bytes
+    shape = ["batch", 1, "width"]
+    nodes = [o.node("Exp", ["z"], ["a"]), o.node("Tanh", ["a"], ["b"]), o.node("Add", ["a", "b"], ["x"])]
+    graph = o.model(nodes, [o.value("z", shape)], [o.value("x", shape)])
+    done = subprocess.run(
+        [sys.executable, "-c", _LARGE_VALUES], input=graph.hex(), capture_output=True, text=True, check=True
+    )
+    # Each value has 16 MiB.
+    assert float(done.stdout) < 16
 
 
 def test_garbage_is_no_graph(digits, capfd):

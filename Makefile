@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN = $(VENV)/bin/python
 HAS_NODE = node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2> /dev/null
 
-.PHONY: demo test test-long test-slow test-oldest test-arm64 test-c test-js test-studio fuzz conformance zoo bench check docs dist studio native format models schema clean
+.PHONY: demo test test-long test-slow test-oldest test-arm64 test-c test-js test-studio fuzz conformance zoo bench cuda check docs dist studio native format models schema clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/vae-export demo --out out/demo
@@ -65,6 +65,12 @@ zoo: .venvs/zoo/installed
 # docs/benchmarks.md: trains, installs every contender under .venvs, measures; make bench MNIST=DIR BENCH="--quick"
 bench: $(VENV)/installed-dev
 	$(RUN) -m benchmarks $(if $(MNIST),--mnist "$(MNIST)") $(BENCH)
+
+# On a machine with an NVIDIA GPU: the tests of CUDA, and docs/benchmarks-cuda.md. It takes the packages that PYTHON has;
+# ORT_CUDA=DIR holds an ONNX Runtime that was carried there. Without a GPU it is skipped with a message.
+cuda:
+	@PYTHONPATH="$(CURDIR)/runtime:$(CURDIR)" $(PYTHON) -m benchmarks.gpu \
+		$(if $(ORT_CUDA),--onnxruntime "$(ORT_CUDA)") $(CUDA)
 
 check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

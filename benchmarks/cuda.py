@@ -1,20 +1,21 @@
 """On an NVIDIA GPU: sample(seed) of this runtime beside PyTorch eager and torch.compile, in 32 and 16 bits.
 
-    python -m benchmarks.cuda --data out/bench --out out/cuda
+    python -m benchmarks.cuda --build
 
-needs PyTorch with CUDA and onnxruntime-gpu in one environment, and the models that `make bench` has made. It prints a
-table in Markdown and writes the figures beside it as JSON; without a GPU it says so and measures nothing. Each way
-samples on the device and leaves the result there; every answer is compared with float32 PyTorch's on the CPU before it
-is timed.
+needs PyTorch with CUDA and onnxruntime-gpu in one environment, and the models of `make bench`, which `--build` makes.
+It writes docs/benchmarks-cuda.md, and its figures beside those of the benchmark on the CPU. `make cuda` runs the tests
+first. Every answer is compared with float32 PyTorch's on the CPU before it is timed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
+import datetime
+import os
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,24 @@ import numpy as np
 import vae_runtime
 from vae_runtime.cli.main import run
 from vae_runtime.cli.options import argument
-from vae_runtime.errors import DeviceError, VaeError, error_line, require_integer
+from vae_runtime.device_noise import MIN_NUMBERS
+from vae_runtime.errors import DeviceError, InputError, VaeError, error_line, require_integer
 from vae_runtime.files import write_atomic
 from vae_runtime.timing import in_turns, take_turn
 
-from .models import COMPARED, MODELS
+from .cuda_report import OURS, PAGE, cuda_section
+from .models import COMPARED, MODELS, build
+from .report import ROOT, dumped, filled
 
+FIGURES = "results-cuda.json"
 BATCHES = (1, 8, 64, 512, 4096, 65536)
 SEED = 7
 # Seconds that one way's turn takes about.
 SLOT = 0.2
 # Largest difference from float32 PyTorch: TF32 off; of values of 10 or more bits.
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2}
+# Samples that are compared, at the beginning and at the end of a draw that the GPU makes.
+COMPARED_ROWS = 16
 
 Way = Callable[[int], Any]
 
@@ -76,6 +83,88 @@ class Torch:
             return found
 
 
+@contextlib.contextmanager
+def _cupy_is(used: bool) -> Iterator[None]:
+    """Let noise be drawn by CuPy, or not."""
+    before = os.environ.get("VAE_RUNTIME_CUPY")
+    os.environ["VAE_RUNTIME_CUPY"] = "1" if used else "0"
+    try:
+        yield
+    finally:
+        os.environ.pop("VAE_RUNTIME_CUPY")
+        if before is not None:
+            os.environ["VAE_RUNTIME_CUPY"] = before
+
+
+def _load(bundle: Path, device: str, precision: str, *, cupy: bool, **options: Any) -> Any:
+    """Load a bundle that draws noise in this way from now on."""
+    with _cupy_is(cupy):
+        vae = vae_runtime.load(bundle, device=device, variant=precision, provider_options=options or None)
+        # Which way is decided by the first sample on the device.
+        vae.sample(1, seed=SEED, on_device=True)
+    return vae
+
+
+def _our_ways(bundle: Path, device: str, precision: str) -> dict[str, Way]:
+    """The ways of this runtime, and its noise alone."""
+    vae = _load(bundle, device, precision, cupy=True)
+    host = _load(bundle, device, precision, cupy=False)
+    ways: dict[str, Way] = {
+        OURS: lambda n: vae.sample(n, seed=SEED, on_device=True),
+        f"{OURS}, 512 at a time": lambda n: vae.sample(n, seed=SEED, on_device=True, batch_size=512),
+        f"{OURS}, host noise": lambda n: host.sample(n, seed=SEED, on_device=True),
+        f"{OURS}, to numpy": lambda n: vae.sample(n, seed=SEED, batch_size=n),
+        "noise alone, host": lambda n: vae.prior(n, seed=SEED),
+    }
+    cupy = _cupy(device)
+    if cupy is not None:
+        stream = cupy.cuda.Stream(non_blocking=True)
+        shared = _load(bundle, device, precision, cupy=True, user_compute_stream=stream.ptr)
+        # The default arguments keep the stream as long as the way.
+        ways[f"{OURS}, one stream"] = lambda n, _stream=stream: shared.sample(n, seed=SEED, on_device=True)  # type: ignore[misc]
+    return ways
+
+
+def _cupy(device: str) -> Any:
+    """CuPy, where it can draw for the device."""
+    if not device.startswith("cuda"):
+        return None
+    try:
+        import cupy
+    except ImportError:
+        return None
+    return cupy
+
+
+def _compare(ways: dict[str, Way], plain: Torch, reference: Torch, vae: Any, precision: str, model: str) -> None:
+    """Hold the first and the last samples of every way, of as many as a GPU draws, against PyTorch on the CPU.
+
+    Raises:
+        VaeError: an answer is not PyTorch's.
+    """
+    import torch
+
+    n = max(2 * COMPARED_ROWS, -(-MIN_NUMBERS // int(np.prod(vae.latent_shape))))
+    z = vae.prior(n, seed=SEED)
+    rows = np.r_[:COMPARED_ROWS, n - COMPARED_ROWS : n]
+    wanted = reference.decode(z[rows])
+    answers = {"PyTorch": plain.decode(z[rows])}
+    for name, way in ways.items():
+        if name.startswith(OURS):
+            answers[name] = torch.as_tensor(_taken(way(n)))[torch.from_numpy(rows)].cpu().numpy()
+    for who, answer in answers.items():
+        worst = float(np.abs(answer - wanted).max() / max(1.0, float(np.abs(wanted).max())))
+        if not worst <= TOLERANCES[precision]:
+            raise VaeError(f"{model} {precision}: {who} differs by {worst:.2g} from float32 PyTorch on the CPU")
+
+
+def _taken(value: Any) -> Any:
+    """What a way returns as PyTorch takes it: numpy's arrays, and values on a device by DLPack."""
+    from torch.utils.dlpack import from_dlpack
+
+    return value if isinstance(value, np.ndarray) else from_dlpack(value)
+
+
 def measure(data: Path, names: Sequence[str], device: str, batches: Sequence[int], rounds: int) -> dict[str, Any]:
     """Time all ways on all models, in turns of random order.
 
@@ -87,12 +176,10 @@ def measure(data: Path, names: Sequence[str], device: str, batches: Sequence[int
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise DeviceError("no CUDA GPU for PyTorch here; run this where torch.cuda.is_available()")
-    # Full float32 on both sides: ONNX Runtime's TF32 is switched off below.
+    # Full float32 on both sides: vae-runtime switches ONNX Runtime's TF32 off.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    options = {"use_tf32": "0"} if device.startswith("cuda") else None
     chance = random.Random(0)
-    title = torch.cuda.get_device_name() if device.startswith("cuda") else "CPU (to try the program)"
-    found: dict[str, Any] = {"device": title, "torch": torch.__version__, "rounds": [], "skipped": []}
+    found = _about(device)
     for model in names:
         folder = data / model
         variants = vae_runtime.load(folder / "bundle").bundle.manifest.decoder
@@ -101,98 +188,97 @@ def measure(data: Path, names: Sequence[str], device: str, batches: Sequence[int
                 continue
             # PyTorch compiles a function for at most eight sizes, then runs it eagerly: each model starts anew.
             torch._dynamo.reset()
-            vae = vae_runtime.load(folder / "bundle", device=device, variant=precision, provider_options=options)
+            vae = vae_runtime.load(folder / "bundle")
+            ways = _our_ways(folder / "bundle", device, precision)
             plain = Torch(folder, device, precision, vae.latent_shape)
-            reference = Torch(folder, "cpu", "fp32", vae.latent_shape)
-            z = vae.prior(64, seed=SEED)
-            assert isinstance(z, np.ndarray)
-            wanted = reference.decode(z)
-            for who, answer in (("vae-runtime", vae.decode(z)), ("PyTorch", plain.decode(z))):
-                worst = float(np.abs(answer - wanted).max() / max(1.0, float(np.abs(wanted).max())))
-                if worst > TOLERANCES[precision]:
-                    raise VaeError(f"{model} {precision}: {who} differs by {worst:.2g} from float32 PyTorch on the CPU")
-            ways: dict[str, Way] = {
-                "vae-runtime": lambda n, vae=vae: vae.sample(n, seed=SEED, on_device=True),  # type: ignore[misc]
-                "vae-runtime, to numpy": lambda n, vae=vae: vae.sample(n, seed=SEED, batch_size=n),  # type: ignore[misc]
-                "noise alone": lambda n, vae=vae: vae.prior(n, seed=SEED),  # type: ignore[misc]
-                **plain.ways(compiled=False),
-                **plain.ways(compiled=True),
-            }
+            _compare(ways, plain, Torch(folder, "cpu", "fp32", vae.latent_shape), vae, precision, model)
+            ways |= plain.ways(compiled=False) | plain.ways(compiled=True)
             for batch in batches:
-                try:
-                    taken = in_turns(ways, rounds, lambda way: _time(ways[way], batch, device), chance)  # noqa: B023 - at once
-                except (VaeError, torch.OutOfMemoryError) as error:
-                    found["skipped"].append(f"{model} {precision} {batch}: {error_line(error)}")
-                    print(f"{found['skipped'][-1]} (skipped)", file=sys.stderr, flush=True)
-                    continue
-                for number in range(rounds):
-                    place = {"model": model, "precision": precision, "batch": batch, "round": number}
+                place = {"model": model, "precision": precision, "batch": batch}
+                taken = _in_turns(ways, place, rounds, device, chance, found)
+                for number in range(rounds if taken else 0):
                     seconds = {way: figures[number] for way, figures in taken.items()}
-                    found["rounds"].append({**place, "seconds": seconds})
-                print(f"{model} {precision} {batch}: done", file=sys.stderr, flush=True)
+                    found["rounds"].append({**place, "round": number, "seconds": seconds})
     return found
+
+
+def _about(device: str) -> dict[str, Any]:
+    """What is measured on, with empty lists for what is found."""
+    import onnxruntime
+    import torch
+
+    cupy = _cupy(device)
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "CPU (to try the program)",
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "cupy": cupy.__version__ if cupy is not None else None,
+        "titles": {name: model.title for name, model in MODELS.items()},
+        "rounds": [],
+        "skipped": [],
+    }
+
+
+def _in_turns(
+    ways: dict[str, Way], place: dict[str, Any], rounds: int, device: str, chance: random.Random, found: dict[str, Any]
+) -> dict[str, list[float]]:
+    """Time the ways at one place that can take it; the others are listed with their reason."""
+    import torch
+
+    name, batch = " ".join(map(str, place.values())), place["batch"]
+    fit = []
+    for way in ways:
+        try:
+            _synchronized(ways[way], batch, device)
+            fit.append(way)
+        except (VaeError, torch.OutOfMemoryError) as error:
+            found["skipped"].append(f"{name}: {way}: {error_line(error)}")
+            print(f"{found['skipped'][-1]} (skipped)", file=sys.stderr, flush=True)
+    taken = in_turns(fit, rounds, lambda way: _time(ways[way], batch, device), chance)
+    print(f"{name}: done", file=sys.stderr, flush=True)
+    return taken
+
+
+def _synchronized(way: Way, batch: int, device: str) -> None:
+    """Make one call, and wait for the device."""
+    way(batch)
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize()
 
 
 def _time(way: Way, batch: int, device: str) -> float:
     """Return the seconds of one call, the device having finished: the median over a turn."""
-    import torch
-
-    def call() -> None:
-        way(batch)
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-
-    # The first call may compile: it never counts.
-    call()
-    return take_turn(call, SLOT).median
-
-
-def table(found: dict[str, Any]) -> str:
-    """Return the figures as Markdown: samples a second of this runtime, and how the others compare."""
-    lines = [
-        f"{found['device']}, PyTorch {found['torch']}",
-        "",
-        "| model | precision | batch | vae-runtime, samples/s | × eager | × torch.compile | to numpy, × on the device "
-        "| share of noise |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    cells = {(entry["model"], entry["precision"], entry["batch"]): None for entry in found["rounds"]}
-    for cell in cells:
-        rounds = [
-            entry["seconds"]
-            for entry in found["rounds"]
-            if (entry["model"], entry["precision"], entry["batch"]) == cell
-        ]
-
-        def ratio(over: str, under: str, rounds: list[dict[str, float]] = rounds) -> str:
-            return f"{np.median([each[over] / each[under] for each in rounds]):.2f}"
-
-        rate = cell[2] / np.median([each["vae-runtime"] for each in rounds])
-        lines.append(
-            f"| {cell[0]} | {cell[1]} | {cell[2]} | {rate:,.0f} | {ratio('PyTorch eager', 'vae-runtime')} | "
-            f"{ratio('torch.compile', 'vae-runtime')} | {ratio('vae-runtime', 'vae-runtime, to numpy')} | "
-            f"{ratio('noise alone', 'vae-runtime')} |"
-        )
-    lines += ["", *(f"Skipped: {line}" for line in found["skipped"])] if found["skipped"] else []
-    return "\n".join(lines) + "\n"
+    return take_turn(lambda: _synchronized(way, batch, device), SLOT).median
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.out is None and not options.device.startswith("cuda"):
+        raise InputError("out: expected a folder for figures that are not of a GPU; give --out")
     for name in options.models:
-        if not (options.data / name / "module.pt").is_file():
-            raise VaeError(f"{options.data / name}: no model of `make bench`; run that first, or give --data")
+        if options.build:
+            build(name, options.data / name)
+        elif not (options.data / name / "module.pt").is_file():
+            raise VaeError(f"{options.data / name}: no model of `make bench`; give --build, or --data")
     found = measure(options.data, options.models, options.device, options.batches, options.rounds)
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_atomic(options.out / "cuda.json", (json.dumps(found, indent=1) + "\n").encode())
-    write_atomic(options.out / "cuda.md", table(found).encode())
-    print(table(found), end="")
+    frame = ROOT / "docs" / PAGE
+    out, figures = (frame.parent, ROOT / "benchmarks") if options.out is None else (options.out, options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    page = filled(frame.read_text(encoding="utf-8"), "cuda", cuda_section(found), PAGE)
+    write_atomic(figures / FIGURES, dumped(found).encode())
+    write_atomic(out / PAGE, page.encode())
+    print(cuda_section(found))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda", description=__doc__.splitlines()[0])
     parser.set_defaults(command=_run)
-    parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=[m for m in COMPARED if m != "kl"])
+    models = [name for name in COMPARED if name not in ("kl", "mlp50", "digits")]
+    parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=models)
+    parser.add_argument("--build", action="store_true", help="train and export the models that are missing")
     parser.add_argument("--data", type=Path, default=Path("out/bench"), help="where models are (default out/bench)")
     parser.add_argument("--device", default="cuda", help="cuda (default), cuda:N; cpu to try the program")
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="how many at once")
@@ -200,7 +286,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--rounds", type=argument(lambda text: require_integer("rounds", int(text), 1, 1000)), default=5,
         help="rounds of everything (default 5)",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("out/cuda"), help="the folder to write (default out/cuda)")
+    parser.add_argument(
+        "--out", type=Path,
+        help=f"a folder for {PAGE} and {FIGURES} (default: docs/ and benchmarks/)",
+    )  # fmt: skip
     return run(lambda: parser, argv)
 
 

@@ -69,7 +69,7 @@ def write(found: Found, out: Path) -> None:
     write_atomic(page, text.encode())
 
 
-def filled(text: str, name: str, content: str) -> str:
+def filled(text: str, name: str, content: str, page: str = PAGE) -> str:
     """Return a page with the part between two marks replaced.
 
     Raises:
@@ -77,7 +77,7 @@ def filled(text: str, name: str, content: str) -> str:
     """
     begin, end = f"<!-- measured: {name} -->", f"<!-- end of measured: {name} -->"
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise InputError(f"{PAGE}: expected {begin} and then {end}, once each; put them back")
+        raise InputError(f"{page}: expected {begin} and then {end}, once each; put them back")
     before, rest = text.split(begin)
     return f"{before}{begin}\n{content.strip()}\n{end}{rest.split(end)[1]}"
 

@@ -8,16 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks import __main__ as program
-from benchmarks import comparison, cuda, report, streams, tiles
+from benchmarks import comparison, report, streams, tiles
 from benchmarks.bounds import Bounds
 from benchmarks.capacity import BUSY_LOOPS
 from benchmarks.contender import Unavailable
 from benchmarks.contenders import CONTENDERS, Naive
 from benchmarks.figures import Results, generation_ratio, host_ratio, shown
-from benchmarks.models import build
 from benchmarks.processes import Died, Process
 from benchmarks.runs import ROOT, Run
 from benchmarks.summary import CASES
@@ -27,14 +25,6 @@ from vae_runtime.errors import InputError
 from vae_runtime.timing import Quartiles
 
 HERE = ("eager", "naive", "ours-fp32")
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """A folder with the tiny model, trained and exported. To be read only."""
-    folder = tmp_path_factory.mktemp("bench")
-    build("tiny", folder / "tiny")
-    return folder
 
 
 @pytest.fixture
@@ -282,23 +272,6 @@ def test_the_table_of_tiles_shows_what_was_skipped():
     assert "other programs used 20 % of the processors" in lines[0]
     assert lines[4] == f"| {SMALL} | vae-runtime | 1,234 | 1.25 | – | – | 2e-06 from diffusers |"
     assert lines[-1] == f"- Skipped: {SMALL}, vae-runtime, 1024²: no answer within 3 seconds"
-
-
-# torch.compile itself imports what PyTorch deprecates.
-@pytest.mark.long
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-def test_the_benchmark_of_gpus_runs_and_refuses_where_there_is_none(data, tmp_path, capsys):
-    words = ["--models", "tiny", "--data", str(data), "--batches", "1", "--rounds", "1"]
-    assert cuda.main([*words, "--device", "cpu", "--out", str(tmp_path / "cpu")]) == 0
-    found = json.loads((tmp_path / "cpu" / "cuda.json").read_text(encoding="utf-8"))
-    assert {way for entry in found["rounds"] for way in entry["seconds"]} == {
-        "PyTorch eager", "torch.compile", "noise alone", "vae-runtime", "vae-runtime, to numpy",
-    }  # fmt: skip
-    assert "| tiny | fp32 | 1 |" in capsys.readouterr().out
-    if not torch.cuda.is_available():
-        assert cuda.main([*words, "--out", str(tmp_path / "none")]) == 1
-        assert "no CUDA GPU" in capsys.readouterr().err
-        assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.long

@@ -1,16 +1,19 @@
-"""An ONNX Runtime that was carried to a machine: as a package, as a wheel, or as a wheel in parts."""
+"""An ONNX Runtime that was carried to a machine: as a package, or as a wheel or a tar file, whole or in parts."""
 
 from __future__ import annotations
 
 import hashlib
+import lzma
 import re
 import shutil
+import tarfile
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 # NAME.whl, or one of its parts: NAME.whl.00, NAME.whl.01, …
-_FILE = re.compile(r"(onnxruntime.*\.whl)(?:\.([0-9]+))?")
+_FILE = re.compile(r"(onnxruntime.*\.(?:whl|tar|tar\.gz|tar\.xz))(?:\.([0-9]+))?")
 
 
 class CarriedError(Exception):
@@ -21,8 +24,8 @@ def package_folder(place: Path, out: Path) -> Path:
     """Return the folder from which Python imports `onnxruntime`.
 
     Args:
-        place: a folder with the package onnxruntime/, with its wheel, or with all parts of one wheel.
-        out: the folder below which a wheel is unpacked, once.
+        place: a folder with the package onnxruntime/, or with one wheel or tar file that holds it, or all its parts.
+        out: the folder below which that is unpacked, once.
 
     Raises:
         CarriedError: there is no such thing, or a part is missing or damaged.
@@ -38,28 +41,36 @@ def package_folder(place: Path, out: Path) -> Path:
         return folder
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
-        wheel = Path(scratch) / "whole.whl"
-        with wheel.open("wb") as whole:
+        whole, unpacked = Path(scratch) / "whole", Path(scratch) / "unpacked"
+        with whole.open("wb") as joined:
             for part in parts:
                 with part.open("rb") as file:
-                    shutil.copyfileobj(file, whole)
-        unpacked = Path(scratch) / "unpacked"
+                    shutil.copyfileobj(file, joined)
         try:
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(unpacked, [name for name in archive.namelist() if name.startswith("onnxruntime/")])
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
+            _unpack(whole, unpacked)
+        except (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, OSError, EOFError) as error:
             raise CarriedError(
-                f"{place}: expected a wheel of ONNX Runtime in {len(parts)} files, got one that cannot be unpacked "
+                f"{place}: expected a whole ONNX Runtime in {len(parts)} files, got one that cannot be unpacked "
                 f"({error}); carry all of its parts again"
             ) from error
         if not (unpacked / "onnxruntime" / "__init__.py").is_file():
-            raise CarriedError(f"{place}: expected the package onnxruntime in the wheel, got none; carry its wheel")
+            raise CarriedError(f"{place}: expected the package onnxruntime/ in its file, got none; carry its wheel")
         unpacked.replace(folder)
     return folder
 
 
+def _unpack(whole: Path, folder: Path) -> None:
+    """Unpack the package of a wheel or a tar file."""
+    if zipfile.is_zipfile(whole):
+        with zipfile.ZipFile(whole) as wheel:
+            wheel.extractall(folder, [name for name in wheel.namelist() if name.startswith("onnxruntime/")])
+        return
+    with tarfile.open(whole) as archive:
+        archive.extractall(folder, filter="data")
+
+
 def _parts(place: Path) -> list[Path]:
-    """Return the one wheel of a folder, or its parts in their order."""
+    """Return the one wheel or tar file of a folder, or its parts in their order."""
     found: dict[str, dict[int, Path]] = {}
     for path in sorted(place.iterdir()) if place.is_dir() else ():
         if match := _FILE.fullmatch(path.name):
@@ -67,8 +78,8 @@ def _parts(place: Path) -> list[Path]:
     if len(found) != 1:
         got = " and ".join(found) or "none"
         raise CarriedError(
-            f"{place}: expected the package onnxruntime/, or one wheel onnxruntime*.whl, whole or in parts "
-            f"(.whl.00, .whl.01, …), got {got}; docs/benchmarks-cuda.md says how to carry one"
+            f"{place}: expected the package onnxruntime/, or one wheel onnxruntime*.whl or .tar.xz, whole or "
+            f"in parts (.whl.00, .whl.01, …), got {got}; docs/benchmarks-cuda.md says how to carry one"
         )
     ((name, parts),) = found.items()
     missing = [number for number in range(max(parts) + 1) if number not in parts]

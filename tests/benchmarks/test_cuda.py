@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 import zipfile
 
 import pytest
@@ -99,6 +100,22 @@ def test_a_carried_wheel_is_joined_and_unpacked_once(parts, tmp_path):
     assert package_folder(folder, tmp_path / "elsewhere") == folder
 
 
+def test_a_carried_tar_file_is_taken_too(tmp_path):
+    package = package_folder(wheel_in(tmp_path / "wheel", 1), tmp_path / "out")
+    place = tmp_path / "carried"
+    place.mkdir()
+    with tarfile.open(tmp_path / "whole", "w:xz") as archive:
+        archive.add(package / "onnxruntime", "onnxruntime")
+    content = (tmp_path / "whole").read_bytes()
+    for number, first in enumerate(range(0, len(content), 100)):
+        (place / f"onnxruntime-cuda.tar.xz.{number:02d}").write_bytes(content[first : first + 100])
+    folder = package_folder(place, tmp_path / "out")
+    assert (folder / "onnxruntime" / "__init__.py").read_bytes() == b"FOUND = 1"
+    sorted(place.iterdir())[-1].unlink()
+    with pytest.raises(CarriedError, match="cannot be unpacked"):
+        package_folder(place, tmp_path / "out")
+
+
 def test_a_carried_wheel_that_is_not_whole_is_refused(tmp_path):
     def refuses(place, match):
         with pytest.raises(CarriedError, match=match):
@@ -110,8 +127,8 @@ def test_a_carried_wheel_that_is_not_whole_is_refused(tmp_path):
     refuses(place, "in 3 files, got one that cannot be unpacked")
     first.unlink()
     refuses(place, "got none of number 0; carry it too")
-    refuses(wheel_in(tmp_path / "b", 1, [("other/x.py", b"")]), "expected the package onnxruntime in the wheel")
-    refuses(tmp_path / "c", r"one wheel onnxruntime\*.whl, whole or in parts .*, got none")
+    refuses(wheel_in(tmp_path / "b", 1, [("other/x.py", b"")]), "expected the package onnxruntime/ in its file")
+    refuses(tmp_path / "c", r"one wheel onnxruntime\*.whl or .tar.xz, whole or in parts .*, got none")
     two = wheel_in(tmp_path / "d", 1)
     (two / "onnxruntime-2.whl").write_bytes(b"")
     refuses(two, r"got onnxruntime-2.whl and onnxruntime_gpu-1.0")

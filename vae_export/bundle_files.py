@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vae_runtime import noise
 from vae_runtime._version import __version__
+from vae_runtime.bench import processor_name
 from vae_runtime.errors import InputError
 from vae_runtime.image import grid, png
 from vae_runtime.manifest import COMPONENTS, Manifest, Refusal
@@ -116,7 +117,7 @@ def _producer(adapted: Adapted, graphs: Sequence[Graph], gate: Gate | None) -> d
         "ir_version": IR_VERSION,
         "recognised": list(adapted.recognised),
         **({"rewrites": rewrites} if rewrites else {}),
-        **({"gate": asdict(gate)} if gate else {}),
+        **({"gate": asdict(gate), "processor": processor_name()} if gate else {}),
     }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vae_runtime.golden import reference_of
 from vae_runtime.manifest import Manifest
+from vae_runtime.timing import in_words
 
 from .front_matter import front_matter
 
@@ -15,6 +16,11 @@ from .front_matter import front_matter
 if TYPE_CHECKING:
     from .training.checkpoint import RunInfo
     from .training.evaluation import Evaluation
+
+_SPEED = (
+    "× fp32 is how many times as fast as fp32 a variant was on {} at the export, with one thread. `vae-runtime bench` "
+    "measures your machine."
+)
 
 
 def model_card(manifest: Manifest, sizes: Mapping[str, int], picture: bool, *, recognised: Sequence[str] = ()) -> str:
@@ -212,8 +218,8 @@ def _variants(manifest: Manifest) -> list[str]:
             "Each beside the other component in fp32: PSNR against fp32 of the decoder's mean or the encoder's mu, and "
             f"the change of the ELBO, on {_listed(v.quality.measured for v in measured if v.quality)}.",
             "",
-            "| variant | KiB | PSNR | ELBO | how it was made |",
-            "|---|---|---|---|---|",
+            "| variant | KiB | PSNR | ELBO | × fp32 | how it was made |",
+            "|---|---|---|---|---|---|",
         ]
         for variant in measured:
             quality = variant.quality
@@ -223,8 +229,10 @@ def _variants(manifest: Manifest) -> list[str]:
             calibration = f"; calibrated on {quality.calibration}" if quality.calibration else ""
             lines.append(
                 f"| {variant.component}/{variant.name} | {quality.size / 1024:,.0f} | {psnr} | {elbo} | "
-                f"{quality.method}{calibration} |"
+                f"{in_words(quality.speed) or 'not measured'} | {quality.method}{calibration} |"
             )
+        if any(variant.quality.speed for variant in measured if variant.quality):
+            lines += ["", _SPEED.format(manifest.producer.get("processor", "the machine that exported"))]
         reasons = dict.fromkeys(v.quality.reason for v in measured if v.quality and v.quality.reason)
         lines += [line for reason in reasons for line in ("", f"No ELBO: {reason}.")]
     if manifest.batch_of_one:

@@ -1244,10 +1244,12 @@ static const schema FILE_SIZE = {F_INTEGER, .expected = "an integer from 1 to 90
 static const member GOLDEN_MEMBERS[] = {
     {"file", &FILE_NAME, 1, 0, 0}, {"seed", &SEED, 1, 0, 0}, {"n", &GOLDEN_ROWS, 1, 0, 0}, {0}};
 static const schema GOLDEN = {F_RECORD, .members = GOLDEN_MEMBERS};
+static const schema SPEED = {F_MAP, .expected = "an object", .item = &POSITIVE};
 static const member QUALITY_MEMBERS[] = {
     {"method", &STRING, 1, 0, 0},      {"size", &FILE_SIZE, 1, 0, 0},          {"psnr", &ANY_OR_NULL, 1, 0, 0},
     {"peak", &POSITIVE, 1, 0, 0},      {"elbo_change", &ANY_OR_NULL, 1, 0, 0}, {"measured", &STRING, 1, 0, 0},
-    {"calibration", &STRING, 0, 0, 0}, {"reason", &STRING, 0, 0, 0},           {0},
+    {"calibration", &STRING, 0, 0, 0}, {"reason", &STRING, 0, 0, 0},           {"speed", &SPEED, 0, 0, 0},
+    {0},
 };
 static const schema QUALITY = {F_RECORD, .members = QUALITY_MEMBERS};
 static const member REFUSAL_MEMBERS[] = {

@@ -156,7 +156,7 @@ def bench(
     after = _load_average()
     load_average = None if before is None or after is None else (before, after)
     return Benchmark(
-        str(path), bundle.digest, _processor(), os.cpu_count() or 1, load_average, tuple(timings),
+        str(path), bundle.digest, processor_name(), os.cpu_count() or 1, load_average, tuple(timings),
         tuple(dict.fromkeys(left_out)),
     )  # fmt: skip
 
@@ -319,7 +319,8 @@ def _load_average() -> float | None:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """Return the name of this machine's processor, or of its architecture."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             for line in file:

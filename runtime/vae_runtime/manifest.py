@@ -62,6 +62,7 @@ POSITIVE = Number("a positive number", above=0, name="positive")
 NUMBERS = Map(
     Number("a number of at least 0", min=0), name="numbers", description="A number of at least 0 for each output."
 )
+SPEED = Map(POSITIVE, name="speed", description="How many times as fast as fp32 it is, by the rows of a call.")
 HALO = Map(Integer(0, 2**31 - 1), name="halo", description="Values of the latent on either side, by axis.")
 SHAPE = List(SIZE, "a list of 1 to 8 sizes", min=1, max=8, name="shape", description="Sizes without the batch axis.")
 ANY_SHAPE = List(SIZE, "a list of 0 to 8 sizes", max=8, name="any_shape", description="As shape, or [] for one value.")
@@ -305,7 +306,7 @@ class Quality(Record):
     mean squared difference) of the decoder's mean or the encoder's mu, and None if no number differs. `elbo_change` is
     the mean change of the ELBO in nats per observation, negative for a loss; it is None if there is no ELBO, and
     `reason` says why. `measured` names the data and their number. `calibration` names the data that gave the ranges of
-    numbers between layers, if the method needs them.
+    numbers between layers, if the method needs them. `speed` is that of one thread of the machine that exported.
     """
 
     method: str = field(TEXT)
@@ -316,6 +317,7 @@ class Quality(Record):
     measured: str = field(TEXT)
     calibration: str | None = field(TEXT, default=None)
     reason: str | None = field(TEXT, default=None)
+    speed: Mapping[str, float] = field(SPEED, default_factory=dict)
 
 
 QUALITY = Struct(Quality, name="quality")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 # Calls before each measurement that do not count: they refill the caches after another contender's turn.
 _WARM_UP = 2
+# A ratio below this is no gain: the same work measured twice differs by as much.
+_GAIN = 1.05
 
 
 class Turn(NamedTuple):
@@ -77,3 +79,16 @@ def quartiles(values: Iterable[float]) -> Quartiles | None:
         return None
     low, median, high = (float(each) for each in np.percentile(numbers, (25, 50, 75)))
     return Quartiles(median, low, high)
+
+
+def in_words(speed: Mapping[str, float]) -> str:
+    """Say how many times as fast as fp32 a variant is.
+
+    Args:
+        speed: a manifest's ratios, by the number of rows of a call.
+
+    Returns:
+        Such as "2.10 at batch 1, 3.24 at batch 64"; in front of that "not faster", if it never is.
+    """
+    text = ", ".join(f"{ratio:.2f} at batch {rows}" for rows, ratio in speed.items())
+    return f"not faster: {text}" if speed and max(speed.values()) < _GAIN else text

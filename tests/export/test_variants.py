@@ -26,6 +26,7 @@ from vae_export.graphs.variants import Gate, require_variants
 from vae_runtime.bundle import open_bundle
 from vae_runtime.errors import BundleError, InputError
 from vae_runtime.golden import golden_inputs, read_golden
+from vae_runtime.timing import in_words
 
 ALL = ("fp32", "fp16", "int8")
 
@@ -184,11 +185,45 @@ def test_upsampling_and_normalization_are_rewritten_in_every_variant(convolution
     assert "1 × batch normalization folded into the layer before it" in rewrites["decoder"]
 
 
-def test_two_exports_give_the_same_bytes(convolutional, digits, tmp_path):
+def test_two_exports_give_the_same_bytes_but_for_the_measured_speed(convolutional, digits, tmp_path):
     again = export(
         Convolutional(), tmp_path / "again", example=digits, posterior="logvar", variants=ALL, formats=("onnx",)
     )
-    assert again.digest == convolutional.digest
+    manifests = []
+    for exported in (convolutional, again):
+        document = json.loads((exported.path / "manifest.json").read_text(encoding="utf-8"))
+        for component in document["components"].values():
+            for name in ALL[1:]:
+                speed = component["variants"][name]["additional_metadata"]["vae"]["quality"].pop("speed")
+                assert "1" in speed
+                assert set(speed) <= {"1", "64"}
+                assert min(speed.values()) > 0
+        manifests.append(document)
+    assert manifests[0] == manifests[1]
+    assert manifests[0]["additional_metadata"]["vae"]["producer"]["processor"]
+    files = sorted(path.relative_to(again.path) for path in again.path.rglob("*") if path.is_file())
+    different = {"manifest.json", "README.md", "SHA256SUMS"}
+    assert {str(file) for file in files} > different
+    for file in files:
+        if str(file) not in different:
+            assert (again.path / file).read_bytes() == (convolutional.path / file).read_bytes()
+
+
+def test_a_variant_that_is_not_faster_is_said_to_be_so(dense, tmp_path, resign, capsys):
+    from vae_runtime.cli.main import main as runtime
+
+    folder = shutil.copytree(dense.path, tmp_path / "bundle")
+    document = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    variants = document["components"]["decoder"]["variants"]
+    for name, speed in (("fp16", {"1": 0.98, "64": 1.04}), ("int8", {"1": 0.5, "64": 2.512})):
+        variants[name]["additional_metadata"]["vae"]["quality"]["speed"] = speed
+    (folder / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
+    resign(folder)
+    assert runtime(["info", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    start = "speed × fp32, one thread at export: "
+    assert f"decoder/fp16                {start}not faster: 0.98 at batch 1, 1.04 at batch 64" in printed
+    assert f"decoder/int8                {start}0.50 at batch 1, 2.51 at batch 64" in printed
 
 
 @pytest.mark.long
@@ -244,7 +279,9 @@ def test_the_card_shows_the_variants(dense, convolutional):
     card = (dense.path / "README.md").read_text(encoding="utf-8")
     quality = open_bundle(dense.path).manifest.decoder["int8"].quality
     assert "## Variants" in card
-    assert f"| {quality.psnr:.1f} dB | {quality.elbo_change:+.3f} nats |" in card
+    speed = in_words(quality.speed)
+    assert f"| {quality.psnr:.1f} dB | {quality.elbo_change:+.3f} nats | {speed} |" in card
+    assert "× fp32 is how many times as fast as fp32 a variant was on " in card
     assert "No ELBO: " in (convolutional.path / "README.md").read_text(encoding="utf-8")
 
 

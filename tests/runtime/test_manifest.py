@@ -519,6 +519,7 @@ BROKEN_FURTHER: list[tuple[list[tuple[tuple[str | int, ...], Any]], str]] = [
             "measured": (ABSENT, 360, None),
             "calibration": (64, None),
             "reason": (5, None),
+            "speed": (2.5, [2.5], None),
         }.items()
         for value in values
     ),
@@ -823,6 +824,7 @@ QUALITIES = st.builds(
     measured=TEXTS,
     calibration=st.none() | TEXTS,
     reason=st.none() | TEXTS,
+    speed=st.dictionaries(TEXTS, POSITIVE, max_size=2),
 )
 
 
@@ -1392,6 +1394,7 @@ LET_THROUGH: list[tuple[tuple[str | int, ...], Any]] = [
     ((*OURS, "data"), "weights.bin"),
     ((*OURS, "quality"), QUALITY),
     ((*OURS, "quality"), {**QUALITY, "psnr": None, "elbo_change": None, "reason": "no likelihood", "later": 1}),
+    ((*OURS, "quality"), {**QUALITY, "speed": {"1": 1.5, "64": 2}}),
     ((*FREE, "packed_from"), "sha256:" + "0" * 64),
     ((*FREE, "batch_of_one"), ["decoder", "encoder"]),
     ((*FREE, "refused"), []),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,15 @@ from vae_runtime.document import dump
 from vae_runtime.manifest import Manifest, Quality
 from vae_runtime.places import SUMS
 from vae_runtime.posterior import Posterior
+from vae_runtime.timing import in_turns, take_turn
 from vae_runtime.vae import VAE, load
 
 from .graph import Graph
 
 Array = NDArray[Any]
+# A speed is measured with so many rows a call, in so many rounds of turns of so many seconds; where that takes more
+# than a few hundred milliseconds, in fewer rounds, and without the larger number of rows.
+_ROWS, _ROUNDS, _TURN, _SECONDS = (1, 64), 5, 0.0025, 0.2
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class Measurement:
                     self._write(f"{place}/{name}", source if isinstance(source, bytes) else source.read_bytes())
         self._fp32 = self._load(None)
         self._expected: dict[str, dict[str, Array]] = {}
+        self._inputs: dict[str, dict[str, Array]] = {}
         self._elbo: Array | None = None
         self._reason: str | None = None
 
@@ -139,6 +146,41 @@ class Measurement:
             calibration=calibration,
             reason=self._reason,
         )
+
+    def speed(self, graph: Graph) -> dict[str, float]:
+        """Return how many times as fast as fp32 a graph is with one thread, by the number of rows of a call."""
+        vaes = {"fp32": self._fp32, graph.variant: self._load(graph)}
+        order = random.Random(0)
+        speed: dict[str, float] = {}
+        for rows in _ROWS:
+            calls = {name: self._call(vae, graph.component, rows) for name, vae in vaes.items()}
+            for call in calls.values():
+                # The first call loads the graph.
+                call()
+            once = take_turn(calls["fp32"], 0).median
+            rounds = max(1, min(_ROUNDS, int(_SECONDS / once)))
+            taken = in_turns(calls, rounds, functools.partial(_fastest, calls), order)
+            speed[str(rows)] = round(min(taken["fp32"]) / min(taken[graph.variant]), 2)
+            if min(taken["fp32"]) * _ROWS[-1] / rows > _SECONDS:
+                break
+        return speed
+
+    def _call(self, vae: VAE, component: str, rows: int) -> Callable[[], object]:
+        """Return a call of a component with so many of the measured rows, repeated where there are too few."""
+        observed = self.measured
+
+        def repeated(array: Array) -> Array:
+            return np.resize(array, (rows, *array.shape[1:]))
+
+        conditions = {name: repeated(array) for name, array in observed.conditions.items()} or None
+        if component == "encoder":
+            x = repeated(observed.x)
+            return lambda: vae.encode(x, conditions=conditions, seed=0)
+        if component not in self._inputs:
+            self._inputs[component] = self._latents(self._fp32, observed.first(_ROWS[-1]))
+        latents = {name: repeated(array) for name, array in self._inputs[component].items()}
+        z = latents if len(self.manifest.latents) > 1 else latents[self.manifest.latent.name]
+        return lambda: vae.decode(z, conditions=conditions, seed=0)
 
     def _answers(self, vae: VAE, component: str) -> dict[str, Array]:
         """Return a component's answers for the measured observations.
@@ -208,6 +250,11 @@ class Measurement:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content)
         self._sums[path] = hashlib.sha256(content).hexdigest()
+
+
+def _fastest(calls: Mapping[str, Callable[[], object]], name: str) -> float:
+    # On a busy machine other programs interrupt most calls of so short a turn, so their median says little.
+    return take_turn(calls[name], _TURN).min
 
 
 def psnr_of(expected: Array, answer: Array, bounds: tuple[float, float] | None) -> tuple[float | None, float]:

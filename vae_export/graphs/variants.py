@@ -176,7 +176,8 @@ def _first_passing(
             else:
                 failed.append(f"{setting.method}: {reason}")
         if passed:
-            return max(passed, key=lambda each: math.inf if each.quality.psnr is None else each.quality.psnr)
+            best = max(passed, key=lambda each: math.inf if each.quality.psnr is None else each.quality.psnr)
+            return replace(best, quality=replace(best.quality, speed=measurement.speed(best.graph)))
     # The last setting is the most precise one.
     return refusal(failed[-1])
 

@@ -134,6 +134,12 @@ def _print_graphs(manifest: Manifest, sizes: Mapping[str, float]) -> None:
         _print(
             f"{variant.component + '/' + variant.name:28}{sizes[variant.path]:8,.0f}  {psnr:>10}  {elbo:>12}  {making}"
         )
+    from ..timing import in_words
+
+    for variant, quality in measured:
+        if quality.speed:
+            speed = f"speed × fp32, one thread at export: {in_words(quality.speed)}"
+            _print(f"{variant.component + '/' + variant.name:28}{speed}")
     for refusal in manifest.refused[:_MAX_ROWS]:
         _print(f"{refusal.component + '/' + refusal.variant:28}left out: {refusal.reason}")
 

@@ -46,40 +46,63 @@ class Target(NamedTuple):
 
 def targets(found: Found) -> list[Target]:
     """Return every target with the figure that this run measured."""
-    results = Results(found)
-    models = [name for name in found["models"] if results.batches(name, 1, "decode")]
+    speeds = _Speeds(found)
+    lines = _decode_targets(speeds) + _small_targets(speeds) + _picture_targets(speeds) + _few_bits_targets(speeds)
+    lines += _noise_targets(found, speeds.results) + _start_targets(found) + _worker_targets(found)
+    lines += _host_targets(found) + _generation_targets(found)
+    return lines
 
-    def ratio(model: str, work: str, batch: int, name: str = OURS, to: str = NAIVE) -> Quartiles | None:
-        return results.ratio(model, 1, work, batch, name, to)
 
-    def lowest(to: str, threads: int = 1, name: str = OURS, of: Sequence[str] = models) -> tuple[Quartiles | None, str]:
-        found_here = [
-            (value, f"lowest of all: {title_of(found, model)}, batch {batch}")
-            for model in of
-            for batch in results.batches(model, threads, "decode")
-            if (value := results.ratio(model, threads, "decode", batch, name, to)) is not None
+class _Speeds:
+    """The speeds of a run, and what a note says of them."""
+
+    def __init__(self, found: Found) -> None:
+        self.found, self.results = found, Results(found)
+        self.models = [name for name in found["models"] if self.results.batches(name, 1, "decode")]
+
+    def ratio(self, model: str, work: str, batch: int, name: str = OURS, to: str = NAIVE) -> Quartiles | None:
+        """One contender's speed × another's, with one thread."""
+        return self.results.ratio(model, 1, work, batch, name, to)
+
+    def lowest(
+        self, to: str, threads: int = 1, name: str = OURS, of: Sequence[str] | None = None
+    ) -> tuple[Quartiles | None, str]:
+        """The lowest speed of `decode` over all models, or those given, and where that is."""
+        values = [
+            (value, f"lowest of all: {title_of(self.found, model)}, batch {batch}")
+            for model in (self.models if of is None else of)
+            for batch in self.results.batches(model, threads, "decode")
+            if (value := self.results.ratio(model, threads, "decode", batch, name, to)) is not None
         ]
-        return min(found_here, key=lambda each: each[0].median, default=(None, ""))
+        return min(values, key=lambda each: each[0].median, default=(None, ""))
 
-    def others(model: str, name: str, but: int, to: str = NAIVE) -> str:
+    def others(self, model: str, name: str, but: int, to: str = NAIVE) -> str:
+        """The speeds of `decode` at other batch sizes."""
         more = [
             f"batch {batch}: {digits(value.median)}"
-            for batch in results.batches(model, 1, "decode")
-            if batch != but and (value := ratio(model, "decode", batch, name, to)) is not None
+            for batch in self.results.batches(model, 1, "decode")
+            if batch != but and (value := self.ratio(model, "decode", batch, name, to)) is not None
         ]
         return ", ".join(more)
 
+
+def _decode_targets(speeds: _Speeds) -> list[Target]:
     lines = []
     for to, bound in ((NAIVE, 0.99), ("compile", 1.0), ("executorch", 1.0), ("litert", 1.0)):
-        value, note = lowest(to)
-        lines.append(Target(f"decode, fp32, any model and batch: × {name_of(found, to)}", value, bound, note=note))
-    value, note = lowest(NAIVE, threads=2)
-    lines.append(
-        Target(f"decode, fp32, two threads, any model and batch: × {name_of(found, NAIVE)}", value, 0.97, note=note)
-    )
+        value, note = speeds.lowest(to)
+        work = f"decode, fp32, any model and batch: × {name_of(speeds.found, to)}"
+        lines.append(Target(work, value, bound, note=note))
+    value, note = speeds.lowest(NAIVE, threads=2)
+    work = f"decode, fp32, two threads, any model and batch: × {name_of(speeds.found, NAIVE)}"
+    return [*lines, Target(work, value, 0.97, note=note)]
+
+
+def _small_targets(speeds: _Speeds) -> list[Target]:
+    """The models whose networks take microseconds."""
+    ratio, results, lines = speeds.ratio, speeds.results, []
     for to, bound in ((NAIVE, 1.15), ("litert", 1.0)):
         value = ratio("mlp", "decode", 1, to=to)
-        lines.append(Target(f"MLP decode, batch 1, fp32: × {name_of(found, to)}", value, bound))
+        lines.append(Target(f"MLP decode, batch 1, fp32: × {name_of(speeds.found, to)}", value, bound))
     lines += [
         *(
             Target(f"MLP encode, batch {batch}: × naive", ratio("mlp", "encode", batch), bound)
@@ -99,30 +122,43 @@ def targets(found: Found) -> list[Target]:
         Target("MLP reconstruct, batch 1: × two naive sessions", ratio("mlp", "reconstruct", 1), 1.3),
         Target("the same: × LiteRT", ratio("mlp", "reconstruct", 1, to="litert"), 1.0),
     ]  # fmt: skip
+    return lines
+
+
+def _picture_targets(speeds: _Speeds) -> list[Target]:
+    """The models of pictures, in 32 bits."""
+    lines = []
     for to in (NAIVE, "openvino-f32"):
-        value = ratio("nearest", "decode", 1, to=to)
-        more = others("nearest", OURS, 1, to)
-        lines.append(Target(f"nearest-upsample decode, batch 1: × {name_of(found, to)}", value, 1.9, note=more))
+        value = speeds.ratio("nearest", "decode", 1, to=to)
+        more = speeds.others("nearest", OURS, 1, to)
+        lines.append(Target(f"nearest-upsample decode, batch 1: × {name_of(speeds.found, to)}", value, 1.9, note=more))
     differences = [
         entry["difference"]
-        for entry in found["parity"]
+        for entry in speeds.found["parity"]
         if (entry["contender"], entry["model"], entry["work"]) == (OURS, "nearest", "decode")
     ]
     worst = Quartiles(*[max(differences)] * 3) if differences else None
     lines.append(Target("the same: largest difference from PyTorch's answers", worst, 1e-5, at_most=True))
-    lines.append(Target("AutoencoderKL decode, batch 1: × naive", ratio("kl", "decode", 1), 1.05))
+    lines.append(Target("AutoencoderKL decode, batch 1: × naive", speeds.ratio("kl", "decode", 1), 1.05))
+    return lines
+
+
+def _few_bits_targets(speeds: _Speeds) -> list[Target]:
+    lines = []
     for batch, bound in ((1, 1.8), (64, 2.8)):
-        lines.append(Target(f"int8, MLP decode, batch {batch}: × naive", ratio("mlp", "decode", batch, INT8), bound))
+        lines.append(
+            Target(f"int8, MLP decode, batch {batch}: × naive", speeds.ratio("mlp", "decode", batch, INT8), bound)
+        )
     for batch in (64, 512):
-        value = ratio("mlp", "decode", batch, INT8, "openvino-int8")
+        value = speeds.ratio("mlp", "decode", batch, INT8, "openvino-int8")
         lines.append(Target(f"int8, MLP decode, batch {batch}: × OpenVINO int8", value, 1.0))
     for model, what, bound in (("transposed", "ConvTranspose", 2.0), ("nearest", "nearest-upsample", 3.3)):
-        value = ratio(model, "decode", 1, INT8)
-        lines.append(Target(f"int8, {what} decode, batch 1: × naive", value, bound, note=others(model, INT8, 1)))
-    value, note = lowest("openvino-int8-rewritten", name=INT8, of=[name for name in models if name == "nearest"])
+        value = speeds.ratio(model, "decode", 1, INT8)
+        lines.append(Target(f"int8, {what} decode, batch 1: × naive", value, bound, note=speeds.others(model, INT8, 1)))
+    value, note = speeds.lowest(
+        "openvino-int8-rewritten", name=INT8, of=[name for name in speeds.models if name == "nearest"]
+    )
     lines.append(Target("int8, nearest-upsample decode: × OpenVINO int8 with our graph", value, 1.0, note=note))
-    lines += _noise_targets(found, results) + _start_targets(found) + _worker_targets(found)
-    lines += _host_targets(found) + _generation_targets(found)
     return lines
 
 

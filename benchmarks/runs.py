@@ -162,6 +162,8 @@ class Run:
             **os.environ,
             # Every worker times with this checkout's timing core, which needs numpy alone.
             "PYTHONPATH": str(ROOT / "runtime"),
+            # pip compiles what it installs; this checkout's modules are compiled by the first process that may.
+            "PYTHONDONTWRITEBYTECODE": "",
             "OMP_NUM_THREADS": count,
             "OPENBLAS_NUM_THREADS": count,
             "TORCHINDUCTOR_CACHE_DIR": str(self.data / "inductor"),

@@ -272,3 +272,111 @@ def test_memory_does_not_grow_with_the_file(digits, python, tmp_path, x):
         np.save(tmp_path / "x.npy", np.tile(x[1], (times, 1, 1, 1)))
         found.append(int(python("-c", code, digits, tmp_path / str(number), tmp_path / "x.npy").stdout))
     assert found[1] < found[0] * 1.05 + 4096
+
+
+@pytest.mark.parametrize("observe", [False, True])
+def test_latents_from_elsewhere_are_decoded(digits, tmp_path, observe):
+    vae = vae_runtime.load(digits)
+    z = np.random.default_rng(3).normal(size=(300, *vae.latent_shape))
+    np.save(tmp_path / "z.npy", z)
+    samples = generate(digits, tmp_path / "s", seed=7, decode=tmp_path / "z.npy", observe=observe, **SIZES)
+    wanted = vae.decode(padded(z), seed=7, observe=observe, batch_size=64)[:300]
+    assert np.array_equal(samples[:], wanted)
+    generate(digits, tmp_path / "two", seed=7, decode=tmp_path / "z.npy", observe=observe, **SIZES | {"workers": 2})
+    assert content(tmp_path / "two") == content(tmp_path / "s")
+    (tmp_path / "s" / "shard-00000001.npy").unlink()
+    generate(digits, tmp_path / "s", seed=7, decode=tmp_path / "z.npy", observe=observe, **SIZES)
+    assert content(tmp_path / "two") == content(tmp_path / "s")
+    files = {vae.latents[0].name: tmp_path / "z.npy"}
+    report = vae_runtime.verify_samples(tmp_path / "s", digits, files=files)
+    assert report.passed
+    assert len(report.checks) == 4
+    with pytest.raises(InputError, match="verb: 'decode' in the folder, 'sample' now"):
+        generate(digits, tmp_path / "s", 300, seed=7, observe=observe, **SIZES)
+
+
+def test_conditions_of_decoded_latents(root, tmp_path):
+    bundle = root / "models" / "digits-conditional"
+    vae = vae_runtime.load(bundle)
+    z = vae.prior(300, seed=1)
+    np.save(tmp_path / "z.npy", z)
+    samples = generate(bundle, tmp_path / "s", seed=7, decode=tmp_path / "z.npy", balanced="label", **SIZES)
+    labels = np.arange(320) % 10
+    assert np.array_equal(samples[:], vae.decode(padded(z), conditions={"label": labels}, batch_size=64)[:300])
+
+
+def test_codes_and_several_latents_are_decoded(codes_bundle, levels_bundle, tmp_path):
+    codes = np.random.default_rng(0).integers(0, 4, (300, 3), dtype=np.int16)
+    np.save(tmp_path / "codes.npy", codes)
+    bundle = codes_bundle()
+    samples = generate(bundle, tmp_path / "c", seed=7, decode=tmp_path / "codes.npy", balanced="label", **SIZES)
+    labels = np.arange(320) % 3
+    vae = vae_runtime.load(bundle)
+    assert np.array_equal(samples[:], vae.decode(padded(codes), conditions={"label": labels}, batch_size=64)[:300])
+    bundle = levels_bundle()
+    vae = vae_runtime.load(bundle)
+    z = vae.prior(300, seed=2)
+    rows = np.empty(300, [(name, "<f8", part.shape[1:]) for name, part in z.items()])
+    for name, part in z.items():
+        rows[name] = part
+    np.save(tmp_path / "z.npy", rows)
+    samples = generate(bundle, tmp_path / "l", seed=7, decode=tmp_path / "z.npy", **SIZES)
+    assert np.array_equal(samples[:], vae.decode({name: padded(part) for name, part in z.items()}, batch_size=64)[:300])
+    np.save(tmp_path / "plain.npy", z["z_1"])
+    with pytest.raises(InputError, match=r"plain\.npy: row 0: expected a structured array with the fields z_1, z_2"):
+        generate(bundle, tmp_path / "bad", seed=7, decode=tmp_path / "plain.npy", **SIZES)
+    assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda z: z[:, :-1], r"z\.npy: row 0: z: expected float32 \[.*\], got \[1, 7\]"),
+        (lambda z: z.astype(np.complex64), r"z\.npy: row 0: z: expected float32 .*complex64"),
+        (lambda z: z.astype([("z", "f4")]), r"z\.npy: row 0: expected an array of numbers, got one of"),
+        (lambda z: z[:0], r"z\.npy: expected an \.npy file of rows: it has no rows"),
+        (lambda z: np.where(np.arange(300)[:, None] == 0, np.nan, z), r"z\.npy: row 0: z\[0, 0\]: .*nan"),
+        (lambda z: np.where(np.arange(300)[:, None] == 257, np.nan, z), r"z\.npy: row 257: z\[0, 0\]: .*nan"),
+        (lambda z: np.where(np.arange(300)[:, None] == 299, -np.inf, z), r"z\.npy: row 299: z\[0, 0\]: .*inf"),
+        (
+            lambda z: np.where(np.arange(300)[:, None] == 130, 1e300, z),
+            r"z\.npy: row 130: z\[0, 0\]: expected numbers within",
+        ),
+    ],
+)
+def test_latents_that_do_not_fit_are_refused_with_their_place(digits, tmp_path, change, words):
+    vae = vae_runtime.load(digits)
+    assert vae.latent_shape == (8,)
+    np.save(tmp_path / "z.npy", change(vae.prior(300, seed=1).astype(np.float64)))
+    with pytest.raises(InputError, match=words):
+        generate(digits, tmp_path / "s", seed=7, decode=tmp_path / "z.npy", **SIZES)
+    # What is whole stays.
+    assert all(name < "shard-00000002.npy" for name in content(tmp_path / "s"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"encode": "x.npy"}, "decode: expected this or encode, got both"),
+        (
+            {"temperature": 0.5},
+            "temperature and truncation: expected for .* got them for decode",
+        ),
+        ({"n": 301}, "n: expected at most 300, the rows of .*, got 301"),
+    ],
+)
+def test_arguments_that_decoding_does_not_take(digits, tmp_path, change, words):
+    np.save(tmp_path / "z.npy", vae_runtime.load(digits).prior(300, seed=1))
+    with pytest.raises(InputError, match=words):
+        generate(digits, tmp_path / "s", **{"seed": 7, "decode": tmp_path / "z.npy", **SIZES, **change})
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_command_decodes_and_verifies(digits, tmp_path, capsys):
+    np.save(tmp_path / "z.npy", vae_runtime.load(digits).prior(300, seed=1))
+    words = ["generate", str(digits), "--decode", str(tmp_path / "z.npy"), "--out", str(tmp_path / "s")]
+    assert main([*words, "--seed", "7", "--dtype", "uint8", "--workers", "1"]) == 0
+    assert main([*words, "--verify"]) == 0
+    words[2] = "--encode"
+    assert main([*words, "--verify"]) == 1
+    assert "its samples were made by --decode, not by --encode; leave out --encode" in capsys.readouterr().err

@@ -76,13 +76,14 @@ def _add_samples(verb: argparse.ArgumentParser) -> tuple[argparse.Action, ...]:
         "-n",
         type=integer("n", 1, 2**48),
         required=True,
-        help="number of samples; a later call may raise it (with a file of observations, default: all of them)",
+        help="number of samples; a later call may raise it (with a file of rows, default: all of them)",
     )
     seed = verb.add_argument("--seed", type=SEED, required=True, help="sample i of a seed is the same in every call")
     source = verb.add_mutually_exclusive_group()
     for flag, text in (
         ("--reconstruct", "write reconstructions of these observations instead"),
         ("--encode", "write the latents of these observations instead"),
+        ("--decode", "write the observations of these latents instead"),
     ):
         source.add_argument(flag, action=_States, stated=(n,), metavar="IN.npy", help=text)
     verb.add_argument(
@@ -167,7 +168,7 @@ _JOB_OPTIONS = (
     *("n", "seed", "part", "format", "dtype", "temperature", "truncation", "observe", "balanced"),
     *("batch_size", "shard_size", "tile", "tile_blend"),
 )
-_FILE_OPTIONS = ("reconstruct", "encode", "condition")
+_FILE_OPTIONS = ("reconstruct", "encode", "decode", "condition")
 
 
 def _refuse_job_options(options: argparse.Namespace) -> None:
@@ -181,6 +182,13 @@ def _refuse_job_options(options: argparse.Namespace) -> None:
         options.misuse(f"argument {flag}: not allowed with --finish or --verify, which read it from the folder")
 
 
+# Options that are arguments of `generate` by the same name.
+_ARGUMENTS = (
+    *("seed", "reconstruct", "encode", "decode", "workers", "device", "variant", "format", "dtype", "observe"),
+    *("temperature", "truncation", "balanced", "batch_size", "shard_size", "part", "executor", "address"),
+)
+
+
 def _generate_samples(options: argparse.Namespace) -> None:
     from ..generation.request import Draw, Execution, Output, Request, Source
     from ..generation.run import generate
@@ -192,7 +200,7 @@ def _generate_samples(options: argparse.Namespace) -> None:
     draw = Draw(options.seed, options.temperature, options.truncation, options.observe)
     try:
         place = str(open_store(options.out))
-        source = Source(options.reconstruct, options.encode)
+        source = Source(options.reconstruct, options.encode, options.decode)
         output = Output(options.format, options.dtype, options.batch_size, options.shard_size)
         Request(options.n, draw, source, output=output)
         Execution(options.workers, options.executor, options.address, options.part)
@@ -203,11 +211,7 @@ def _generate_samples(options: argparse.Namespace) -> None:
     if options.executor == "ray":
         # Ray reports each process that dies, among the output of this command.
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
-    names = (
-        *("seed", "reconstruct", "encode", "workers", "device", "variant", "format", "dtype", "observe", "temperature"),
-        *("truncation", "balanced", "batch_size", "shard_size", "part", "executor", "address"),
-    )
-    arguments = {name: getattr(options, name) for name in names}
+    arguments = {name: getattr(options, name) for name in _ARGUMENTS}
     began, progress, timings = time.monotonic(), _Progress(options.json), dict[str, float]()
     try:
         samples = generate(
@@ -255,15 +259,15 @@ def _verify_samples(options: argparse.Namespace) -> int:
 
     store = open_store(options.out)
     place = str(store)
-    bundle = open_bundle(options.bundle, options.digest)
+    open_bundle(options.bundle, options.digest)
     files = {name: text for name, text in options.condition if text.endswith(".npy")}
-    for verb in ("reconstruct", "encode"):
+    for verb in ("reconstruct", "encode", "decode"):
         path = getattr(options, verb)
         if path is not None:
-            files[bundle.manifest.observation.name] = path
-            made_by = read_job(store).verb
-            if made_by != verb:
-                raise InputError(f"{place}: its samples were made by `{made_by}`, not by `{verb}`; leave out --{verb}")
+            job = read_job(store)
+            if job.verb != verb or job.observations is None:
+                raise InputError(f"{place}: its samples were made by `{job.verb}`, not by `{verb}`; leave out --{verb}")
+            files[job.observations["name"]] = path
     shards = 3 if options.replay is None else options.replay
     report = verify_samples(
         options.out, options.bundle, shards=shards, device=options.device, files=files, progress=_Progress(options.json)

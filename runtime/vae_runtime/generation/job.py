@@ -32,7 +32,8 @@ def _plain(number: np.generic) -> Any:
 class Job:
     """Everything that the bytes of the shards depend on, and the machine, which they may depend on.
 
-    `verb` is "sample", or what is done with `observations`, the content of an .npy file: "reconstruct" or "encode".
+    `verb` is "sample", or what is done with `observations`, the content of an .npy file: "reconstruct" or "encode", or
+    "decode" where it holds latents.
     `conditions` maps names to {"value": …}, to {"balanced": classes}: class i mod classes for sample i, or to the
     content of an .npy file, a row for each sample. A content is {"name": …, "sha256": …, "shape": …, "dtype": …}.
     `files` has the locations by name, with attributes that tell whether a file was altered: {"path": …, "sha256": …,

@@ -13,15 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, require_bool, require_integer
-from ..inputs import observation_rows
 from ..networks import BATCH_SIZE
-from ..tiles import Tile, of_any_size
+from ..tiles import Tile
 from ..vae import VAE
 from .formats import table
 from .formats.row_types import dtype_from_json, dtype_to_json
 from .job import Job
 from .machine import describe_machine
-from .rows import encoded_fields
+from .rows import encoded_fields, given_latents, require_row
 from .sources import describe_file, map_file
 
 EXECUTORS = ("local", "ray")
@@ -36,24 +35,31 @@ _BATCH_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Source:
-    """The source of the rows: the prior, or an .npy file of observations."""
+    """The source of the rows: the prior, or an .npy file of observations or latents."""
 
     reconstruct: str | os.PathLike[str] | None = None
     encode: str | os.PathLike[str] | None = None
+    decode: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.reconstruct is not None and self.encode is not None:
-            raise InputError("encode: expected this or reconstruct, got both")
+        given = list(self._given)
+        if len(given) > 1:
+            raise InputError(f"{given[1]}: expected this or {given[0]}, got both")
+
+    @property
+    def _given(self) -> dict[str, str | os.PathLike[str]]:
+        each = {"reconstruct": self.reconstruct, "encode": self.encode, "decode": self.decode}
+        return {verb: path for verb, path in each.items() if path is not None}
 
     @property
     def verb(self) -> str:
-        """The operation: "sample", "reconstruct" or "encode"."""
-        return "reconstruct" if self.reconstruct is not None else "encode" if self.encode is not None else "sample"
+        """The operation: "sample", "reconstruct", "encode" or "decode"."""
+        return next(iter(self._given), "sample")
 
     @property
     def path(self) -> str | os.PathLike[str] | None:
-        """The file of observations; None if samples are drawn from the prior."""
-        return self.encode if self.reconstruct is None else self.reconstruct
+        """The file of observations or latents; None if samples are drawn from the prior."""
+        return next(iter(self._given.values()), None)
 
 
 @dataclass(frozen=True)
@@ -217,7 +223,7 @@ def describe_job(vae: VAE, request: Request, written: Mapping[str, Any] | None =
             "dtype: uint8 needs a range of observations, and the bundle's manifest states none; take float32"
         )
     conditions = _conditions(vae, n, request.conditions, files, written)
-    shape, dtype = _row_of(vae, request, conditions, files)
+    shape, dtype = _row_of(vae, request, conditions, files, observations["name"] if observations else None)
     values = math.prod(vae.manifest.observation.shape if source.verb == "encode" else shape)
     if batch_size * values * 4 > _BATCH_BYTES and batch_size > 1:
         raise InputError(
@@ -238,10 +244,10 @@ def describe_job(vae: VAE, request: Request, written: Mapping[str, Any] | None =
 def _observations(
     vae: VAE, source: Source, files: dict[str, dict[str, Any]], written: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """Return the content of the file of observations, whose location is added to the files; None without one."""
+    """Return the content of the file of observations or latents, whose location is added to the files; None without."""
     if source.path is None:
         return None
-    name = vae.manifest.observation.name
+    name = vae.manifest.latents[0].name if source.verb == "decode" else vae.manifest.observation.name
     content, files[name] = describe_file(source.path, _remembered(written, name))
     return {"name": name, **content}
 
@@ -257,9 +263,9 @@ def _count(request: Request, observations: Mapping[str, Any] | None) -> int:
 
 
 def _row_of(
-    vae: VAE, request: Request, sources: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]
+    vae: VAE, request: Request, sources: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]], name: str | None
 ) -> tuple[tuple[int, ...], str | list[Any]]:
-    """Make one row, so that invalid arguments raise before anything is written.
+    """Make one row, so that invalid arguments raise before anything is written; `name` is that of the file of rows.
 
     Returns:
         Its shape, and its dtype in the form for JSON.
@@ -268,25 +274,26 @@ def _row_of(
     conditions = {
         name: map_file(files[name])[:1] if name in files else each.get("value", 0) for name, each in sources.items()
     } or None
-    if source.path is None:
+    if name is None:
         row = vae.sample(
             1, conditions=conditions, seed=draw.seed, temperature=draw.temperature, truncation=draw.truncation,
             observe=draw.observe, **tiles,
         )  # fmt: skip
         return row.shape[1:], request.output.dtype
-    observation = (vae.manifest if request.output.tile is None else of_any_size(vae.manifest)).observation
-    x: NDArray[Any] = map_file(files[observation.name])[:1]
+    tiled = request.output.tile is not None
+    x: NDArray[Any] = map_file(files[name])[:1]
     try:
-        observation_rows(observation, x)
+        require_row(vae.manifest, source.verb, x, tiled=tiled)
     except InputError as error:
         raise InputError(f"{source.path}: row 0: {error}") from None
     if source.verb == "encode":
         fields = encoded_fields(vae, x, conditions, draw.seed, 0, 1, tiles)
         return (), dtype_to_json([(name, values.dtype, values.shape[1:]) for name, values in fields.items()])
+    given = source.verb == "decode"
+    z = given_latents(vae.manifest, x, tiled=tiled) if given else vae.encode(x, conditions=conditions, **tiles).mode()
     row = vae.decode(
-        vae.encode(x, conditions=conditions, **tiles).mode(), conditions=conditions,
-        seed=draw.seed if draw.observe else None, observe=draw.observe, **tiles,
-    )  # fmt: skip
+        z, conditions=conditions, seed=draw.seed if given or draw.observe else None, observe=draw.observe, **tiles
+    )
     return row.shape[1:], request.output.dtype
 
 

@@ -1,7 +1,8 @@
 """The rows of a job: a pure function of the job and the rows' own numbers.
 
-A row is a sample of the prior, or the latents or the reconstruction of a row of a file. Rows are made in batches of the
-job's size that begin at multiples of it, so that no number depends on the process that made it.
+A row is a sample of the prior, or the latents, the reconstruction or the decoded observation of a row of a file. Rows
+are made in batches of the job's size that begin at multiples of it, so that no number depends on the process that made
+it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..inputs import observation_rows
+from ..inputs import latent_rows, observation_rows
+from ..manifest import Manifest
 from ..posterior import Posterior, Posteriors
 from ..tiles import of_any_size
 from ..vae import VAE
@@ -48,7 +50,7 @@ def make_rows(
         Some batches at once, [rows, *shape] of the job's dtype; the last `HELD` of them are valid.
 
     Raises:
-        InputError: a row of the file of observations contradicts the manifest.
+        InputError: a row of the file of observations or latents contradicts the manifest.
         VaeError: the model gives NaN or infinity; or a file was altered, which may show at the end alone.
     """
     maker = _Maker(vae, job, -(-(stop - start) // job.batch_size), {} if seconds is None else seconds)
@@ -91,7 +93,7 @@ class _Maker:
         try:
             fields = encoded_fields(self._vae, x, conditions, job.seed, first, size, job.tiles)
         except InputError as error:
-            raise _with_row(self._vae, job, x, first, error) from None
+            raise self._with_row(x, first, error) from None
         for name, values in fields.items():
             require_finite(values, first, f"the encoder gives {name}")
             out[name][:count] = values
@@ -99,12 +101,12 @@ class _Maker:
         return out[: last - first]
 
     def decoded(self, first: int, last: int) -> NDArray[Any]:
-        """Make a strip of observations: samples, or reconstructions."""
+        """Make a strip of observations: samples, reconstructions, or those of latents out of a file."""
         job, size, out = self._job, self._job.batch_size, next(self._strips)
         count = -(-(last - first) // size) * size
         z = self._latents(first, last, count)
         # Reconstructions draw no numbers, unless they are drawn from the likelihood.
-        drawn = job.seed if job.observations is None or job.observe else None
+        drawn = job.seed if job.verb != "reconstruct" or job.observe else None
         for begin in range(0, count, self._part):
             end = min(begin + self._part, count)
             rows = out[begin:end] if self._decoded is None else self._decoded[: end - begin]
@@ -126,7 +128,7 @@ class _Maker:
         return out[: last - first]
 
     def _latents(self, first: int, last: int, count: int) -> NDArray[Any] | Mapping[str, NDArray[Any]]:
-        """Draw the latents of a strip, or encode its observations."""
+        """Draw the latents of a strip, encode its observations, or read them."""
         vae, job = self._vae, self._job
         if job.observations is None:
             drawn = vae.prior(
@@ -135,17 +137,30 @@ class _Maker:
             self._note("noise")
             return drawn
         x = self._observations(first, last, count)
-        conditions = _conditions(job, self._files, first, last, count)
         try:
+            if job.verb == "decode":
+                return given_latents(vae.manifest, x, tiled=job.tile is not None)
+            conditions = _conditions(job, self._files, first, last, count)
             z = vae.encode(x, conditions=conditions, batch_size=job.batch_size, **job.tiles).mode()
         except InputError as error:
-            raise _with_row(vae, job, x, first, error) from None
+            raise self._with_row(x, first, error) from None
         self._note("encode")
         return z
 
     def _observations(self, first: int, last: int, count: int) -> NDArray[Any]:
         assert self._source is not None
         return _padded(self._source[first:last], count)
+
+    def _with_row(self, x: NDArray[Any], first: int, error: InputError) -> InputError:
+        """Return the error of rows of a file, with the file and the row."""
+        job = self._job
+        assert job.observations is not None
+        for index in range(len(x)):
+            try:
+                require_row(self._vae.manifest, job.verb, x[index : index + 1], tiled=job.tile is not None)
+            except InputError as wrong:
+                return InputError(f"{job.files[job.observations['name']]['path']}: row {first + index}: {wrong}")
+        return error
 
     def _note(self, phase: str) -> None:
         before, self.clock = self.clock, time.perf_counter()
@@ -173,17 +188,33 @@ def _conditions(
     return conditions or None
 
 
-def _with_row(vae: VAE, job: Job, x: NDArray[Any], first: int, error: InputError) -> InputError:
-    """Return the error of a batch of observations, with the file and the row."""
-    assert job.observations is not None
-    observation = (vae.manifest if job.tile is None else of_any_size(vae.manifest)).observation
-    for index in range(len(x)):
-        try:
-            observation_rows(observation, x[index : index + 1])
-        except InputError as wrong:
-            path = job.files[job.observations["name"]]["path"]
-            return InputError(f"{path}: row {first + index}: {wrong}")
-    return error
+def given_latents(manifest: Manifest, rows: NDArray[Any], *, tiled: bool) -> NDArray[Any] | dict[str, NDArray[Any]]:
+    """Return latents out of the rows of a file, as `VAE.decode` takes them.
+
+    Args:
+        manifest: what the latents are.
+        rows: an array [n, *latent shape]; for several latents, a structured array with a field for each.
+        tiled: whether they are decoded in tiles, which takes any size of dynamic axes.
+
+    Raises:
+        InputError: they contradict the manifest.
+    """
+    latents = (of_any_size(manifest) if tiled else manifest).latents
+    if len(latents) == 1 and rows.dtype.names is None:
+        return latent_rows(latents[0], rows)
+    names, given = [latent.name for latent in latents], rows.dtype.names or ()
+    if len(latents) == 1 or not given or not set(given) <= set(names):
+        wanted = f"a structured array with the fields {', '.join(names)}" if len(latents) > 1 else "an array of numbers"
+        raise InputError(f"expected {wanted}, got one of {rows.dtype}; write such an array with numpy.save")
+    return {latent.name: latent_rows(latent, rows[latent.name]) for latent in latents if latent.name in given}
+
+
+def require_row(manifest: Manifest, verb: str, row: NDArray[Any], *, tiled: bool) -> None:
+    """Raise InputError if a row of a file, [1, ...], contradicts the manifest; `verb` as of the job."""
+    if verb == "decode":
+        given_latents(manifest, row, tiled=tiled)
+    else:
+        observation_rows((of_any_size(manifest) if tiled else manifest).observation, row)
 
 
 def encoded_fields(

@@ -43,6 +43,7 @@ def generate(
     seed: int,
     reconstruct: str | os.PathLike[str] | None = None,
     encode: str | os.PathLike[str] | None = None,
+    decode: str | os.PathLike[str] | None = None,
     workers: int | None = None,
     device: str = "cpu",
     variant: str | None = None,
@@ -66,7 +67,7 @@ def generate(
 ) -> Samples | None:
     """Write samples 0 … n - 1 of a seed to a folder; after an interruption the same call writes what is missing.
 
-    With `reconstruct` or `encode` the rows of a file are processed instead.
+    With `reconstruct`, `encode` or `decode` the rows of a file are processed instead.
 
     Args:
         bundle: the bundle's folder.
@@ -78,6 +79,8 @@ def generate(
         encode: an .npy file of observations: their latents are written, with the fields `mu`, `std` and `z`, the
             posterior's sample that `encode(x, seed=…).sample(seed=…)` gives; or with `mu` or `codes` alone, where the
             encoder gives no distribution. With several latents, each name begins with the latent's and a dot.
+        decode: an .npy file of latents [n, *latent shape], from wherever they are; several latents are the fields of a
+            structured array: the observations that `decode(z, seed=…)` gives are written.
         workers: the number of processes, of one thread each; None takes the cores that this process may use, or those
             of the cluster.
         device: as in `load`.
@@ -113,7 +116,7 @@ def generate(
         VaeError: the folder cannot be written, another call is at work in it, the disk is too small, a library
             is missing, or a worker died.
     """
-    source, draw = Source(reconstruct, encode), Draw(seed, temperature, truncation, observe)
+    source, draw = Source(reconstruct, encode, decode), Draw(seed, temperature, truncation, observe)
     output = Output(format, dtype, batch_size, shard_size, tile, tile_blend)
     request = Request(n, draw, source, Conditions(conditions, balanced), output)
     execution, callbacks = Execution(workers, executor, address, part), Callbacks(progress, warn, timings)

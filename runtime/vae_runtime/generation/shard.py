@@ -38,7 +38,7 @@ def make_shard(vae: VAE, store: Store, job: Job, number: int) -> ShardResult:
         in a thread of its own.
 
     Raises:
-        InputError: a row of the file of observations contradicts the manifest.
+        InputError: a row of the file of observations or latents contradicts the manifest.
         VaeError: the shard cannot be written, or another job has replaced the folder's.
     """
     began = time.perf_counter()

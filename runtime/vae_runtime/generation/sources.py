@@ -1,4 +1,4 @@
-"""The .npy files that a job reads, observations and conditions: hashed once, then mapped into memory."""
+"""The .npy files that a job reads, of observations, latents and conditions: hashed once, then mapped into memory."""
 
 from __future__ import annotations
 

@@ -47,7 +47,8 @@ def verify_samples(
         bundle: the bundle that made the samples; without it shards are only hashed.
         shards: the number of shards to make again, at most all.
         device: as in `load`.
-        files: the job's .npy files, by the name of the observation or the condition; needed with a bundle only.
+        files: the job's .npy files, by the name of the observation, the first latent or the condition; needed with a
+            bundle only.
         progress: called with (samples done, samples) after each shard that was hashed.
 
     Raises:
@@ -169,7 +170,7 @@ def _difference(
 def _tolerances(vae: VAE, job: Job) -> dict[str, float]:
     """Return how much the numbers of another kind of machine may differ, by field; nothing if it is not known."""
     manifest, names = vae.manifest, vae.variants
-    if job.verb == "sample" and not job.observe:
+    if job.verb in ("sample", "decode") and not job.observe:
         tolerance = manifest.components["decoder"][names["decoder"]].tolerance[manifest.likelihood.mean]
         if job.dtype == "uint8" and job.range is not None:
             # Numbers that differ this much may be rounded to either side.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from vae_runtime.places import is_zip
 
 from .bundle_files import bundle_files, describe_bundle
 from .errors import ExportError, require_path
-from .graphs.formats import make_graphs, require_formats
+from .graphs.formats import made_formats, make_graphs, require_formats
 from .graphs.graph import Graph
 from .graphs.streams import stream_lines, with_stream
 from .graphs.variants import Gate, PassedVariant, make_variants, require_variants
@@ -28,6 +27,7 @@ from .labels import Labels, file_sizes
 from .parity.comparison import Comparison, rows
 from .parity.golden import golden_vectors
 from .parity.report import ParityReport
+from .progress import Progress
 from .sources import Examples, Source, model_source, require_no_model_arguments, run_source
 from .trial import require_runnable
 from .understand.adapted import Adapted
@@ -63,16 +63,17 @@ class Options:
     force: bool
     progress: bool
 
+    def steps(self, components: int) -> list[str]:
+        """The kinds of the steps of an export, in order."""
+        graphs = made_formats(self.formats) * components
+        reductions = components * len(set(self.variants) - {"fp32"})
+        return ["understand", "reference", *graphs, "golden", *["variants"] * reductions, "write"]
+
     def __post_init__(self) -> None:
         require_formats(self.formats)
         require_variants(self.variants)
         require_bool("force", self.force)
         require_bool("progress", self.progress)
-
-    def report(self, text: str) -> None:
-        """Print what is being done to stderr, if progress is asked for."""
-        if self.progress:
-            print(text, file=sys.stderr, flush=True)
 
 
 def require_folder(out: object) -> Path:
@@ -162,7 +163,7 @@ def export(
         license: the license of the weights, for the manifest and the model card.
         version: the version of the bundle, 1 to 8 integers such as "1.2.0": devices refuse to go back to an older one.
         force: replace an existing bundle.
-        progress: report each step on stderr.
+        progress: report each step on stderr, and about how long is left.
 
     Raises:
         InputError: an argument or a run is invalid.
@@ -198,26 +199,25 @@ def export(
 
 def _export_source(source: Source, out: Path, labels: Labels, options: Options, folder: Path) -> Exported:
     """Understand the model, make its graphs, hold them against PyTorch, make variants, and write the bundle."""
-    options.report("running the model to understand it")
+    progress = Progress(options.steps(1 if source.latents else 2), shown=options.progress)
+    progress.step("understand", "running the model to understand it")
     adapted = understand_source(source)
-    options.report("\n".join(adapted.recognised))
-    options.report("running PyTorch in float32 and float64 for the comparison")
+    progress.note("\n".join(adapted.recognised))
+    progress.step("reference", "running PyTorch in float32 and float64 for the comparison")
     comparison = Comparison(adapted)
-    graphs, left_out = make_graphs(
-        adapted, options.formats, folder, require=comparison.require, progress=options.progress
-    )
+    graphs, left_out = make_graphs(adapted, options.formats, folder, require=comparison.require, progress=progress)
     report = comparison.report(graphs)
     report.require()
-    adapted, graphs = _with_stream(adapted, graphs, options)
+    adapted, graphs = _with_stream(adapted, graphs, progress)
     release(adapted.modules.values())
 
-    options.report("making golden vectors")
+    progress.step("golden", "making golden vectors")
     golden = golden_vectors(adapted, graphs)
     manifest = describe_bundle(source, adapted, golden, labels, graphs=graphs)
     prior_file = {str(manifest.latent.prior.file): adapted.prior_file} if adapted.prior_file else {}
     passed, refused = make_variants(
         graphs, manifest, options.variants, options.gate, measured=source.measured, calibration=source.calibration,
-        files=prior_file, folder=folder / "variants", progress=options.progress,
+        files=prior_file, folder=folder / "variants", progress=progress,
     )  # fmt: skip
     refused = [*left_out, *refused]
     if passed:
@@ -227,7 +227,7 @@ def _export_source(source: Source, out: Path, labels: Labels, options: Options, 
     gate = options.gate if set(options.variants) - {"fp32"} else None
     manifest = describe_bundle(source, adapted, golden, labels, graphs=graphs, refused=refused, gate=gate)
     files = bundle_files(source, adapted, manifest, golden, graphs, prior_file)
-    options.report("writing the bundle, and running it with vae-runtime")
+    progress.step("write", "writing the bundle, and running it with vae-runtime")
     # Checked again: another process may have written there while the graphs were made.
     require_replaceable(out, options.force, refusal=ExportError)
     examples = {name: tensor.numpy() for name, tensor in adapted.examples.items()}
@@ -237,13 +237,12 @@ def _export_source(source: Source, out: Path, labels: Labels, options: Options, 
     return Exported(out, open_bundle(out).digest, report, adapted.recognised, graph_sizes, tuple(refused))
 
 
-def _with_stream(adapted: Adapted, graphs: Sequence[Graph], options: Options) -> tuple[Adapted, list[Graph]]:
+def _with_stream(adapted: Adapted, graphs: Sequence[Graph], progress: Progress) -> tuple[Adapted, list[Graph]]:
     """Let the decoder take latents in chunks, where it can, and say so."""
     examples = {name: tensor.numpy() for name, tensor in rows(adapted, 2).items()}
     graphs = [with_stream(graph, adapted.signature, examples) if graph.variant == "fp32" else graph for graph in graphs]
     lines = [line for graph in graphs for line in stream_lines(graph)]
-    for line in lines:
-        options.report(line)
+    progress.note("\n".join(lines))
     return replace(adapted, recognised=(*adapted.recognised, *lines)), graphs
 
 

@@ -14,6 +14,7 @@ from vae_runtime.errors import error_line
 from vae_runtime.manifest import COMPONENTS, Refusal
 
 from ..errors import ExportError, ParityError
+from ..progress import Progress
 from ..understand.adapted import Adapted
 from ..understand.state import release
 from .graph import FORMATS, Graph, graph_of, quiet, reason_of
@@ -39,13 +40,18 @@ def require_formats(names: Any) -> None:
         raise ExportError(f"formats: expected some of {', '.join(FORMATS)}, got {wrong[0]!r:.99}")
 
 
+def made_formats(formats: Sequence[str] | None) -> list[str]:
+    """Return the formats that `make_graphs` makes for this argument, ONNX first."""
+    return [name for name in FORMATS if name == "onnx" or name in (_UNASKED if formats is None else formats)]
+
+
 def make_graphs(
     adapted: Adapted,
     formats: Sequence[str] | None,
     folder: Path,
     *,
     require: Callable[[Graph], None] = lambda graph: None,
-    progress: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[list[Graph], list[Refusal]]:
     """Export both components in each format, encoder first, ONNX first.
 
@@ -56,7 +62,7 @@ def make_graphs(
         formats: names out of `FORMATS`; None stands for ONNX, and TorchScript for the components that it can hold.
         folder: where the files are kept until the bundle is written.
         require: raises if a graph is wrong. The next way to make the format is then tried.
-        progress: print each step to stderr.
+        progress: is told of each step.
 
     Returns:
         The graphs, and the reasons why TorchScript was left out.
@@ -66,21 +72,19 @@ def make_graphs(
             operator, a fixed batch, a dropped input) or fails `require`.
     """
     require_formats(formats)
+    progress = progress or Progress()
     graphs: list[Graph] = []
     refused: list[Refusal] = []
     for component in adapted.modules:
-        for name, form in FORMATS.items():
-            if name != "onnx" and name not in (_UNASKED if formats is None else formats):
-                continue
-            if progress:
-                print(f"exporting the {component} as {name}", file=sys.stderr, flush=True)
+        for name in made_formats(formats):
+            form = FORMATS[name]
+            progress.step(name, f"exporting the {component} as {name}")
             path = folder / component / form.variant / form.file
             path.parent.mkdir(parents=True)
             if name == "onnx":
                 adapted, graph = _onnx(adapted, component, path, require)
                 graphs.append(graph)
-                if progress:
-                    print("".join(f"  {line}\n" for line in graphs[-1].rewrites), end="", file=sys.stderr)
+                progress.note("\n".join(f"  {line}" for line in graph.rewrites))
                 continue
             try:
                 graphs.append(_further(adapted, component, name, path, require))

@@ -13,6 +13,7 @@ import onnx
 from vae_runtime.errors import InputError, VaeError, require_number
 from vae_runtime.manifest import Manifest, Quality, Refusal
 
+from ..progress import Progress
 from .graph import Graph, reason_of
 from .measurement import Measurement, Observations
 from .nodes import nodes_of
@@ -88,7 +89,7 @@ def make_variants(
     calibration: Observations,
     files: Mapping[str, bytes],
     folder: Path,
-    progress: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[list[PassedVariant], list[Refusal]]:
     """Make the variants of both components, and measure each with the other component in fp32.
 
@@ -101,7 +102,7 @@ def make_variants(
         calibration: the observations that calibrate a variant.
         files: the bundle's other files that sampling needs, by name.
         folder: an empty folder for temporary files.
-        progress: print each variant to stderr.
+        progress: is told of each variant.
 
     Returns:
         The variants that passed, and the reasons why the others did not.
@@ -110,6 +111,7 @@ def make_variants(
         InputError: a name is not one of `VARIANTS`.
     """
     require_variants(names)
+    progress = progress or Progress()
     passed: list[PassedVariant] = []
     refused: list[Refusal] = []
     if not set(names) - {"fp32"}:
@@ -118,13 +120,13 @@ def make_variants(
     for component in manifest.components:
         plain = next(g for g in graphs if g.component == component and g.variant == "fp32")
         for name in (name for name in REDUCTIONS if name in names):
+            progress.step("variants", f"making {component}/{name}")
             subfolder = folder / component / name
             subfolder.mkdir(parents=True)
             result = _first_passing(measurement, plain, name, gate, calibration.first(CALIBRATED), subfolder)
             if isinstance(result, PassedVariant):
                 passed.append(result)
-                if progress:
-                    print(f"{component}/{name}: {result.quality.method}", file=sys.stderr, flush=True)
+                progress.note(f"{component}/{name}: {result.quality.method}")
             else:
                 refused.append(result)
                 print(f"left out: {component}/{name}: {result.reason}", file=sys.stderr, flush=True)

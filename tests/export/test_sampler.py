@@ -69,8 +69,9 @@ def test_a_sampler_in_other_words_shows_its_prior(cls):
     assert any(line.startswith("prior: a normal with a mean and variances of its own") for line in adapted.recognised)
 
 
-def test_without_its_name_a_sampler_is_passed_over(monkeypatch):
+def test_without_its_name_and_its_code_a_sampler_is_passed_over(monkeypatch):
     monkeypatch.setattr(sampler, "_DRAWING", ("sample",))
+    monkeypatch.setattr(sampler, "_DRAWS", set())
     assert understood(OtherName()).signature.latent.prior.assumed
 
 

@@ -120,7 +120,7 @@ def test_a_model_without_dynamic_axes_has_no_tiles():
 def test_a_model_that_blends_tiles_itself_is_noted(settings, words):
     model = Local()
     vars(model).update(settings)
-    lines = [line for line in understood(model).recognised if "use_tiling" in line]
+    lines = [line for line in understood(model).recognised if line.startswith("tiles: use_tiling")]
     assert len(lines) == len(words)
     assert all(word in line for word, line in zip(words, lines, strict=True))
 

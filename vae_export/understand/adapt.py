@@ -26,7 +26,7 @@ from .decoding import decoding_codes, decoding_observations
 from .draws import Draws, fixed_noise, in_training
 from .edges import at_edge
 from .encoder import describe_latents, understand_encoder
-from .evidence import find_prior, require_posterior, with_prior
+from .evidence import find_prior, require_posterior, with_prior, with_scaling
 from .families.registry import family_of
 from .functions import (
     Functions,
@@ -43,6 +43,7 @@ from .observation import conditions_of, observation_of
 from .posterior import SAME, ForwardDiffers, distance
 from .quantizer import cut_at_quantizers
 from .reading import AS_CODES, Part, mean_of
+from .reads import maps_latents
 
 # The reason why an encoder, and a posterior, is missing.
 WITHOUT_ENCODER = "the model was exported without an encoder"
@@ -117,6 +118,8 @@ def adapt(
         adapted = dataclasses.replace(adapted, recognised=(f"declared by {source}", *adapted.recognised))
     if declaration.prior is None and any(latent.posterior.kind != "codes" for latent in adapted.signature.latents):
         adapted = with_prior(adapted, find_prior(functions, adapted, settled=settled, holder=holder))
+    elif declaration.latent_scale is None and declaration.latent_shift is None:
+        adapted = with_scaling(adapted, model if holder is None else holder, model)
     lines = _described(adapted.signature, declaration)
     return dataclasses.replace(adapted, recognised=(*adapted.recognised, *lines))
 
@@ -294,9 +297,8 @@ def _decodes_alike(functions: Functions, adapted: Adapted) -> bool:
     try:
         own = own_decode(functions)
     except ExportError:
-        # Layers between the latents and the answer may still be a flow.
-        names = [name.lower() for name, _ in functions.model.named_modules()]
-        return not any(word in name for name in names for word in ("flow", "planar", "nvp", "maf", "iaf"))
+        # What weights make of the latents, in their own shape, may still be a flow.
+        return not maps_latents(adapted)
     # Other latents than the means, which something in between may leave as they are.
     moved = {latent.name: adapted.examples[latent.name] for latent in adapted.signature.latents}
     moved = {name: z + fixed_noise(z.shape) if z.is_floating_point() else z for name, z in moved.items()}

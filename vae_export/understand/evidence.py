@@ -7,8 +7,9 @@ for or against is marked as assumed.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -26,9 +27,27 @@ from .functions import Functions, conditions_taken
 from .posterior import SAME, distance
 from .prior import mixture_prior
 from .reading import AS_CODES
-from .sampler import NotASampler, Sampler, Trial, decoded, samplers_of
+from .sampler import (
+    NotASampler,
+    Sampler,
+    Trial,
+    decoded,
+    drawing_methods,
+    objects_of,
+    prior_numbers,
+    samplers_of,
+)
 from .state import used_tensors
-from .stated import Setting, has_direction, numbers_in, returned_priors, scaling, stated_priors, supplied
+from .stated import (
+    Setting,
+    has_direction,
+    numbers_in,
+    returned_priors,
+    scaling,
+    stated_priors,
+    states_numbers,
+    supplied,
+)
 
 # Words in the names of weights that belong to a prior.
 _PRIOR_WORDS = (
@@ -91,8 +110,9 @@ def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True, 
                     f"another model supplies the latents, as {name} in this model says, and which way it takes them "
                     "is unknown: pass latent_scale= and latent_shift="
                 )
-            scale, shift = scaling(owner, latents[0].shape[0], partial(_is_read, functions.model, adapted))
-            return _none(f"another model supplies the latents, as {name} in this model says", scale, shift)
+            scale, shift, unscaled = scaling(owner, latents[0].shape[0], partial(_is_read, functions.model, adapted))
+            reason = f"another model supplies the latents, as {name} in this model says"
+            return _none("; ".join(part for part in (reason, unscaled) if part), scale, shift)
     for owner in owners:
         shown = _from_sampler(owner, functions, adapted, latents)
         if shown is not None:
@@ -105,14 +125,14 @@ def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True, 
     if any(latent.posterior.kind != "normal" for latent in latents):
         reason = "a deterministic autoencoder has no prior over its latents"
         return Evidence(LatentPrior("none", reason=reason), f"prior: none, {reason}")
+    if any(latent.posterior.noise for latent in latents):
+        return _none("the posterior of one latent depends on a draw of another, and its prior may, too")
     if not settled:
         reason = (
             "forward changes the latents between the noise and decode, and nothing shows whether the prior is that of "
             "the latents before or after"
         )
         return _none(reason)
-    if any(latent.posterior.noise for latent in latents):
-        return _none("the posterior of one latent depends on a draw of another, and its prior may, too")
     left = [name for owner in owners for name in stated_priors(owner)]
     if left:
         return _none(f"the model states {_names(left)}, which may be another prior's than the standard normal")
@@ -122,7 +142,7 @@ def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True, 
     held = _supplied_within(functions.model)
     if held is not None:
         return _none(f"its part {held} says that another model supplies the latents")
-    left = []
+    left = [name for owner in owners for name in _kept_numbers(owner, functions, adapted)]
     left += _left_over(holder if isinstance(holder, nn.Module) else functions.model, adapted)
     if left:
         return _none(f"neither encode nor decode reads {_names(left)}, which may be a learned prior")
@@ -199,22 +219,27 @@ def unread(model: nn.Module, adapted: Adapted, rows: int | None = None) -> dict[
         adapted: its components.
         rows: how many rows of the example they are run on; all by default.
     """
+    buffers = {name: tensor for name, tensor in model.named_buffers() if tensor.numel()}
+    tensors = {**dict(model.named_parameters()), **buffers}
+    used = {id(tensor) for tensor in _read(adapted, tensors.values(), rows)}
+    return {name: tensor for name, tensor in tensors.items() if id(tensor) not in used and tensor.is_floating_point()}
+
+
+def _read(adapted: Adapted, tensors: Collection[Tensor], rows: int | None = None) -> list[Tensor]:
+    """Those of the tensors that a component reads, run on so many rows of the example."""
 
     def run() -> None:
         for component, module in adapted.modules.items():
             run_module(module, [tensor[:rows] for tensor in adapted.given(component)], again=True)
 
-    buffers = {name: tensor for name, tensor in model.named_buffers() if tensor.numel()}
-    tensors = {**dict(model.named_parameters()), **buffers}
-    used = {id(tensor) for tensor in used_tensors(run, tensors.values())}
-    return {name: tensor for name, tensor in tensors.items() if id(tensor) not in used and tensor.is_floating_point()}
+    return used_tensors(run, tensors) if tensors else []
 
 
 def require_posterior(functions: Functions, adapted: Adapted) -> None:
     """Refuse to take for an autoencoder a model with layers for a posterior, or a codebook, that nothing reads.
 
     Raises:
-        ExportError: it has such layers.
+        ExportError: it has such layers, or a method that draws beside those that sample.
     """
     parameters = dict(functions.model.named_parameters())
     names = [name for name in unread(functions.model, adapted) if name in parameters]
@@ -223,6 +248,12 @@ def require_posterior(functions: Functions, adapted: Adapted) -> None:
         raise ExportError(
             f"encode: returns one tensor, and neither encode nor decode reads {_names(layers)}: the model has a "
             "posterior or a codebook that these do not use; pass encode= and decode=, functions that do"
+        )
+    drawing = drawing_methods(functions.model)
+    if drawing:
+        raise ExportError(
+            f"encode: returns one tensor, and {_names(drawing)} draws, which forward does not show; if these are "
+            f'latents, {AS_CODES}; if not, such as noise on the observation, pass posterior="none"'
         )
 
 
@@ -234,10 +265,7 @@ def _words(name: str) -> set[str]:
 def _left_over(model: nn.Module, adapted: Adapted) -> list[str]:
     """The names of weights that neither component reads and that may be those of a prior."""
     buffers = dict(model.named_buffers())
-    sizes = set()
-    for latent in adapted.signature.latents:
-        for size in (int(np.prod(latent.shape)), latent.shape[0]):
-            sizes |= {size, 2 * size}
+    sizes = {size * factor for size in _latent_sizes(adapted) for factor in (1, 2)}
     observation = adapted.signature.observation.shape
     pixels = int(np.prod(observation))
     left = []
@@ -249,15 +277,45 @@ def _left_over(model: nn.Module, adapted: Adapted) -> list[str]:
         # Along the first axis a layer has its answers, along the last its inputs, and a parameter of its own numbers.
         ends = {tensor.shape[0], tensor.shape[-1]} if tensor.dim() else set()
         shaped = bool(ends & {*sizes, pixels}) or tuple(tensor.shape[1:]) == observation
-        if named or (shaped and not any(word in name.lower() for word in _OTHER_WORDS)):
+        # What is trained and read by neither is the loss's: of a prior, unless its name says otherwise.
+        if named or ((shaped or name not in buffers) and not any(word in name.lower() for word in _OTHER_WORDS)):
             left.append(name)
     return left
+
+
+def _latent_sizes(adapted: Adapted) -> set[int]:
+    """The number of all values of each latent, and that of its channels."""
+    return {size for latent in adapted.signature.latents for size in (math.prod(latent.shape), latent.shape[0])}
 
 
 def _of_a_prior(model: object, adapted: Adapted) -> list[str]:
     """The names of weights that neither component reads and that are named as a prior's."""
     names = _left_over(model, adapted) if isinstance(model, nn.Module) else []
     return [name for name in names if _OWN_PRIOR_WORDS & _words(name)]
+
+
+def _kept_numbers(owner: object, functions: Functions, adapted: Adapted) -> list[str]:
+    """What may be numbers of a prior, other than those of a standard normal, and is no weight and no setting.
+
+    A method gives them that is named as the prior, or they lie in an object of such a name. Or there are as many as the
+    latent has, and neither component reads them.
+    """
+    found: dict[str, object] = dict(prior_numbers(owner, functions.conditions))
+    for part, value in objects_of(owner):
+        if "prior" in part.lower():
+            found |= {f"{part}.{name}": number for name, number in vars(value).items() if not name.startswith("_")}
+    for name, value in vars(owner).items():
+        if not name.startswith("_") and _size_of(value) in _latent_sizes(adapted):
+            found[name] = value
+    read = {id(tensor) for tensor in _read(adapted, [each for each in found.values() if isinstance(each, Tensor)])}
+    return [name for name, value in found.items() if id(value) not in read and states_numbers(value)]
+
+
+def _size_of(value: object) -> int | None:
+    """The size of a tensor's last axis, or of a list of numbers of which some are no integers."""
+    if isinstance(value, (list, tuple)):
+        return len(value) if any(isinstance(number, float) for number in value) else None
+    return value.shape[-1] if isinstance(value, Tensor) and value.dim() else None
 
 
 def _is_constant(adapted: Adapted, latent: Latent) -> bool:
@@ -372,6 +430,23 @@ def with_prior(adapted: Adapted, evidence: Evidence) -> Adapted:
         recognised=(*adapted.recognised, evidence.line, *evidence.checked),
         prior_file=evidence.file,
     )
+
+
+def with_scaling(adapted: Adapted, owner: object, model: nn.Module) -> Adapted:
+    """Return the same with the scale and the shift that a model states, where its prior was declared.
+
+    Args:
+        adapted: the model's functions.
+        owner: the model, or an object that holds it.
+        model: the model.
+    """
+    latents = list(adapted.signature.latents)
+    for number, latent in enumerate(latents):
+        found = supplied(owner, (latent.shape[0], math.prod(latent.shape)))
+        if latent.posterior.outputs and latent.posterior.kind != "codes" and found is not None and has_direction(found):
+            scale, shift, _ = scaling(owner, latent.shape[0], partial(_is_read, model, adapted))
+            latents[number] = _with(latent, Evidence(latent.prior, "", scale=scale, shift=shift))
+    return replace(adapted, signature=replace(adapted.signature, latents=tuple(latents)))
 
 
 def _with(latent: Latent, evidence: Evidence) -> Latent:

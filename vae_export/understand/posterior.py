@@ -74,14 +74,19 @@ def refuse_hidden_posterior(functions: Functions) -> None:
     """Refuse an encoder that returns one tensor where `forward` samples: its posterior would be lost silently.
 
     Raises:
-        ForwardDiffers: the encoder hides a posterior.
+        ForwardDiffers: the encoder hides a posterior, or `forward` draws from another one in training mode.
     """
     try:
-        drawn = functions.forward().normal
+        forward = functions.forward()
     except Exception:
         # Not every model has a forward, and none is needed.
         return
-    if drawn:
+    if not forward.normal and forward.other and not functions.forward(training=False).other:
+        raise ForwardDiffers(
+            f"forward: draws with {forward.other[0]} in training mode; if these are latents, {AS_CODES}; if not, such "
+            'as a mask of the observation, pass posterior="none"'
+        )
+    if forward.normal:
         raise ForwardDiffers(
             "encode: returns one tensor, while forward draws normal noise; return the posterior's parameters too, "
             'such as (mu, logvar), or pass posterior="none" if there is no posterior'

@@ -1,9 +1,9 @@
-"""Find where Python reads values that depend on a component's inputs, which no graph can follow."""
+"""Follow what depends on a component's inputs: values that Python reads, which no graph can follow, and flows."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,20 @@ def branch_of(adapted: Adapted, component: str) -> str | None:
             "follow; compute both sides and choose with torch.where"
         )
     return None
+
+
+def maps_latents(adapted: Adapted) -> bool:
+    """Return whether the decoder makes of its latents, by its weights, others of the same shape, as a flow does.
+
+    Its answers are none of these, though they may have that shape.
+    """
+    module = adapted.modules["decoder"]
+    given = [tensor.clone() for tensor in adapted.given("decoder")]
+    shapes = {tuple(latent.shape) for latent in adapted.signature.latents}
+    mapped = _Mapped(given, shapes, [*module.parameters(), *module.buffers()])
+    with torch.no_grad(), mapped:
+        outputs = module(*given)
+    return bool(mapped.found - {StorageWeakRef(output.untyped_storage()) for output in outputs})
 
 
 def _reads(adapted: Adapted, component: str) -> _Reads:
@@ -65,6 +79,29 @@ class _Reached(TorchDispatchMode):
             self._storages |= {StorageWeakRef(tensor.untyped_storage()) for tensor in _strided(changed)}
             if func is torch.ops.aten._pack_padded_sequence.default:
                 self.packed.append(_place())
+        return result
+
+
+class _Mapped(_Reached):
+    """Find the tensors of these shapes that weights make of the inputs."""
+
+    def __init__(
+        self, inputs: Sequence[Tensor], shapes: Collection[tuple[int, ...]], weights: Sequence[Tensor]
+    ) -> None:
+        super().__init__(inputs)
+        self._shapes = shapes
+        self._weighted = {StorageWeakRef(tensor.untyped_storage()) for tensor in _strided(weights)}
+        self.found: set[StorageWeakRef] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        given = {StorageWeakRef(tensor.untyped_storage()) for tensor in _strided((args, kwargs))}
+        if self.reaches((args, kwargs)) and given & self._weighted:
+            for tensor in _strided(result):
+                storage = StorageWeakRef(tensor.untyped_storage())
+                self._weighted.add(storage)
+                if tuple(tensor.shape[1:]) in self._shapes:
+                    self.found.add(storage)
         return result
 
 

@@ -7,12 +7,13 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 
@@ -29,6 +30,21 @@ _SAMPLERS = (
 )  # fmt: skip
 # Distributions of the prior, or methods without arguments that give one.
 _DISTRIBUTIONS = ("prior", "p_z", "pz", "prior_dist", "prior_distribution", "get_prior")
+# What the code of a method that draws calls.
+_DRAWS = {
+    "randn",
+    "randn_like",
+    "normal",
+    "normal_",
+    "rand",
+    "rand_like",
+    "sample",
+    "rsample",
+    "multinomial",
+    "randint",
+}
+_RELAXED = {"gumbel_softmax", "bernoulli", "bernoulli_", "exponential_", "uniform_", "poisson"}
+_PARAMETERS = ("prior_params", "prior_parameters", "get_prior_params", "get_prior_parameters")
 _COUNTS = (
     "n", "num", "n_samples", "num_samples", "n_sample", "num_sample", "batch_size", "count", "k", "bs",
     "samples", "nsamples", "num_images", "n_images", "number", "N", "nb_samples", "sample_size", "how_many",
@@ -274,13 +290,22 @@ def samplers_of(model: object, functions: Functions, adapted: Adapted) -> Iterat
         adapted: the same as modules.
     """
     owner = type(model).__name__
-    own = [name for cls in type(model).__mro__ if not cls.__module__.startswith("torch.") for name in vars(cls)]
+    shape = next(latent.shape for latent in adapted.signature.latents if latent.posterior.outputs)
+    own = _own(model)
     drawing = [name for name in own if any(word in name.lower() for word in _DRAWING)]
-    for name in dict.fromkeys([*_SAMPLERS, *drawing]):
-        shape = next(latent.shape for latent in adapted.signature.latents if latent.posterior.outputs)
+    # A method of any other name may do anything: its code must draw and decode, and it must take a number of samples.
+    unnamed = [name for name, value in own.items() if _decodes(value)]
+    for name in dict.fromkeys([*_SAMPLERS, *drawing, *unnamed]):
         found = _call_of(model, name, functions.conditions, shape)
         if found is not None:
             yield Sampler(f"{owner}.{name}", found[0], functions, adapted, counted=found[1])
+    for part, value in objects_of(model):
+        if isinstance(value, Distribution) or "prior" not in part.lower():
+            continue
+        found = _call_of(value, "sample", {}, shape)
+        if found is not None:
+            name = f"{owner}.{part}.sample"
+            yield Sampler(name, found[0], functions, adapted, counted=found[1], gives_latents=True)
     stated = [name for name, value in vars(model).items() if isinstance(value, Distribution)]
     for name in dict.fromkeys([*_DISTRIBUTIONS, *stated]):
         distribution = _distribution(model, name)
@@ -288,9 +313,57 @@ def samplers_of(model: object, functions: Functions, adapted: Adapted) -> Iterat
             draw = partial(_counted_samples, distribution)
             yield Sampler(f"{owner}.{name}", draw, functions, adapted, gives_latents=True)
         elif distribution is not None:
-            shape = next(latent.shape for latent in adapted.signature.latents if latent.posterior.outputs)
             draw = partial(_samples, distribution, shape)
             yield Sampler(f"{owner}.{name}", draw, functions, adapted, gives_latents=True)
+
+
+def prior_numbers(model: object, conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors that a model's own methods, named as its prior, give in the place of a distribution."""
+    found = {}
+    for name in (*_DISTRIBUTIONS, *_PARAMETERS):
+        call = _call_of(model, name, conditions, ())
+        if call is not None:
+            with contextlib.suppress(Exception), torch.no_grad(), Draws.constant(0.0):
+                found[f"{name}()"] = torch.cat([tensor.flatten() for tensor in tensors_in(call[0](2, 0))])
+    return found
+
+
+def objects_of(owner: object) -> list[tuple[str, object]]:
+    """Return the attributes of an object that have attributes of their own, submodules among them, by name."""
+    attributes = {**vars(owner), **(owner._modules if isinstance(owner, nn.Module) else {})}
+    plain = (type, FunctionType, MethodType, ModuleType)
+    return [
+        (name, value)
+        for name, value in attributes.items()
+        if hasattr(value, "__dict__") and not isinstance(value, plain)
+    ]
+
+
+def _own(model: object) -> dict[str, object]:
+    """The attributes of a model's class and of those that it derives from, but for PyTorch's."""
+    classes = [cls for cls in reversed(type(model).__mro__) if not cls.__module__.startswith("torch.")]
+    return {name: value for cls in classes for name, value in vars(cls).items()}
+
+
+def _called(function: object) -> set[str]:
+    """The names that a function's code refers to."""
+    return set(getattr(getattr(function, "__code__", None), "co_names", ()))
+
+
+def _decodes(function: object) -> bool:
+    """Whether a method draws and decodes, by its code, and takes a number of samples, whatever its name is."""
+    code, names = getattr(function, "__code__", None), _called(function)
+    counted = code is not None and bool(set(_COUNTS) & set(code.co_varnames[: code.co_argcount]))
+    return counted and bool(names & _DRAWS) and any(name.startswith("dec") for name in names)
+
+
+def drawing_methods(model: object) -> list[str]:
+    """Return the names of a model's own methods whose code draws, but for those that sample from a prior."""
+    return [
+        name
+        for name, value in _own(model).items()
+        if _called(value) & (_DRAWS | _RELAXED) and not any(word in name.lower() for word in _DRAWING)
+    ]
 
 
 def _samples(distribution: Distribution, shape: tuple[int, ...], n: int, row: int) -> Tensor:

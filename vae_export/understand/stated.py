@@ -18,9 +18,12 @@ from torch.distributions import Distribution, Independent, Normal
 from .reading import fields_of
 
 # Where a model holds its settings.
-_SETTINGS = ("config", "cfg", "hparams", "args", "opt")
+_SETTINGS = ("config", "cfg", "hparams", "args", "opt", "_config")
 # Fields that are there because another model supplies the latents, such as a diffusion model.
-_SUPPLIED = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "use_quant_conv", "invert_scale_latents")
+_SUPPLIED = (
+    "scaling_factor", "shift_factor", "latents_mean", "latents_std", "use_quant_conv", "invert_scale_latents",
+    "use_tiling", "use_slicing",
+)  # fmt: skip
 # Parts of a model that are there for the same reason.
 _PARTS = (
     "quant_conv", "post_quant_conv", "quant_conv_mu", "encode_stage_2_inputs", "decode_stage_2_outputs",
@@ -127,8 +130,10 @@ def has_direction(setting: Setting | str) -> bool:
 
 def scaling(
     owner: object, channels: int, is_read: Callable[[Setting], bool]
-) -> tuple[float | tuple[float, ...], float | tuple[float, ...]]:
+) -> tuple[float | tuple[float, ...], float | tuple[float, ...], str]:
     """Return the scale and the shift of the latents that other models take: one number, or one for each channel.
+
+    The last item says what a bundle does not carry.
 
     Args:
         owner: the model, or an object that holds it.
@@ -141,7 +146,8 @@ def scaling(
         if name in known or name not in (*_FACTORS, *_SHIFTS, *_MEANS, *_STDS):
             continue
         numbers = numbers_in(setting.value)
-        if numbers is not None and numbers.size and not is_read(setting):
+        pixels = name == "scale_factor" and numbers is not None and bool((numbers % 1 == 0).all())
+        if numbers is not None and numbers.size and not pixels and not is_read(setting):
             known[name] = numbers
 
     def of(names: Sequence[str], size: int) -> NDArray[np.float64] | None:
@@ -150,8 +156,10 @@ def scaling(
     factor, shift, mean, std = of(_FACTORS, 1), of(_SHIFTS, 1), of(_MEANS, channels), of(_STDS, channels)
     one = float(factor[0]) if factor is not None else 1.0
     if mean is not None and std is not None and bool((std != 0).all()):
-        return tuple(float(number) for number in one / std), tuple(float(number) for number in mean)
-    return one, float(shift[0]) if shift is not None else 0.0
+        return tuple(float(number) for number in one / std), tuple(float(number) for number in mean), ""
+    if mean is None and std is None and known.keys() & set(_MEANS) and known.keys() & set(_STDS):
+        return 1.0, 0.0, "its statistics of the latents are not one number for each channel, and are not carried"
+    return one, float(shift[0]) if shift is not None else 0.0, ""
 
 
 def numbers_in(value: Any) -> NDArray[np.float64] | None:
@@ -182,6 +190,11 @@ def _states_a_prior(setting: Setting) -> bool:
     loose = "prior" in name and setting.own and isinstance(value, (float, Tensor))
     if not (moment or loose or _OF_A_PRIOR.fullmatch(name)):
         return False
+    return states_numbers(value)
+
+
+def states_numbers(value: object) -> bool:
+    """Return whether a value is numbers other than those of a standard normal: its means, variances or logarithms."""
     numbers = numbers_in(value)
     return numbers is not None and numbers.size > 0 and not bool(((numbers == 0) | (numbers == 1)).all())
 

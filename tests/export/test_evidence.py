@@ -1,0 +1,316 @@
+"""What speaks against a standard normal counts wherever a model keeps it: in objects, numbers, methods, settings."""
+
+import re
+import types
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from vae_export.errors import ExportError
+from vae_export.understand.adapt import adapt, declared
+from vae_export.understand.declaration import Declaration
+from vae_export.understand.state import unchanged
+
+X = torch.rand(6, 12, generator=torch.Generator().manual_seed(0))
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.body, self.head = nn.Linear(12, 8), nn.Linear(4, 12)
+
+    def encode(self, x):
+        return self.body(x).chunk(2, 1)
+
+    def decode(self, z):
+        return torch.tanh(self.head(z))
+
+    def forward(self, x):
+        mu, logvar = self.encode(x)
+        return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)), mu, logvar
+
+
+def understood(model, **declaration):
+    model = model.eval()
+    with unchanged(model):
+        by, known = declared(model)
+        return adapt(model, X, Declaration(**declaration).over(known), source=by)
+
+
+def latent_of(model, **declaration):
+    return understood(model, **declaration).signature.latent
+
+
+def given(**attributes):
+    """A plain model with these attributes."""
+    model = Plain()
+    for name, value in attributes.items():
+        setattr(model, name, value)
+    return model
+
+
+class Numbers(nn.Module):
+    """A prior that holds no weights."""
+
+    def __init__(self, mean):
+        super().__init__()
+        self.mean, self.std = mean, 1.0
+
+
+class Drawing(Numbers):
+    def sample(self, n):
+        return self.mean + self.std * torch.randn(n, 4)
+
+
+NUMBERS = {
+    "a number": lambda: given(prior_loc=3.0),
+    "a whole number": lambda: given(prior_sigma=2),
+    "a list": lambda: given(prior_mean=[3.0] * 4),
+    "an array of numpy": lambda: given(prior_mean=np.full(4, 3.0)),
+    "a tensor without a name": lambda: given(m=torch.full((4,), 2.0)),
+    "a list without a name": lambda: given(mean=[0.5, 0.0, 1.0, 2.0]),
+    "an object of numbers": lambda: given(prior=Numbers(3.0)),
+    "a plain object": lambda: given(my_prior=types.SimpleNamespace(mean=3.0)),
+    "a network of its own numbers": lambda: given(rows=nn.GRUCell(1, 7)),
+}
+STANDARD = {
+    "nothing": Plain,
+    "zeros": lambda: given(prior_mean=torch.zeros(4), prior_std=[1.0] * 4),
+    "an object": lambda: given(prior=Numbers(0.0)),
+    "a switch": lambda: given(learn_prior=False),
+    "a name": lambda: given(prior="normal"),
+    "a tensor of another size": lambda: given(weights=torch.full((3,), 2.0)),
+    "sizes of layers": lambda: given(hidden=[32, 64, 128, 256]),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_a_prior_are_evidence(name):
+    prior = latent_of(NUMBERS[name]()).prior
+    assert prior.kind == "none"
+    assert re.search(r"may be (a learned|another) prior", prior.reason)
+
+
+@pytest.mark.parametrize("name", STANDARD)
+def test_a_standard_normal_in_any_form_is_none(name):
+    prior = latent_of(STANDARD[name]()).prior
+    assert (prior.kind, prior.assumed) == ("normal", True)
+
+
+def test_a_tensor_that_decode_reads_is_no_prior():
+    class Weighing(Plain):
+        def __init__(self):
+            super().__init__()
+            self.factors = torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+        def decode(self, z):
+            return super().decode(z * self.factors)
+
+    assert latent_of(Weighing()).prior.assumed
+
+
+@pytest.mark.parametrize(("mean", "kind"), [(3.0, "mixture"), (0.0, "normal")])
+def test_an_object_that_samples_the_prior_is_asked(mean, kind):
+    adapted = understood(given(prior=Drawing(mean)))
+    assert adapted.signature.latent.prior.kind == kind
+    assert any("as Plain.prior.sample draws it" in line for line in adapted.recognised)
+
+
+class Pair(Plain):
+    def __init__(self, mean):
+        super().__init__()
+        self.mean = mean
+
+    def prior(self):
+        return torch.full((4,), self.mean), torch.zeros(4)
+
+
+class PairOfRows(Pair):
+    def prior(self, n):
+        return torch.full((n, 4), self.mean), torch.ones(n, 4)
+
+
+@pytest.mark.parametrize("cls", [Pair, PairOfRows])
+def test_a_method_that_gives_the_numbers_of_the_prior_counts(cls):
+    assert "prior()" in latent_of(cls(3.0)).prior.reason
+    assert latent_of(cls(0.0)).prior.assumed
+
+
+class Dreaming(Plain):
+    """Its sampler has a name that says nothing."""
+
+    def dream(self, n):
+        return self.decode(3 + torch.randn(n, 4))
+
+
+class Heated(Plain):
+    def sample(self, n, temperature):
+        return self.decode(temperature * (3 + torch.randn(n, 4)))
+
+
+class Static(Plain):
+    @staticmethod
+    def sample_prior(n):
+        return 3 + torch.randn(n, 4)
+
+
+@pytest.mark.parametrize("cls", [Dreaming, Heated, Static])
+def test_a_sampler_is_found_by_what_it_does(cls):
+    assert latent_of(cls()).prior.kind == "mixture"
+
+
+def test_a_method_that_decodes_noise_but_takes_no_number_is_left_alone():
+    class Logging(Plain):
+        def on_epoch_end(self):
+            raise AssertionError(self.decode(torch.randn(2, 4)))
+
+    assert latent_of(Logging()).prior.assumed
+
+
+# Configurations.
+
+SUPPLIED = {
+    "an attribute": lambda: given(scaling_factor=0.5),
+    "args": lambda: given(args=types.SimpleNamespace(scaling_factor=0.5)),
+    "cfg": lambda: given(cfg={"scaling_factor": 0.5}),
+    "the factor of latent diffusion": lambda: given(scale_factor=0.5),
+    "a buffer": lambda: given(scale_factor=torch.tensor(0.5)),
+}
+
+
+@pytest.mark.parametrize("name", SUPPLIED)
+def test_a_scale_of_the_latents_is_carried_from_wherever_it_is(name):
+    for declaration, kind in (({}, "none"), ({"prior": "normal"}, "normal")):
+        latent = latent_of(SUPPLIED[name](), **declaration)
+        assert (latent.prior.kind, latent.scale, latent.shift) == (kind, 0.5, 0.0)
+    assert latent_of(SUPPLIED[name](), prior="normal", latent_scale=2.0).scale == 2.0
+
+
+@pytest.mark.parametrize("name", ["use_tiling", "use_slicing", "use_quant_conv"])
+def test_settings_of_a_part_of_latent_diffusion_say_that_another_model_supplies_the_latents(name):
+    for model in (given(config={name: False}), given(**{name: False})):
+        assert f"as {name} in this model says" in latent_of(model).prior.reason
+
+
+def test_a_whole_scale_factor_counts_pixels():
+    assert latent_of(given(scale_factor=2)).prior.assumed
+    config = {"scale_factor": 8, "use_quant_conv": True}
+    assert latent_of(given(config=config)).scale == 1.0
+
+
+def test_statistics_that_are_no_number_for_each_channel_are_said():
+    config = {"latents_mean": [0.5] * 3, "latents_std": [2.0] * 3, "scaling_factor": 0.5}
+    latent = latent_of(given(config=config))
+    assert "not one number for each channel" in latent.prior.reason
+    assert (latent.scale, latent.shift) == (1.0, 0.0)
+
+
+# A forward that is cut, without a decode that shows where the latents end.
+
+
+class Cut(nn.Module):
+    def __init__(self, behind):
+        super().__init__()
+        torch.manual_seed(8)
+        self.first, self.behind, self.last = nn.Linear(12, 8), behind, nn.Linear(4, 12)
+
+    def forward(self, x):
+        mu, logvar = self.first(x).chunk(2, 1)
+        return self.last(self.behind(mu + torch.randn_like(mu) * logvar.exp()))
+
+
+class Coupling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 4)
+
+    def forward(self, z):
+        kept, moved = z.chunk(2, 1)
+        log_factor, offset = self.layer(kept).chunk(2, 1)
+        return torch.cat([kept, moved * log_factor.exp() + offset], 1)
+
+
+class Planar(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.u, self.w = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(4))
+
+    def forward(self, z):
+        return z + self.u * torch.tanh(z @ self.w)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("behind", "settled"),
+    [
+        (Coupling(), False),
+        (Planar(), False),
+        (nn.Linear(4, 4), False),
+        (nn.Identity(), True),
+        (nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 5), nn.Linear(5, 9), nn.Linear(9, 4)), False),
+    ],
+    ids=["a coupling", "planar", "a layer", "nothing", "layers"],
+)
+def test_a_map_of_the_latents_behind_the_cut_leaves_the_prior_open(behind, settled):
+    prior = latent_of(Cut(behind)).prior
+    assert prior.assumed == settled
+    assert settled or "before or after" in prior.reason
+
+
+# Latents that are drawn in training mode alone.
+
+
+class Classes(nn.Module):
+    def __init__(self, draw, usual=lambda q: q):
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.last, self.draw, self.usual = nn.Linear(12, 15), nn.Linear(15, 12), draw, usual
+
+    def encode(self, x):
+        return torch.softmax(self.first(x).view(-1, 3, 5), -1)
+
+    def decode(self, z):
+        return self.last(z.reshape(-1, 15))
+
+    def forward(self, x):
+        q = self.encode(x)
+        return self.decode(self.draw(q) if self.training else self.usual(q)), q
+
+
+IN_TRAINING = {
+    "gumbel_softmax": lambda q: functional.gumbel_softmax(q.log(), 0.5),
+    "bernoulli": torch.bernoulli,
+    "rand_like": lambda q: (torch.rand_like(q) < q).float(),
+    "dirichlet": lambda q: torch.distributions.Dirichlet(q).rsample(),
+}
+
+
+@pytest.mark.parametrize("name", IN_TRAINING)
+def test_classes_that_are_drawn_in_training_mode_make_no_deterministic_autoencoder(name):
+    with pytest.raises(ExportError, match=r"in training mode; if these are latents, pass encode=.* posterior=\"none\""):
+        understood(Classes(IN_TRAINING[name]))
+    # What evaluation does is an autoencoder, for who says so.
+    assert latent_of(Classes(IN_TRAINING[name]), posterior="none").posterior.kind == "none"
+
+
+def test_classes_that_evaluation_chooses_are_codes():
+    model = Classes(IN_TRAINING["gumbel_softmax"], lambda q: functional.one_hot(q.argmax(-1), 5).float())
+    latent = latent_of(model)
+    assert (latent.posterior.kind, latent.posterior.codebook, latent.shape) == ("codes", 5, (3,))
+
+
+def test_classes_that_a_training_step_draws_make_no_deterministic_autoencoder():
+    class Stepping(Classes):
+        def forward(self, x):
+            return self.encode(x)
+
+        def training_step(self, batch):
+            return (self.decode(functional.gumbel_softmax(self.encode(batch).log())) - batch).square().mean()
+
+    model = Stepping(None)
+    with pytest.raises(ExportError, match=r"training_step draws, which forward does not show; if these are latents"):
+        understood(model)
+    assert latent_of(model, posterior="none").posterior.kind == "none"

@@ -21,7 +21,7 @@ import vae_runtime
 from vae_export.errors import ExportError, ParityError
 from vae_export.graphs.exporter_work import less_exporter_work
 from vae_export.graphs.formats import make_graphs
-from vae_export.graphs.graph import FORMATS, open_graph, quiet
+from vae_export.graphs.graph import FORMATS, open_graph, quiet, reason_of
 from vae_export.training.config import ModelConfig
 from vae_export.training.model import VAE
 from vae_export.understand.adapt import adapt, declared
@@ -561,6 +561,14 @@ def test_a_module_that_breaks_the_contract_is_refused_in_one_line(module, words,
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_reason_shows_no_node_of_a_program():
+    shown = (
+        "Error when translating node %_to_copy : [num_users=1] = call_function[target=torch.ops.aten._to_copy.default]"
+        "(args = (%complex_1,), kwargs = {dtype: torch.float32}). See the stack trace for more information."
+    )
+    assert reason_of(RuntimeError(shown)) == "Error when translating torch.ops.aten._to_copy.default"
+
+
 def test_pytorch_says_nothing_while_it_is_kept_quiet(capsys):
     def speak():
         print("graph(%x)")
@@ -647,14 +655,14 @@ def test_a_branch_that_is_named_depends_on_an_input(make, tmp_path):
 def test_torchscript_alone_blocks_an_export_only_where_it_was_named(tmp_path, capsys):
     def require(graph):
         if graph.variant == "torchscript":
-            raise ParityError("mu differs")
+            raise ParityError("encoder/torchscript: mu differs")
 
     adapted = encoding(Encode())
     graphs, refused = make_graphs(adapted, None, tmp_path / "default", require=require)
     assert [graph.variant for graph in graphs] == ["fp32"]
     assert refused == [Refusal("encoder", "torchscript", "mu differs")]
     assert capsys.readouterr().err == "left out: encoder/torchscript: mu differs\n"
-    with pytest.raises(ParityError, match=r"^mu differs; leave this format out of formats=$"):
+    with pytest.raises(ParityError, match=r"^encoder/torchscript: mu differs; leave this format out of formats=$"):
         make_graphs(adapted, ("onnx", "torchscript"), tmp_path / "named", require=require)
 
 

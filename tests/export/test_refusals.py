@@ -195,6 +195,16 @@ class Swapped(Plain):
         return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar))
 
 
+class Complex(Plain):
+    def decode(self, z):
+        return torch.fft.fft(self.head(z))
+
+
+class ComplexLatent(Plain):
+    def encode(self, x):
+        return torch.fft.rfft(x)
+
+
 class Indices(Plain):
     def encode(self, x):
         return (x[:, :3] * 5).long()
@@ -229,6 +239,8 @@ REFUSED = {
         "forward passes [6, 12] to encode",
         "give the example in that shape",
     ),
+    "complex observations": (Complex, GAUSSIAN, "decode: expected real numbers, got complex ones", "their real part"),
+    "complex latents": (ComplexLatent, {}, "encode: expected real numbers, got complex ones", "view_as_real"),
     "no batch axis": (
         Pictures,
         {**GAUSSIAN, "example": X[0].reshape(1, 3, 4)},
@@ -356,6 +368,24 @@ def test_refused(name, tmp_path):
     assert remedy in message
     assert isinstance(refusal.value, (ExportError, InputError))
     assert list(tmp_path.iterdir()) == []
+
+
+def _noise(mu: torch.Tensor) -> torch.Tensor:
+    return torch.randn_like(mu)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_scripted_parts_are_named_and_traced_ones_are_taken(tmp_path):
+    scripted, traced, drawing = Plain(), Plain(), Plain()
+    scripted.head = torch.jit.script(scripted.head)
+    with pytest.raises(ExportError, match=r"decoder: head: expected a torch\.nn\.Module, got a ScriptModule; put the"):
+        export(scripted, tmp_path / "a", example=X, **GAUSSIAN, formats=("onnx",))
+    traced.head = torch.jit.trace(traced.head, torch.rand(2, 3))
+    export(traced, tmp_path / "b", example=X, **GAUSSIAN, formats=("onnx",))
+    noise = torch.jit.script(_noise)
+    drawing.forward = lambda x: drawing.decode(drawing.encode(x)[0] + noise(drawing.encode(x)[1]))
+    with pytest.raises(ExportError, match=r"or a scripted function; draw with torch\.randn_like"):
+        export(drawing, tmp_path / "c", example=X)
 
 
 class SmallConstants(Plain):

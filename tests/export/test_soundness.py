@@ -153,6 +153,31 @@ class Keeping(Plain):
         return super().encode(x)
 
 
+class ForcedByName(Forced):
+    def decode(self, z, target):
+        return super().decode(z, target)
+
+
+class ForcedByPart(Forced):
+    """As a decoder of sequences, that is shown all but the last step."""
+
+    def decode(self, z, steps):
+        return self.head(z) + 0.1 * steps.sum(1, keepdim=True)
+
+    def forward(self, x):
+        mu, logvar = self.encode(x)
+        return self.decode(mu + self.noise(mu) * torch.exp(0.5 * logvar), steps=x[:, :-1]), mu, logvar
+
+
+class NeedingMore(Forced):
+    def decode(self, z, label):
+        return super().decode(z, label)
+
+    def forward(self, x):
+        mu, logvar = self.encode(x)
+        return self.decode(mu + self.noise(mu) * torch.exp(0.5 * logvar), torch.ones(12)), mu, logvar
+
+
 def understood(model, x=X):
     source = model_source(model, Declaration(), Examples(x), None)
     with unchanged(source.model):
@@ -166,11 +191,17 @@ def understood(model, x=X):
         (Dividing, r"expected finite numbers"),
         (Coupled, r"row 0 differs .*rows of a batch influence each other"),
         (ByTheBatch, r"rows of a batch influence each other"),
-        (OfNumpy, r"forward: two runs with the same noise differ: .* numpy's generator; draw with torch\.randn_like"),
+        (
+            OfNumpy,
+            r"forward: two runs with the same noise differ: .* numpy's generator or .*; draw with torch\.randn_like",
+        ),
         (
             Forced,
             r"^decode: also takes x, the observation itself, as in teacher forcing; pass decode=, a function of the",
         ),
+        (ForcedByName, r"^decode: also takes target, the observation itself, as in teacher forcing"),
+        (ForcedByPart, r"^decode: also takes steps, the observation itself, as in teacher forcing"),
+        (NeedingMore, r"^decode: also takes label; pass conditions="),
         # Its answers are in doubt for no other reason.
         (Averaging, r"^encode: two runs with the same noise differ, and each leaves something in the model \(seen\)"),
         (Annealing, r"^forward: two runs with the same noise differ, and each leaves .* \(steps\) .* self\.training"),

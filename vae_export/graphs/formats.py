@@ -91,8 +91,9 @@ def make_graphs(
             except ExportError as error:
                 if formats is not None:
                     raise type(error)(f"{error}; leave this format out of formats=") from error
-                refused.append(Refusal(component, form.variant, error_line(error)))
-                print(f"left out: {component}/{form.variant}: {refused[-1].reason}", file=sys.stderr, flush=True)
+                place = f"{component}/{form.variant}: "
+                refused.append(Refusal(component, form.variant, error_line(error).removeprefix(place)))
+                print(f"left out: {place}{refused[-1].reason}", file=sys.stderr, flush=True)
     return graphs, refused
 
 

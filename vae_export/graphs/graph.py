@@ -237,6 +237,10 @@ _NO_REASON = re.compile(
 )
 
 
+# How PyTorch's exporter shows a node of a program.
+_NODE = re.compile(r"node %\w+ : \[num_users=\d+\] = call_function\[target=([\w.]+)\]\(.*?\)\. See the stack trace.*")
+
+
 def chain_of(error: BaseException | None) -> str:
     """Return the messages of an error and of all its causes, one a line."""
     messages = []
@@ -253,7 +257,7 @@ def reason_of(error: BaseException) -> str:
     kept = " ".join(takewhile(lambda line: not _NO_REASON.search(line), lines))
     # TorchScript says last what failed, after its own stack.
     last = lines[-1] if lines and re.match(r"\w+(Error|Exception): ", lines[-1]) else ""
-    return error_line(Exception(kept or last)) if kept or last else error_line(cause)
+    return _NODE.sub(r"\1", error_line(Exception(kept or last)) if kept or last else error_line(cause))
 
 
 @contextlib.contextmanager

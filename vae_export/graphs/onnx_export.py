@@ -79,6 +79,7 @@ def export_onnx(adapted: Adapted, component: str, path: Path, require: Callable[
             failures.append(error)
             if len(failures) == 1:
                 _refuse_branches(adapted, component, error)
+    _refuse_scripted(adapted.modules[component], component, failures[0])
     first, last = failures[0], failures[-1]
     if all(isinstance(failure, ParityError) for failure in failures):
         raise first
@@ -118,6 +119,16 @@ def _refuse_branches(adapted: Adapted, component: str, error: Exception) -> None
         branch = None
     if branch:
         raise ExportError(f"{component}: {branch}") from error
+
+
+def _refuse_scripted(module: torch.nn.Module, component: str, error: Exception) -> None:
+    """Raise if a submodule was made by torch.jit.script, which no exporter follows here; a traced one is followed."""
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule) and not isinstance(part, torch.jit.TopLevelTracedModule):
+            raise ExportError(
+                f"{component}: {name.removeprefix('model.')}: expected a torch.nn.Module, got a ScriptModule; put the "
+                "module from before torch.jit.script in its place"
+            ) from error
 
 
 def _dynamo(adapted: Adapted, component: str) -> onnx.ModelProto:

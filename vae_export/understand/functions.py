@@ -111,10 +111,20 @@ class Functions:
         taken = conditions_taken(self.model, self.conditions)
         return tuple(id(part) for part in (self.decode, self.example, *taken.values(), training)) in self._kept
 
-    @property
     def observed(self) -> set[str]:
-        """The names of the parameters by which the model takes an observation."""
-        return {p.name for function in (self.encode, self.model.forward) for p in _parameters(function)[:1]}
+        """Return the names of the parameters that take an observation: the first ones, and what decode is given."""
+        names = {p.name for function in (self.encode, self.model.forward) for p in _parameters(function)[:1]}
+        decode, x = getattr(self.decode, "__wrapped__", self.decode), self.example.clone()
+
+        def watch(*given: Any, **named: Any) -> Any:
+            bound = inspect.signature(decode).bind(*given, **named).arguments
+            names.update(name for name, value in bound.items() if _is_part(value, x))
+            return decode(*given, **named)
+
+        if getattr(decode, "__self__", None) is self.model:
+            with _replaced(self.model, decode.__name__, watch), contextlib.suppress(Exception), Draws.constant(0.0):
+                self.model(x, **conditions_taken(self.model, self.conditions))
+        return names
 
     def for_latents(self, own: Sequence[Tensor], edge: Sequence[Tensor]) -> Functions:
         """Return the functions with the dtypes in which decode takes the latents and its conditions.
@@ -205,15 +215,29 @@ class Functions:
                 note(z)
             return decode(z, *others, **named)
 
-        own = vars(model).get(name)
-        object.__setattr__(model, name, watch)
-        try:
+        with _replaced(model, name, watch):
             yield
-        finally:
-            if own is None:
-                object.__delattr__(model, name)
-            else:
-                object.__setattr__(model, name, own)
+
+
+@contextlib.contextmanager
+def _replaced(model: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Put a function in the place of a model's method."""
+    own = vars(model).get(name)
+    object.__setattr__(model, name, function)
+    try:
+        yield
+    finally:
+        if own is None:
+            object.__delattr__(model, name)
+        else:
+            object.__setattr__(model, name, own)
+
+
+def _is_part(value: Any, x: Tensor) -> bool:
+    """Whether a value is an observation, or a part of it, such as a sequence without its last step."""
+    if not isinstance(value, Tensor):
+        return False
+    return value.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() or torch.equal(value, x)
 
 
 @contextlib.contextmanager
@@ -354,7 +378,7 @@ def require_parameters(
     function: Callable[..., Any],
     first: int,
     conditions: Mapping[str, Tensor],
-    observed: Collection[str] = (),
+    observed: Callable[[], Collection[str]] = tuple,
 ) -> None:
     """Refuse a function that needs other arguments than its first ones and the conditions.
 
@@ -363,7 +387,7 @@ def require_parameters(
         function: encode or decode.
         first: the number of its arguments that are no conditions.
         conditions: their values by name.
-        observed: the names of parameters that take the observation itself.
+        observed: gives the names of parameters that take the observation itself.
 
     Raises:
         ExportError: it does.
@@ -371,7 +395,7 @@ def require_parameters(
     parameters = [p for p in _parameters(function)[first:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     missing = [p.name for p in parameters if p.default is p.empty and p.name not in conditions]
     if missing:
-        if missing[0] in observed:
+        if missing[0] in observed():
             raise ExportError(
                 f"{name}: also takes {missing[0]}, the observation itself, as in teacher forcing; pass {name}=, a "
                 "function of the latents alone"
@@ -415,16 +439,8 @@ def _shape_from_forward(functions: Functions, name: str) -> Sequence[int] | None
         shapes.append(x.shape)
         return functions.encode(x, *others, **named)
 
-    own = vars(model).get(name)
-    object.__setattr__(model, name, watch)
-    try:
-        with contextlib.suppress(Exception), Draws.constant(0.0):
-            model(functions.example.clone(), **conditions_taken(model, functions.encode_conditions))
-    finally:
-        if own is None:
-            object.__delattr__(model, name)
-        else:
-            object.__setattr__(model, name, own)
+    with _replaced(model, name, watch), contextlib.suppress(Exception), Draws.constant(0.0):
+        model(functions.example.clone(), **conditions_taken(model, functions.encode_conditions))
     return shapes[0] if shapes else None
 
 

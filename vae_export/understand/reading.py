@@ -100,6 +100,11 @@ def parts_of(output: Any, declaration: Declaration) -> list[Part]:
         return [Part("normal", output.loc, output.scale, "std", distribution=True)]
     if isinstance(output, Distribution):
         raise ExportError(f"encode: expected a normal posterior, got {type(output).__name__}; {AS_CODES}")
+    if isinstance(output, Tensor) and output.is_complex():
+        raise ExportError(
+            "encode: expected real numbers, got complex ones; pass encode=, a function that returns real ones, such as "
+            "torch.view_as_real of them"
+        )
     if isinstance(output, Tensor) and output.dim() == 0:
         raise ExportError("encode: expected a row for each observation, got one number; pass encode=")
     if isinstance(output, Tensor):
@@ -221,9 +226,14 @@ def mean_of(output: Any) -> Tensor:
     """Return the mean of a decoder's answer as float32, whole numbers and bools too.
 
     Raises:
-        ExportError: the answer holds no tensor and no distribution.
+        ExportError: the answer holds no tensor and no distribution, or complex numbers.
     """
     base = base_of(output)
+    if isinstance(base, Tensor) and base.is_complex():
+        raise ExportError(
+            "decode: expected real numbers, got complex ones; pass decode=, a function that returns what you use of "
+            "them, such as their real part"
+        )
     if isinstance(base, Distribution):
         return as_float32(base.mean)
     if isinstance(base, Tensor):

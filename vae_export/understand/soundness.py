@@ -49,7 +49,8 @@ def require_sound(
             draws: Draws = draws,
         ) -> list[Tensor]:
             with torch.no_grad(), draws:
-                return tensors_in(function(example[:rows].clone(), **{key: c[:rows] for key, c in taken.items()}))
+                found = tensors_in(function(example[:rows].clone(), **{key: c[:rows] for key, c in taken.items()}))
+                return [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in found]
 
         try:
             first = answers(len(example))
@@ -80,8 +81,8 @@ def _require_agreement(
                 f"({names_of(changed)}) that may change the next; make that depend on self.training"
             )
         raise ExportError(
-            f"{name}: two runs with the same noise differ: it draws with something else than PyTorch, such as numpy's "
-            "generator; draw with torch.randn_like"
+            f"{name}: two runs with the same noise differ: it draws with something else than PyTorch's functions, such "
+            "as numpy's generator or a scripted function; draw with torch.randn_like"
         )
     for whole, row in zip(first, alone, strict=False):
         rows = whole.dim() > 0 and row.dim() > 0 and len(whole) == n and len(row) == 1

@@ -431,6 +431,11 @@ def test_a_trained_object_of_scvi_gives_its_data(module, registry, expected):
         if name in expected:
             assert given.class_names[name] == [f"{key} 0", f"{key} 1"]
             assert given.conditions[name].tolist() == [0, 1, 0, 1, 0]
+    # A class of the user's own that derives from the library's has the same data.
+    derived = type("Mine", (type(model.module),), {"__module__": "mine"})()
+    vars(derived).update(vars(model.module))
+    model.module = derived
+    assert object_data(model, None).conditions.keys() == expected
     # The same object from another package is not known.
     other = stand_in("mine", "Trained", bases=(holder,), module=model.module, adata_manager=manager)
     assert object_data(other, None) is None

@@ -323,7 +323,7 @@ def object_data(model: Any, example: Tensor | None) -> ObjectData | None:
         example: counts [n, gene], where the caller gives some; else cells of the object's own.
     """
     manager, module = getattr(model, "adata_manager", None), getattr(model, "module", None)
-    if manager is None or type(module).__name__ not in MODELS:
+    if manager is None or _kind(module) is None:
         return None
     own = manager.get_from_registry("X")
     count = own.shape[0]
@@ -342,9 +342,15 @@ def object_data(model: Any, example: Tensor | None) -> ObjectData | None:
     return ObjectData(x, fields, names)
 
 
+def _kind(module: Any) -> str | None:
+    """The name of the class of the library that a module is of, or derives from; None if it is no such module."""
+    names = (cls.__name__ for cls in type(module).__mro__ if cls.__module__.partition(".")[0] == "scvi")
+    return next((name for name in names if name in MODELS), None)
+
+
 def _taken(module: Any, registry: Any) -> dict[str, str]:
     """The conditions that a module's functions take, each with the field that it is read from."""
-    kind = type(module).__name__
+    kind = _kind(module)
     taken = {}
     if (_batches(module) if kind == "PEAKVAE" else module.n_batch) > 1:
         taken["batch_index"] = "batch_index"

@@ -152,7 +152,7 @@ def _export(entry: Entry) -> dict[str, Any]:
         "hints": sorted(set(arguments) - {"example", "observations"}),
         "checked": [
             *(line.partition(",")[0] for line in lines),
-            *("encode and decode", *(["pipeline"] if entry.unscaled else [])),
+            *(entry.against, *(["pipeline"] if entry.unscaled else [])),
         ],
     }
 
@@ -265,7 +265,8 @@ sizes of the dynamic axes and latents that were not traced, and that the bundle 
 - *tiles*: the halo of exact tiles, in latents, or *no* where an answer depends on the whole.
 - *meaning checked against*: what the bundle was compared with, beside its own graphs. The export runs the model's own
   *forward* with the same noise, and its own sampler. This page asks *encode and decode* of the library, as its users
-  call them, and its *pipeline* for the latents that it decodes.""".splitlines()
+  call them: the mean and, where the library gives it, the standard deviation of the posterior, and what is decoded.
+  *Pipeline* stands for the formula by which its pipeline makes latents that decode takes.""".splitlines()
 
 
 def _table(results: list[tuple[Entry, dict[str, Any]]]) -> list[str]:

@@ -29,7 +29,8 @@ class Entry:
     `make` gives the model and the arguments of `vae_export.export`: the fewest that a user would have to give. `encode`
     and `decode` ask the model itself, as its library or its class means it to be asked: the truth that bundles are held
     against. `unscaled` is what the library's pipeline decodes for the latents of another model. `differ` replaces
-    all three for a trained object: it lists what of a bundle is not what the object gives. `expect` starts with
+    all three for a trained object: it lists what of a bundle is not what the object gives. `against` says which of the
+    library's functions all this asks. `expect` starts with
     "refused: " where the export must refuse, and says what the error names. `more_libraries` are needed, too.
     """
 
@@ -43,6 +44,7 @@ class Entry:
     decode: Callable[[Any, tuple[Tensor, ...], Mapping[str, Tensor]], Any] = _decode
     unscaled: Callable[[Any, Tensor], Tensor] | None = None
     differ: Callable[[Any, dict[str, Any], VAE], list[str]] | None = None
+    against: str = "encode and decode"
     more_libraries: tuple[str, ...] = ()
 
     def __str__(self) -> str:

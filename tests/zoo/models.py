@@ -156,7 +156,8 @@ class Distributions(nn.Module):
         self.body = nn.Sequential(nn.Linear(30, 40), nn.ELU())
         self.loc, self.scale = nn.Linear(40, 5), nn.Linear(40, 5)
         self.head = nn.Sequential(nn.Linear(5, 40), nn.ELU(), nn.Linear(40, 30))
-        self.head_scale = nn.Sequential(nn.Linear(5, 30), nn.Softplus())
+        if decoder == "normal":
+            self.head_scale = nn.Sequential(nn.Linear(5, 30), nn.Softplus())
 
     def encode(self, x: Tensor) -> Normal | Independent:
         h = self.body(x)
@@ -699,6 +700,19 @@ def _in_forward(model: Any, x: Tensor, _: Mapping[str, Tensor]) -> Tensor:
         return model({"data": x}).z
 
 
+def _posterior(model: Any, x: Tensor, _: Mapping[str, Tensor]) -> Normal:
+    """The normal that `forward` itself draws the latent from: what each draw of 0 and of 1 gives."""
+    with Draws.constant(0.0):
+        mean = model({"data": x}).z
+    with Draws.constant(1.0):
+        return Normal(mean, model({"data": x}).z - mean)
+
+
+def _log_covariance(model: Any, x: Tensor, _: Mapping[str, Tensor]) -> Normal:
+    output = model.encoder(x)
+    return Normal(output.embedding, torch.exp(0.5 * output.log_covariance))
+
+
 def _direction(model: Any, x: Tensor, _: Mapping[str, Tensor]) -> Tensor:
     return functional.normalize(model.encoder(x).embedding, dim=-1)
 
@@ -718,21 +732,21 @@ def _looked_up(model: Any, z: tuple[Tensor, ...], _: Mapping[str, Tensor]) -> Te
 _PYTHAE = tuple(
     Entry("pythae", title, make, "pythae", encode=encode, decode=decode)
     for title, make, encode, decode in (
-        ("VAE", _pythae("VAE", "VAEConfig"), _embedding, _reconstruction),
+        ("VAE", _pythae("VAE", "VAEConfig"), _posterior, _reconstruction),
         (
             "VAE, own networks, binary cross-entropy",
             _pythae("VAE", "VAEConfig", own=True, reconstruction_loss="bce"),
-            _embedding,
+            _posterior,
             _reconstruction,
         ),
-        ("BetaVAE", _pythae("BetaVAE", "BetaVAEConfig"), _embedding, _reconstruction),
-        ("IWAE", _pythae("IWAE", "IWAEConfig"), _embedding, _reconstruction),
+        ("BetaVAE", _pythae("BetaVAE", "BetaVAEConfig"), _posterior, _reconstruction),
+        ("IWAE", _pythae("IWAE", "IWAEConfig"), _log_covariance, _reconstruction),
         ("HVAE", _pythae("HVAE", "HVAEConfig"), _embedding, _reconstruction),
         ("SVAE", _pythae("SVAE", "SVAEConfig"), _direction, _reconstruction),
         ("AE", _pythae("AE", "AEConfig"), _embedding, _reconstruction),
         ("VQVAE", _pythae("VQVAE", "VQVAEConfig", num_embeddings=32), _quantized, _looked_up),
         *(
-            (name, _pythae(name, config or f"{name}Config", **options), _in_forward, _reconstruction)
+            (name, _pythae(name, config or f"{name}Config", **options), _posterior, _reconstruction)
             for name, config, options in (
                 ("BetaTCVAE", None, {}),
                 ("DisentangledBetaVAE", None, {}),
@@ -740,6 +754,11 @@ _PYTHAE = tuple(
                 ("VAMP", None, {"number_components": 8}),
                 ("VAEGAN", None, {}),
                 ("Adversarial_AE", "Adversarial_AE_Config", {}),
+            )
+        ),
+        *(
+            (name, _pythae(name, config or f"{name}Config", **options), _in_forward, _reconstruction)
+            for name, config, options in (
                 ("WAE_MMD", "WAE_MMD_Config", {}),
                 ("RAE_L2", "RAE_L2_Config", {}),
                 ("VAE_IAF", "VAE_IAF_Config", {}),
@@ -747,13 +766,11 @@ _PYTHAE = tuple(
             )
         ),
         *(
-            (name, _pythae(name, config or f"{name}Config"), _embedding, _reconstruction)
+            (name, _pythae(name, f"{name}Config"), _log_covariance, _reconstruction)
             # forward of these works on parts of the batch, on copies of it, or needs gradients.
-            for name, config in (
-                *((name, None) for name in ("FactorVAE", "RHVAE", "CIWAE", "MIWAE", "PIWAE")),
-                ("RAE_GP", "RAE_GP_Config"),
-            )
+            for name in ("FactorVAE", "RHVAE", "CIWAE", "MIWAE", "PIWAE")
         ),
+        ("RAE_GP", _pythae("RAE_GP", "RAE_GP_Config"), _embedding, _reconstruction),
         ("PoincareVAE", _pythae("PoincareVAE", "PoincareVAEConfig", latent_dim=2), _embedding, _reconstruction),
     )
 )
@@ -1043,6 +1060,8 @@ _CODECS = (
             f"AutoencoderKL, {dimensions}-D",
             _monai("AutoencoderKL", (1, *(8,) * dimensions), spatial_dims=dimensions, **_MONAI_KL),
             "monai",
+            # It gives the mean and the standard deviation.
+            encode=lambda m, x, c: Normal(*m.encode(x)),
         )
         for dimensions in (2, 3)
     ),

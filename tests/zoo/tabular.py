@@ -109,9 +109,15 @@ def _score_differs(detector: Any, arguments: dict[str, Any], vae: vae_runtime.VA
 
 
 ENTRIES = (
-    Entry("ctgan", "TVAE, fitted", _tvae, "ctgan", slow=True, differ=_tvae_differs),
+    Entry(
+        "ctgan", "TVAE, fitted", _tvae, "ctgan", slow=True, differ=_tvae_differs,
+        against="decode, inverse transform of its tables",
+    ),
     *(
-        Entry("pyod", f"{name}, fitted", _detector(name), "pyod", slow=True, differ=_score_differs)
+        Entry(
+            "pyod", f"{name}, fitted", _detector(name), "pyod", slow=True, differ=_score_differs,
+            against="decision_function",
+        )
         for name in ("VAE", "AutoEncoder")
     ),
-)
+)  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 import vae_runtime
 from vae_export.parity.tolerances import tolerance
@@ -20,9 +21,10 @@ def differences(
 ) -> list[str]:
     """Return what of a bundle is not the model's own: empty where all of it is.
 
-    Its latents and its decoded observations are compared at another number of rows, and at another size of every
-    dynamic axis; where the entry has `unscaled`, so are the latents that another model supplies. `error` is the one
-    that the export measured against float64: PyTorch's answers in float32 are as far off, at each number of rows.
+    Its latents, their standard deviations and its decoded observations are compared at another number of rows, and at
+    another size of every dynamic axis; where the entry has `unscaled`, so are the latents that another model supplies.
+    `error` is the one that the export measured against float64: PyTorch's answers in float32 are as far off, at each
+    number of rows.
     """
     if entry.differ is not None:
         return entry.differ(model, arguments, vae)
@@ -47,8 +49,10 @@ def _rows_differ(
     )
     # A model's own draws are 0, as the bundle's are without a seed.
     with torch.no_grad(), Draws.constant(0.0):
-        latents = values_of(entry.encode(model, x, conditions))
-    modes = vae.encode(x.numpy(), conditions=encoder or None).mode()
+        encoded = entry.encode(model, x, conditions)
+        latents, std = values_of(encoded), spread_of(encoded)
+    q = vae.encode(x.numpy(), conditions=encoder or None)
+    modes = q.mode()
     by_name = dict(modes) if isinstance(modes, dict) else {vae.latents[0].name: modes}
     if len(by_name) != len(latents):
         return [f"{len(by_name)} latents in the place of {len(latents)}"]
@@ -57,6 +61,8 @@ def _rows_differ(
         for (name, mode), expected in zip(by_name.items(), latents, strict=True)
         if mode.size != expected.numel() or not close(mode.reshape(expected.shape), expected, error)
     ]
+    if std is not None and not close(getattr(q, "std", np.zeros(0)), std, error):
+        differ.append("the standard deviation")
     # From the bundle's own latents, so that a code that is as near as another does not matter.
     own = tuple(torch.from_numpy(mode) for mode in by_name.values())
     with torch.no_grad(), Draws.constant(0.0):
@@ -75,6 +81,14 @@ def values_of(output: Any) -> list[Tensor]:
     if isinstance(output[0], tuple):
         return [mean for mean, _ in output]
     return [output[0]]
+
+
+def spread_of(output: Any) -> Tensor | None:
+    """The standard deviation of a posterior, where a model gives it by its name."""
+    if isinstance(output, (Tensor, tuple, list)):
+        return None
+    std = getattr(output, "stddev", None) if isinstance(output, Distribution) else getattr(output, "std", None)
+    return std if isinstance(std, Tensor) else None
 
 
 def rows(tensor: Tensor, n: int) -> Tensor:

@@ -256,3 +256,32 @@ def test_a_decoder_with_a_state_of_its_own_is_refused():
     model = Recurrent().eval()
     with unchanged(model), pytest.raises(ExportError, match=r"what an earlier call of decode left .* \(state\)"):
         adapt(model, X, Declaration(posterior="logvar"))
+
+
+class Rounding(Plain):
+    """Its rounding depends on the batch, as that of PyTorch's kernels does, and is as large as in a deep model."""
+
+    share = 0.0
+
+    def decode(self, z):
+        offset = 5000.0 if z.shape[0] > 1 else 0.0
+        x = (self.head(z) + offset) - offset
+        return x - self.share * x.mean(0)
+
+
+class RoundingTogether(Rounding):
+    share = 1e-2
+
+
+def test_rows_that_differ_by_rounding_alone_do_not_influence_each_other():
+    def probed(model):
+        source = model_source(model, Declaration(posterior="logvar"), Examples(X), None)
+        with unchanged(source.model):
+            return probe(understand_source(source))
+
+    x = torch.randn(2, 4)
+    model = Rounding()
+    assert (model.decode(x)[:1] - model.decode(x[:1])).abs().max() > 1e-4
+    assert probed(model).signature.latent.posterior.kind == "normal"
+    with pytest.raises(ExportError, match="rows of a batch influence each other"):
+        probed(RoundingTogether())

@@ -18,7 +18,7 @@ from .adapted import Adapted
 from .agreement import in_first_sample, nearest
 from .draws import Draws, fixed_noise
 from .encoder import reading_of
-from .functions import Functions, conditions_taken, sampling
+from .functions import Functions, conditions_taken, replaced, sampling
 from .posterior import SAME, ForwardDiffers
 from .reading import EncoderReading, Part, second_to
 
@@ -121,15 +121,8 @@ def _changing(functions: Functions, change: Callable[[Any], None]) -> Iterator[N
         change(output)
         return output
 
-    own = vars(model).get(name)
-    object.__setattr__(model, name, changed)
-    try:
+    with replaced(model, name, changed):
         yield
-    finally:
-        if own is None:
-            object.__delattr__(model, name)
-        else:
-            object.__setattr__(model, name, own)
 
 
 def _may_be_written(model: nn.Module, parts: Sequence[Part]) -> bool:

@@ -122,7 +122,7 @@ class Functions:
             return decode(*given, **named)
 
         if getattr(decode, "__self__", None) is self.model:
-            with _replaced(self.model, decode.__name__, watch), contextlib.suppress(Exception), Draws.constant(0.0):
+            with replaced(self.model, decode.__name__, watch), contextlib.suppress(Exception), Draws.constant(0.0):
                 self.model(x, **conditions_taken(self.model, self.conditions))
         return names
 
@@ -215,13 +215,19 @@ class Functions:
                 note(z)
             return decode(z, *others, **named)
 
-        with _replaced(model, name, watch):
+        with replaced(model, name, watch):
             yield
 
 
 @contextlib.contextmanager
-def _replaced(model: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Put a function in the place of a model's method."""
+def replaced(model: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Put a function in the place of a model's method.
+
+    Args:
+        model: whose method.
+        name: of the method.
+        function: what is called instead.
+    """
     own = vars(model).get(name)
     object.__setattr__(model, name, function)
     try:
@@ -439,7 +445,7 @@ def _shape_from_forward(functions: Functions, name: str) -> Sequence[int] | None
         shapes.append(x.shape)
         return functions.encode(x, *others, **named)
 
-    with _replaced(model, name, watch), contextlib.suppress(Exception), Draws.constant(0.0):
+    with replaced(model, name, watch), contextlib.suppress(Exception), Draws.constant(0.0):
         model(functions.example.clone(), **conditions_taken(model, functions.encode_conditions))
     return shapes[0] if shapes else None
 

@@ -124,7 +124,7 @@ def _refuse_branches(adapted: Adapted, component: str, error: Exception) -> None
 def _refuse_scripted(module: torch.nn.Module, component: str, error: Exception) -> None:
     """Raise if a submodule was made by torch.jit.script, which no exporter follows here; a traced one is followed."""
     for name, part in module.named_modules():
-        if isinstance(part, torch.jit.ScriptModule) and not isinstance(part, torch.jit.TopLevelTracedModule):
+        if isinstance(part, torch.jit.ScriptModule) and not isinstance(part, torch.jit.TopLevelTracedModule):  # type: ignore[attr-defined]
             raise ExportError(
                 f"{component}: {name.removeprefix('model.')}: expected a torch.nn.Module, got a ScriptModule; put the "
                 "module from before torch.jit.script in its place"

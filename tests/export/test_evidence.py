@@ -1,4 +1,4 @@
-"""What speaks against a standard normal counts wherever a model keeps it: in objects, numbers, methods, settings."""
+"""Evidence of another prior than the standard normal counts wherever a model keeps it."""
 
 import re
 import types

@@ -18,9 +18,10 @@ from .adapted import Adapted
 from .agreement import in_first_sample, nearest
 from .draws import Draws, fixed_noise
 from .encoder import reading_of
-from .functions import Functions, conditions_taken, replaced, sampling
+from .functions import Functions, conditions_taken, sampling
 from .posterior import SAME, ForwardDiffers
 from .reading import EncoderReading, Part, second_to
+from .state import replaced
 
 # The log variances and the size of the means that stand for wide and for narrow posteriors.
 _WIDE, _NARROW = (-3.0, 12.0, 8.0), (-25.0, -3.0, 0.02)

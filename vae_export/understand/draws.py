@@ -39,6 +39,8 @@ _OTHER = {
     Tensor.log_normal_,
     functional.gumbel_softmax,
 }
+DRAWING = frozenset(function.__name__ for function in _NORMAL | _OTHER)
+"""The names of functions that draw."""
 # Functions that draw indices, which `choose` may give.
 _INDICES = {torch.randint, torch.multinomial, Tensor.multinomial}
 _DROPOUT = {

@@ -18,6 +18,7 @@ from .declaration import RESERVED, Declaration
 from .draws import Draws, fixed_noise, in_training
 from .edges import at_edge, fitting
 from .reading import fields_of
+from .state import replaced
 
 _T = TypeVar("_T")
 
@@ -217,26 +218,6 @@ class Functions:
 
         with replaced(model, name, watch):
             yield
-
-
-@contextlib.contextmanager
-def replaced(model: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Put a function in the place of a model's method.
-
-    Args:
-        model: whose method.
-        name: of the method.
-        function: what is called instead.
-    """
-    own = vars(model).get(name)
-    object.__setattr__(model, name, function)
-    try:
-        yield
-    finally:
-        if own is None:
-            object.__delattr__(model, name)
-        else:
-            object.__setattr__(model, name, own)
 
 
 def _is_part(value: Any, x: Tensor) -> bool:

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ExportError
 from .adapted import Adapted, run_module
-from .draws import Draws
+from .draws import DRAWING, Draws
 from .functions import Functions, tensors_in
 from .posterior import SAME, distance, one_sample
 
@@ -30,20 +30,8 @@ _SAMPLERS = (
 )  # fmt: skip
 # Distributions of the prior, or methods without arguments that give one.
 _DISTRIBUTIONS = ("prior", "p_z", "pz", "prior_dist", "prior_distribution", "get_prior")
-# What the code of a method that draws calls.
-_DRAWS = {
-    "randn",
-    "randn_like",
-    "normal",
-    "normal_",
-    "rand",
-    "rand_like",
-    "sample",
-    "rsample",
-    "multinomial",
-    "randint",
-}
-_RELAXED = {"gumbel_softmax", "bernoulli", "bernoulli_", "exponential_", "uniform_", "poisson"}
+# What the code of a method that draws refers to.
+_DRAWS = DRAWING | {"sample", "rsample"}
 _PARAMETERS = ("prior_params", "prior_parameters", "get_prior_params", "get_prior_parameters")
 _COUNTS = (
     "n", "num", "n_samples", "num_samples", "n_sample", "num_sample", "batch_size", "count", "k", "bs",
@@ -362,7 +350,7 @@ def drawing_methods(model: object) -> list[str]:
     return [
         name
         for name, value in _own(model).items()
-        if _called(value) & (_DRAWS | _RELAXED) and not any(word in name.lower() for word in _DRAWING)
+        if _called(value) & _DRAWS and not any(word in name.lower() for word in _DRAWING)
     ]
 
 

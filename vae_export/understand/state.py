@@ -8,7 +8,7 @@ import gc
 import random
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,26 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     finally:
         state.restore()
         surroundings.restore()
+
+
+@contextlib.contextmanager
+def replaced(model: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Put a function in the place of a model's method.
+
+    Args:
+        model: whose method.
+        name: of the method.
+        function: what is called instead.
+    """
+    own = vars(model).get(name)
+    object.__setattr__(model, name, function)
+    try:
+        yield
+    finally:
+        if own is None:
+            object.__delattr__(model, name)
+        else:
+            object.__setattr__(model, name, own)
 
 
 # How many multiplications one row may take at most, by the number of weights and values, to run with one thread.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -105,15 +106,33 @@ def agrees(draw: Draw, to_numpy: Callable[[Any], Any]) -> bool:
 def on_device(device: Device) -> Draw:
     """Return how normal noise is drawn for graphs on a device: many numbers at once on it, where that can be.
 
-    That takes CUDA, CuPy, and the variable VAE_RUNTIME_CUPY not being 0. A CuPy that fails, or that gives other bits,
-    is warned of in the log (logger `vae_runtime`) and not used. Numbers are drawn on the stream that the device's
-    option `user_compute_stream` names, on which the graph runs too; without one they are finished when this returns.
+    That takes CUDA, CuPy, and the variable VAE_RUNTIME_CUPY not being 0. CuPy is imported and tried when many numbers
+    are first drawn. One that fails, or that gives other bits, is warned of in the log (logger `vae_runtime`) and not
+    used. Numbers are drawn on the stream that the device's option `user_compute_stream` names, on which the graph runs
+    too; without one they are finished when the draw returns.
 
     Returns:
         A function as `prior.draw_normal`, whose array is numpy's or one with `__cuda_array_interface__`.
     """
     if device.provider != CUDA or os.environ.get("VAE_RUNTIME_CUPY") == "0":
         return draw_normal
+    return _where_it_pays(functools.cache(functools.partial(_tried, device)))
+
+
+def _where_it_pays(many: Callable[[], Draw]) -> Draw:
+    """Draw few numbers on the host, and others by what `many` gives."""
+
+    def draw(
+        seed: int, start: int, n: int, shape: Sequence[int], stream: int, temperature: float, truncation: float | None
+    ) -> Any:
+        chosen = draw_normal if n * math.prod(shape) < MIN_NUMBERS else many()
+        return chosen(seed, start, n, shape, stream, temperature, truncation)
+
+    return draw
+
+
+def _tried(device: Device) -> Draw:
+    """The draw by CuPy if it is installed and gives the bits of the host, else the host's."""
     try:
         import cupy
     except ImportError:
@@ -135,19 +154,7 @@ def on_device(device: Device) -> Draw:
             device, cupy.__version__, error_line(error),
         )  # fmt: skip
         return draw_normal
-    return _where_it_pays(draw)
-
-
-def _where_it_pays(draw: Draw) -> Draw:
-    """Draw few numbers on the host."""
-
-    def either(
-        seed: int, start: int, n: int, shape: Sequence[int], stream: int, temperature: float, truncation: float | None
-    ) -> Any:
-        few = n * math.prod(shape) < MIN_NUMBERS
-        return (draw_normal if few else draw)(seed, start, n, shape, stream, temperature, truncation)
-
-    return either
+    return draw
 
 
 def _by_cupy(cupy: Any, number: int, stream: int) -> Draw:

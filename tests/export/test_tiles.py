@@ -208,6 +208,9 @@ def test_samples_go_beyond_the_proven_sizes(local):
     for wrong, words in (({"on_device": True}, "tile: on_device leaves"), ({"observe": True}, "observe")):
         with pytest.raises(InputError, match=words):
             local.sample(1, seed=7, tile=32, **wrong)
+    # Where each batch of an array on a device begins follows from the sizes alone.
+    with pytest.raises(InputError, match="batch_size: on_device decodes x, whose sizes are open, all at once"):
+        local.sample(3, seed=7, on_device=True, batch_size=2)
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ def test_few_numbers_are_drawn_on_the_host(source):
         drawn.append(arguments)
         return source.draw(*arguments)
 
-    either = device_noise._where_it_pays(draw)
+    either = device_noise._where_it_pays(lambda: draw)
     many = device_noise.MIN_NUMBERS // 4
     for n, calls in ((1, 0), (many - 1, 0), (many, 1)):
         arguments = (7, 0, n, (4,), 0, 1.0, None)
@@ -132,9 +132,13 @@ def test_few_numbers_are_drawn_on_the_host(source):
         assert len(drawn) == calls
 
 
+MANY = (7, 0, device_noise.MIN_NUMBERS, (1,), 0, 1.0, None)
+
+
 @pytest.mark.skipif(HAS_CUPY, reason="CuPy is installed")
-def test_the_host_draws_where_cupy_is_missing():
-    assert on_device(CUDA) is draw_normal
+def test_the_host_draws_where_cupy_is_missing(caplog):
+    assert equal(on_device(CUDA)(*MANY), draw_normal(*MANY))
+    assert caplog.text == ""
 
 
 def test_the_host_draws_for_the_host_and_where_that_is_asked_for(monkeypatch):
@@ -144,9 +148,15 @@ def test_the_host_draws_for_the_host_and_where_that_is_asked_for(monkeypatch):
 
 
 @pytest.mark.skipif(not HAS_CUPY or bool(HAS_GPU), reason="it takes CuPy without an NVIDIA GPU")
-def test_a_cupy_without_a_gpu_is_warned_of(caplog):
-    assert on_device(CUDA) is draw_normal
-    assert "noise is drawn on the host; install the CuPy of this CUDA, or set VAE_RUNTIME_CUPY=0" in caplog.text
+def test_a_cupy_without_a_gpu_is_warned_of_once(caplog):
+    draw = on_device(CUDA)
+    draw(7, 0, 1, (1,), 0, 1.0, None)
+    assert caplog.text == ""
+    for _ in range(2):
+        assert equal(draw(*MANY), draw_normal(*MANY))
+    assert (
+        caplog.text.count("noise is drawn on the host; install the CuPy of this CUDA, or set VAE_RUNTIME_CUPY=0") == 1
+    )
 
 
 @on_gpu

@@ -748,6 +748,56 @@ def test_room_is_looked_up_before_the_first_shard(digits, tmp_path, monkeypatch)
         assert len(warnings) == warned
 
 
+def test_a_dry_run_estimates_and_writes_nothing(digits, tmp_path, capsys):
+    out, found = tmp_path / "deep" / "s", []
+    assert generate(digits, out, **{**JOB, "workers": 2}, dtype="uint8", dry_run=found.append) is None
+    assert not out.parent.exists()
+    (one,) = found
+    assert (one.rows, one.of, one.shards, one.bytes, one.workers) == (1400, 1400, 6, 1400 * 64, 2)
+    # A file at least is made again and again until a second is over, or once.
+    assert one.measured <= 256
+    # Three files of 256 by each of two workers.
+    assert one.seconds == pytest.approx(768 / one.rate)
+    assert one.free > 0
+    assert one.memory > 2**20
+    assert [text.partition(":")[0] for text in one.unknown] == [
+        "how fast the place takes files",
+        "how much 2 workers slow each other down",
+    ]
+    generate(digits, out, **JOB, part=(1, 2))
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    capsys.readouterr()
+    assert main(["generate", str(digits), *WORDS, "--workers", "1", "--out", str(out), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["samples", "time", "disk", "memory", "unknown", "unknown"]
+    assert lines[0] == "samples  632 of 1400 to make, in 3 files"
+    assert "whether the files of 768 samples that are there are whole" in lines[-1]
+    assert main(["generate", str(digits), *WORDS, "--out", str(out), "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 632
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    with pytest.raises(InputError, match="seed: 7 in the folder, 8 now"):
+        generate(digits, out, **{**JOB, "seed": 8}, dry_run=found.append)
+    with pytest.raises(InputError, match=r"got one with s$"):
+        generate(digits, out.parent, **JOB, dry_run=found.append)
+
+
+def test_a_dry_run_fails_where_the_disk_is_too_small(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("vae_runtime.generation.store.LocalStore.free", lambda store: 10)
+    found = []
+    with pytest.raises(VaeError, match="of free space"):
+        generate(digits, tmp_path / "s", **JOB, dry_run=found.append)
+    assert found[0].free == 10
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_dry_run_on_a_cluster_says_what_it_does_not_know(digits, tmp_path):
+    found = []
+    generate(digits, tmp_path / "s", **{**JOB, "workers": None}, executor="ray", dry_run=found.append)
+    assert (found[0].workers, found[0].seconds) == (None, None)
+    assert any("how many workers the cluster has" in text for text in found[0].unknown)
+    assert "with 1 worker, each" in str(found[0])
+
+
 def test_a_bundle_that_changes_during_the_call(digits, copy_of, tmp_path, undisturbed, edit_manifest):
     """What was loaded goes on; who would load what has changed refuses it; neither mixes the two."""
     bundle = copy_of(digits)

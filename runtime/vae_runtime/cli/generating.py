@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, one_line
 from .options import (
@@ -30,6 +31,9 @@ from .options import (
 )
 from .results import counted
 
+if TYPE_CHECKING:
+    from ..generation.estimation import Estimate
+
 
 def add_generating(verbs: Verbs) -> None:
     """Add the verb of this module."""
@@ -43,6 +47,8 @@ def add_generating(verbs: Verbs) -> None:
         ("--verify", "hash a finished folder and regenerate some of its files"),
     ):
         later.add_argument(flag, action=_States, stated=stated, nargs=0, default=False, help=text)
+    text = "estimate time, disk and memory of a batch that is thrown away; nothing is written"
+    later.add_argument("--dry-run", action="store_true", help=text)
     verb.add_argument(
         "--replay",
         type=integer("replay", 0, 2**48),
@@ -223,6 +229,7 @@ def _generate_samples(options: argparse.Namespace) -> None:
             conditions=conditions,
             progress=progress,
             timings=timings,
+            dry_run=_print_estimate(options.json) if options.dry_run else None,
             warn=lambda text: print(f"warning: {one_line(text)}", file=sys.stderr),
         )
     except KeyboardInterrupt:
@@ -230,6 +237,8 @@ def _generate_samples(options: argparse.Namespace) -> None:
         kept = f"{done} of {counted(n, 'sample')} are complete" if n else "finished files stay"
         print(one_line(f"{place}: {kept}; run the same command again to go on"), file=sys.stderr)
         raise
+    if options.dry_run:
+        return
     finished, done = samples is not None, progress.last[0]
     if options.json:
         answer = {"out": place, "finished": finished, "samples": done, "seconds": round(time.monotonic() - began, 3)}
@@ -237,6 +246,16 @@ def _generate_samples(options: argparse.Namespace) -> None:
     else:
         rest = "" if finished else "; other parts are unfinished, and the last one to finish writes the index"
         print(one_line(f"{place}: {counted(done, 'sample')}{rest}"))
+
+
+def _print_estimate(as_json: bool) -> Callable[[Estimate], None]:
+    def show(estimate: Estimate) -> None:
+        if as_json:
+            print(json.dumps(dataclasses.asdict(estimate)))
+        else:
+            print(*map(one_line, str(estimate).split("\n")), sep="\n")
+
+    return show
 
 
 def _finish_samples(options: argparse.Namespace) -> None:

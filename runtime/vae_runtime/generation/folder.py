@@ -141,7 +141,7 @@ def claim(store: Store, job: Job, *, shared: bool, warn: Callable[[str], object]
         names = store.sizes()
         # Another call may have begun in the meantime.
         if names and JOB not in names:
-            raise InputError(f"{store}: expected an empty folder or one of this job, got one with {min(names)}")
+            raise _occupied(store, min(names))
         store.create(JOB, _to_json(job.as_json()))
     # Read back: another call may have been first.
     written = _read_json(store, JOB)
@@ -149,10 +149,7 @@ def claim(store: Store, job: Job, *, shared: bool, warn: Callable[[str], object]
     if differences:
         # A job without shards may be replaced: nothing is lost. In a remote store another call may be at work.
         if shared or store.remote or store.sizes().keys() != {JOB}:
-            raise InputError(
-                f"{store}: another job is in this folder; differences that prevent resuming: "
-                f"{'; '.join(differences)}; give another folder"
-            )
+            raise _taken(store, differences)
         store.write(JOB, _to_json(job.as_json()))
         return
     changes = job.machine_differences(written)
@@ -165,6 +162,34 @@ def claim(store: Store, job: Job, *, shared: bool, warn: Callable[[str], object]
         # The index is removed first: it lists fewer samples than the job.
         store.remove(INDEX)
         store.write(JOB, _to_json({**job.as_json(), "machine": written["machine"]}))
+
+
+def require_claimable(store: Store, job: Job, *, shared: bool) -> None:
+    """Raise what `claim` would raise, and write nothing; arguments as there.
+
+    Raises:
+        InputError: the folder holds another job, or other files.
+        VaeError: the job cannot be read.
+    """
+    written, names = read_job_document(store), store.sizes()
+    if written is None:
+        if names:
+            raise _occupied(store, min(names))
+        return
+    differences = job.differences(written, growing=not shared)
+    if differences and (shared or store.remote or names.keys() != {JOB}):
+        raise _taken(store, differences)
+
+
+def _occupied(store: Store, name: str) -> InputError:
+    return InputError(f"{store}: expected an empty folder or one of this job, got one with {name}")
+
+
+def _taken(store: Store, differences: Sequence[str]) -> InputError:
+    return InputError(
+        f"{store}: another job is in this folder; differences that prevent resuming: {'; '.join(differences)}; give "
+        "another folder"
+    )
 
 
 def discard_empty(store: Store) -> None:

@@ -16,6 +16,7 @@ from ..files import lies_in
 from ..tiles import Tile
 from ..vae import VAE, load
 from . import local, ray
+from .estimation import Estimate, estimate, size_text
 from .folder import (
     claim,
     discard_empty,
@@ -24,6 +25,7 @@ from .folder import (
     read_entries,
     read_job,
     read_job_document,
+    require_claimable,
     shard_name,
     write_index,
 )
@@ -64,6 +66,7 @@ def generate(
     progress: Callable[[int, int], object] | None = None,
     warn: Callable[[str], object] | None = None,
     timings: dict[str, float] | None = None,
+    dry_run: Callable[[Estimate], object] | None = None,
 ) -> Samples | None:
     """Write samples 0 … n - 1 of a seed to a folder; after an interruption the same call writes what is missing.
 
@@ -105,9 +108,11 @@ def generate(
         warn: called with the text of each warning.
         timings: the seconds of all workers are added to it, by phase: "noise", "encode", "decode", "convert" (to the
             dtype) and, beside these in another thread, "write"; and "check", the hashing of shards that existed.
+        dry_run: called with an `Estimate` of the time, the disk space and the memory of this call, of a batch that is
+            made and thrown away; such as `print`. Then nothing is written.
 
     Returns:
-        The samples, opened; None if other parts are not done yet.
+        The samples, opened; None if other parts are not done yet, or with `dry_run`.
 
     Raises:
         BundleError: the bundle is missing or damaged.
@@ -128,6 +133,9 @@ def generate(
     if folder is not None and lies_in(folder, vae.bundle.path):
         raise InputError(f"{store}: expected a place outside the bundle, since a new file would make it invalid")
     job = describe_job(vae, request, read_job_document(store))
+    if dry_run is not None:
+        _estimate(vae, store, job, execution, dry_run, warn)
+        return None
     with held(store, shared=part is not None):
         claim(store, job, shared=part is not None, warn=warn)
         numbers = execution.shards(job.shards)
@@ -142,6 +150,24 @@ def generate(
         return _finish(store, job)
 
 
+def _estimate(
+    vae: VAE, store: Store, job: Job, execution: Execution, report: Callable[[Estimate], object],
+    warn: Callable[[str], object] | None,
+) -> None:  # fmt: skip
+    """Report what a call would take, after what would refuse it, and before what would end it at once."""
+    require_claimable(store, job, shared=execution.part is not None)
+    numbers = execution.shards(job.shards)
+    report(estimate(vae, store, job, numbers, _workers(store, execution)))
+    _require_space(store, job, numbers, warn)
+
+
+def _workers(store: Store, execution: Execution) -> int | None:
+    """Return the number of processes of this machine that may make shards; None on a cluster."""
+    if execution.executor == "ray":
+        return None
+    return execution.workers or (usable_cores() if store.shared else 1)
+
+
 def _make_shards(
     vae: VAE, store: Store, job: Job, numbers: range, execution: Execution, callbacks: Callbacks
 ) -> None:  # fmt: skip
@@ -149,7 +175,7 @@ def _make_shards(
     if execution.executor == "ray":
         results = ray.make_shards(vae, store, job, numbers, execution.workers, execution.address, callbacks.warn)
     else:
-        workers = execution.workers or (usable_cores() if store.shared else 1)
+        workers = _workers(store, execution) or 1
         results = local.make_shards(vae, store, job, numbers, min(workers, max(1, len(numbers))))
     done, total = 0, sum(stop - start for start, stop in map(job.rows, numbers))
     timings = {} if callbacks.timings is None else callbacks.timings
@@ -207,18 +233,14 @@ def _require_space(
     whole, own = sum(sizes.values()), sum(size for number, size in sizes.items() if number in numbers)
     if whole <= free:
         return
-    parts = "" if own == whole else f", {_size(own)} of them by this part"
+    parts = "" if own == whole else f", {size_text(own)} of them by this part"
     smaller = ", or take uint8" if job.dtype == "float32" and job.range is not None else ""
     advice = f"free some space, choose another disk{smaller}"
-    message = f"{store}: expected {_size(whole)} of free space{parts}, got {_size(free)}; {advice}"
+    message = f"{store}: expected {size_text(whole)} of free space{parts}, got {size_text(free)}; {advice}"
     if own > free and not is_compressed(job.format):
         raise VaeError(message)
     if warn is not None:
         warn(message)
-
-
-def _size(number: int) -> str:
-    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.2f} MiB"
 
 
 def _finish(store: Store, job: Job) -> Samples | None:

@@ -175,8 +175,10 @@ class LocalStore:
             os.unlink(self._path / name)
 
     def free(self) -> int | None:
-        """Return how many bytes may still be written; None if unknown."""
-        return shutil.disk_usage(self._path).free
+        """Return how many bytes may still be written, where the folder is or would be made; None if unknown."""
+        path = self._path.absolute()
+        there = next((each for each in (path, *path.parents) if each.exists()), None)
+        return None if there is None else shutil.disk_usage(there).free
 
     def remove_temporary(self, names: str) -> None:
         """Remove the temporary files of calls that were killed.

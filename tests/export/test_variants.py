@@ -161,6 +161,18 @@ def test_int8_computes_in_integers_of_which_no_pair_saturates(which, there, weig
             assert np.abs(numpy_helper.to_array(tensor).astype(int)).max() <= 64
 
 
+@pytest.mark.parametrize("which", ["dense", "convolutional"])
+def test_weights_in_int8_are_stored_as_they_are_multiplied(which, request):
+    for component, model in models(request.getfixturevalue(which).path, "int8"):
+        layers = [node for node in model.graph.node if node.op_type == "Gemm"]
+        assert layers, component
+        for node in layers:
+            assert not {each.name: each.i for each in node.attribute}.get("transB")
+    transposed = [each for _, model in models(request.getfixturevalue(which).path, "fp32") for node in model.graph.node
+                  if node.op_type == "Gemm" for each in node.attribute if each.name == "transB"]  # fmt: skip
+    assert any(each.i for each in transposed)
+
+
 def test_a_row_in_int8_does_not_depend_on_the_others_where_ranges_are_static(dense, uneven):
     vae = vae_runtime.load(dense.path, variant="int8")
     assert vae.manifest.decoder["int8"].quality.method.startswith("static int8 per tensor, ")

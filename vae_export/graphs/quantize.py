@@ -25,7 +25,7 @@ from onnx import numpy_helper
 from vae_runtime.errors import VaeError
 
 from .graph import IR_VERSION, OPSET, Graph, open_graph, require_same
-from .nodes import nodes_of, prune
+from .nodes import NodeIndex, nodes_of, prune
 from .rewrites import shapes_first
 from .sub_pixel import sub_pixel
 
@@ -208,6 +208,7 @@ def _quantize_static(
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     dense = is_dense(model)
+    model = _with_weights_in_order(model)
     source, target = _marked(shapes_first(model) if dense else _with_phases(plain, model, kept, feeds), folder)
     options: dict[str, Any] = {
         # With a zero point for each channel, as a DequantizeLinear has them, ONNX Runtime's dense layers add up the
@@ -241,6 +242,24 @@ def _quantize_static(
             extra_options=options,
         )
     return onnx.load_model(target)
+
+
+def _with_weights_in_order(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a graph whose dense layers take their weights as they are stored.
+
+    In WebAssembly ONNX Runtime transposes other weights of 8 bits in each call, which takes as long as two products.
+    """
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = NodeIndex(changed)
+    for node in graph.nodes:
+        transposed = next((each for each in node.attribute if each.name == "transB"), None)
+        weight = graph.constant(node.input[1]) if node.op_type == "Gemm" and transposed and transposed.i else None
+        if transposed and weight is not None:
+            node.input[1] = graph.add(f"{node.input[1]}.transposed", weight.T)
+            transposed.i = 0
+    prune(changed)
+    return changed
 
 
 def _reader_of(feeds: Mapping[str, Array], *, one: bool) -> Callable[[], Any]:

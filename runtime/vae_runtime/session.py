@@ -137,9 +137,17 @@ class Session:
             _bind(binding.bind_output, name, array)
         try:
             with self._limited() as limits:
-                self.raw.run_with_iobinding(binding, limits)
+                self._run_bound(binding, limits)
         except Exception as error:
             raise self._failure(error) from error
+
+    def _run_bound(self, binding: Any, limits: Any) -> None:
+        try:
+            run, bound = self.raw._sess.run_with_iobinding, binding._iobinding
+        except AttributeError:
+            run, bound = self.raw.run_with_iobinding, binding
+        # ONNX Runtime's own method asks options for an entry that these lack: 40 µs, as long as a small graph takes.
+        run(bound, limits)
 
     def run_on_device(
         self, output: str, feeds: Mapping[str, Any], into: tuple[Any, int] | None = None
@@ -181,7 +189,7 @@ class Session:
                 offset = first * math.prod(shape[1:]) * np.dtype(np.float32).itemsize
                 binding.bind_output(output, *self._memory, np.float32, shape, whole.data_ptr() + offset)
             with self._limited() as limits:
-                self.raw.run_with_iobinding(binding, limits)
+                self._run_bound(binding, limits)
             binding.synchronize_outputs()
         except Exception as error:
             raise self._failure(error) from error

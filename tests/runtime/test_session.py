@@ -218,8 +218,10 @@ def memory():
 
 graph = bytes.fromhex(sys.stdin.read())
 shape, dynamic = (1, 4), frozenset({1})
-expected = {"input": [TensorSpec("z", "float32", shape, dynamic)], "output": [TensorSpec("x", "float32", shape, dynamic)]}
-sessions = [Session(graph, "graph", Device("cpu", "CPUExecutionProvider", {}), expected=each) for each in (expected, None)]
+named = {"input": "z", "output": "x"}
+expected = {kind: [TensorSpec(name, "float32", shape, dynamic)] for kind, name in named.items()}
+device = Device("cpu", "CPUExecutionProvider", {})
+sessions = [Session(graph, "graph", device, expected=each) for each in (expected, None)]
 z = np.linspace(-1, 1, 2**22, dtype=np.float32).reshape(1, 1, -1)
 before = memory()
 wide, plain = (session.run(["x"], {"z": z})[0] for session in sessions)

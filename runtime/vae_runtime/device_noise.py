@@ -49,11 +49,24 @@ class ArrayNoise:
         Raises:
             InputError: an argument is out of its range.
         """
-        arrays = self._arrays
         temperature = require_number("temperature", temperature, 0, MAX_TEMPERATURE)
         seed, start, n, sizes, stream = noise.address(seed, start, n, shape, stream)
         nearest = 0 if truncation is None else noise.nearest_tail(truncation)
         elements, keys = math.prod(sizes), noise.round_keys(seed)
+        # No module has an array of more.
+        if n * elements > 2**60:
+            raise noise.too_large(n, elements)
+        try:
+            out = self._drawn(keys, start, n, elements, stream, nearest)
+        except MemoryError as error:
+            raise noise.too_large(n, elements) from error
+        if temperature != 1:
+            out *= np.float32(temperature)
+        return out.reshape(n, *sizes)
+
+    def _drawn(self, keys: list[tuple[int, int]], start: int, n: int, elements: int, stream: int, nearest: int) -> Any:
+        """The numbers of checked arguments, float32 [n, elements]."""
+        arrays = self._arrays
         out = arrays.empty((n, elements), np.float32)
         for rows, columns in _chunks(n, -(-elements // 4)):
             # The indices of samples wrap.
@@ -62,9 +75,7 @@ class ArrayNoise:
             part = out[rows, 4 * columns.start : 4 * columns.stop]
             words = noise.philox(blocks, stream, samples, keys, arrays)[:, : part.shape[1]]
             part[...] = self._normal_of_words(words, nearest)
-        if temperature != 1:
-            out *= np.float32(temperature)
-        return out.reshape(n, *sizes)
+        return out
 
     def _normal_of_words(self, words: Any, nearest: int) -> Any:
         """The numbers of words, uint32 to float32 of the same shape; `nearest` is the nearest tail distance."""

@@ -145,6 +145,13 @@ def address(
     return seed, start, n, sizes, stream
 
 
+def too_large(n: int, elements: int) -> InputError:
+    """The error of a draw for which the memory does not suffice."""
+    return InputError(
+        f"n: {n} samples of {elements} elements do not fit in memory; draw fewer at a time and move `start` on"
+    )
+
+
 def _draw(seed: int, start: int, n: int, shape: Sequence[int], stream: int, kind: _Kind) -> NDArray[Any]:
     seed, start, n, sizes, stream = address(seed, start, n, shape, stream)
     elements = math.prod(sizes)
@@ -152,9 +159,7 @@ def _draw(seed: int, start: int, n: int, shape: Sequence[int], stream: int, kind
     try:
         out = np.empty((n, elements), kind.dtype)
     except (MemoryError, ValueError) as error:
-        raise InputError(
-            f"n: {n} samples of {elements} elements do not fit in memory; draw fewer at a time and move `start` on"
-        ) from error
+        raise too_large(n, elements) from error
     if not out.size:
         return out.reshape(n, *sizes)
     core = native_core()

@@ -85,6 +85,8 @@ def test_a_large_draw_is_made_in_parts(source, monkeypatch):
         (1, 0, 1, (-2,), 0, 1.0, None),
         (1, 0, 1, (2,), 0, -1.0, None),
         (1, 0, 1, (2,), 0, 1.0, 0.001),
+        (1, 0, 2**48, (2**33,), 0, 1.0, None),
+        (1, 0, 2**30, (2**30,), 0, 1.0, None),
     ],
 )
 def test_arguments_are_refused_as_on_the_host(source, arguments):

@@ -165,8 +165,19 @@ def _taken(value: Any) -> Any:
     return value if isinstance(value, np.ndarray) else from_dlpack(value)
 
 
-def measure(data: Path, names: Sequence[str], device: str, batches: Sequence[int], rounds: int) -> dict[str, Any]:
+def measure(
+    data: Path, names: Sequence[str], device: str, batches: Sequence[int], rounds: int,
+    keep: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:  # fmt: skip
     """Time all ways on all models, in turns of random order.
+
+    Args:
+        data: the folder of the models' folders.
+        names: of the models.
+        device: cuda, cuda:N, or cpu.
+        batches: sizes.
+        rounds: of everything.
+        keep: called with what is found so far after each model and precision, so that little is lost.
 
     Raises:
         DeviceError: the device is unavailable, to PyTorch or to ONNX Runtime.
@@ -199,6 +210,7 @@ def measure(data: Path, names: Sequence[str], device: str, batches: Sequence[int
                 for number in range(rounds if taken else 0):
                     seconds = {way: figures[number] for way, figures in taken.items()}
                     found["rounds"].append({**place, "round": number, "seconds": seconds})
+            keep(found)
     return found
 
 
@@ -262,14 +274,25 @@ def _run(options: argparse.Namespace) -> None:
             build(name, options.data / name)
         elif not (options.data / name / "module.pt").is_file():
             raise VaeError(f"{options.data / name}: no model of `make bench`; give --build, or --data")
-    found = measure(options.data, options.models, options.device, options.batches, options.rounds)
+    found = measure(
+        options.data,
+        options.models,
+        options.device,
+        options.batches,
+        options.rounds,
+        lambda so_far: _write(so_far, options.out),
+    )
+    print(cuda_section(found))
+
+
+def _write(found: dict[str, Any], out: Path | None) -> None:
+    """Write the figures and the page into a folder, or where they are in the repository."""
     frame = ROOT / "docs" / PAGE
-    out, figures = (frame.parent, ROOT / "benchmarks") if options.out is None else (options.out, options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    folder, figures = (frame.parent, ROOT / "benchmarks") if out is None else (out, out)
+    folder.mkdir(parents=True, exist_ok=True)
     page = filled(frame.read_text(encoding="utf-8"), "cuda", cuda_section(found), PAGE)
     write_atomic(figures / FIGURES, dumped(found).encode())
-    write_atomic(out / PAGE, page.encode())
-    print(cuda_section(found))
+    write_atomic(folder / PAGE, page.encode())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -72,7 +72,7 @@ _MAY_BE_ABSENT = {1, 2, 3, 6, 7, 8}
 _CONTINUATIONS = bytes(range(128, 256))
 
 
-def check_graph(content: Any, place: str, data: Mapping[str, bytes], elements: int = 0) -> None:
+def check_graph(content: Any, place: str, data: Mapping[str, bytes], elements: int = 0) -> set[bytes]:
     """Refuse a graph that ONNX Runtime must not see: malformed, beyond the limits, or with operators not allowed.
 
     Args:
@@ -80,6 +80,9 @@ def check_graph(content: Any, place: str, data: Mapping[str, bytes], elements: i
         place: what to call the graph in errors.
         data: the bytes of each file of weights that the graph may refer to, by name.
         elements: how many elements the inputs and outputs have for one row, as far as the manifest says.
+
+    Returns:
+        The names of the operators, those in branches included.
 
     Raises:
         BundleError: the graph is refused; the message names the node, if any, and what was expected.
@@ -95,6 +98,7 @@ def check_graph(content: Any, place: str, data: Mapping[str, bytes], elements: i
         raise BundleError(f"{place}: {check.where}{why}; export the bundle again") from None
     if check.is_external:
         check_external_data(content, place, data)
+    return check.operators
 
 
 class _Tensors(Frame):
@@ -217,6 +221,8 @@ class _Check(_Tensors):
         self.max_elements = max_elements
         self.where = ""
         """The node that is being checked, for errors."""
+        self.operators: set[bytes] = set()
+        """The names of the operators so far."""
         self._nodes = 0
         self._known = Tensors()
 
@@ -314,6 +320,7 @@ class _Check(_Tensors):
         content = self.content
         node = self.message(span, _NODE, "a node")
         operator = self.bytes(node.get(4), "an operator")
+        self.operators.add(operator)
         domain = self.bytes(node.get(7), "a domain") or b"ai.onnx"
         try:
             is_known = operator in OPERATORS.get(domain, ()) and domain in self._domains

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -12,6 +10,7 @@ import numpy as np
 from . import noise
 from .errors import InputError, require_integer
 from .manifest import Condition, Latent, Manifest, Observation, Sizes
+from .ranges import Bounds, all_finite, all_within
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -26,11 +25,7 @@ LatentShape: TypeAlias = "Sequence[int] | Mapping[str, Sequence[int]] | None"
 # A graph's inputs by name; and these, or a function that gives them for the rows from `first` to `last` - 1.
 Feeds: TypeAlias = "dict[str, NDArray[Any]]"
 Feed: TypeAlias = "Feeds | Callable[[int, int], Feeds]"
-Bounds = tuple[float, float] | None
-_FLOAT32, _UINT32 = np.dtype(np.float32), np.dtype(np.uint32)
-# Up to this many numbers, Python adds them in less time than a call of BLAS takes.
-_FEW = 16
-_FINITE = (-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max))
+_FLOAT32 = np.dtype(np.float32)
 
 
 class Inputs:
@@ -253,7 +248,8 @@ def observation_rows(observation: Observation, value: ArrayLike) -> NDArray[Any]
         and value.dtype is _FLOAT32
         and observation.dtype == "float32"
         and value.shape[1:] == shape
-        and _all_within(value, bounds)
+        and value.size
+        and all_within(value, bounds)
     ):
         return value
     return _rows(observation.name, value, observation.dtype, shape, observation.axes, observation.dynamic, bounds)
@@ -268,12 +264,15 @@ def latent_rows(latent: Latent, value: ArrayLike) -> NDArray[Any]:
         InputError: another dtype, a shape that is not the manifest's or not proven, or a value out of range or beyond
             float32's.
     """
-    # A sum is finite only if all numbers are. The general check takes numbers whose squares overflow.
+    # The general check takes numbers whose squares overflow, too.
     if (
-        type(value) is np.ndarray and value.dtype is _FLOAT32 and latent.dtype == "float32"
-        and value.shape[1:] == latent.shape and value.size
-        and isfinite(sum(value.ravel().tolist()) if value.size <= _FEW else np.vdot(value, value))
-    ):  # fmt: skip
+        type(value) is np.ndarray
+        and value.dtype is _FLOAT32
+        and latent.dtype == "float32"
+        and value.shape[1:] == latent.shape
+        and value.size
+        and all_finite(value)
+    ):
         return value
     codebook = latent.posterior.codebook
     bounds = (0, codebook - 1) if codebook else None
@@ -332,29 +331,6 @@ def condition_rows(condition: Condition, value: Any, n: int) -> NDArray[Any]:
         raise InputError(f"{name}: expected {wanted}, got {list(array.shape)}")
     _require_within(name, array, (0, len(classes) - 1) if classes else condition.range, "choose another value")
     return np.broadcast_to(array, (n, *shape)) if array.shape == shape else array
-
-
-def _all_within(array: NDArray[np.float32], bounds: Bounds) -> bool:
-    """Whether there are numbers, all of them within bounds, in one pass where the lower bound is 0."""
-    if not array.size:
-        return False
-    bounds = bounds or _FINITE
-    highest = _bits(bounds)
-    if highest is not None:
-        bits = array.view(_UINT32)
-        # Faster than the maximum itself.
-        return bits.item(bits.argmax()) <= highest
-    # Both are NaN where any number is, and no comparison holds.
-    return bool(np.minimum.reduce(array, axis=None) >= bounds[0] and np.maximum.reduce(array, axis=None) <= bounds[1])
-
-
-@functools.lru_cache(maxsize=64)
-def _bits(bounds: tuple[float, float]) -> int | None:
-    """The bits of the upper bound as float32, where the lower is 0; None elsewhere.
-
-    The bits of numbers that are not negative are in the numbers' order; those of negative numbers and NaN are greater.
-    """
-    return int(np.float32(bounds[1]).view(np.uint32)) if bounds[0] == 0 < bounds[1] else None
 
 
 def _names(specifications: Sequence[Latent] | Sequence[Condition]) -> str:

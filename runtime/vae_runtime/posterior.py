@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import noise
+from .computation import Chain
 from .errors import InputError
-from .networks import Chain
 from .prior import draw_normal
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Drawn:
     start: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Posterior:
     """q(z|x), a diagonal normal for each observation of a batch; every array is float32 [batch, *latent shape].
 
@@ -47,6 +47,11 @@ class Posterior:
     logvar: Array
     latent: int = 0
     drawn: Drawn | None = None
+
+    def __init__(self, mean: Array, std: Array, logvar: Array, latent: int = 0, drawn: Drawn | None = None) -> None:
+        # A third of the time that the generated method takes, which shows beside a small graph.
+        own = self.__dict__
+        own["mean"], own["std"], own["logvar"], own["latent"], own["drawn"] = mean, std, logvar, latent, drawn
 
     def __repr__(self) -> str:
         return f"<Posterior: mean, std and logvar {self.mean.dtype} {list(self.mean.shape)}>"
@@ -216,11 +221,8 @@ class Encoder:
     def __init__(self, networks: Networks, inputs: Inputs, latents: Sequence[Latent]) -> None:
         self._inputs, self._latents = inputs, latents
         self._parameters = networks.computation("encoder")
-        encoded = [latent for latent in latents if latent.posterior.outputs]
-        self._names = tuple(latent.name for latent in encoded)
-        modes = tuple(str(latent.posterior.mu or latent.posterior.value) for latent in encoded)
-        self._modes = networks.computation("encoder", modes)
-        self.chain = Chain(self._modes, networks.mean, latents[0])
+        modes = tuple(str(each.posterior.mu or each.posterior.value) for each in latents if each.posterior.outputs)
+        self.chain = Chain(networks.computation("encoder", modes), networks.mean, latents[0])
         """The way from observations through the modes, for few rows."""
         # The latent's name and number; the places of mean, std and logvar, or of the value, among the outputs.
         self._plan: list[tuple[str, int, tuple[int, ...]]] = []
@@ -230,6 +232,11 @@ class Encoder:
             names = (q.mu, q.std, q.logvar) if q.kind == "normal" else (q.value,) if q.value else ()
             if names:
                 self._plan.append((latent.name, number, tuple(outputs.index(str(name)) for name in names)))
+        # The arguments of the one posterior.
+        q = latents[0].posterior
+        names = (str(q.mu), str(q.std), str(q.logvar))
+        plain = len(latents) == 1 and q.kind == "normal"
+        self._one = networks.computation("encoder", names) if plain else None
 
     def encode(
         self, x: NDArray[Any], rows: Feeds, seed: int | None, start: int, batch_size: int | None
@@ -255,18 +262,24 @@ class Encoder:
                 parts[name] = Encoding(outputs[places[0]], why_no_distribution(self._latents[number]))
         return parts
 
+    def direct(self, x: Any) -> Posterior | None:
+        """As `posterior`, of a caller's array, unchecked, where it is few rows that are right as they stand; else None.
+
+        Raises:
+            VaeError: ONNX Runtime failed.
+        """
+        outputs = self._one.direct(x) if self._one else None
+        if outputs is None:
+            return None
+        mean, std, logvar = outputs
+        return Posterior(mean, std, logvar)
+
     def posterior(
         self, x: NDArray[Any], rows: Feeds, seed: int | None, start: int, batch_size: int | None
     ) -> Posterior | Encoding | Posteriors:
         """Give the posterior of one latent, or of several latents the mapping; arguments as of `encode`."""
         parts = self.encode(x, rows, seed, start, batch_size)
         return Posteriors(parts) if self._inputs.has_several else parts[self._latents[0].name]
-
-    def modes(self, x: NDArray[Any], rows: Feeds, batch_size: int | None) -> NDArray[Any] | Feeds:
-        """Give the most probable latents alone; of several, by name. Arguments as of `encode`."""
-        feed = self._inputs.encoder(x, rows, None, 0)
-        modes = self._modes.run(feed, len(x), batch_size)
-        return dict(zip(self._names, modes, strict=True)) if self._inputs.has_several else modes[0]
 
 
 def why_no_distribution(latent: Latent) -> str:

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import noise
+from .computation import BATCH_SIZE, batches
 from .errors import InputError, require_integer
 from .inputs import rows_of
 from .likelihood import Parameters, kind_named
 from .manifest import Likelihood, Manifest
-from .networks import BATCH_SIZE, batches
 from .posterior import Encoder, Encoding, Posterior, why_no_distribution
 
 if TYPE_CHECKING:

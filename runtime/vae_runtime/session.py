@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .manifest import TensorSpec
+    from .ranges import Check
 
     Tensors = Mapping[str, tuple[str, tuple[int | str | None, ...]]]
 
@@ -32,6 +33,11 @@ _MAX_FOLDED = 2**20
 _MAX_PLANNED = 2**13
 # Bytes of a graph from which on the memory that loading has freed is given back.
 _LARGE = 2**24
+# The operators of networks whose layers are vectors.
+_DENSE = frozenset(
+    b"Add Cast Clip Concat Constant Div Elu Exp Flatten Gelu Gemm Identity LeakyRelu MatMul Mul Neg PRelu Relu Reshape "
+    b"Selu Sigmoid Slice Softplus Split Sqrt Squeeze Sub Tanh Unsqueeze".split()
+)
 # The names of ONNX Runtime's levels of optimization, each with those before it.
 OPTIMIZATIONS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
 
@@ -75,10 +81,10 @@ class Session:
             import mmap  # not needed on the start-up path
 
             with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                check_graph(mapped, place, data, elements)
+                operators = check_graph(mapped, place, data, elements)
                 size = len(mapped)
         else:
-            check_graph(content, place, data, elements)
+            operators = check_graph(content, place, data, elements)
             size = len(content)
         if threads > 1:
             _require_own_threads(place, threads)
@@ -97,7 +103,11 @@ class Session:
         self.raw = open_on(device, source, options, place, roomy=dynamic or size >= _LARGE)
         if size >= _LARGE:
             _give_back()
+        # The method that ONNX Runtime's own calls after checks that concern other devices.
+        self._run: Callable[..., Any] = getattr(self.raw, "_sess", self.raw).run
         self.place = place
+        self.is_dense = operators <= _DENSE
+        """Whether the graph is one of layers between vectors, so that a row takes little memory on its way."""
         self._max_memory = device.max_memory
         # ONNX Runtime would make new ones for each call, a tenth of the time of a small graph. It only reads them.
         self.run_options = import_onnxruntime().RunOptions()
@@ -148,6 +158,14 @@ class Session:
             run, bound = self.raw.run_with_iobinding, binding
         # ONNX Runtime's own method asks options for an entry that these lack: 40 µs, as long as a small graph takes.
         run(bound, limits)
+
+    def run_at_once(self, outputs: Sequence[str], name: str, array: NDArray[Any]) -> list[NDArray[Any]]:
+        """As `run` of one input, C-contiguous, on the CPU and without a limit of time, but in less time."""
+        try:
+            results: list[NDArray[Any]] = self._run(outputs, {name: array}, self.run_options)
+        except Exception as error:
+            raise self._failure(error) from error
+        return results
 
     def run_on_device(
         self, output: str, feeds: Mapping[str, Any], into: tuple[Any, int] | None = None
@@ -329,28 +347,27 @@ def _fits(tensor: TensorSpec, sizes: Sequence[Any], batch: int | None) -> bool:
     return [size if isinstance(size, int) else None for size in sizes] == expected
 
 
-# Bytes of a result up to which copying it is cheaper than binding a new array.
-_MAX_COPIED = 2**15
-
-
 class Call:
     """A call of a graph on the CPU whose arrays are bound once; for one thread at a time."""
 
-    __slots__ = ("_bind", "_is_given", "_is_large", "_names", "_run", "_session", "feed", "results")
+    __slots__ = ("_copies", "_run", "_session", "feed", "is_sound", "results")
 
-    def __init__(self, session: Session, feed: tuple[str, NDArray[Any]], *results: tuple[str, NDArray[Any]]) -> None:
-        """Bind the names and arrays of an input and of outputs, C-contiguous and of the graph's dtypes."""
+    def __init__(
+        self, session: Session, is_sound: Check, feed: tuple[str, NDArray[Any]], *results: tuple[str, NDArray[Any]]
+    ) -> None:
+        """Bind the names and arrays of an input and of outputs, C-contiguous and of the graph's dtypes.
+
+        `is_sound` says whether the graph may see what is in the input's array.
+        """
         binding = session.raw.io_binding()
         # Keep the arrays alive: ONNX Runtime binds their addresses.
         self.feed = feed[1]
-        self._names = [name for name, _ in results]
+        self.is_sound = is_sound
         self.results = [array for _, array in results]
-        self._is_given = False
-        self._is_large = any(array.nbytes > _MAX_COPIED for array in self.results)
+        self._copies = [array.copy for array in self.results]
         _bind(binding.bind_input, *feed)
         for result in results:
             _bind(binding.bind_output, *result)
-        self._bind = binding.bind_output
         self._session = session
         try:
             # ONNX Runtime's own method calls this, after checks that concern other devices.
@@ -375,18 +392,14 @@ class Call:
         Raises:
             VaeError: ONNX Runtime failed.
         """
-        if self._is_large:
-            self._renew()
-            self._is_given = True
         # As `run`, without another call: this is the path of a microsecond.
         try:
             self._run()
         except Exception as error:
             raise self._session._failure(error) from error
-        results = self.results
-        if self._is_large:
-            return results
-        return [results[0].copy()] if len(results) == 1 else [array.copy() for array in results]
+        copies = self._copies
+        # New arrays in the graph's place would have to be bound, which takes longer than to copy some 100 KiB.
+        return [copies[0]()] if len(copies) == 1 else [copy() for copy in copies]
 
     def compute_into(self, out: NDArray[Any]) -> None:
         """Compute the first output for the input in `feed`, and copy it into an array of its shape.
@@ -396,17 +409,8 @@ class Call:
         Raises:
             VaeError: ONNX Runtime failed.
         """
-        if self._is_given:
-            self._renew()
-            self._is_given = False
         self.run()
         out[...] = self.results[0]
-
-    def _renew(self) -> None:
-        """Bind new arrays for the outputs: those before are a caller's."""
-        self.results = [np.empty(array.shape, array.dtype) for array in self.results]
-        for name, array in zip(self._names, self.results, strict=True):
-            _bind(self._bind, name, array)
 
 
 def _bind(bind: Callable[..., None], name: str, array: NDArray[Any]) -> None:

@@ -209,8 +209,7 @@ class VAE:
         self._prior = Prior(bundle)
         self._inputs = Inputs(manifest, self._prior)
 
-    def __repr__(self) -> str:
-        return _described(self)
+    __repr__ = _described
 
     def prior(
         self, n: int, *, seed: int | None = None, start: int = 0, temperature: float = 1.0,
@@ -307,6 +306,9 @@ class VAE:
         Returns:
             float32 [n, *observation shape]; latents far beyond the prior may give values that are not finite.
         """
+        plain = observe is False and conditions is None and batch_size is None and out is None and tile is None
+        if plain and not tile_blend and (found := self._networks.mean.direct(z)) is not None:
+            return found[0]
         observe = observe is not False and require_bool("observe", observe)
         if tile is not None or tile_blend:
             from .tiles import decode_in_tiles
@@ -366,6 +368,9 @@ class VAE:
             A `Posterior`; an `Encoding` where the latent is a code or has no distribution; of several latents, a
             mapping from their names to these, without the latents that are noise of the decoder.
         """
+        plain = conditions is None and batch_size is None and tile is None and not tile_blend
+        if plain and (found := self._encoder.direct(x)) is not None:
+            return found
         if tile is not None or tile_blend:
             from .tiles import encode_in_tiles
 
@@ -384,17 +389,12 @@ class VAE:
         Raises:
             InputError: a seed is given where there is no distribution to draw from.
         """
+        plain = seed is None and conditions is None and batch_size is None and tile is None and not tile_blend
+        if plain and (found := self._encoder.chain.direct(x)) is not None:
+            return found
         tiles: dict[str, Any] = {"tile": tile, "tile_blend": tile_blend}
-        if seed is None and tile is None and not tile_blend:
-            x = observation_rows(self.manifest.observation, x)
-            rows = self._inputs.conditions("encoder", conditions, len(x))
-            chain = self._encoder.chain
-            if batch_size is None and len(x) <= chain.max_rows:
-                return chain.run(x)
-            z: Latents = self._encoder.modes(x, rows, batch_size)
-        else:
-            q = self.encode(x, conditions=conditions, seed=seed, start=start, batch_size=batch_size, **tiles)
-            z = q.mode() if seed is None else q.sample(seed=seed, start=start)
+        q = self.encode(x, conditions=conditions, seed=seed, start=start, batch_size=batch_size, **tiles)
+        z = q.mode() if seed is None else q.sample(seed=seed, start=start)
         return self.decode(z, conditions=conditions, seed=seed, start=start, batch_size=batch_size, **tiles)
 
     @overload

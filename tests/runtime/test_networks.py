@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vae_runtime
-from vae_runtime import networks as module
+from vae_runtime import computation as module
 from vae_runtime import noise
 from vae_runtime.devices import resolve_device
 from vae_runtime.errors import DeviceError, InputError, VaeError
@@ -210,51 +210,105 @@ def test_what_is_decoded_may_lie_where_the_result_goes(small_bundle, n):
     assert equal(vae.decode(rows[:-1], out=rows[1:]), wanted)
 
 
+class Ways:
+    """The numbers of rows that went each way through graphs: bound calls, calls at once, calls into given arrays."""
+
+    def __init__(self):
+        self.bound, self.at_once, self.into = [], [], []
+
+    def taken(self):
+        """What was recorded since the last time."""
+        taken = self.bound, self.at_once, self.into
+        self.__init__()
+        return taken
+
+
 @pytest.fixture
-def bound_calls(monkeypatch):
-    """The sizes of batches that ran as bound calls, and those that ran in the general way."""
-    bound, general = [], []
-    run_into = Session.run_into
+def ways(monkeypatch):
+    ways = Ways()
+    run_at_once, run_into = Session.run_at_once, Session.run_into
     for name in ("run", "compute"):
         method = getattr(Call, name)
-        monkeypatch.setattr(Call, name, lambda call, method=method: (bound.append(len(call.feed)), method(call))[1])
+        monkeypatch.setattr(
+            Call, name, lambda call, method=method: (ways.bound.append(len(call.feed)), method(call))[1]
+        )
+
+    def at_once(session, outputs, name, array):
+        ways.at_once.append(len(array))
+        return run_at_once(session, outputs, name, array)
 
     def into(session, feeds, results):
-        general.append(len(next(iter(feeds.values()))))
+        ways.into.append(len(next(iter(feeds.values()))))
         run_into(session, feeds, results)
 
+    monkeypatch.setattr(Session, "run_at_once", at_once)
     monkeypatch.setattr(Session, "run_into", into)
-    return bound, general
+    return ways
 
 
-def test_large_arrays_are_not_kept(digits, monkeypatch, bound_calls):
+def test_large_arrays_are_not_kept(digits, monkeypatch, ways):
     """Calls are kept with their arrays; those of a megabyte would add up."""
-    bound, general = bound_calls
     monkeypatch.setattr(module, "_MAX_BYTES", 4 * 64 * 5)
     vae = vae_runtime.load(digits)
     assert np.prod(vae.observation_shape) == 64
-    for n, expected, other in ((5, bound, general), (6, general, bound)):
+    for n, expected in ((5, ([5], [], [])), (6, ([], [6], []))):
         z, x = np.zeros((n, *vae.latent_shape), np.float32), np.zeros((n, 1, 8, 8), np.float32)
         for call in (lambda: vae.decode(z), lambda: vae.sample(n, seed=0), lambda: vae.encode(x)):  # noqa: B023
-            call()
-            assert expected == [n]
-            assert other == []
-            expected.clear()
+            for _ in range(2):
+                call()
+                assert ways.taken() == expected
         vae.reconstruct(x)
-        # The encoder's results are small, the decoder's are not.
-        assert (bound, general) == (([5, 5], []) if n == 5 else ([], [6, 6]))
-        bound.clear()
-        general.clear()
+        assert ways.taken() == tuple(2 * each for each in expected)
 
 
-def test_a_batch_size_or_many_rows_take_the_general_way(quick_vae, bound_calls):
-    bound, general = bound_calls
+@pytest.mark.parametrize(("limit", "expected"), [(4 * 64 * 300, [300]), (4 * 64 * 300 - 1, [])])
+def test_large_results_are_numpys_own_memory(digits, monkeypatch, ways, limit, expected):
+    """ONNX Runtime keeps what it allocates for as long as the session lives."""
+    monkeypatch.setattr(module, "_MAX_KEPT", limit)
+    vae = vae_runtime.load(digits)
+    vae.decode(np.zeros((300, *vae.latent_shape), np.float32))
+    assert ways.taken() == ([], expected, [] if expected else [300])
+
+
+def test_a_limit_of_memory_leaves_results_out(digits, ways):
+    vae = vae_runtime.load(digits, max_memory=2**24)
+    vae.decode(np.zeros((300, *vae.latent_shape), np.float32))
+    assert ways.taken() == ([], [], [300])
+
+
+@pytest.mark.parametrize("n", [1, 300])
+def test_arrays_in_any_order_of_memory_are_taken(quick_vae, n):
+    z = noise.normal(3, 0, 2 * n, quick_vae.latent_shape)
+    wanted = quick_vae.decode(z[::2].copy(), **GENERAL, out=np.empty((n, *quick_vae.observation_shape), np.float32))
+    assert np.allclose(quick_vae.decode(z[::2]), wanted, atol=1e-6)
+
+
+def test_a_batch_size_or_many_rows_take_the_general_way(quick_vae, ways):
     rows = 512  # its observations are small
     quick_vae.sample(rows, seed=0)
-    assert (bound, general) == ([rows], [])
+    assert ways.taken() == ([], [rows], [])
     quick_vae.sample(3, seed=0, batch_size=2)
     quick_vae.sample(rows + 1, seed=0)
-    assert (bound, general) == ([rows], [2, 1, rows, 1])
+    assert ways.taken() == ([], [], [2, 1, rows, 1])
+
+
+@pytest.mark.parametrize("operator", ["Sigmoid", "Softmax"])
+def test_graphs_between_vectors_take_more_rows_at_once(onnx_bytes, write_bundle, ways, operator):
+    """Rows of 1024 numbers, of which 64 are the usual batch; an operator that is none of such graphs keeps that."""
+    rows = ["batch", 1024]
+    value, node = onnx_bytes.value, onnx_bytes.node
+    encoder = onnx_bytes.model([node("Tanh", ["x"], ["value"])], [value("x", rows)], [value("value", rows)])
+    decoder = onnx_bytes.model([node(operator, ["z"], ["x"])], [value("z", rows)], [value("x", rows)])
+    signature = Signature(
+        observation=Observation("x", (1024,), ("feature",)),
+        latents=(Latent("z", (1024,), LatentPosterior("none", value="value")),),
+        likelihood=Likelihood("gaussian", scale=1.0),
+    )
+    inputs = {"x": noise.normal(1, 0, 2, (1024,))}
+    vae = vae_runtime.load(write_bundle("wide", signature, encoder, decoder, inputs))
+    ways.taken()
+    vae.decode(noise.normal(1, 0, 100, (1024,)))
+    assert ways.taken() == (([], [100], []) if operator == "Sigmoid" else ([], [], [64, 36]))
 
 
 def test_numbers_whose_squares_overflow_are_taken(quick_vae):
@@ -282,19 +336,18 @@ def test_a_failure_is_told(quick_vae):
     """A call whose result has no room for what the graph gives."""
     session = quick_vae._networks.session("decoder")
     z = np.zeros((2, *quick_vae.latent_shape), np.float32)
-    call = Call(session, ("z", z), ("x", np.empty((1, *quick_vae.observation_shape), np.float32)))
+    call = Call(session, lambda: True, ("z", z), ("x", np.empty((1, *quick_vae.observation_shape), np.float32)))
     with pytest.raises(VaeError, match="ONNX Runtime failed"):
         call.compute()
 
 
-def test_graphs_of_several_inputs_take_the_general_way(codes_bundle, levels_bundle, root, bound_calls):
-    bound, general = bound_calls
+def test_graphs_of_several_inputs_take_the_general_way(codes_bundle, levels_bundle, root, ways):
     for bundle in (codes_bundle(), levels_bundle(), root / "models" / "digits-conditional"):
         vae = vae_runtime.load(bundle)
         given = {c.name: 1 for c in vae.conditions}
         x = vae.decode({each.name: np.zeros((2, *each.shape), each.dtype) for each in vae.latents}, conditions=given)
         assert x.shape == (2, *vae.observation_shape)
-    assert (bound, general) == ([], [2, 2, 2])
+    assert ways.taken() == ([], [], [2, 2, 2])
 
 
 def test_results_may_stay_on_the_device(quick_vae):

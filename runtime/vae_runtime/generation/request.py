@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..computation import BATCH_SIZE
 from ..errors import InputError, require_bool, require_integer
-from ..networks import BATCH_SIZE
 from ..tiles import Tile
 from ..vae import VAE
 from .formats import table

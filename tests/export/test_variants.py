@@ -421,16 +421,13 @@ def test_convolutions_along_one_axis_stay_in_float32(tmp_path):
     assert manifest.decoder["int8"].quality.method.startswith("static int8 per tensor")
 
 
-class Uneven(nn.Module):
-    """Its mu reaches 400 times as far as its logvar, out of one layer."""
+class Even(nn.Module):
+    """Dense layers alone."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.head = nn.Linear(64, 64), nn.Linear(64, 8)
-        with torch.no_grad():
-            self.head.weight[:4] *= 20
-            self.head.weight[4:] *= 0.05
         self.up = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64))
         self.eval()
 
@@ -439,6 +436,25 @@ class Uneven(nn.Module):
 
     def decode(self, z):
         return self.up(z)
+
+
+class Uneven(Even):
+    """Its mu reaches 400 times as far as its logvar, out of one layer."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.no_grad():
+            self.head.weight[:4] *= 20
+            self.head.weight[4:] *= 0.05
+
+
+def test_few_observations_give_dense_layers_no_static_ranges(tmp_path):
+    methods = []
+    for n in (64, 62):
+        x = np.random.default_rng(0).random((n, 64), np.float32)
+        done = export(Even(), tmp_path / f"{n}", example=x, posterior="logvar", variants=("int8",), formats=("onnx",))
+        methods.append(open_bundle(done.path).manifest.decoder["int8"].quality.method.split()[0])
+    assert methods == ["static", "dynamic"]
 
 
 def test_a_coarse_logvar_counts_where_there_is_no_elbo(uneven):

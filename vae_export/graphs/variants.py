@@ -30,6 +30,8 @@ from .quantize import (
 
 # How many observations measure a variant, and how many calibrate it, at most.
 MEASURED, CALIBRATED = 2048, 256
+# Fewer observations give no ranges for dense layers, which can do without.
+_MIN_CALIBRATED = 32
 # The largest size of a variant's file relative to fp32's. A larger one has too few weights that can be converted.
 _MAX_SIZE = 0.9
 
@@ -201,7 +203,7 @@ def _int8(measurement: Measurement, plain: Graph, calibration: Observations, fol
     convolutions = [node for node in nodes_of(model) if node.op_type in ("Conv", "ConvTranspose")]
     # ONNX Runtime's integer convolutions over one or three axes are up to twelve times slower than float32.
     slow = any(weights.get(node.input[1], 4) != 4 for node in convolutions)
-    if (convolutions and not slow) or is_dense(model):
+    if (convolutions and not slow) or (is_dense(model) and len(calibration.x) >= _MIN_CALIBRATED):
         feeds = measurement.feeds(plain.component, calibration)
         draws = " and as many draws from the prior" if measurement.draws_prior(plain.component) else ""
         yield from static_settings(plain, model, feeds, f"{calibration}{draws}", folder)

@@ -14,7 +14,7 @@ from vae_runtime.cli.options import argument
 from vae_runtime.errors import InputError, VaeError, error_line, require_integer, require_number
 from vae_runtime.files import write_atomic
 
-from . import environments, generation, report
+from . import environments, generation, report, tiles
 from .comparison import compare
 from .contenders import CONTENDERS
 from .hosts import compare_hosts, compare_noise
@@ -24,9 +24,11 @@ from .runs import ROOT, Run, say
 MODELS_OF_GENERATION = ("mlp", "mnist", "tiny")
 # A round takes a minute.
 MAX_ROUNDS_OF_GENERATION = 5
-PARTS = ("comparison", "generation", "hosts")
+# A round takes two minutes.
+MAX_ROUNDS_OF_TILES = 3
+PARTS = ("comparison", "generation", "hosts", "tiles")
 # The part that finds each figure; all other figures are of the comparison.
-FINDS = {"generation": "generation", "hosts": "hosts", "javascript": "hosts"}
+FINDS = {"generation": "generation", "hosts": "hosts", "javascript": "hosts", "tiles": "tiles"}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -36,7 +38,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         VaeError: no model could be made, or samples could not be written to files.
     """
     run = Run(options)
-    run.make_models()
+    if options.parts != ["tiles"]:
+        run.make_models()
     if "comparison" in options.parts:
         compare(run)
     if "generation" in options.parts:
@@ -44,7 +47,26 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if "hosts" in options.parts:
         compare_hosts(run)
         compare_noise(run)
+    if "tiles" in options.parts:
+        _decode_large(run)
     return run.found
+
+
+def _decode_large(run: Run) -> None:
+    """Decode a large picture undivided and in tiles, beside diffusers."""
+    quick = run.options.quick
+    name, size = (tiles.SMALL, tiles.SMALL_SIZE) if quick else (tiles.LARGE, tiles.LARGE_SIZE)
+    found: dict[str, Any] = {"cells": [], "skipped": []}
+    rounds = 1 if quick else min(run.options.rounds, MAX_ROUNDS_OF_TILES)
+    memory = tiles.free_memory()
+    try:
+        for state in tiles.measure([name], [size], run.data / "tiles", 2, memory, 600, rounds):
+            found = state
+    except VaeError as error:
+        run.skip("diffusers", str(error), work="large pictures")
+    for each in found["skipped"]:
+        run.skip(each["way"], each["reason"], work=f"large pictures, {each['model']}, {each['size']}²")
+    run.found["tiles"] = found["cells"]
 
 
 def _generate(run: Run) -> None:

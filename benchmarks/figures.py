@@ -127,3 +127,13 @@ def turns_of(found: Found, model: str, kind: str, workers: int) -> list[Mapping[
     """Return the turns of one kind of generation."""
     which = (model, kind, workers)
     return [turn for turn in found["generation"] if (turn["model"], turn["kind"], turn["workers"]) == which]
+
+
+def tile_ratio(found: Found, way: str, what: str) -> Quartiles | None:
+    """Return what one way of decoding a large picture takes, × undivided diffusers, within each round."""
+    rounds = {(cell["round"], cell["way"]): cell[what] for cell in found.get("tiles", [])}
+    return quartiles(
+        value / rounds[number, "diffusers"]
+        for (number, name), value in rounds.items()
+        if name == way and (number, "diffusers") in rounds
+    )

@@ -29,6 +29,7 @@ from .figures import (
     shown,
     start_ratio,
     table,
+    tile_ratio,
     title_of,
     turns_of,
     worker_ratio,
@@ -380,6 +381,26 @@ GENERATED = (
 PHASES = ("noise", "decode", "convert", "write")
 
 
+def tiles_section(found: Found) -> str:
+    """Return a table of decoding a large picture, undivided and in tiles."""
+    cells = found.get("tiles", [])
+    if not cells:
+        return NOTHING
+    rows = []
+    for way in dict.fromkeys(cell["way"] for cell in cells):
+        here = [cell for cell in cells if cell["way"] == way]
+        seconds, peak = (float(np.median([cell[key] for cell in here])) for key in ("seconds", "peak"))
+        ratios = [shown(tile_ratio(found, way, what)) for what in ("seconds", "peak")]
+        rows.append((way, duration(seconds), ratios[0], f"{peak:,.0f} MiB", ratios[1]))
+    head = ("way", "seconds", "× diffusers", "peak memory", "× diffusers")
+    busy = 100 * float(np.median([cell["busy"] for cell in cells]))
+    rounds = len({cell["round"] for cell in cells})
+    return (
+        f"{cells[0]['model']}, {cells[0]['size']}², 2 threads, rounds: {rounds}; other programs used {busy:.0f} % of "
+        f"the processors before the cells (median).\n\n{table(head, rows)}"
+    )
+
+
 def skipped_section(found: Found) -> str:
     """Return a table of who was left out of what, and why; reasons that differ only in figures appear once."""
     alike: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
@@ -417,6 +438,7 @@ SECTIONS = {
     "hosts": hosts_section,
     "javascript": javascript_section,
     "generation": generation_section,
+    "tiles": tiles_section,
     "limits": limits_section,
     "skipped": skipped_section,
 }

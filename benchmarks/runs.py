@@ -56,6 +56,7 @@ class Run:
             "generation": [],
             "hosts": [],
             "javascript": [],
+            "tiles": [],
         }
 
     def skip(self, contender: str, reason: str, **where: Any) -> None:

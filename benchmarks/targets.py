@@ -22,6 +22,7 @@ from .figures import (
     host_ratio,
     name_of,
     start_ratio,
+    tile_ratio,
     title_of,
     worker_ratio,
 )
@@ -49,7 +50,7 @@ def targets(found: Found) -> list[Target]:
     speeds = _Speeds(found)
     lines = _decode_targets(speeds) + _small_targets(speeds) + _picture_targets(speeds) + _few_bits_targets(speeds)
     lines += _noise_targets(found, speeds.results) + _start_targets(found) + _worker_targets(found)
-    lines += _host_targets(found) + _generation_targets(found)
+    lines += _host_targets(found) + _generation_targets(found) + _tile_targets(found)
     return lines
 
 
@@ -249,4 +250,15 @@ def _generation_targets(found: Found) -> list[Target]:
         Target("Ray: × processes of this machine, conv", generation_ratio(found, conv, "ray", 2, ("files", 2)), 0.75),
         Target("generate, from the start of the command to the end, two batches: seconds", starts, 2, at_most=True),
         Target("memory of a worker, MB", memory, 120, at_most=True),
+    ]
+
+
+def _tile_targets(found: Found) -> list[Target]:
+    what = "AutoencoderKL as in SD 1.5, decode 512², two threads"
+    undivided, tiled = "vae-runtime", "vae-runtime, blended tiles halved"
+    return [
+        Target(f"{what}: time × diffusers eager", tile_ratio(found, undivided, "seconds"), 0.75, at_most=True),
+        Target(f"{what}: peak memory × diffusers eager", tile_ratio(found, undivided, "peak"), None),
+        Target(f"{what}, tiles of 256²: peak memory ×", tile_ratio(found, tiled, "peak"), 0.5, at_most=True),
+        Target(f"{what}, tiles of 256²: time ×", tile_ratio(found, tiled, "seconds"), None),
     ]

@@ -5,6 +5,7 @@
 needs diffusers. It makes autoencoders of diffusers with random weights, exports them, and prints a table in Markdown;
 the figures go beside it as JSON. A fresh process decodes each picture; its memory is the peak of the whole process.
 Answers are compared before they count, and what does not fit into memory or time is listed with the reason.
+`python -m benchmarks --parts tiles` measures the page's model in rounds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import resource
@@ -52,14 +54,20 @@ MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     ),
 }  # fmt: skip
 COMPARED = tuple(MODELS)[:2]
-# Each way, and the way that it must agree with; tiles of diffusers are blended, and agree with none.
+# Each way, and the way that it must agree with; tiles of diffusers are blended, and agree with none. Halved tiles have
+# half the height and width that the library takes by itself.
 WAYS = {
     "diffusers": None,
     "diffusers, its tiles": None,
+    "diffusers, its tiles halved": None,
     "vae-runtime": "diffusers",
     "vae-runtime, exact tiles": "diffusers",
     "vae-runtime, blended tiles": "diffusers, its tiles",
+    "vae-runtime, blended tiles halved": "diffusers, its tiles halved",
 }
+# The ways that `make bench` measures, of this model and size.
+LARGE, LARGE_SIZE = tuple(MODELS)[2], 512
+SMALL, SMALL_SIZE = tuple(MODELS)[3], 32
 # Largest difference, of values about 1.
 TOLERANCE = 1e-3
 
@@ -120,6 +128,11 @@ def _theirs(folder: Path, way: str, threads: int) -> Callable[[Array], Array]:
     model = getattr(diffusers, config["_class_name"]).from_pretrained(folder / "diffusers").eval()
     if way != "diffusers":
         model.enable_tiling()
+        # It divides batches, and so changes nothing for one picture.
+        model.enable_slicing()
+    if way.endswith("halved"):
+        model.tile_sample_min_size //= 2
+        model.tile_latent_min_size //= 2
 
     def call(z: Array) -> Array:
         with torch.inference_mode():
@@ -140,7 +153,7 @@ def _ours(folder: Path, way: str, threads: int) -> Callable[[Array], Array]:
         return partial(vae.decode, tile="auto")
     # The size of diffusers' own tiles.
     config = json.loads((folder / "diffusers" / "config.json").read_text(encoding="utf-8"))
-    return partial(vae.decode, tile=config["sample_size"], tile_blend=True)
+    return partial(vae.decode, tile=config["sample_size"] // (2 if way.endswith("halved") else 1), tile_blend=True)
 
 
 def exact(folder: Path) -> bool:
@@ -150,9 +163,15 @@ def exact(folder: Path) -> bool:
 
 
 def measure(
-    names: Sequence[str], sizes: Sequence[int], data: Path, threads: int, memory: float, patience: float
+    names: Sequence[str],
+    sizes: Sequence[int],
+    data: Path,
+    threads: int,
+    memory: float,
+    patience: float,
+    rounds: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """Measure each model at each size in each way, and yield all figures after each.
+    """Measure each model at each size in each way, in rounds of all ways, and yield all figures after each.
 
     Raises:
         VaeError: a model could not be made, or an answer is wrong.
@@ -160,13 +179,13 @@ def measure(
     found: dict[str, Any] = {"threads": threads, "memory": memory, "cells": [], "skipped": [], "busy": []}
     for name in names:
         folder = make(name, data)
-        left_out = "vae-runtime, blended tiles" if exact(folder) else "vae-runtime, exact tiles"
+        left_out = ("blended tiles", "halved") if exact(folder) else ("exact tiles",)
+        ways = [way for way in WAYS if not way.endswith(left_out)]
         for size in sizes:
-            for way in WAYS:
-                if way == left_out:
-                    continue
-                place = {"model": name, "size": size, "way": way}
-                found["busy"].append(_busy())
+            for number, way in itertools.product(range(rounds), ways):
+                place = {"model": name, "size": size, "way": way, "round": number}
+                busy = _busy()
+                found["busy"].append(busy)
                 try:
                     figures = _in_a_process(folder, way, size, threads, memory, patience)
                     print(f"{name}, {size}, {way}: {figures}", file=sys.stderr, flush=True)
@@ -174,7 +193,8 @@ def measure(
                     found["skipped"].append({**place, "reason": str(error)})
                     print(f"{name}, {size}, {way}: {error} (skipped)", file=sys.stderr, flush=True)
                 else:
-                    found["cells"].append({**place, **figures, "difference": _difference(folder, way, size)})
+                    difference = _difference(folder, way, size)
+                    found["cells"].append({**place, **figures, "busy": busy, "difference": difference})
                 yield found
             for answer in folder.glob("*.npy"):
                 answer.unlink()
@@ -254,7 +274,9 @@ def _busy() -> float:
 
 def table(found: dict[str, Any]) -> str:
     """Return the figures as Markdown."""
-    cells = {(cell["model"], cell["way"], cell["size"]): cell for cell in found["cells"]}
+    cells: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for each in found["cells"]:
+        cells.setdefault((each["model"], each["way"], each["size"]), []).append(each)
     sizes = sorted({each["size"] for each in (*found["cells"], *found["skipped"])})
     low, middle, high = np.percentile(found["busy"], (25, 50, 75))
     lines = [
@@ -269,16 +291,16 @@ def table(found: dict[str, Any]) -> str:
     for model, way in sorted(rows, key=lambda row: (list(MODELS).index(row[0]), ways.index(row[1]))):
         parts, differences = [], []
         for size in sizes:
-            cell = cells.get((model, way, size))
-            parts += ["–", "–"] if cell is None else [f"{cell['peak']:,.0f}", f"{cell['seconds']:.3g}"]
-            if cell is not None and cell["difference"] is not None:
-                differences.append(cell["difference"])
+            here = cells.get((model, way, size), [])
+            peak, seconds = (np.median([each[key] for each in here] or [0]) for key in ("peak", "seconds"))
+            parts += [f"{peak:,.0f}", f"{seconds:.3g}"] if here else ["–", "–"]
+            differences += [each["difference"] for each in here if each["difference"] is not None]
         agreement = f"{max(differences):.1g} from {WAYS[way]}" if differences else ""
         lines.append(f"| {model} | {way} | {' | '.join(parts)} | {agreement} |")
     lines.append("")
-    lines += [
+    lines += dict.fromkeys(
         f"- Skipped: {each['model']}, {each['way']}, {each['size']}²: {each['reason']}" for each in found["skipped"]
-    ]
+    )
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -287,7 +309,7 @@ def _run(options: argparse.Namespace) -> None:
         _cell(json.loads(options.cell))
         return
     options.out.mkdir(parents=True, exist_ok=True)
-    limits = options.threads, options.memory, options.patience
+    limits = options.threads, options.memory, options.patience, options.rounds
     for found in measure(options.models, options.sizes, options.data.resolve(), *limits):
         # Kept as it grows: whoever ends a long run has the figures until then.
         write_atomic(options.out / "tiles.json", (json.dumps(found, indent=1) + "\n").encode())
@@ -308,14 +330,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--threads", type=argument(lambda text: require_integer("threads", int(text), 1, 1024)), default=2,
         help="threads of each process (default 2)",
     )  # fmt: skip
-    parser.add_argument("--memory", type=float, default=_free_memory(), help="GiB of a process (default: what is free)")
+    parser.add_argument(
+        "--rounds", type=argument(lambda text: require_integer("rounds", int(text), 1, 1000)), default=1,
+        help="rounds of all ways; the table has medians (default 1)",
+    )  # fmt: skip
+    parser.add_argument("--memory", type=float, default=free_memory(), help="GiB of a process (default: what is free)")
     parser.add_argument("--patience", type=float, default=300, help="seconds of a process (default 300)")
     parser.add_argument("--out", type=Path, default=Path("out/tiles"), help="the folder to write (default out/tiles)")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     return run(lambda: parser, argv)
 
 
-def _free_memory() -> float:
+def free_memory() -> float:
     """Return the GiB of memory that are free, less a fifth; 8 where the system does not say."""
     with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo", encoding="ascii") as file:
         free = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))

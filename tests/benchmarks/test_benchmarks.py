@@ -40,7 +40,8 @@ def options(data, out, *more):
 def finished(data, tmp_path_factory):
     """The folder that a quick run has written into."""
     out = tmp_path_factory.mktemp("docs")
-    assert program.main(options(data, out, "--contenders", ",".join([*HERE, "ours-int8"]))) == 0
+    parts = ("--parts", ",".join(part for part in program.PARTS if part != "tiles"))
+    assert program.main(options(data, out, *parts, "--contenders", ",".join([*HERE, "ours-int8"]))) == 0
     return out
 
 
@@ -252,7 +253,8 @@ def test_the_benchmark_of_tiles_compares_every_way(tmp_path, capsys, monkeypatch
     found = json.loads((tmp_path / "a" / "tiles.json").read_text(encoding="utf-8"))
     assert found["skipped"] == []
     assert [cell["way"] for cell in found["cells"]] == 2 * [
-        "diffusers", "diffusers, its tiles", "vae-runtime", "vae-runtime, blended tiles",
+        "diffusers", "diffusers, its tiles", "diffusers, its tiles halved",
+        "vae-runtime", "vae-runtime, blended tiles", "vae-runtime, blended tiles halved",
     ]  # fmt: skip
     assert all(cell["seconds"] > 0 and 20 < cell["peak"] < 4000 for cell in found["cells"])
     # Too little memory is a reason to skip; another answer is a failure.
@@ -260,9 +262,11 @@ def test_the_benchmark_of_tiles_compares_every_way(tmp_path, capsys, monkeypatch
     assert tiles.main([*words, "--out", str(tmp_path / "b")]) == 1
     assert "expected the answer of diffusers, got one that differs by" in capsys.readouterr().err
     kept = json.loads((tmp_path / "b" / "tiles.json").read_text(encoding="utf-8"))
-    assert [cell["way"] for cell in kept["cells"]] == ["diffusers", "diffusers, its tiles"]
+    assert [cell["way"] for cell in kept["cells"]] == [
+        "diffusers", "diffusers, its tiles", "diffusers, its tiles halved",
+    ]  # fmt: skip
     assert tiles.main([*words, "--memory", "0.05", "--out", str(tmp_path / "c")]) == 0
-    assert capsys.readouterr().out.count("- Skipped: ") == 8
+    assert capsys.readouterr().out.count("- Skipped: ") == 12
 
 
 def test_the_table_of_tiles_shows_what_was_skipped():
@@ -272,6 +276,19 @@ def test_the_table_of_tiles_shows_what_was_skipped():
     assert "other programs used 20 % of the processors" in lines[0]
     assert lines[4] == f"| {SMALL} | vae-runtime | 1,234 | 1.25 | – | – | 2e-06 from diffusers |"
     assert lines[-1] == f"- Skipped: {SMALL}, vae-runtime, 1024²: no answer within 3 seconds"
+
+
+def test_a_large_picture_is_set_beside_diffusers():
+    ways = {"diffusers": (4.0, 800), "vae-runtime": (2.0, 600), "vae-runtime, blended tiles halved": (5.0, 300)}
+    cells = [
+        {"model": tiles.LARGE, "size": 512, "way": way, "round": number, "seconds": seconds * (number + 1),
+         "peak": peak, "busy": 0.25, "difference": None}
+        for number in range(3) for way, (seconds, peak) in ways.items()
+    ]  # fmt: skip
+    section = report.tiles_section({"tiles": cells})
+    assert "rounds: 3; other programs used 25 % of the processors" in section
+    assert "| vae-runtime | 4 s | 0.5 (0.5–0.5) | 600 MiB | 0.75 (0.75–0.75) |" in section
+    assert report.tiles_section({}) == "Not measured in this run."
 
 
 @pytest.mark.long

@@ -33,10 +33,11 @@ _MAX_FOLDED = 2**20
 _MAX_PLANNED = 2**13
 # Bytes of a graph from which on the memory that loading has freed is given back.
 _LARGE = 2**24
-# The operators of networks whose layers are vectors.
+# The operators of networks whose layers are vectors, of 8 bits too.
 _DENSE = frozenset(
-    b"Add Cast Clip Concat Constant Div Elu Exp Flatten Gelu Gemm Identity LeakyRelu MatMul Mul Neg PRelu Relu Reshape "
-    b"Selu Sigmoid Slice Softplus Split Sqrt Squeeze Sub Tanh Unsqueeze".split()
+    b"Add Cast Clip Concat Constant DequantizeLinear Div DynamicQuantizeLinear Elu Exp Flatten Gelu Gemm Identity "
+    b"LeakyRelu MatMul MatMulInteger Mul Neg PRelu QuantizeLinear Relu Reshape Selu Sigmoid Slice Softplus Split Sqrt "
+    b"Squeeze Sub Tanh Unsqueeze".split()
 )
 # The names of ONNX Runtime's levels of optimization, each with those before it.
 OPTIMIZATIONS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")

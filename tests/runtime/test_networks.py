@@ -459,3 +459,10 @@ def test_the_memory_of_a_vae_is_free_once_nobody_uses_it(circle, gone, python, d
     (tmp_path / "releases.py").write_text(RELEASES)
     done = python(tmp_path / "releases.py", digits, circle)
     assert done.stdout.strip() == str(gone), done.stderr
+
+
+@pytest.mark.parametrize("variant", ["fp32", "fp16", "int8"])
+def test_layers_between_vectors_are_dense_in_every_variant(digits, root, variant):
+    for folder, dense in ((digits, True), (root / "models" / "mnist", False)):
+        networks = vae_runtime.load(folder, variant=variant)._networks
+        assert [networks.session(each).is_dense for each in ("encoder", "decoder")] == [dense] * 2

@@ -311,6 +311,6 @@ def test_classes_that_a_training_step_draws_make_no_deterministic_autoencoder():
             return (self.decode(functional.gumbel_softmax(self.encode(batch).log())) - batch).square().mean()
 
     model = Stepping(None)
-    with pytest.raises(ExportError, match=r"training_step draws, which forward does not show; if these are latents"):
+    with pytest.raises(ExportError, match=r"nothing to compare, and training_step draws; if these are latents"):
         understood(model)
     assert latent_of(model, posterior="none").posterior.kind == "none"

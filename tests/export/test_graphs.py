@@ -627,7 +627,7 @@ def test_torchscript_is_made_by_torch_export_where_the_tracer_fails(make, tmp_pa
     with unchanged(module):
         graphs, refused = make_graphs(encoding(module), None, tmp_path, require=require_same_rows(module))
     assert refused == []
-    traced = "torch.jit.trace" if make is Encode else "torch.jit.script(torch.export.export)"
+    traced = "torch.jit.trace" if make in (Encode, Checkpointed) else "torch.jit.script(torch.export.export)"
     assert [graph.exporter for graph in graphs] == ["torch.onnx.export(dynamo=True)", traced]
     assert b".py" not in without_weights(graphs[0].content)
 

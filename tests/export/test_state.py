@@ -360,6 +360,23 @@ def test_a_model_with_a_sparse_buffer_is_put_back():
     assert found == validate
 
 
+class Checkpointing(Small):
+    """Its last step is a checkpoint of the older kind, which PyTorch's exporters fail on."""
+
+    def decode(self, z):
+        return torch.utils.checkpoint.checkpoint(super().decode, z, use_reentrant=True)
+
+
+def test_a_checkpoint_calls_its_function_meanwhile(tmp_path):
+    own = torch.utils.checkpoint.CheckpointFunction.apply
+    vae_export.export(Checkpointing(), tmp_path / "bundle", example=X, posterior="logvar")
+    assert own == torch.utils.checkpoint.CheckpointFunction.apply
+    z = torch.randn(3, *vae_runtime.load(tmp_path / "bundle").latents[0].shape)
+    with torch.no_grad():
+        expected = Small().eval().decode(z).numpy()
+    np.testing.assert_allclose(vae_runtime.load(tmp_path / "bundle").decode(z.numpy()), expected, atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_the_mode_of_a_scripted_module_is_put_back():
     model = Small()

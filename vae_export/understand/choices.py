@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ExportError
 from .draws import Draws
-from .functions import Functions, tensors_in
+from .functions import Functions
 from .halves import Halves, checked
 
 # Functions that choose an index along an axis; those of the second kind return the values too.
@@ -72,7 +72,7 @@ class _Forward(Halves):
         """The tensors that `forward` returns with these codes in the place of its choices."""
         with _AtChoices(latents):
             output = self.model(x, **conditions)
-        return [leaf for leaf in tensors_in(output) if leaf.dim()]
+        return self.tensors(output)
 
     def cut(self) -> list[int]:
         """Check that forward can be cut, find the reconstruction, and return the codebooks' sizes."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ExportError
 from .draws import Draws, fixed_noise
-from .functions import Functions, sampling, tensors_in
+from .functions import Functions, sampling
 from .halves import Halves, checked
 from .posterior import SAME, distance
 from .state import used_tensors
@@ -192,7 +192,7 @@ class _Forward(Halves):
         """The tensors that `forward` returns with these latents in the place of the sums."""
         with sampling(self.model, self.training), _AtSums(latents=latents, drawn=self.drawn):
             output = self.model(x, **conditions)
-        return [leaf for leaf in tensors_in(output) if leaf.dim()]
+        return self.tensors(output)
 
     def cut(self) -> None:
         """Check that forward can be cut, and find the reconstruction."""

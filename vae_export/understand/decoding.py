@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..errors import ExportError
 from .draws import Draws
 from .functions import Functions
 from .posterior import ForwardDiffers, first_sample, sample_axes
+from .reading import base_of
 
 # Methods that decode codes, where decode takes the vectors that they stand for.
 _CODE_DECODERS = (
@@ -94,6 +95,8 @@ def decoding_observations(functions: Functions, latents: Sequence[Tensor], shape
     except Exception:
         # Decode is understood later, and its failure explained.
         return functions
+    if isinstance(output, Mapping):
+        return _named_observation(functions, output, shape)
     if not isinstance(output, (tuple, list)) or hasattr(output, "_asdict") or isinstance(output[0], Distribution):
         return functions
     tensors = [number for number, item in enumerate(output) if isinstance(item, Tensor) and item.dim()]
@@ -113,6 +116,23 @@ def decoding_observations(functions: Functions, latents: Sequence[Tensor], shape
         decode=decode,
         recognised=(*functions.recognised, line),
     )
+
+
+def _named_observation(functions: Functions, output: Mapping[Any, Any], shape: Sequence[int] | None) -> Functions:
+    """The functions with a decode whose mapping has the observation as x, where its shape alone shows which that is."""
+    taken = base_of(output)
+    alike = [name for name, value in output.items() if isinstance(value, Tensor) and value.shape == shape]
+    if isinstance(taken, Distribution) or len(alike) != 1 or (isinstance(taken, Tensor) and taken.shape == shape):
+        return functions
+    own, key = functions.decode, alike[0]
+
+    def decode(*given: Any, **others: Any) -> Any:
+        answer = own(*given, **others)
+        return {"x": answer[key], **{name: value for name, value in answer.items() if name not in (key, "x")}}
+
+    functools.update_wrapper(decode, own, updated=())
+    line = f"decode: {key!r} of its answer is the observation, {list(output[key].shape[1:])}"
+    return replace(functions, decode=decode, recognised=(*functions.recognised, line))
 
 
 def decoding_samples(functions: Functions, latents: Sequence[Tensor]) -> Functions:

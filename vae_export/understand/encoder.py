@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,7 @@ from .declaration import SECOND, Declaration, Mixture
 from .decoding import decoding_codes, decoding_observations, decoding_samples, number_of_codes
 from .draws import Draws
 from .edges import as_float32, at_edge, written_for
-from .functions import Functions, require_parameters, shape_advice
+from .functions import Functions, parameter_names, require_parameters, shape_advice
 from .observation import axis_names
 from .posterior import ForwardDiffers, refuse_hidden_posterior, second_tensors
 from .reading import EncoderReading, Part, second_to
@@ -55,6 +56,13 @@ def understand_encoder(functions: Functions, declaration: Declaration) -> Unders
         keep = _kept(output, loud, functions.example.shape)
     reading = EncoderReading(declaration, keep=keep)
     parts = reading.read(output)
+    reading = replace(reading, order=_order_of_decode(parts, functions))
+    parts = reading.read(output)
+    if _is_ambiguous(output, parts) and not callable(declaration.encode) and not functions.forward_runs():
+        raise ExportError(
+            f"encode: returns {2 * len(parts)} tensors of one shape, and no forward shows which of them belong "
+            "together; pass encode=, a function that returns pairs, ((mu1, logvar1), (mu2, logvar2))"
+        )
     if len(parts) == 1 and parts[0].kind == "codes" and len(parts[0].value) > len(functions.example):
         reading = replace(reading, rows=len(parts[0].value) // len(functions.example))
         parts = reading.read(output)
@@ -117,6 +125,28 @@ def _kept(quiet: Sequence[Tensor], loud: Sequence[Tensor], shape: Sequence[int])
         whole = [j for j in keep if quiet[j].shape == shape]
         keep = [j for j in keep if j not in whole] if len(whole) == 1 else keep
     return tuple(keep) if 2 <= len(keep) < len(quiet) else None
+
+
+def _order_of_decode(parts: Sequence[Part], functions: Functions) -> tuple[int, ...]:
+    """The numbers of named latents in the order of decode's parameters of the same names; empty if these are others."""
+    taken = parameter_names(functions.decode)[: len(parts)]
+    numbers = {_bare(part.name): number for number, part in enumerate(parts) if part.name}
+    if len(numbers) != len(parts) or {_bare(name) for name in taken} != numbers.keys():
+        return ()
+    return tuple(numbers[_bare(name)] for name in taken)
+
+
+def _bare(name: str) -> str:
+    """A latent's name without what says that it is one."""
+    return re.sub(r"^(qz?|z|latents?)_(?=.)", "", name.lower())
+
+
+def _is_ambiguous(output: Any, parts: Sequence[Part]) -> bool:
+    """Whether parts are pairs of a flat tuple whose tensors all have one shape."""
+    tensors = [tensor for part in parts for tensor in (part.value, part.second) if tensor is not None]
+    flat = isinstance(output, (tuple, list)) and all(isinstance(item, Tensor) for item in output)
+    pairs = len(parts) > 1 and all(part.kind == "normal" for part in parts)
+    return flat and pairs and len({tensor.shape for tensor in tensors}) == 1
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

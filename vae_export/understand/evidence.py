@@ -6,7 +6,6 @@ for or against is marked as assumed.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from collections.abc import Collection, Sequence
@@ -22,8 +21,7 @@ from vae_runtime.manifest import Latent, LatentPrior
 
 from ..errors import ExportError
 from .adapted import Adapted, run_module
-from .draws import Draws
-from .functions import Functions, conditions_taken
+from .functions import Functions
 from .posterior import SAME, distance
 from .prior import mixture_prior
 from .reading import AS_CODES
@@ -42,7 +40,6 @@ from .stated import (
     Setting,
     has_direction,
     numbers_in,
-    returned_priors,
     scaling,
     stated_priors,
     states_numbers,
@@ -136,7 +133,7 @@ def find_prior(functions: Functions, adapted: Adapted, *, settled: bool = True, 
     left = [name for owner in owners for name in stated_priors(owner)]
     if left:
         return _none(f"the model states {_names(left)}, which may be another prior's than the standard normal")
-    left = _returned_priors(functions)
+    left = sorted(functions.returned_priors)
     if left:
         return _none(f"forward returns {_names(left)}, which may be another prior's than the standard normal")
     held = _supplied_within(functions.model)
@@ -186,16 +183,6 @@ def _is_read(model: nn.Module, adapted: Adapted, setting: Setting) -> bool:
         else:
             object.__setattr__(setting.holder, setting.name, kept)
     return any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
-def _returned_priors(functions: Functions) -> list[str]:
-    """The names of the fields of the answer of `forward` that are those of a prior."""
-    if type(functions.model).forward is nn.Module.forward:
-        return []
-    taken = conditions_taken(functions.model, functions.conditions)
-    with contextlib.suppress(Exception), torch.no_grad(), Draws.constant(0.0):
-        return returned_priors(functions.model(functions.example.clone(), **taken))
-    return []
 
 
 def _supplied_within(model: nn.Module) -> str | None:

@@ -19,6 +19,7 @@ from .draws import Draws, fixed_noise, in_training
 from .edges import at_edge, fitting
 from .reading import fields_of
 from .state import replaced
+from .stated import returned_priors
 
 _T = TypeVar("_T")
 
@@ -68,6 +69,8 @@ class Functions:
     """The dtypes in which decode takes the latents; empty until an encoder's answer shows them."""
     _kept: dict[tuple[int, ...], tuple[tuple[object, ...], Any]] = field(default_factory=dict, repr=False)
     """Answers that no noise changes, with what they depend on, by its identities: a large model takes seconds."""
+    returned_priors: set[str] = field(default_factory=set, repr=False)
+    """The names of the fields of a prior in what `forward` returned."""
 
     def encoded(self, draws: Draws) -> Any:
         """Encode the example with these draws."""
@@ -190,6 +193,7 @@ class Functions:
         decoded: list[Tensor] = []
         with sampling(self.model, mode), self.watching(decoded.append), draws:
             output = self.model(self.example.clone(), **taken)
+        self.returned_priors.update(returned_priors(output))
         other = [name for name in draws.other if not in_training(name)]
         return Forward(tensors_in(output), bool(draws.normal), other, len(other) < len(draws.other), decoded)
 
@@ -456,6 +460,11 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
         return list(inspect.signature(target).parameters.values())
     except (TypeError, ValueError):
         return []
+
+
+def parameter_names(function: Callable[..., Any]) -> list[str]:
+    """Return the names of a function's parameters, in order."""
+    return [parameter.name for parameter in _parameters(function)]
 
 
 def conditions_taken(function: Callable[..., Any], conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:

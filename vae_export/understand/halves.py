@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,14 @@ from torch import Tensor, nn
 from vae_runtime.errors import error_line
 
 from ..errors import ExportError
-from .functions import Functions, another, conditions_taken
+from .functions import Functions, another, conditions_taken, tensors_in
 from .posterior import SAME, distance
+from .reading import fields_of
 
 Result = TypeVar("Result")
+
+# Names of a reconstruction in what `forward` returns.
+_NAMED = re.compile(r"^(?!.*(loss|err|nll)).*(recon|x_?hat|x_?rec|rec_?x|decoded)", re.IGNORECASE)
 
 
 class Halves:
@@ -32,6 +37,8 @@ class Halves:
         self.given = given
         self.taken = conditions_taken(model, given)
         self.item = 0
+        self.lines: tuple[str, ...] = ()
+        self._names: list[str] = []
         # What the first half, whose result is replaced, is run on.
         self.row = example[:1].clone()
 
@@ -60,19 +67,35 @@ class Halves:
             ExportError: no tensor depends on the latents, or the reconstruction also depends on the observation.
         """
         own = self.answer(latents, self.example.clone(), self.taken)
+        named = [number for number, name in enumerate(self._names) if _NAMED.search(name)]
         moved = self.answer(others, self.example.clone(), self.taken)
         kinds = [j for j, tensor in enumerate(own) if tensor.is_floating_point() or tensor.dtype == self.example.dtype]
         rows = [j for j in kinds if len(own[j]) == len(self.example)]
         changed = [j for j in rows if not torch.equal(own[j], moved[j])]
-        # The first that looks like the observation, or else the first of any shape.
-        item = next((j for j in changed if own[j].shape == self.example.shape), changed[0] if changed else None)
+        # One that is named so, the first that looks like the observation, or else the first of any shape.
+        alike = [j for j in changed if own[j].shape == self.example.shape]
+        # A model may return the latents, too, which may have the observation's shape.
+        alike = [j for j in alike if not any(_same(own[j], latent) for latent in latents)] or alike
+        item = next((j for j in (*[j for j in named if j in alike], *alike, *changed)), None)
         if item is None:
             raise ExportError(f"nothing that it returns depends on the {name}")
+        if len(alike) > 1 and item not in named:
+            self.lines = (
+                f"decode: item {item + 1} of what forward returns, the first of {len(alike)} that have the "
+                "observation's shape (decode=)",
+            )
         # The first half sees another observation, so that nothing but the latents can lead to the same answer.
         elsewhere = self.answer(latents, another(self.example), self.taken)[item]
         if elsewhere.shape != own[item].shape or distance(elsewhere, own[item]) > SAME:
             raise ExportError(f"its reconstruction depends on the observation, too, and not on the {name} alone")
         self.item = item
+
+    def tensors(self, output: Any) -> list[Tensor]:
+        """Return the tensors in an answer of `forward` that have rows, and remember their names."""
+        fields = fields_of(output) or {}
+        leaves = [leaf for leaf in tensors_in(output) if leaf.dim()]
+        self._names = [next((str(name) for name, value in fields.items() if value is leaf), "") for leaf in leaves]
+        return leaves
 
     def functions(self, place: str) -> Functions:
         """Return the halves as encode and decode; `place` says where `forward` was cut."""
@@ -84,8 +107,12 @@ class Halves:
             decode=self.decode,
             encode_conditions=self.taken,
             decode_conditions=self.taken,
-            recognised=(f"encode and decode: the two halves of forward, cut {place}",),
+            recognised=(f"encode and decode: the two halves of forward, cut {place}", *self.lines),
         )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
 
 
 def checked(cut: Callable[[], Result]) -> Result:

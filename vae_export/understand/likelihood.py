@@ -159,7 +159,7 @@ def _further_outputs(decoded: Decoded, mean: Tensor) -> dict[str, Tensor]:
     if clash:
         raise ExportError(
             f"decode: returns {clash[0]!r} with the mean, a name that is taken; pass decode=, a function that returns "
-            "the mean or a torch.distributions.Bernoulli(logits=…)"
+            "the mean, a torch.distributions.Normal(mean, scale) or a Bernoulli(logits=…)"
         )
     return further
 

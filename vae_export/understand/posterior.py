@@ -95,7 +95,7 @@ def refuse_hidden_posterior(functions: Functions) -> None:
 
 def _found(functions: Functions, parts: Sequence[Part], unknown: Sequence[int]) -> tuple[str, str]:
     """The meaning of the unknown second tensors that `forward` shows, and the line that says how."""
-    settle = f"pass posterior=, one of {', '.join(SECOND)}"
+    settle = f"pass posterior=, one of {', '.join(SECOND)}, if encode returns the mean first"
     errors = _errors(functions, parts, unknown, settle)
     best, next_best, *_ = ranked = sorted(errors, key=lambda meaning: errors[meaning])
     if errors[best] > SAME:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from ..errors import ExportError
 from .decoding import sizes_named
 from .draws import Draws
-from .functions import Functions, tensors_in
+from .functions import Functions
 from .halves import Halves, checked
 from .posterior import SAME, distance
 
@@ -117,7 +117,7 @@ class _Halves(Halves):
                 object.__setattr__(quantizer.module, "forward", lambda *given, answer=answer, **named: answer)
                 stack.callback(object.__delattr__, quantizer.module, "forward")
             output = self.model(x, **conditions)
-        return [leaf for leaf in tensors_in(output) if leaf.dim()]
+        return self.tensors(output)
 
 
 # Finding quantizers.

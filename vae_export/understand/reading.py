@@ -59,6 +59,8 @@ class EncoderReading:
     rows: int | None = None
     """The number of codes for each observation, where an encoder returns the codes of all in one row."""
     meanings: tuple[str | None, ...] = ()
+    order: tuple[int, ...] = ()
+    """The latents by number, in the order in which decode takes them, where their names show it."""
 
     def read(self, output: Any) -> list[Part]:
         """The latents of one answer."""
@@ -70,7 +72,7 @@ class EncoderReading:
             parts = [Part("normal", mean, second)]
         if self.rows is not None:
             parts = [dataclasses.replace(parts[0], value=parts[0].value.reshape(-1, self.rows))]
-        return parts
+        return [parts[number] for number in self.order] if self.order else parts
 
 
 def fields_of(output: Any) -> dict[str, Any] | None:

@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from vae_export.errors import ExportError
 from vae_export.understand.adapt import adapt, declared
+from vae_export.understand.choices import cut_at_choices
+from vae_export.understand.cut import cut_forward
 from vae_export.understand.declaration import Declaration
 from vae_export.understand.state import unchanged
 
@@ -171,6 +173,25 @@ def test_a_method_that_decodes_noise_but_takes_no_number_is_left_alone():
     assert latent_of(Logging()).prior.assumed
 
 
+def test_an_index_that_may_be_that_of_a_condition_shows_no_mixture():
+    class Labelling(Plain):
+        def decode(self, z, y):
+            return super().decode(z) + y[:, None]
+
+        def forward(self, x, y):
+            mu, logvar = self.encode(x)
+            return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar), y)
+
+        def sample(self, n):
+            return self.decode(torch.randn(n, 4), torch.randint(3, (n,)))
+
+    model = Labelling().eval()
+    with unchanged(model):
+        adapted = adapt(model, X, Declaration(), conditions={"y": torch.tensor([0, 1, 2, 0, 1, 2])})
+    prior = adapted.signature.latent.prior
+    assert (prior.kind, "index, which may be that of a condition" in str(prior.reason)) == ("none", True)
+
+
 # Configurations.
 
 SUPPLIED = {
@@ -314,3 +335,62 @@ def test_classes_that_a_training_step_draws_make_no_deterministic_autoencoder():
     with pytest.raises(ExportError, match=r"nothing to compare, and training_step draws; if these are latents"):
         understood(model)
     assert latent_of(model, posterior="none").posterior.kind == "none"
+
+
+# Where forward cannot be cut, the reason is the one that holds.
+
+
+class Bounded(Plain):
+    """Its noise is cut off."""
+
+    def forward(self, x):
+        mu, logvar = self.encode(x)
+        return self.decode(mu + torch.randn_like(mu).clamp(-1, 1) * torch.exp(0.5 * logvar)), mu, logvar
+
+
+class Stacked(Plain):
+    """It averages five latents that lie before the rows."""
+
+    def forward(self, x):
+        mu, logvar = (tensor[None].repeat(5, 1, 1) for tensor in self.encode(x))
+        return self.decode((mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)).mean(0))
+
+
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [
+        (Bounded, "its latent is no mean plus noise times a standard deviation, each number for itself"),
+        (Stacked, r"it draws noise of the shape \[5, 6, 4\], not a row for each observation"),
+    ],
+)
+def test_the_reason_why_forward_cannot_be_cut(cls, words):
+    with pytest.raises(ExportError, match=words):
+        understood(cls())
+
+
+@pytest.mark.parametrize("draw", [torch.randn_like, torch.rand_like])
+def test_a_choice_of_codes_beside_noise_is_no_cut(draw):
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.up, self.book = nn.Linear(12, 4), nn.Linear(4, 12), nn.Embedding(9, 4)
+
+        def forward(self, x):
+            vectors = self.book(torch.cdist(self.down(x), self.book.weight).argmin(1))
+            return self.up(vectors + 0.1 * draw(vectors))
+
+    model = Noisy().eval()
+    with unchanged(model), pytest.raises(ExportError, match="it draws noise"):
+        cut_at_choices(model, X, {})
+
+
+def test_a_forward_that_draws_otherwise_too_is_no_cut():
+    class Masking(Plain):
+        def forward(self, x):
+            mu, logvar = self.encode(x)
+            z = mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)
+            return self.decode(z * (torch.rand_like(z) < 2.0))
+
+    model = Masking().eval()
+    with unchanged(model), pytest.raises(ExportError, match="it draws with rand_like, too"):
+        cut_forward(model, X, {})

@@ -441,6 +441,19 @@ def test_a_trained_object_of_scvi_gives_its_data(module, registry, expected):
     assert object_data(other, None) is None
 
 
+@pytest.mark.parametrize("use_sigmoid", [True, False])
+def test_monai_ends_its_decoder_in_a_sigmoid_where_its_forward_does(use_sigmoid):
+    members = {
+        "encode_forward": lambda self, x: (x, -x),
+        "decode_forward": lambda self, z, use_sigmoid=True: torch.sigmoid(z) if use_sigmoid else z,
+    }
+    model = stand_in("monai.networks.nets", "VarAutoEncoder", members=members, use_sigmoid=use_sigmoid)
+    _, known = family_of(model)
+    z = torch.randn(2, 3)
+    torch.testing.assert_close(known.decode(z), torch.sigmoid(z) if use_sigmoid else z)
+    assert (known.posterior, known.prior) == ("logvar", "normal")
+
+
 class Detector(nn.Module):
     """The module of a pyod detector: its forward takes the logvar within bounds."""
 

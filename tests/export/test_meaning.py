@@ -1142,6 +1142,18 @@ OTHER = {
     "dirichlet": lambda q: torch.distributions.Dirichlet(q.exp()).rsample(),
     "gamma": lambda q: torch.distributions.Gamma(q.exp(), torch.ones(())).rsample(),
     "exponential": lambda q: q + torch.empty_like(q).exponential_(),
+    "rand": lambda q: (torch.rand(q.shape) < torch.sigmoid(q)).float(),
+    "uniform_": lambda q: q + torch.empty_like(q).uniform_(),
+    "bernoulli_": lambda q: torch.empty_like(q).bernoulli_(torch.sigmoid(q)),
+    "poisson": lambda q: torch.poisson(q.exp()),
+    "binomial": lambda q: torch.binomial(torch.full_like(q, 3.0), torch.sigmoid(q)),
+    "geometric_": lambda q: q + torch.empty_like(q).geometric_(0.5),
+    "cauchy_": lambda q: q + torch.empty_like(q).cauchy_(),
+    "log_normal_": lambda q: q + torch.empty_like(q).log_normal_(),
+    "randint": lambda q: q + torch.randint(3, q.shape),
+    "randint_like": lambda q: q + torch.randint_like(q, 3),
+    "random_": lambda q: q + torch.empty_like(q).random_(3),
+    "randperm": lambda q: q + torch.randperm(5),
 }
 
 

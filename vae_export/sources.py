@@ -313,6 +313,9 @@ def _tensor(what: str, value: ArrayLike | Tensor) -> Tensor:
         raise InputError(f"{what}: expected a tensor or an array of numbers: {error}") from error
     if tensor.is_complex():
         raise InputError(f"{what}: expected real numbers, got {tensor.dtype}")
+    if tensor.layout != torch.strided:
+        layout = str(tensor.layout).removeprefix("torch.")
+        raise InputError(f"{what}: expected a dense tensor, got the layout {layout}; pass {what}.to_dense()")
     # PyTorch computes almost nothing with unsigned integers of more than one byte.
     if tensor.is_floating_point() or tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
         tensor = at_edge(tensor)

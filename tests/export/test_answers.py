@@ -3,15 +3,17 @@
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Normal
+from torch.distributions import Categorical, Cauchy, Normal, SigmoidTransform, TransformedDistribution
 from torch.nn import functional
 
 from vae_export.errors import ExportError
+from vae_export.sources import Examples, model_source
 from vae_export.understand import halves
 from vae_export.understand.adapt import adapt
 from vae_export.understand.adapted import run_module
 from vae_export.understand.declaration import Declaration
 from vae_export.understand.state import unchanged
+from vae_runtime.errors import InputError
 
 X = torch.rand(6, 12, generator=torch.Generator().manual_seed(0))
 
@@ -155,3 +157,47 @@ def test_the_observation_of_a_mapping_is_known_by_its_shape():
     (z,), answer = decoded(adapted)
     torch.testing.assert_close(answer, model.picture(z))
     assert [output.name for output in adapted.signature.likelihood.outputs] == ["attributes"]
+
+
+class Distributed(Modalities):
+    def decode(self, z):
+        return self.of(self.picture(z))
+
+
+@pytest.mark.parametrize(
+    ("of", "name"),
+    [
+        (lambda h: Cauchy(h, 1.0), "Cauchy"),
+        (lambda h: Categorical(logits=h.view(-1, 4, 3)), "Categorical"),
+        (lambda h: TransformedDistribution(Normal(h, 0.5), [SigmoidTransform()]), "TransformedDistribution"),
+    ],
+)
+def test_a_distribution_without_a_mean_is_refused_for_that(of, name):
+    model = Distributed()
+    model.of = of
+    with pytest.raises(ExportError, match=f"decode: returns a {name}, which has no mean .*; pass decode="):
+        understood(model)
+    model.of = lambda h: Normal(h, 0.5)
+    assert understood(model).signature.likelihood.kind == "gaussian"
+
+
+def test_a_sparse_example_is_refused_before_it_is_read():
+    with pytest.raises(InputError, match=r"^example: expected a dense tensor, got the layout sparse_coo; pass example"):
+        model_source(Modalities(), Declaration(), Examples(X.to_sparse()), None)
+    assert model_source(Modalities(), Declaration(), Examples(X), None).example.shape == (6, 12)
+
+
+class Classifying(Modalities):
+    """Its forward returns classes beside a reconstruction that decode does not give."""
+
+    def decode(self, z):
+        return self.picture(z)
+
+    def forward(self, x):
+        mean, logvar = self.encode(x)
+        z = torch.softmax(mean + torch.randn_like(mean) * torch.exp(0.5 * logvar), 1)
+        return self.decode(z), Categorical(logits=self.attributes(z))
+
+
+def test_a_distribution_without_a_mean_hides_no_difference():
+    assert any("halves of forward" in line for line in understood(Classifying()).recognised)

@@ -17,7 +17,7 @@ from ..errors import ExportError
 from .declaration import RESERVED, Declaration
 from .draws import Draws, fixed_noise, in_training
 from .edges import at_edge, fitting
-from .reading import fields_of
+from .reading import fields_of, means_of
 from .state import replaced
 from .stated import returned_priors
 
@@ -494,7 +494,7 @@ def tensors_in(output: Any) -> list[Tensor]:
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, Distribution):
-        return [output.mean]
+        return means_of(output)
     if isinstance(output, (tuple, list)):
         return [tensor for item in output for tensor in tensors_in(item)]
     return [tensor for item in (fields_of(output) or {}).values() for tensor in tensors_in(item)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Categorical, Cauchy, Distribution, Independent, Normal
 from torch.nn import functional
 
 from ..errors import ExportError
@@ -237,10 +238,29 @@ def mean_of(output: Any) -> Tensor:
             "them, such as their real part"
         )
     if isinstance(base, Distribution):
-        return as_float32(base.mean)
+        return as_float32(_mean(base))
     if isinstance(base, Tensor):
         return as_float32(base)
     raise ExportError(
         f"decode: expected a tensor, a Bernoulli or a Normal, got {type(output).__name__}; pass decode=, a function "
         "that returns it"
     )
+
+
+def _mean(distribution: Distribution) -> Tensor:
+    """The mean of a decoder's distribution; some have none, or none that PyTorch computes."""
+    if not isinstance(distribution, (Categorical, Cauchy)):
+        with contextlib.suppress(NotImplementedError):
+            return distribution.mean
+    raise ExportError(
+        f"decode: returns a {type(distribution).__name__}, which has no mean to give for a sample; pass decode=, a "
+        "function that returns the tensor to give, such as its probs or loc"
+    )
+
+
+def means_of(distribution: Distribution) -> list[Tensor]:
+    """Return the mean of a distribution, or nothing where it has none: a classifier's in an answer, say."""
+    try:
+        return [mean_of(distribution)]
+    except ExportError:
+        return []

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.distributions import Laplace, Normal
 
+from vae_export.errors import ExportError
 from vae_export.understand.adapt import adapt
 from vae_export.understand.declaration import Declaration
 from vae_export.understand.state import unchanged
@@ -182,6 +183,31 @@ def test_a_scale_without_a_direction_is_asked_for(stated):
     latent = understood(Plain(**stated))
     assert latent.prior.reason.endswith("which way it takes them is unknown: pass latent_scale= and latent_shift=")
     assert latent.scale == 1.0
+
+
+class Pixels(Plain):
+    """Its decode takes a field of the answer of a part that is named as a draw is."""
+
+    forward = nn.Module.forward
+
+    def encode(self, x):
+        return super().encode(x)[0]
+
+    def decode(self, z):
+        return SimpleNamespace(sample=self.head(z)).sample / 2 + 0.5
+
+
+class Noisy(Pixels):
+    def loss(self, x):
+        z = self.encode(x)
+        return self.decode(z + torch.rand_like(z))
+
+
+def test_a_field_named_sample_is_no_draw():
+    latent = understood(Pixels())
+    assert (latent.posterior.kind, latent.prior.kind) == ("none", "none")
+    with pytest.raises(ExportError, match="and loss draws"):
+        understood(Noisy())
 
 
 def test_a_part_with_a_scale_is_evidence():

@@ -328,20 +328,22 @@ class Spread(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "give",
+    ("give", "cut"),
     [
-        lambda mu, logvar, x: (mu, mu, logvar),
-        lambda mu, logvar, x: (x, mu, logvar),
-        lambda mu, logvar, x: (mu, logvar, torch.exp(0.5 * logvar)),
-        lambda mu, logvar, x: (mu, logvar.exp(), logvar),
-        lambda mu, logvar, x: (x, mu, logvar, torch.exp(0.5 * logvar)),
+        (lambda mu, logvar, x: (mu, mu, logvar), False),
+        (lambda mu, logvar, x: (x, mu, logvar), False),
+        (lambda mu, logvar, x: (mu, logvar, torch.exp(0.5 * logvar)), False),
+        # Neither of the two says that the other is a second form of it, and forward shows what it draws.
+        (lambda mu, logvar, x: (mu, logvar.exp(), logvar), True),
+        (lambda mu, logvar, x: (x, mu, logvar, torch.exp(0.5 * logvar)), False),
     ],
 )
-def test_tensors_that_follow_from_others_are_no_latents(give):
+def test_tensors_that_follow_from_others_are_no_latents(give, cut):
     x = torch.rand(4, 10)
     adapted, outputs = understood(Spread(give), x=x)
     (latent,) = adapted.signature.latents
     assert latent.posterior.kind == "normal"
+    assert any("halves of forward" in line for line in adapted.recognised) == cut
     model = Spread(give)
     with torch.no_grad():
         torch.testing.assert_close(outputs["encoder"][0], model.mu(x))
@@ -473,3 +475,22 @@ def test_the_codecs_of_transformers_say_what_a_bundle_lacks():
     alone = type("ChameleonVQVAE", (nn.Module,), {"__module__": "transformers.models.chameleon"})
     with pytest.raises(ExportError, match="a bundle needs a decoder"):
         declared(alone())
+
+
+def test_a_smaller_number_that_a_part_gives_is_not_that_of_the_codes():
+    class Two(nn.Module):
+        n_e = 5
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.book, self.head = nn.Embedding(8, 3), nn.Linear(3, 10)
+
+        def encode(self, x):
+            return (x[:, :1] * 3.99).long()
+
+        def decode(self, codes):
+            return self.head(self.book(codes)[:, 0])
+
+    adapted, _ = understood(Two(), x=torch.rand(6, 10))
+    assert adapted.signature.latent.posterior.codebook == 8

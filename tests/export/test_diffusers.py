@@ -123,6 +123,18 @@ def test_statistics_that_are_not_one_for_each_channel_are_said_and_not_carried()
     assert "latents_mean and latents_std, which are not one number for each channel" in known.prior_reason
 
 
+@pytest.mark.parametrize(("regularizer", "posterior"), [("fsq", "none"), ("kl", "logvar")])
+def test_vidtok_gives_quantized_vectors_or_a_normal(regularizer, posterior):
+    q = types.SimpleNamespace(mean=torch.ones(2, 3), logvar=torch.zeros(2, 3))
+    answer = (torch.full((2, 3), 0.5), torch.zeros(2)) if regularizer == "fsq" else types.SimpleNamespace(latent_dist=q)
+    model = library_model("AutoencoderVidTok", encode=lambda self, x: answer)
+    model.regularizer = regularizer
+    _, known = family_of(model)
+    encoded = known.encode(torch.zeros(2, 3))
+    assert (known.posterior, known.prior) == (posterior, "none")
+    assert encoded is answer[0] if regularizer == "fsq" else encoded == (q.mean, q.logvar)
+
+
 # What is in the table, by the library.
 
 BLOCKS = {

@@ -10,6 +10,7 @@ from vae_export.sources import Examples, model_source
 from vae_export.understand.adapt import adapt
 from vae_export.understand.declaration import Declaration
 from vae_export.understand.probe import probe
+from vae_export.understand.soundness import require_sound
 from vae_export.understand.state import unchanged
 from vae_export.understood import understand_source
 
@@ -285,3 +286,9 @@ def test_rows_that_differ_by_rounding_alone_do_not_influence_each_other():
     assert probed(model).signature.latent.posterior.kind == "normal"
     with pytest.raises(ExportError, match="rows of a batch influence each other"):
         probed(RoundingTogether())
+
+
+def test_rows_that_influence_each_other_are_seen_before_any_doubt():
+    with pytest.raises(ExportError, match="encode: row 0 differs when it is run alone"):
+        require_sound(Coupled().eval(), X, {}, Declaration())
+    require_sound(Plain().eval(), X, {}, Declaration())

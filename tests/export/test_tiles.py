@@ -59,6 +59,13 @@ class Attention(nn.Module):
         return nn.functional.scaled_dot_product_attention(rows, rows, rows).transpose(1, 2).view_as(x)
 
 
+class Position(nn.Module):
+    """Adds to each value its place: no value reaches another, and crops differ all the same."""
+
+    def forward(self, x):
+        return x + 0.01 * torch.arange(x.shape[2])[:, None] + 0.01 * torch.arange(x.shape[3])
+
+
 class Wide(Local):
     def __init__(self):
         super().__init__()
@@ -92,6 +99,7 @@ def test_the_receptive_field_is_measured():
         (lambda: Local(lambda: nn.GroupNorm(2, 4)), "every answer depends on the whole, by a layer GroupNorm"),
         (lambda: Local(lambda: nn.InstanceNorm2d(4)), "by a layer InstanceNorm2d"),
         (lambda: Local(Attention), "by a layer Attention"),
+        (lambda: Local(Position), "height: tiles with the halo differ from the undivided answer"),
         (Wide, "a tile with its halo of 31 is larger than any proven size, 96; an example of"),
     ],
 )

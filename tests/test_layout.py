@@ -320,6 +320,7 @@ OPENERS = {
     "vae_runtime.input_files": "files that the caller names",
     "vae_runtime.noise": "the noise table of the package",
     "vae_runtime.session": "a graph's file that ONNX Runtime has optimized, and one that it maps",
+    "vae_runtime.prepared": "a graph that this machine has just prepared",
     "vae_runtime.bench": "the processor's name",
     "vae_runtime.fleet": "the records of an installation",
     "vae_runtime.packing": "members of an .npz file that is written",

@@ -250,15 +250,16 @@ def _widen_arena(runtime: Any) -> bool:
     """Give the next session an arena in one range of addresses; return whether that can be.
 
     By itself an arena grows in parts, and values that are no longer needed leave gaps in each, together almost as much
-    as the values. Linux gives memory to addresses when they are used. Where a limit on addresses is set, nothing is
-    reserved.
+    as the values. Linux gives memory to addresses when they are used. Where they are limited to less than 8 GiB,
+    nothing is reserved.
     """
     # Older ones keep the first arena that is registered, for the whole process.
     if sys.platform != "linux" or [int(part) for part in runtime.__version__.split(".")[:2]] < [1, 23]:
         return False
     import resource  # not needed on the start-up path
 
-    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < 4 * _RANGE:
         return False
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     settings = {"initial_chunk_size_bytes": min(_RANGE, pages // 2), "max_dead_bytes_per_chunk": 2**20}

@@ -15,6 +15,7 @@ from .computation import Computation, batches, contiguous
 from .errors import InputError
 from .inputs import Feed, Feeds
 from .likelihood import Parameters, kind_named
+from .prepared import Prepared, prepare
 from .session import RowSession, Session
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Networks:
         """How long a graph may compute a batch; None sets no limit."""
         self.settings = device.name, device.options, device.max_memory, threads, variants, max_seconds
         """What these were made with beside the bundle."""
+        self.prepared: Mapping[str, Prepared] = {}
+        """Graphs that are prepared already, by component."""
         self._sessions: dict[str, Session] = {}
         self._computations: dict[tuple[str, tuple[str, ...] | None], Computation] = {}
         self._lock = threading.Lock()
@@ -74,7 +77,14 @@ class Networks:
                 session = self._sessions.get(key)
                 if session is None:
                     variant = self.variants.get(component)
-                    session = open_session(self._bundle, component, variant, self._device, self._threads, chunks=chunks)
+                    if component in self.prepared and not chunks:
+                        session = open_prepared(
+                            self._bundle, component, variant, self._device, self._threads, self.prepared[component]
+                        )
+                    else:
+                        session = open_session(
+                            self._bundle, component, variant, self._device, self._threads, chunks=chunks
+                        )
                     session.max_seconds = self.max_seconds
                     self._sessions[key] = session
         return session
@@ -214,3 +224,29 @@ def open_session(
     expected = {"input": graph.inputs, "output": graph.outputs}
     opened = RowSession if component in bundle.manifest.batch_of_one else Session
     return opened(graph.content, graph.place, device, threads, data=graph.data, expected=expected)
+
+
+def open_prepared(
+    bundle: Bundle, component: str, variant: str | None, device: Device, threads: int, prepared: Prepared
+) -> Session:  # fmt: skip
+    """Load a graph that is prepared, and check its inputs and outputs against the manifest.
+
+    Raises:
+        BundleError: its files were altered, or the graph is not the one that the manifest describes.
+        DeviceError: the device is unavailable.
+    """
+    manifest = bundle.manifest
+    expected = {"input": manifest.inputs(component), "output": manifest.outputs(component)}
+    opened = RowSession if component in manifest.batch_of_one else Session
+    place = bundle.place(bundle.variant(component, variant).path)
+    return opened(prepared, place, device, threads, expected=expected)
+
+
+def prepare_graph(bundle: Bundle, component: str, variant: str | None, folder: str) -> Prepared | None:
+    """Prepare one graph of a bundle in a folder of this user's own, as `prepared.prepare` does.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
+    graph = bundle.graph(component, variant)
+    return prepare(graph.content, graph.data, graph.place, folder, component)

@@ -15,6 +15,7 @@ import numpy as np
 from .devices import CPU, CUDA, Device, import_onnxruntime, open_on, session_options
 from .errors import BundleError, DeviceError, VaeError, error_line
 from .graph_check import check_graph
+from .prepared import Prepared
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +54,7 @@ class Session:
 
     def __init__(
         self,
-        content: bytes | Path,
+        content: bytes | Path | Prepared,
         place: str,
         device: Device,
         threads: int = 1,
@@ -63,7 +64,8 @@ class Session:
         """Load a graph.
 
         Args:
-            content: the ONNX file's bytes; or its path, which takes less memory, if nobody else can write there.
+            content: the ONNX file's bytes; or its path, which takes less memory, if nobody else can write there; or the
+                graph as this machine has prepared it.
             place: what to call the graph in errors, usually its path.
             device: where it runs.
             threads: intra-op threads.
@@ -78,7 +80,10 @@ class Session:
         data = data or {}
         tensors = [tensor for tensors in (expected or {}).values() for tensor in tensors]
         elements = sum(math.prod(tensor.shape) for tensor in tensors)
-        if not isinstance(content, bytes):
+        if isinstance(content, Prepared):
+            content.require_intact()
+            operators, size = content.operators, 0
+        elif not isinstance(content, bytes):
             import mmap  # not needed on the start-up path
 
             with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
@@ -101,6 +106,9 @@ class Session:
         if dynamic or elements > _MAX_PLANNED:
             options.enable_mem_pattern = False
         source = content if isinstance(content, bytes) else str(content)
+        if isinstance(content, Prepared):
+            options.graph_optimization_level = import_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+            source = content.path
         self.raw = open_on(device, source, options, place, roomy=dynamic or size >= _LARGE)
         if size >= _LARGE:
             _give_back()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from .inputs import Conditions, Feeds, Latents, LatentShape
     from .posterior import Encoder, Encoding, Posterior, Posteriors
+    from .prepared import Prepared
     from .prior import Shapes
     from .score import Scores
     from .tiles import Tile
@@ -93,6 +94,19 @@ def load(
     bundle = open_bundle(path, digest, key)
     variants = bundle.choose(variant)
     networks = Networks(bundle, resolve_device(device, provider_options, max_memory), count, variants, seconds)
+    networks.session(_main_component(bundle.manifest))
+    return VAE(bundle, networks)
+
+
+def load_prepared(path: str, digest: str, variant: str, prepared: Mapping[str, Prepared]) -> VAE:
+    """Open a bundle on the CPU, with graphs that this machine has prepared.
+
+    Raises:
+        BundleError: as `load`, or the files of a prepared graph were altered.
+    """
+    bundle = open_bundle(path, digest)
+    networks = Networks(bundle, resolve_device("cpu"), 1, bundle.choose(variant))
+    networks.prepared = prepared
     networks.session(_main_component(bundle.manifest))
     return VAE(bundle, networks)
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from ..errors import VaeError
-from ..vae import VAE, load
+from ..networks import prepare_graph
+from ..prepared import Prepared
+from ..vae import VAE, load, load_prepared
 from .job import Job
 from .shard import ShardResult, make_shard
 from .store import Store
@@ -49,9 +52,17 @@ def make_shards(
         for number in numbers:
             yield make_shard(vae, store, job, number)
         return
+    with _prepared(vae, job) as prepared:
+        arguments = (str(vae.bundle.path), vae.digest, vae.device, store, job, prepared)
+        yield from _make_in_pool(arguments, store, numbers, workers)
+
+
+def _make_in_pool(
+    arguments: tuple[Any, ...], store: Store, numbers: Sequence[int], workers: int
+) -> Generator[ShardResult, None, None]:
+    """Make shards in processes, which begin with `_start` of these arguments."""
     import multiprocessing
 
-    arguments = (str(vae.bundle.path), vae.digest, vae.device, store, job)
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, arguments)
     waiting = iter(numbers)
     pending: set[Future[ShardResult]] = set()
@@ -77,10 +88,25 @@ def make_shards(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _prepared(vae: VAE, job: Job) -> Iterator[dict[str, Prepared]]:
+    """Prepare the large graphs of a job, so that workers map their weights from one file instead of each its own."""
+    components = {"reconstruct": ("encoder", "decoder"), "encode": ("encoder",)}.get(job.verb, ("decoder",))
+    with contextlib.ExitStack() as stack:
+        found: dict[str, Prepared | None] = {}
+        # Without a place for temporary files each worker loads its own.
+        with contextlib.suppress(OSError):
+            make = tempfile.TemporaryDirectory(prefix="vae-runtime-", ignore_cleanup_errors=True)
+            folder = stack.enter_context(make)
+            for name in components if vae.device == "cpu" else ():
+                found[name] = prepare_graph(vae.bundle, name, vae.variants[name], folder)
+        yield {name: each for name, each in found.items() if each is not None}
+
+
 # How many seconds a worker that was told to end may take to remove its temporary file.
 _PATIENCE = 5.0
 # The state of a worker process: its arguments, the loaded model, and whether a shard is under way.
-_arguments: tuple[str, str, str, Store, Job] | None = None
+_arguments: tuple[str, str, str, Store, Job, Mapping[str, Prepared]] | None = None
 _vae: VAE | None = None
 _at_work = False
 
@@ -117,7 +143,9 @@ def _main_hidden() -> Iterator[None]:
         vars(main).update(before)
 
 
-def _start(bundle: str, digest: str, device: str, store: Store, job: Job) -> None:
+def _start(
+    bundle: str, digest: str, device: str, store: Store, job: Job, prepared: Mapping[str, Prepared]
+) -> None:  # fmt: skip
     """Prepare a worker process."""
     import multiprocessing
     import signal
@@ -136,7 +164,7 @@ def _start(bundle: str, digest: str, device: str, store: Store, job: Job) -> Non
     # Workers of a killed parent would wait forever.
     threading.Thread(target=end_with_parent, daemon=True).start()
     # The model is loaded with the first shard: an error here would not reach the parent.
-    _arguments = bundle, digest, device, store, job
+    _arguments = bundle, digest, device, store, job, prepared
 
 
 def _end(*_: object) -> None:
@@ -157,9 +185,11 @@ def _end(*_: object) -> None:
 def _work(number: int) -> ShardResult:
     global _vae, _at_work
     assert _arguments is not None
-    bundle, digest, device, store, job = _arguments
+    bundle, digest, device, store, job, prepared = _arguments
     try:
         _at_work = True
+        if _vae is None and prepared:
+            _vae = load_prepared(bundle, digest, job.variant, prepared)
         _vae = _vae or load(bundle, device=device, variant=job.variant, digest=digest)
         return make_shard(_vae, store, job, number)
     except KeyboardInterrupt:

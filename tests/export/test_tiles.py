@@ -109,6 +109,23 @@ def test_what_cannot_be_divided_says_why(model, words):
     assert words in tiles.reason
 
 
+class TwoLatents(Local):
+    def encode(self, x):
+        mean, logvar = super().encode(x)
+        return (mean, logvar), (0.5 * mean, logvar - 1)
+
+    def decode(self, first, second):
+        return super().decode(first + second)
+
+    def forward(self, x):
+        return self.decode(*(m + torch.randn_like(m) * torch.exp(0.5 * v) for m, v in self.encode(x)))
+
+
+def test_several_latents_are_not_divided():
+    tiles = tiles_of(TwoLatents())
+    assert {each.reason for each in tiles.values()} == {"there are several latents"}
+
+
 def test_a_model_without_dynamic_axes_has_no_tiles():
     model = Local().eval()
     with unchanged(model):

@@ -25,7 +25,7 @@ from vae_runtime.generation.ahead import HELD, Ahead
 from vae_runtime.generation.conversion import to_uint8
 from vae_runtime.generation.folder import claim
 from vae_runtime.generation.job import Job
-from vae_runtime.generation.local import make_shards, usable_cores
+from vae_runtime.generation.local import _cores, make_shards, usable_cores
 from vae_runtime.generation.request import Draw, Output, Request, describe_job
 from vae_runtime.generation.rows import make_rows
 from vae_runtime.generation.run import generate
@@ -874,6 +874,17 @@ def test_cores_are_those_of_the_process():
         assert usable_cores() == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_workers_keep_to_cores_where_there_is_one_for_each(monkeypatch):
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system has no affinity")
+    cores = sorted(os.sched_getaffinity(0))
+    monkeypatch.setattr("vae_runtime.generation.local.usable_cores", lambda: len(cores))
+    assert _cores(len(cores)) == cores
+    assert _cores(len(cores) + 1) == [None] * (len(cores) + 1)
+    monkeypatch.setattr("vae_runtime.generation.local.usable_cores", lambda: len(cores) - 1)
+    assert _cores(len(cores)) == [None] * len(cores)
 
 
 def test_memory_does_not_grow_with_the_job(digits, python):

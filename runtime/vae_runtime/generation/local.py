@@ -63,7 +63,11 @@ def _make_in_pool(
     """Make shards in processes, which begin with `_start` of these arguments."""
     import multiprocessing
 
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, arguments)
+    context = multiprocessing.get_context("spawn")
+    cores = context.SimpleQueue()
+    for core in _cores(workers):
+        cores.put(core)
+    pool = ProcessPoolExecutor(workers, context, _start, (cores, *arguments))
     waiting = iter(numbers)
     pending: set[Future[ShardResult]] = set()
     try:
@@ -101,6 +105,19 @@ def _prepared(vae: VAE, job: Job) -> Iterator[dict[str, Prepared]]:
             for name in components if vae.device == "cpu" else ():
                 found[name] = prepare_graph(vae.bundle, name, vae.variants[name], folder)
         yield {name: each for name, each in found.items() if each is not None}
+
+
+def _cores(workers: int) -> list[int | None]:
+    """Return the core of each worker; None where it may take any.
+
+    A worker has two threads, of which the one that writes is mostly idle. Where there is a worker for every core, the
+    system would move them between the cores; where there are fewer, a worker's second thread takes another core.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) == workers == usable_cores():
+            return list(cores)
+    return [None] * workers
 
 
 # How many seconds a worker that was told to end may take to remove its temporary file.
@@ -144,7 +161,7 @@ def _main_hidden() -> Iterator[None]:
 
 
 def _start(
-    bundle: str, digest: str, device: str, store: Store, job: Job, prepared: Mapping[str, Prepared]
+    cores: Any, bundle: str, digest: str, device: str, store: Store, job: Job, prepared: Mapping[str, Prepared]
 ) -> None:  # fmt: skip
     """Prepare a worker process."""
     import multiprocessing
@@ -163,6 +180,11 @@ def _start(
 
     # Workers of a killed parent would wait forever.
     threading.Thread(target=end_with_parent, daemon=True).start()
+    core = cores.get()
+    if core is not None:
+        # Another program may have taken the core from this process in the meantime.
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, {core})
     # The model is loaded with the first shard: an error here would not reach the parent.
     _arguments = bundle, digest, device, store, job, prepared
 

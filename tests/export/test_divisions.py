@@ -63,6 +63,9 @@ BOUNDED = {
         "y = Div(pixels size)",
     ),
     "a size without a border": ("width = Gather(all two)", "size = Sub(width three)", "y = Div(pixels size)"),
+    "one size in a list, as the older one writes it": (
+        "part = Shape(x) start=2 end=3", "size = Concat(part) axis=0", "y = Div(pixels size)",
+    ),
     "what sizes are divided by": ("size = Gather(all two)", "y = Div(all size)"),
     "a shape of a tensor in between": (
         "flat = Flatten(x) axis=1", "sizes = Shape(flat)", "size = Gather(sizes one)", "y = Div(pixels size)",

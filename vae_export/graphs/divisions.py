@@ -132,7 +132,7 @@ class _Minimums:
         if len(others) < len(known) - 1:
             return None
         if node.op_type in ("Concat", "Min"):
-            return min(first, *others)
+            return min([first, *others])
         if node.op_type == "Add":
             return first + others[0]
         if node.op_type == "Mul" and first >= 0 and others[0] >= 0:

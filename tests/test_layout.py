@@ -343,7 +343,7 @@ OPENERS = {
     "vae_export.pushing": "a file that the Hub has, and a signature that was just made",
     "vae_export.signing": "a signature that was just made",
     "vae_export.training.data": "pictures of the user's",
-    "vae_export.training.loop": "the state of a run",
+    "vae_export.training.resume": "the state of a run",
 }
 READING = {"open", "read_bytes", "read_text", "memmap", "open_memmap", "fromfile", "genfromtxt", "loadtxt", "mmap"}
 READING |= {"ZipFile", "safe_open", "load_file", "ParquetFile"}

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from vae_export.errors import TrainingError
-from vae_export.training import checkpoint, objective
+from vae_export.training import checkpoint, objective, resume
 from vae_export.training.config import RECIPES, DataConfig, ModelConfig, TrainConfig
 from vae_export.training.loop import train
 from vae_export.training.plots import curve
@@ -138,7 +138,7 @@ def test_interrupted_after_any_write_it_ends_with_the_same_weights(model, digits
         if left == 0:
             raise KeyboardInterrupt
 
-    for place in (module, checkpoint):
+    for place in (module, checkpoint, resume):
         monkeypatch.setattr(place, "write_atomic", interrupted)
     # config, then state, weights and metrics of two epochs, curve, samples, config with the result
     for writes in range(1, 11):

@@ -11,43 +11,36 @@ epoch that is repeated after an interruption repeats bit for bit.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from vae_runtime import noise
-from vae_runtime.errors import InputError, error_line, require_bool
+from vae_runtime.errors import InputError, require_bool
 from vae_runtime.files import locked, write_atomic
 from vae_runtime.image import grid, png
-from vae_runtime.input_files import open_safetensors
 from vae_runtime.likelihood import KINDS
 
 from ..errors import TrainingError, require_path
-from . import checkpoint, data, objective
+from . import checkpoint, data, objective, resume
 from .checkpoint import RunInfo, TrainResult
 from .config import DataConfig, ModelConfig, TrainConfig
-from .model import VAE, reparameterize
+from .model import VAE
 from .plots import curve
+from .randomness import binarised, generator
+from .run_folder import clean, identity, require_own, require_same
+from .step import FIGURES, Objective
 
-_STATE = "state.safetensors"
-_RESULTS = ("config.json", "model.safetensors", "metrics.jsonl", "curve.png", "samples.png")
-# What Adam keeps of each weight, by its own names.
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-# Bytes of the header of a resume state: some 300 for each epoch.
-_MAX_HEADER = 2**24
 # Observations per step of a validation pass, and seconds between pictures of a run under way.
 _VALIDATION_BATCH = 250
 _PICTURE_SECONDS = 60.0
@@ -118,15 +111,15 @@ def train(
 def _train(folder: Path, info: RunInfo, dataset: data.Dataset, progress: bool) -> Outcome:
     found = checkpoint.read_info(folder) if (folder / "config.json").exists() else None
     if not found:
-        _require_own(folder)
+        require_own(folder)
     if not info.train.threads:
         # Their number decides bits: a run goes on with what it began with.
         threads = found.train.threads if found else torch.get_num_threads()
         info = replace(info, train=replace(info.train, threads=threads))
     if found:
-        _require_same(folder, _identity(found), _identity(info))
+        require_same(folder, identity(found), identity(info))
         if found.result:
-            _clean(folder)
+            clean(folder)
             return Outcome(folder, found, found.result.epochs, already_finished=True)
     with _reproducible(info.train.threads):
         return _Training(folder, info, dataset).run(progress)
@@ -160,51 +153,13 @@ def _require_memory(model: ModelConfig) -> None:
     with torch.device("meta"):
         weights = VAE(model).parameters()
     # Weights, gradients, the moments, and the best weights so far.
-    size = (3 + len(_MOMENTS)) * sum(weight.numel() * weight.element_size() for weight in weights)
+    size = (3 + len(resume.MOMENTS)) * sum(weight.numel() * weight.element_size() for weight in weights)
     if size > memory:
         sizes = "model.hidden" if model.architecture == "mlp" else "model.hidden or model.channels"
         raise InputError(
             f"{sizes}: expected weights, gradients and moments within this machine's {memory / 2**30:,.1f} GiB of "
             f"memory, got {size / 2**30:,.1f} GiB; lower them"
         )
-
-
-def _identity(info: RunInfo) -> dict[str, Any]:
-    """Return the fields that must be equal to resume a run. Data may have moved, so only their digest counts."""
-    split = info.data.to_json()
-    del split["source"]
-    return {
-        "model": info.model.to_json(),
-        "train": info.train.to_json(),
-        "data": {**split, "digest": info.provenance.digest},
-    }
-
-
-def _require_same(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
-    differences = [
-        f"{section}.{name} is {found[section].get(name)!r:.99}, asked for {value!r}"
-        for section, fields in asked.items()
-        for name, value in fields.items()
-        if found[section].get(name) != value
-    ]
-    if differences:
-        raise TrainingError(f"{folder}: holds another run: {'; '.join(differences)}; choose another folder")
-
-
-def _require_own(folder: Path) -> None:
-    """Raise InputError where a folder holds files that are not a run's."""
-    for name in sorted(path.name for path in folder.iterdir()):
-        # Names with a dot are the lock's and those of files in the making.
-        if not name.startswith(".") and name not in (_STATE, *_RESULTS):
-            raise InputError(f"{folder}: expected an empty folder or a run's, got one with {name}; choose another")
-
-
-def _clean(folder: Path) -> None:
-    """Remove the resume state of a finished run, and files that a kill left incomplete."""
-    (folder / _STATE).unlink(missing_ok=True)
-    for name in (_STATE, *_RESULTS):
-        for leftover in folder.glob(f".{name}.*.tmp"):
-            leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -221,48 +176,26 @@ def _reproducible(threads: int) -> Iterator[None]:
         torch.set_num_threads(threads_before)
 
 
-def _generator(seed: int, purpose: str) -> torch.Generator:
-    """Return the random generator of a seed for one purpose."""
-    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-
-
-def _binarise(x: Tensor, how: str, generator: torch.Generator) -> Tensor:
-    if how == "stochastic":
-        return (torch.rand(x.shape, generator=generator) < x).float()
-    return (x > 0.5).float() if how == "threshold" else x
-
-
-@dataclass
-class _State:
-    """The progress of a run after an epoch."""
-
-    epoch: int = 0
-    records: list[dict[str, Any]] = field(default_factory=list)
-    best_epoch: int = 0
-    best_bound: float = -math.inf
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-
-
 class _Training:
     def __init__(self, folder: Path, info: RunInfo, dataset: data.Dataset) -> None:
         self.folder, self.info, self.config = folder, info, info.train
         self.kind = "surrogate " if info.surrogate else ""
         self.train = torch.from_numpy(dataset.train)
-        self.validation = _binarise(
+        self.validation = binarised(
             torch.from_numpy(dataset.validation),
             self.config.binarise,
-            _generator(self.config.seed, "binarise validation"),
+            generator(self.config.seed, "binarise validation"),
         )
         self.vae = self._untrained()
+        self.objective = Objective(self.vae)
         self.optimizer = torch.optim.Adam(
             [weight for weight in self.vae.parameters() if weight.requires_grad], fused=True
         )
         self.steps = math.ceil(len(self.train) / self.config.batch_size)
-        self.state = _State()
+        self.state = resume.State()
 
     def _untrained(self) -> VAE:
-        seed = _generator(self.config.seed, "weights").initial_seed()
+        seed = generator(self.config.seed, "weights").initial_seed()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             vae = VAE(self.info.model)
@@ -291,7 +224,7 @@ class _Training:
         self._draw()
         info = replace(self.info, result=self._result())
         checkpoint.write_info(self.folder, info)
-        _clean(self.folder)
+        clean(self.folder)
         return Outcome(self.folder, info, resumed, already_finished=False)
 
     def _stopped_early(self) -> bool:
@@ -300,17 +233,17 @@ class _Training:
     def _epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
         """Train one epoch (from 1) and validate; return its line of `metrics.jsonl`."""
         config = self.config
-        generator = _generator(config.seed, f"epoch {epoch}")
+        random = generator(config.seed, f"epoch {epoch}")
         samples = config.importance_samples if epoch >= config.importance_start else 1
-        order = torch.randperm(len(self.train), generator=generator)
+        order = torch.randperm(len(self.train), generator=random)
         total, seen = torch.zeros(4, dtype=torch.float64), 0
         started = time.monotonic()
         self.vae.train()
         for step, chosen in enumerate(order.split(config.batch_size)):
-            x = _binarise(self.train[chosen], config.binarise, generator)
-            eps = torch.randn((samples, len(x), self.info.model.latent), generator=generator)
+            x = binarised(self.train[chosen], config.binarise, random)
+            eps = torch.randn((samples, len(x), self.info.model.latent), generator=random)
             weight = objective.kl_weight(epoch - 1 + step / self.steps, config.beta, config.kl_warmup_epochs)
-            goal, figures = self._objective(x, eps, weight, config.free_bits)
+            goal, figures = self.objective(x, eps, weight, config.free_bits)
             self._descend(goal, epoch, step)
             total += figures * len(x)
             seen += len(x)
@@ -331,33 +264,6 @@ class _Training:
             "seconds": round(seconds, 3),
             "samples_per_second": round(seen / max(seconds, 1e-3), 1),
         }
-
-    def _objective(self, x: Tensor, eps: Tensor, weight: float, free_bits: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Return the objective to maximize, a scalar, and the figures: float64 [4], means over the batch.
-
-        The figures are ELBO, reconstruction, KL and bound.
-
-        Args:
-            x: observations, [n, *shape].
-            eps: noise, [k, n, latent]; k > 1 makes it the importance-weighted bound.
-            weight: of the KL term.
-            free_bits: nats per latent dimension that cost nothing more; with k = 1 only.
-        """
-        vae = self.vae
-        mu, logvar = vae.encode(x)
-        z = reparameterize(mu, logvar, eps)
-        parameters = vae.decode(z.flatten(0, 1)).unflatten(0, eps.shape[:2])
-        reconstruction = objective.log_likelihood(x, parameters, vae.likelihood, vae.scale)
-        kl = objective.kl_standard_normal(mu, logvar)
-        elbo = reconstruction.mean() - kl.sum(-1).mean()
-        if len(eps) == 1:
-            goal, bound = reconstruction.mean() - weight * objective.with_free_bits(kl, free_bits), elbo
-        else:
-            ratio = objective.log_normal(z) - objective.log_normal(z, mu, logvar)
-            goal = objective.importance_weighted_bound(reconstruction, weight * ratio).mean()
-            bound = objective.importance_weighted_bound(reconstruction.detach(), ratio.detach()).mean()
-        figures = torch.stack([elbo, reconstruction.mean(), kl.sum(-1).mean(), bound])
-        return goal, figures.detach().double()
 
     def _descend(self, goal: Tensor, epoch: int, step: int) -> None:
         if not goal.isfinite():
@@ -390,11 +296,11 @@ class _Training:
     def _validate(self, epoch: int) -> dict[str, float]:
         """Figures of the validation data, with the same noise in every epoch."""
         self.vae.eval()
-        generator = _generator(self.config.seed, "validation noise")
+        random = generator(self.config.seed, "validation noise")
         total = torch.zeros(4, dtype=torch.float64)
         for x in self.validation.split(_VALIDATION_BATCH):
-            eps = torch.randn((self.config.importance_samples, len(x), self.info.model.latent), generator=generator)
-            total += self._objective(x, eps, 1.0)[1] * len(x)
+            eps = torch.randn((self.config.importance_samples, len(x), self.info.model.latent), generator=random)
+            total += self.objective(x, eps, 1.0)[1] * len(x)
         if not total.isfinite().all():
             raise TrainingError(
                 f"{self.folder}: epoch {epoch}, step {self.steps}: expected finite validation figures, "
@@ -412,19 +318,7 @@ class _Training:
     def _save(self) -> None:
         """Switch the resume state to this epoch, then write what follows from it."""
         state = self.state
-        tensors = {f"model.{name}": tensor for name, tensor in self.vae.state_dict().items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in state.best_weights.items()}
-        for name, weight in self.vae.named_parameters():
-            if weight.requires_grad:
-                tensors |= {f"{key}.{name}": self.optimizer.state[weight][key] for key in _MOMENTS}
-        metadata = {
-            "identity": json.dumps(_identity(self.info)),
-            "epoch": str(state.epoch),
-            "best_epoch": str(state.best_epoch),
-            "records": json.dumps(state.records),
-        }
-        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        write_atomic(self.folder / _STATE, safetensors.torch.save(tensors, metadata))
+        resume.save(self.folder, state, identity(self.info), self.vae, self.optimizer)
         if state.best_epoch == state.epoch:
             checkpoint.save_weights(self.folder, state.best_weights)
         self._write_metrics()
@@ -435,38 +329,12 @@ class _Training:
 
     def _resume(self) -> int:
         """Load the state in the folder, if there is one, and return the number of epochs it has done."""
-        path = self.folder / _STATE
-        if not path.exists():
-            return 0
-        try:
-            open_safetensors(path, _MAX_HEADER).close()
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
-                weights = self.vae.state_dict()
-                own = [name for name in file.keys() if name.partition(".")[2] in weights]  # noqa: SIM118 (not a mapping)
-                tensors = {name: file.get_tensor(name) for name in own}
-            identity, records = json.loads(metadata["identity"]), json.loads(metadata["records"])
-            epoch, best_epoch = int(metadata["epoch"]), int(metadata["best_epoch"])
-            _require_same(self.folder, identity, _identity(self.info))
-            for name, tensor in weights.items():
-                tensor.copy_(tensors[f"model.{name}"])
-            for name, weight in self.vae.named_parameters():
-                if weight.requires_grad:
-                    # copies into memory laid out as the weight's, so that each sum runs in the order it would have
-                    moments = {key: torch.zeros_like(weight).copy_(tensors[f"{key}.{name}"]) for key in _MOMENTS}
-                    self.optimizer.state[weight] = {"step": torch.tensor(float(epoch * self.steps)), **moments}
-            best = {name.removeprefix("best."): tensor for name, tensor in tensors.items() if name.startswith("best.")}
-            bound = records[best_epoch - 1]["validation"]["bound"]
-        except TrainingError:
-            raise
-        except Exception as error:  # whatever a damaged file leads to
-            raise TrainingError(
-                f"{path}: expected a complete resume state: {error_line(error)}; delete the file to start over"
-            ) from error
-        self.state = _State(epoch, records, best_epoch, bound, best)
-        checkpoint.save_weights(self.folder, best)
-        self._write_metrics()
-        return epoch
+        found = resume.load(self.folder, identity(self.info), self.vae, self.optimizer, self.steps)
+        if found:
+            self.state = found
+            checkpoint.save_weights(self.folder, found.best_weights)
+            self._write_metrics()
+        return self.state.epoch
 
     def _result(self) -> TrainResult:
         state = self.state
@@ -489,4 +357,4 @@ class _Training:
 
 
 def _named(figures: Tensor) -> dict[str, float]:
-    return dict(zip(("elbo", "reconstruction", "kl", "bound"), figures.tolist(), strict=True))
+    return dict(zip(FIGURES, figures.tolist(), strict=True))

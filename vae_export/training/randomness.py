@@ -1,0 +1,27 @@
+"""The random numbers of a training: a generator of PyTorch for each seed and purpose."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def generator(seed: int, purpose: str) -> torch.Generator:
+    """Return the random generator of a seed for one purpose, such as `epoch 3`."""
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def binarised(x: Tensor, how: str, random: torch.Generator) -> Tensor:
+    """Return observations as a model is to see them.
+
+    Args:
+        x: float32 in [0, 1], of any shape.
+        how: none; threshold (at 0.5); or stochastic: 1 with the value as probability.
+        random: of the draws; one number for each value.
+    """
+    if how == "stochastic":
+        return (torch.rand(x.shape, generator=random) < x).float()
+    return (x > 0.5).float() if how == "threshold" else x

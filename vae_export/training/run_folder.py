@@ -1,0 +1,66 @@
+"""The folder of a run: what it may hold, and whether what it holds is the run that is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vae_runtime.errors import InputError
+
+from ..errors import TrainingError
+from .checkpoint import RunInfo
+
+STATE = "state.safetensors"
+"""The file from which an interrupted run goes on."""
+_RESULTS = ("config.json", "model.safetensors", "metrics.jsonl", "curve.png", "samples.png")
+
+
+def identity(info: RunInfo) -> dict[str, Any]:
+    """Return the fields that must be equal to resume a run. Data may have moved, so only their digest counts."""
+    split = info.data.to_json()
+    del split["source"]
+    return {
+        "model": info.model.to_json(),
+        "train": info.train.to_json(),
+        "data": {**split, "digest": info.provenance.digest},
+    }
+
+
+def require_same(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Refuse to go on with another run.
+
+    Args:
+        folder: of the run.
+        found, asked: the identities of the run in the folder and of the one that is asked for.
+
+    Raises:
+        TrainingError: they differ; the message lists each field.
+    """
+    differences = [
+        f"{section}.{name} is {found[section].get(name)!r:.99}, asked for {value!r}"
+        for section, fields in asked.items()
+        for name, value in fields.items()
+        if found[section].get(name) != value
+    ]
+    if differences:
+        raise TrainingError(f"{folder}: holds another run: {'; '.join(differences)}; choose another folder")
+
+
+def require_own(folder: Path) -> None:
+    """Refuse a folder with files that are not a run's.
+
+    Raises:
+        InputError: it has one.
+    """
+    for name in sorted(path.name for path in folder.iterdir()):
+        # Names with a dot are the lock's and those of files in the making.
+        if not name.startswith(".") and name not in (STATE, *_RESULTS):
+            raise InputError(f"{folder}: expected an empty folder or a run's, got one with {name}; choose another")
+
+
+def clean(folder: Path) -> None:
+    """Remove the resume state of a finished run, and files that a kill left incomplete."""
+    (folder / STATE).unlink(missing_ok=True)
+    for name in (STATE, *_RESULTS):
+        for leftover in folder.glob(f".{name}.*.tmp"):
+            leftover.unlink(missing_ok=True)

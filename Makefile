@@ -89,8 +89,7 @@ dist: $(VENV)/installed-dev
 	$(RUN) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist dist/*.tar.gz
 	@if $(HAS_NODE); then $(MAKE) studio; \
 	else echo "dist: without vae-runtime-studio: expected Node 20 or newer, got nothing"; fi
-	@if command -v "$${CC:-cc}" > /dev/null; then $(MAKE) native; \
-	else echo "dist: without vae-runtime-native: expected a C compiler, got nothing"; fi
+	$(MAKE) native
 	$(PYTHON) -m venv .venvs/dist
 	.venvs/dist/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		dist/vae_runtime-*.whl "$$(ls dist/vae_export-*.whl)[cpu]" pytest hypothesis
@@ -100,9 +99,21 @@ dist: $(VENV)/installed-dev
 studio: .venvs/studio/installed studio/vae_runtime_studio/page
 	cd studio && "$(CURDIR)/.venvs/studio/bin/python" -m hatchling build -t wheel -d "$(CURDIR)/dist"
 
-# The noise in C, as the wheel dist/vae_runtime_native-*.whl; needs a C compiler.
-native: .venvs/studio/installed
-	cd runtime/native && "$(CURDIR)/.venvs/studio/bin/python" -m hatchling build -d "$(CURDIR)/dist"
+# The noise in C as wheels, dist/vae_runtime_native-*.whl, for every Linux with glibc 2.17 or newer on x86-64 and arm64: zig
+# has a C compiler for each, and auditwheel says whether the wheel keeps what its name promises.
+native: .venvs/native/installed
+	cd runtime/native && "$(CURDIR)/.venvs/native/bin/python" -m hatchling build -t sdist -d "$(CURDIR)/dist"
+	for machine in x86_64 aarch64; do \
+		(cd runtime/native && CC="'$(CURDIR)/.venvs/native/bin/python' -m ziglang cc -target $$machine-linux-gnu.2.17" \
+			VAE_NATIVE_PLATFORM=manylinux_2_17_$$machine.manylinux2014_$$machine \
+			"$(CURDIR)/.venvs/native/bin/python" -m hatchling build -t wheel -d "$(CURDIR)/dist") && \
+		.venvs/native/bin/auditwheel show dist/vae_runtime_native-*_$$machine.whl | tr '\n' ' ' | \
+			grep -Eq "platform tag:[ \"]*manylinux_2_(5|1[0-7])_$$machine" || exit 1; done
+
+.venvs/native/installed: constraints.txt
+	$(PYTHON) -m venv .venvs/native
+	.venvs/native/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling ziglang auditwheel
+	touch $@
 
 .venvs/studio/installed: constraints.txt
 	$(PYTHON) -m venv .venvs/studio

@@ -14,7 +14,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 # As runtime/c/CMakeLists.txt has them. A library that is made for one machine alone would fail on another.
-FLAGS = ["-std=c99", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
+FLAGS = ["-std=c99", "-O3", "-s", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"]
 
 
 class LibraryHook(BuildHookInterface):  # type: ignore[type-arg]

@@ -1,6 +1,7 @@
 """Run by run.sh on emulated aarch64: vnoise-1's vectors bit for bit, and `verify` on every bundle that ships."""
 
 import hashlib
+import importlib.util
 import json
 import platform
 import sys
@@ -15,6 +16,10 @@ ROOT = Path(__file__).parents[2]
 def main() -> int:
     print(f"machine {platform.machine()}, Python {platform.python_version()}")
     failed = 0
+    if importlib.util.find_spec("vae_runtime_native"):
+        used = noise.native_core() is not None
+        failed += not used
+        print(f"{'ok' if used else 'FAILED':8}native core")
     vectors = json.loads((ROOT / "tests" / "data" / "vnoise1_vectors.json").read_text())
     for case in vectors["noise"]:
         drawn = noise.normal(int(case["seed"]), int(case["first_index"]), case["n"], case["shape"], case["stream"])

@@ -33,5 +33,11 @@ if [ ! -e "$work/ready" ]; then
     touch ready
   )
 fi
-PYTHONPATH=$work/site:$PWD/runtime exec "$work/qemu/usr/bin/qemu-aarch64-static" -cpu cortex-a72 -L "$root" \
+rm -rf "$work/native"
+if ls dist/vae_runtime_native-*aarch64.whl >/dev/null 2>&1; then
+  unzip -qo dist/vae_runtime_native-*aarch64.whl -d "$work/native"
+else
+  echo "skipped: the native core: make native makes its wheel"
+fi
+PYTHONPATH=$work/site:$work/native:$PWD/runtime exec "$work/qemu/usr/bin/qemu-aarch64-static" -cpu cortex-a72 -L "$root" \
   "$root/usr/bin/python3.11" tests/arm64/check.py

@@ -71,7 +71,8 @@ def _add_train(verbs: Verbs) -> None:
     for title, config in (("data", DataConfig), ("model", ModelConfig), ("training", TrainConfig)):
         group = verb.add_argument_group(title)
         for field in dataclasses.fields(config):
-            _add_field(group, config, field)
+            if field.default is not dataclasses.MISSING:  # the conditions of a model are those of the data
+                _add_field(group, config, field)
 
 
 def _add_field(group: Any, config: Any, field: dataclasses.Field[Any]) -> None:
@@ -79,7 +80,7 @@ def _add_field(group: Any, config: Any, field: dataclasses.Field[Any]) -> None:
     flag = "--" + (_DATA_FLAGS.get(field.name, field.name) if config is DataConfig else field.name).replace("_", "-")
     shared = {"dest": f"{config.place}.{field.name}", "default": None}
     words, _ = field.metadata["rule"]
-    text = f"{words} (default {_shown(field.default)})"
+    text = f"{words} (default {_shown(field.default) or field.metadata['empty']})"
     if isinstance(field.default, bool):
         group.add_argument(
             flag, action=argparse.BooleanOptionalAction, help=f"default {_shown(field.default)}", **shared
@@ -94,7 +95,7 @@ def _add_field(group: Any, config: Any, field: dataclasses.Field[Any]) -> None:
 
 def _shown(default: Any) -> str:
     if isinstance(default, tuple):
-        return " ".join(map(str, default)) or "the shape of the data"
+        return " ".join(map(str, default))
     return {True: "yes", False: "no"}.get(default, str(default)) if isinstance(default, bool) else str(default)
 
 

@@ -103,9 +103,11 @@ def run_source(run: Path, data: str | None, name: str | None) -> Source:
     unseen = "test" if len(dataset.test) else "validation"
     shape = info.model.observation_shape
     axes = {1: ("feature",), 2: ("height", "width"), 3: ("channel", "height", "width")}
+    numbered = tuple(f"axis_{number}" for number in range(1, len(shape) + 1))
     declaration = Declaration(
         prior="normal",
-        axes=axes.get(len(shape), tuple(f"axis_{number}" for number in range(1, len(shape) + 1))),
+        # Those of convolutions follow from the layers.
+        axes=None if info.model.architecture == "conv" else axes.get(len(shape), numbered),
         range=(0.0, 1.0) if dataset.divisor else observation_range(info.model.likelihood),
     )
     return Source(

@@ -16,6 +16,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 from vae_runtime.errors import InputError, one_line
 from vae_runtime.likelihood import KINDS
 
+from ..understand.declaration import RESERVED
+
 # Words for the allowed values, and a function that returns a value in its canonical type, or None if it is not allowed.
 _Rule = tuple[str, Callable[[Any], Any]]
 
@@ -23,7 +25,9 @@ _Rule = tuple[str, Callable[[Any], Any]]
 # Far above what any machine trains, far below what numpy and PyTorch overflow at.
 _MAX_INTEGER = 2**24
 # With these, no layer has more weights than PyTorch can count.
-_MAX_WIDTH, _MAX_VALUES, _MAX_LAYERS, _MAX_AXES = 2**16, 2**44, 64, 16
+_MAX_WIDTH, _MAX_VALUES, _MAX_LAYERS, _MAX_AXES, _MAX_KERNEL, _MAX_KERNELS = 2**16, 2**44, 64, 16, 63, 8
+MIN_GROUP = 4
+"""Channels that a group normalization takes together, at least: fewer may be a single number, which it makes 0."""
 
 
 def _shown(value: Any) -> str:
@@ -43,7 +47,9 @@ def _integer(default: int, low: int, high: int = _MAX_INTEGER) -> Any:
     return field(default=default, metadata={"rule": rule})
 
 
-def _integers(default: tuple[int, ...], high: int, count: int) -> Any:
+def _integers(default: tuple[int, ...], high: int, count: int, empty: str = "none") -> Any:
+    """`empty` says what an empty list stands for."""
+
     def of(value: Any) -> tuple[int, ...] | None:
         fits = (
             isinstance(value, list | tuple)
@@ -52,7 +58,8 @@ def _integers(default: tuple[int, ...], high: int, count: int) -> Any:
         )
         return tuple(value) if fits else None
 
-    return field(default=default, metadata={"rule": (f"a list of at most {count} integers from 1 to {high}", of)})
+    rule: _Rule = (f"a list of at most {count} integers from 1 to {high}", of)
+    return field(default=default, metadata={"rule": rule, "empty": empty})
 
 
 def _number(default: float, low: float, high: float = math.inf, *, open_low: bool = False) -> Any:
@@ -80,6 +87,32 @@ def _flag(default: bool) -> Any:
 def _text(default: str) -> Any:
     rule: _Rule = ("a text that is not empty", lambda value: value if isinstance(value, str) and value else None)
     return field(default=default, metadata={"rule": rule})
+
+
+def _conditions() -> Any:
+    shape = _integers((), _MAX_INTEGER, _MAX_AXES).metadata["rule"][1]
+
+    def of_one(name: Any, kind: Any) -> dict[str, Any] | None:
+        named = isinstance(name, str) and name.isidentifier() and name.isascii() and name not in RESERVED
+        if not named or not isinstance(kind, Mapping) or len(kind) != 1:
+            return None
+        if _is_integer(kind.get("classes"), 1, _MAX_WIDTH):
+            return dict(kind)
+        sizes = shape(kind.get("shape"))
+        return None if sizes is None or math.prod(sizes) > _MAX_INTEGER else {"shape": list(sizes)}
+
+    def of(value: Any) -> dict[str, Any] | None:
+        if not isinstance(value, Mapping) or len(value) > _MAX_LAYERS:
+            return None
+        # Sorted: the order of the names is that of the layers.
+        kinds = {name: of_one(name, value[name]) for name in sorted(value, key=str)}
+        return None if None in kinds.values() else kinds
+
+    words = (
+        f'an object of at most {_MAX_LAYERS} names, each with {{"classes": K}}, K from 1 to {_MAX_WIDTH}, or '
+        f'{{"shape": [sizes]}}; not named {", ".join(sorted(RESERVED))}'
+    )
+    return field(default_factory=dict, hash=False, metadata={"rule": (words, of)})
 
 
 @dataclass(frozen=True)
@@ -136,19 +169,31 @@ class ModelConfig(_Config):
     place: ClassVar[str] = "model"
 
     architecture: str = _choice("mlp", "mlp", "conv")
-    """`mlp` takes any shape; `conv` takes [C, H, W] with 1–4 channels, H and W multiples of 4."""
-    observation_shape: tuple[int, ...] = _integers((), _MAX_INTEGER, _MAX_AXES)
+    """`mlp` takes any shape; `conv` takes [C, L], [C, H, W] or [C, D, H, W] of any sizes."""
+    observation_shape: tuple[int, ...] = _integers((), _MAX_INTEGER, _MAX_AXES, "the shape of the data")
     """Shape of one observation, without the batch; empty: that of the training data."""
     latent: int = _integer(16, low=1, high=_MAX_WIDTH)
     """Number of latent dimensions."""
     hidden: tuple[int, ...] = _integers((128, 64), _MAX_WIDTH, _MAX_LAYERS)
     """Widths of the dense layers between observation (or feature maps) and latent; the decoder mirrors them."""
     channels: tuple[int, ...] = _integers((32, 64), _MAX_WIDTH, _MAX_LAYERS)
-    """conv: channels at half and at a quarter of the resolution."""
+    """conv: channels of each level, which has half of the resolution of the level before it."""
+    encoder_channels: tuple[int, ...] = _integers((), _MAX_WIDTH, _MAX_LAYERS, "those of --channels")
+    """conv: channels of each level of the encoder, which may have more levels; empty: `channels`."""
     encoder_blocks: int = _integer(1, low=0, high=_MAX_LAYERS)
-    """conv: residual blocks at each of the two resolutions, in the encoder."""
+    """conv: residual blocks of each level of the encoder."""
     decoder_blocks: int = _integer(1, low=0, high=_MAX_LAYERS)
-    """conv: residual blocks at each of the two resolutions, in the decoder."""
+    """conv: residual blocks of each level of the decoder."""
+    encoder_kernels: tuple[int, ...] = _integers((3, 1), _MAX_KERNEL, _MAX_KERNELS)
+    """conv: the odd kernel sizes of the convolutions of a residual block, in the encoder."""
+    decoder_kernels: tuple[int, ...] = _integers((3, 1), _MAX_KERNEL, _MAX_KERNELS)
+    """conv: the odd kernel sizes of the convolutions of a residual block, in the decoder."""
+    encoder_attention: int = _integer(0, low=0, high=_MAX_LAYERS)
+    """conv: levels of the encoder, from the lowest resolution on, whose blocks self-attention follows."""
+    decoder_attention: int = _integer(0, low=0, high=_MAX_LAYERS)
+    """conv: the same of the decoder."""
+    norm: str = _choice("none", "none", "group")
+    """conv: the normalization before each activation; `group` takes some channels of one observation together."""
     activation: str = _choice("relu", "relu", "elu", "silu")
     """The nonlinearity after each hidden layer."""
     likelihood: str = _choice("bernoulli", *KINDS)
@@ -157,24 +202,44 @@ class ModelConfig(_Config):
     """gaussian: the standard deviation; laplace: the scale b; other kinds have none and ignore it."""
     learn_scale: bool = _flag(False)
     """Fit the scale (one number) with the weights, starting from `scale`."""
+    conditions: Mapping[str, Mapping[str, Any]] = _conditions()
+    """What encoder and decoder take beside x and z, by name: {"classes": K} for integers below K, {"shape": […]} for
+    numbers; those of the training data."""
 
     def _conflicts(self) -> list[str]:
         problems = []
-        wide = max(self.channels, default=1) if self.architecture == "conv" else 1
+        levels = (*self.channels, *self.encoder_channels) if self.architecture == "conv" else ()
+        wide = max(levels, default=1)
         values = math.prod(self.observation_shape) * wide
         if values > _MAX_VALUES:
             problems.append(f"model.observation_shape: expected layers of at most {_MAX_VALUES} values, got {values}")
         if self.learn_scale and not KINDS[self.likelihood].scale:
             problems.append(f"model.learn_scale: a {self.likelihood} likelihood has no scale; leave it out")
         if self.architecture == "conv":
-            if len(self.channels) != 2:
-                problems.append(f"model.channels: expected two numbers, got {list(self.channels)}")
-            shape = self.observation_shape
-            if shape and not (len(shape) == 3 and shape[0] <= 4 and shape[1] % 4 == shape[2] % 4 == 0):
-                problems.append(
-                    "model.observation_shape: conv takes [C, H, W] with 1–4 channels, H and W multiples of 4, "
-                    f"got {list(shape)}; choose architecture mlp, or crop or pad the images"
-                )
+            problems += self._conv_conflicts()
+        return problems
+
+    def _conv_conflicts(self) -> list[str]:
+        problems = []
+        if not self.channels:
+            problems.append("model.channels: expected a number for each level, got none")
+        for name in ("encoder_kernels", "decoder_kernels"):
+            kernels = getattr(self, name)
+            if not kernels or not all(size % 2 for size in kernels):
+                problems.append(f"model.{name}: expected odd sizes, at least one, got {list(kernels)}")
+        for name in ("encoder_attention", "decoder_attention"):
+            levels = len(self.encoder_channels or self.channels) if name[0] == "e" else len(self.channels)
+            if getattr(self, name) > levels:
+                problems.append(f"model.{name}: expected at most the {levels} levels, got {getattr(self, name)}")
+        narrow = min((*self.channels, *self.encoder_channels), default=MIN_GROUP)
+        if self.norm == "group" and narrow < MIN_GROUP:
+            problems.append(f"model.norm: group takes levels of at least {MIN_GROUP} channels, got {narrow}")
+        shape = self.observation_shape
+        if shape and not 2 <= len(shape) <= 4:
+            problems.append(
+                f"model.observation_shape: conv takes [C, L], [C, H, W] or [C, D, H, W], got {list(shape)}; choose "
+                "architecture mlp, or add an axis of size 1 for the channels"
+            )
         return problems
 
 

@@ -90,7 +90,7 @@ def run_card(
         f"- {_objective(info)}",
         f"- Adam, batches of {train.batch_size}, learning rate {train.learning_rate:g} falling to "
         f"{train.learning_rate * train.final_learning_rate:g}, at most {train.epochs} epochs, seed {train.seed}, "
-        f"PyTorch {info.torch_version}.",
+        f"PyTorch {info.torch_version}.{_averaged(info)}",
         f"- Binarisation of the data: {train.binarise}."
         + (" Grey values under a bernoulli likelihood: every figure is of a surrogate, not of a likelihood of the data."
            if info.surrogate else ""),
@@ -104,6 +104,13 @@ def run_card(
         *_graphs(manifest, sizes),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _averaged(info: RunInfo) -> str:
+    """Return what else there is to say of how the weights came to be, as sentences that go on a line."""
+    computed = f" Its networks computed in {info.train.precision}." if info.train.precision != "float32" else ""
+    decay = info.train.ema
+    return computed + (f" The weights are their average over the steps, with decay {decay:g}." if decay else "")
 
 
 def _kind(manifest: Manifest) -> str:

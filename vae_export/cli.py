@@ -121,8 +121,11 @@ def _configured(options: argparse.Namespace) -> tuple[Any, ...]:
 def _train(options: argparse.Namespace) -> None:
     configs = _configured(options)
     from .training.loop import train
+    from .training.processes import started_first
 
     outcome = train(options.out, *configs)
+    if not started_first():
+        return
     result = outcome.info.result
     state = "already finished" if outcome.already_finished else "finished"
     if outcome.resumed_epoch and not outcome.already_finished:

@@ -205,6 +205,16 @@ def test_grey_values_under_a_bernoulli_are_called_a_surrogate_wherever_a_figure_
         assert (words in table) == surrogate
 
 
+def test_an_average_of_the_weights_and_another_precision_are_on_the_card(evaluated_run, tiny_bundle):
+    info = checkpoint.read_info(evaluated_run)
+    manifest = open_bundle(tiny_bundle).manifest
+    sizes = {path: len(content) for path, content in content_of(tiny_bundle).items()}
+    assert "average" not in run_card(manifest, info, None, sizes, True)
+    info = replace(info, train=replace(info.train, ema=0.999, precision="bfloat16"))
+    card = run_card(manifest, info, None, sizes, True)
+    assert "Its networks computed in bfloat16. The weights are their average over the steps, with decay 0.999." in card
+
+
 def test_an_unfinished_run_is_exported_and_called_so(tiny_run, tmp_path, prepared):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())

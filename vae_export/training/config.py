@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -82,6 +83,13 @@ def _choice(default: str, *options: str) -> Any:
 def _flag(default: bool) -> Any:
     rule: _Rule = ("true or false", lambda value: value if isinstance(value, bool) else None)
     return field(default=default, metadata={"rule": rule})
+
+
+def _device(default: str) -> Any:
+    def of(value: Any) -> str | None:
+        return value if isinstance(value, str) and re.fullmatch(r"cpu|mps|auto|cuda(:\d{1,3})?", value) else None
+
+    return field(default=default, metadata={"rule": ("one of cpu, cuda, cuda:N, mps, auto", of)})
 
 
 def _text(default: str) -> Any:
@@ -248,11 +256,13 @@ class TrainConfig(_Config):
     """How the weights are fitted: Adam on the negative bound, in nats per observation."""
 
     place: ClassVar[str] = "train"
+    machine: ClassVar[tuple[str, ...]] = ("device", "compile")
+    """Fields in which a run may change when it goes on: they say where and how the same is computed."""
 
     epochs: int = _integer(50, low=1)
     """Passes over the training data, at most."""
     batch_size: int = _integer(128, low=1)
-    """Observations per step."""
+    """Observations per step, over all processes."""
     learning_rate: float = _number(1e-3, low=0, open_low=True)
     """Adam's step size at the start."""
     final_learning_rate: float = _number(0.02, low=0, high=1)
@@ -276,7 +286,17 @@ class TrainConfig(_Config):
     seed: int = _integer(0, low=0, high=2**63 - 1)
     """Decides initial weights, order, binarisation and noise."""
     threads: int = _integer(0, low=0, high=1024)
-    """PyTorch's threads; 0: as many as PyTorch chooses. Bit-identical runs need the same number."""
+    """PyTorch's threads in each process; 0: as many as PyTorch chooses. Bit-identical runs need the same number."""
+    device: str = _device("cpu")
+    """`cuda:1` is the second GPU, `auto` a GPU where there is one, else the CPU. A missing device is refused."""
+    precision: str = _choice("float32", "float32", "bfloat16", "float16")
+    """What the networks compute in. Weights, the objective and validation are float32 always."""
+    accumulate: int = _integer(1, low=1)
+    """Parts that the batch of a step is computed in, one after the other, to save memory; the result is the same."""
+    compile: bool = _flag(False)
+    """Compile a step by `torch.compile`."""
+    ema: float = _number(0.0, low=0, high=0.999999)
+    """Decay of an average of the weights over the steps, which is validated and kept in their place; 0: no average."""
 
     def _conflicts(self) -> list[str]:
         problems = []

@@ -16,7 +16,6 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,13 @@ from vae_runtime.image import grid, png
 from vae_runtime.likelihood import KINDS
 
 from ..errors import TrainingError, require_path
-from . import checkpoint, data, objective, resume
+from . import checkpoint, data, machine, objective, processes, resume
 from .checkpoint import RunInfo, TrainResult
 from .config import DataConfig, ModelConfig, TrainConfig
+from .descent import Batch, Descent
 from .model import VAE
 from .plots import curve
+from .processes import Processes
 from .randomness import binarised, generator
 from .run_folder import clean, identity, require_own, require_same
 from .step import FIGURES, Objective
@@ -87,9 +88,21 @@ def train(
         if not isinstance(value, kind):
             raise InputError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
     require_bool("progress", progress)
-    dataset = data.load(source)
-    info = _describe(model, training, source, dataset)
-    _require_memory(info.model)
+    with processes.joined() as group:
+        device = machine.find_device(training.device, group.local_rank, group.count)
+        training = replace(training, device=device.type if group.count > 1 else str(device))
+        dataset = data.load(source)
+        info = _describe(model, training, source, dataset)
+        _require_memory(info)
+        if not group.is_first:
+            return _train(folder, info, dataset, group, device, False)
+        return _train_first(folder, info, dataset, group, device, progress)
+
+
+def _train_first(
+    folder: Path, info: RunInfo, dataset: data.Dataset, group: Processes, device: torch.device, progress: bool
+) -> Outcome:
+    """Make and lock the folder, and train."""
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +110,7 @@ def train(
         raise InputError(f"{folder}: cannot make this folder: {error.strerror}; choose another") from error
     try:
         with locked(folder):
-            return _train(folder, info, dataset, progress)
+            return _train(folder, info, dataset, group, device, progress)
     except BlockingIOError as error:
         raise TrainingError(f"{folder}: another training is at work in this folder; wait for it") from error
     except BaseException:
@@ -108,21 +121,30 @@ def train(
         raise
 
 
-def _train(folder: Path, info: RunInfo, dataset: data.Dataset, progress: bool) -> Outcome:
-    found = checkpoint.read_info(folder) if (folder / "config.json").exists() else None
-    if not found:
-        require_own(folder)
+def _train(
+    folder: Path, info: RunInfo, dataset: data.Dataset, group: Processes, device: torch.device, progress: bool
+) -> Outcome:
+    found = None
+    if group.is_first:
+        found = checkpoint.read_info(folder) if (folder / "config.json").exists() else None
+        if not found:
+            require_own(folder)
+    found = group.from_first(found)
     if not info.train.threads:
         # Their number decides bits: a run goes on with what it began with.
-        threads = found.train.threads if found else torch.get_num_threads()
+        threads = found.train.threads if found else group.from_first(torch.get_num_threads())
         info = replace(info, train=replace(info.train, threads=threads))
     if found:
         require_same(folder, identity(found), identity(info))
         if found.result:
-            clean(folder)
+            if group.is_first:
+                clean(folder)
             return Outcome(folder, found, found.result.epochs, already_finished=True)
-    with _reproducible(info.train.threads):
-        return _Training(folder, info, dataset).run(progress)
+    if progress:
+        of = f"{group.count} processes, each on " if group.count > 1 else ""
+        print(f"training on {of}{machine.shown(device, info.train.threads)}", file=sys.stderr)
+    with machine.settings(info.train.threads, device):
+        return _Training(folder, info, dataset, group, device).run(progress)
 
 
 def _describe(model: ModelConfig, training: TrainConfig, source: DataConfig, dataset: data.Dataset) -> RunInfo:
@@ -144,16 +166,18 @@ def _describe(model: ModelConfig, training: TrainConfig, source: DataConfig, dat
     return RunInfo(model, training, source, dataset.provenance, torch.__version__)
 
 
-def _require_memory(model: ModelConfig) -> None:
+def _require_memory(info: RunInfo) -> None:
     """Refuse a model whose weights alone, as often as a training keeps them, exceed this machine's memory."""
+    model = info.model
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # a system that does not say
         return
     with torch.device("meta"):
         weights = VAE(model).parameters()
-    # Weights, gradients, the moments, and the best weights so far.
-    size = (3 + len(resume.MOMENTS)) * sum(weight.numel() * weight.element_size() for weight in weights)
+    # Weights, gradients, the moments, the best weights so far, and their average.
+    copies = 3 + len(resume.MOMENTS) + (info.train.ema > 0)
+    size = copies * sum(weight.numel() * weight.element_size() for weight in weights)
     if size > memory:
         sizes = "model.hidden" if model.architecture == "mlp" else "model.hidden or model.channels"
         raise InputError(
@@ -162,23 +186,12 @@ def _require_memory(model: ModelConfig) -> None:
         )
 
 
-@contextlib.contextmanager
-def _reproducible(threads: int) -> Iterator[None]:
-    """Run PyTorch with this many threads and deterministic algorithms inside the block."""
-    threads_before = torch.get_num_threads()
-    deterministic_before = torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(threads or threads_before)
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(deterministic_before)
-        torch.set_num_threads(threads_before)
-
-
 class _Training:
-    def __init__(self, folder: Path, info: RunInfo, dataset: data.Dataset) -> None:
+    def __init__(
+        self, folder: Path, info: RunInfo, dataset: data.Dataset, group: Processes, device: torch.device
+    ) -> None:
         self.folder, self.info, self.config = folder, info, info.train
+        self.group, self.device = group, device
         self.kind = "surrogate " if info.surrogate else ""
         self.train = torch.from_numpy(dataset.train)
         self.validation = binarised(
@@ -187,10 +200,8 @@ class _Training:
             generator(self.config.seed, "binarise validation"),
         )
         self.vae = self._untrained()
-        self.objective = Objective(self.vae)
-        self.optimizer = torch.optim.Adam(
-            [weight for weight in self.vae.parameters() if weight.requires_grad], fused=True
-        )
+        self.descent = Descent(self.vae, self.config, group, device)
+        self.measured = Objective(self.vae)
         self.steps = math.ceil(len(self.train) / self.config.batch_size)
         self.state = resume.State()
 
@@ -200,7 +211,7 @@ class _Training:
             torch.manual_seed(seed)
             vae = VAE(self.info.model)
         vae.start_from_mean(self.train.mean(0))
-        return vae.for_cpu()
+        return vae.for_cpu().to(self.device)
 
     def run(self, progress: bool) -> Outcome:
         """Train from where the folder stands to the end."""
@@ -215,16 +226,19 @@ class _Training:
                 state.records.append(self._epoch(state.epoch + 1, bar))
                 state.epoch += 1
                 self._keep_if_best()
+                if not self.group.is_first:
+                    continue
                 if state.epoch == resumed + 1:
                     checkpoint.write_info(self.folder, self.info)
                 self._save()
                 if time.monotonic() - pictured > _PICTURE_SECONDS:
                     self._draw()
                     pictured = time.monotonic()
-        self._draw()
         info = replace(self.info, result=self._result())
-        checkpoint.write_info(self.folder, info)
-        clean(self.folder)
+        if self.group.is_first:
+            self._draw()
+            checkpoint.write_info(self.folder, info)
+            clean(self.folder)
         return Outcome(self.folder, info, resumed, already_finished=False)
 
     def _stopped_early(self) -> bool:
@@ -236,48 +250,69 @@ class _Training:
         random = generator(config.seed, f"epoch {epoch}")
         samples = config.importance_samples if epoch >= config.importance_start else 1
         order = torch.randperm(len(self.train), generator=random)
-        total, seen = torch.zeros(4, dtype=torch.float64), 0
+        # What a module of the user draws by itself, such as dropout.
+        torch.manual_seed(generator(config.seed, f"epoch {epoch}, process {self.group.rank}").initial_seed())
+        total, seen = self._no_figures(), 0
+        goals: list[Tensor] = []
         started = time.monotonic()
         self.vae.train()
         for step, chosen in enumerate(order.split(config.batch_size)):
-            x = binarised(self.train[chosen], config.binarise, random)
-            eps = torch.randn((samples, len(x), self.info.model.latent), generator=random)
+            batch = self._batch(chosen, samples, random)
             weight = objective.kl_weight(epoch - 1 + step / self.steps, config.beta, config.kl_warmup_epochs)
-            goal, figures = self.objective(x, eps, weight, config.free_bits)
-            self._descend(goal, epoch, step)
-            total += figures * len(x)
-            seen += len(x)
-            bar.update(len(x))
-            if step % 10 == 0:
+            rate = self._learning_rate((epoch - 1) * self.steps + step)
+            goal, figures = self.descent.step(batch, weight, config.free_bits, rate)
+            goals.append(goal)
+            total += figures
+            seen += batch.counted
+            bar.update(len(chosen))
+            # A look makes the program wait for a GPU.
+            look = step % 10 == 0 or step == self.steps - 1
+            if look or self.device.type == "cpu":
+                self._require_finite(goals, epoch, step)
+            if look and seen:
                 elbo, reconstruction, kl, _ = (total / seen).tolist()
                 bar.set_postfix_str(
                     f"epoch {epoch}/{config.epochs}, {self.kind}ELBO {elbo:.2f}, reconstruction {reconstruction:.2f}, "
                     f"KL {kl:.2f}",
                     refresh=False,
                 )
+        total = self.group.total(total) / len(self.train)
         seconds = time.monotonic() - started
+        with self.descent.kept_inside():
+            validation = self._validate(epoch)
         return {
             "epoch": epoch,
-            "train": _named(total / seen),
-            "validation": self._validate(epoch),
+            "train": _named(total),
+            "validation": validation,
             "learning_rate": self._learning_rate(epoch * self.steps),
             "seconds": round(seconds, 3),
-            "samples_per_second": round(seen / max(seconds, 1e-3), 1),
+            "samples_per_second": round(len(self.train) / max(seconds, 1e-3), 1),
         }
 
-    def _descend(self, goal: Tensor, epoch: int, step: int) -> None:
-        if not goal.isfinite():
-            raise TrainingError(
-                f"{self.folder}: epoch {epoch}, step {step + 1}: expected a finite loss, got {-goal.item()}; "
-                f"{self._advice()}"
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate((epoch - 1) * self.steps + step)
-        self.optimizer.zero_grad()
-        (-goal).backward()
-        if self.config.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(self.vae.parameters(), self.config.gradient_clip)
-        self.optimizer.step()
+    def _batch(self, chosen: Tensor, samples: int, random: torch.Generator) -> Batch:
+        """Return this process' share of a batch. Each process draws the numbers of all of it, so they are the same."""
+        n = len(chosen)
+        mine = self.group.rows(n)
+        counted = mine.stop - mine.start
+        if not counted:
+            mine = slice(0, 1)
+        x = binarised(self.train[chosen[mine]], self.config.binarise, random, mine, n)
+        eps = torch.randn((samples, n, self.info.model.latent), generator=random)
+        return Batch(x, eps[:, mine], counted, n)
+
+    def _no_figures(self) -> Tensor:
+        return torch.zeros(len(FIGURES), dtype=machine.sum_dtype(self.device), device=self.device)
+
+    def _require_finite(self, goals: list[Tensor], epoch: int, step: int) -> None:
+        """Look at the objectives of the steps up to this one, and forget them."""
+        values = torch.stack(goals).tolist()
+        for number, value in enumerate(values, step + 2 - len(values)):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{self.folder}: epoch {epoch}, step {number}: expected a finite loss, got {-value}; "
+                    f"{self._advice()}"
+                )
+        goals.clear()
 
     def _advice(self) -> str:
         best = self.state.best_epoch
@@ -294,13 +329,16 @@ class _Training:
 
     @torch.no_grad()
     def _validate(self, epoch: int) -> dict[str, float]:
-        """Figures of the validation data, with the same noise in every epoch."""
+        """Figures of the validation data, with the same noise in every epoch; the processes share the batches."""
         self.vae.eval()
         random = generator(self.config.seed, "validation noise")
-        total = torch.zeros(4, dtype=torch.float64)
-        for x in self.validation.split(_VALIDATION_BATCH):
+        total = self._no_figures()
+        for number, x in enumerate(self.validation.split(_VALIDATION_BATCH)):
             eps = torch.randn((self.config.importance_samples, len(x), self.info.model.latent), generator=random)
-            total += self.objective(x, eps, 1.0)[1] * len(x)
+            if number % self.group.count == self.group.rank:
+                _, figures = self.measured(x.to(self.device), eps.to(self.device), 1.0)
+                total += figures.to(total.dtype) * len(x)
+        total = self.group.total(total)
         if not total.isfinite().all():
             raise TrainingError(
                 f"{self.folder}: epoch {epoch}, step {self.steps}: expected finite validation figures, "
@@ -313,12 +351,12 @@ class _Training:
         bound = state.records[-1]["validation"]["bound"]
         if bound > state.best_bound:
             state.best_epoch, state.best_bound = state.epoch, bound
-            state.best_weights = {name: tensor.detach().clone() for name, tensor in self.vae.state_dict().items()}
+            state.best_weights = self.descent.kept()
 
     def _save(self) -> None:
         """Switch the resume state to this epoch, then write what follows from it."""
         state = self.state
-        resume.save(self.folder, state, identity(self.info), self.vae, self.optimizer)
+        resume.save(self.folder, state, identity(self.info), self.descent.trained)
         if state.best_epoch == state.epoch:
             checkpoint.save_weights(self.folder, state.best_weights)
         self._write_metrics()
@@ -329,11 +367,18 @@ class _Training:
 
     def _resume(self) -> int:
         """Load the state in the folder, if there is one, and return the number of epochs it has done."""
-        found = resume.load(self.folder, identity(self.info), self.vae, self.optimizer, self.steps)
-        if found:
+        trained, group, found = self.descent.trained, self.group, None
+        if group.is_first:
+            found = resume.load(self.folder, identity(self.info), trained, self.steps)
+            if found:
+                checkpoint.save_weights(self.folder, found.best_weights)
+                self.state = found
+                self._write_metrics()
+        # The folder may be on the first process' machine alone.
+        found, loaded = group.from_first((found, trained.state_dict() if found and group.count > 1 else None))
+        if found and loaded and not group.is_first:
             self.state = found
-            checkpoint.save_weights(self.folder, found.best_weights)
-            self._write_metrics()
+            trained.load_state_dict(loaded)
         return self.state.epoch
 
     def _result(self) -> TrainResult:

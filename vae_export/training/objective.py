@@ -74,17 +74,21 @@ def elbo(
     return Elbo(reconstruction - kl, reconstruction, kl)
 
 
-def with_free_bits(kl: Tensor, free_bits: float) -> Tensor:
+def with_free_bits(kl: Tensor, free_bits: float, costing: Tensor | None = None) -> Tensor:
     """The KL term that is trained: Σ_j max(free_bits, mean over the batch of kl[:, j]) (arXiv 1606.04934, eq. 15).
 
     Args:
         kl: KL per observation and latent dimension, [n, latent], nats.
         free_bits: nats per latent dimension that cost nothing more.
+        costing: bool [latent], where the rows are a part of a batch: whether the mean over all of the batch is at least
+            `free_bits`. The terms of the parts, weighted by their rows, then sum up to that of the batch.
 
     Returns:
         A scalar, nats per observation.
     """
-    return kl.mean(0).clamp(min=free_bits).sum()
+    if costing is None:
+        return kl.mean(0).clamp(min=free_bits).sum()
+    return torch.where(costing, kl.mean(0), free_bits).sum()
 
 
 def importance_weighted_bound(log_likelihood: Tensor, log_ratio: Tensor) -> Tensor:

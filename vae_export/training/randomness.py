@@ -14,14 +14,16 @@ def generator(seed: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
-def binarised(x: Tensor, how: str, random: torch.Generator) -> Tensor:
+def binarised(x: Tensor, how: str, random: torch.Generator, rows: slice = slice(None), n: int | None = None) -> Tensor:
     """Return observations as a model is to see them.
 
     Args:
-        x: float32 in [0, 1], of any shape.
+        x: float32 in [0, 1], [rows, *shape].
         how: none; threshold (at 0.5); or stochastic: 1 with the value as probability.
         random: of the draws; one number for each value.
+        rows: which rows of a batch `x` is, by default all.
+        n: rows of that batch, for all of which numbers are drawn.
     """
     if how == "stochastic":
-        return (torch.rand(x.shape, generator=random) < x).float()
+        return (torch.rand((len(x) if n is None else n, *x.shape[1:]), generator=random)[rows] < x).float()
     return (x > 0.5).float() if how == "threshold" else x

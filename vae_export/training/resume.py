@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,43 +39,71 @@ class State:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
 
-def save(
-    folder: Path, state: State, identity: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
+@dataclass
+class Trained:
+    """All that changes with each step of a training."""
+
+    model: nn.Module
+    optimizer: torch.optim.Adam
+    scaler: torch.amp.GradScaler
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """Averages of the model's parameters over the steps; empty where there are none."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state."""
+        state = {name: each.state_dict() for name, each in (("model", self.model), ("scaler", self.scaler))}
+        return {**state, "optimizer": self.optimizer.state_dict(), "average": self.average}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a whole state."""
+        self.model.load_state_dict(state["model"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        weights = dict(self.model.named_parameters())
+        self.average = {name: tensor.to(weights[name].device) for name, tensor in state["average"].items()}
+
+
+def save(folder: Path, state: State, identity: dict[str, Any], trained: Trained) -> None:
     """Replace the resume state of a run by that of this epoch.
 
     Args:
         folder: of the run.
         state: the progress.
         identity: of the run, which must be equal when it goes on.
-        model: with the weights after the epoch.
-        optimizer: with the moments of those weights that are trained.
+        trained: after the epoch.
     """
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    optimizer = trained.optimizer
+    tensors = {f"model.{name}": tensor for name, tensor in trained.model.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in state.best_weights.items()}
-    for name, weight in model.named_parameters():
-        if weight.requires_grad:
-            tensors |= {f"{key}.{name}": optimizer.state[weight][key] for key in MOMENTS}
+    tensors |= {f"average.{name}": tensor for name, tensor in trained.average.items()}
+    moments = {name: optimizer.state[weight] for name, weight in _moved(trained)}
+    tensors |= {f"{key}.{name}": of[key] for name, of in moments.items() for key in MOMENTS}
     metadata = {
         "identity": json.dumps(identity),
         "epoch": str(state.epoch),
         "best_epoch": str(state.best_epoch),
         "records": json.dumps(state.records),
+        "steps": json.dumps({name: of["step"].item() for name, of in moments.items()}),
+        "scaler": json.dumps(trained.scaler.state_dict()),
     }
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_atomic(folder / STATE, safetensors.torch.save(tensors, metadata))
 
 
-def load(
-    folder: Path, identity: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, steps: int
-) -> State | None:
-    """Fill a model and an optimizer from the resume state of a run, and return its progress; None if there is none.
+def _moved(trained: Trained) -> Iterator[tuple[str, nn.Parameter]]:
+    """Give the weights that the optimizer has moments of: those that are trained, and have had a gradient."""
+    for name, weight in trained.model.named_parameters():
+        if trained.optimizer.state.get(weight):
+            yield name, weight
+
+
+def load(folder: Path, identity: dict[str, Any], trained: Trained, steps: int) -> State | None:
+    """Fill what is trained from the resume state of a run, and return its progress; None if there is none.
 
     Args:
         folder: of the run.
         identity: of the run that is asked for.
-        model: takes the weights.
-        optimizer: takes the moments.
+        trained: takes weights, moments and averages.
         steps: of one epoch.
 
     Raises:
@@ -87,7 +116,7 @@ def load(
         open_safetensors(path, _MAX_HEADER).close()
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-            weights = model.state_dict()
+            weights = trained.model.state_dict()
             own = [name for name in file.keys() if name.partition(".")[2] in weights]  # noqa: SIM118 (not a mapping)
             tensors = {name: file.get_tensor(name) for name in own}
         found, records = json.loads(metadata["identity"]), json.loads(metadata["records"])
@@ -95,11 +124,13 @@ def load(
         require_same(folder, found, identity)
         for name, tensor in weights.items():
             tensor.copy_(tensors[f"model.{name}"])
-        for name, weight in model.named_parameters():
-            if weight.requires_grad:
-                # copies into memory laid out as the weight's, so that each sum runs in the order it would have
-                moments = {key: torch.zeros_like(weight).copy_(tensors[f"{key}.{name}"]) for key in MOMENTS}
-                optimizer.state[weight] = {"step": torch.tensor(float(epoch * steps)), **moments}
+        # A version that did not write the steps made the same number of all weights.
+        made = json.loads(metadata["steps"]) if "steps" in metadata else dict.fromkeys(weights, epoch * steps)
+        _load_moments(trained, tensors, made)
+        trained.scaler.load_state_dict(json.loads(metadata.get("scaler", "{}")))
+        for name, weight in trained.model.named_parameters():
+            if f"average.{name}" in tensors:
+                trained.average[name] = torch.zeros_like(weight).copy_(tensors[f"average.{name}"])
         best = {name.removeprefix("best."): tensor for name, tensor in tensors.items() if name.startswith("best.")}
         bound = records[best_epoch - 1]["validation"]["bound"]
     except TrainingError:
@@ -109,3 +140,12 @@ def load(
             f"{path}: expected a complete resume state: {error_line(error)}; delete the file to start over"
         ) from error
     return State(epoch, records, best_epoch, bound, best)
+
+
+def _load_moments(trained: Trained, tensors: Mapping[str, Tensor], steps: Mapping[str, float]) -> None:
+    for name, weight in trained.model.named_parameters():
+        if weight.requires_grad and name in steps:
+            # copies into memory laid out as the weight's, so that each sum runs in the order it would have
+            moments = {key: torch.zeros_like(weight).copy_(tensors[f"{key}.{name}"]) for key in MOMENTS}
+            step = torch.tensor(float(steps[name]), device=weight.device)
+            trained.optimizer.state[weight] = {"step": step, **moments}

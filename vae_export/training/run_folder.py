@@ -9,6 +9,7 @@ from vae_runtime.errors import InputError
 
 from ..errors import TrainingError
 from .checkpoint import RunInfo
+from .config import DataConfig, ModelConfig, TrainConfig
 
 STATE = "state.safetensors"
 """The file from which an interrupted run goes on."""
@@ -19,9 +20,10 @@ def identity(info: RunInfo) -> dict[str, Any]:
     """Return the fields that must be equal to resume a run. Data may have moved, so only their digest counts."""
     split = info.data.to_json()
     del split["source"]
+    train = {name: value for name, value in info.train.to_json().items() if name not in TrainConfig.machine}
     return {
         "model": info.model.to_json(),
-        "train": info.train.to_json(),
+        "train": train,
         "data": {**split, "digest": info.provenance.digest},
     }
 
@@ -36,11 +38,14 @@ def require_same(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> 
     Raises:
         TrainingError: they differ; the message lists each field.
     """
+    # A version that did not have a field did what its default does.
+    defaults = {config.place: config().to_json() for config in (ModelConfig, TrainConfig, DataConfig)}
+    known = {section: {**defaults[section], **found[section]} for section in asked}
     differences = [
-        f"{section}.{name} is {found[section].get(name)!r:.99}, asked for {value!r}"
+        f"{section}.{name} is {known[section].get(name)!r:.99}, asked for {value!r}"
         for section, fields in asked.items()
         for name, value in fields.items()
-        if found[section].get(name) != value
+        if known[section].get(name) != value
     ]
     if differences:
         raise TrainingError(f"{folder}: holds another run: {'; '.join(differences)}; choose another folder")

@@ -204,7 +204,7 @@ def _made(name: str, folder: Path, mnist: str | None) -> tuple[Pure, dict[str, A
         train(run, config, training, data, progress=False)
         figures = evaluate(run, importance_samples=1, limit=1000, progress=False)
         exported = export(run, folder / "bundle", formats=("onnx",), force=True, **arguments)
-        tests = checkpoint.run_data(checkpoint.read_info(run)).test
+        tests = checkpoint.run_data(checkpoint.read_info(run), run=run).test.rows(slice(None))
         about = {"data": figures.data, "elbo": figures.elbo, "of": figures.protocol()}
         return load(name, folder), about | _refused(exported), tests
     if name == "mnist":
@@ -242,12 +242,12 @@ def _refused(exported: Exported) -> dict[str, list[str]]:
 
 
 def _mnist_tests(mnist: str | None) -> NDArray[np.float32]:
-    from vae_export.training import data
+    from vae_export.training.data.dataset import load
 
     if mnist:
-        return data.load(DataConfig(mnist)).test
+        return load(DataConfig(mnist)).test.rows(slice(None))
     # The digits that come with scikit-learn, from 8×8 to 24×24, in the middle of 28×28.
-    small = data.load(DataConfig("digits", test_fraction=0.5)).test
+    small = load(DataConfig("digits", test_fraction=0.5)).test.rows(slice(None))
     return np.pad(np.repeat(np.repeat(small, 3, axis=2), 3, axis=3), ((0, 0), (0, 0), (2, 2), (2, 2)))
 
 

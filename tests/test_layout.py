@@ -342,7 +342,9 @@ OPENERS = {
     "vae_export.loading": "weights of the user's",
     "vae_export.pushing": "a file that the Hub has, and a signature that was just made",
     "vae_export.signing": "a signature that was just made",
-    "vae_export.training.data": "pictures of the user's",
+    "vae_export.training.data.conversion": "rows that are converted",
+    "vae_export.training.data.mapping": "arrays of the user's",
+    "vae_export.training.data.pictures": "pictures of the user's",
     "vae_export.training.resume": "the state of a run",
 }
 READING = {"open", "read_bytes", "read_text", "memmap", "open_memmap", "fromfile", "genfromtxt", "loadtxt", "mmap"}

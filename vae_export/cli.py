@@ -86,7 +86,9 @@ def _add_field(group: Any, config: Any, field: dataclasses.Field[Any]) -> None:
             flag, action=argparse.BooleanOptionalAction, help=f"default {_shown(field.default)}", **shared
         )
     elif isinstance(field.default, tuple):
-        group.add_argument(flag, type=int, nargs="+", metavar="N", help=text, **shared)
+        item = field.metadata.get("item", int)
+        metavar = "N" if item is int else item.__name__.upper()
+        group.add_argument(flag, type=item, nargs="+", metavar=metavar, help=text, **shared)
     else:
         group.add_argument(
             flag, type=type(field.default), metavar=type(field.default).__name__.upper(), help=text, **shared

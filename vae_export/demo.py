@@ -61,7 +61,7 @@ def demo(out: Path) -> None:
 
     write_atomic(out / "curve.png", (run / "curve.png").read_bytes())
     vae = load(bundle)
-    x = run_data(read_info(run)).test[:20]
+    x = run_data(read_info(run), run=run).test.rows(slice(20))
     write_atomic(out / "reconstructions.png", png(pairs(x, vae.reconstruct(x), columns=10)))
 
     kib = {variant.path: (bundle / variant.path).stat().st_size / 1024 for variant in vae.manifest.variants}

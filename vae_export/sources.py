@@ -23,7 +23,8 @@ from .graphs.measurement import Observations
 from .graphs.variants import CALIBRATED, MEASURED
 from .training import checkpoint
 from .training.checkpoint import RunInfo
-from .training.data import Dataset
+from .training.data.dataset import Dataset
+from .training.data.part import Part
 from .training.evaluation import binarise, read_evaluation
 from .understand.checks import class_names_of, observation_range
 from .understand.declaration import Declaration
@@ -97,8 +98,8 @@ def run_source(run: Path, data: str | None, name: str | None) -> Source:
     """
     vae, info = checkpoint.load(run)
     evaluation = read_evaluation(run)
-    dataset = checkpoint.run_data(info, data)
-    observations = torch.from_numpy(_unseen(dataset))
+    dataset = checkpoint.run_data(info, data, run)
+    observations = torch.from_numpy(_unseen(dataset).rows(slice(max(EXAMPLES, MEASURED))))
     binarised = info.train.binarise
     unseen = "test" if len(dataset.test) else "validation"
     shape = info.model.observation_shape
@@ -108,7 +109,7 @@ def run_source(run: Path, data: str | None, name: str | None) -> Source:
         prior="normal",
         # Those of convolutions follow from the layers.
         axes=None if info.model.architecture == "conv" else axes.get(len(shape), numbered),
-        range=(0.0, 1.0) if dataset.divisor else observation_range(info.model.likelihood),
+        range=(0.0, 1.0) if dataset.unit else observation_range(info.model.likelihood),
     )
     return Source(
         model=vae,
@@ -121,11 +122,11 @@ def run_source(run: Path, data: str | None, name: str | None) -> Source:
             binarise(observations[:MEASURED].numpy(), binarised, 0), {}, f"{info.provenance.name}, {unseen} data"
         ),
         calibration=Observations(
-            binarise(np.asarray(dataset.train[:CALIBRATED]), binarised, 0), {}, f"{info.provenance.name}, training data"
+            binarise(dataset.train.rows(slice(CALIBRATED)), binarised, 0), {}, f"{info.provenance.name}, training data"
         ),
         name=name or info.provenance.name,
         description=f"{info.model.architecture} VAE trained on {info.provenance.name}",
-        normalisation=Normalisation(0.0, float(dataset.divisor)) if dataset.divisor else None,
+        normalisation=dataset.normalisation,
         training=_training(info, sum(parameter.numel() for parameter in vae.parameters())),
         metrics=asdict(evaluation) if evaluation else {},
         card=lambda manifest, sizes, picture: run_card(manifest, info, evaluation, sizes, picture),
@@ -338,7 +339,7 @@ def _at_least_two(tensor: Tensor) -> Tensor:
     return tensor if len(tensor) > 1 else torch.cat([tensor, tensor.roll(1, -1) if tensor.dim() > 1 else tensor])
 
 
-def _unseen(dataset: Dataset) -> Array:
+def _unseen(dataset: Dataset) -> Part:
     """Return the test data, or the validation data if there are no test data."""
     return dataset.test if len(dataset.test) else dataset.validation
 

@@ -251,7 +251,7 @@ def run_folder(folder: Path) -> dict[str, object]:
     """Write a run whose training has not finished; return its config.json."""
     from vae_export.training import checkpoint
     from vae_export.training.config import DataConfig, ModelConfig, TrainConfig
-    from vae_export.training.data import Provenance
+    from vae_export.training.data.dataset import Provenance
     from vae_export.training.model import VAE
 
     config = ModelConfig(observation_shape=(8,), latent=2, hidden=(4,))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -7,7 +8,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from vae_export.errors import TrainingError
 from vae_export.training import checkpoint
+from vae_export.training.loop import train
 from vae_runtime.errors import InputError
 
 
@@ -46,11 +49,17 @@ def test_a_checkpoint_gives_back_weights_and_what_is_known(digits_run, folder):
 def test_a_checkpoint_of_version_1_is_read(digits_run, folder):
     content = json.loads((folder / "config.json").read_text())
     content["format_version"] = 1
+    del content["found"]
     content["provenance"]["licence"] = content["provenance"].pop("license")
     (folder / "config.json").write_text(json.dumps(content))
     _, info = checkpoint.load(folder)
-    assert info == digits_run.info
+    assert info == dataclasses.replace(digits_run.info, version=1, found=checkpoint.Found())
     assert info.provenance.license == "CC BY 4.0"
+    # Its test data were others, so nothing may be measured on those of today.
+    with pytest.raises(InputError, match=r"got one of format_version 1, whose test data would differ; train again"):
+        checkpoint.run_data(info)
+    with pytest.raises(TrainingError, match=r"got one of format_version 1, made by an earlier version of vae-export"):
+        train(folder, info.model, info.train, info.data, progress=False)
 
 
 def test_a_missing_file_is_named(folder):
@@ -91,12 +100,12 @@ def test_a_tensor_that_does_not_fit_is_named(folder, change, message):
     ("change", "message"),
     [
         (
-            lambda c: c.update(format_version=3),
-            "expected format_version 1 or 2, got 3; update vae-export or train again",
+            lambda c: c.update(format_version=4),
+            "expected format_version 1 or 2 or 3, got 4; update vae-export or train again",
         ),
         (
             lambda c: c.update(format_version="1"),
-            "expected format_version 1 or 2, got '1'; update vae-export or train again",
+            "expected format_version 1 or 2 or 3, got '1'; update vae-export or train again",
         ),
         (lambda c: c["provenance"].update(licence=c["provenance"].pop("license")), "licence"),
         (lambda c: c.pop("train"), "the field 'train' is missing"),
@@ -104,6 +113,10 @@ def test_a_tensor_that_does_not_fit_is_named(folder, change, message):
         (lambda c: c["model"].update(width=3), "model.width: no such field"),
         (lambda c: c["provenance"].pop("digest"), "digest"),
         (lambda c: c["result"].update(extra=1), "extra"),
+        (lambda c: c.pop("found"), "the field 'found' is missing"),
+        (lambda c: c["found"].update(normalisation={"offset": "0", "divisor": 1}), "offset: expected finite numbers"),
+        (lambda c: c["found"].update(normalisation={"offset": 0, "divisor": [1, 0]}), "divisor: expected finite"),
+        (lambda c: c["found"].update(classes={"label": [3]}), "found: expected lists of texts, got [3]"),
     ],
 )
 def test_a_wrong_field_is_named(folder, change, message):

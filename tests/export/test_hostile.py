@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from tests.corpus import inputs
 from vae_export.cli import main
 from vae_export.loading import load_model
-from vae_export.training import data
 from vae_export.training.config import DataConfig, ModelConfig, TrainConfig
+from vae_export.training.data.dataset import load
 from vae_export.training.evaluation import evaluate, read_evaluation
 from vae_runtime.errors import InputError
 
@@ -60,7 +60,7 @@ def test_postscript_by_the_name_of_a_picture_reaches_no_interpreter(tmp_path, mo
     opened = []
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: opened.append(1) or Image.new("RGB", (8, 8)).im)
     with pytest.raises(InputError, match=r"x\.png: expected an image as PNG, JPEG, .*, got another format; replace"):
-        data.load(DataConfig(str(tmp_path)))
+        load(DataConfig(str(tmp_path)))
     assert not opened
     # Pillow by itself would.
     with Image.open(tmp_path / "x.png") as image:

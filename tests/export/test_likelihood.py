@@ -73,22 +73,22 @@ def test_an_unknown_kind_is_not_trained_as_another():
     ("gaussian", "stochastic", "binarisation"),
 ])  # fmt: skip
 def test_data_outside_the_range_are_refused_for_what_needs_it(tmp_path, name, binarise, purpose):
-    np.save(tmp_path / "x.npy", np.full((30, 4), 7.0, np.float32))
+    np.save(tmp_path / "x.npy", np.arange(7, 127, dtype=np.float32).reshape(30, 4))
     model = ModelConfig(latent=2, hidden=(4,), likelihood=name)
-    source = DataConfig(str(tmp_path / "x.npy"))
-    with pytest.raises(InputError, match=rf"expected values in \[0, 1\] for {purpose}, got 7 at \[0, 0\]"):
+    source = DataConfig(str(tmp_path / "x.npy"), validation_fraction=0.3)
+    with pytest.raises(InputError, match=rf"expected values in \[0, 1\] for {purpose}, got [0-9]+ at \[0\]"):
         train(tmp_path / "run", model, TrainConfig(epochs=1, binarise=binarise), source, progress=False)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("dtype", "value", "words"), [
-    (np.float32, 2.5, r"expected counts \(0, 1, 2, …\) .* poisson likelihood, got 2\.5 at \[[0-9]+, 1\]; save"),
-    (np.float32, -1, r"expected counts .* got -1 at \[[0-9]+, 1\]"),
+    (np.float32, 2.5, r"expected counts \(0, 1, 2, …\) .* poisson likelihood, got 2\.5 at \[1\]; save"),
+    (np.float32, -1, r"expected counts .* got -1 at \[1\]"),
     (np.float32, np.nan, r"expected finite float32 values, got nan at \[2, 1\]"),
-    (np.uint8, 1, r"expected counts .* got 0\.00784314 at \[0, 0\]; save counts as floats \(uint8 become \[0, 1\]\)"),
+    (np.uint8, 1, r"expected counts .* got 0\.[0-9]+ at \[[0-3]\]; save counts as floats \(uint8 become \[0, 1\]\)"),
 ])  # fmt: skip
 def test_data_that_are_no_counts_are_refused_under_a_poisson(tmp_path, dtype, value, words):
-    x = np.full((30, 4), 2, dtype)
+    x = np.arange(120).reshape(30, 4).astype(dtype)
     model, training = ModelConfig(latent=2, hidden=(4,), likelihood="poisson"), TrainConfig(epochs=1)
     source = DataConfig(str(tmp_path / "x.npy"), validation_fraction=0.1, test_fraction=0)
     if dtype is np.float32:

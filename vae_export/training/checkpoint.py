@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -17,18 +18,22 @@ from torch import Tensor
 from vae_runtime.errors import InputError, error_line
 from vae_runtime.files import write_atomic
 from vae_runtime.input_files import open_plain, open_safetensors, read_json
+from vae_runtime.manifest import Normalisation
 
-from . import data
 from .config import DataConfig, ModelConfig, TrainConfig
-from .data import Dataset, Provenance
+from .data.dataset import Dataset, Provenance
+from .data.dataset import load as load_data
 from .likelihood import kind_named
 from .model import VAE
 
 _Record = TypeVar("_Record")
 
-_FORMAT_VERSION = 2
-# Version 1 differs in one key: the provenance's `license` is called `licence`.
-_READ_VERSIONS = (1, _FORMAT_VERSION)
+FORMAT_VERSION = 3
+"""The version of `config.json` that is written."""
+# Versions 1 and 2 split data by a permutation of their rows. In version 1 the provenance's `license` is `licence`.
+_READ_VERSIONS = (1, 2, FORMAT_VERSION)
+DATA = "data"
+"""The folder of a run's data, where its source had to be converted."""
 _FOREIGN = "it does not belong to the config.json in its folder: restore the right one, or train again"
 
 
@@ -52,6 +57,46 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
+class Found:
+    """What a training found in its data."""
+
+    normalisation: Normalisation | None = None
+    """From raw data to the model's observations; None where they are the same."""
+    skipped: tuple[str, ...] = ()
+    """The first few damaged rows that were left out: the place of each, and why."""
+    classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """The names of the classes of each condition; empty for a condition without."""
+
+    @classmethod
+    def from_json(cls, fields: Any) -> Found:
+        """Return what `asdict` has made JSON values of.
+
+        Raises:
+            TypeError, KeyError: a field is missing or mistyped.
+        """
+        raw = fields["normalisation"]
+        skipped, classes = fields["skipped"], fields["classes"]
+        for texts in (skipped, *dict(classes).values()):
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise TypeError(f"found: expected lists of texts, got {texts!r:.99}")
+        return cls(
+            raw and Normalisation(_numbers(raw["offset"], "offset"), _numbers(raw["divisor"], "divisor")),
+            tuple(skipped),
+            {str(name): tuple(names) for name, names in classes.items()},
+        )
+
+
+def _numbers(value: Any, name: str) -> float | tuple[float, ...]:
+    """A finite number or a tuple of them; positive, if it is the divisor."""
+    for number in value if isinstance(value, list) and value else [value]:
+        # Not math.isfinite, which fails for an integer that no float can hold.
+        fits = isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < 2**127
+        if not fits or (name == "divisor" and number <= 0):
+            raise TypeError(f"found.normalisation.{name}: expected finite numbers, got {number!r:.99}")
+    return tuple(map(float, value)) if isinstance(value, list) else float(value)
+
+
+@dataclass(frozen=True)
 class RunInfo:
     """The content of a run's `config.json`."""
 
@@ -60,8 +105,11 @@ class RunInfo:
     data: DataConfig
     provenance: Provenance
     torch_version: str
+    found: Found = Found()
     result: TrainResult | None = None
     """None until training has finished."""
+    version: int = FORMAT_VERSION
+    """The format version of the `config.json` that was read."""
 
     @property
     def surrogate(self) -> bool:
@@ -73,12 +121,13 @@ class RunInfo:
 def write_info(folder: Path, info: RunInfo) -> None:
     """Write `config.json`."""
     content = {
-        "format_version": _FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         "model": info.model.to_json(),
         "train": info.train.to_json(),
         "data": info.data.to_json(),
         "provenance": asdict(info.provenance),
         "torch_version": info.torch_version,
+        "found": asdict(info.found),
         "result": info.result and asdict(info.result),
     }
     write_atomic(folder / "config.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
@@ -116,7 +165,9 @@ def read_info(folder: Path) -> RunInfo:
             data=DataConfig.from_json(content["data"]),
             provenance=typed(Provenance(**provenance), "provenance"),
             torch_version=str(content["torch_version"]),
+            found=Found.from_json(content["found"]) if version == FORMAT_VERSION else Found(),
             result=result and typed(TrainResult(**result), "result"),
+            version=version,
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -198,24 +249,30 @@ def _kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def run_data(info: RunInfo, source: str | None = None) -> Dataset:
+def run_data(info: RunInfo, source: str | None = None, run: Path | None = None) -> Dataset:
     """Load the data that a run was trained on.
 
     Args:
         info: the run.
         source: where they are now, if not where they were.
+        run: the run's folder, which may hold its data in converted form.
 
     Raises:
-        InputError: they are missing or damaged, or other data.
+        InputError: they are missing or damaged, or other data; or the run is of a version that split them otherwise.
     """
     config = info.data if source is None else replace(info.data, source=source)
     try:
-        dataset = data.load(config)
+        dataset = load_data(config, run / DATA if run and source is None else None, info.found.normalisation)
     except InputError as error:
         raise InputError(f"{error}; say with --data where the run's data are now") from error
     if dataset.provenance.digest != info.provenance.digest:
         raise InputError(
             f"{config.source}: expected the run's data ({info.provenance.name}, {info.provenance.digest}), got "
             f"{dataset.provenance.digest}; say with --data where they are now"
+        )
+    if info.version < FORMAT_VERSION and dataset.test.source is dataset.train.source:
+        raise InputError(
+            f"{config.source}: expected a run whose data are split by their content (format_version {FORMAT_VERSION}), "
+            f"got one of format_version {info.version}, whose test data would differ; train again"
         )
     return dataset

@@ -123,6 +123,20 @@ def _conditions() -> Any:
     return field(default_factory=dict, hash=False, metadata={"rule": (words, of)})
 
 
+def _name(words: str) -> Any:
+    """A text that may be empty, which stands for nothing."""
+    rule: _Rule = (words, lambda value: value if isinstance(value, str) else None)
+    return field(default="", metadata={"rule": rule, "empty": "none"})
+
+
+def _texts(words: str) -> Any:
+    def of(value: Any) -> tuple[str, ...] | None:
+        fits = isinstance(value, list | tuple) and all(isinstance(item, str) and item for item in value)
+        return tuple(value) if fits else None
+
+    return field(default=(), metadata={"rule": (words, of), "item": str, "empty": "none"})
+
+
 @dataclass(frozen=True)
 class _Config:
     place: ClassVar[str]
@@ -313,19 +327,44 @@ class DataConfig(_Config):
 
     source: str = _text("digits")
     """`digits`, a folder with MNIST's IDX files, a .npy file, or a folder of images."""
+    conditions: tuple[str, ...] = _texts("names of conditions, as NAME or NAME=PLACE")
+    """What the model is told beside x: `label`, a column, or for a .npy file NAME=C.npy with an array of rows."""
+    normalise: str = _choice("unit", "unit", "none", "standard")
+    """unit: 8-bit values to [0, 1], floats as they are; standard: by mean and deviation of each channel."""
+    corrupt: str = _choice("refuse", "refuse", "skip")
+    """What becomes of a row that cannot be read or holds NaN or infinity."""
+    workers: int = _integer(1, low=1, high=1024)
+    """Processes that read pictures; 1: this one. Their number changes no bit."""
     seed: int = _integer(0, low=0, high=2**63 - 1)
     """Decides the split."""
     validation_fraction: float = _number(0.1, low=0, high=0.9)
-    """Share of the training data kept for validation."""
+    """Share of the training data kept for validation, in expectation."""
     test_fraction: float = _number(0.1, low=0, high=0.9)
-    """Share of all data kept for the test; IDX folders have a test set of their own."""
+    """Share of all data kept for the test, in expectation; IDX folders have a test set of their own."""
 
     def _conflicts(self) -> list[str]:
-        try:
-            self.source.encode()
-        except UnicodeEncodeError:  # bytes of a file name that are no UTF-8, which config.json could not hold
-            return [f"data.source: expected a name in UTF-8, got {self.source!r}; rename the file or folder"]
-        return []
+        problems = []
+        for name, texts in (("source", (self.source,)), ("conditions", self.conditions)):
+            for text in texts:
+                try:
+                    text.encode()
+                except UnicodeEncodeError:  # bytes of a file name that are no UTF-8, which config.json could not hold
+                    problems.append(f"data.{name}: expected a name in UTF-8, got {text!r}; rename the file or folder")
+        names = list(self.places())
+        for name in names:
+            if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) or name == "x":
+                problems.append(
+                    f"data.conditions: expected a name of letters, digits and '_' other than x, got {name!r:.99}; "
+                    "write NAME=PLACE"
+                )
+        if len(names) < len(self.conditions):
+            problems.append(f"data.conditions: expected each name once, got {_shown(list(self.conditions))}")
+        return problems
+
+    def places(self) -> dict[str, str]:
+        """Return where each condition is, by its name."""
+        parts = (text.partition("=") for text in self.conditions)
+        return {name: place or name for name, _, place in parts}
 
 
 class Recipe(NamedTuple):

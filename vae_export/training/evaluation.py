@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,17 +107,21 @@ def evaluate(
     for name, number in (("importance_samples", importance_samples), ("limit", 1 if limit is None else limit)):
         require_integer(name, number, 1, 2**31)
     vae, info = checkpoint.load(folder)
-    dataset = checkpoint.run_data(info, data)
+    dataset = checkpoint.run_data(info, data, folder)
     if not len(dataset.test):
         raise InputError(f"{info.data.source}: expected at least one test observation, got none; split some off")
-    x = torch.from_numpy(binarise(dataset.test[:limit], info.train.binarise, seed))
+    n = min(len(dataset.test), limit or len(dataset.test))
+
+    def rows(start: int, stop: int) -> Tensor:
+        return torch.from_numpy(binarise(dataset.test.rows(slice(start, stop)), info.train.binarise, seed, start))
+
     with torch.inference_mode():
-        figures = _figures(vae.for_cpu(), x, importance_samples, seed, progress)
+        figures = _figures(vae.for_cpu(), rows, n, importance_samples, seed, progress)
     result = Evaluation(
         data=dataset.provenance.name,
         data_digest=dataset.provenance.digest,
         weights_digest=checkpoint.weights_digest(folder),
-        observations=len(x),
+        observations=n,
         binarisation=info.train.binarise,
         surrogate=info.surrogate,
         seed=seed,
@@ -157,23 +162,26 @@ def read_evaluation(run_folder: str | Path) -> Evaluation | None:
     return evaluation
 
 
-def binarise(x: NDArray[np.float32], how: str, seed: int) -> NDArray[np.float32]:
+def binarise(x: NDArray[np.float32], how: str, seed: int, start: int = 0) -> NDArray[np.float32]:
     """Return observations as a model sees them that was trained with this binarisation.
 
     Args:
         x: float32 [n, *shape] in [0, 1].
         how: none, threshold (at 0.5), or stochastic: 1 where the uniform of vnoise-1 for (seed, observation stream,
-            index in `x`, position) is below the value.
+            index, position) is below the value.
         seed: of the uniforms.
+        start: index of the first observation.
     """
     if how == "stochastic":
-        return (noise.uniform(seed, 0, len(x), x.shape[1:], noise.OBSERVATION) < x).astype(np.float32)
+        return (noise.uniform(seed, start, len(x), x.shape[1:], noise.OBSERVATION) < x).astype(np.float32)
     return (x > 0.5).astype(np.float32) if how == "threshold" else x
 
 
-def _figures(vae: VAE, x: Tensor, k: int, seed: int, progress: bool) -> dict[str, Any]:
-    """Return the measured fields of `Evaluation`, of observations [n, *shape]."""
-    n, latent = len(x), vae.config.latent
+def _figures(
+    vae: VAE, observations: Callable[[int, int], Tensor], n: int, k: int, seed: int, progress: bool
+) -> dict[str, Any]:
+    """Return the measured fields of `Evaluation`, of n observations [n, *shape], which are read from start to stop."""
+    latent = vae.config.latent
     rows = max(1, _CHUNK // math.prod(vae.config.observation_shape))
     # few samples: many observations at a time; many samples: one observation, its samples in chunks
     together = max(1, rows // k)
@@ -184,7 +192,7 @@ def _figures(vae: VAE, x: Tensor, k: int, seed: int, progress: bool) -> dict[str
         mininterval=0.2 if sys.stderr.isatty() else 30,
     ) as bar:  # fmt: skip
         for start in range(0, n, together):
-            part = x[start : start + together]
+            part = observations(start, min(start + together, n))
             mu, logvar = vae.encode(part)
             eps = _normal(seed, start, len(part), (latent,), noise.POSTERIOR)
             parameters = vae.decode(reparameterize(mu, logvar, eps))

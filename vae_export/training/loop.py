@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -31,15 +32,18 @@ from vae_runtime.image import grid, png
 from vae_runtime.likelihood import KINDS
 
 from ..errors import TrainingError, require_path
-from . import checkpoint, data, machine, objective, processes, resume
-from .checkpoint import RunInfo, TrainResult
+from . import checkpoint, machine, objective, processes, resume
+from .checkpoint import DATA, Found, RunInfo, TrainResult
 from .config import DataConfig, ModelConfig, TrainConfig
+from .data.batches import Batches, TensorBatch
+from .data.checks import require_kind, require_range
+from .data.dataset import Dataset, load
 from .descent import Batch, Descent
 from .model import VAE
 from .plots import curve
 from .processes import Processes
 from .randomness import binarised, generator
-from .run_folder import clean, identity, require_own, require_same
+from .run_folder import clean, identity, require_own, require_same, require_version
 from .step import FIGURES, Objective
 
 # Observations per step of a validation pass, and seconds between pictures of a run under way.
@@ -91,18 +95,20 @@ def train(
     with processes.joined() as group:
         device = machine.find_device(training.device, group.local_rank, group.count)
         training = replace(training, device=device.type if group.count > 1 else str(device))
-        dataset = data.load(source)
-        info = _describe(model, training, source, dataset)
-        _require_memory(info)
-        if not group.is_first:
-            return _train(folder, info, dataset, group, device, False)
-        return _train_first(folder, info, dataset, group, device, progress)
+        configs = (model, training, source)
+        if group.is_first:
+            return _train_first(folder, configs, group, device, progress)
+        # Waits until the first process has converted data that have to be. The folder may be on its machine alone.
+        found = group.from_first(None)
+        dataset, info = _loaded(configs, folder / DATA if (folder / DATA).exists() else None)
+        return _train(folder, found, info, dataset, group, device, False)
 
 
-def _train_first(
-    folder: Path, info: RunInfo, dataset: data.Dataset, group: Processes, device: torch.device, progress: bool
-) -> Outcome:
-    """Make and lock the folder, and train."""
+_Configs = tuple[ModelConfig, TrainConfig, DataConfig]
+
+
+def _train_first(folder: Path, configs: _Configs, group: Processes, device: torch.device, progress: bool) -> Outcome:
+    """Make and lock the folder, read the data, and train."""
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +116,13 @@ def _train_first(
         raise InputError(f"{folder}: cannot make this folder: {error.strerror}; choose another") from error
     try:
         with locked(folder):
-            return _train(folder, info, dataset, group, device, progress)
+            found = checkpoint.read_info(folder) if (folder / "config.json").exists() else None
+            if found:
+                require_version(folder, found)
+            else:
+                require_own(folder)
+            dataset, info = _loaded(configs, folder / DATA)
+            return _train(folder, group.from_first(found), info, dataset, group, device, progress)
     except BlockingIOError as error:
         raise TrainingError(f"{folder}: another training is at work in this folder; wait for it") from error
     except BaseException:
@@ -121,15 +133,19 @@ def _train_first(
         raise
 
 
+def _loaded(configs: _Configs, folder: Path | None) -> tuple[Dataset, RunInfo]:
+    """Return the data, converted into a folder if they have to be, and what is known of the run before it begins."""
+    model, training, source = configs
+    dataset = load(source, folder)
+    info = _describe(model, training, source, dataset)
+    _require_memory(info)
+    return dataset, info
+
+
 def _train(
-    folder: Path, info: RunInfo, dataset: data.Dataset, group: Processes, device: torch.device, progress: bool
-) -> Outcome:
-    found = None
-    if group.is_first:
-        found = checkpoint.read_info(folder) if (folder / "config.json").exists() else None
-        if not found:
-            require_own(folder)
-    found = group.from_first(found)
+    folder: Path, found: RunInfo | None, info: RunInfo, dataset: Dataset, group: Processes, device: torch.device,
+    progress: bool,
+) -> Outcome:  # fmt: skip
     if not info.train.threads:
         # Their number decides bits: a run goes on with what it began with.
         threads = found.train.threads if found else group.from_first(torch.get_num_threads())
@@ -147,7 +163,7 @@ def _train(
         return _Training(folder, info, dataset, group, device).run(progress)
 
 
-def _describe(model: ModelConfig, training: TrainConfig, source: DataConfig, dataset: data.Dataset) -> RunInfo:
+def _describe(model: ModelConfig, training: TrainConfig, source: DataConfig, dataset: Dataset) -> RunInfo:
     model = model if model.observation_shape else replace(model, observation_shape=dataset.shape)
     if model.observation_shape != dataset.shape:
         raise InputError(
@@ -157,13 +173,14 @@ def _describe(model: ModelConfig, training: TrainConfig, source: DataConfig, dat
     if not len(dataset.validation):
         raise InputError(
             f"{source.source}: expected at least one observation for validation, got none; "
-            "raise data.validation_fraction"
+            "raise data.validation_fraction or try another data.seed"
         )
     for part in (dataset.train, dataset.validation, dataset.test):
-        data.require_kind(part, KINDS[model.likelihood], source.source)
+        require_kind(part, KINDS[model.likelihood], source.source)
         if training.binarise != "none":
-            data.require_range(part, (0.0, 1.0), source.source, "binarisation")
-    return RunInfo(model, training, source, dataset.provenance, torch.__version__)
+            require_range(part, (0.0, 1.0), source.source, "binarisation")
+    found = Found(dataset.normalisation, dataset.skipped.named, dataset.classes)
+    return RunInfo(model, training, source, dataset.provenance, torch.__version__, found)
 
 
 def _require_memory(info: RunInfo) -> None:
@@ -187,18 +204,11 @@ def _require_memory(info: RunInfo) -> None:
 
 
 class _Training:
-    def __init__(
-        self, folder: Path, info: RunInfo, dataset: data.Dataset, group: Processes, device: torch.device
-    ) -> None:
+    def __init__(self, folder: Path, info: RunInfo, dataset: Dataset, group: Processes, device: torch.device) -> None:
         self.folder, self.info, self.config = folder, info, info.train
         self.group, self.device = group, device
         self.kind = "surrogate " if info.surrogate else ""
-        self.train = torch.from_numpy(dataset.train)
-        self.validation = binarised(
-            torch.from_numpy(dataset.validation),
-            self.config.binarise,
-            generator(self.config.seed, "binarise validation"),
-        )
+        self.train, self.validation = dataset.train, dataset.validation
         self.vae = self._untrained()
         self.descent = Descent(self.vae, self.config, group, device)
         self.measured = Objective(self.vae)
@@ -210,7 +220,7 @@ class _Training:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             vae = VAE(self.info.model)
-        vae.start_from_mean(self.train.mean(0))
+        vae.start_from_mean(torch.from_numpy(self.train.mean()))
         return vae.for_cpu().to(self.device)
 
     def run(self, progress: bool) -> Outcome:
@@ -256,8 +266,9 @@ class _Training:
         goals: list[Tensor] = []
         started = time.monotonic()
         self.vae.train()
-        for step, chosen in enumerate(order.split(config.batch_size)):
-            batch = self._batch(chosen, samples, random)
+        batches = Batches(self.train, (each[self._share(len(each))].numpy() for each in order.split(config.batch_size)))
+        for step, (chosen, rows) in enumerate(zip(order.split(config.batch_size), batches, strict=True)):
+            batch = self._batch(rows, len(chosen), samples, random)
             weight = objective.kl_weight(epoch - 1 + step / self.steps, config.beta, config.kl_warmup_epochs)
             rate = self._learning_rate((epoch - 1) * self.steps + step)
             goal, figures = self.descent.step(batch, weight, config.free_bits, rate)
@@ -270,12 +281,7 @@ class _Training:
             if look or self.device.type == "cpu":
                 self._require_finite(goals, epoch, step)
             if look and seen:
-                elbo, reconstruction, kl, _ = (total / seen).tolist()
-                bar.set_postfix_str(
-                    f"epoch {epoch}/{config.epochs}, {self.kind}ELBO {elbo:.2f}, reconstruction {reconstruction:.2f}, "
-                    f"KL {kl:.2f}",
-                    refresh=False,
-                )
+                bar.set_postfix_str(self._line(epoch, total / seen, batches.rate), refresh=False)
         total = self.group.total(total) / len(self.train)
         seconds = time.monotonic() - started
         with self.descent.kept_inside():
@@ -287,18 +293,28 @@ class _Training:
             "learning_rate": self._learning_rate(epoch * self.steps),
             "seconds": round(seconds, 3),
             "samples_per_second": round(len(self.train) / max(seconds, 1e-3), 1),
+            "data_samples_per_second": round(batches.rate * self.group.count, 1),
         }
 
-    def _batch(self, chosen: Tensor, samples: int, random: torch.Generator) -> Batch:
-        """Return this process' share of a batch. Each process draws the numbers of all of it, so they are the same."""
-        n = len(chosen)
+    def _line(self, epoch: int, figures: Tensor, data_rate: float) -> str:
+        """Return what the bar says beside the rate of the training."""
+        elbo, reconstruction, kl, _ = figures.tolist()
+        return (
+            f"epoch {epoch}/{self.config.epochs}, {self.kind}ELBO {elbo:.2f}, reconstruction {reconstruction:.2f}, "
+            f"KL {kl:.2f}, data alone {data_rate * self.group.count:,.0f}/s"
+        )
+
+    def _share(self, n: int) -> slice:
+        """Return this process' rows of a batch of n, at least one."""
         mine = self.group.rows(n)
-        counted = mine.stop - mine.start
-        if not counted:
-            mine = slice(0, 1)
-        x = binarised(self.train[chosen[mine]], self.config.binarise, random, mine, n)
+        return mine if mine.stop > mine.start else slice(0, 1)
+
+    def _batch(self, rows: TensorBatch, n: int, samples: int, random: torch.Generator) -> Batch:
+        """Return this process' share of a batch. Each process draws the numbers of all of it, so they are the same."""
+        own, mine = self.group.rows(n), self._share(n)
+        x = binarised(rows.x, self.config.binarise, random, mine, n)
         eps = torch.randn((samples, n, self.info.model.latent), generator=random)
-        return Batch(x, eps[:, mine], counted, n)
+        return Batch(x, eps[:, mine], own.stop - own.start, n)
 
     def _no_figures(self) -> Tensor:
         return torch.zeros(len(FIGURES), dtype=machine.sum_dtype(self.device), device=self.device)
@@ -333,9 +349,15 @@ class _Training:
         self.vae.eval()
         random = generator(self.config.seed, "validation noise")
         total = self._no_figures()
-        for number, x in enumerate(self.validation.split(_VALIDATION_BATCH)):
-            eps = torch.randn((self.config.importance_samples, len(x), self.info.model.latent), generator=random)
+        order = np.split(
+            np.arange(len(self.validation)), range(_VALIDATION_BATCH, len(self.validation), _VALIDATION_BATCH)
+        )
+        own = iter(Batches(self.validation, order[self.group.rank :: self.group.count]))
+        for number, chosen in enumerate(order):
+            eps = torch.randn((self.config.importance_samples, len(chosen), self.info.model.latent), generator=random)
             if number % self.group.count == self.group.rank:
+                drawn = generator(self.config.seed, f"binarise validation {number}")
+                x = binarised(next(own).x, self.config.binarise, drawn)
                 _, figures = self.measured(x.to(self.device), eps.to(self.device), 1.0)
                 total += figures.to(total.dtype) * len(x)
         total = self.group.total(total)

@@ -8,7 +8,7 @@ from typing import Any
 from vae_runtime.errors import InputError
 
 from ..errors import TrainingError
-from .checkpoint import RunInfo
+from .checkpoint import DATA, FORMAT_VERSION, RunInfo
 from .config import DataConfig, ModelConfig, TrainConfig
 
 STATE = "state.safetensors"
@@ -18,13 +18,12 @@ _RESULTS = ("config.json", "model.safetensors", "metrics.jsonl", "curve.png", "s
 
 def identity(info: RunInfo) -> dict[str, Any]:
     """Return the fields that must be equal to resume a run. Data may have moved, so only their digest counts."""
-    split = info.data.to_json()
-    del split["source"]
+    split = {name: value for name, value in info.data.to_json().items() if name not in ("source", "workers")}
     train = {name: value for name, value in info.train.to_json().items() if name not in TrainConfig.machine}
     return {
         "model": info.model.to_json(),
         "train": train,
-        "data": {**split, "digest": info.provenance.digest},
+        "data": {**split, "split": "by content", "digest": info.provenance.digest},
     }
 
 
@@ -51,6 +50,19 @@ def require_same(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> 
         raise TrainingError(f"{folder}: holds another run: {'; '.join(differences)}; choose another folder")
 
 
+def require_version(folder: Path, found: RunInfo) -> None:
+    """Refuse to go on with a run of a version that split its data otherwise.
+
+    Raises:
+        TrainingError: it is one.
+    """
+    if found.version < FORMAT_VERSION:
+        raise TrainingError(
+            f"{folder}: expected a run that splits its data by their content (format_version {FORMAT_VERSION}), got "
+            f"one of format_version {found.version}, made by an earlier version of vae-export; choose another folder"
+        )
+
+
 def require_own(folder: Path) -> None:
     """Refuse a folder with files that are not a run's.
 
@@ -59,7 +71,7 @@ def require_own(folder: Path) -> None:
     """
     for name in sorted(path.name for path in folder.iterdir()):
         # Names with a dot are the lock's and those of files in the making.
-        if not name.startswith(".") and name not in (STATE, *_RESULTS):
+        if not name.startswith(".") and name not in (STATE, DATA, *_RESULTS):
             raise InputError(f"{folder}: expected an empty folder or a run's, got one with {name}; choose another")
 
 

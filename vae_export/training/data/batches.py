@@ -1,0 +1,71 @@
+"""Batches of a part as tensors, made a batch ahead in a thread where rows are read from a file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vae_runtime.generation.ahead import Ahead
+
+from .part import Part
+
+Change = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class TensorBatch:
+    """Rows of a part as tensors."""
+
+    x: Tensor
+    """Observations, float32 [k, *shape]."""
+    conditions: dict[str, Tensor]
+    """By name, each int64 [k] or float32 [k, …]."""
+
+
+class Batches:
+    """Goes through a part in an order, once.
+
+    Args:
+        part: where the rows are.
+        order: the indices of each batch, int64 [k].
+        change: applied to the observations of each batch, in their order.
+    """
+
+    def __init__(self, part: Part, order: Iterable[NDArray[np.int64]], change: Change | None = None) -> None:
+        self._part, self._order, self._change = part, order, change
+        self.seconds = 0.0
+        """The time that making batches has taken, whether or not the caller waited for them."""
+        self.rows = 0
+        """The rows made so far."""
+
+    @property
+    def rate(self) -> float:
+        """Rows per second of making batches alone."""
+        return self.rows / max(self.seconds, 1e-9)
+
+    def __iter__(self) -> Iterator[TensorBatch]:
+        """Go through the batches; the thread ends with the iterator."""
+        if self._change is None and not isinstance(self._part.source.observations, np.memmap):
+            # A thread would take longer than these rows do.
+            yield from self._made()
+            return
+        with Ahead(self._made()) as batches:
+            yield from batches
+
+    def _made(self) -> Iterator[TensorBatch]:
+        for indices in self._order:
+            began = time.perf_counter()
+            x = torch.from_numpy(self._part.rows(indices))
+            conditions = {name: torch.from_numpy(each) for name, each in self._part.conditions(indices).items()}
+            if self._change:
+                with torch.no_grad():
+                    x = self._change(x)
+            self.seconds += time.perf_counter() - began
+            self.rows += len(x)
+            yield TensorBatch(x, conditions)

@@ -1,0 +1,75 @@
+"""Check that the values of a part are such as a likelihood or a binarization is defined for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_runtime.errors import InputError
+from vae_runtime.likelihood import KINDS, Kind
+
+from .part import Observations, Part
+
+_KINDS_OF_ANY_NUMBER = " or ".join(name for name, kind in KINDS.items() if kind.support is None)
+
+
+def require_kind(part: Part, kind: Kind, place: str) -> None:
+    """Refuse values that a likelihood is not defined for.
+
+    Args:
+        part: the observations.
+        kind: the kind of likelihood.
+        place: where the observations come from.
+
+    Raises:
+        InputError: there is one; the message states the first such value, its row and its index.
+    """
+    found = _first(part, kind.outside)
+    if found:
+        number, row = found
+        remedy = "save counts as floats (uint8 become [0, 1])" if kind.counts else "scale the data"
+        raise InputError(f"{place}: row {number}: {kind.misfit(row)}; {remedy}, or choose {_KINDS_OF_ANY_NUMBER}")
+
+
+def require_range(part: Part, support: tuple[float, float], place: str, purpose: str) -> None:
+    """Refuse values outside a range.
+
+    Args:
+        part: the observations.
+        support: the min and the max allowed.
+        place: where the observations come from.
+        purpose: the part of the configuration that needs the range.
+
+    Raises:
+        InputError: there is one; the message states the first such value, its row and its index.
+    """
+    low, high = support
+
+    def outside(rows: Observations) -> NDArray[np.bool_]:
+        return (rows < low) | (rows > high)
+
+    found = _first(part, outside)
+    if found:
+        number, row = found
+        index = first(outside(row))
+        raise InputError(
+            f"{place}: row {number}: expected values in [{low:g}, {high:g}] for {purpose}, got {row[index]:g} at "
+            f"{list(index)}; scale the data, or choose {_KINDS_OF_ANY_NUMBER} without binarisation"
+        )
+
+
+def first(mask: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Return the index of the first true value."""
+    return tuple(int(i) for i in np.unravel_index(int(mask.argmax()), mask.shape))
+
+
+def _first(part: Part, outside: Callable[[Observations], NDArray[np.bool_]]) -> tuple[int, Observations] | None:
+    """Return the number in the source and the values of the first row with a value that is outside."""
+    for start, rows in part.chunks():
+        mask = outside(rows)
+        if mask.any():
+            index = first(mask)[0]
+            return int(part.numbers[start + index]), rows[index]
+    return None

@@ -193,6 +193,8 @@ def cases() -> Iterator[dict[str, Any]]:
     for bundle in sorted(path.name for path in BUNDLES.iterdir()):
         yield _expected(f"verify/{bundle}", {"ask": "verify", "bundle": bundle})
         yield _expected(f"load/{bundle}", {"ask": "load", "bundle": bundle})
+    held_out = {"manifest": [[[*_VAE, "scores"], _SCORES]]}
+    yield _expected("load/held-out scores", {"ask": "load", "bundle": "plain"}, edit=held_out)
     yield from _refusals()
 
 
@@ -372,6 +374,10 @@ def _stream_cases() -> Iterator[dict[str, Any]]:
 
 _VAE = ["additional_metadata", "vae"]
 _DECODER = ["components", "decoder", "variants", "fp32"]
+_SCORES: dict[str, Any] = {
+    **{"kind": "log_likelihood", "k": 8, "seed": 0, "n": 3, "data": "others", "encoder": "fp32", "decoder": "fp32"},
+    **{"shares": [0.5, 1], "values": [-2, -1]},
+}
 # What is wrong with a bundle, and the edit that makes it so.
 _FORGED: dict[str, dict[str, Any]] = {
     "another noise": {"manifest": [[[*_VAE, "noise"], "vnoise-2"]]},
@@ -380,6 +386,10 @@ _FORGED: dict[str, dict[str, Any]] = {
     "an unknown likelihood": {"manifest": [[[*_VAE, "likelihood", "kind"], "cauchy"]]},
     "an unknown prior": {"manifest": [[[*_VAE, "latents", 0, "prior", "kind"], "flow"]]},
     "an unknown posterior": {"manifest": [[[*_VAE, "latents", 0, "posterior", "kind"], "laplace"]]},
+    "held-out scores that fall": {"manifest": [[[*_VAE, "scores"], {**_SCORES, "values": [-1, -2]}]]},
+    "shares of held-out scores that fall": {"manifest": [[[*_VAE, "scores"], {**_SCORES, "shares": [0.5, 0.25]}]]},
+    "held-out scores without a share": {"manifest": [[[*_VAE, "scores"], {**_SCORES, "values": [-2]}]]},
+    "an unknown score": {"manifest": [[[*_VAE, "scores"], {**_SCORES, "kind": "fid"}]]},
     "no latents": {"manifest": [[[*_VAE, "latents"], []]]},
     "a latent of no numbers": {"manifest": [[[*_VAE, "latents", 0, "shape"], [0]]]},
     "a latent of another shape": {"manifest": [[[*_VAE, "latents", 0, "shape"], [4]]]},

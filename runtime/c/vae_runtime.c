@@ -1279,6 +1279,26 @@ static const member COLUMN_MEMBERS[] = {
 };
 static const schema COLUMN = {F_RECORD, .members = COLUMN_MEMBERS};
 static const schema TABLE = {F_LIST, .expected = "a list of columns", .item = &COLUMN};
+static const schema SCORE_KIND = {F_CHOICE, .expected = "\"elbo\" or \"log_likelihood\"",
+                                  .choices = " elbo log_likelihood "};
+static const schema SAMPLE_COUNT = {F_INTEGER, .expected = "an integer from 1 to 1000000", .min = 1, .max = 1000000};
+static const schema SHARES = {F_LIST, .expected = "a list of 1 to 1024 shares", .min = 1, .max = 1024,
+                              .item = &POSITIVE};
+static const schema SCORE_VALUES = {F_LIST, .expected = "a list of 1 to 1024 scores", .min = 1, .max = 1024,
+                                    .item = &ANY};
+static const member SCORES_MEMBERS[] = {
+    {"kind", &SCORE_KIND, 1, 0, 0},
+    {"k", &SAMPLE_COUNT, 1, " log_likelihood ", 0},
+    {"seed", &SEED, 1, 0, 0},
+    {"n", &FILE_SIZE, 1, 0, 0},
+    {"data", &STRING, 1, 0, 0},
+    {"encoder", &STRING, 1, 0, 0},
+    {"decoder", &STRING, 1, 0, 0},
+    {"shares", &SHARES, 1, 0, 0},
+    {"values", &SCORE_VALUES, 1, 0, 0},
+    {0},
+};
+static const schema SCORES = {F_RECORD, .members = SCORES_MEMBERS};
 static const schema NOISE = {F_CHOICE, .expected = "\"vnoise-1\"", .choices = " vnoise-1 "};
 static const schema FIELD_NAMES = {F_LIST, .expected = "a list of field names", .item = &STRING};
 static const member VAE_MEMBERS[] = {
@@ -1297,6 +1317,7 @@ static const member VAE_MEMBERS[] = {
     {"batch_of_one", &COMPONENT_NAMES, 0, 0, 0},
     {"noise", &NOISE, 1, 0, 0},
     {"golden", &GOLDEN, 1, 0, 0},
+    {"scores", &SCORES, 0, 0, 0},
     {"refused", &REFUSALS, 0, 0, 0},
     {"training", &FREE, 0, 0, 0},
     {"metrics", &FREE, 0, 0, 0},
@@ -1945,6 +1966,25 @@ static vae_status check_table(const char *file, arena *memory, const manifest *m
                : contradiction(file, "table", "columns of as many values as the decoder's mean", "another number");
 }
 
+/* Rule 18. */
+static vae_status check_scores(const char *file, const manifest *m) {
+    const node *scores = member_of(m->vae, "scores");
+    if (!scores) return VAE_OK;
+    const node *shares = member_of(scores, "shares"), *values = member_of(scores, "values");
+    if (shares->count != values->count)
+        return contradiction(file, "scores.values", "one for each share", "another number");
+    double last = 0;
+    for (const node *each = shares->first; each; each = each->next) {
+        if (each->number <= last) return contradiction(file, "scores.shares", "shares that rise up to 1", "others");
+        last = each->number;
+    }
+    if (last != 1) return contradiction(file, "scores.shares", "shares that rise up to 1", "others");
+    for (const node *each = values->first; each->next; each = each->next)
+        if (each->next->number < each->number)
+            return contradiction(file, "scores.values", "scores that do not fall", "others");
+    return VAE_OK;
+}
+
 /* Read the manifest, and check what is in it against itself. */
 static vae_status read_manifest(const char *file, arena *memory, bytes content, manifest *m) {
     if (content.size > MAX_DOCUMENT)
@@ -1993,7 +2033,8 @@ static vae_status read_manifest(const char *file, arena *memory, bytes content, 
     if (!status) status = check_variants_of(file, m);
     for (size_t i = 0; !status && i < m->variant_count; i++) status = read_stream(file, memory, m, &m->variants[i]);
     if (!status) status = check_tiles(file, m);
-    return status ? status : check_table(file, memory, m);
+    if (!status) status = check_table(file, memory, m);
+    return status ? status : check_scores(file, m);
 }
 
 /* ----------------------------------------------------------------------------------------------------------- files */

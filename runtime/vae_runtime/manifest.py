@@ -17,6 +17,7 @@ from .records import Record, field, record
 if TYPE_CHECKING:
     from .chunks import Stream
     from .columns import Column
+    from .held_out import HeldOut
 
 FORMAT_VERSION = "2.0"
 COMPONENTS = ("encoder", "decoder")
@@ -480,6 +481,7 @@ class Manifest(Signature, Header):
     decoder: Mapping[str, Variant] = field(default_factory=dict)
     noise: str = field(Choice(SPEC, open=True), default=SPEC, required=True)
     golden: Golden = field(Struct(Golden, name="golden"))
+    scores: HeldOut | None = field(Later("held_out", "HELD_OUT"), default=None)
     refused: tuple[Refusal, ...] = field(List(Struct(Refusal, name="refusal")), default=())
     training: Mapping[str, Any] = field(FREE, default_factory=dict)
     metrics: Mapping[str, Any] = field(FREE, default_factory=dict)

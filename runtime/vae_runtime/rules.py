@@ -39,6 +39,10 @@ def contradictions(manifest: Manifest) -> list[Problem]:
     found += _name_problems(vae, manifest)
     if manifest.table:
         found += _table_problems(f"{vae}.table", manifest)
+    if manifest.scores is not None:
+        from .held_out import problems_of  # bundles without scores start without it
+
+        found += problems_of(f"{vae}.scores", manifest.scores)
     required = {"encoder": manifest.encoder, "decoder": manifest.decoder}
     if manifest.packed_from or is_decoder_alone(manifest):
         required = manifest.components or required

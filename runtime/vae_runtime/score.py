@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from . import noise
 from .computation import BATCH_SIZE, batches
-from .errors import InputError, require_integer
+from .errors import InputError, require_bool, require_integer
+from .held_out import p_values, why_no_p_value
 from .inputs import rows_of
 from .likelihood import Parameters, kind_named
 from .manifest import Likelihood, Manifest
@@ -67,12 +68,19 @@ class Scores:
     mae: Floats | None
     """Mean absolute difference, likewise."""
     reason: str | None = None
+    p_value: Floats | None = None
+    """The share of held-out observations that score as low as this one or lower, 1 / (n + 1) … 1 (`held_out`); None
+    where the bundle has no held-out scores, or others than these: `p_value_reason` says why."""
+    p_value_reason: str | None = None
+    contributions: Floats | None = None
+    """The terms of `reconstruction`, one for each value of x, [n, *observation shape]: the lower a term, the worse this
+    value is explained; None where they were not asked for or there is no ELBO."""
 
     def __repr__(self) -> str:
         columns = [
             f"{name} {_shapes_of(value)}"
             for name, value in vars(self).items()
-            if name != "reason" and value is not None
+            if value is not None and not isinstance(value, str)
         ]
         return f"<Scores: {', '.join(columns)}{f'; no elbo: {self.reason}' if self.reason else ''}>"
 
@@ -97,26 +105,17 @@ class Scorer:
 
     def score(
         self, x: NDArray[Any], rows: Feeds, k: int | None, start: int, batch_size: int | None,
-        progress: Callable[[int, int], object] | None,
+        progress: Callable[[int, int], object] | None, contributions: bool = False,
     ) -> Scores:  # fmt: skip
         """Score in batches; `rows` holds the conditions of both components, the rest is as in `VAE.score`."""
         n, reason = len(x), _why_no_elbo(self.manifest)
+        require_bool("contributions", contributions)
         if reason is None:
             misfit = kind_named(self.manifest.likelihood.kind).misfit(x)
             if misfit:
                 raise InputError(f"{self.manifest.observation.name}: {misfit}; give observations as in training")
         if k is not None:
-            k = require_integer("k", k, 1, 10**6)
-            if self.inputs.encoder_noise or any(not latent.posterior.outputs for latent in self.manifest.latents):
-                raise InputError(
-                    "k: importance samples are drawn for VAEs whose encoder and decoder take no noise of their own; "
-                    "leave `k` out, the ELBO is a bound of log p(x) too"
-                )
-            numbers = sum(math.prod(latent.shape) for latent in self.manifest.latents)
-            if k * numbers > MAX_DRAWN:
-                raise InputError(
-                    f"k: expected at most {MAX_DRAWN // numbers} for latents of {numbers} numbers, got {k}"
-                )
+            k = self._importance_samples(k)
         size = max(1, min(BATCH_SIZE, _SCORED // max(1, x[0].size))) if batch_size is None else batch_size
         rows_from = rows_of(rows, n)
         columns: dict[str, list[Floats]] = {}
@@ -127,7 +126,7 @@ class Scorer:
             scores = self._errors(part, q, part_rows, size)
             if reason is None:
                 q = self.encoder.encode(part, part_rows, self.seed, index, size) if self.inputs.encoder_noise else q
-                scores |= self._bounds(part, q, part_rows, k, index, size)
+                scores |= self._bounds(part, q, part_rows, k, index, size, contributions)
                 for name, part_terms in self._kl_terms(q).items():
                     terms.setdefault(name, []).append(part_terms)
             for name, column in scores.items():
@@ -136,8 +135,10 @@ class Scorer:
                 progress(last, n)
         whole = {name: np.concatenate(parts) for name, parts in columns.items()}
         per_latent = {name: np.concatenate(parts) for name, parts in terms.items()}
+        elbo = whole["reconstruction"] - whole["kl"] if reason is None else None
+        p_value, why = self._p_value(elbo, whole.get("log_likelihood"), k)
         return Scores(
-            elbo=whole["reconstruction"] - whole["kl"] if reason is None else None,
+            elbo=elbo,
             reconstruction=whole.get("reconstruction"),
             kl=whole.get("kl"),
             kl_per_dimension=(per_latent or None) if self.inputs.has_several else next(iter(per_latent.values()), None),
@@ -145,7 +146,31 @@ class Scorer:
             mse=whole.get("mse"),
             mae=whole.get("mae"),
             reason=reason,
+            p_value=p_value,
+            p_value_reason=why,
+            contributions=whole.get("contributions"),
         )
+
+    def _p_value(self, elbo: Floats | None, bound: Floats | None, k: int | None) -> tuple[Floats | None, str | None]:
+        """The p-values, or the reason why there are none."""
+        held_out, (_, why) = self.manifest.scores, reasons_of(self.manifest, self.networks.variants, k, self.seed)
+        score = elbo if held_out is None or held_out.kind == "elbo" else bound
+        if held_out is None or score is None or why:
+            return None, why
+        return p_values(held_out, score), None
+
+    def _importance_samples(self, k: int) -> int:
+        """Check the number of importance samples."""
+        k = require_integer("k", k, 1, 10**6)
+        if self.inputs.encoder_noise or any(not latent.posterior.outputs for latent in self.manifest.latents):
+            raise InputError(
+                "k: importance samples are drawn for VAEs whose encoder and decoder take no noise of their own; "
+                "leave `k` out, the ELBO is a bound of log p(x) too"
+            )
+        numbers = sum(math.prod(latent.shape) for latent in self.manifest.latents)
+        if k * numbers > MAX_DRAWN:
+            raise InputError(f"k: expected at most {MAX_DRAWN // numbers} for latents of {numbers} numbers, got {k}")
+        return k
 
     def _errors(self, x: NDArray[Any], q: Parts, rows: Feeds, size: int) -> dict[str, Floats]:
         """The columns `mse` and `mae`, of the reconstruction through the modes; none where shapes differ."""
@@ -158,12 +183,14 @@ class Scorer:
         return {"mse": np.square(error).mean(axis=1), "mae": np.abs(error).mean(axis=1)}
 
     def _bounds(
-        self, x: NDArray[Any], q: Parts, rows: Feeds, k: int | None, start: int, size: int
+        self, x: NDArray[Any], q: Parts, rows: Feeds, k: int | None, start: int, size: int, contributions: bool
     ) -> dict[str, Floats]:
-        """The columns `reconstruction` and `kl`, and with k `log_likelihood`."""
+        """The columns `reconstruction` and `kl`, with k `log_likelihood`, and on demand `contributions`."""
         z: Feeds = {name: part.sample(seed=self.seed, start=start) for name, part in q.items()}
-        reconstruction = self._log_likelihood(x, z, rows, size, seed=self.seed, start=start)
-        columns = {"reconstruction": reconstruction, "kl": self._kl(q, z)}
+        terms = self._log_likelihood_terms(x, z, rows, size, seed=self.seed, start=start)
+        columns = {"reconstruction": terms.reshape(len(x), -1).sum(axis=1), "kl": self._kl(q, z)}
+        if contributions:
+            columns["contributions"] = terms
         if k is not None:
             weights = np.empty((len(x), k))
             together = max(1, size // k)
@@ -234,23 +261,44 @@ class Scorer:
                 total += self._log_prior(name, drawn) - Posterior(mean, std, logvar).log_prob(drawn)
                 z[name] = drawn
             repeated = {name: np.repeat(row, count, axis=0) for name, row in rows.items()}
-            total += self._log_likelihood(np.repeat(x, count, axis=0), z, repeated, size)
+            terms = self._log_likelihood_terms(np.repeat(x, count, axis=0), z, repeated, size)
+            total += terms.reshape(n * count, -1).sum(axis=1)
             weights[:, first : first + count] = total.reshape(n, count)
         return weights
 
-    def _log_likelihood(
+    def _log_likelihood_terms(
         self, x: NDArray[Any], z: Feeds, rows: Feeds, size: int, *, seed: int | None = None, start: int = 0
     ) -> Floats:
-        """log p(x|z), float64 [n]; the seed draws latents that are noise of the decoder."""
+        """log p of each value of x, float64 [n, *shape]; the seed draws latents that are noise of the decoder."""
         likelihood = self.manifest.likelihood
         names = tuple(name for name in (likelihood.logits or likelihood.mean, likelihood.scale_output) if name)
-        return log_likelihood(x, self._decode(z, rows, names, size, seed=seed, start=start), likelihood)
+        return log_likelihood_terms(x, self._decode(z, rows, names, size, seed=seed, start=start), likelihood)
 
     def _decode(
         self, z: Feeds, rows: Feeds, outputs: tuple[str, ...], size: int, *, seed: int | None = None, start: int = 0
     ) -> Feeds:
         feeds, n = self.inputs.decoder_of_checked(z, rows, seed, start)
         return dict(zip(outputs, self.networks.computation("decoder", outputs).run(feeds, n, size), strict=True))
+
+
+def usual_seed(manifest: Manifest) -> int:
+    """The seed of the bundle's held-out scores, or a fresh one where it has none."""
+    return noise.new_seed() if manifest.scores is None else manifest.scores.seed
+
+
+def reasons_of(
+    manifest: Manifest, variants: Mapping[str, str], k: int | None, seed: int
+) -> tuple[str | None, str | None]:
+    """Why there is no ELBO, and why there are no p-values; None where there are.
+
+    Args:
+        manifest: of the bundle.
+        variants: those in use, by component.
+        k: the number of importance samples, if any.
+        seed: of the posterior's samples.
+    """
+    reason = _why_no_elbo(manifest)
+    return reason, reason or why_no_p_value(manifest.scores, variants, k, seed)
 
 
 def _why_no_elbo(manifest: Manifest) -> str | None:
@@ -284,7 +332,13 @@ def normal_kl(q: Posterior, mean: Floats, std: Floats) -> Floats:
 
 
 def log_likelihood(x: NDArray[Any], answers: Mapping[str, NDArray[Any]], likelihood: Likelihood) -> Floats:
-    """log p(x|z), summed over the observation, with all constants.
+    """log p(x|z), float64 [n], in nats: `log_likelihood_terms` summed over the observation."""
+    total: Floats = log_likelihood_terms(x, answers, likelihood).reshape(len(x), -1).sum(axis=1)
+    return total
+
+
+def log_likelihood_terms(x: NDArray[Any], answers: Mapping[str, NDArray[Any]], likelihood: Likelihood) -> Floats:
+    """log p of each value of x, with all constants.
 
     Args:
         x: observations [n, *shape]; under a bernoulli in [0, 1], where only 0 and 1 make it a likelihood; under a
@@ -294,7 +348,7 @@ def log_likelihood(x: NDArray[Any], answers: Mapping[str, NDArray[Any]], likelih
         likelihood: of a kind in `likelihood.KINDS`.
 
     Returns:
-        float64 [n], nats.
+        float64 [n, *shape], nats.
 
     Raises:
         InputError: the kind is unknown.
@@ -305,9 +359,7 @@ def log_likelihood(x: NDArray[Any], answers: Mapping[str, NDArray[Any]], likelih
         logits=values.get(likelihood.logits or ""),
         scale=values.get(likelihood.scale_output or "", likelihood.scale),
     )
-    terms = kind_named(likelihood.kind).log_prob(x.astype(np.float64), parameters)
-    total: Floats = terms.reshape(len(x), -1).sum(axis=1)
-    return total
+    return kind_named(likelihood.kind).log_prob(x.astype(np.float64), parameters)
 
 
 def log_standard_normal(z: NDArray[Any]) -> Floats:

@@ -442,6 +442,7 @@ class VAE:
     def score(
         self, x: ArrayLike, *, conditions: Conditions = None, k: int | None = None, seed: int | None = None,
         start: int = 0, batch_size: int | None = None, progress: Callable[[int, int], object] | None = None,
+        contributions: bool = False,
     ) -> Scores:  # fmt: skip
         """Score how well the VAE explains each observation, in nats.
 
@@ -450,23 +451,22 @@ class VAE:
 
         Args:
             x: [n, *observation_shape]; grey values under a bernoulli likelihood give a surrogate.
-            k: how many importance samples, at most 1e6; None leaves `log_likelihood` out.
+            k: how many importance samples, at most 1e6; None leaves `log_likelihood` out, as noise of a graph demands.
+            seed: None takes that of the bundle's held-out scores, with which `p_value` compares, or a fresh one.
             batch_size: how many to decode at once; the scores depend on it by rounding alone.
             progress: called with (observations done, observations) after each batch.
+            contributions: also give the terms of `reconstruction`, one for each value of x.
 
         Returns:
             `Scores`; a score that this VAE has not is None there, with the reason.
-
-        Raises:
-            InputError: k is given where encoder or decoder draw noise of their own.
         """
-        from .score import Scorer
+        from .score import Scorer, usual_seed
 
         x = observation_rows(self.manifest.observation, x)
         rows = self._inputs.conditions(None, conditions, len(x))
-        seed = noise.new_seed() if seed is None else seed
+        seed = usual_seed(self.manifest) if seed is None else seed
         scorer = Scorer(self.manifest, self._networks, self._inputs, self._encoder, self._prior, seed)
-        return scorer.score(x, rows, k, start, batch_size, progress)
+        return scorer.score(x, rows, k, start, batch_size, progress, contributions)
 
     @functools.cached_property
     def _encoder(self) -> Encoder:

@@ -21,7 +21,7 @@ from vae_runtime.errors import InputError
 COMMANDS = (
     *("info", "bom", "verify", "pack", "bench", "studio"),
     *("sample", "decode", "interpolate", "traverse"),
-    *("encode", "reconstruct", "score"),
+    *("encode", "reconstruct", "score", "calibrate"),
     *("generate", "cache"),
     *("install", "rollback", "status", "history"),
 )
@@ -272,14 +272,15 @@ def test_score(succeeds, folder, digits, vae, pictures):
     assert re.search(rf"^  elbo +{re.escape(f'{s.elbo.mean():.6g}')} ± {error:.2g} +nats$", printed, re.MULTILINE)
     names = ["elbo", "reconstruction", "kl", "log_likelihood", "mse", "mae"]
     with np.load(folder / "s.npz") as archive:
-        assert archive.files == [*names, "kl_per_dimension"]
-        for name in archive.files:
+        assert archive.files == ["row", *names, "kl_per_dimension"]
+        assert archive["row"].tolist() == [0, 1, 2, 3, 4]
+        for name in archive.files[1:]:
             np.testing.assert_allclose(archive[name], getattr(s, name), rtol=1e-5)
     printed = succeeds("score", digits, "x.npy", "--seed", 6, "--start", 2, "--out", "s.csv")
     assert "likelihood" not in printed
     header, *rows = (folder / "s.csv").read_text().splitlines()
-    assert header == "elbo,reconstruction,kl,mse,mae"
-    np.testing.assert_allclose([float(row.split(",")[0]) for row in rows], s.elbo, rtol=1e-5)
+    assert header == "row,elbo,reconstruction,kl,mse,mae"
+    np.testing.assert_allclose([float(row.split(",")[1]) for row in rows], s.elbo, rtol=1e-5)
     seed = re.search(r"seed (\d+)", succeeds("score", digits, "x.npy"))[1]
     assert succeeds("score", digits, "x.npy", "--seed", seed).startswith(f"x.npy: 5 observations, seed {seed}")
 
@@ -433,7 +434,11 @@ def test_a_process_of_its_own_says_the_same(process, command, folder, digits, pi
         (["sample", "b", "--out", "x.npy", "--latent-shape", "4,0"], "argument --latent-shape: .* got 0"),
         (["sample", "b", "--out", "x.npy", "--condition", "a"], "argument --condition: condition: expected NAME=VALUE"),
         (["score", "b", "x.npy", "-k", "0"], "argument -k: k: expected 1 … 1000000, got 0"),
-        (["score", "b", "x.npy", "--out", "s.npy"], r"expected a file name ending in \.npz or \.csv"),
+        (["score", "b", "x.npy", "--out", "s.png"], r"expected a file name ending in \.npz or .*\.parquet"),
+        (["score", "b", "x.txt"], r"expected a file name ending in \.npy or \.csv or \.parquet"),
+        (["score", "b", "x.npy", "--only-anomalies"], "argument --only-anomalies: allowed only with --threshold"),
+        (["score", "b", "x.npy", "--only-anomalies", "--threshold", "0.1"], "allowed only with --out or --contribut"),
+        (["score", "b", "x.npy", "--threshold", "2"], "threshold: expected a number from 0 to 1"),
         (["traverse", "b", "--out", "t.npy"], "one of the arguments --seed --inputs is required"),
         (["traverse", "b", "--out", "t.npy", "--seed", "1", "--dimensions", "a"], "argument --dimensions: "),
         (["traverse", "b", "--out", "t.npy", "--seed", "1", "--reach", "nan"], "argument --reach: "),

@@ -95,7 +95,7 @@ def test_only_devices_imports_onnxruntime_and_nothing_imports_torch():
     assert [module for module in modules if "onnxruntime" in imports(module)] == ["devices"]
     assert [module for module in modules if "PIL" in imports(module)] == ["image"]
     assert [module for module in modules if "cupy" in imports(module)] == ["device_noise"]
-    assert [module for module in modules if "pyarrow" in imports(module)] == ["generation.formats.parquet"]
+    assert [module for module in modules if "pyarrow" in imports(module)] == ["generation.formats.parquet", "row_files"]
     assert [module for module in modules if "safetensors" in imports(module)] == ["generation.formats.safetensors"]
     assert not [module for module in modules if {"torch", "vae_export", "vae_runtime", "onnx"} & imports(module)]
 

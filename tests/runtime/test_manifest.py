@@ -91,6 +91,10 @@ TILES = {"component": "decoder", "reason": "attention"}
 STREAM = {"file": "stream.onnx", "hop": 2, "error": 0, "states": [{"name": "state_0", "shape": [4, 2]}]}
 NUMBERS_OF_MODES = {"name": "age", "kind": "modes", "means": [1, 2.5], "scales": [4, 5], "rounding": "nearest"}
 CATEGORIES = {"name": "city", "kind": "categories", "categories": ["a", 1, True, None]}
+SCORES: dict[str, Any] = {
+    **{"kind": "log_likelihood", "k": 16, "seed": 0, "n": 4, "data": "others", "encoder": "fp32", "decoder": "int8"},
+    **{"shares": [0.25, 0.5, 1], "values": [-3, -2.5, -2.5]},
+}
 MIXTURE = {"kind": "mixture", "file": "prior.npz", "components": 10, "covariance": "full"}
 CODES = {"kind": "codes", "value": "codes", "codebook": 512}
 
@@ -550,6 +554,31 @@ BROKEN_FURTHER: list[tuple[list[tuple[tuple[str | int, ...], Any]], str]] = [
     ),
     ([((*FREE, "refused"), [5])], f"{place_of(FREE)}.refused[0]"),
     ([((*FREE, "tiles"), [5])], f"{place_of(FREE)}.tiles[0]"),
+    ([((*FREE, "scores"), 5)], f"{place_of(FREE)}.scores"),
+    *(
+        ([((*FREE, "scores"), {**SCORES, name: value})], f"{place_of(FREE)}.scores.{name}")
+        for name, values in {
+            "kind": ("mse", 5, None),
+            "k": (0, 10**6 + 1, 0.5, "1", None),
+            "seed": (-1, 2**53, "0", None),
+            "n": (0, 2**53, None),
+            "data": (5, None),
+            "encoder": (5, None),
+            "decoder": (5, None),
+            "shares": ([], 5, [1] * 1025),
+            "values": ([], 5, [1] * 1025),
+        }.items()
+        for value in values
+    ),
+    *(
+        ([((*FREE, "scores"), SCORES), ((*FREE, "scores", name), ABSENT)], f"{place_of(FREE)}.scores.{name}")
+        for name in SCORES
+    ),
+    *(
+        ([((*FREE, "scores"), {**SCORES, name: [value]})], f"{place_of(FREE)}.scores.{name}[0]")
+        for name, values in (("shares", (0, -1, "1", None, 1e301)), ("values", ("1", None, 1e301, -1e301)))
+        for value in values
+    ),
     ([((*FREE, "table"), {})], f"{place_of(FREE)}.table"),
     ([((*FREE, "table"), [5])], f"{place_of(FREE)}.table[0]"),
     *(
@@ -1320,6 +1349,17 @@ CONTRADICTIONS: list[tuple[int, list[tuple[tuple[str | int, ...], Any]], str]] =
         f"{place_of(LATENT)}.dynamic.width",
     ),
     (16, [((*FREE, "table"), [CATEGORIES])], f"{place_of(FREE)}.table"),
+    *(
+        (18, [((*FREE, "scores"), {**SCORES, **edit})], f"{place_of(FREE)}.scores.{place}")
+        for edit, place in (
+            ({"shares": [0.5, 1]}, "values"),
+            ({"shares": [0.5, 0.25, 1]}, "shares"),
+            ({"shares": [0.5, 0.5, 1]}, "shares"),
+            ({"shares": [0.25, 0.5, 0.75]}, "shares"),
+            ({"shares": [0.25, 0.5, 1.5]}, "shares"),
+            ({"values": [-3, -4, -1]}, "values"),
+        )
+    ),
     (
         16,
         [((*LIKELIHOOD, "shape"), [8]), ((*FREE, "table"), [CATEGORIES, CATEGORIES])],

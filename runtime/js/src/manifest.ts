@@ -113,6 +113,19 @@ export interface Stream {
   reason: string | null;
 }
 
+/** Quantiles of the scores of observations that the model was not trained on. */
+export interface HeldOut {
+  kind: "elbo" | "log_likelihood";
+  k: number | null;
+  seed: number;
+  n: number;
+  data: string;
+  encoder: string;
+  decoder: string;
+  shares: number[];
+  values: number[];
+}
+
 /** The description of a bundle; the variants in the order of declaration. */
 export interface Manifest {
   package_name: string;
@@ -135,6 +148,7 @@ export interface Manifest {
   encoder: Map<string, Variant>;
   decoder: Map<string, Variant>;
   golden: { file: string; seed: number; n: number };
+  scores: HeldOut | null;
   refused: { component: Component; variant: string; reason: string }[];
   training: Map<string, any>;
   metrics: Map<string, any>;
@@ -156,7 +170,7 @@ const LIKELIHOOD = { logits: null, scale: null, scale_output: null, shape: null,
 const COLUMN = { means: [], scales: [], rounding: null, categories: [] };
 const VARIANT = { data: null, quality: null, stream: null };
 const MANIFEST = {
-  reader: null, description: "", license: null, conditions: [], tiles: [], table: [], batch_of_one: [], refused: [],
+  reader: null, description: "", license: null, conditions: [], tiles: [], table: [], batch_of_one: [], refused: [], scores: null,
   training: new Map(), metrics: new Map(), producer: new Map(), packed_from: null,
 };
 
@@ -195,6 +209,7 @@ export function manifestOf({ package_name, package_version = null, components, a
     },
     tiles: (vae.tiles ?? []).map((each: any) => ({ halo: new Map(), ...each })),
     table: (vae.table ?? []).map((each: any) => ({ ...COLUMN, ...each })),
+    scores: vae.scores ? { k: null, ...vae.scores } : null,
   };
 }
 

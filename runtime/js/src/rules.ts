@@ -49,6 +49,7 @@ export function contradictions(manifest: Manifest): Problem[] {
   checkTiles(require, `${vae}tiles`, manifest);
   checkNames(require, vae, manifest);
   checkTable(require, `${vae}table`, manifest);
+  checkScores(require, `${vae}scores`, manifest);
   checkVariants(require, vae, manifest);
   return found;
 }
@@ -120,6 +121,17 @@ function checkNames(require: Note, vae: string, manifest: Manifest): void {
     const twice = names.find((name, index) => names.indexOf(name) !== index);
     require(twice === undefined, vae + place, "names that differ", twice);
   }
+}
+
+function checkScores(require: Note, place: string, { scores }: Manifest): void {
+  if (!scores) return;
+  const { shares, values } = scores;
+  require(values.length === shares.length, `${place}.values`, `one for each of ${shares.length} shares`, values.length);
+  const rises = shares.every((share, index) => index === 0 || share > shares[index - 1]);
+  const ends = shares[shares.length - 1] === 1;
+  require(rises && ends, `${place}.shares`, "shares that rise up to 1", shares.slice(0, 3));
+  const falls = values.findIndex((value, index) => index > 0 && value < values[index - 1]);
+  require(falls < 0, `${place}.values`, "scores that do not fall", values.slice(falls - 1, falls + 1));
 }
 
 function checkTable(require: Note, place: string, manifest: Manifest): void {

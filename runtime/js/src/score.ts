@@ -6,7 +6,7 @@ import { type FloatArray, type NumberArray, product, repeatedRows, rowsOf } from
 import { listed, refuseInput, requireInteger } from "./errors.js";
 import type { Inputs } from "./inputs.js";
 import { KINDS, logLikelihood, requireValues } from "./likelihood.js";
-import { type Manifest, outputsOf } from "./manifest.js";
+import { type Component, type HeldOut, type Manifest, type Variant, COMPONENTS, outputsOf } from "./manifest.js";
 import { type BatchOptions, type Feeds, type Networks, batchSizeOf, between } from "./networks.js";
 import { type Integer, IMPORTANCE, advance, normal, streamOf } from "./noise.js";
 import { Encoding, Posterior, rowSums, whyNoDistribution } from "./posterior.js";
@@ -35,6 +35,10 @@ export interface Scores {
   mae: Float64Array | null;
   /** Why there is no ELBO. */
   reason: string | null;
+  /** The share of held-out observations that score as low as this one or lower, 1 / (n + 1) … 1. */
+  pValue: Float64Array | null;
+  /** Why there are no p-values. */
+  pValueReason: string | null;
 }
 
 export type Parts = Map<string, Posterior | Encoding>;
@@ -100,9 +104,12 @@ export class Scorer {
     }
     const column = (name: Column) => columns.get(name) ?? null;
     const [reconstruction, kl] = [column("reconstruction"), column("kl")];
+    const elbo = reconstruction && kl && reconstruction.map((each, row) => each - kl[row]);
+    const pValueReason = reason ?? whyNoPValue(manifest.scores, this._networks.variants, k, this._seed);
+    const scored = manifest.scores?.kind === "log_likelihood" ? column("logLikelihood") : elbo;
     const several = terms.size ? Object.fromEntries(terms) : null;
     return {
-      elbo: reconstruction && kl && reconstruction.map((each, row) => each - kl[row]),
+      elbo,
       reconstruction,
       kl,
       klPerDimension: inputs.hasSeveral ? several : ([...terms.values()][0] ?? null),
@@ -110,6 +117,8 @@ export class Scorer {
       mse: column("mse"),
       mae: column("mae"),
       reason,
+      pValue: pValueReason === null && manifest.scores && scored ? pValues(manifest.scores, scored) : null,
+      pValueReason,
     };
   }
 
@@ -240,6 +249,45 @@ function whyNoElbo({ likelihood, observation, latents }: Manifest): string | nul
     }
   }
   return null;
+}
+
+/** Why scores cannot be compared with the held-out ones; null where they can be. */
+function whyNoPValue(
+  heldOut: HeldOut | null, variants: ReadonlyMap<Component, Variant>, k: number | null, seed: Integer,
+): string | null {
+  if (!heldOut) return "the bundle has no held-out scores; add some with `vae-runtime calibrate`";
+  for (const component of COMPONENTS) {
+    const own = variants.get(component)?.name ?? heldOut[component];
+    if (own !== heldOut[component]) {
+      return `the held-out scores are of the ${component}'s variant ${heldOut[component]}, in use is ${own}`;
+    }
+  }
+  if (heldOut.kind === "log_likelihood" && k !== heldOut.k) {
+    return `the held-out scores are log-likelihoods with k=${heldOut.k}, got k=${k}; give k=${heldOut.k}`;
+  }
+  if (BigInt(seed) !== BigInt(heldOut.seed)) {
+    return `the held-out scores were drawn with seed=${heldOut.seed}, got seed=${seed}; leave the seed out`;
+  }
+  return null;
+}
+
+/** The p-value of each score: (1 + n · F) / (n + 1), F interpolated between the quantiles. */
+export function pValues({ n, shares, values }: HeldOut, scores: Float64Array): Float64Array {
+  return scores.map((score) => {
+    // How many quantiles are at or below the score; one that is no number is below all.
+    let [low, high] = [0, Number.isNaN(score) ? 0 : values.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (values[middle] <= score) low = middle + 1;
+      else high = middle;
+    }
+    let share = low === 0 ? 0 : 1;
+    if (low > 0 && low < values.length) {
+      const part = (score - values[low - 1]) / (values[low] - values[low - 1]);
+      share = shares[low - 1] + (shares[low] - shares[low - 1]) * part;
+    }
+    return (1 + n * share) / (n + 1);
+  });
 }
 
 /** The terms of KL(q ‖ N(mean, std²)) in nats. */

@@ -248,7 +248,8 @@ export class VAE {
   /**
    * Score how well the VAE explains each observation, in nats.
    *
-   * @param options - `k`: how many importance samples; without it `logLikelihood` is null.
+   * @param options - `k`: how many importance samples; without it `logLikelihood` is null. `seed`: by default that of
+   * the bundle's held-out scores, with which `pValue` compares, or a new one.
    * @throws {InputError} k is given where encoder or decoder draw noise of their own.
    */
   async score(x: ArrayInput, options: CallOptions & { k?: number | null } = {}): Promise<Scores> {
@@ -259,7 +260,7 @@ export class VAE {
     await this._priors.read();
     const encode = (part: NumberArray, own: Feeds, seed: Integer | null, first: Integer) =>
       this._encoded(part, own, seed, first, { batchSize: options.batchSize });
-    const seed = options.seed ?? newSeed();
+    const seed = options.seed ?? this.manifest.scores?.seed ?? newSeed();
     return new Scorer(this._networks, this._inputs, this._priors, encode, seed, options).score(checked, rows, k, start);
   }
 

@@ -50,7 +50,9 @@ function near(expected, actual, place) {
   }
 }
 
-const SNAKE = { klPerDimension: "kl_per_dimension", logLikelihood: "log_likelihood" };
+const SNAKE = {
+  klPerDimension: "kl_per_dimension", logLikelihood: "log_likelihood", pValue: "p_value", pValueReason: "p_value_reason",
+};
 const snake = (value) => Object.fromEntries(Object.entries(value).map(([key, each]) => [SNAKE[key] ?? key, each]));
 
 function argument(value) {

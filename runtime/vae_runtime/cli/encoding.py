@@ -1,11 +1,8 @@
-"""The verbs `encode`, `reconstruct` and `score`, which start from observations."""
+"""The verbs `encode` and `reconstruct`, which start from observations."""
 
 from __future__ import annotations
 
 import argparse
-import math
-import sys
-from typing import TYPE_CHECKING
 
 from ..errors import InputError, one_line
 from .options import (
@@ -22,24 +19,17 @@ from .options import (
     add_verb,
     conditions_of,
     file_name,
-    integer,
     load_vae,
     require_png,
     require_seed,
     tiles_of,
 )
-from .results import counted, write_npy, write_npz, write_observations, write_scores
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ..score import Scores
+from .results import counted, write_npy, write_npz, write_observations
 
 
 def add_encoding(verbs: Verbs) -> None:
     """Add the verbs of this module."""
-    for add in (_add_encode, _add_reconstruct, _add_score):
+    for add in (_add_encode, _add_reconstruct):
         add(verbs)
 
 
@@ -138,62 +128,3 @@ def _reconstruct(options: argparse.Namespace) -> None:
         write_observations(options.out, r, vae, options.columns)
     error = f"; mean squared error {float(((r - x) ** 2).mean()):.4g}" if alike else ""
     print(one_line(f"{options.out}: {counted(len(x), 'reconstruction')}{error}"))
-
-
-def _add_score(verbs: Verbs) -> None:
-    text = "score observations: ELBO and log-likelihood in nats, and errors"
-    verb = add_verb(verbs, "score", _score, text)
-    add_bundle(verb)
-    verb.add_argument("x", type=file_name(".npy"), help="observations [n, ...]")
-    verb.add_argument(
-        "-k", type=integer("k", 1, 10**6), help="importance samples of the log-likelihood (default: no log-likelihood)"
-    )
-    verb.add_argument("--seed", type=SEED, help="default: a new seed, which is printed")
-    for add in (add_start, add_condition, add_session, add_batch_size):
-        add(verb)
-    verb.add_argument(
-        "--out", type=file_name(".npz", ".csv"), help="also write the scores of each observation: .npz or .csv"
-    )
-
-
-def _score(options: argparse.Namespace) -> None:
-    from ..arrays import read_npy
-    from ..noise import new_seed
-
-    start = require_seed(options)
-    vae = load_vae(options)
-    seed = new_seed() if options.seed is None else options.seed
-    terminal = sys.stderr.isatty()
-
-    def progress(done: int, n: int) -> None:
-        print(f"\r{done} of {n}", end="\n" if done == n else "", file=sys.stderr, flush=True)
-
-    x = read_npy(options.x)
-    scores = vae.score(
-        x,
-        conditions=conditions_of(options, vae),
-        k=options.k,
-        seed=seed,
-        start=start,
-        batch_size=options.batch_size,
-        progress=progress if terminal else None,
-    )
-    from ..score import PER_VALUE  # loaded by now
-
-    columns = _score_columns(scores)
-    count = len(x)
-    if options.out is not None:
-        write_scores(options.out, scores, columns)
-    drawn = f", {counted(options.k, 'importance sample')}" if options.k and "log_likelihood" in columns else ""
-    print(one_line(f"{options.x}: {counted(count, 'observation')}, seed {seed}, start {start}{drawn}"))
-    for name, column in columns.items():
-        error = column.std(ddof=min(1, count - 1)) / math.sqrt(count)
-        unit = "per value" if name in PER_VALUE else "nats"
-        print(f"  {name.replace('_', ' '):16}{column.mean():12.6g} ± {error:<10.2g}{unit}")
-    if scores.reason:
-        print(f"  no ELBO: {one_line(scores.reason)}")
-
-
-def _score_columns(scores: Scores) -> dict[str, NDArray[np.float64]]:
-    """Return the scores that are one number per observation."""
-    return {name: value for name, value in vars(scores).items() if getattr(value, "ndim", 0) == 1}

@@ -22,6 +22,7 @@ from .inspecting import add_inspecting
 from .installing import add_installing
 from .looking import add_looking
 from .sampling import add_sampling
+from .scoring import add_scoring
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -165,8 +166,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vae-runtime {__version__}")
     verbs = parser.add_subparsers(metavar="COMMAND", required=True)
-    parts = (add_inspecting, add_looking, add_sampling, add_encoding, add_generating, add_caching, add_installing)
-    for add in parts:
+    parts = (add_inspecting, add_looking, add_sampling, add_encoding, add_scoring, add_generating, add_caching)
+    for add in (*parts, add_installing):
         add(verbs)
     return parser
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ..errors import InputError, require_number
 
 if TYPE_CHECKING:
-    from ..manifest import Condition
+    from ..manifest import Condition, Manifest
     from ..vae import VAE
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -291,7 +291,7 @@ def _condition(text: str) -> tuple[str, str]:
     return name, value
 
 
-def conditions_of(options: argparse.Namespace, vae: VAE, *, files: bool = False) -> dict[str, Any]:
+def conditions_of(options: argparse.Namespace, vae: VAE | Manifest, *, files: bool = False) -> dict[str, Any]:
     """Return the values of --condition by name; with `files`, the paths of .npy files instead of their arrays."""
     known = {condition.name: condition for condition in vae.conditions}
     values: dict[str, Any] = {}
@@ -334,7 +334,7 @@ def require_outside(options: argparse.Namespace) -> None:
 
     files = [getattr(options, name, None) for name in ("bundle", "x", "z", "inputs", "reconstruct", "encode")]
     files += [text for _, text in getattr(options, "condition", []) if text.endswith(".npy")]
-    for flag in ("out", "latents"):
+    for flag in ("out", "latents", "contributions", "picture"):
         path = getattr(options, flag, None)
         if path:
             require_replaceable(path)

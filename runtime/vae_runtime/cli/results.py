@@ -1,4 +1,4 @@
-"""Write results: arrays, sheets of pictures and tables of scores."""
+"""Write results: arrays and sheets of pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..score import Scores
     from ..vae import VAE
 
     Array = NDArray[np.float32]
@@ -87,20 +86,3 @@ def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
     write_atomic(path, content.getvalue())
-
-
-def write_scores(path: Path, scores: Scores, columns: Mapping[str, NDArray[np.float64]]) -> None:
-    """Write the scores of each observation: .csv, or .npz with the KL of each latent dimension."""
-    from ..files import write_atomic
-
-    if path.suffix == ".csv":
-        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-        lines = [",".join(columns), *(",".join(map(repr, row)) for row in rows)]
-        write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
-        return
-    arrays, terms = dict(columns), scores.kl_per_dimension
-    if isinstance(terms, Mapping):
-        arrays.update({f"{latent}/kl_per_dimension": each for latent, each in terms.items()})
-    elif terms is not None:
-        arrays["kl_per_dimension"] = terms
-    write_npz(path, arrays)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ _Value = TypeVar("_Value")
 
 # A process may wait long for the first one to read data. One that ends is seen at once, whatever this is.
 _PATIENCE = datetime.timedelta(days=1)
+_trainings = itertools.count()
 # Seconds within which torchrun ends the other processes, once one has failed.
 _END = 60
 
@@ -84,9 +86,12 @@ def joined() -> Iterator[Processes]:
     if not _are_several():
         yield Processes()
         return
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    store, rank, count = next(rendezvous("env://", timeout=_PATIENCE))
+    shared, rank, count = next(rendezvous("env://", timeout=_PATIENCE))
+    # The store stays; what an earlier training of these processes left in it must not be read.
+    store = PrefixStore(f"training {next(_trainings)}", shared)
     processes = Processes(rank, count, int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_PATIENCE)

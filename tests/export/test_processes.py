@@ -1,0 +1,159 @@
+"""A training that torchrun started in several processes: the curve of one process, and one reason where it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import safetensors.torch
+import torch
+
+from vae_export.cli import main
+from vae_export.training.processes import Processes
+
+ARGUMENTS = (
+    *("--epochs", "4", "--batch-size", "121", "--latent", "4", "--hidden", "16", "--learning-rate", "3e-3"),
+    *("--binarise", "stochastic", "--free-bits", "0.05", "--gradient-clip", "50", "--ema", "0.9", "--threads", "1"),
+)
+# What a process does, by the variable WHAT, and then the command of the arguments.
+SCRIPT = """
+import math, os, signal, sys
+from vae_export.cli import main
+from vae_export.training import descent, loop
+
+what, rank = os.environ.get("WHAT", ""), int(os.environ["RANK"])
+validate, step, rows = loop._Training._validate, descent.Descent.step, loop.Processes.rows
+
+
+def killed(self, epoch):
+    if epoch == 3 and what == f"process {rank} is killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return validate(self, epoch)
+
+
+def spoiled(self, batch, *rest):
+    if what == f"process {rank} has no number":
+        batch = batch._replace(x=batch.x * math.nan)
+    if what == "parts of equal weight":
+        batch = batch._replace(counted=batch.n // self._group.count)
+    return step(self, batch, *rest)
+
+
+def shared(self, n):
+    return slice(0, n // self.count) if what == "all take the first rows" else rows(self, n)
+
+
+loop._Training._validate, descent.Descent.step, loop.Processes.rows = killed, spoiled, shared
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def torchrun(tmp_path, digits_npy):
+    """Train in a folder in so many processes; the result of torchrun."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+
+    def run(processes, folder, what="", source=digits_npy):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        return subprocess.run(
+            [*command, str(script), "train", "--data", str(source), "--out", str(tmp_path / folder), *ARGUMENTS],
+            env={**os.environ, "WHAT": what, "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+def alone(source, folder):
+    assert main(["train", "--data", str(source), "--out", str(folder), *ARGUMENTS]) == 0
+
+
+def curve(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [value for line in lines for part in ("train", "validation") for value in line[part].values()]
+
+
+def errors(done):
+    # A bar may stand before it on its line.
+    return re.findall(r"error: .*", done.stderr)
+
+
+def weights(folder):
+    return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def test_the_rows_of_a_batch_are_divided_among_processes():
+    for count in (1, 2, 3, 7):
+        for n in (1, 2, 5, 100):
+            rows = [row for rank in range(count) for row in range(n)[Processes(rank, count).rows(n)]]
+            assert rows == list(range(n))
+
+
+def test_two_processes_give_the_curve_of_one(torchrun, digits_npy, tmp_path):
+    """The last of the three batches has one row, so one process has none."""
+    done = torchrun(2, "two")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == f"{tmp_path / 'two'}: finished"
+    assert len(done.stdout.splitlines()) == 2
+    assert "training on 2 processes, each on cpu, 1 thread" in done.stderr
+    alone(digits_npy, tmp_path / "one")
+    assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("what", ["parts of equal weight", "all take the first rows"])
+def test_rows_that_are_shared_wrongly_are_seen(torchrun, digits_npy, tmp_path, what):
+    assert torchrun(2, "two", what).returncode == 0
+    alone(digits_npy, tmp_path / "one")
+    assert curve(tmp_path / "two") != pytest.approx(curve(tmp_path / "one"), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_stops_all_and_the_same_command_goes_on(torchrun, tmp_path, rank):
+    assert torchrun(2, "whole").returncode == 0
+    started = time.monotonic()
+    done = torchrun(2, "run", f"process {rank} is killed")
+    assert done.returncode != 0
+    assert time.monotonic() - started < 120
+    assert "Signal 9 (SIGKILL) received" in done.stderr
+    # torchrun may end the other process before it has seen that it is alone.
+    assert len(errors(done)) <= 1
+    assert all(f"process {1 - rank} of 2: another one ended, and said no reason" in line for line in errors(done))
+    assert not (tmp_path / "run" / "curve.png").exists()
+    done = torchrun(2, "run")
+    assert done.returncode == 0, done.stderr
+    assert "finished, resumed from epoch 2" in done.stdout
+    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(tmp_path / "run")[name])
+
+
+@pytest.mark.long
+def test_it_goes_on_with_another_number_of_processes(torchrun, digits_npy, tmp_path):
+    alone(digits_npy, tmp_path / "one")
+    assert torchrun(2, "run", "process 1 is killed").returncode != 0
+    done = torchrun(3, "run")
+    assert done.returncode == 0, done.stderr
+    assert "resumed from epoch 2" in done.stdout
+    assert curve(tmp_path / "run") == pytest.approx(curve(tmp_path / "one"), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_reason_is_told_once(torchrun, tmp_path, rank):
+    done = torchrun(2, "run", f"process {rank} has no number")
+    assert done.returncode != 0
+    assert len(errors(done)) == 1
+    assert "epoch 1, step 1: expected a finite loss, got nan" in errors(done)[0]
+    assert "interrupted" not in done.stderr
+    done = torchrun(2, "run", source=tmp_path / "missing.npy")
+    assert done.returncode != 0
+    assert len(errors(done)) == 1
+    assert "missing.npy" in errors(done)[0]

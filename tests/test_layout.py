@@ -348,6 +348,8 @@ OPENERS = {
     "vae_export.training.data.conversion": "rows that are converted",
     "vae_export.training.data.mapping": "arrays of the user's",
     "vae_export.training.data.pictures": "pictures of the user's",
+    "vae_export.training.data.sources.parquet": "tables of the user's",
+    "vae_export.training.data.sources.webdataset": "arrays in tar files of the user's",
     "vae_export.training.resume": "the state of a run",
 }
 READING = {"open", "read_bytes", "read_text", "memmap", "open_memmap", "fromfile", "genfromtxt", "loadtxt", "mmap"}

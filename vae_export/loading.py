@@ -24,6 +24,37 @@ from vae_runtime.errors import InputError, error_line, one_line
 from vae_runtime.input_files import open_plain, open_safetensors
 
 
+def load_named(spec: str, what: str) -> Any:
+    """Import an object of the user's.
+
+    The module is looked for in the working directory too, as `python -m` does; importing it runs its code.
+
+    Args:
+        spec: "package.module:name".
+        what: what it is for, in errors.
+
+    Raises:
+        InputError: it is missing, or its module cannot be imported.
+    """
+    package, sign, name = spec.partition(":")
+    if not sign or not package or not name:
+        raise InputError(f"{what}: expected package.module:name, got {spec!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        target: Any = importlib.import_module(package)
+        for part in name.split("."):
+            target = getattr(target, part)
+    except AttributeError:
+        raise InputError(f"{what}: {package} has no {name}; give the name of a class or function in it") from None
+    except Exception as error:  # whatever the module's own code raises
+        raise InputError(
+            f"{what}: {package} cannot be imported: {type(error).__name__}: {one_line(error)}; give "
+            "a module that Python imports in this folder"
+        ) from error
+    return target
+
+
 def load_model(spec: str, weights: Path | None) -> nn.Module:
     """Make a model and load its state.
 
@@ -39,22 +70,7 @@ def load_model(spec: str, weights: Path | None) -> nn.Module:
     Raises:
         InputError: something is missing, damaged, or does not fit the model.
     """
-    package, sign, name = spec.partition(":")
-    if not sign or not package or not name:
-        raise InputError(f"model: expected package.module:name, got {spec!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        target: Any = importlib.import_module(package)
-        for part in name.split("."):
-            target = getattr(target, part)
-    except AttributeError:
-        raise InputError(f"model: {package} has no {name}; give the name of a class or function in it") from None
-    except Exception as error:  # whatever the module's own code raises
-        raise InputError(
-            f"model: {package} cannot be imported: {type(error).__name__}: {one_line(error)}; give "
-            "a module that Python imports in this folder"
-        ) from error
+    target = load_named(spec, "model")
     if weights is not None and weights.is_dir():
         folder_reader = next((r for r in _FOLDER_READERS if callable(getattr(target, r, None))), None)
         if folder_reader:

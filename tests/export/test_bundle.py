@@ -628,7 +628,7 @@ def _edit_config(run, change):
 
 
 def config_of_a_newer_version(run):
-    _edit_config(run, lambda config: config.update(format_version=3))
+    _edit_config(run, lambda config: config.update(format_version=4))
 
 
 def config_without_a_field(run):
@@ -681,7 +681,7 @@ def evaluation_with_a_mistyped_field(run):
         (weights_of_another_type, r"tensor decoder\.4\.weight: expected float32 \[64, 32\], got float64 \[64, 32\]"),
         (a_weight_missing, r"tensor encoder\.1\.bias: expected float32 \[32\], got none"),
         (a_weight_too_many, r"tensor spare: expected no tensor of this name"),
-        (config_of_a_newer_version, r"run/config\.json: expected format_version 1 or 2, got 3"),
+        (config_of_a_newer_version, r"run/config\.json: expected format_version 1 or 2 or 3, got 4"),
         (config_without_a_field, r"run/config\.json: .*provenance"),
         (
             config_with_a_mistyped_field,

@@ -326,11 +326,15 @@ class DataConfig(_Config):
     place: ClassVar[str] = "data"
 
     source: str = _text("digits")
-    """`digits`, a folder with MNIST's IDX files, a .npy file, or a folder of images."""
+    """Where observations are: docs/training.md lists what it may name."""
+    columns: tuple[str, ...] = _texts("names of columns")
+    """Those that make the observation, of a table, of Parquet or of the Hub; none: all that are no condition."""
     conditions: tuple[str, ...] = _texts("names of conditions, as NAME or NAME=PLACE")
     """What the model is told beside x: `label`, a column, or for a .npy file NAME=C.npy with an array of rows."""
     normalise: str = _choice("unit", "unit", "none", "standard")
     """unit: 8-bit values to [0, 1], floats as they are; standard: by mean and deviation of each channel."""
+    augment: str = _name("package.module:function")
+    """Changes the observations of each batch of the training data: (x, generator) → x; empty: nothing does."""
     corrupt: str = _choice("refuse", "refuse", "skip")
     """What becomes of a row that cannot be read or holds NaN or infinity."""
     workers: int = _integer(1, low=1, high=1024)

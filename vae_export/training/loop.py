@@ -26,16 +26,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae_runtime import noise
-from vae_runtime.errors import InputError, require_bool
+from vae_runtime.errors import InputError, one_line, require_bool
 from vae_runtime.files import locked, write_atomic
 from vae_runtime.image import grid, png
 from vae_runtime.likelihood import KINDS
 
 from ..errors import TrainingError, require_path
+from ..loading import load_named
 from . import checkpoint, machine, objective, processes, resume
 from .checkpoint import DATA, Found, RunInfo, TrainResult
 from .config import DataConfig, ModelConfig, TrainConfig
-from .data.batches import Batches, TensorBatch
+from .data.batches import Batches, TensorBatch, augmentation
 from .data.checks import require_kind, require_range
 from .data.dataset import Dataset, load
 from .descent import Batch, Descent
@@ -157,10 +158,22 @@ def _train(
                 clean(folder)
             return Outcome(folder, found, found.result.epochs, already_finished=True)
     if progress:
+        _tell_data(info)
         of = f"{group.count} processes, each on " if group.count > 1 else ""
         print(f"training on {of}{machine.shown(device, info.train.threads)}", file=sys.stderr)
     with machine.settings(info.train.threads, device):
         return _Training(folder, info, dataset, group, device).run(progress)
+
+
+def _tell_data(info: RunInfo) -> None:
+    """Say on stderr what was found in the data."""
+    found, skipped = info.found, info.provenance.skipped
+    if info.data.normalise == "standard" and found.normalisation:
+        raw = [np.atleast_1d(each) for each in (found.normalisation.offset, found.normalisation.divisor)]
+        text = "; ".join(" ".join(f"{number:.5g}" for number in each[:8]) + " …" * (len(each) > 8) for each in raw)
+        print(f"data: x = (raw - offset) / divisor, offset and divisor of each channel: {text}", file=sys.stderr)
+    if skipped:
+        print(one_line(f"data: {skipped} damaged rows skipped: {'; '.join(found.skipped)}"), file=sys.stderr)
 
 
 def _describe(model: ModelConfig, training: TrainConfig, source: DataConfig, dataset: Dataset) -> RunInfo:
@@ -209,6 +222,7 @@ class _Training:
         self.group, self.device = group, device
         self.kind = "surrogate " if info.surrogate else ""
         self.train, self.validation = dataset.train, dataset.validation
+        self.augment = load_named(info.data.augment, "data.augment") if info.data.augment else None
         self.vae = self._untrained()
         self.descent = Descent(self.vae, self.config, group, device)
         self.measured = Objective(self.vae)
@@ -266,7 +280,7 @@ class _Training:
         goals: list[Tensor] = []
         started = time.monotonic()
         self.vae.train()
-        batches = Batches(self.train, (each[self._share(len(each))].numpy() for each in order.split(config.batch_size)))
+        batches = self._batches(epoch, order)
         for step, (chosen, rows) in enumerate(zip(order.split(config.batch_size), batches, strict=True)):
             batch = self._batch(rows, len(chosen), samples, random)
             weight = objective.kl_weight(epoch - 1 + step / self.steps, config.beta, config.kl_warmup_epochs)
@@ -303,6 +317,15 @@ class _Training:
             f"epoch {epoch}/{self.config.epochs}, {self.kind}ELBO {elbo:.2f}, reconstruction {reconstruction:.2f}, "
             f"KL {kl:.2f}, data alone {data_rate * self.group.count:,.0f}/s"
         )
+
+    def _batches(self, epoch: int, order: Tensor) -> Batches:
+        """Return this process' share of each batch of an epoch."""
+        change = None
+        if self.augment:
+            random = generator(self.config.seed, f"augmentation of epoch {epoch}, process {self.group.rank}")
+            change = augmentation(self.augment, self.info.data.augment, random)
+        shares = (each[self._share(len(each))].numpy() for each in order.split(self.config.batch_size))
+        return Batches(self.train, shares, change)
 
     def _share(self, n: int) -> slice:
         """Return this process' rows of a batch of n, at least one."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vae_runtime.errors import InputError, one_line
 from vae_runtime.generation.ahead import Ahead
 
 from .part import Part
@@ -26,6 +28,34 @@ class TensorBatch:
     """Observations, float32 [k, *shape]."""
     conditions: dict[str, Tensor]
     """By name, each int64 [k] or float32 [k, …]."""
+
+
+def augmentation(function: Callable[[Tensor, torch.Generator], Any], spec: str, random: torch.Generator) -> Change:
+    """Return the change of observations that a function of the user's makes.
+
+    Args:
+        function: (x, generator) → x, of float32 [k, *shape].
+        spec: its name, for errors.
+        random: given to each call; its draws are all the randomness that the function may have.
+    """
+
+    def change(x: Tensor) -> Tensor:
+        kind = f"float32 {list(x.shape)}"
+        try:
+            changed: Any = function(x, random)
+        except Exception as error:  # whatever the user's code raises
+            raise InputError(
+                f"data.augment: {spec} failed: {type(error).__name__}: {one_line(error)}; correct it"
+            ) from error
+        got = type(changed).__name__
+        if isinstance(changed, Tensor):
+            got = f"{str(changed.dtype).removeprefix('torch.')} {list(changed.shape)}"
+        if got != kind:
+            raise InputError(f"data.augment: {spec}: expected {kind}, as it was given, got {got}")
+        tensor: Tensor = changed
+        return tensor
+
+    return change
 
 
 class Batches:

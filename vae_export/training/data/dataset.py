@@ -29,7 +29,7 @@ from .split import hashes, split
 # Names of damaged rows that are kept; the others are counted.
 _NAMED = 5
 # Fields of the configuration that converted rows depend on.
-_CONVERTED = ("source", "conditions", "corrupt")
+_CONVERTED = ("source", "columns", "conditions", "corrupt")
 # Data known by their digest, whatever the file or folder is called: name, description, license.
 _KNOWN = {
     "sha256:04b7e6d8b23b1f79a558a09914acb541c801bca13df2df5ffb618f39937485d6": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from vae_runtime.errors import InputError
@@ -9,11 +10,18 @@ from vae_runtime.errors import InputError
 from ...config import DataConfig
 from ..source import Addressed, Stream
 from .digits import digits
+from .hub import hub
 from .idx import idx
 from .images import images
 from .npy import npy
+from .parquet import parquet
+from .torch_data import torch_data
+from .webdataset import webdataset
 
-_KNOWN = "`digits`, a .npy file, or a folder with IDX files or images"
+_KNOWN = (
+    "`digits`, a .npy or .parquet file, tar files, a folder with IDX files, Parquet files or images, hf:NAME, or "
+    "package.module:name"
+)
 
 
 def open_source(config: DataConfig) -> Addressed | Stream:
@@ -25,17 +33,32 @@ def open_source(config: DataConfig) -> Addressed | Stream:
     if config.source == "digits":
         _label_alone(config)
         return digits()
-    path = Path(config.source)
+    places, path = config.places(), Path(config.source)
+    if config.source.startswith("hf:"):
+        return hub(config.source.removeprefix("hf:"), places, config.columns)
+    if path.name.endswith((".tar", ".tar.gz", ".tgz")):
+        return webdataset(config.source, places, config.columns)
+    if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
+        return parquet(_present(path), places, config.columns)
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", config.source) and not path.exists():
+        return torch_data(config.source, places, config.columns)
+    if config.columns:
+        raise InputError(f"data.columns: {config.source} has none; leave them out")
     if path.is_file():
         if path.suffix != ".npy":
             raise InputError(f"{path}: expected a .npy file or a folder; convert it with numpy.save")
-        return npy(path, config.places())
-    if not path.is_dir():
-        raise InputError(f"{path}: no such file or folder; give {_KNOWN}")
+        return npy(path, places)
+    _present(path)
     labels = _label_alone(config)
     if any(path.glob("*-images?idx3-ubyte*")):
         return idx(path, labels)
     return images(path, labels, config.workers)
+
+
+def _present(path: Path) -> Path:
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; give {_KNOWN}")
+    return path
 
 
 def _label_alone(config: DataConfig) -> bool:

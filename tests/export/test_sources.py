@@ -1,0 +1,410 @@
+"""Each kind of source, from real small files: what it gives, and what is refused or skipped."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import vae_runtime
+from vae_export import export
+from vae_export.training import checkpoint
+from vae_export.training.config import DataConfig, ModelConfig, TrainConfig
+from vae_export.training.data.conversion import converted
+from vae_export.training.data.dataset import load as load_data
+from vae_export.training.loop import train
+from vae_runtime.errors import InputError
+from vae_runtime.manifest import Normalisation
+
+RNG = np.random.Generator(np.random.PCG64(0))
+
+
+def load(source, folder=None, **fields):
+    return load_data(DataConfig(str(source), **{"test_fraction": 0, "validation_fraction": 0, **fields}), folder)
+
+
+def refused(source, **fields) -> str:
+    with pytest.raises(InputError) as caught:
+        load(source, **fields)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def whole(dataset):
+    """All rows of a data set that has training data alone, and their conditions."""
+    return dataset.train.rows(slice(None)), dataset.train.conditions(slice(None))
+
+
+PICTURES = RNG.integers(0, 256, (7, 5, 4, 3), dtype=np.uint8)
+EXPECTED = PICTURES.transpose(0, 3, 1, 2) / np.float32(255)
+KINDS = ["cat", "dog", "dog", "ant", "cat", "ant", "dog"]
+NUMBERS = [1, 2, 2, 0, 1, 0, 2]
+
+
+def png(picture) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def classed(tmp_path):
+    """A folder of pictures in folders of classes, in another order than theirs."""
+    for number, (picture, kind) in enumerate(zip(PICTURES, KINDS, strict=True)):
+        (tmp_path / "pictures" / kind).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pictures" / kind / f"{number}.png").write_bytes(png(picture))
+    return tmp_path / "pictures"
+
+
+ORDER = [3, 5, 0, 4, 1, 2, 6]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_pictures_in_folders_of_classes(classed, tmp_path, workers):
+    dataset = load(classed, tmp_path / "run" / "data", conditions=("label",), workers=workers)
+    x, conditions = whole(dataset)
+    assert np.array_equal(x, EXPECTED[ORDER])
+    assert dataset.classes == {"label": ("ant", "cat", "dog")}
+    assert conditions["label"].tolist() == [NUMBERS[each] for each in ORDER]
+    assert conditions["label"].dtype == np.int64
+    # Converted once: the source is not looked at again, and rows are mapped.
+    classed.rename(tmp_path / "gone")
+    again = load(classed, tmp_path / "run" / "data", conditions=("label",))
+    assert again.provenance == dataset.provenance
+    assert isinstance(again.train.source.observations, np.memmap)
+    with pytest.raises(InputError, match=r"holds rows of another source: conditions is \['label'\], asked for \[\]"):
+        load(classed, tmp_path / "run" / "data")
+
+
+def test_labels_that_a_source_has_not_are_refused(classed, tmp_path):
+    assert "expected a folder for each class" in refused(classed / "cat", conditions=("label",))
+    assert "has the condition label alone, got 'breed'" in refused(classed, conditions=("breed",))
+    np.save(tmp_path / "x.npy", np.eye(3))
+    assert "expected NAME=C.npy for an array, got label" in refused(tmp_path / "x.npy", conditions=("label",))
+    np.save(tmp_path / "y.npy", np.arange(4))
+    assert "expected 3 rows" in refused(tmp_path / "x.npy", conditions=(f"y={tmp_path / 'y.npy'}",))
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_damaged_pictures_are_refused_or_skipped_counted_and_named(classed, tmp_path, count):
+    for number in range(count):
+        (classed / "cat" / f"a{number}.png").write_bytes(png(PICTURES[0])[:60])
+    Image.new("RGB", (9, 9)).save(classed / "dog" / "0.png")
+    assert "a0.png: expected an image" in refused(classed)
+    dataset = load(classed, corrupt="skip")
+    assert np.array_equal(whole(dataset)[0], EXPECTED[ORDER])
+    assert dataset.provenance.skipped == dataset.skipped.count == count + 1
+    assert len(dataset.skipped.named) == min(count + 1, 5)
+    assert "a0.png: expected an image" in dataset.skipped.named[0]
+
+
+def test_rows_with_nan_are_skipped_counted_and_named(tmp_path, capsys):
+    x = RNG.normal(size=(200, 3)).astype(np.float32)
+    x[5, 1], x[50, 0] = np.nan, np.inf
+    np.save(tmp_path / "x.npy", x)
+    assert "expected finite float32 values, got nan at [5, 1]" in refused(tmp_path / "x.npy")
+    model, config = ModelConfig(latent=2, hidden=(4,), likelihood="gaussian"), TrainConfig(epochs=1, threads=1)
+    train(tmp_path / "run", model, config, DataConfig(str(tmp_path / "x.npy"), corrupt="skip"))
+    info = checkpoint.read_info(tmp_path / "run")
+    assert info.provenance.skipped == 2
+    assert info.found.skipped[0] == "row 5: expected finite float32 values, got nan"
+    assert info.provenance.train + info.provenance.validation + info.provenance.test == 198
+    assert "data: 2 damaged rows skipped: row 5: expected finite" in capsys.readouterr().err
+
+
+def test_labels_of_idx_files(tmp_path, idx_folder):
+    folder = idx_folder(zipped=False)
+    for part, labels in (("train", NUMBERS * 6), ("t10k", NUMBERS * 2)):
+        content = bytes((labels)[: 40 if part == "train" else 10])
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, len(content)) + content)
+    dataset = load(folder, conditions=("label",))
+    assert dataset.train.conditions(slice(7))["label"].tolist() == NUMBERS
+    assert dataset.test.conditions(slice(7))["label"].tolist() == NUMBERS
+    assert dataset.provenance.digest != load(folder).provenance.digest
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 1) + b"\1")
+    assert "expected 10 labels, as many as images, got 1" in refused(folder, conditions=("label",))
+
+
+def test_conditions_of_arrays(tmp_path):
+    np.save(tmp_path / "x.npy", RNG.random((6, 2)))
+    np.save(tmp_path / "c.npy", np.array([0, 1, 2, 0, 1, 2], np.uint8))
+    np.save(tmp_path / "v.npy", RNG.random((6, 3)))
+    dataset = load(tmp_path / "x.npy", conditions=(f"c={tmp_path / 'c.npy'}", f"v={tmp_path / 'v.npy'}"))
+    given = dataset.train.conditions(np.array([5, 0]))
+    assert given["c"].tolist() == [2, 0]
+    assert given["c"].dtype == np.int64
+    assert (given["v"].shape, given["v"].dtype) == ((2, 3), np.float32)
+    np.save(tmp_path / "c.npy", np.array([0, 1, 2, 0, 1, -2]))
+    assert "expected numbers of classes from 0" in refused(tmp_path / "x.npy", conditions=(f"c={tmp_path / 'c.npy'}",))
+
+
+def test_digits_have_labels():
+    from sklearn.datasets import load_digits
+
+    dataset = load("digits", conditions=("label",))
+    assert np.array_equal(dataset.train.conditions(slice(None))["label"], load_digits().target)
+
+
+def test_columns_of_parquet(tmp_path):
+    values = RNG.random((6, 2))
+    table = pa.table({"a": values[:, 0], "kind": KINDS[:6], "b": values[:, 1], "size": list(range(6))})
+    (tmp_path / "tables").mkdir()
+    pq.write_table(table[:4], tmp_path / "tables" / "0.parquet")
+    pq.write_table(table[4:], tmp_path / "tables" / "1.parquet")
+    x, conditions = whole(load(tmp_path / "tables", conditions=("label=kind", "size")))
+    assert np.array_equal(x, values.astype(np.float32))
+    assert conditions["label"].tolist() == NUMBERS[:6]
+    assert conditions["size"].tolist() == list(range(6))
+    x, _ = whole(load(tmp_path / "tables" / "1.parquet", columns=("b", "size")))
+    assert np.array_equal(x, np.stack([values[4:, 1], [4, 5]], 1).astype(np.float32))
+    assert "expected a column 'colour', got a, kind, b, size" in refused(tmp_path / "tables", columns=("colour",))
+    assert "expected numbers or a picture in kind, got 'cat'" in refused(tmp_path / "tables")
+    pq.write_table(pa.table({"a": [1.0, None, 3.0], "b": [1.0, 2.0, 3.0]}), tmp_path / "holes.parquet")
+    assert "expected finite float32 values, got nan at [1, 0]" in refused(tmp_path / "holes.parquet")
+    (tmp_path / "torn.parquet").write_bytes((tmp_path / "holes.parquet").read_bytes()[:-9])
+    assert "torn.parquet: expected a Parquet file: " in refused(tmp_path / "torn.parquet")
+
+
+def test_pictures_and_lists_of_parquet(tmp_path):
+    cells = [{"bytes": png(picture), "path": None} for picture in PICTURES]
+    pq.write_table(pa.table({"image": cells, "label": KINDS}), tmp_path / "pictures.parquet")
+    x, conditions = whole(load(tmp_path / "pictures.parquet", conditions=("label",)))
+    assert np.array_equal(x, EXPECTED)
+    assert conditions["label"].tolist() == NUMBERS
+    bytes_ = pa.array([[0, 255], [7, 9]], pa.list_(pa.uint8()))
+    pq.write_table(pa.table({"x": bytes_}), tmp_path / "lists.parquet")
+    assert np.array_equal(
+        whole(load(tmp_path / "lists.parquet"))[0], np.array([[0, 255], [7, 9]], np.uint8) / np.float32(255)
+    )
+
+
+def test_a_data_set_as_the_hub_has_them(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "cat", "dog"])})
+    rows = {"image": [Image.fromarray(picture) for picture in PICTURES], "label": NUMBERS}
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "set" / "train-0.parquet")
+    dataset = load(f"hf:{tmp_path / 'set'}:train", conditions=("label",))
+    x, conditions = whole(dataset)
+    assert np.array_equal(x, EXPECTED)
+    assert conditions["label"].tolist() == NUMBERS
+    assert dataset.classes == {"label": ("ant", "cat", "dog")}
+    assert dataset.provenance.name == "set"
+    assert "cannot be opened: " in refused(f"hf:{tmp_path / 'set'}:nosuch")
+    assert "expected a column 'depth', got image, label" in refused(f"hf:{tmp_path / 'set'}:train", columns=("depth",))
+
+
+def add(archive, name, content):
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def test_tar_files_of_webdataset(tmp_path):
+    for shard, rows in enumerate((range(4), range(4, 7))):
+        with tarfile.open(tmp_path / f"shards-{shard:03}.tar", "w") as archive:
+            for row in rows:
+                add(archive, f"{row:04}.png", png(PICTURES[row]))
+                add(archive, f"{row:04}.cls", str(NUMBERS[row]).encode())
+                add(archive, f"{row:04}.json", json.dumps({"kind": KINDS[row]}).encode())
+    pattern = tmp_path / "shards-{000..001}.tar"
+    x, conditions = whole(load(pattern, conditions=("label=cls", "kind")))
+    assert np.array_equal(x, EXPECTED)
+    assert conditions["label"].tolist() == conditions["kind"].tolist() == NUMBERS
+    assert "expected a value of colour, got none" in refused(pattern, conditions=("colour",))
+    content = (tmp_path / "shards-001.tar").read_bytes()
+    (tmp_path / "shards-001.tar").write_bytes(content[:700])
+    assert "shards-001.tar: expected a whole tar file" in refused(pattern)
+    (tmp_path / "shards-001.tar").unlink()
+    assert "shards-001.tar: no such file" in refused(pattern)
+
+
+MODULE = """
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+X, Y = torch.arange(24.0).reshape(12, 2), torch.arange(12) % 3
+pairs = TensorDataset(X, Y)
+loader = DataLoader(pairs, batch_size=5)
+class Mapped(Dataset):
+    def __len__(self): return 12
+    def __getitem__(self, index): return {"x": X[index], "y": int(Y[index])}
+class Broken(Mapped):
+    def __getitem__(self, index): return {"x": X[index] if index != 4 else 1 / 0, "y": 0}
+class Flowing(IterableDataset):
+    def __iter__(self): return zip(X.numpy(), Y.tolist())
+number = 5
+def flipped(x, random):
+    return torch.where(torch.rand((len(x), 1), generator=random) < 0.5, x, x.flip(1))
+def narrower(x, random):
+    return x[:, :1]
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A user's module in the working directory, and its name."""
+    name = f"own_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield name
+    sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("what", ["pairs", "loader", "Mapped", "Flowing"])
+def test_data_sets_and_loaders_of_pytorch(own_module, what):
+    x, conditions = whole(load(f"{own_module}:{what}", conditions=("y",)))
+    assert np.array_equal(x, np.arange(24, dtype=np.float32).reshape(12, 2))
+    assert conditions["y"].tolist() == [0, 1, 2] * 4
+
+
+def test_a_data_set_of_pytorch_that_fails(own_module):
+    message = refused(f"{own_module}:Broken", conditions=("y",))
+    assert "Broken: row 4: expected a row, got ZeroDivisionError: division by zero" in message
+    dataset = load(f"{own_module}:Broken", conditions=("y",), corrupt="skip")
+    assert (len(dataset.train), dataset.skipped.count) == (11, 1)
+    assert "has no nothing" in refused(f"{own_module}:nothing")
+    assert "expected an observation and 2 conditions, got 2 values" in refused(
+        f"{own_module}:pairs", conditions=("y", "z")
+    )
+    assert "number() failed" in refused(f"{own_module}:number")
+
+
+def digest(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+MODEL, TRAINING = ModelConfig(latent=2, hidden=(4,), likelihood="gaussian"), TrainConfig(epochs=2, threads=1)
+
+
+def test_augmentation_follows_the_seed_and_is_of_the_training_data_alone(own_module, tmp_path):
+    np.save("x.npy", RNG.normal(size=(200, 2)))
+    for name, augment in (("plain", ""), ("one", f"{own_module}:flipped"), ("two", f"{own_module}:flipped")):
+        train(name, MODEL, TRAINING, DataConfig("x.npy", augment=augment), progress=False)
+    assert digest(tmp_path / "one") == digest(tmp_path / "two") != digest(tmp_path / "plain")
+    with pytest.raises(
+        InputError, match=r"narrower: expected float32 \[128, 2\], as it was given, got float32 \[128, 1\]"
+    ):
+        train("bad", MODEL, TRAINING, DataConfig("x.npy", augment=f"{own_module}:narrower"), progress=False)
+
+
+def test_standard_normalisation_is_found_shown_and_written_into_the_bundle(tmp_path, capsys):
+    raw = RNG.normal(size=(300, 3)) * [1, 20, 0.5] + [0, 1000, -3]
+    np.save(tmp_path / "x.npy", raw)
+    source = DataConfig(str(tmp_path / "x.npy"), normalise="standard")
+    train(tmp_path / "run", MODEL, TRAINING, source)
+    assert "data: x = (raw - offset) / divisor" in capsys.readouterr().err
+    info = checkpoint.read_info(tmp_path / "run")
+    dataset = checkpoint.run_data(info)
+    x = dataset.train.rows(slice(None))
+    assert np.allclose(x.mean(0), 0, atol=1e-4)
+    assert np.allclose(x.std(0), 1, atol=1e-4)
+    bundle = export(tmp_path / "run", tmp_path / "bundle", formats=("onnx",)).path
+    normalisation = vae_runtime.load(bundle).manifest.observation.normalisation
+    assert normalisation == info.found.normalisation == dataset.normalisation
+    assert np.allclose(normalisation.divisor, raw.std(0), rtol=0.2)
+    constant = raw.copy()
+    constant[:, 1] = 5
+    np.save(tmp_path / "x.npy", constant)
+    assert "expected values that differ in each channel or feature" in refused(tmp_path / "x.npy", normalise="standard")
+
+
+def test_no_normalisation_leaves_bytes_as_they_are(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(40, dtype=np.uint8).reshape(10, 4))
+    assert np.array_equal(whole(load(tmp_path / "x.npy", normalise="none"))[0], np.load(tmp_path / "x.npy"))
+    assert load(tmp_path / "x.npy", normalise="none").normalisation is None
+    assert load(tmp_path / "x.npy").normalisation == Normalisation(0, 255)
+
+
+def test_a_run_on_converted_data_trains_resumes_and_exports_without_its_source(tmp_path):
+    for number in range(60):
+        Image.fromarray(RNG.integers(0, 256, (6, 6), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "pictures").mkdir()
+    for path in tmp_path.glob("*.png"):
+        path.rename(tmp_path / "pictures" / path.name)
+    source = DataConfig(str(tmp_path / "pictures"), validation_fraction=0.2, test_fraction=0.2)
+    outcome = train(tmp_path / "run", MODEL, TRAINING, source, progress=False)
+    assert outcome.info.provenance.name == "pictures"
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["data_samples_per_second"] > 0 for line in lines)
+    (tmp_path / "pictures").rename(tmp_path / "gone")
+    assert train(tmp_path / "run", MODEL, TRAINING, source, progress=False).already_finished
+    (tmp_path / "run").rename(tmp_path / "moved")
+    info = checkpoint.read_info(tmp_path / "moved")
+    assert checkpoint.run_data(info, run=tmp_path / "moved").provenance == info.provenance
+    data = tmp_path / "moved" / "data"
+    (data / "observations.npy").write_bytes((data / "observations.npy").read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"expected an \.npy file of numbers: expected \d+ bytes"):
+        converted(data, None)
+
+
+@pytest.mark.long
+def test_a_conversion_that_was_killed_starts_over(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for number in range(600):
+        Image.fromarray(RNG.integers(0, 256, (64, 64), dtype=np.uint8)).save(tmp_path / "pictures" / f"{number:03}.png")
+    script = (
+        "import sys; from pathlib import Path; from vae_export.training.config import DataConfig; "
+        "from vae_export.training.data.dataset import load; load(DataConfig(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "pictures"), str(tmp_path / "run" / "data")]
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("run/.data.*/observations.npy")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "run" / "data").exists()
+    assert list(tmp_path.glob("run/.data.*"))
+    dataset = load(tmp_path / "pictures", tmp_path / "run" / "data")
+    assert len(dataset.train) == 600
+    assert os.listdir(tmp_path / "run") == ["data"]
+
+
+LIMITED = """
+import resource, sys
+import numpy as np, torch
+from vae_export.training.config import *
+from vae_export.training.loop import train
+import vae_runtime.image, PIL.Image, matplotlib.pyplot
+run, source, room = sys.argv[1], sys.argv[2], int(sys.argv[3])
+train(run + "-warm", ModelConfig(latent=2, hidden=(4,)), TrainConfig(epochs=1, threads=1), DataConfig(), progress=False)
+with open("/proc/self/status") as status:
+    now = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData"))
+resource.setrlimit(resource.RLIMIT_DATA, (now + room, now + room))
+if len(sys.argv) > 4:
+    np.load(source).astype(np.float32)
+train(run, ModelConfig(latent=2, hidden=(4,), likelihood="gaussian"),
+      TrainConfig(epochs=1, batch_size=32, threads=1), DataConfig(source), progress=False)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux' limit on a process' own memory")
+def test_it_trains_from_an_array_larger_than_its_memory(tmp_path):
+    """512 MiB of bytes, 2 GiB as float32, within 256 MiB beyond what an empty training takes."""
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (2**15, 2**14))
+    for start in range(0, len(x), 2**11):
+        x[start : start + 2**11] = RNG.integers(0, 256, (2**11, 2**14), dtype=np.uint8)
+    x.flush()
+    arguments = [sys.executable, "-c", LIMITED, str(tmp_path / "run"), str(tmp_path / "x.npy"), str(2**28)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.read_info(tmp_path / "run").result is not None
+    # The limit is one: what reads the array whole does not get through.
+    done = subprocess.run([*arguments, "whole"], capture_output=True, text=True, timeout=500)
+    assert "MemoryError" in done.stderr

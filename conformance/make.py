@@ -124,6 +124,23 @@ class CausalCodes(nn.Module):
         return x.transpose(1, 2).reshape(len(x), 1, -1)
 
 
+class Classes(nn.Module):
+    """5 numbers of 7 classes; the decoder has the classes along axis 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.mu, self.logvar = nn.Embedding(7, 4), nn.Linear(20, 3), nn.Linear(20, 3)
+        self.out = nn.Linear(3, 35)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.table(x).flatten(1)
+        return self.mu(h), self.logvar(h)
+
+    def decode(self, z: Tensor) -> Tensor:
+        logits: Tensor = 4 * self.out(z)
+        return logits.reshape(-1, 7, 5)
+
+
 class Drawing(nn.Module):
     """The second latent's posterior is that of a sample of the first one, and the decoder adds noise of its own."""
 
@@ -179,6 +196,11 @@ def make_bundles() -> None:
     write("stream-codes", CausalCodes(), torch.from_numpy(sound), codebook=8, **timed)
     torch.manual_seed(1)
     write("drawing", Drawing(), x[:, :6], posterior="logvar", prior="normal")
+    torch.manual_seed(2)
+    levels = torch.from_numpy(np.rint(255 * noise.uniform(3, 0, 16, (6,))).astype(np.float32)) / 255
+    write("logistic", Plain(), levels, likelihood="logistic", scale=0.05, posterior="logvar", prior="normal")
+    classes = torch.from_numpy(noise.words(3, 0, 16, (5,)).astype(np.int64) % 7)
+    write("categorical", Classes(), classes, likelihood="categorical", posterior="logvar", prior="normal")
     vae_runtime.pack(BUNDLES / "plain", BUNDLES / "plain.zip")
 
 
@@ -196,6 +218,7 @@ def cases() -> Iterator[dict[str, Any]]:
     held_out = {"manifest": [[[*_VAE, "scores"], _SCORES]]}
     yield _expected("load/held-out scores", {"ask": "load", "bundle": "plain"}, edit=held_out)
     yield from _refusals()
+    yield from _swapped()
 
 
 def _expected(
@@ -273,6 +296,7 @@ def _graph_cases() -> Iterator[dict[str, Any]]:
     variants = [
         ("digits", "fp32"), ("digits", "fp16"), ("digits", "int8"), ("conditional", "fp32"), ("plain.zip", "fp32"),
         ("two-latents", "fp32"), ("codes", "fp32"), ("mixture", "fp32"), ("sphere", "fp32"), ("dynamic", "fp32"),
+        ("logistic", "fp32"), ("categorical", "fp32"),
     ]  # fmt: skip
     for bundle, variant in variants:
         vae = vae_runtime.load(BUNDLES / bundle, variant=variant)
@@ -311,7 +335,10 @@ def _graph_case(
     shape = tuple(
         size.get(axis, old) for axis, old in zip(manifest.observation.axes, vae.observation_shape, strict=True)
     )
-    x = noise.uniform(4, 0, n, shape, 1000)
+    x: NDArray[Any] = noise.uniform(4, 0, n, shape, 1000)
+    if manifest.observation.dtype == "int64":
+        assert manifest.observation.range
+        x = (noise.words(4, 0, n, shape, 1000) % int(manifest.observation.range[1] + 1)).astype(np.int64)
     encode = tolerances["encoder", variant]
     named: dict[str, float] = {}
     for latent in vae.latents:
@@ -377,6 +404,20 @@ _DECODER = ["components", "decoder", "variants", "fp32"]
 _SCORES: dict[str, Any] = {
     **{"kind": "log_likelihood", "k": 8, "seed": 0, "n": 3, "data": "others", "encoder": "fp32", "decoder": "fp32"},
     **{"shares": [0.5, 1], "values": [-2, -1]},
+}
+_KIND, _RANGE = [*_VAE, "likelihood", "kind"], [*_VAE, "observation", "range"]
+_ANSWER = [*_VAE, "likelihood", "shape"]
+# What is wrong with the bundle of classes, or of levels, and the edit that makes it so.
+_MISVALUED: dict[str, tuple[str, list[Any]]] = {
+    "levels without a range": ("logistic", [[_RANGE, None]]),
+    "levels without a scale": ("logistic", [[[*_VAE, "likelihood", "scale"], None]]),
+    "classes of another number": ("categorical", [[_ANSWER, [5, 8]]]),
+    "classes along the first axis": ("categorical", [[_ANSWER, [7, 5]]]),
+    "classes without an axis": ("categorical", [[_ANSWER, [5]]]),
+    "classes along an axis of another name": ("categorical", [[[*_VAE, "likelihood", "axes"], ["class", "feature"]]]),
+    "classes beyond the range": ("categorical", [[_RANGE, [0, 5]]]),
+    "classes without a range": ("categorical", [[_RANGE, None]]),
+    "classes that are another kind": ("categorical", [[_KIND, "poisson"]]),
 }
 # What is wrong with a bundle, and the edit that makes it so.
 _FORGED: dict[str, dict[str, Any]] = {
@@ -500,6 +541,8 @@ def _refusals() -> Iterator[dict[str, Any]]:
         load = {"ask": "load", "bundle": "plain"}
         yield _refused(what, "bundle", load, **edit)
         yield _refused(f"{what}, as .zip", "bundle", load, **edit, zip=True)
+    for what, (bundle, edits) in _MISVALUED.items():
+        yield _refused(what, "bundle", {"ask": "load", "bundle": bundle}, manifest=edits)
     decode: dict[str, Any] = {"ask": "decode", "bundle": "plain", "variant": "fp32", "conditions": {}}
     for what, z in _WRONG_LATENTS.items():
         yield _refused(what, "input", {**decode, "latents": {"z": packed(z)}})
@@ -538,6 +581,18 @@ def _refusals() -> Iterator[dict[str, Any]]:
             "request": {"ask": "verify", "bundle": "plain"},
             "expect": {"answer": {"passed": False}},
             "edit": {"files": {"golden.npz": {"base64": base64.b64encode(archive.getvalue()).decode()}}},
+        }
+
+
+def _swapped() -> Iterator[dict[str, Any]]:
+    """Outputs of one shape whose roles are swapped: answers are as stored, and mean something else."""
+    roles = [[[*_VAE, "likelihood", "mean"], "logits"], [[*_VAE, "likelihood", "logits"], "x"]]
+    for bundle in ("digits", "categorical"):
+        yield {
+            "id": f"verify/{bundle}, mean and logits swapped",
+            "request": {"ask": "verify", "bundle": bundle},
+            "expect": {"answer": {"passed": False}},
+            "edit": {"manifest": roles},
         }
 
 

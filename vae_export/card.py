@@ -135,7 +135,9 @@ def _shapes(manifest: Manifest) -> str:
     )
     likelihood = manifest.likelihood
     scale = f", scale {likelihood.scale:.4g}" if likelihood.scale else ""
-    decodes_to = "no likelihood stated" if likelihood.kind == "none" else f"{likelihood.kind} likelihood{scale}"
+    classes = f" of {likelihood.shape[-1]} classes" if likelihood.has_classes and likelihood.shape else ""
+    known = f"{likelihood.kind} likelihood{classes}{scale}"
+    decodes_to = "no likelihood stated" if likelihood.kind == "none" else known
     conditions = "".join(
         f", given {condition.name}"
         + (f" ({len(condition.classes)} classes: {', '.join(condition.classes)})" if condition.classes else "")

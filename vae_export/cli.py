@@ -238,7 +238,7 @@ def _add_meaning(group: Any, **prior: Any) -> None:
     """Add the options that declare what a model's tensors mean."""
     group.add_argument("--posterior", choices=POSTERIORS, help="meaning of the encoder's second tensor")
     group.add_argument("--likelihood", choices=LIKELIHOODS, help="without it, the bundle samples but does not score")
-    group.add_argument("--scale", type=float, help="scale of a gaussian or laplace likelihood (default 1)")
+    group.add_argument("--scale", type=float, help="scale of a gaussian, laplace or logistic likelihood (default 1)")
     group.add_argument("--prior", **prior)
     group.add_argument("--axes", type=_names, metavar="A,B,C", help="names of an observation's axes")
     group.add_argument("--latent-axes", type=_names, metavar="A,B,C", help="names of the latent's axes")
@@ -370,7 +370,9 @@ def _add_adopt(verbs: Verbs) -> None:
         metavar="A,B,C",
         help="sizes of one observation that the graph leaves open",
     )
-    verb.add_argument("--logits", action="store_true", help="the decoder's first output is before the sigmoid")
+    verb.add_argument(
+        "--logits", action="store_true", help="the decoder's first output is before the sigmoid, or the softmax"
+    )
     text = "a class or function that returns the model, to compare the graphs with it in PyTorch; this runs its code"
     verb.add_argument("--model", metavar="MODULE:NAME", help=text)
     verb.add_argument("--weights", type=Path, help="the model's weights, as for export")

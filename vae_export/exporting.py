@@ -138,9 +138,9 @@ def export(
         encode, decode: the name of a method, or a function of x or of the latents, and the conditions.
         posterior: the meaning of the encoder's second tensor: "logvar", "std", "var", "log_std" or "softplus"; or
             "codes" or "none".
-        likelihood: "bernoulli", "gaussian", "laplace" or "poisson"; without it the bundle draws samples and gives no
-            scores.
-        scale: the scale of a gaussian or laplace likelihood, in units of x; 1 by default.
+        likelihood: "bernoulli", "gaussian", "laplace", "poisson", "logistic" or "categorical"; without it the bundle
+            draws samples and gives no scores.
+        scale: the scale of a gaussian, laplace or logistic likelihood, in units of x; 1 by default.
         prior: "normal", "none" or "sphere"; or one to fit to the observations: "diagonal", "gaussian" or "mixture:K";
             or an object: a fitted GaussianMixture of scikit-learn, a distribution of PyTorch that is normal or a
             mixture of normals, or a sampler of pythae.

@@ -109,7 +109,7 @@ def run_source(run: Path, data: str | None, name: str | None) -> Source:
         prior="normal",
         # Those of convolutions follow from the layers.
         axes=None if info.model.architecture == "conv" else axes.get(len(shape), numbered),
-        range=(0.0, 1.0) if dataset.unit else observation_range(info.model.likelihood),
+        range=observation_range(info.model.likelihood, (0.0, 1.0) if dataset.unit else None, None),
     )
     return Source(
         model=vae,

@@ -1221,14 +1221,15 @@ static const member OUTPUT_MEMBERS[] = {
 static const schema OUTPUT = {F_RECORD, .members = OUTPUT_MEMBERS};
 static const schema OUTPUTS = {F_LIST, .expected = "a list of at most 64 outputs", .max = 64, .item = &OUTPUT};
 static const schema LIKELIHOOD_KIND = {F_CHOICE,
-                                       .expected = "\"bernoulli\", \"gaussian\", \"laplace\", \"poisson\" or \"none\"",
-                                       .choices = " bernoulli gaussian laplace poisson none "};
+                                       .expected = "\"bernoulli\", \"gaussian\", \"laplace\", \"poisson\", "
+                                                   "\"logistic\", \"categorical\" or \"none\"",
+                                       .choices = " bernoulli gaussian laplace poisson logistic categorical none "};
 static const member LIKELIHOOD_MEMBERS[] = {
     {"kind", &LIKELIHOOD_KIND, 1, 0, 0},
     {"mean", &TENSOR_NAME, 1, 0, 0},
-    {"logits", &TENSOR_NAME, 0, " bernoulli ", 0},
-    {"scale", &POSITIVE, 1, " gaussian laplace ", "scale_output"},
-    {"scale_output", &TENSOR_NAME, 0, " gaussian laplace ", 0},
+    {"logits", &TENSOR_NAME, 0, " bernoulli categorical ", 0},
+    {"scale", &POSITIVE, 1, " gaussian laplace logistic ", "scale_output"},
+    {"scale_output", &TENSOR_NAME, 0, " gaussian laplace logistic ", 0},
     {"shape", &SHAPE, 0, 0, 0},
     {"axes", &AXES, 0, 0, 0},
     {"outputs", &OUTPUTS, 0, 0, 0},
@@ -1771,6 +1772,25 @@ static void share_dynamic(const manifest *m, tensor *t) {
         }
 }
 
+/* Rule 19: levels need a range; classes are a last axis of the answer, and count the values of the observation. */
+static vae_status check_values(const char *file, const tensor *answer, const manifest *m) {
+    const tensor *observation = &m->observation;
+    const range *r = &m->observation_range;
+    if (same_text(m->likelihood, "logistic") && !r->given)
+        return contradiction(file, "observation.range", "the first and the last level", "null");
+    if (!same_text(m->likelihood, "categorical")) return VAE_OK;
+    int fits = answer->rank == observation->rank + 1 && answer->sizes[answer->rank - 1] > 1;
+    for (size_t i = 0; fits && i < observation->rank; i++) fits = answer->sizes[i] == observation->sizes[i];
+    if (!fits)
+        return contradiction(file, "likelihood.shape", "the observation's and behind it 2 or more classes", "another");
+    for (size_t i = 0; i < observation->rank; i++)
+        if (!same_text(answer->axes[i], observation->axes[i]))
+            return contradiction(file, "likelihood.axes", "the observation's and a name behind them", "others");
+    if (!r->given || r->min != 0 || r->max != (double)(answer->sizes[answer->rank - 1] - 1))
+        return contradiction(file, "observation.range", "the first and the last class", "another");
+    return VAE_OK;
+}
+
 /* The decoder's outputs: rule 1 for the likelihood. */
 static vae_status read_outputs(const char *file, const node *likelihood, manifest *m) {
     tensor shape = m->observation;
@@ -1783,8 +1803,10 @@ static vae_status read_outputs(const char *file, const node *likelihood, manifes
     } else if (member_of(likelihood, "axes")) {
         return contradiction(file, "likelihood.axes", "no axes without a shape", "some");
     }
+    vae_status known = check_values(file, &shape, m);
+    if (known) return known;
     static const char *const NAMES[] = {"mean", "logits", "scale_output"};
-    static const char *const KINDS[] = {NULL, " bernoulli ", " gaussian laplace "};
+    static const char *const KINDS[] = {NULL, " bernoulli categorical ", " gaussian laplace logistic "};
     for (size_t i = 0; i < COUNT(NAMES); i++)
         if (!KINDS[i] || has_word(KINDS[i], m->likelihood, strlen(m->likelihood)))
             add_tensor(&m->outputs[DECODER], text_of(likelihood, NAMES[i]), ORT_FLOAT, &shape);
@@ -5169,7 +5191,7 @@ static void compare_golden(verification *r, bytes golden, const variant *each, c
 /* Whether one answer of the reference is what another makes of it, within 5 % and 0.001: of two outputs of one shape whose
  * roles are swapped, each passes every other check. */
 static void check_role(verification *r, bytes golden, int component, const char *name, const char *from,
-                       double (*role)(double)) {
+                       double (*role)(const tensor *, const void *, size_t)) {
     const signature *out = &r->v->manifest.outputs[component];
     const tensor *t = NULL;
     char path[512];
@@ -5183,7 +5205,7 @@ static void check_role(verification *r, bytes golden, int component, const char 
     if (!status) status = read_golden(r->v, golden, path, t, &source_of);
     size_t count = elements_of(t) * r->v->manifest.golden_rows;
     for (size_t i = 0; !status && i < count; i++) {
-        double expected = role(value_at(t, source_of, i)), got = value_at(t, answer, i);
+        double expected = role(t, source_of, i), got = value_at(t, answer, i);
         if (!(got == expected || fabs(got - expected) <= 1e-3 + 0.05 * fabs(expected)))
             status = fail(VAE_BUNDLE,
                           "%s: expected %.6g at number %zu of %.200s, got %.6g; the manifest swaps the roles of "
@@ -5196,9 +5218,19 @@ static void check_role(verification *r, bytes golden, int component, const char 
     give(&r->v->allocator, source_of);
 }
 
-static double std_of(double logvar) { return exp(logvar / 2); }
+static double std_of(const tensor *t, const void *logvar, size_t i) { return exp(value_at(t, logvar, i) / 2); }
 
-static double mean_of(double logits) { return 0.5 + 0.5 * tanh(0.5 * logits); }
+static double mean_of(const tensor *t, const void *logits, size_t i) {
+    return 0.5 + 0.5 * tanh(0.5 * value_at(t, logits, i));
+}
+
+/* The softmax along the last axis. */
+static double probability_of(const tensor *t, const void *logits, size_t i) {
+    size_t count = t->sizes[t->rank - 1], first = i / count * count;
+    double total = 0;
+    for (size_t j = first; j < first + count; j++) total += exp(value_at(t, logits, j) - value_at(t, logits, i));
+    return 1 / total;
+}
 
 /* The most values of a latent that are drawn for golden vectors. */
 #define MAX_DRAWN ((size_t)1 << 24)
@@ -5215,8 +5247,10 @@ static int check_golden(verification *r, bytes golden) {
         }
         if (m->has[ENCODER] && l->std) check_role(r, golden, ENCODER, l->std, l->logvar, std_of);
     }
-    if (m->has[DECODER] && same_text(m->likelihood, "bernoulli") && text_of(likelihood, "logits"))
-        check_role(r, golden, DECODER, text_of(likelihood, "mean"), text_of(likelihood, "logits"), mean_of);
+    int has_classes = same_text(m->likelihood, "categorical");
+    if (m->has[DECODER] && (has_classes || same_text(m->likelihood, "bernoulli")) && text_of(likelihood, "logits"))
+        check_role(r, golden, DECODER, text_of(likelihood, "mean"), text_of(likelihood, "logits"),
+                   has_classes ? probability_of : mean_of);
     return 1;
 }
 

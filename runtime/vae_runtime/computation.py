@@ -118,8 +118,9 @@ class Computation:
         return tensor.shape
 
     def run(
-        self, feed: Feed, n: int, batch_size: int | None = None, out: Array | None = None, finish: Finish | None = None
-    ) -> list[NDArray[Any]]:
+        self, feed: Feed, n: int, batch_size: int | None = None, out: Array | None = None,
+        finish: Finish | None = None, finished: TensorSpec | None = None,
+    ) -> list[NDArray[Any]]:  # fmt: skip
         """Compute the outputs for `n` rows.
 
         Args:
@@ -128,6 +129,7 @@ class Computation:
             batch_size: how many to compute at once; None lets this method choose.
             out: float32 [n, ...]: takes the first result, which is the decoder's mean or made by `finish`.
             finish: turns the outputs of each batch into results; it takes the batch's first row and the outputs.
+            finished: what `finish` makes, where that has not the shape of the first output.
 
         Returns:
             An array [n, ...] for each output or result.
@@ -137,7 +139,7 @@ class Computation:
             VaeError: ONNX Runtime failed.
         """
         if out is not None:
-            _require_buffer(out, n, self._results[0])
+            _require_buffer(out, n, finished or self._results[0])
         # Whoever states one batch for a buffer of their own asks for many: `generate`.
         most = self.max_rows if out is None else self._max_into
         if n > most or (batch_size is not None and (out is None or batch_size != n)):

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import noise
+from .answers import kind_of
 from .arrays import packed_limit, unpack_npz
 from .bundle import Bundle
 from .errors import BundleError
-from .likelihood import kind_named
 from .manifest import Manifest, TensorSpec
 
 Array = NDArray[Any]
@@ -86,7 +86,7 @@ def contradictions(manifest: Manifest, golden: Mapping[str, Array]) -> Iterator[
     likelihood = manifest.likelihood
     if likelihood.logits and manifest.decoder:
         logits = golden[f"decoder/pytorch/{likelihood.logits}"].astype(np.float64)
-        mean = kind_named(likelihood.kind).mean_of(logits)
+        mean = kind_of(manifest).mean_of(logits)
         pairs.append((f"decoder/pytorch/{likelihood.mean}", f"the mean of {likelihood.logits}", mean))
     for name, formula, expected in pairs:
         answer = golden[name]

@@ -23,13 +23,20 @@ if TYPE_CHECKING:
 _LOG_2PI = math.log(2 * math.pi)
 # The smallest logarithm of a probability where a decoder gives no logits, as in PyTorch's binary_cross_entropy.
 _MIN_LOG = -100.0
+# How far a value may be from a level, as a share of the distance of two: float32 rounds levels.
+_OFF_LEVEL = 0.01
+# Probabilities that are summed at once, in float64.
+_SUMMED = 2**20
 # Factorials from a table, and the rate from which draws take an expansion instead of a sum.
 _TABULATED = 32
 _LARGE_RATE = 1024.0
 
 
 class Parameters(NamedTuple):
-    """The parameters of p(x|z) for a batch: arrays [n, *shape], and a scale that may be one number for all values."""
+    """The parameters of p(x|z) for a batch: arrays [n, *shape], and a scale that may be one number for all values.
+
+    The mean and the logits of classes have one axis more, the last: [n, *shape, K].
+    """
 
     mean: Any = None
     logits: Any = None
@@ -49,6 +56,30 @@ class Kind:
     """Whether the decoder may also give logits, which `log_prob` then takes instead of the mean."""
     scale: bool = False
     """Whether it has a scale: one positive number, or an output of the decoder."""
+    levels: int = 0
+    """How many evenly spaced levels from the least to the largest value x lies on; 0 where it has none."""
+    classes: bool = False
+    """Whether x is the number of a class, and the decoder's answer has an axis of classes, the last one."""
+
+    @property
+    def mean_support(self) -> tuple[float, float] | None:
+        """The range of the mean; None for every finite number."""
+        return self.support
+
+    @property
+    def values(self) -> str:
+        """The values of x, in the words of an error."""
+        if self.counts:
+            return "counts (0, 1, 2, …)"
+        return f"values in [{self.support[0]:g}, {self.support[1]:g}]" if self.support else "finite values"
+
+    def of(self, bounds: tuple[float, float] | None, answer: tuple[int, ...] | None) -> Kind:
+        """Return the kind for observations of this range, and a decoder's answer of this shape; most need neither.
+
+        Raises:
+            InputError: it needs what is None.
+        """
+        return self
 
     def outside(self, x: NDArray[Any]) -> NDArray[np.bool_]:
         """Tell for each value of x whether it is one that the kind is not defined for; NaN and infinity always are."""
@@ -62,9 +93,7 @@ class Kind:
         if not outside.any():
             return None
         index = tuple(int(i) for i in np.argwhere(outside)[0])
-        values = f"values in [{self.support[0]:g}, {self.support[1]:g}]" if self.support else "finite values"
-        values = "counts (0, 1, 2, …)" if self.counts else values
-        return f"expected {values} for a {self.name} likelihood, got {x[index]:g} at {list(index)}"
+        return f"expected {self.values} for a {self.name} likelihood, got {x[index]:g} at {list(index)}"
 
     def mean_of(self, logits: Floats) -> Floats:
         """Return the mean that belongs to logits, float64; only where `logits` is true."""
@@ -86,7 +115,7 @@ class Kind:
         """Draw one observation for each row (docs/noise.md, section 6).
 
         Args:
-            parameters: `mean`, float32 [n, *shape], and `scale` where the kind has one.
+            parameters: `mean`, float32, and `scale` where the kind has one.
             seed: of vnoise-1.
             start: index of the first row: row i is sample `start + i` of the seed.
 
@@ -205,6 +234,189 @@ class Poisson(Kind):
         return drawn
 
 
+class Logistic(Kind):
+    """Each value is one of 256 levels: a logistic variable about the mean, rounded to the nearest level.
+
+    The scale is the logistic's s. All that lies beyond the first and the last level is rounded to these (Salimans et
+    al., PixelCNN++, arXiv 1701.05517, equation 2, with one component).
+    """
+
+    name = "logistic"
+    scale = True
+    levels = 256
+
+    def __init__(self, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
+        """Take the first and the last level."""
+        self.support = bounds
+
+    @property
+    def mean_support(self) -> None:
+        """The mean may be any number."""
+        return None
+
+    @property
+    def values(self) -> str:
+        """The levels, in the words of an error."""
+        low, high = self._ends
+        return f"the {self.levels} levels {low:g} + k · {self._step:g} up to {high:g}"
+
+    def of(self, bounds: tuple[float, float] | None, answer: tuple[int, ...] | None) -> Kind:
+        """The kind on the levels of a range."""
+        if bounds is None:
+            raise InputError(
+                "likelihood: expected a range of the observations, whose ends are the first and the last level, got "
+                "none; state it (range=)"
+            )
+        return Logistic(bounds)
+
+    def outside(self, x: NDArray[Any]) -> NDArray[np.bool_]:
+        """Tell for each value whether it is farther from every level than float32 rounds one."""
+        number = self._number(np.asarray(x, np.float64))
+        nearest = np.rint(np.clip(number, 0, self.levels - 1))
+        outside: NDArray[np.bool_] = ~(np.abs(number - nearest) <= _OFF_LEVEL)
+        return outside
+
+    def log_prob(self, x: Floats, parameters: Parameters) -> Floats:
+        """log(σ(a) − σ(b)), with a and b the ends of the level about the mean, in scales; −∞ off the levels.
+
+        The difference is σ(a) · σ(−b) · (1 − exp(b − a)), whose factors lose no digits. At the first level b is −∞, and
+        at the last a is ∞.
+        """
+        outside = self.outside(x)
+        low, _ = self._ends
+        number = np.rint(np.where(outside, 0.0, self._number(x)))
+        level, half = low + number * self._step, 0.5 * self._step
+        first, last = number == 0, number == self.levels - 1
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            above = (level + half - parameters.mean) / parameters.scale
+            below = (level - half - parameters.mean) / parameters.scale
+            between = np.log(-np.expm1(-self._step / np.asarray(parameters.scale, np.float64)))
+            terms: Floats = np.where(last, 0.0, -np.logaddexp(0.0, -above))
+            terms += np.where(first, 0.0, -np.logaddexp(0.0, below))
+            terms += np.where(first | last, 0.0, between)
+        terms[outside] = -np.inf
+        return terms
+
+    def draw(self, parameters: Parameters, seed: int, start: int) -> Array:
+        """mean + scale · log(u / (1 − u)) of uniform noise, rounded to the nearest level; NaN where it is no number."""
+        uniform = _uniform(parameters.mean, seed, start).astype(np.float64) + 2.0**-25
+        value = np.log(uniform) - np.log1p(-uniform)
+        value *= np.asarray(parameters.scale, np.float64)
+        value += parameters.mean
+        low, high = self._ends
+        number = np.clip(np.floor(self._number(value) + 0.5), 0, self.levels - 1)
+        drawn: Array = (low + number * (high - low) / (self.levels - 1)).astype(np.float32)
+        return drawn
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        assert self.support is not None
+        return self.support
+
+    @property
+    def _step(self) -> float:
+        low, high = self._ends
+        return (high - low) / (self.levels - 1)
+
+    def _number(self, x: Floats) -> Floats:
+        """Values as numbers of levels, from 0; between two levels a fraction."""
+        low, high = self._ends
+        number: Floats = (x - low) * (self.levels - 1) / (high - low)
+        return number
+
+
+class Categorical(Kind):
+    """Each value is the number of one of K classes, 0 … K − 1; the mean holds their probabilities, its last axis."""
+
+    name = "categorical"
+    logits = True
+    classes = True
+
+    def __init__(self, count: int = 2) -> None:
+        """Take the number of classes."""
+        self.support = (0.0, count - 1.0)
+
+    @property
+    def mean_support(self) -> tuple[float, float]:
+        """Probabilities lie between 0 and 1."""
+        return 0.0, 1.0
+
+    @property
+    def values(self) -> str:
+        """The classes, in the words of an error."""
+        return f"classes (0, 1, …, {self._last:g})"
+
+    def of(self, bounds: tuple[float, float] | None, answer: tuple[int, ...] | None) -> Kind:
+        """The kind with as many classes as the answer's last axis has."""
+        if answer is None:
+            raise InputError(
+                "likelihood: expected the decoder's answer with an axis of classes, its last, got none; state its shape"
+            )
+        return Categorical(answer[-1])
+
+    def outside(self, x: NDArray[Any]) -> NDArray[np.bool_]:
+        """Tell for each value whether it is no class."""
+        outside: NDArray[np.bool_] = ~((x >= 0) & (x <= self._last) & (x == np.floor(x)))
+        return outside
+
+    def mean_of(self, logits: Floats) -> Floats:
+        """The softmax along the last axis."""
+        mean: Floats = np.exp(logits - _log_sum_exp(logits))
+        return mean
+
+    def log_prob(self, x: Floats, parameters: Parameters) -> Floats:
+        """The log-softmax of the class's logit, or the logarithm of its probability; −∞ for what is no class.
+
+        Args:
+            x: float64 [n, *shape].
+            parameters: in float64, [n, *shape, K].
+        """
+        outside = self.outside(x)
+        number = np.where(outside, 0.0, x).astype(np.int64)[..., np.newaxis]
+        if parameters.logits is not None:
+            chosen = np.take_along_axis(parameters.logits, number, -1) - _log_sum_exp(parameters.logits)
+        else:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                chosen = np.maximum(np.log(np.take_along_axis(parameters.mean, number, -1)), _MIN_LOG)
+        terms: Floats = chosen[..., 0]
+        terms[outside] = -np.inf
+        return terms
+
+    def draw(self, parameters: Parameters, seed: int, start: int) -> Array:
+        """The inverse of the distribution function at uniform noise; NaN where the probabilities have no finite sum.
+
+        Args:
+            parameters: `mean`, float32 [n, *shape, K], whose sum need not be 1.
+
+        Returns:
+            float32 [n, *shape].
+        """
+        mean = parameters.mean
+        uniform = noise.uniform(seed, start, len(mean), mean.shape[1:-1], noise.stream_of(noise.OBSERVATION))
+        drawn: Array = np.empty(mean.shape[:-1], np.float32)
+        rows = max(1, _SUMMED // max(1, mean[0].size)) if len(mean) else 1
+        for first in range(0, len(mean), rows):
+            part = slice(first, first + rows)
+            # Sums from class 0 on, one after the other, in float64.
+            sums = np.cumsum(mean[part], axis=-1, dtype=np.float64)
+            total = sums[..., -1]
+            number = np.argmax(sums > (uniform[part] * total)[..., np.newaxis], axis=-1)
+            drawn[part] = np.where(np.isfinite(total) & (total > 0), number, np.nan)
+        return drawn
+
+    @property
+    def _last(self) -> float:
+        assert self.support is not None
+        return self.support[1]
+
+
+def _log_sum_exp(logits: Floats) -> Floats:
+    """log Σ exp(l) along the last axis, which stays with one value."""
+    greatest = logits.max(axis=-1, keepdims=True)
+    total: Floats = greatest + np.log(np.exp(logits - greatest).sum(axis=-1, keepdims=True))
+    return total
+
+
 def _log_factorial(count: Floats) -> Floats:
     """log count! of counts: a table, then Stirling's series, whose error is below 1e-13."""
     table = np.array([math.lgamma(each + 1.0) for each in range(_TABULATED)])
@@ -259,7 +471,9 @@ def _uniform(mean: Array, seed: int, start: int) -> Array:
     return noise.uniform(seed, start, len(mean), mean.shape[1:], noise.stream_of(noise.OBSERVATION))
 
 
-KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (Bernoulli(), Gaussian(), Laplace(), Poisson())}
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind for kind in (Bernoulli(), Gaussian(), Laplace(), Poisson(), Logistic(), Categorical())
+}
 """Every kind by its name in a manifest. "none" is the absence of a likelihood, and no kind."""
 
 

@@ -31,17 +31,13 @@ _ONE_NAME = {"name": "name", "description": "One file name, safe on every system
 NAME = Text(_SEGMENT, "a name of letters, digits, '.', '_' and '-'", **_ONE_NAME)
 FILE = Text(_SEGMENT, "a file name", **_ONE_NAME)
 TENSOR = Text(
-    "[A-Za-z_][A-Za-z0-9_.]*",
-    "a tensor name of letters, digits, '_' and '.'",
-    name="tensor",
+    "[A-Za-z_][A-Za-z0-9_.]*", "a tensor name of letters, digits, '_' and '.'", name="tensor",
     description="The name of a graph's input or output.",
-)
+)  # fmt: skip
 PATH = Text(
-    f"{_SEGMENT}(/{_SEGMENT})*",
-    "a relative path inside the bundle, with '/' and without '..'",
-    name="path",
+    f"{_SEGMENT}(/{_SEGMENT})*", "a relative path inside the bundle, with '/' and without '..'", name="path",
     description="Names joined by '/': relative, and without '.', '..' and hidden files.",
-)
+)  # fmt: skip
 # "pytorch" is the golden vectors' name for PyTorch's answers.
 VARIANT_NAME = Text(
     _SEGMENT, "a variant named with letters, digits, '.', '_' and '-', and not 'pytorch'", but="pytorch"
@@ -50,10 +46,9 @@ VERSION = Text(r"2\.(0|[1-9][0-9]*)", 'a version "2.x"', name="version")
 # What errors tell people to install comes out of a file, so it can name nothing but this package.
 READER = Text(r"vae-runtime>=[0-9]{1,9}(\.[0-9]{1,9}){0,7}", 'a requirement such as "vae-runtime>=0.1"')
 DIGEST = Text(
-    "sha256:[0-9a-f]{64}",
-    'a digest, "sha256:" and 64 hexadecimal digits',
+    "sha256:[0-9a-f]{64}", 'a digest, "sha256:" and 64 hexadecimal digits',
     description="The digest of the bundle that this one was packed from.",
-)
+)  # fmt: skip
 DTYPE = Choice("float32", "int64", name="dtype")
 COMPONENT = Choice(*COMPONENTS)
 COMPONENT_NAMES = List(COMPONENT, "a list of components", min=1, distinct=True)
@@ -75,17 +70,13 @@ RANGE = Nullable(
 )
 # No control characters, no line or paragraph separators.
 CLASSES = List(
-    Text(r"[^\u0000-\u001f\u007f-\u009f\u2028\u2029]+", "one line of text"),
-    "a list of names of classes",
-    min=1,
-    distinct=True,
-    description="Names of the values 0, 1, ...: one line of text each.",
-)
+    Text(r"[^\u0000-\u001f\u007f-\u009f\u2028\u2029]+", "one line of text"), "a list of names of classes",
+    min=1, distinct=True, description="Names of the values 0, 1, ...: one line of text each.",
+)  # fmt: skip
 SCALE = Either(
-    Number("a number other than 0", but=0, name="factor"),
-    "a number, or a list of numbers",
+    Number("a number other than 0", but=0, name="factor"), "a number, or a list of numbers",
     description="One, or one for each index of axis 0 of the shape.",
-)
+)  # fmt: skip
 SHIFT = Either(NUMBER, "a number, or a list of numbers", description="As scale.")
 DIVISOR = Either(POSITIVE, "a positive number, or a list of such", description="As scale.")
 
@@ -272,8 +263,8 @@ class Likelihood(Record):
 
     `mean` names the output in data space, `logits` the one before the sigmoid. `scale` is one number in units of x;
     `scale_output` names the output that holds a scale for each value of x instead. With the kind "none" only `mean`,
-    the first output, is known, and `reason` may say why. `shape` and `axes` are given if `mean` has others than x.
-    `outputs` lists the decoder's further outputs.
+    the first output, is known, and `reason` may say why. `shape` and `axes` are given if `mean` has others than x:
+    those of x and an axis of classes behind them, where x is a class. `outputs` lists the decoder's further outputs.
     """
 
     kind: str = field(Choice(*KINDS, "none", open=True))
@@ -285,6 +276,11 @@ class Likelihood(Record):
     axes: tuple[str, ...] = field(AXES, default=())
     outputs: tuple[Output, ...] = field(OUTPUTS, default=())
     reason: str | None = field(TEXT, default=None, optional=("none",))
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether x is the number of a class, and the decoder's answer has an axis of classes, the last one."""
+        return self.kind in KINDS and KINDS[self.kind].classes
 
 
 LIKELIHOOD = Struct(Likelihood, name="likelihood")

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import noise
+from .answers import kind_of
 from .computation import Computation, batches, contiguous
 from .errors import InputError
 from .inputs import Feed, Feeds
-from .likelihood import Parameters, kind_named
+from .likelihood import Parameters
+from .manifest import TensorSpec
 from .prepared import Prepared, prepare
 from .session import RowSession, Session
 
@@ -117,20 +119,26 @@ class Networks:
         Raises:
             InputError: there is no likelihood to draw from.
         """
-        likelihood = self._bundle.manifest.likelihood
+        manifest = self._bundle.manifest
+        likelihood = manifest.likelihood
         if likelihood.kind == "none":
             raise InputError(
                 "observe: the bundle has no likelihood to draw from: "
                 f"{likelihood.reason or 'none was stated at export (likelihood=…)'}; leave `observe` out for the mean"
             )
-        kind = kind_named(likelihood.kind)
+        kind = kind_of(manifest)
 
         def draw(first: int, outputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
             parameters = Parameters(outputs[0], scale=outputs[1] if len(outputs) > 1 else likelihood.scale)
             return [kind.draw(parameters, seed, noise.advance(start, first))]
 
         names = (likelihood.mean, likelihood.scale_output) if likelihood.scale_output else (likelihood.mean,)
-        return self.computation("decoder", names).run(feed, n, batch_size, out, draw)[0]
+        (drawn,) = manifest.outputs("decoder")[:1]
+        if likelihood.has_classes:
+            # The axis of classes is the last one.
+            last = len(drawn.shape) - 1
+            drawn = TensorSpec(drawn.name, drawn.dtype, drawn.shape[:last], drawn.dynamic - {last})
+        return self.computation("decoder", names).run(feed, n, batch_size, out, draw, drawn)[0]
 
     @functools.cached_property
     def draw_on_device(self) -> Draw:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .fields import Problem, join
-from .manifest import Condition, Latent, Likelihood, Manifest, Sizes, Tiles
+from .likelihood import KINDS
+from .manifest import Condition, Latent, Likelihood, Manifest, Observation, Sizes, Tiles
 
 if TYPE_CHECKING:
     from .chunks import Stream
@@ -31,6 +32,7 @@ def contradictions(manifest: Manifest) -> list[Problem]:
     for index, latent in enumerate(manifest.latents):
         found += _latent_problems(f"{vae}.latents[{index}]", latent)
     found += _likelihood_problems(f"{vae}.likelihood", manifest.likelihood)
+    found += _values_problems(vae, observation, manifest.likelihood)
     for index, tiles in enumerate(manifest.tiles):
         if any(other.component == tiles.component for other in manifest.tiles[:index]):
             where = f"{vae}.tiles[{index}].component"
@@ -204,6 +206,24 @@ def _likelihood_problems(place: str, likelihood: Likelihood) -> Iterator[Problem
         yield from _axes_problems(place, likelihood.shape, likelihood.axes, {})
     for index, output in enumerate(likelihood.outputs):
         yield from _axes_problems(f"{place}.outputs[{index}]", output.shape, output.axes, {})
+
+
+def _values_problems(vae: str, observation: Observation, likelihood: Likelihood) -> Iterator[Problem]:
+    """The problems of kinds whose values are levels of a range, or classes."""
+    kind = KINDS.get(likelihood.kind)
+    if kind is not None and kind.levels and observation.range is None:
+        yield Problem(f"{vae}.observation.range", f"the first and the last of {kind.levels} levels", "null")
+    if not likelihood.has_classes:
+        return
+    shape, axes = likelihood.shape or (), likelihood.axes
+    if shape[:-1] != observation.shape or len(shape) != len(observation.shape) + 1 or shape[-1] < 2:
+        expected = f"{list(observation.shape)} and behind it the number of classes, at least 2"
+        yield Problem(f"{vae}.likelihood.shape", expected, str(list(shape)))
+    elif axes[:-1] != observation.axes:
+        yield Problem(f"{vae}.likelihood.axes", f"{_listed(observation.axes)} and a name behind them", _listed(axes))
+    elif observation.range != (0, shape[-1] - 1):
+        got = "null" if observation.range is None else str(list(observation.range))
+        yield Problem(f"{vae}.observation.range", f"[0, {shape[-1] - 1}], the classes", got)
 
 
 def _name_problems(vae: str, manifest: Manifest) -> Iterator[Problem]:

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import noise
+from .answers import kind_of
 from .computation import BATCH_SIZE, batches
 from .errors import InputError, require_bool, require_integer
 from .held_out import p_values, why_no_p_value
 from .inputs import rows_of
-from .likelihood import Parameters, kind_named
+from .likelihood import Kind, Parameters, kind_named
 from .manifest import Likelihood, Manifest
 from .posterior import Encoder, Encoding, Posterior, why_no_distribution
 
@@ -111,12 +112,13 @@ class Scorer:
         n, reason = len(x), _why_no_elbo(self.manifest)
         require_bool("contributions", contributions)
         if reason is None:
-            misfit = kind_named(self.manifest.likelihood.kind).misfit(x)
+            misfit = kind_of(self.manifest).misfit(x)
             if misfit:
                 raise InputError(f"{self.manifest.observation.name}: {misfit}; give observations as in training")
         if k is not None:
             k = self._importance_samples(k)
-        size = max(1, min(BATCH_SIZE, _SCORED // max(1, x[0].size))) if batch_size is None else batch_size
+        values = max(1, x[0].size, math.prod(self.manifest.likelihood.shape or ()))
+        size = max(1, min(BATCH_SIZE, _SCORED // values)) if batch_size is None else batch_size
         rows_from = rows_of(rows, n)
         columns: dict[str, list[Floats]] = {}
         terms: dict[str, list[Floats]] = {}
@@ -272,7 +274,8 @@ class Scorer:
         """log p of each value of x, float64 [n, *shape]; the seed draws latents that are noise of the decoder."""
         likelihood = self.manifest.likelihood
         names = tuple(name for name in (likelihood.logits or likelihood.mean, likelihood.scale_output) if name)
-        return log_likelihood_terms(x, self._decode(z, rows, names, size, seed=seed, start=start), likelihood)
+        answers = self._decode(z, rows, names, size, seed=seed, start=start)
+        return log_likelihood_terms(x, answers, likelihood, kind_of(self.manifest))
 
     def _decode(
         self, z: Feeds, rows: Feeds, outputs: tuple[str, ...], size: int, *, seed: int | None = None, start: int = 0
@@ -306,7 +309,7 @@ def _why_no_elbo(manifest: Manifest) -> str | None:
     likelihood = manifest.likelihood
     if likelihood.kind == "none":
         return likelihood.reason or "no likelihood was stated at export (likelihood=…)"
-    if likelihood.shape not in (None, manifest.observation.shape):
+    if likelihood.shape not in (None, manifest.observation.shape) and not likelihood.has_classes:
         return f"the decoder's answer has the shape {list(likelihood.shape or ())}, not that of an observation"
     for latent in manifest.latents:
         if latent.posterior.kind != "normal" and latent.posterior.outputs:
@@ -337,21 +340,24 @@ def log_likelihood(x: NDArray[Any], answers: Mapping[str, NDArray[Any]], likelih
     return total
 
 
-def log_likelihood_terms(x: NDArray[Any], answers: Mapping[str, NDArray[Any]], likelihood: Likelihood) -> Floats:
+def log_likelihood_terms(
+    x: NDArray[Any], answers: Mapping[str, NDArray[Any]], likelihood: Likelihood, kind: Kind | None = None
+) -> Floats:
     """log p of each value of x, with all constants.
 
     Args:
         x: observations [n, *shape]; under a bernoulli in [0, 1], where only 0 and 1 make it a likelihood; under a
-            poisson counts.
-        answers: the decoder's outputs by name, [n, *shape]: the logits or the mean under a bernoulli, else the mean
-            and, if an output holds it, the scale.
-        likelihood: of a kind in `likelihood.KINDS`.
+            poisson counts; under a logistic levels of the observation's range; under a categorical classes.
+        answers: the decoder's outputs by name, [n, *shape], under a categorical [n, *shape, K]: the logits, or else the
+            mean and, if an output holds it, the scale.
+        likelihood: says which output is what.
+        kind: of the likelihood, for these observations; by default the one of its name.
 
     Returns:
         float64 [n, *shape], nats.
 
     Raises:
-        InputError: the kind is unknown.
+        InputError: no kind has its name.
     """
     values = {name: answer.astype(np.float64) for name, answer in answers.items()}
     parameters = Parameters(
@@ -359,7 +365,8 @@ def log_likelihood_terms(x: NDArray[Any], answers: Mapping[str, NDArray[Any]], l
         logits=values.get(likelihood.logits or ""),
         scale=values.get(likelihood.scale_output or "", likelihood.scale),
     )
-    return kind_named(likelihood.kind).log_prob(x.astype(np.float64), parameters)
+    kind = kind_named(likelihood.kind) if kind is None else kind
+    return kind.log_prob(x.astype(np.float64), parameters)
 
 
 def log_standard_normal(z: NDArray[Any]) -> Floats:

@@ -168,7 +168,6 @@ class Distributed(Modalities):
     ("of", "name"),
     [
         (lambda h: Cauchy(h, 1.0), "Cauchy"),
-        (lambda h: Categorical(logits=h.view(-1, 4, 3)), "Categorical"),
         (lambda h: TransformedDistribution(Normal(h, 0.5), [SigmoidTransform()]), "TransformedDistribution"),
     ],
 )

@@ -29,20 +29,49 @@ def test_a_kind_computes_what_the_runtime_does(name):
     kind, other = kind_named(name), runtime.kind_named(name)
     assert kind.name == name
     mean = torch.tensor([[0.25, 0.5, 0.75]], dtype=torch.float64)
+    mean = torch.stack([mean, 1 - mean], -1) if other.classes else mean
     parameters = kind.parameters(mean)
     torch.testing.assert_close(kind.mean(parameters), mean)
     x, scale = torch.tensor([[0.0, 1.0, 1.0]], dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
     expected = other.log_prob(x.numpy(), runtime.Parameters(mean.numpy(), scale=0.5 if other.scale else None))
     np.testing.assert_allclose(kind.log_prob(x, parameters, scale).numpy(), expected)
-    assert not np.allclose(kind.log_prob(x, parameters + 0.1, scale).numpy(), expected)
+    moved = parameters * 1.1 if other.classes else parameters + 0.1
+    assert not np.allclose(kind.log_prob(x, moved, scale).numpy(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [0.001, 0.05, 2.0])
+def test_levels_are_scored_as_the_runtime_does(dtype, scale):
+    x = torch.arange(256, dtype=dtype) / 255
+    for mean in (-1.0, 0.0, 0.371, 1.0):
+        means = torch.full((256,), mean, dtype=dtype, requires_grad=True)
+        scales = torch.tensor(scale, dtype=dtype, requires_grad=True)
+        found = kind_named("logistic").log_prob(x, means, scales)
+        other = runtime.Parameters(np.full(256, mean), scale=float(np.float64(scales.item())))
+        expected = runtime.kind_named("logistic").log_prob(x.double().numpy(), other)
+        np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-4 if dtype is torch.float32 else 1e-10)
+        assert all(torch.isfinite(each).all() for each in torch.autograd.grad(found.sum(), (means, scales)))
+
+
+def test_classes_are_scored_as_the_runtime_does():
+    logits = 5 * torch.randn(3, 4, 2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.arange(8).reshape(4, 2) % 6
+    found = objective.log_likelihood(x.float(), logits, "categorical")
+    kind = runtime.kind_named("categorical").of(None, (2, 6))
+    for part, terms in zip(logits, found, strict=True):
+        expected = kind.log_prob(x.double().numpy(), runtime.Parameters(logits=part.numpy())).sum(1)
+        np.testing.assert_allclose(terms.numpy(), expected)
+    torch.testing.assert_close(found, torch.distributions.Categorical(logits=logits).log_prob(x).sum(-1))
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_export_is_told_the_mean_and_the_scale(name):
-    vae = VAE(ModelConfig(observation_shape=(3,), latent=2, hidden=(4,), likelihood=name, scale=0.5))
+    classes = 3 if runtime.KINDS[name].classes else 0
+    config = ModelConfig(observation_shape=(3,), latent=2, hidden=(4,), likelihood=name, classes=classes, scale=0.5)
+    vae = VAE(config)
     declared, z = vae.__vae_export__(), torch.zeros(2, 2)
     answer = declared["decode"](z)
-    mean = answer if isinstance(answer, torch.Tensor) else answer.mean
+    mean = answer if isinstance(answer, torch.Tensor) else answer.probs if classes else answer.mean
     torch.testing.assert_close(mean, vae.mean(vae.decode(z)))
     assert declared["likelihood"] == name
     assert declared["scale"] == (0.5 if runtime.KINDS[name].scale else None)

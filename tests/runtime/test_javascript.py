@@ -59,11 +59,17 @@ def calls():
     yield "scores of a poisson", f"{OWN}/poisson.zip", "score", [counts], {"seed": 5}
     yield "scores with p-values", f"{OWN}/scored.zip", "score", [4 * three], {}
     yield "scores of another seed", f"{OWN}/scored.zip", "score", [three], {"seed": 5}
+    levels, classes = np.rint(255 * array((4, 6), low=0)) / 255, np.rint(6 * array((4, 5), low=0)).astype(np.int64)
+    yield "scores of a logistic", f"{BUNDLES}/logistic", "score", [levels], {"k": 3, "seed": 5}
+    yield "scores of classes", f"{BUNDLES}/categorical", "score", [classes], {"k": 3, "seed": 5, "start": 2}
     yield "scores row by row", f"{OWN}/rows.zip", "score", [np.abs(three) / 4], {"seed": 5, "k": 3}
     for bundle in ("laplace", "poisson"):
         z = np.abs(three) * [1, 50, 2000]
         yield f"draws of a {bundle}", f"{OWN}/{bundle}.zip", "decode", [z], {"seed": 6, "observe": True}
-    for bundle in (f"{BUNDLES}/plain", f"{BUNDLES}/digits", f"{OWN}/rows.zip"):
+    for bundle in (
+        *(f"{BUNDLES}/{name}" for name in ("plain", "digits", "logistic", "categorical")),
+        f"{OWN}/rows.zip",
+    ):
         yield f"observations of {bundle}", bundle, "sample", [3], {"seed": 8, "observe": True, "start": 3}
     yield "samples of few kinds", f"{BUNDLES}/plain", "sample", [3], {"seed": 8, "temperature": 0.5, "truncation": 1.0}
     yield "samples in batches", f"{BUNDLES}/plain", "sample", [5], {"seed": 8, "batch_size": 2}
@@ -77,6 +83,7 @@ def calls():
     yield "a reconstruction", f"{BUNDLES}/plain", "reconstruct", [six], {}
     yield "a reconstruction by a sample", f"{BUNDLES}/plain", "reconstruct", [six], {"seed": 2, "start": 7}
     yield "a reconstruction of two latents", f"{BUNDLES}/two-latents", "reconstruct", [six], {"seed": 2}
+    yield "probabilities of classes", f"{BUNDLES}/categorical", "reconstruct", [classes], {}
     yield "a reconstruction row by row", f"{OWN}/rows.zip", "reconstruct", [three], {}
     for spherical in (True, False):
         ends = [array((2, 3), 5), array((2, 3), 6), 4]
@@ -88,10 +95,17 @@ def calls():
 def answer(bundle, method, arguments, options):
     if bundle is None:
         return plain(getattr(vae_runtime, method)(*arguments, **options))
-    vae = vae_runtime.load(ROOT / bundle)
-    # Latents and observations are float32 where they are no codes.
-    given = [value.astype(np.float32) if isinstance(value, np.ndarray) else value for value in arguments]
-    return plain(getattr(vae, method)(*given, **options))
+    # Latents and observations are float32 where they are no classes.
+    given = [
+        value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
+        for value in arguments
+    ]
+    return plain(getattr(vae_runtime.load(ROOT / bundle), method)(*given, **options))
+
+
+def argument(value):
+    dtype = {"dtype": "int64"} if isinstance(value, np.ndarray) and value.dtype == np.int64 else {}
+    return {**plain(value), **dtype} if dtype else plain(value)
 
 
 def cases():
@@ -100,7 +114,7 @@ def cases():
             "name": name,
             "bundle": bundle,
             "method": method,
-            "arguments": [plain(value) for value in arguments],
+            "arguments": [argument(value) for value in arguments],
             "options": {key: str(value) if key == "start" else value for key, value in options.items()},
             "expect": answer(bundle, method, arguments, options),
         }

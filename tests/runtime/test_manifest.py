@@ -132,6 +132,18 @@ OF_CODES = [
     (LIKELIHOOD, {"kind": "none", "mean": "x", "reason": "not stated"}),
     *all_for(DECODER, ["x"]),
 ]
+# Levels of the range, and two classes.
+LEVELS = [
+    ((*LIKELIHOOD, "kind"), "logistic"),
+    ((*LIKELIHOOD, "logits"), ABSENT),
+    ((*LIKELIHOOD, "scale"), 0.1),
+    *all_for(DECODER, ["x"]),
+]
+CLASSES = [
+    ((*LIKELIHOOD, "kind"), "categorical"),
+    ((*LIKELIHOOD, "shape"), [1, 8, 8, 2]),
+    ((*LIKELIHOOD, "axes"), ["channel", "height", "width", "class"]),
+]
 SEVERAL = [
     ((*LATENT, "prior"), MIXTURE),
     ((*LATENT, "posterior", "noise"), "eps"),
@@ -1065,6 +1077,8 @@ TELLING = [
 
 BASES = [
     example(),
+    edited(*LEVELS),
+    edited(*CLASSES),
     edited(
         ((*FREE, "likelihood"), {"kind": "laplace", "mean": "x", "scale": 0.5}),
         ((*FREE, "observation", "range"), None),
@@ -1198,6 +1212,12 @@ def test_a_parser_that_is_a_little_off_is_found_out(
 
 
 # Fields that are right by themselves and wrong together: the schema takes them, the parser does not.
+
+
+@pytest.mark.parametrize("edits", [LEVELS, CLASSES])
+def test_levels_and_classes_are_understood(edits: list[tuple[tuple[str | int, ...], Any]]) -> None:
+    assert places(edited(*edits)) == []
+
 
 CONTRADICTIONS: list[tuple[int, list[tuple[tuple[str | int, ...], Any]], str]] = [
     (1, [((*FREE, "observation", "axes"), ["channel", "height"])], f"{place_of(FREE)}.observation.axes"),
@@ -1383,6 +1403,20 @@ CONTRADICTIONS: list[tuple[int, list[tuple[tuple[str | int, ...], Any]], str]] =
     (17, [*DYNAMIC, ((*OURS_DECODER, "stream"), STREAM)], f"{place_of(OURS_DECODER)}.stream"),
     (17, [*TIMED, ((*OURS, "stream"), STREAM)], f"{place_of(OURS)}.stream"),
     (7, [*TIMED, ((*OURS_DECODER, "stream"), {**STREAM, "file": "model.onnx"})], "components"),
+    (19, [*LEVELS, ((*FREE, "observation", "range"), None)], f"{place_of(FREE)}.observation.range"),
+    *(
+        (19, [*CLASSES, ((*LIKELIHOOD, "shape"), shape)], f"{place_of(LIKELIHOOD)}.shape")
+        for shape in ([1, 8, 8, 1], [2, 1, 8, 8], [1, 8, 4, 2])
+    ),
+    (19, [((*LIKELIHOOD, "kind"), "categorical")], f"{place_of(LIKELIHOOD)}.shape"),
+    *(
+        (19, [*CLASSES, ((*LIKELIHOOD, "axes"), axes)], f"{place_of(LIKELIHOOD)}.axes")
+        for axes in (ABSENT, ["class", "channel", "height", "width"])
+    ),
+    *(
+        (19, [*CLASSES, ((*FREE, "observation", "range"), bounds)], f"{place_of(FREE)}.observation.range")
+        for bounds in (None, [0, 2], [-1, 1])
+    ),
 ]
 
 

@@ -191,6 +191,10 @@ class ExistingGraph:
         """Compute the sigmoid of a tensor."""
         self._node("Sigmoid", [logits], name)
 
+    def softmax(self, logits: str, name: str) -> None:
+        """Compute the softmax of a tensor along its last axis."""
+        self._node("Softmax", [logits], name, axis=-1)
+
     def finish(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], one: bool) -> onnx.ModelProto:
         """Return the model with exactly these inputs and outputs; with `one`, for a batch of one."""
         graph = self.model.graph

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_runtime import noise
+from vae_runtime.answers import range_of_mean
 from vae_runtime.bundle import MANIFEST
 from vae_runtime.document import dump
 from vae_runtime.manifest import Manifest, Quality
@@ -129,7 +130,7 @@ class Measurement:
         if component not in self._expected:
             self._expected[component] = self._answers(self._fp32, component)
         expected, answers = self._expected[component], self._answers(vae, component)
-        bounds = self.manifest.observation.range if component == "decoder" else None
+        bounds = range_of_mean(self.manifest) if component == "decoder" else None
         figures = [psnr_of(expected[name], answers[name], bounds) for name in expected]
         psnr, peak = min(figures, key=lambda figure: math.inf if figure[0] is None else figure[0])
         change = None

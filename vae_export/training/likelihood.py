@@ -18,12 +18,18 @@ from vae_runtime.errors import InputError
 _LOG_2PI = math.log(2 * math.pi)
 # How far a mean stays from the ends of its range, where the decoder's answer would be infinite.
 _MARGIN = 1e-3
+# Levels of 8-bit values.
+_LEVELS = 256
 # Below this, log(softplus(a)) is a to the precision of float32.
 _LOW = -20.0
 
 
 def _of_logits(logits: Tensor) -> distributions.Distribution:
     return distributions.Bernoulli(logits=logits)
+
+
+def _of_classes(answer: Tensor) -> distributions.Distribution:
+    return distributions.Categorical(logits=answer)
 
 
 def _of_rates(answer: Tensor) -> distributions.Distribution:
@@ -45,7 +51,7 @@ class Kind:
 
         Args:
             x: observations, float [n, *shape].
-            parameters: the decoder's answer, float [..., n, *shape].
+            parameters: the decoder's answer, float [..., n, *shape]; of classes [..., n, *shape, K].
             scale: a scalar, which a kind without a scale ignores.
 
         Returns:
@@ -60,6 +66,14 @@ class Kind:
     def parameters(self, mean: Tensor) -> Tensor:
         """Return the decoder's answer that stands for a mean, as near to it as is finite; same shape."""
         return mean
+
+    def average(self, x: Tensor, classes: int) -> Tensor:
+        """Return the mean of observations [n, *shape] in the form of `mean`; `classes` is their number, if they are."""
+        return x.mean(0)
+
+    def point(self, parameters: Tensor) -> Tensor:
+        """Return one value for each of an observation, [..., n, *shape]: the mean, or the most likely class."""
+        return self.mean(parameters)
 
 
 class Bernoulli(Kind):
@@ -129,7 +143,59 @@ class Poisson(Kind):
         return mean + (-torch.expm1(-mean)).log()
 
 
-KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (Bernoulli(), Gaussian(), Laplace(), Poisson())}
+class Logistic(Kind):
+    """Each value is one of 256 levels of [0, 1]: a logistic variable about the mean, rounded to the nearest level.
+
+    arXiv 1701.05517, equation 2, with one component.
+    """
+
+    name = "logistic"
+
+    def log_prob(self, x: Tensor, parameters: Tensor, scale: Tensor) -> Tensor:
+        """log(σ(a) − σ(b)), with a and b the ends of the level about the mean, in scales."""
+        step = 1 / (_LEVELS - 1)
+        above, below = (x + step / 2 - parameters) / scale, (x - step / 2 - parameters) / scale
+        # σ(a) − σ(b) = σ(a) · σ(−b) · (1 − exp(b − a)), without digits lost in a difference; what lies beyond the first
+        # and the last level belongs to these.
+        first, last = x < step / 2, x > 1 - step / 2
+        terms = torch.where(last, 0.0, functional.logsigmoid(above)) + torch.where(
+            first, 0.0, functional.logsigmoid(-below)
+        )
+        return terms + torch.where(first | last, 0.0, (-torch.expm1(-step / scale)).log())
+
+
+class Categorical(Kind):
+    """Each value is the number of one of K classes; the decoder gives their logits along its last axis."""
+
+    name = "categorical"
+    distribution = staticmethod(_of_classes)
+
+    def log_prob(self, x: Tensor, parameters: Tensor, scale: Tensor) -> Tensor:
+        """The log-softmax of the class's logit."""
+        terms = functional.log_softmax(parameters, -1)
+        number = x.long().unsqueeze(-1).expand(*terms.shape[:-1], 1)
+        return terms.gather(-1, number).squeeze(-1)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """The probabilities."""
+        return parameters.softmax(-1)
+
+    def parameters(self, mean: Tensor) -> Tensor:
+        """log(mean), of probabilities kept away from 0."""
+        return mean.clamp(min=_MARGIN).log()
+
+    def average(self, x: Tensor, classes: int) -> Tensor:
+        """How often each class is each value, [*shape, K]."""
+        return torch.stack([(x == number).float().mean(0) for number in range(classes)], -1)
+
+    def point(self, parameters: Tensor) -> Tensor:
+        """The most likely class, as a float."""
+        return parameters.argmax(-1).to(parameters.dtype)
+
+
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind for kind in (Bernoulli(), Gaussian(), Laplace(), Poisson(), Logistic(), Categorical())
+}
 """Every kind that can be trained, by its name."""
 
 

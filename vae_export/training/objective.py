@@ -31,11 +31,11 @@ def log_likelihood(x: Tensor, parameters: Tensor, likelihood: str, scale: Tensor
 
     Args:
         x: observations, float [n, *shape]; in [0, 1] under bernoulli, where only 0 and 1 make it a likelihood and
-            gray values give a surrogate; counts under poisson.
-        parameters: the decoder's answer, float [..., n, *shape]: logits (bernoulli), the mean (gaussian, laplace), or a
-            for the rate softplus(a) (poisson).
+            gray values give a surrogate; counts under poisson; k / 255 under logistic; classes under categorical.
+        parameters: the decoder's answer, float [..., n, *shape]: logits (bernoulli), the mean (gaussian, laplace,
+            logistic), or a for the rate softplus(a) (poisson); the classes' logits (categorical), [..., n, *shape, K].
         likelihood: name of the kind.
-        scale: standard deviation (gaussian) or b (laplace); other kinds ignore it.
+        scale: standard deviation (gaussian), b (laplace) or s (logistic); other kinds ignore it.
 
     Returns:
         float [..., n], nats per observation.
@@ -44,7 +44,7 @@ def log_likelihood(x: Tensor, parameters: Tensor, likelihood: str, scale: Tensor
         InputError: no kind has this name.
     """
     terms = kind_named(likelihood).log_prob(x, parameters, torch.as_tensor(scale, dtype=parameters.dtype))
-    return terms.flatten(parameters.dim() - x.dim() + 1).sum(-1)
+    return terms.flatten(terms.dim() - x.dim() + 1).sum(-1)
 
 
 def log_normal(z: Tensor, mu: Tensor | float = 0.0, logvar: Tensor | float = 0.0) -> Tensor:

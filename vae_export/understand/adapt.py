@@ -18,6 +18,7 @@ from ..errors import ExportError
 from .adapted import Adapted, run_module
 from .agreement import require_forward
 from .between import require_between
+from .checks import with_class_axis
 from .choices import cut_at_choices
 from .cut import cut_forward
 from .declaration import SECOND, Declaration
@@ -38,11 +39,12 @@ from .functions import (
     require_parameters,
     tensors_in,
 )
+from .likelihood import zeros_like_observations
 from .memory import Memory, require_no_memory
 from .observation import conditions_of, observation_of
 from .posterior import SAME, ForwardDiffers, distance
 from .quantizer import cut_at_quantizers
-from .reading import AS_CODES, Part, mean_of
+from .reading import AS_CODES, Part
 from .reads import maps_latents
 
 # The reason why an encoder, and a posterior, is missing.
@@ -162,18 +164,19 @@ def adapt_decoder(
     functions = decoding_observations(functions.for_latents(own, values), values, None)
     with contextlib.suppress(Exception):
         # Zeros of the shape of an observation, since no likelihood refuses them; where decode fails, the next says why.
-        mean = mean_of(functions.decoded(values, Draws.constant(0.0)))
-        functions = dataclasses.replace(functions, example=torch.zeros(mean.shape))
+        answer = functions.decoded(values, Draws.constant(0.0))
+        functions = dataclasses.replace(functions, example=zeros_like_observations(answer, declaration))
     decoder = understand_decoder(functions, values, declaration)
     reason = declaration.prior_reason or f"{WITHOUT_ENCODER}, and no prior was stated"
     declaration = dataclasses.replace(
         declaration, posterior=None, posterior_reason=WITHOUT_ENCODER, prior_reason=reason
     )
     described = describe_latents(functions, parts, set(), declaration)
+    observation = observation_of(model, functions.example, declaration, decoder.likelihood)
     signature = Signature(
-        observation=observation_of(model, functions.example, declaration, decoder.likelihood.kind),
+        observation=observation,
         latents=(*described, *decoder.noises),
-        likelihood=decoder.likelihood,
+        likelihood=with_class_axis(decoder.likelihood, observation),
         conditions=conditions_of(functions.conditions, {"decoder": functions.decode_conditions}, classes or {}),
     )
     examples = {name: at_edge(tensor) for name, tensor in conditions.items()}
@@ -205,12 +208,12 @@ def _adapted(functions: Functions, data: _Data, declaration: Declaration) -> tup
     functions = encoder.functions
     require_no_memory(functions, encoder.values, memory.changed())
     decoder = understand_decoder(functions, encoder.values, declaration)
-    observation = observation_of(data.model, functions.example, declaration, decoder.likelihood.kind)
+    observation = observation_of(data.model, functions.example, declaration, decoder.likelihood)
     by_component = {"encoder": functions.encode_conditions, "decoder": functions.decode_conditions}
     signature = Signature(
         observation=observation,
         latents=(*encoder.latents, *decoder.noises),
-        likelihood=decoder.likelihood,
+        likelihood=with_class_axis(decoder.likelihood, observation),
         conditions=conditions_of(functions.conditions, by_component, data.classes),
     )
     given = {observation.name: data.example, **data.conditions}

@@ -58,6 +58,8 @@ def with_dynamic_axes(signature: Signature, names: Sequence[str], round_trip: Ro
         for number, output in enumerate(likelihood.outputs, len(own))
     )
     mean_axes = () if likelihood.shape is None else _axes(likelihood.shape, named.get(0, {}))
+    if likelihood.has_classes:
+        mean_axes = likelihood.axes
     return dataclasses.replace(
         signature,
         observation=dataclasses.replace(observation, dynamic=sizes),
@@ -87,7 +89,7 @@ def _sizes_of(signature: Signature, name: str, round_trip: RoundTrip) -> _AxisSi
     observation = signature.observation
     axis = observation.axes.index(name)
     size = observation.shape[axis]
-    same = signature.likelihood.shape is None
+    same = signature.likelihood.shape is None or signature.likelihood.has_classes
     reason = ""
     shapes: dict[int, Mapping[str, tuple[int, ...]]] = {}
     decoded: dict[int, Sequence[tuple[int, ...]]] = {}

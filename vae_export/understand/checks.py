@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from vae_runtime.errors import InputError, require_integer
 from vae_runtime.likelihood import KINDS
-from vae_runtime.manifest import Condition
+from vae_runtime.manifest import Condition, Likelihood, Observation
 
 from ..errors import ExportError
 from .declaration import SECOND, Declaration, Mixture
@@ -83,10 +84,35 @@ def _floats(value: Any) -> NDArray[np.float64]:
         return np.array([np.nan])
 
 
-def observation_range(kind: str) -> tuple[float, float] | None:
-    """Return the range outside which a likelihood is not defined, where it has two finite ends."""
-    support = KINDS[kind].support if kind in KINDS else None
-    return support if support and all(map(math.isfinite, support)) else None
+def observation_range(
+    kind: str,
+    declared: tuple[float, float] | None,
+    known: tuple[float, float] | None,
+    answer: tuple[int, ...] | None = None,
+) -> tuple[float, float] | None:
+    """Return the range of the observations under a likelihood.
+
+    Args:
+        kind: of the likelihood, or "none".
+        declared: the range that was declared; it counts first, but for classes, which are counted.
+        known: the range that is known otherwise, such as that of a dtype.
+        answer: the shape of the decoder's answer, of which classes are an axis.
+    """
+    likelihood = KINDS.get(kind)
+    if likelihood is not None and likelihood.classes:
+        return likelihood.of(None, answer).support if answer else declared
+    support = likelihood.support if likelihood else None
+    own = support if support and all(map(math.isfinite, support)) else None
+    # Levels are those of whatever range there is.
+    others = (known, own) if likelihood is not None and likelihood.levels else (own, known)
+    return declared or next((bounds for bounds in others if bounds), None)
+
+
+def with_class_axis(likelihood: Likelihood, observation: Observation) -> Likelihood:
+    """Return a likelihood with the names of the axes of its answer, where these are the observation's and classes."""
+    if not likelihood.has_classes:
+        return likelihood
+    return dataclasses.replace(likelihood, axes=(*observation.axes, "class"))
 
 
 def class_names_of(

@@ -36,7 +36,7 @@ class Meaning:
     clips: bool = False
     """The second half is clipped, as diffusers does with what optimum calls latent_parameters."""
     logits: bool = False
-    """The decoder's first output is the value before the sigmoid."""
+    """The decoder's first output is the value before the sigmoid, or before the softmax of classes."""
 
     def latents(self, outputs: list[Array]) -> Array:
         """Return the latents of an encoder's outputs: means, codes or values."""
@@ -46,7 +46,10 @@ class Meaning:
     def compute(self, signature: Signature, component: str, outputs: list[Array]) -> dict[str, Array]:
         """Return the tensors of a signature by name, from the outputs of a component's graph."""
         if component == "decoder":
-            if self.logits:
+            if self.logits and signature.likelihood.has_classes:
+                exponentials = np.exp(outputs[0] - outputs[0].max(-1, keepdims=True))
+                outputs = [exponentials / exponentials.sum(-1, keepdims=True), *outputs]
+            elif self.logits:
                 # As the graph: 1 / (1 + exp(-x)) in float32, without a warning where exp overflows.
                 with np.errstate(over="ignore"):
                     outputs = [(1 / (1 + np.exp(-outputs[0]))).astype(np.float32), *outputs]
@@ -93,4 +96,5 @@ class Meaning:
         for edge, name in zip(decoder.outputs, names[1:] if self.logits else names, strict=True):
             decoder.give(edge, name)
         if self.logits:
-            decoder.sigmoid(names[1], names[0])
+            link = decoder.softmax if signature.likelihood.has_classes else decoder.sigmoid
+            link(names[1], names[0])

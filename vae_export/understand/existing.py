@@ -32,7 +32,7 @@ from ..errors import ExportError
 from ..graphs.existing import Edge
 from ..graphs.reference import ReferenceGraph
 from .axis_sizes import with_dynamic_axes
-from .checks import described_condition, observation_range
+from .checks import described_condition, observation_range, with_class_axis
 from .computed import OWN, Meaning
 from .config import configured_scaling, configured_size
 from .declaration import SECOND, Declaration
@@ -80,7 +80,7 @@ class Facts:
     classes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     """The names of the classes of integer conditions."""
     logits: bool = False
-    """The decoder's first output is the value before the sigmoid."""
+    """The decoder's first output is the value before the sigmoid, or before the softmax of classes."""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """config.json of diffusers; a declared value counts first."""
 
@@ -155,12 +155,21 @@ class _Understanding:
             raise ExportError(
                 f"shape: expected observations that fit in memory, got {list(shape)}; give smaller sizes"
             ) from None
-        return np.rint(x).astype(np.int64) if edge.dtype == "int64" else x.astype(np.float32)
+        kind = KINDS.get(self.declared.likelihood or "none")
+        if kind is not None and kind.levels:
+            step = (high - low) / (kind.levels - 1)
+            x = low + step * np.rint((x - low) / step)
+        whole = edge.dtype == "int64" or (kind is not None and kind.classes)
+        return (np.rint(x) if whole else x).astype(edge.dtype)
 
     def _bounds(self) -> tuple[float, float] | None:
         """Return the min and max value of an observation, as far as they are known."""
         known = (-1.0, 1.0) if self.facts.config.get("sample_range") == [-1, 1] else None
-        return self.declared.range or observation_range(self.declared.likelihood or "none") or known
+        kind = self.declared.likelihood or "none"
+        # Classes are the last axis of what the decoder gives.
+        axes, own = self.decoder.graph.outputs[0].axes, self.encoder.input.axes
+        count = axes[-1].size if axes and own and len(axes) == len(own) + 1 else None
+        return observation_range(kind, self.declared.range, known, None if count is None else (count,))
 
     def _meaning(self) -> Meaning:
         """Return the meaning of the encoder's outputs."""
@@ -230,7 +239,7 @@ class _Understanding:
         return z.astype(expected)
 
     def _has_logits(self) -> bool:
-        """Whether the decoder's first output is the value before the sigmoid."""
+        """Whether the decoder's first output is the value before the sigmoid, or the softmax."""
         kind = KINDS.get(self.declared.likelihood or "none")
         named = "logit" in self.decoder.graph.outputs[0].name.lower()
         return self.facts.logits or (named and kind is not None and kind.logits)
@@ -256,13 +265,19 @@ class _Understanding:
         if known is None:
             reason = "no likelihood was declared; adopt the graphs again with likelihood="
             return Likelihood("none", mean=names[0], reason=reason, **shared)  # type: ignore[arg-type]
+        if known.classes and (mean.shape[:-1] != self.x.shape or mean.shape[-1] < 2):
+            raise ExportError(
+                f"{self.decoder.graph.path}: {names[0]}: expected {[*self.x.shape[1:]]} and behind it 2 or more "
+                f"classes, got {list(mean.shape[1:])}; export the decoder with the classes along its last axis"
+            )
         if self.meaning.logits:
             free = next(name for name in ("mean", "x", "probability") if name not in names)
             return Likelihood(kind, mean=free, logits=names[0], **shared)  # type: ignore[arg-type]
-        if known.support and not (known.support[0] <= mean.min() and mean.max() <= known.support[1]):
+        support = known.mean_support
+        if support and not (support[0] <= mean.min() and mean.max() <= support[1]):
             raise ExportError(
-                f"{self.decoder.graph.path}: {names[0]}: expected means from {known.support[0]:g} to "
-                f"{known.support[1]:g} for the likelihood {kind}, got {mean.min():g} … {mean.max():g}; logits= says "
+                f"{self.decoder.graph.path}: {names[0]}: expected means from {support[0]:g} to "
+                f"{support[1]:g} for the likelihood {kind}, got {mean.min():g} … {mean.max():g}; logits= says "
                 "that they are logits"
             )
         scale = (1.0 if self.declared.scale is None else float(self.declared.scale)) if known.scale else None
@@ -321,7 +336,7 @@ class _Understanding:
         signature = Signature(
             observation=observation,
             latents=(self._latent(),),
-            likelihood=self._likelihood(),
+            likelihood=with_class_axis(self._likelihood(), observation),
             conditions=self.conditions,
             batch_of_one=tuple(component for component in COMPONENTS if ones[component]),
         )

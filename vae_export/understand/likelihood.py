@@ -12,25 +12,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Laplace, Normal, Poisson
+from torch.distributions import Bernoulli, Categorical, Distribution, Laplace, Normal, OneHotCategorical, Poisson
 
 from vae_runtime.likelihood import KINDS
 from vae_runtime.manifest import Likelihood, Output
 
 from ..errors import ExportError
-from .checks import require_likelihood
+from .checks import observation_range, require_likelihood
 from .declaration import RESERVED, Declaration
 from .draws import Draws
-from .edges import as_float32, at_edge
+from .edges import as_float32, at_edge, range_of
 from .reading import DecoderReading, base_of, mean_of
 
-# The class of PyTorch for each kind.
-_DISTRIBUTIONS: Mapping[str, type[Distribution]] = {
-    "bernoulli": Bernoulli,
-    "gaussian": Normal,
-    "laplace": Laplace,
-    "poisson": Poisson,
+# The classes of PyTorch for a kind, where it has some.
+_DISTRIBUTIONS: Mapping[str, tuple[type[Distribution], ...]] = {
+    "bernoulli": (Bernoulli,),
+    "gaussian": (Normal,),
+    "laplace": (Laplace,),
+    "poisson": (Poisson,),
+    "categorical": (Categorical, OneHotCategorical),
 }
+# How far the sum of probabilities in float32 may be from 1.
+_SUM = 1e-3
 _NOT_DECLARED = "no likelihood was declared at export; export again with likelihood="
 
 
@@ -65,6 +68,10 @@ class _Parameters:
     """As in `DecoderReading`."""
     scale: float | None = None
     scale_output: bool = False
+    class_axis: int | None = None
+    has_channel: bool = False
+    shape: tuple[int, ...] | None = None
+    """The shape of the answer, where it has an axis of classes."""
 
 
 def mean_range(kind: str, observations: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -75,7 +82,21 @@ def mean_range(kind: str, observations: tuple[float, float] | None) -> tuple[flo
         observations: the range of the observations.
     """
     # A mean may leave the range of the data where the likelihood is a density on all numbers.
-    return KINDS[kind].support if kind in KINDS else observations
+    return KINDS[kind].mean_support if kind in KINDS else observations
+
+
+def zeros_like_observations(output: Any, declaration: Declaration) -> Tensor:
+    """Return zeros of the shape of the observations that a decoder's answer belongs to; classes are its last axis."""
+    base, mean = base_of(output), mean_of(output)
+    kind = _kind_of(base) or declaration.likelihood
+    if kind is not None and kind in KINDS and KINDS[kind].classes:
+        return torch.zeros(mean.shape[:-1], dtype=torch.int64)
+    return torch.zeros(mean.shape)
+
+
+def _kind_of(base: Any) -> str | None:
+    """The kind of a distribution; None for others, and for tensors."""
+    return next((name for name, classes in _DISTRIBUTIONS.items() if isinstance(base, classes)), None)
 
 
 def find_likelihood(decoded: Decoded, example: Tensor, declaration: Declaration) -> LikelihoodFound:
@@ -87,12 +108,15 @@ def find_likelihood(decoded: Decoded, example: Tensor, declaration: Declaration)
     base, mean = base_of(decoded.output), mean_of(decoded.output)
     _require_scale_fits(base, declaration)
     further = _further_outputs(decoded, mean)
-    kind = next((name for name, cls in _DISTRIBUTIONS.items() if isinstance(base, cls)), None)
+    kind = _kind_of(base)
     _require_kind_fits(base, kind, declaration.likelihood)
     lines = []
     if isinstance(decoded.output, (tuple, list)) and len(decoded.output) > 1:
         lines.append(f"decode: returns {len(decoded.output)} things, of which the first is taken (decode=)")
-    if kind:
+    classes = kind or declaration.likelihood
+    if classes is not None and classes in KINDS and KINDS[classes].classes:
+        parameters = _of_classes(classes, base, base_of(decoded.far), example)
+    elif kind:
         parameters = _of_distribution(kind, base, base_of(decoded.far), declaration)
     elif declaration.likelihood and declaration.likelihood in KINDS:
         parameters = _of_tensor(declaration.likelihood, decoded, mean, declaration)
@@ -102,13 +126,9 @@ def find_likelihood(decoded: Decoded, example: Tensor, declaration: Declaration)
         parameters = _Parameters(
             "none", "likelihood: not declared; the bundle gives samples and no scores (likelihood=)"
         )
-    if parameters.kind in KINDS and KINDS[parameters.kind].support:
-        misfit = KINDS[parameters.kind].misfit(at_edge(example).numpy(force=True))
-        if misfit:
-            other = "decode=, a function that returns only the mean" if kind else "another likelihood="
-            raise ExportError(f"example: {misfit}; scale it as in training, or pass {other}")
     # The mean's shape is stated only where it is not the observation's.
-    shape = None if mean.shape[1:] == example.shape[1:] else tuple(mean.shape[1:])
+    shape = parameters.shape or (None if mean.shape[1:] == example.shape[1:] else tuple(mean.shape[1:]))
+    _require_values(parameters, shape, example, declaration, found=kind is not None)
     likelihood = Likelihood(
         parameters.kind,
         logits="logits" if parameters.logits else None,
@@ -119,8 +139,37 @@ def find_likelihood(decoded: Decoded, example: Tensor, declaration: Declaration)
         outputs=tuple(Output(name, tuple(tensor.shape[1:])) for name, tensor in further.items()),
         reason=None if parameters.kind in KINDS else _NOT_DECLARED,
     )
-    reading = DecoderReading(parameters.logits, parameters.scale_output, tuple(further))
+    reading = DecoderReading(
+        parameters.logits, parameters.scale_output, tuple(further), parameters.class_axis, parameters.has_channel
+    )
     return LikelihoodFound(likelihood, reading, (*lines, parameters.line))
+
+
+def _require_values(
+    parameters: _Parameters,
+    shape: tuple[int, ...] | None,
+    example: Tensor,
+    declaration: Declaration,
+    *,
+    found: bool,
+) -> None:
+    """Refuse an example with values that the kind is not defined for, and a range that is not that of the classes."""
+    known = KINDS.get(parameters.kind)
+    if known is None or not known.support:
+        return
+    declared = (float(declaration.range[0]), float(declaration.range[1])) if declaration.range else None
+    bounds = observation_range(parameters.kind, declared, range_of(example.dtype), shape)
+    if known.classes and declared not in (None, bounds):
+        raise ExportError(
+            f"range: expected {bounds}, the classes that decode tells apart, got {declared}; leave it out"
+        )
+    misfit = known.of(bounds, shape).misfit(at_edge(example).numpy(force=True))
+    if misfit:
+        other = "decode=, a function that returns only the mean" if found else "another likelihood="
+        advice = "give the numbers of the classes" if known.classes else "scale it as in training"
+        if known.levels:
+            advice += ", pass range=, the first and the last level"
+        raise ExportError(f"example: {misfit}; {advice}, or pass {other}")
 
 
 def _require_scale_fits(base: Any, declaration: Declaration) -> None:
@@ -182,8 +231,59 @@ def _of_distribution(kind: str, base: Any, far: Any, declaration: Declaration) -
     return replace(found, scale=own) if constant else replace(found, scale_output=True)
 
 
+def _of_classes(kind: str, base: Any, far: Any, example: Tensor) -> _Parameters:
+    """The parameters of classes: logits or probabilities, along the axis that the observation does not have."""
+    observed = tuple(example.shape[1:])
+    if not isinstance(base, Tensor):
+        axis, answer = base.logits.dim() - 1, base.logits
+        line = f"likelihood: decode returns a {type(base).__name__}"
+    else:
+        axis, answer, line = _class_axis(tuple(base.shape[1:]), observed), base, ""
+    found = None if axis is None else answer.movedim(axis, -1)
+    has_channel = found is not None and observed[:1] == (1,) and tuple(found.shape[1:-1]) == observed[1:]
+    if found is None or found.shape[-1] < 2 or not (has_channel or tuple(found.shape[1:-1]) == observed):
+        raise ExportError(
+            f"decode: expected an axis of 2 or more classes beside those of the observations, {list(observed)}, got "
+            f"{list(answer.shape[1:])}; give the numbers of the classes as observations, and pass decode=, a function "
+            "that returns a torch.distributions.Categorical of their logits, or of another likelihood"
+        )
+    own = _Parameters(
+        kind, line, logits="answer", class_axis=axis, has_channel=has_channel, shape=(*observed, found.shape[-1])
+    )
+    if line:
+        return own
+    assert axis is not None
+    where = "the last axis" if axis == base.dim() - 1 else f"axis {axis}"
+    if all(_are_probabilities(each.movedim(axis, -1)) for each in (base, far)):
+        return replace(own, logits=None, line=f"likelihood: {kind}; decode returns probabilities along {where}")
+    return replace(own, line=f"likelihood: {kind}; decode returns logits along {where}")
+
+
+def _class_axis(answer: tuple[int, ...], observed: tuple[int, ...]) -> int | None:
+    """The axis of an answer, which counts the batch, that the observation does not have.
+
+    None where there is none. The classes may also stand where the observation has one channel.
+
+    Raises:
+        ExportError: several axes would do: neighbours of one size.
+    """
+    axes = [axis + 1 for axis in range(len(answer)) if answer[:axis] + answer[axis + 1 :] == observed]
+    if len(axes) > 1:
+        raise ExportError(
+            f"decode: any of the axes {axes} of its answer {list(answer)} may be that of the classes; pass decode=, a "
+            "function that returns a torch.distributions.Categorical of their logits, whose last axis it is"
+        )
+    if axes:
+        return axes[0]
+    return 1 if len(answer) > 1 and observed[:1] == (1,) and answer[1:] == observed[1:] else None
+
+
+def _are_probabilities(answer: Tensor) -> bool:
+    return _within(answer, (0.0, 1.0)) and bool(((answer.sum(-1) - 1).abs() <= _SUM).all())
+
+
 def _of_tensor(kind: str, decoded: Decoded, mean: Tensor, declaration: Declaration) -> _Parameters:
-    support = KINDS[kind].support
+    support = KINDS[kind].mean_support
     if KINDS[kind].scale:
         scale = 1.0 if declaration.scale is None else float(declaration.scale)
         return _Parameters(
@@ -195,7 +295,7 @@ def _of_tensor(kind: str, decoded: Decoded, mean: Tensor, declaration: Declarati
                 raise ExportError(
                     f"decode: expected a mean from {support[0]:g} to {support[1]:g} for a {kind} likelihood, got "
                     f"{float(answer.min()):g} … {float(answer.max()):g}; pass decode=, a function that applies the "
-                    f"decoder's last activation and returns a torch.distributions.{_DISTRIBUTIONS[kind].__name__}"
+                    f"decoder's last activation and returns a torch.distributions.{_DISTRIBUTIONS[kind][0].__name__}"
                 )
     if not KINDS[kind].logits or support is None:
         return _Parameters(kind, f"likelihood: {kind}; decode returns the mean")

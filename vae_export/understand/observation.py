@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from vae_runtime.manifest import Condition, Observation
+from vae_runtime.manifest import Condition, Likelihood, Observation
 
 from ..errors import ExportError
 from .checks import described_condition, observation_range
@@ -61,7 +61,7 @@ def _code_axes(shape: Sequence[int], space: tuple[str, ...] | None, whole: Seque
     return None
 
 
-def observation_of(model: nn.Module, example: Tensor, declaration: Declaration, likelihood: str) -> Observation:
+def observation_of(model: nn.Module, example: Tensor, declaration: Declaration, likelihood: Likelihood) -> Observation:
     """Return the description of the observations that the example is made of.
 
     Raises:
@@ -72,7 +72,7 @@ def observation_of(model: nn.Module, example: Tensor, declaration: Declaration, 
     require_axes(axes, shape)
     dtype = "float32" if example.is_floating_point() else "int64"
     declared = (declaration.range[0], declaration.range[1]) if declaration.range else None
-    bounds = declared or observation_range(likelihood) or range_of(example.dtype)
+    bounds = observation_range(likelihood.kind, declared, range_of(example.dtype), likelihood.shape)
     return Observation("x", shape, axes, bounds, dtype=dtype)
 
 

@@ -193,11 +193,22 @@ class DecoderReading:
     """Where logits come from: "answer", the decoder's answer, or "sigmoid", the argument of its last sigmoid."""
     scale: bool = False
     further: tuple[str, ...] = ()
+    class_axis: int | None = None
+    """The axis of the decoder's answer along which the classes lie, where there are such; it becomes the last one."""
+    has_channel: bool = False
+    """The observations have an axis of one channel, which the decoder's answer lacks."""
 
     def read(self, output: Any, draws: Draws) -> tuple[Tensor, ...]:
         """The tensors of one answer: the mean, the logits or the scale, and the further outputs."""
         fields = fields_of(output) if self.further else None
         further = tuple(fields[name] for name in self.further) if fields else ()
+        if self.class_axis is not None:
+            base = base_of(output)
+            answer: Tensor = base if isinstance(base, Tensor) else base.logits
+            answer = as_float32(answer).movedim(self.class_axis, -1)
+            answer = answer.unsqueeze(1) if self.has_channel else answer
+            # Both, as below.
+            return (torch.softmax(answer, -1), answer, *further) if self.logits else (answer, *further)
         if self.logits == "answer":
             base = base_of(output)
             logits: Tensor = base if isinstance(base, Tensor) else base.logits
@@ -249,7 +260,10 @@ def mean_of(output: Any) -> Tensor:
 
 def _mean(distribution: Distribution) -> Tensor:
     """The mean of a decoder's distribution; some have none, or none that PyTorch computes."""
-    if not isinstance(distribution, (Categorical, Cauchy)):
+    if isinstance(distribution, Categorical):
+        # The mean of vectors of zeros and a one.
+        return distribution.probs
+    if not isinstance(distribution, Cauchy):
         with contextlib.suppress(NotImplementedError):
             return distribution.mean
     raise ExportError(
@@ -259,7 +273,7 @@ def _mean(distribution: Distribution) -> Tensor:
 
 
 def means_of(distribution: Distribution) -> list[Tensor]:
-    """Return the mean of a distribution, or nothing where it has none: a classifier's in an answer, say."""
+    """Return the mean of a distribution, or nothing where it has none."""
     try:
         return [mean_of(distribution)]
     except ExportError:

@@ -2,7 +2,7 @@
 import { type NumberArray, product } from "./arrays.js";
 import type { Bundle } from "./bundle.js";
 import { EXPORT, refuseBundle } from "./errors.js";
-import { KINDS } from "./likelihood.js";
+import { kindOf, meansOf } from "./likelihood.js";
 import { type Component, type Manifest, type TensorSpec, componentsOf, inputsOf, outputsOfComponent } from "./manifest.js";
 import { PRIOR, normal, streamOf } from "./noise.js";
 import { type NpzData, packedLimit, unpackNpz } from "./npz.js";
@@ -62,23 +62,23 @@ export function goldenInputs(manifest: Manifest, component: Component, golden: G
  * Which answers are not what the manifest says they are: std of a logvar, and the mean of logits. Outputs of one shape
  * whose roles are swapped pass every other check.
  */
-export function contradictions({ encoder, decoder, latents, likelihood }: Manifest, golden: Golden): string[] {
+export function contradictions(manifest: Manifest, golden: Golden): string[] {
+  const { encoder, decoder, latents, likelihood } = manifest;
   const found: string[] = [];
-  const hold = (name: string, of: string, formula: (value: number) => number) => {
-    const [answer, values] = [name, of].map((each) => golden.get(each) as Float32Array);
+  const hold = (name: string, of: string, formula: (values: Float32Array) => ArrayLike<number>) => {
+    const answer = golden.get(name) as Float32Array;
+    const expected = formula(golden.get(of) as Float32Array);
     // Wide enough for answers in float16: outputs whose roles are swapped are far outside.
-    const isOutside = (each: number, at: number) => !(Math.abs(each - formula(values[at])) <= 1e-3 + 0.05 * Math.abs(formula(values[at])));
-    const at = answer.findIndex(isOutside);
+    const at = answer.findIndex((each, i) => !(Math.abs(each - expected[i]) <= 1e-3 + 0.05 * Math.abs(expected[i])));
     if (at >= 0) {
-      found.push(`${name}[${at}]: expected ${formula(values[at])} by ${of}, got ${answer[at]}: roles are swapped; ${EXPORT}`);
+      found.push(`${name}[${at}]: expected ${expected[at]} by ${of}, got ${answer[at]}: roles are swapped; ${EXPORT}`);
     }
   };
   for (const { kind, std, logvar } of encoder.size ? latents.map((latent) => latent.posterior) : []) {
-    if (kind === "normal") hold(`encoder/pytorch/${std}`, `encoder/pytorch/${logvar}`, (each) => Math.exp(each / 2));
+    if (kind === "normal") hold(`encoder/pytorch/${std}`, `encoder/pytorch/${logvar}`, (values) => Array.from(values, (each) => Math.exp(each / 2)));
   }
   if (likelihood.logits && decoder.size) {
-    const { meanOf } = KINDS.get(likelihood.kind)!;
-    hold(`decoder/pytorch/${likelihood.mean}`, `decoder/pytorch/${likelihood.logits}`, meanOf!);
+    hold(`decoder/pytorch/${likelihood.mean}`, `decoder/pytorch/${likelihood.logits}`, (values) => meansOf(kindOf(manifest)!, values));
   }
   return found;
 }

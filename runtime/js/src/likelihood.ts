@@ -1,11 +1,15 @@
 /** The kinds of likelihood p(x|z): what each takes, its log density and its draws. Only this module names a kind. */
 import type { FloatArray } from "./arrays.js";
 import { refuseInput } from "./errors.js";
+import type { Manifest } from "./manifest.js";
 import { type Integer, OBSERVATION, normal, streamOf, uniform } from "./noise.js";
 
 const LOG_2PI = Math.log(2 * Math.PI);
 const MIN_LOG = -100;
 const LARGE_RATE = 1024;
+const LEVELS = 256;
+// How far a value may be from a level, in distances of two levels: float32 rounds levels.
+const OFF_LEVEL = 0.01;
 
 /** One kind of likelihood. */
 export interface Kind {
@@ -13,6 +17,10 @@ export interface Kind {
   logits: boolean;
   /** Whether it has a scale: one positive number, or an output of the decoder. */
   scale: boolean;
+  /** How many classes x is the number of, along the last axis of the decoder's answer; 0 where x is no class. */
+  classes: number;
+  /** Whether x lies on levels of the observation's range. */
+  levels: boolean;
   /** The values of x that it is defined for, for errors; any finite number where there is none. */
   values: string;
   isValue(x: number): boolean;
@@ -24,9 +32,12 @@ export interface Kind {
   draw(mean: number, scale: number, u: number, eps: number): number;
 }
 
+/** What a kind has where it says nothing else. */
+const PLAIN = { logits: false, scale: false, classes: 0, levels: false };
+
 const bernoulli: Kind = {
+  ...PLAIN,
   logits: true,
-  scale: false,
   values: "values in [0, 1]",
   isValue: (x) => x >= 0 && x <= 1,
   logProb(x, parameter, _, isLogit) {
@@ -38,7 +49,7 @@ const bernoulli: Kind = {
 };
 
 const gaussian: Kind = {
-  logits: false,
+  ...PLAIN,
   scale: true,
   values: "finite values",
   isValue: Number.isFinite,
@@ -47,7 +58,7 @@ const gaussian: Kind = {
 };
 
 const laplace: Kind = {
-  logits: false,
+  ...PLAIN,
   scale: true,
   values: "finite values",
   isValue: Number.isFinite,
@@ -59,8 +70,7 @@ const laplace: Kind = {
 };
 
 const poisson: Kind = {
-  logits: false,
-  scale: false,
+  ...PLAIN,
   values: "counts (0, 1, 2, …)",
   isValue: (x) => Number.isInteger(x) && x >= 0,
   logProb(x, rate) {
@@ -72,6 +82,85 @@ const poisson: Kind = {
     return rate < LARGE_RATE ? countAt(u + 2 ** -25, rate) : largeCountAt(eps, rate);
   },
 };
+
+/** A logistic variable, rounded to the nearest of 256 levels of a range: arXiv 1701.05517, equation 2. */
+function logistic([low, high]: readonly [number, number]): Kind {
+  const step = (high - low) / (LEVELS - 1);
+  const numberOf = (x: number) => ((x - low) * (LEVELS - 1)) / (high - low);
+  const nearest = (x: number) => {
+    const number = Math.round(numberOf(x));
+    return number >= 0 && number < LEVELS && Math.abs(numberOf(x) - number) <= OFF_LEVEL ? number : -1;
+  };
+  return {
+    ...PLAIN,
+    scale: true,
+    levels: true,
+    values: `the ${LEVELS} levels ${low} + k · ${step} up to ${high}`,
+    isValue: (x) => nearest(x) >= 0,
+    logProb(x, mean, scale) {
+      const number = nearest(x);
+      if (number < 0) return -Infinity;
+      const level = low + number * step;
+      const above = number === LEVELS - 1 ? 0 : -softplus(-(level + step / 2 - mean) / scale);
+      const below = number === 0 ? 0 : -softplus((level - step / 2 - mean) / scale);
+      const isInside = number > 0 && number < LEVELS - 1;
+      return above + below + (isInside ? Math.log(-Math.expm1(-step / scale)) : 0);
+    },
+    draw(mean, scale, u) {
+      const moved = u + 2 ** -25;
+      const value = (Math.log(moved) - Math.log1p(-moved)) * scale + mean;
+      const number = Math.min(Math.max(Math.floor(numberOf(value) + 0.5), 0), LEVELS - 1);
+      return low + (number * (high - low)) / (LEVELS - 1);
+    },
+  };
+}
+
+/** log(1 + exp(x)), without an overflow. */
+function softplus(x: number): number {
+  return Math.max(x, 0) + Math.log1p(Math.exp(-Math.abs(x)));
+}
+
+/** The number of one of several classes; its functions of all classes are `logProbOfClass`, `drawClass`, `softmax`. */
+function categorical(classes: number): Kind {
+  const takesRows = (): never => {
+    throw new Error("classes are drawn and scored by rows");
+  };
+  return {
+    ...PLAIN,
+    logits: true,
+    classes,
+    values: `classes (0, 1, …, ${classes - 1})`,
+    isValue: (x) => Number.isInteger(x) && x >= 0 && x < classes,
+    logProb: takesRows,
+    draw: takesRows,
+  };
+}
+
+/** log p of a class, from the logits or the probabilities of all. */
+function logProbOfClass(x: number, row: Float32Array, isLogit: boolean): number {
+  if (!(x in row)) return -Infinity;
+  if (!isLogit) return Math.max(Math.log(row[x]), MIN_LOG);
+  const greatest = row.reduce((a, b) => Math.max(a, b));
+  let total = 0;
+  for (const each of row) total += Math.exp(each - greatest);
+  return row[x] - greatest - Math.log(total);
+}
+
+/** The first class whose sum of probabilities from class 0 on exceeds its share of the whole sum. */
+function drawClass(row: Float32Array, u: number): number {
+  let total = 0;
+  for (const each of row) total += each;
+  if (!(total > 0 && total < Infinity)) return NaN;
+  let sum = 0;
+  return row.findIndex((each) => (sum += each) > u * total);
+}
+
+function softmax(row: Float32Array): number[] {
+  const greatest = row.reduce((a, b) => Math.max(a, b));
+  const exponentials = Array.from(row, (each) => Math.exp(each - greatest));
+  const total = exponentials.reduce((a, b) => a + b, 0);
+  return exponentials.map((each) => each / total);
+}
 
 /** log count!: a sum of logarithms, then Stirling's series, whose error is below 1e-13. */
 function logFactorial(count: number): number {
@@ -100,22 +189,42 @@ function largeCountAt(eps: number, rate: number): number {
   return Math.floor(first + (-8 / 405 + (7 / 810) * square + (square * square) / 270) / rate);
 }
 
-/** Every kind by its name in a manifest; "none" is the absence of a likelihood, and no kind. */
-export const KINDS: ReadonlyMap<string, Kind> = new Map(Object.entries({ bernoulli, gaussian, laplace, poisson }));
+const KINDS: ReadonlyMap<string, Kind> = new Map(Object.entries({ bernoulli, gaussian, laplace, poisson }));
+
+/** The kind of a manifest's likelihood, for its observations; null for "none", the absence of a likelihood. */
+export function kindOf({ likelihood, observation }: Pick<Manifest, "likelihood" | "observation">): Kind | null {
+  if (likelihood.kind === "logistic") return logistic(observation.range ?? [0, 1]);
+  if (likelihood.kind === "categorical") return categorical(likelihood.shape?.at(-1) ?? 1);
+  return KINDS.get(likelihood.kind) ?? null;
+}
+
+/** The mean that belongs to each of an answer's logits. */
+export function meansOf(kind: Kind, logits: Float32Array): ArrayLike<number> {
+  if (!kind.classes) return Array.from(logits, kind.meanOf!);
+  return rowsOfClasses(kind, logits).flatMap(softmax);
+}
+
+/** The probabilities or logits of all classes, for each value. */
+function rowsOfClasses({ classes }: Kind, answer: Float32Array): Float32Array[] {
+  return Array.from({ length: answer.length / classes }, (_, at) => answer.subarray(at * classes, (at + 1) * classes));
+}
 
 /**
  * Draw one observation for each row (docs/noise.md, section 6).
  *
- * @param mean - [n, *shape].
+ * @param mean - [n, *shape]; of classes [n, *shape, K].
  * @param scale - a number, or [n, *shape]; anything where the kind has none.
  * @returns float32 [n, *shape]; row i is sample `start + i` of the seed.
  */
 export function drawObservations(
   kind: Kind, mean: FloatArray, scale: number | FloatArray, seed: Integer, start: Integer,
 ): FloatArray {
-  const [n, ...shape] = mean.shape;
+  const [n, ...shape] = kind.classes ? mean.shape.slice(0, -1) : mean.shape;
   const options = { stream: streamOf(OBSERVATION) };
   const u = uniform(seed, start, n, shape, options).data;
+  if (kind.classes) {
+    return { data: Float32Array.from(rowsOfClasses(kind, mean.data), (row, at) => drawClass(row, u[at])), shape: [n, ...shape] };
+  }
   const eps = normal(seed, start, n, shape, options).data;
   const data = mean.data.map((each, index) =>
     kind.draw(each, typeof scale === "number" ? scale : scale.data[index], u[index], eps[index]),
@@ -126,15 +235,20 @@ export function drawObservations(
 /**
  * log p(x|z), summed over each observation.
  *
- * @param answer - the decoder's mean, or its logits where `isLogit`; [n, *shape] as `x`.
+ * @param answer - the decoder's mean, or its logits where `isLogit`; [n, *shape] as `x`, of classes [n, *shape, K].
  * @returns float64 [n], nats.
  */
 export function logLikelihood(
   kind: Kind, x: ArrayLike<number | bigint>, n: number, answer: Float32Array, scale: number | Float32Array,
   isLogit: boolean,
 ): Float64Array {
-  const size = answer.length / n;
   const total = new Float64Array(n);
+  if (kind.classes) {
+    const rows = rowsOfClasses(kind, answer);
+    rows.forEach((row, at) => (total[Math.floor((at * n) / rows.length)] += logProbOfClass(Number(x[at]), row, isLogit)));
+    return total;
+  }
+  const size = answer.length / n;
   for (let index = 0; index < answer.length; index++) {
     const own = typeof scale === "number" ? scale : scale[index];
     total[Math.floor(index / size)] += kind.logProb(Number(x[index]), answer[index], own, isLogit);

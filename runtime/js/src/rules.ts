@@ -1,5 +1,6 @@
 /** Rules between the fields of a manifest: docs/bundle-format.md lists them under "Cross-field rules". */
 import { isList } from "./errors.js";
+import { kindOf } from "./likelihood.js";
 import {
   type Manifest, type PerChannel, type Sizes, type Variant, COMPONENTS, componentsOf, inputsOf, outputsOf,
   outputsOfComponent, pathsOf, variantsOf,
@@ -46,12 +47,29 @@ export function contradictions(manifest: Manifest): Problem[] {
   if (shape) checkAxes(require, answer, { shape, axes });
   else require(!axes.length, `${answer}.axes`, "no axes without a shape", axes);
   likelihood.outputs.forEach((each, index) => checkAxes(require, `${answer}.outputs[${index}]`, each));
+  checkValues(require, vae, manifest);
   checkTiles(require, `${vae}tiles`, manifest);
   checkNames(require, vae, manifest);
   checkTable(require, `${vae}table`, manifest);
   checkScores(require, `${vae}scores`, manifest);
   checkVariants(require, vae, manifest);
   return found;
+}
+
+/** Kinds whose values are levels of a range, or classes. */
+function checkValues(require: Note, vae: string, manifest: Manifest): void {
+  const { observation, likelihood } = manifest;
+  const kind = kindOf(manifest);
+  if (kind?.levels) require(observation.range !== null, `${vae}observation.range`, "the first and the last level", null);
+  if (!kind?.classes) return;
+  const shape = likelihood.shape ?? [];
+  const isShape = shape.slice(0, -1).join() === observation.shape.join() && shape.length > 1 && shape.at(-1)! > 1;
+  require(isShape, `${vae}likelihood.shape`, `${JSON.stringify(observation.shape)} and behind it the number of classes`, shape);
+  const isNamed = JSON.stringify(likelihood.axes.slice(0, -1)) === JSON.stringify(observation.axes);
+  require(!isShape || isNamed, `${vae}likelihood.axes`, "the observation's and a name behind them", likelihood.axes);
+  const [low, high] = observation.range ?? [];
+  const isRange = low === 0 && high === (shape.at(-1) ?? 0) - 1;
+  require(!isShape || !isNamed || isRange, `${vae}observation.range`, "the first and the last class", observation.range);
 }
 
 /** Whether the model was exported without an encoder, as `refused` then says. */

@@ -5,7 +5,7 @@
 import { type FloatArray, type NumberArray, product, repeatedRows, rowsOf } from "./arrays.js";
 import { listed, refuseInput, requireInteger } from "./errors.js";
 import type { Inputs } from "./inputs.js";
-import { KINDS, logLikelihood, requireValues } from "./likelihood.js";
+import { kindOf, logLikelihood, requireValues } from "./likelihood.js";
 import { type Component, type HeldOut, type Manifest, type Variant, COMPONENTS, outputsOf } from "./manifest.js";
 import { type BatchOptions, type Feeds, type Networks, batchSizeOf, between } from "./networks.js";
 import { type Integer, IMPORTANCE, advance, normal, streamOf } from "./noise.js";
@@ -61,10 +61,10 @@ export class Scorer {
   /** Score in batches; `rows` holds the conditions of both components. */
   async score(x: NumberArray, rows: Feeds, k: number | null, start: Integer): Promise<Scores> {
     const [manifest, inputs] = [this._manifest, this._inputs];
-    const { latents, likelihood, observation } = manifest;
+    const { latents, observation } = manifest;
     const n = x.shape[0];
     const reason = whyNoElbo(manifest);
-    if (reason === null) requireValues(KINDS.get(likelihood.kind)!, observation.name, x.data);
+    if (reason === null) requireValues(kindOf(manifest)!, observation.name, x.data);
     if (k !== null) {
       requireInteger("k", k, 1, 1e6);
       if (inputs.encoderNoise || latents.some((latent) => !outputsOf(latent.posterior).length)) {
@@ -219,10 +219,10 @@ export class Scorer {
   private async _logLikelihood(
     x: NumberArray, z: Map<string, NumberArray>, rows: Feeds, seed: Integer | null, start: Integer,
   ): Promise<Float64Array> {
-    const { kind, logits, mean, scale, scale_output } = this._manifest.likelihood;
+    const { logits, mean, scale, scale_output } = this._manifest.likelihood;
     const names = [logits ?? mean, ...(scale_output ? [scale_output] : [])];
     const [answer, scales] = (await this._decode(z, rows, names, seed, start)) as FloatArray[];
-    return logLikelihood(KINDS.get(kind)!, x.data, x.shape[0], answer.data, scales?.data ?? scale ?? 1, logits !== null);
+    return logLikelihood(kindOf(this._manifest)!, x.data, x.shape[0], answer.data, scales?.data ?? scale ?? 1, logits !== null);
   }
 
   private _decode(
@@ -235,9 +235,10 @@ export class Scorer {
 }
 
 /** Why there is no ELBO; null where there is one. */
-function whyNoElbo({ likelihood, observation, latents }: Manifest): string | null {
+function whyNoElbo(manifest: Manifest): string | null {
+  const { likelihood, observation, latents } = manifest;
   if (likelihood.kind === "none") return likelihood.reason ?? "no likelihood was stated at export";
-  if (likelihood.shape && likelihood.shape.join() !== observation.shape.join()) {
+  if (likelihood.shape && likelihood.shape.join() !== observation.shape.join() && !kindOf(manifest)?.classes) {
     return `the decoder's answer has the shape ${listed(likelihood.shape)}, not that of an observation`;
   }
   for (const latent of latents) {

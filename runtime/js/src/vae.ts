@@ -3,7 +3,7 @@ import { type FloatArray, type NumberArray } from "./arrays.js";
 import { type Bundle, openBundle } from "./bundle.js";
 import { refuseBundle, refuseInput, requireBool, requireInteger, requireNames, shown } from "./errors.js";
 import { type ArrayInput, type Conditions, type Latents, type LatentShape, Inputs } from "./inputs.js";
-import { KINDS, drawObservations } from "./likelihood.js";
+import { drawObservations, kindOf } from "./likelihood.js";
 import { plain } from "./json.js";
 import { type Manifest, outputsOf, outputsOfComponent, variantsOf } from "./manifest.js";
 import { type BatchOptions, type Feeds, Networks } from "./networks.js";
@@ -292,9 +292,9 @@ export class VAE {
   private async _decoded(
     feeds: Feeds, n: number, seed: Integer | null, start: Integer, options: BatchOptions & { observe?: boolean },
   ): Promise<FloatArray> {
-    const { kind, mean, scale, scale_output, reason } = this.manifest.likelihood;
+    const { mean, scale, scale_output, reason } = this.manifest.likelihood;
     if (!requireBool("observe", options.observe ?? false)) return this._networks.runOne(mean, feeds, n, options);
-    const known = KINDS.get(kind);
+    const known = kindOf(this.manifest);
     if (!known) {
       const why = reason ?? "none was stated at export";
       refuseInput(`observe: no likelihood to draw from: ${why}; leave it out for the mean`);

@@ -57,7 +57,7 @@ const snake = (value) => Object.fromEntries(Object.entries(value).map(([key, eac
 
 function argument(value) {
   if (Array.isArray(value) || typeof value !== "object") return value;
-  return { data: Float32Array.from(value.data), shape: value.shape };
+  return { data: (value.dtype === "int64" ? Int32Array : Float32Array).from(value.data), shape: value.shape };
 }
 
 async function answered({ vr, ort, source }, { bundle, method, arguments: given, options }) {

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..answers import range_of_mean
 from ..computation import BATCH_SIZE
 from ..errors import InputError, require_bool, require_integer
 from ..tiles import Tile
@@ -218,7 +219,7 @@ def describe_job(vae: VAE, request: Request, written: Mapping[str, Any] | None =
     seed = require_integer("seed", draw.seed, -(2**63), 2**64 - 1)
     batch_size = output.rows
     table.require(output.format)
-    if output.dtype == "uint8" and vae.manifest.observation.range is None:
+    if output.dtype == "uint8" and _range(vae, draw.observe) is None:
         raise InputError(
             "dtype: uint8 needs a range of observations, and the bundle's manifest states none; take float32"
         )
@@ -235,10 +236,15 @@ def describe_job(vae: VAE, request: Request, written: Mapping[str, Any] | None =
         bundle=vae.manifest.name, digest=vae.digest, variant=_variant(vae, source.verb), verb=source.verb,
         observations=observations, seed=seed, n=n, shard_size=_shard_size(output.shard_size, n, batch_size, row_bytes),
         batch_size=batch_size, format=output.format, dtype=dtype, shape=tuple(int(size) for size in shape),
-        range=vae.manifest.observation.range, observe=bool(draw.observe), temperature=float(draw.temperature),
+        range=_range(vae, draw.observe), observe=bool(draw.observe), temperature=float(draw.temperature),
         truncation=None if draw.truncation is None else float(draw.truncation), conditions=conditions, files=files,
         machine=describe_machine(vae.device), **output.tiles,
     )  # fmt: skip
+
+
+def _range(vae: VAE, observe: bool) -> tuple[float, float] | None:
+    """The range of the rows, as far as the manifest states it."""
+    return vae.manifest.observation.range if observe else range_of_mean(vae.manifest)
 
 
 def _observations(

@@ -26,6 +26,7 @@ _Rule = tuple[str, Callable[[Any], Any]]
 # Far above what any machine trains, far below what numpy and PyTorch overflow at.
 _MAX_INTEGER = 2**24
 # With these, no layer has more weights than PyTorch can count.
+MAX_CLASSES = 2**16
 _MAX_WIDTH, _MAX_VALUES, _MAX_LAYERS, _MAX_AXES, _MAX_KERNEL, _MAX_KERNELS = 2**16, 2**44, 64, 16, 63, 8
 MIN_GROUP = 4
 """Channels that a group normalization takes together, at least: fewer may be a single number, which it makes 0."""
@@ -219,24 +220,43 @@ class ModelConfig(_Config):
     activation: str = _choice("relu", "relu", "elu", "silu")
     """The nonlinearity after each hidden layer."""
     likelihood: str = _choice("bernoulli", *KINDS)
-    """p(x|z); its negative logarithm is the reconstruction loss: BCE, MSE, MAE or the Poisson loss, with constants."""
+    """p(x|z); its negative logarithm is the reconstruction loss: BCE, MSE, MAE or the Poisson loss, with constants;
+    for 8-bit values that of their levels (logistic), for classes the cross-entropy (categorical)."""
+    classes: int = _integer(0, low=0, high=MAX_CLASSES)
+    """categorical: the number of classes; 0: one more than the largest of the training data."""
     scale: float = _number(1.0, low=0, open_low=True)
-    """gaussian: the standard deviation; laplace: the scale b; other kinds have none and ignore it."""
+    """gaussian: the standard deviation; laplace: the scale b; logistic: s; other kinds have none and ignore it."""
     learn_scale: bool = _flag(False)
     """Fit the scale (one number) with the weights, starting from `scale`."""
     conditions: Mapping[str, Mapping[str, Any]] = _conditions()
     """What encoder and decoder take beside x and z, by name: {"classes": K} for integers below K, {"shape": […]} for
     numbers; those of the training data."""
 
+    @property
+    def network_shape(self) -> tuple[int, ...]:
+        """The shape that the networks take and give: the observation's, or one with a number for each class.
+
+        These are behind the observation in `mlp`, and channels in `conv`: those of the first channel, of the second, ….
+        """
+        if not self.classes:
+            return self.observation_shape
+        if self.architecture == "mlp":
+            return *self.observation_shape, self.classes
+        return self.observation_shape[0] * self.classes, *self.observation_shape[1:]
+
     def _conflicts(self) -> list[str]:
         problems = []
         levels = (*self.channels, *self.encoder_channels) if self.architecture == "conv" else ()
         wide = max(levels, default=1)
-        values = math.prod(self.observation_shape) * wide
+        values = math.prod(self.observation_shape) * wide * max(1, self.classes)
         if values > _MAX_VALUES:
             problems.append(f"model.observation_shape: expected layers of at most {_MAX_VALUES} values, got {values}")
         if self.learn_scale and not KINDS[self.likelihood].scale:
             problems.append(f"model.learn_scale: a {self.likelihood} likelihood has no scale; leave it out")
+        if self.classes and not KINDS[self.likelihood].classes:
+            problems.append(f"model.classes: a {self.likelihood} likelihood has no classes; leave it out")
+        if self.classes == 1:
+            problems.append("model.classes: expected at least 2, or 0 for those of the data, got 1")
         if self.architecture == "conv":
             problems += self._conv_conflicts()
         return problems

@@ -197,7 +197,7 @@ def _figures(
             eps = _normal(seed, start, len(part), (latent,), noise.POSTERIOR)
             parameters = vae.decode(reparameterize(mu, logvar, eps))
             terms = objective.elbo(part, parameters, mu, logvar, vae.likelihood, vae.scale)
-            error = (part - vae.mean(vae.decode(mu))).flatten(1)
+            error = (part - vae.point(vae.decode(mu))).flatten(1)
             each = (terms.reconstruction, terms.kl, error.square().mean(1), error.abs().mean(1))
             sums += torch.stack(each).double().sum(1)
             means.append(mu)

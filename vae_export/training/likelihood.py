@@ -67,10 +67,6 @@ class Kind:
         """Return the decoder's answer that stands for a mean, as near to it as is finite; same shape."""
         return mean
 
-    def average(self, x: Tensor, classes: int) -> Tensor:
-        """Return the mean of observations [n, *shape] in the form of `mean`; `classes` is their number, if they are."""
-        return x.mean(0)
-
     def point(self, parameters: Tensor) -> Tensor:
         """Return one value for each of an observation, [..., n, *shape]: the mean, or the most likely class."""
         return self.mean(parameters)
@@ -183,10 +179,6 @@ class Categorical(Kind):
     def parameters(self, mean: Tensor) -> Tensor:
         """log(mean), of probabilities kept away from 0."""
         return mean.clamp(min=_MARGIN).log()
-
-    def average(self, x: Tensor, classes: int) -> Tensor:
-        """How often each class is each value, [*shape, K]."""
-        return torch.stack([(x == number).float().mean(0) for number in range(classes)], -1)
 
     def point(self, parameters: Tensor) -> Tensor:
         """The most likely class, as a float."""

@@ -37,7 +37,7 @@ from . import checkpoint, machine, objective, processes, resume
 from .checkpoint import DATA, Found, RunInfo, TrainResult
 from .config import DataConfig, ModelConfig, TrainConfig
 from .data.batches import Batches, TensorBatch, augmentation
-from .data.checks import require_kind, require_range
+from .data.checks import count_classes, require_kind, require_range
 from .data.dataset import Dataset, load
 from .descent import Batch, Descent
 from .model import VAE
@@ -188,8 +188,11 @@ def _describe(model: ModelConfig, training: TrainConfig, source: DataConfig, dat
             f"{source.source}: expected at least one observation for validation, got none; "
             "raise data.validation_fraction or try another data.seed"
         )
+    if KINDS[model.likelihood].classes and not model.classes:
+        model = replace(model, classes=count_classes(dataset.train, source.source))
+    kind = KINDS[model.likelihood].of((0.0, 1.0), (model.classes,))
     for part in (dataset.train, dataset.validation, dataset.test):
-        require_kind(part, KINDS[model.likelihood], source.source)
+        require_kind(part, kind, source.source)
         if training.binarise != "none":
             require_range(part, (0.0, 1.0), source.source, "binarisation")
     found = Found(dataset.normalisation, dataset.skipped.named, dataset.classes)
@@ -234,7 +237,9 @@ class _Training:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             vae = VAE(self.info.model)
-        vae.start_from_mean(torch.from_numpy(self.train.mean()))
+        classes = self.info.model.classes
+        mean = self.train.frequencies(classes) if classes else self.train.mean()
+        vae.start_from_mean(torch.from_numpy(mean))
         return vae.for_cpu().to(self.device)
 
     def run(self, progress: bool) -> Outcome:
@@ -443,7 +448,7 @@ class _Training:
         vae, _ = checkpoint.load(self.folder)
         z = torch.from_numpy(noise.normal(self.config.seed, 0, 64, (self.info.model.latent,), noise.PRIOR))
         with contextlib.suppress(InputError):  # observations that are no images have a curve alone
-            write_atomic(self.folder / "samples.png", png(grid(vae.mean(vae.decode(z)).numpy())))
+            write_atomic(self.folder / "samples.png", png(grid(vae.point(vae.decode(z)).numpy())))
 
 
 def _named(figures: Tensor) -> dict[str, float]:

@@ -45,13 +45,15 @@ class VAE(nn.Module):
     level.
 
     Raises:
-        InputError: the configuration has no observation shape.
+        InputError: the configuration has no observation shape, or a number of classes is missing.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if not config.observation_shape:
             raise InputError("model.observation_shape: expected a shape such as [1, 28, 28], got none")
+        if KINDS[config.likelihood].classes and not config.classes:
+            raise InputError("model.classes: expected the number of classes, such as 10, got none")
         self.config = config
         self.conditions = Conditions(config.conditions)
         build = mlp if config.architecture == "mlp" else conv
@@ -65,7 +67,7 @@ class VAE(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """Scale of p(x|z), a scalar: standard deviation (gaussian) or b (laplace); other kinds ignore it."""
+        """Scale of p(x|z), a scalar: standard deviation (gaussian), b (laplace) or s (logistic); others ignore it."""
         return self.log_scale.exp()
 
     def encode(self, x: Tensor, **conditions: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,18 +76,24 @@ class VAE(nn.Module):
         Raises:
             InputError: a condition is missing, or is not the model's.
         """
+        if self.config.classes:
+            # Vectors of zeros and a one.
+            x = (x.unsqueeze(-1) == torch.arange(self.config.classes, device=x.device)).float()
+            x = x if self.config.architecture == "mlp" else x.movedim(-1, 2).flatten(1, 2)
         mu, logvar = self.encoder(x, self.conditions(conditions)).chunk(2, dim=1)
         return mu, logvar
 
     def decode(self, z: Tensor, **conditions: Tensor) -> Tensor:
         """Parameters of p(x|z) for latents z, float32 [n, latent] → float32 [n, *observation_shape].
 
-        The kind of likelihood decides what they are: see `training.likelihood`.
+        The kind of likelihood decides what they are: see `training.likelihood`. Classes have an axis more, the last.
 
         Raises:
             InputError: a condition is missing, or is not the model's.
         """
         parameters: Tensor = self.decoder(z, self.conditions(conditions))
+        if self.config.classes and self.config.architecture != "mlp":
+            parameters = parameters.unflatten(1, (-1, self.config.classes)).movedim(2, -1)
         return parameters
 
     def __vae_export__(self) -> dict[str, Any]:
@@ -104,6 +112,10 @@ class VAE(nn.Module):
         """Return the mean of p(x|z) in data space for an answer of `decode`; same shape."""
         return kind_named(self.likelihood).mean(parameters)
 
+    def point(self, parameters: Tensor) -> Tensor:
+        """Return one value for each of an observation for an answer of `decode`: the mean, or the most likely class."""
+        return kind_named(self.likelihood).point(parameters)
+
     def forward(self, x: Tensor, eps: Tensor, **conditions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode, reparameterize with `eps` (float32 [n, latent]) and decode: parameters, mu, logvar."""
         mu, logvar = self.encode(x, **conditions)
@@ -121,8 +133,10 @@ class VAE(nn.Module):
         """Set the bias of the decoder's last layer so that an untrained decoder gives the mean of the data.
 
         Args:
-            mean: mean observation, float32 [*observation_shape]; the convolutional decoder takes it per channel.
+            mean: mean observation, float32 [*observation_shape], or how often each class is each value, an axis more;
+                the convolutional decoder takes it per channel.
         """
         last = [layer for layer in self.decoder.modules() if isinstance(layer, LAST)][-1]
-        mean = mean.flatten() if isinstance(last, nn.Linear) else mean.flatten(1).mean(1)
-        last.get_parameter("bias").copy_(kind_named(self.likelihood).parameters(mean))
+        if not isinstance(last, nn.Linear):
+            mean = mean.flatten(1, len(self.config.observation_shape) - 1).mean(1)
+        last.get_parameter("bias").copy_(kind_named(self.likelihood).parameters(mean).flatten())

@@ -86,10 +86,10 @@ def mlp(config: ModelConfig, width: int) -> tuple[Network, Network]:
         width: size of the conditions' vector.
     """
     activation = _ACTIVATIONS[config.activation]
-    size = math.prod(config.observation_shape)
+    size = math.prod(config.network_shape)
     encoder = _dense((size, *config.hidden, 2 * config.latent), activation, width)
     decoder = _dense((config.latent, *reversed(config.hidden), size), activation, width)
-    return Network(nn.Flatten(), *encoder), Network(*decoder, nn.Unflatten(1, config.observation_shape))
+    return Network(nn.Flatten(), *encoder), Network(*decoder, nn.Unflatten(1, config.network_shape))
 
 
 def conv(config: ModelConfig, width: int) -> tuple[Network, Network]:
@@ -99,7 +99,7 @@ def conv(config: ModelConfig, width: int) -> tuple[Network, Network]:
         config: with an observation shape [C, …] of one to three axes beside C.
         width: size of the conditions' vector.
     """
-    inputs = config.observation_shape[0]
+    inputs = config.network_shape[0]
     activation = _ACTIVATIONS[config.activation]
     down = _Levels(
         config, width, config.encoder_channels or config.channels, config.encoder_blocks, config.encoder_kernels,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from vae_runtime.errors import InputError
 from vae_runtime.likelihood import KINDS, Kind
 
+from ..config import MAX_CLASSES
 from .part import Observations, Part
 
 _KINDS_OF_ANY_NUMBER = " or ".join(name for name, kind in KINDS.items() if kind.support is None)
@@ -30,7 +31,21 @@ def require_kind(part: Part, kind: Kind, place: str) -> None:
     if found:
         number, row = found
         remedy = "save counts as floats (uint8 become [0, 1])" if kind.counts else "scale the data"
+        if kind.classes:
+            remedy = "number classes from 0 on, and take uint8 as they are (--normalise none)"
         raise InputError(f"{place}: row {number}: {kind.misfit(row)}; {remedy}, or choose {_KINDS_OF_ANY_NUMBER}")
+
+
+def count_classes(part: Part, place: str) -> int:
+    """Return the number of classes: one more than the largest value, and at least 2.
+
+    Raises:
+        InputError: there would be more than a model can have.
+    """
+    largest = max(float(rows.max()) for _, rows in part.chunks())
+    if largest >= MAX_CLASSES:
+        raise InputError(f"{place}: expected classes below {MAX_CLASSES}, got {largest:g}; number classes from 0 on")
+    return max(2, int(largest) + 1)
 
 
 def require_range(part: Part, support: tuple[float, float], place: str, purpose: str) -> None:

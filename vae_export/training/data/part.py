@@ -122,6 +122,15 @@ class Part:
         mean: Observations = (total / len(self)).astype(np.float32)
         return mean
 
+    def frequencies(self, classes: int) -> Observations:
+        """Return how often each class is each value, float32 [*shape, classes]."""
+        total = np.zeros((*self.shape, classes))
+        for _, rows in self.chunks():
+            for number in range(classes):
+                total[..., number] += (rows == number).sum(0)
+        frequencies: Observations = (total / len(self)).astype(np.float32)
+        return frequencies
+
 
 def chunks_of(source: Rows) -> Iterator[tuple[int, NDArray[Any]]]:
     """Go through a source with bounded memory: the number of the first row, and rows as `canonical` gives them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -16,7 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
 
 import vae_runtime
 from vae_export import export
@@ -283,6 +286,26 @@ def test_a_data_set_of_pytorch_that_fails(own_module):
     assert "number() failed" in refused(f"{own_module}:number")
 
 
+def test_a_loader_that_is_given_and_a_batch_that_does_not_fit(tmp_path):
+    x, y = torch.from_numpy(RNG.normal(size=(200, 2)).astype(np.float32)), torch.arange(200) % 3
+    loader = DataLoader(TensorDataset(x, y), batch_size=64)
+    source = DataConfig("mine", conditions=("y",))
+    dataset = load_data(source, tmp_path / "data", given=loader)
+    assert sum(map(len, (dataset.train, dataset.validation, dataset.test))) == 200
+    assert np.array_equal(dataset.train.conditions(slice(None))["y"], dataset.train.numbers % 3)
+    train(tmp_path / "run", MODEL, TRAINING, DataConfig("mine"), dataset=loader, progress=False)
+    assert checkpoint.read_info(tmp_path / "run").provenance.name == "mine"
+    for batch, words in (
+        ((x[:5], y[:4]), "expected 5 numbers or texts of y, got int64 [4]"),
+        ((x[:5], None), "expected 5 numbers or texts of y, got object []"),
+        ((["a"], y[:1]), "expected 1 numbers or texts of x, got <U1 [1]"),
+        (x[:5], "expected an observation and 1 conditions, got 1 values"),
+    ):
+        bad = DataLoader([0], collate_fn=lambda _, batch=batch: batch)
+        with pytest.raises(InputError, match=re.escape(words)):
+            load_data(source, given=bad)
+
+
 def digest(folder):
     return (folder / "model.safetensors").read_bytes()
 
@@ -396,12 +419,12 @@ train(run, ModelConfig(latent=2, hidden=(4,), likelihood="gaussian"),
 @pytest.mark.long
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux' limit on a process' own memory")
 def test_it_trains_from_an_array_larger_than_its_memory(tmp_path):
-    """512 MiB of bytes, 2 GiB as float32, within 256 MiB beyond what an empty training takes."""
-    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (2**15, 2**14))
+    """256 MiB of bytes, 1 GiB as float32, within 192 MiB beyond what an empty training takes."""
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (2**14, 2**14))
     for start in range(0, len(x), 2**11):
         x[start : start + 2**11] = RNG.integers(0, 256, (2**11, 2**14), dtype=np.uint8)
     x.flush()
-    arguments = [sys.executable, "-c", LIMITED, str(tmp_path / "run"), str(tmp_path / "x.npy"), str(2**28)]
+    arguments = [sys.executable, "-c", LIMITED, str(tmp_path / "run"), str(tmp_path / "x.npy"), str(3 * 2**26)]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     assert checkpoint.read_info(tmp_path / "run").result is not None

@@ -66,8 +66,9 @@ class Outcome:
 
 
 def train(
-    run_folder: str | Path, model: ModelConfig, training: TrainConfig, source: DataConfig, *, progress: bool = True
-) -> Outcome:
+    run_folder: str | Path, model: ModelConfig, training: TrainConfig, source: DataConfig, *, dataset: Any = None,
+    progress: bool = True,
+) -> Outcome:  # fmt: skip
     """Train, or resume an interrupted training, until the last epoch or until validation no longer improves.
 
     The checkpoint is the epoch with the best validation bound. The same arguments give the same weights on the same
@@ -78,6 +79,8 @@ def train(
         model: what to build; an empty `observation_shape` is taken from the data.
         training: how.
         source: on what.
+        dataset: a Dataset or a DataLoader of PyTorch, or any other iterable of rows, which `source.source` then names.
+            It is gone through once. The rows are x, or (x, condition, …), or mappings.
         progress: show a bar on stderr.
 
     Raises:
@@ -96,16 +99,16 @@ def train(
     with processes.joined() as group:
         device = machine.find_device(training.device, group.local_rank, group.count)
         training = replace(training, device=device.type if group.count > 1 else str(device))
-        configs = (model, training, source)
+        configs = (model, training, source, dataset)
         if group.is_first:
             return _train_first(folder, configs, group, device, progress)
         # Waits until the first process has converted data that have to be. The folder may be on its machine alone.
         found = group.from_first(None)
-        dataset, info = _loaded(configs, folder / DATA if (folder / DATA).exists() else None)
-        return _train(folder, found, info, dataset, group, device, False)
+        parts, info = _loaded(configs, folder / DATA if (folder / DATA).exists() else None)
+        return _train(folder, found, info, parts, group, device, False)
 
 
-_Configs = tuple[ModelConfig, TrainConfig, DataConfig]
+_Configs = tuple[ModelConfig, TrainConfig, DataConfig, Any]
 
 
 def _train_first(folder: Path, configs: _Configs, group: Processes, device: torch.device, progress: bool) -> Outcome:
@@ -136,8 +139,8 @@ def _train_first(folder: Path, configs: _Configs, group: Processes, device: torc
 
 def _loaded(configs: _Configs, folder: Path | None) -> tuple[Dataset, RunInfo]:
     """Return the data, converted into a folder if they have to be, and what is known of the run before it begins."""
-    model, training, source = configs
-    dataset = load(source, folder)
+    model, training, source, given = configs
+    dataset = load(source, folder, given=given)
     info = _describe(model, training, source, dataset)
     _require_memory(info)
     return dataset, info

@@ -122,6 +122,14 @@ class _Writer:
         arrays = {_OBSERVATIONS: _values(batch.observations)}
         for name, given in batch.conditions.items():
             arrays[_condition(name)] = self._numbers(name, given)
+        for name, array in arrays.items():
+            if array.dtype.kind not in "iuf" or not array.ndim or len(array) != len(batch.observations):
+                what = "x" if name == _OBSERVATIONS else name.split(".")[1]
+                return Damaged(
+                    batch.place, f"expected {len(batch.observations)} numbers or texts of {what}, got {_kind(array)}"
+                )
+        if not arrays[_OBSERVATIONS].size or arrays[_OBSERVATIONS].ndim < 2:
+            return Damaged(batch.place, f"expected observations [n, …], got {_kind(arrays[_OBSERVATIONS])}")
         if self.files and self.files.keys() != arrays.keys():
             return Damaged(batch.place, f"expected {', '.join(self.files)}, got {', '.join(arrays)}")
         for name, array in arrays.items():
@@ -167,11 +175,13 @@ class _Writer:
             file.file.close()
 
     def _numbers(self, name: str, given: Any) -> NDArray[Any]:
-        if len(given) and isinstance(given[0], str):
+        if isinstance(given, list) and given and all(isinstance(each, str) for each in given):
             known = self.classes.setdefault(name, {})
             return np.array([known.setdefault(str(each), len(known)) for each in given], np.int64)
         array = np.asarray(given)
-        return array.astype(np.int64 if array.dtype.kind in "biu" else np.float32)
+        if array.dtype.kind in "biu":
+            return array.astype(np.int64)
+        return array.astype(np.float32) if array.dtype.kind == "f" else array
 
     def _sorted(self, name: str) -> list[str]:
         """Number classes by the order of their names, not by the order in which they came; return the names."""
@@ -211,8 +221,12 @@ class _Growing:
         os.fsync(self.file.fileno())
 
 
+def _kind(array: NDArray[Any]) -> str:
+    return f"{array.dtype} {list(array.shape)}"
+
+
 def _values(array: NDArray[Any]) -> NDArray[Any]:
-    if array.dtype == np.uint8:
+    if array.dtype == np.uint8 or array.dtype.kind not in "biuf":
         return array
     with np.errstate(over="ignore"):
         return array.astype("<f4")

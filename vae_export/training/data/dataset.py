@@ -113,7 +113,9 @@ class _Survey:
         return fine
 
 
-def load(config: DataConfig, folder: Path | None = None, normalisation: Normalisation | None = None) -> Dataset:
+def load(
+    config: DataConfig, folder: Path | None = None, normalisation: Normalisation | None = None, given: Any = None
+) -> Dataset:
     """Read a source and split it; the same configuration and files give the same rows.
 
     Args:
@@ -121,12 +123,13 @@ def load(config: DataConfig, folder: Path | None = None, normalisation: Normalis
         folder: where a source that cannot be addressed by number is converted to, or was; None: for this process alone,
             in the system's folder for temporary files.
         normalisation: what was found when the data were first read; None finds it.
+        given: a Dataset or a DataLoader of PyTorch that gives the rows, which the configuration's source then names.
 
     Raises:
         InputError: the source is missing, empty, damaged, of mixed sizes, holds NaN or infinity, or leaves nothing to
             train on.
     """
-    source = _addressed(config, folder)
+    source = _addressed(config, folder, given)
     digest = hashlib.sha256()
     survey = _surveyed(source.rows, config, digest)
     fine = survey.fine(len(source.rows))
@@ -167,13 +170,13 @@ def load(config: DataConfig, folder: Path | None = None, normalisation: Normalis
     )  # fmt: skip
 
 
-def _addressed(config: DataConfig, folder: Path | None) -> Addressed:
+def _addressed(config: DataConfig, folder: Path | None, given: Any) -> Addressed:
     """Return the source of a configuration, converted if it has to be."""
     request = {name: value for name, value in config.to_json().items() if name in _CONVERTED}
     rows = converted(folder, request) if folder else None
     if rows:
         return Addressed(rows)
-    source = open_source(config)
+    source = open_source(config, given)
     if isinstance(source, Addressed):
         asked = config.places()
         return Addressed(_chosen(source.rows, asked), source.test and _chosen(source.test, asked))

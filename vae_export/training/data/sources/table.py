@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from vae_runtime.errors import InputError
 
@@ -24,12 +25,18 @@ _KNOWN = (
 )
 
 
-def open_source(config: DataConfig) -> Addressed | Stream:
+def open_source(config: DataConfig, given: Any = None) -> Addressed | Stream:
     """Return the source of a configuration. A stream has read nothing yet.
+
+    Args:
+        config: the source.
+        given: a Dataset or a DataLoader of PyTorch in its place, which the source then only names.
 
     Raises:
         InputError: it is missing, damaged, or has none of the conditions that are asked for.
     """
+    if given is not None:
+        return torch_data(config.source, config.places(), config.columns, given)
     if config.source == "digits":
         _label_alone(config)
         return digits()

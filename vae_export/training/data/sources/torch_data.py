@@ -14,20 +14,21 @@ from ..source import Batch, Damaged, Stream
 from .values import row
 
 
-def torch_data(spec: str, conditions: Mapping[str, str], columns: Sequence[str]) -> Stream:
-    """Load an object and go through its rows.
+def torch_data(spec: str, conditions: Mapping[str, str], columns: Sequence[str], given: Any = None) -> Stream:
+    """Go through the rows of an object that is given, or that has a name.
 
     Args:
         spec: "package.module:name": a Dataset, a DataLoader, or any other iterable of rows, or a class or function
             without arguments that gives one. A row is x, or (x, condition, …) in the order of `conditions`, or a
-            mapping.
+            mapping. Where an object is given, what to call it.
         conditions: for mappings, the key of each condition by its name.
         columns: for mappings, the key of x; empty: the one that is no condition.
+        given: such an object; None: the one that is named.
 
     Raises:
         InputError: it cannot be imported, or is no iterable.
     """
-    found = load_named(spec, "data")
+    found = load_named(spec, "data") if given is None else given
     if isinstance(found, type) or not (hasattr(found, "__iter__") or hasattr(found, "__getitem__")):
         try:
             found = found()
@@ -54,8 +55,7 @@ def _items(found: Any, spec: str, conditions: Mapping[str, str], columns: Sequen
             if not batched:
                 yield row(place, named, {name: name for name in conditions}, [own])
                 continue
-            given = {name: _rows(named[name]) for name in conditions}
-            yield Batch(place, np.asarray(_rows(named[own])), given)
+            yield Batch(place, np.asarray(_rows(named[own])), {name: _rows(named[name]) for name in conditions})
         except (TypeError, ValueError) as error:
             yield Damaged(place, error_line(error))
 

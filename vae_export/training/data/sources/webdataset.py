@@ -62,7 +62,7 @@ def _items(paths: list[Path], conditions: Mapping[str, str], columns: Sequence[s
             place = f"{path}: {key}"
             try:
                 found = {ending: _value(ending, content) for ending, content in files.items()}
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield Damaged(place, error_line(error))
                 continue
             fields = found.get("json")

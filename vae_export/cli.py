@@ -13,6 +13,7 @@ from typing import Any
 from vae_runtime._version import __version__
 from vae_runtime.cli.main import run
 from vae_runtime.cli.options import Verbs, add_verb, integers
+from vae_runtime.cli.scoring import add_calibrate
 from vae_runtime.errors import InputError, lines_of, one_line
 from vae_runtime.likelihood import KINDS
 
@@ -42,7 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vae-export {__version__}")
     verbs = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_train, _add_evaluate, _add_export, _add_adopt, _add_parity, _add_sign, _add_push, _add_demo):
+    of_runs = (_add_train, _add_evaluate, _add_export, _add_adopt, _add_parity)
+    for add in (*of_runs, add_calibrate, _add_sign, _add_push, _add_demo):
         add(verbs)
     return parser
 

@@ -12,10 +12,12 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from vae_runtime.bundle import open_bundle, require_replaceable
-from vae_runtime.errors import InputError, require_bool
+from vae_runtime.calibration import held_out_scores
+from vae_runtime.errors import InputError, VaeError, require_bool
 from vae_runtime.files import write_folder
-from vae_runtime.manifest import Refusal
+from vae_runtime.manifest import Manifest, Refusal
 from vae_runtime.places import is_zip
+from vae_runtime.vae import load
 
 from .bundle_files import bundle_files, describe_bundle
 from .errors import ExportError, require_path
@@ -227,6 +229,9 @@ def _export_source(source: Source, out: Path, labels: Labels, options: Options, 
     gate = options.gate if set(options.variants) - {"fp32"} else None
     manifest = describe_bundle(source, adapted, golden, labels, graphs=graphs, refused=refused, gate=gate)
     files = bundle_files(source, adapted, manifest, golden, graphs, prior_file)
+    manifest = _with_scores(manifest, source, files, folder / "unscored", progress)
+    if manifest.scores is not None:
+        files = bundle_files(source, adapted, manifest, golden, graphs, prior_file)
     progress.step("write", "writing the bundle, and running it with vae-runtime")
     # Checked again: another process may have written there while the graphs were made.
     require_replaceable(out, options.force, refusal=ExportError)
@@ -244,6 +249,25 @@ def _with_stream(adapted: Adapted, graphs: Sequence[Graph], progress: Progress) 
     lines = [line for graph in graphs for line in stream_lines(graph)]
     progress.note("\n".join(lines))
     return replace(adapted, recognised=(*adapted.recognised, *lines)), graphs
+
+
+def _with_scores(
+    manifest: Manifest, source: Source, files: Mapping[str, bytes | Path], folder: Path, progress: Progress
+) -> Manifest:
+    """Add the quantiles of the scores of held-out observations, by the bundle without them, where there are any."""
+    if source.held_out is None:
+        return manifest
+    held_out = source.held_out
+    try:
+        # Where this fails for want of space, writing the bundle fails, too, and says so.
+        write_folder(folder, files)
+        scores = held_out_scores(
+            load(folder), held_out.x, data=held_out.description, conditions=held_out.conditions or None
+        )
+    except VaeError as error:
+        progress.note(f"held-out scores: left out: {error}")
+        return manifest
+    return replace(manifest, scores=scores)
 
 
 def _in_order(graphs: Sequence[Graph], passed: Sequence[PassedVariant]) -> list[Graph]:

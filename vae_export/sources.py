@@ -37,6 +37,8 @@ Array = NDArray[Any]
 
 # Graphs are compared on so many observations. Further ones only serve to fit a prior.
 EXAMPLES = 64
+# The scores of so many held-out observations are measured.
+HELD_OUT = 10_000
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Source:
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     card: Callable[[Manifest, Mapping[str, int], bool], str] | None = None
+    held_out: Observations | None = None
+    """Observations that the model was not trained on, whose scores the bundle keeps."""
     holder: Any = None
     """The caller's object, if it is no module but holds one."""
     notes: tuple[str, ...] = ()
@@ -124,6 +128,7 @@ def run_source(run: Path, data: str | None, name: str | None) -> Source:
         calibration=Observations(
             binarise(dataset.train.rows(slice(CALIBRATED)), binarised, 0), {}, f"{info.provenance.name}, training data"
         ),
+        held_out=_held_out(info, dataset),
         name=name or info.provenance.name,
         description=f"{info.model.architecture} VAE trained on {info.provenance.name}",
         normalisation=dataset.normalisation,
@@ -342,6 +347,15 @@ def _at_least_two(tensor: Tensor) -> Tensor:
 def _unseen(dataset: Dataset) -> Part:
     """Return the test data, or the validation data if there are no test data."""
     return dataset.test if len(dataset.test) else dataset.validation
+
+
+def _held_out(info: RunInfo, dataset: Dataset) -> Observations:
+    """Return the unseen observations, as the model sees them."""
+    unseen = "test" if len(dataset.test) else "validation"
+    how = info.train.binarise
+    binarised = "" if how == "none" else f", binarised: {how}" + (", seed 0" if how == "stochastic" else "")
+    x = binarise(_unseen(dataset).rows(slice(HELD_OUT)), how, 0)
+    return Observations(x, {}, f"{info.provenance.name}, {unseen} data{binarised}")
 
 
 def _training(info: RunInfo, parameters: int) -> dict[str, Any]:

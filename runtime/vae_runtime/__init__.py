@@ -15,6 +15,7 @@ from ._version import __version__
 from .errors import BundleError, DeviceError, InputError, VaeError
 
 if TYPE_CHECKING:
+    from .calibration import calibrate
     from .fleet import Event, Release, history, install, rollback, status
     from .generation.run import finish_samples, generate
     from .generation.samples import Samples, open_samples
@@ -38,6 +39,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 _LATER = {
     **dict.fromkeys(("Encoding", "Posterior", "Posteriors"), "posterior"),
     "Scores": "score",
+    "calibrate": "calibration",
     "to_table": "tables",
     **dict.fromkeys(("Event", "Release", "history", "install", "rollback", "status"), "fleet"),
     **dict.fromkeys(("finish_samples", "generate"), "generation.run"),
@@ -67,6 +69,7 @@ __all__ = [
     "VaeError",
     "__version__",
     "bill_of_materials",
+    "calibrate",
     "finish_samples",
     "generate",
     "history",

@@ -86,6 +86,20 @@ def test_the_manifest_parses_and_fits_the_schema(tiny_bundle, root):
     assert manifest.reader == "vae-runtime>=0.1"
 
 
+def test_the_manifest_has_the_scores_of_the_test_data(tiny_bundle, tiny_run):
+    scores = vae_runtime.load(tiny_bundle).manifest.scores
+    _, info = checkpoint.load(tiny_run)
+    data = checkpoint.run_data(info, None, tiny_run)
+    test, train = data.test.rows(slice(None)), data.train.rows(slice(None))
+    assert (scores.kind, scores.seed, scores.n) == ("elbo", 0, len(test))
+    assert scores.data == "digits, test data"
+    elbo = vae_runtime.load(tiny_bundle).score(test, seed=0).elbo
+    np.testing.assert_allclose((scores.values[0], scores.values[-1]), (elbo.min(), elbo.max()), rtol=1e-5)
+    other = vae_runtime.load(tiny_bundle).score(train, seed=0).elbo
+    assert not np.isclose(scores.values[0], other.min(), rtol=1e-5)
+    assert vae_runtime.load(tiny_bundle).score(np.random.default_rng(0).random(test.shape)).p_value.max() < 0.1
+
+
 def test_fp32_is_declared_first_and_alone_names_a_provider(tiny_bundle):
     document = json.loads((tiny_bundle / "manifest.json").read_text(encoding="utf-8"))
     assert list(document["components"]) == ["encoder", "decoder"]

@@ -94,6 +94,7 @@ def run_card(
         f"- Binarisation of the data: {train.binarise}."
         + (" Grey values under a bernoulli likelihood: every figure is of a surrogate, not of a likelihood of the data."
            if info.surrogate else ""),
+        *_stages(info),
         *([f"- Best epoch on the validation data: {info.result.best_epoch} of {info.result.epochs}."]
           if info.result else ["- Training has not finished: the weights are the best so far."]),
         "",
@@ -104,6 +105,17 @@ def run_card(
         *_graphs(manifest, sizes),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _stages(info: RunInfo) -> list[str]:
+    """Return by what the run was trained, where its configuration says so."""
+    stages = []
+    for stage in info.stages:
+        several = f" in {stage.processes} processes" if stage.processes > 1 else ""
+        begin = f"from epoch {stage.epoch} on by " if stage.epoch > 1 else ""
+        compiled = ", compiled" if stage.compiled else ""
+        stages.append(f"{begin}{stage.versions} on {stage.device}{several}{compiled}")
+    return [f"- Trained by {'; '.join(stages)}."] if stages else []
 
 
 def _averaged(info: RunInfo) -> str:

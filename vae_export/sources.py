@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from vae_runtime._version import __version__
 from vae_runtime.columns import Column
 from vae_runtime.errors import InputError
 from vae_runtime.manifest import Manifest, Normalisation
@@ -133,6 +135,7 @@ def run_source(run: Path, data: str | None, name: str | None) -> Source:
         description=f"{info.model.architecture} VAE trained on {info.provenance.name}",
         normalisation=dataset.normalisation,
         training=_training(info, sum(parameter.numel() for parameter in vae.parameters())),
+        notes=_other_version(run, info),
         metrics=asdict(evaluation) if evaluation else {},
         card=lambda manifest, sizes, picture: run_card(manifest, info, evaluation, sizes, picture),
     )
@@ -369,4 +372,18 @@ def _training(info: RunInfo, parameters: int) -> dict[str, Any]:
         "train": train,
         "surrogate": info.surrogate,
         "torch": info.torch_version,
+        "stages": [asdict(stage) for stage in info.stages],
     }
+
+
+def _other_version(run: Path, info: RunInfo) -> tuple[str, ...]:
+    """Say in a line, and warn, where another version than this one trained the run."""
+    other = [stage for stage in info.stages if (stage.vae_export, stage.torch) != (__version__, torch.__version__)]
+    if not other:
+        return ()
+    line = (
+        f"trained by {' and '.join(dict.fromkeys(stage.versions for stage in other))}, exported by vae-export "
+        f"{__version__} with PyTorch {torch.__version__}"
+    )
+    logging.getLogger("vae_export").warning(f"{run}: {line}: parity is proven for what this version computes")
+    return (line,)

@@ -97,6 +97,30 @@ def _numbers(value: Any, name: str) -> float | tuple[float, ...]:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """By what the epochs of a run from one on were trained."""
+
+    epoch: int
+    """The first of them, from 1."""
+    vae_export: str
+    """The version of vae-export."""
+    torch: str
+    device: str
+    processes: int
+    compiled: bool
+
+    @property
+    def versions(self) -> str:
+        """The versions in words."""
+        return f"vae-export {self.vae_export} with PyTorch {self.torch}"
+
+    def after(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        """Return the stages of a run that this one follows: without those epochs that are repeated."""
+        kept = tuple(stage for stage in stages if stage.epoch < self.epoch)
+        return kept if kept and replace(self, epoch=kept[-1].epoch) == kept[-1] else (*kept, self)
+
+
+@dataclass(frozen=True)
 class RunInfo:
     """The content of a run's `config.json`."""
 
@@ -110,6 +134,8 @@ class RunInfo:
     """None until training has finished."""
     version: int = FORMAT_VERSION
     """The format version of the `config.json` that was read."""
+    stages: tuple[Stage, ...] = ()
+    """The run in the order of its epochs: one stage, or more where it went on elsewhere or by another version."""
 
     @property
     def surrogate(self) -> bool:
@@ -127,6 +153,7 @@ def write_info(folder: Path, info: RunInfo) -> None:
         "data": info.data.to_json(),
         "provenance": asdict(info.provenance),
         "torch_version": info.torch_version,
+        "stages": [asdict(stage) for stage in info.stages],
         "found": asdict(info.found),
         "result": info.result and asdict(info.result),
     }
@@ -168,6 +195,7 @@ def read_info(folder: Path) -> RunInfo:
             found=Found.from_json(content["found"]) if version == FORMAT_VERSION else Found(),
             result=result and typed(TrainResult(**result), "result"),
             version=version,
+            stages=tuple(typed(Stage(**stage), "stages") for stage in content.get("stages", [])),
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

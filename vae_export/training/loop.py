@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import sys
@@ -26,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae_runtime import noise
+from vae_runtime._version import __version__
 from vae_runtime.errors import InputError, one_line, require_bool
 from vae_runtime.files import locked, write_atomic
 from vae_runtime.image import grid, png
@@ -34,7 +36,7 @@ from vae_runtime.likelihood import KINDS
 from ..errors import TrainingError, require_path
 from ..loading import load_named
 from . import checkpoint, machine, objective, processes, resume
-from .checkpoint import DATA, Found, RunInfo, TrainResult
+from .checkpoint import DATA, Found, RunInfo, Stage, TrainResult
 from .config import DataConfig, ModelConfig, TrainConfig
 from .data.batches import Batches, TensorBatch, augmentation
 from .data.checks import count_classes, require_kind, require_range
@@ -160,12 +162,14 @@ def _train(
             if group.is_first:
                 clean(folder)
             return Outcome(folder, found, found.result.epochs, already_finished=True)
+    here = Stage(1, __version__, torch.__version__, machine.named(device), group.count, info.train.compile)
     if progress:
         _tell_data(info)
         of = f"{group.count} processes, each on " if group.count > 1 else ""
         print(f"training on {of}{machine.shown(device, info.train.threads)}", file=sys.stderr)
     with machine.settings(info.train.threads, device):
-        return _Training(folder, info, dataset, group, device).run(progress)
+        training = _Training(folder, info, dataset, group, device)
+        return training.run(here, found.stages if found else (), progress)
 
 
 def _tell_data(info: RunInfo) -> None:
@@ -245,10 +249,22 @@ class _Training:
         vae.start_from_mean(torch.from_numpy(mean))
         return vae.for_cpu().to(self.device)
 
-    def run(self, progress: bool) -> Outcome:
-        """Train from where the folder stands to the end."""
+    def run(self, here: Stage, stages: tuple[Stage, ...], progress: bool) -> Outcome:
+        """Train from where the folder stands to the end.
+
+        Args:
+            here: by what this call trains.
+            stages: by what the run in the folder was trained.
+            progress: show a bar on stderr.
+        """
         resumed = self._resume()
         config, state = self.config, self.state
+        self.info = replace(self.info, stages=replace(here, epoch=resumed + 1).after(stages))
+        if self.group.is_first and resumed and stages and stages[-1].versions != here.versions:
+            logging.getLogger("vae_export").warning(
+                f"{self.folder}: epochs up to {resumed} are of {stages[-1].versions}, the others will be of "
+                f"{here.versions}: the weights may not be those that either would give alone"
+            )
         pictured = time.monotonic()
         with tqdm(
             total=config.epochs * len(self.train), initial=state.epoch * len(self.train), disable=not progress,

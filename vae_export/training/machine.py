@@ -48,8 +48,14 @@ def find_device(name: str, process: int = 0, processes: int = 1) -> torch.device
 def shown(device: torch.device, threads: int) -> str:
     """Return a device as it is shown: `cpu, 2 threads`, or `cuda:0, NVIDIA H200`."""
     if device.type == "cpu":
+        # Nobody is to wait for a CPU beside an idle GPU without knowing it.
         hint = "; --device cuda would take the GPU" if torch.cuda.is_available() else ""
         return f"cpu, {threads} thread{'s' if threads > 1 else ''}{hint}"
+    return named(device)
+
+
+def named(device: torch.device) -> str:
+    """Return a device with the name of its maker: `cpu`, `cuda:0, NVIDIA H200`."""
     return f"{device}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
 
 

@@ -414,7 +414,7 @@ RECIPES = {
         ),
         TrainConfig(
             epochs=300, learning_rate=2e-3, final_learning_rate=0.01, kl_warmup_epochs=2, gradient_clip=200,
-            binarise="stochastic", threads=2, precision="bfloat16", ema=0.999,
+            binarise="stochastic", threads=1, precision="bfloat16", ema=0.999,
         ),
         DataConfig("mnist", validation_fraction=0.025),
     ),

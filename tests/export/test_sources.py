@@ -412,7 +412,7 @@ resource.setrlimit(resource.RLIMIT_DATA, (now + room, now + room))
 if len(sys.argv) > 4:
     np.load(source).astype(np.float32)
 train(run, ModelConfig(latent=2, hidden=(4,), likelihood="gaussian"),
-      TrainConfig(epochs=1, batch_size=32, threads=1), DataConfig(source), progress=False)
+      TrainConfig(epochs=1, batch_size=128, threads=1), DataConfig(source), progress=False)
 """
 
 
@@ -420,9 +420,9 @@ train(run, ModelConfig(latent=2, hidden=(4,), likelihood="gaussian"),
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux' limit on a process' own memory")
 def test_it_trains_from_an_array_larger_than_its_memory(tmp_path):
     """256 MiB of bytes, 1 GiB as float32, within 192 MiB beyond what an empty training takes."""
-    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (2**14, 2**14))
-    for start in range(0, len(x), 2**11):
-        x[start : start + 2**11] = RNG.integers(0, 256, (2**11, 2**14), dtype=np.uint8)
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (2**16, 2**12))
+    for start in range(0, len(x), 2**13):
+        x[start : start + 2**13] = RNG.integers(0, 256, (2**13, 2**12), dtype=np.uint8)
     x.flush()
     arguments = [sys.executable, "-c", LIMITED, str(tmp_path / "run"), str(tmp_path / "x.npy"), str(3 * 2**26)]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=500)

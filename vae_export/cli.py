@@ -33,7 +33,15 @@ _MODEL_ARGUMENTS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status, which docs/command-line.md describes."""
-    return run(build_parser, argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+
+    def parser() -> argparse.ArgumentParser:
+        built = build_parser()
+        # A training's report shows the command that made it.
+        built.set_defaults(arguments=arguments)
+        return built
+
+    return run(parser, argv)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,6 +78,10 @@ def _add_train(verbs: Verbs) -> None:
     verb = _add_pytorch_verb(verbs, "train", _train, "train a VAE; run the same command again to resume it")
     verb.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
     verb.add_argument("--recipe", choices=sorted(RECIPES), help="start from the configuration of a shipped model")
+    verb.add_argument("--tensorboard", action="store_true", help="write event files to RUN/tensorboard")
+    verb.add_argument(
+        "--track", action="append", default=[], choices=("mlflow", "wandb"), help="log to a tracker: docs/training.md"
+    )
     for title, config in (("data", DataConfig), ("model", ModelConfig), ("training", TrainConfig)):
         group = verb.add_argument_group(title)
         for field in dataclasses.fields(config):
@@ -125,9 +137,10 @@ def _configured(options: argparse.Namespace) -> tuple[Any, ...]:
 def _train(options: argparse.Namespace) -> None:
     configs = _configured(options)
     from .training.loop import train
-    from .training.processes import started_first
+    from .training.processes import started_by, started_first
 
-    outcome = train(options.out, *configs)
+    recorders = (["tensorboard"] if options.tensorboard else []) + list(dict.fromkeys(options.track))
+    outcome = train(options.out, *configs, recorders=recorders, command=started_by(options.arguments))
     if not started_first():
         return
     result = outcome.info.result

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from vae_export.errors import TrainingError
-from vae_export.training import checkpoint, objective, resume
+from vae_export.training import checkpoint, display, objective, resume
 from vae_export.training.config import RECIPES, DataConfig, ModelConfig, TrainConfig
 from vae_export.training.loop import train
 from vae_export.training.plots import curve
@@ -58,7 +58,7 @@ def whole(tmp_path_factory, digits_npy) -> Path:
 
 def test_a_finished_run_has_its_files_and_figures(whole):
     assert {path.name for path in whole.iterdir()} == {
-        "config.json", "model.safetensors", "metrics.jsonl", "curve.png", "samples.png",
+        "config.json", "model.safetensors", "metrics.jsonl", "curve.png", "samples.png", "report.html", "samples",
     }  # fmt: skip
     _, info = checkpoint.load(whole)
     assert info.model.observation_shape == (1, 8, 8)
@@ -138,15 +138,15 @@ def test_interrupted_after_any_write_it_ends_with_the_same_weights(model, digits
         if left == 0:
             raise KeyboardInterrupt
 
-    for place in (module, checkpoint, resume):
+    for place in (module, checkpoint, resume, display):
         monkeypatch.setattr(place, "write_atomic", interrupted)
-    # config, then state, weights and metrics of two epochs, curve, samples, config with the result
-    for writes in range(1, 11):
+    # config, then state, weights, metrics and samples of two epochs, curve, samples, report, config with the result
+    for writes in range(1, 14):
         folder = tmp_path / str(writes)
         left = writes
         with pytest.raises(KeyboardInterrupt):
             run(folder, model, training, digits_npy)
-        assert run(folder, model, training, digits_npy).already_finished is (writes == 10)
+        assert run(folder, model, training, digits_npy).already_finished is (writes == 13)
         assert digest(folder) == digest(whole)
         assert records(folder) == records(whole)
         assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
@@ -187,13 +187,13 @@ def test_killed_at_random_moments_it_ends_with_the_weights_of_a_run_never_killed
 
 
 def test_a_finished_run_says_so_and_is_left_alone(whole, digits_npy, tmp_path):
-    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in whole.iterdir()}
+    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in whole.rglob("*.*")}
     moved = shutil.copy(digits_npy, tmp_path / "moved.npy")
     for source in (digits_npy, moved):
         outcome = run(whole, source=source)
         assert outcome.already_finished
         assert outcome.info == checkpoint.read_info(whole)
-    assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in whole.iterdir()} == before
+    assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in whole.rglob("*.*")} == before
 
 
 def test_another_run_in_the_folder_is_refused_with_the_difference(whole, digits_npy):

@@ -31,8 +31,8 @@ from .model import VAE, reparameterize
 
 # Numbers in the decoder's answer to one chunk: its activations, some ten times as many, then stay near the caches.
 _CHUNK = 2**20
-# Smallest variance over the data of a posterior mean for its dimension to count as active (arXiv 1509.00519, 5.2).
-_ACTIVE = 0.01
+ACTIVE = 0.01
+"""Smallest variance over the data of a posterior mean for its dimension to count as active (arXiv 1509.00519, 5.2)."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _figures(
         "standard_error": bounds.std(correction=min(1, n - 1)).item() / math.sqrt(n),
         "mse": mse,
         "mae": mae,
-        "active_units": int((torch.cat(means).double().var(0, correction=0) > _ACTIVE).sum()),
+        "active_units": int((torch.cat(means).double().var(0, correction=0) > ACTIVE).sum()),
     }
 
 

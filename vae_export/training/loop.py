@@ -1,7 +1,8 @@
 """Train a VAE: configuration and data → checkpoint, with progress, pictures and resume.
 
 A run folder holds `config.json` and `model.safetensors` (the checkpoint, see `checkpoint`), `metrics.jsonl`,
-`curve.png` and `samples.png`, and `state.safetensors` until training has finished.
+`report.html`, `curve.png`, `samples.png` and small samples by epoch (see `display`), and `state.safetensors` until
+training has finished.
 
 `state.safetensors` alone decides where an interrupted run resumes: it is replaced atomically after every epoch and
 everything else is written from it. All randomness of an epoch comes from a generator seeded by (seed, epoch), so an
@@ -17,6 +18,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vae_runtime import noise
 from vae_runtime._version import __version__
 from vae_runtime.errors import InputError, one_line, require_bool
 from vae_runtime.files import locked, write_atomic
-from vae_runtime.image import grid, png
 from vae_runtime.likelihood import KINDS
 
 from ..errors import TrainingError, require_path
@@ -42,16 +42,14 @@ from .data.batches import Batches, TensorBatch, augmentation
 from .data.checks import count_classes, require_kind, require_range
 from .data.dataset import Dataset, load
 from .descent import Batch, Descent
+from .display import Display, Shown
+from .look import BATCH
 from .model import VAE
-from .plots import curve
 from .processes import Processes
 from .randomness import binarised, generator
+from .recorders import Recorder, recorders_of
 from .run_folder import clean, identity, require_own, require_same, require_version
 from .step import FIGURES, Objective
-
-# Observations per step of a validation pass, and seconds between pictures of a run under way.
-_VALIDATION_BATCH = 250
-_PICTURE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,16 @@ class Outcome:
 
 
 def train(
-    run_folder: str | Path, model: ModelConfig, training: TrainConfig, source: DataConfig, *, dataset: Any = None,
+    run_folder: str | Path,
+    model: ModelConfig,
+    training: TrainConfig,
+    source: DataConfig,
+    *,
+    dataset: Any = None,
     progress: bool = True,
-) -> Outcome:  # fmt: skip
+    recorders: Sequence[str | Recorder] = (),
+    command: str = "",
+) -> Outcome:
     """Train, or resume an interrupted training, until the last epoch or until validation no longer improves.
 
     The checkpoint is the epoch with the best validation bound. The same arguments give the same weights on the same
@@ -84,6 +89,10 @@ def train(
         dataset: a Dataset or a DataLoader of PyTorch, or any other iterable of rows, which `source.source` then names.
             It is gone through once. The rows are x, or (x, condition, …), or mappings.
         progress: show a bar on stderr.
+        recorders: take the figures of each epoch: `tensorboard`, `mlflow`, `wandb`, or objects with the methods of
+            `training.recorders.Recorder`. One that cannot begin refuses a fresh run; one that fails later is shown once
+            on stderr, and training goes on without it.
+        command: what the report says made the run; empty: this call.
 
     Raises:
         InputError: the data cannot be used, or do not fit the model.
@@ -98,22 +107,23 @@ def train(
         if not isinstance(value, kind):
             raise InputError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
     require_bool("progress", progress)
+    shown = Shown(progress, recorders_of(recorders), command)
     with processes.joined() as group:
         device = machine.find_device(training.device, group.local_rank, group.count)
         training = replace(training, device=device.type if group.count > 1 else str(device))
         configs = (model, training, source, dataset)
         if group.is_first:
-            return _train_first(folder, configs, group, device, progress)
+            return _train_first(folder, configs, group, device, shown)
         # Waits until the first process has converted data that have to be. The folder may be on its machine alone.
         found = group.from_first(None)
         parts, info = _loaded(configs, folder / DATA if (folder / DATA).exists() else None)
-        return _train(folder, found, info, parts, group, device, False)
+        return _train(folder, found, info, parts, group, device, Shown(bar=False))
 
 
 _Configs = tuple[ModelConfig, TrainConfig, DataConfig, Any]
 
 
-def _train_first(folder: Path, configs: _Configs, group: Processes, device: torch.device, progress: bool) -> Outcome:
+def _train_first(folder: Path, configs: _Configs, group: Processes, device: torch.device, shown: Shown) -> Outcome:
     """Make and lock the folder, read the data, and train."""
     made = not folder.exists()
     try:
@@ -128,7 +138,7 @@ def _train_first(folder: Path, configs: _Configs, group: Processes, device: torc
             else:
                 require_own(folder)
             dataset, info = _loaded(configs, folder / DATA)
-            return _train(folder, group.from_first(found), info, dataset, group, device, progress)
+            return _train(folder, group.from_first(found), info, dataset, group, device, shown)
     except BlockingIOError as error:
         raise TrainingError(f"{folder}: another training is at work in this folder; wait for it") from error
     except BaseException:
@@ -150,7 +160,7 @@ def _loaded(configs: _Configs, folder: Path | None) -> tuple[Dataset, RunInfo]:
 
 def _train(
     folder: Path, found: RunInfo | None, info: RunInfo, dataset: Dataset, group: Processes, device: torch.device,
-    progress: bool,
+    shown: Shown,
 ) -> Outcome:  # fmt: skip
     if not info.train.threads:
         # Their number decides bits: a run goes on with what it began with.
@@ -163,13 +173,13 @@ def _train(
                 clean(folder)
             return Outcome(folder, found, found.result.epochs, already_finished=True)
     here = Stage(1, __version__, torch.__version__, machine.named(device), group.count, info.train.compile)
-    if progress:
+    if shown.bar:
         _tell_data(info)
         of = f"{group.count} processes, each on " if group.count > 1 else ""
         print(f"training on {of}{machine.shown(device, info.train.threads)}", file=sys.stderr)
     with machine.settings(info.train.threads, device):
         training = _Training(folder, info, dataset, group, device)
-        return training.run(here, found.stages if found else (), progress)
+        return training.run(here, found.stages if found else (), shown)
 
 
 def _tell_data(info: RunInfo) -> None:
@@ -249,13 +259,13 @@ class _Training:
         vae.start_from_mean(torch.from_numpy(mean))
         return vae.for_cpu().to(self.device)
 
-    def run(self, here: Stage, stages: tuple[Stage, ...], progress: bool) -> Outcome:
+    def run(self, here: Stage, stages: tuple[Stage, ...], shown: Shown) -> Outcome:
         """Train from where the folder stands to the end.
 
         Args:
             here: by what this call trains.
             stages: by what the run in the folder was trained.
-            progress: show a bar on stderr.
+            shown: what is shown of it.
         """
         resumed = self._resume()
         config, state = self.config, self.state
@@ -265,29 +275,39 @@ class _Training:
                 f"{self.folder}: epochs up to {resumed} are of {stages[-1].versions}, the others will be of "
                 f"{here.versions}: the weights may not be those that either would give alone"
             )
-        pictured = time.monotonic()
-        with tqdm(
-            total=config.epochs * len(self.train), initial=state.epoch * len(self.train), disable=not progress,
-            unit="samples", unit_scale=True, mininterval=0.2 if sys.stderr.isatty() else 30, dynamic_ncols=True,
-        ) as bar:  # fmt: skip
+        display = Display(self.folder, self.info, self.validation, shown) if self.group.is_first else None
+        with contextlib.ExitStack() as stack:
+            if display:
+                stack.enter_context(display)
+                self._show(display)
+            bar = stack.enter_context(
+                tqdm(
+                    total=config.epochs * len(self.train), initial=state.epoch * len(self.train),
+                    disable=not shown.bar, unit="samples", unit_scale=True,
+                    mininterval=0.2 if sys.stderr.isatty() else 30, dynamic_ncols=True,
+                )
+            )  # fmt: skip
             while state.epoch < config.epochs and not self._stopped_early():
                 state.records.append(self._epoch(state.epoch + 1, bar))
                 state.epoch += 1
                 self._keep_if_best()
-                if not self.group.is_first:
+                if not display:
                     continue
                 if state.epoch == resumed + 1:
                     checkpoint.write_info(self.folder, self.info)
                 self._save()
-                if time.monotonic() - pictured > _PICTURE_SECONDS:
-                    self._draw()
-                    pictured = time.monotonic()
-        info = replace(self.info, result=self._result())
-        if self.group.is_first:
-            self._draw()
-            checkpoint.write_info(self.folder, info)
-            clean(self.folder)
+                self._show(display)
+            info = replace(self.info, result=self._result())
+            if display:
+                display.end(state, info)
+                checkpoint.write_info(self.folder, info)
+                clean(self.folder)
         return Outcome(self.folder, info, resumed, already_finished=False)
+
+    def _show(self, display: Display) -> None:
+        """Show where the run stands."""
+        with self.descent.kept_inside():
+            display.show(self.state, self.vae)
 
     def _stopped_early(self) -> bool:
         return 0 < self.config.patience <= self.state.epoch - self.state.best_epoch
@@ -396,9 +416,7 @@ class _Training:
         self.vae.eval()
         random = generator(self.config.seed, "validation noise")
         total = self._no_figures()
-        order = np.split(
-            np.arange(len(self.validation)), range(_VALIDATION_BATCH, len(self.validation), _VALIDATION_BATCH)
-        )
+        order = np.split(np.arange(len(self.validation)), range(BATCH, len(self.validation), BATCH))
         own = iter(Batches(self.validation, order[self.group.rank :: self.group.count]))
         for number, chosen in enumerate(order):
             eps = torch.randn((self.config.importance_samples, len(chosen), self.info.model.latent), generator=random)
@@ -459,15 +477,6 @@ class _Training:
             seconds=round(sum(record["seconds"] for record in state.records), 3),
             **state.records[state.best_epoch - 1]["validation"],
         )
-
-    @torch.no_grad()
-    def _draw(self) -> None:
-        """Write `curve.png`, and `samples.png` from the best weights so far where observations are images."""
-        write_atomic(self.folder / "curve.png", curve(self.state.records, surrogate=self.info.surrogate))
-        vae, _ = checkpoint.load(self.folder)
-        z = torch.from_numpy(noise.normal(self.config.seed, 0, 64, (self.info.model.latent,), noise.PRIOR))
-        with contextlib.suppress(InputError):  # observations that are no images have a curve alone
-            write_atomic(self.folder / "samples.png", png(grid(vae.point(vae.decode(z)).numpy())))
 
 
 def _named(figures: Tensor) -> dict[str, float]:

@@ -6,8 +6,9 @@ import contextlib
 import datetime
 import itertools
 import os
+import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -65,6 +66,16 @@ class Processes:
 def started_first() -> bool:
     """Return whether this process is the first of a training, or alone."""
     return not _are_several() or os.environ["RANK"] == "0"
+
+
+def started_by(arguments: Sequence[str]) -> str:
+    """Return the command line with these arguments of `vae-export`, as it started this training."""
+    if not _are_several():
+        return shlex.join(["vae-export", *arguments])
+    each = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    machines = int(os.environ["WORLD_SIZE"]) // each
+    nodes = ["--nnodes", str(machines)] if machines > 1 else []
+    return shlex.join(["torchrun", *nodes, "--nproc-per-node", str(each), "-m", "vae_export", *arguments])
 
 
 def _are_several() -> bool:

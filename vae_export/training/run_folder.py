@@ -13,7 +13,13 @@ from .config import DataConfig, ModelConfig, TrainConfig
 
 STATE = "state.safetensors"
 """The file from which an interrupted run goes on."""
-_RESULTS = ("config.json", "model.safetensors", "metrics.jsonl", "curve.png", "samples.png")
+SAMPLES = "samples"
+"""The folder of small samples by epoch."""
+RECORDED = "recorders.json"
+"""The file that says what each recorder has taken."""
+_RESULTS = ("config.json", "model.safetensors", "metrics.jsonl", "curve.png", "samples.png", "report.html", RECORDED)
+# Folders of samples and of what recorders write.
+_FOLDERS = (SAMPLES, "tensorboard", "wandb")
 
 
 def identity(info: RunInfo) -> dict[str, Any]:
@@ -71,7 +77,7 @@ def require_own(folder: Path) -> None:
     """
     for name in sorted(path.name for path in folder.iterdir()):
         # Names with a dot are the lock's and those of files in the making.
-        if not name.startswith(".") and name not in (STATE, DATA, *_RESULTS):
+        if not name.startswith(".") and name not in (STATE, DATA, *_RESULTS, *_FOLDERS):
             raise InputError(f"{folder}: expected an empty folder or a run's, got one with {name}; choose another")
 
 
@@ -81,3 +87,5 @@ def clean(folder: Path) -> None:
     for name in (STATE, *_RESULTS):
         for leftover in folder.glob(f".{name}.*.tmp"):
             leftover.unlink(missing_ok=True)
+    for leftover in (folder / SAMPLES).glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)

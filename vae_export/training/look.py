@@ -1,0 +1,117 @@
+"""What a model makes of fixed latents and of fixed rows, as small pictures and numbers that a page can show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vae_runtime import noise
+from vae_runtime.errors import InputError
+from vae_runtime.image import grid, pairs
+
+from . import objective
+from .evaluation import ACTIVE
+from .model import VAE
+
+ROWS = 1000
+"""Rows of validation data at most that a look encodes."""
+BATCH = 250
+"""Rows that a validation encodes at once."""
+# Latents that are decoded after an epoch, rows that are reconstructed, and pixels of a side of each picture at most.
+_SAMPLES, _RECONSTRUCTED, _SIDE = 16, 20, 128
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a model makes of fixed rows."""
+
+    reconstructions: NDArray[np.uint8] | None
+    """The first rows, each with its reconstruction beneath; None where observations are no pictures."""
+    kl: NDArray[np.float64]
+    """KL of each latent dimension, the mean over the rows, in nats: [latent]."""
+    active: NDArray[np.bool_]
+    """Latent dimensions whose posterior mean has a variance above 0.01 over the rows: [latent]."""
+    map: NDArray[np.float64] | None
+    """Posterior means of the rows along their two principal axes, [n, 2]; None with fewer than two dimensions."""
+    explained: float
+    """Share of the variance of the posterior means that lies along these axes."""
+    labels: NDArray[np.int64] | None = None
+    """The class of each row, [n]; None where rows have none."""
+    names: Sequence[str] = ()
+    """Names of the classes by their numbers; empty where they have none."""
+
+
+@torch.no_grad()
+def look_at(vae: VAE, x: Tensor, labels: NDArray[np.int64] | None = None, names: Sequence[str] = ()) -> Look:
+    """Look at a model by means of fixed rows.
+
+    Args:
+        vae: in evaluation mode.
+        x: observations as the model sees them, float32 [n, *shape], at least one; `ROWS` of them are used.
+        labels: their classes, int64 [n].
+        names: of the classes.
+    """
+    x = x[:ROWS]
+    encoded = [vae.encode(part) for part in x.split(BATCH)]
+    mu, logvar = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+    means = mu.double().numpy()
+    xy, explained = _principal(means)
+    first = x[:_RECONSTRUCTED]
+    return Look(
+        reconstructions=_pairs(first, vae.point(vae.decode(mu[:_RECONSTRUCTED]))),
+        kl=objective.kl_standard_normal(mu.double(), logvar.double()).mean(0).numpy(),
+        active=means.var(0) > ACTIVE,
+        map=xy,
+        explained=explained,
+        labels=None if labels is None else labels[:ROWS],
+        names=names,
+    )
+
+
+@torch.no_grad()
+def samples(vae: VAE, seed: int) -> NDArray[np.uint8] | None:
+    """Return a picture of what a model decodes latents of the prior to, the same latents for the same seed.
+
+    Args:
+        vae: in evaluation mode, on any device.
+        seed: of the latents.
+
+    Returns:
+        uint8 [height, width] or [height, width, C]; None where observations are no pictures.
+    """
+    z = torch.from_numpy(noise.normal(seed, 0, _SAMPLES, (vae.config.latent,), noise.PRIOR))
+    try:
+        return grid(_small(vae.point(vae.decode(z.to(vae.scale.device)))))
+    except InputError:
+        return None
+
+
+def _pairs(x: Tensor, reconstructions: Tensor) -> NDArray[np.uint8] | None:
+    try:
+        return pairs(_small(x), _small(reconstructions))
+    except (InputError, ValueError):
+        return None
+
+
+def _small(x: Tensor) -> NDArray[np.float32]:
+    """Leave pixels out, so that no picture is large."""
+    for axis in range(2, x.dim()):
+        x = x[(slice(None),) * axis + (slice(None, None, -(-x.shape[axis] // _SIDE)),)]
+    return x.float().cpu().numpy()
+
+
+def _principal(means: NDArray[np.float64]) -> tuple[NDArray[np.float64] | None, float]:
+    """Return points along their two principal axes and the share of their variance there."""
+    if min(means.shape) < 2:
+        return None, 0.0
+    _, lengths, axes = np.linalg.svd(means - means.mean(0), full_matrices=False)
+    variances = lengths**2
+    # The sign of an axis is free: its largest part is positive.
+    signs = np.sign(axes[[0, 1], np.abs(axes[:2]).argmax(1)])
+    total = float(variances.sum())
+    return (means - means.mean(0)) @ (axes[:2].T * signs), float(variances[:2].sum()) / total if total > 0 else 0.0

@@ -2,10 +2,12 @@
 import * as ort from "onnxruntime-web/wasm";
 import { VAE, VaeError, interpolate, load } from "vae-runtime";
 
-import type { About, CallName, Calls, ConditionValues, Draw, LatentInfo, Scored } from "./protocol.js";
+import type { About, CallName, Calls, ConditionValues, Draw, LatentInfo, Rows, Scored } from "./protocol.js";
 
 ort.env.wasm.numThreads = 1;
 ort.env.wasm.wasmPaths = { wasm: new URL("ort-wasm-simd-threaded.wasm", self.location.href).href };
+
+const CLASSES = "categorical";
 
 let source = { url: "", digest: "" };
 let about: About;
@@ -32,19 +34,43 @@ function described(vae: VAE): About {
   });
   const without = latents.find(({ prior }) => prior === "none");
   const hasCodes = latents.some(({ dtype }) => dtype !== "float32");
+  // The page sees one value for each of an observation: of probabilities the most likely class.
+  const { likelihood } = manifest;
+  const shown = likelihood.kind === CLASSES ? { ...likelihood, shape: null, axes: [] } : likelihood;
   const runnable = (component: "encoder" | "decoder") =>
     [...manifest[component].values()].filter(({ executor }) => executor === "ort").map(({ name }) => name);
   const packed = (component: string) => `The ${component} was left out when this bundle was packed.`;
   const refused = manifest.refused.find(({ component }) => component === "encoder");
   return {
     name: manifest.name, description: manifest.description, license: manifest.license, digest: vae.info.digest,
-    observation: manifest.observation, likelihood: manifest.likelihood, table: manifest.table,
+    observation: manifest.observation, likelihood: shown, table: manifest.table,
     conditions: manifest.conditions.map(({ name, dtype, shape, classes, range }) => ({ name, dtype, shape, classes, range })),
     latents, size: hasCodes ? 0 : size, variants: runnable("decoder"),
     noPrior: without ? (without.reason ?? "its prior is not known") : null,
     noDecoder: manifest.decoder.size ? null : packed("decoder"),
     noEncoder: manifest.encoder.size ? null : refused ? `The model has no encoder: ${refused.reason}.` : packed("encoder"),
   };
+}
+
+/** The most likely class of each value, where rows hold the probabilities of classes. */
+function shownOf({ data, shape }: Rows): Rows {
+  if (about.likelihood.kind !== CLASSES) return { data, shape };
+  const classes = shape.at(-1)!;
+  const likely = Float32Array.from({ length: data.length / classes }, (_, at) => {
+    const row = data.subarray(at * classes, (at + 1) * classes);
+    return row.indexOf(row.reduce((a, b) => Math.max(a, b)));
+  });
+  return { data: likely, shape: shape.slice(0, -1) };
+}
+
+/** What the page holds as an observation, as the encoder and the likelihood take it: whole numbers, or levels. */
+function observed(x: Float32Array): Float32Array | Int32Array {
+  const { dtype, range } = about.observation;
+  if (dtype === "int64") return Int32Array.from(x, Math.round);
+  if (about.likelihood.kind === CLASSES) return x.map(Math.round);
+  if (about.likelihood.kind !== "logistic" || !range) return x;
+  const step = (range[1] - range[0]) / 255;
+  return x.map((each) => range[0] + Math.round((each - range[0]) / step) * step);
 }
 
 function product(shape: readonly number[]): number {
@@ -105,19 +131,19 @@ const calls: { [K in CallName]: (args: Calls[K][0]) => Promise<Calls[K][1]> } = 
     const vae = await vaeOf(variant);
     const began = performance.now();
     const rows = await vae.decode(latentsOf(z, n), { conditions: conditionsOf(conditions, n) });
-    return { ...rows, milliseconds: performance.now() - began };
+    return { ...shownOf(rows), milliseconds: performance.now() - began };
   },
 
   async score({ x, conditions, variant }): Promise<Scored> {
     const vae = await vaeOf(variant);
-    const rows = { data: x, shape: [1, ...about.observation.shape] };
+    const rows = { data: observed(x), shape: [1, ...about.observation.shape] };
     const given = { conditions: conditionsOf(conditions, 1) };
     const q = await vae.encode(rows, { ...given, seed: 0n });
     const scores = about.noDecoder ? null : await vae.score(rows, { ...given, seed: 0n });
     const terms = scores?.klPerDimension ?? null;
     const parts = !terms ? [] : "data" in terms ? [terms] : about.latents.map(({ name }) => (terms as any)[name]);
     return {
-      reconstruction: about.noDecoder ? null : await vae.reconstruct(rows, given),
+      reconstruction: about.noDecoder ? null : shownOf(await vae.reconstruct(rows, given)),
       latent: numbersOf(q.mode()),
       mean: about.size ? rowsOfLatents(q.mode(), 1) : null,
       elbo: scores?.elbo?.[0] ?? null, kl: scores?.kl?.[0] ?? null,
@@ -151,7 +177,7 @@ const calls: { [K in CallName]: (args: Calls[K][0]) => Promise<Calls[K][1]> } = 
           times.push(performance.now() - began);
         }
         await vae.close();
-        results.push({ name, rows, milliseconds: times.sort((a, b) => a - b)[4], error: null });
+        results.push({ name, rows: shownOf(rows), milliseconds: times.sort((a, b) => a - b)[4], error: null });
       } catch (error) {
         results.push({ name, rows: null, milliseconds: 0, error: messageOf(error) });
       }

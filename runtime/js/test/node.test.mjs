@@ -110,7 +110,7 @@ test("the package is small, and only what is needed is in it", () => {
   const code = files.filter((name) => name.endsWith(".js")).sort();
   assert.deepEqual(code, ["dist/bundle_schema.js", "dist/fflate.js", "dist/index.js", "dist/noise_table.js", "dist/operators.js"]);
   assert.ok(files.every((name) => /^(dist\/[a-z0-9_]+\.(js|d\.ts)|package\.json|README\.md|LICENSE)$/.test(name)), files.join());
-  assert.ok(kib(join(installed, "dist/index.js")) <= 79, `own code: ${kib(join(installed, "dist/index.js"))} KiB`);
+  assert.ok(kib(join(installed, "dist/index.js")) <= 80, `own code: ${kib(join(installed, "dist/index.js"))} KiB`);
   assert.ok(kib(join(installed, "dist/noise_table.js")) <= 96);
   const { dependencies, version } = JSON.parse(readFileSync(join(installed, "package.json"), "utf-8"));
   assert.equal(dependencies, undefined);

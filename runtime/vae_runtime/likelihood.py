@@ -344,7 +344,7 @@ class Categorical(Kind):
     @property
     def values(self) -> str:
         """The classes, in the words of an error."""
-        return f"classes (0, 1, …, {self._last:g})"
+        return f"classes 0 … {self._last:g}"
 
     def of(self, bounds: tuple[float, float] | None, answer: tuple[int, ...] | None) -> Kind:
         """The kind with as many classes as the answer's last axis has."""

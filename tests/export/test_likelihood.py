@@ -128,3 +128,52 @@ def test_data_that_are_no_counts_are_refused_under_a_poisson(tmp_path, dtype, va
     with pytest.raises(InputError, match=words):
         train(tmp_path / "run", model, training, source, progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_classes_are_counted_in_the_training_data(tmp_path):
+    generator = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", generator.integers(0, 4, (60, 5)).astype(np.uint8))
+    model, training = ModelConfig(latent=2, hidden=(4,), likelihood="categorical"), TrainConfig(epochs=1)
+    source = DataConfig(str(tmp_path / "x.npy"), normalise="none")
+    outcome = train(tmp_path / "run", model, training, source, progress=False)
+    assert outcome.info.model.classes == 4
+    again = train(tmp_path / "run", model, training, source, progress=False)
+    assert again.already_finished
+    words = r"expected classes 0 … 1 .*got 0\.0\d+ at .*; number classes from 0 on, and take uint8 as they are"
+    for other, data in (
+        (replace(model, classes=3), source),
+        (model, DataConfig(str(tmp_path / "x.npy"))),
+    ):
+        expected = words if data is not source else r"expected classes 0 … 2 .*got 3 at"
+        with pytest.raises(InputError, match=expected):
+            train(tmp_path / "other", other, training, data, progress=False)
+
+
+def test_a_decoder_starts_from_how_often_each_class_is_each_value():
+    frequencies = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]])
+    for architecture, shape in (("mlp", (2,)), ("conv", (2, 4, 4))):
+        config = ModelConfig(architecture, shape, hidden=(4,), channels=(4,), likelihood="categorical", classes=3)
+        vae = VAE(config)
+        mean = frequencies.reshape(2, *[1] * (len(shape) - 1), 3).expand(*shape, 3)
+        vae.start_from_mean(mean)
+        last = [layer for layer in vae.decoder.modules() if hasattr(layer, "bias") and layer.bias is not None][-1]
+        torch.testing.assert_close(last.bias.reshape(2, 3).softmax(-1), frequencies)
+        assert vae.decode(torch.zeros(1, config.latent)).shape == (1, *shape, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"likelihood": "gaussian", "classes": 3}, "model.classes: a gaussian likelihood has no classes"),
+        ({"likelihood": "categorical", "classes": 1}, "model.classes: expected at least 2, or 0"),
+        ({"likelihood": "categorical", "learn_scale": True}, "a categorical likelihood has no scale"),
+    ],
+)
+def test_classes_that_do_not_fit_are_refused(fields, words):
+    with pytest.raises(InputError, match=words):
+        ModelConfig(observation_shape=(3,), **fields)
+
+
+def test_a_model_of_classes_needs_their_number():
+    with pytest.raises(InputError, match=r"model\.classes: expected the number of classes, such as 10, got none"):
+        VAE(ModelConfig(observation_shape=(3,), likelihood="categorical"))

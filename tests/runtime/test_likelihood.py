@@ -142,7 +142,7 @@ def test_what_is_no_class_is_refused_and_has_no_probability():
     terms = kind.log_prob(x, Parameters(logits=np.zeros((6, 5))))
     np.testing.assert_allclose(terms, [-math.log(5)] * 2 + [-np.inf] * 4)
     assert kind.misfit(np.array([[1, 2], [3, 5]])) == (
-        "expected classes (0, 1, …, 4) for a categorical likelihood, got 5 at [1, 1]"
+        "expected classes 0 … 4 for a categorical likelihood, got 5 at [1, 1]"
     )
     with pytest.raises(InputError, match="expected the decoder's answer with an axis of classes, its last, got none"):
         kind.of((0, 4), None)

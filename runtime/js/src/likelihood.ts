@@ -129,7 +129,7 @@ function categorical(classes: number): Kind {
     ...PLAIN,
     logits: true,
     classes,
-    values: `classes (0, 1, …, ${classes - 1})`,
+    values: `classes 0 … ${classes - 1}`,
     isValue: (x) => Number.isInteger(x) && x >= 0 && x < classes,
     logProb: takesRows,
     draw: takesRows,

@@ -201,6 +201,7 @@ def test_a_state_from_before_there_were_averages_goes_on(digits_npy, tmp_path, m
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_a_compiled_step_gives_the_same_curve(digits_npy, tmp_path):
     run(tmp_path / "plain", digits_npy)
     run(tmp_path / "compiled", digits_npy, compile=True)

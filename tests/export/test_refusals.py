@@ -271,7 +271,7 @@ REFUSED = {
     "scale without a likelihood": (
         Plain,
         {**GAUSSIAN, "scale": 0.5},
-        "expected with likelihood gaussian or laplace only",
+        "expected only with one of the likelihoods gaussian, laplace, logistic",
         "pass likelihood=",
     ),
     "bernoulli beyond 1": (

@@ -176,7 +176,7 @@ def _require_scale_fits(base: Any, declaration: Declaration) -> None:
     scaled = [name for name, kind in KINDS.items() if kind.scale]
     if declaration.scale is not None and declaration.likelihood not in scaled and isinstance(base, Tensor):
         raise ExportError(
-            f"scale: expected with likelihood {' or '.join(scaled)} only, got {declaration.scale:g}; pass "
+            f"scale: expected only with one of the likelihoods {', '.join(scaled)}, got {declaration.scale:g}; pass "
             "likelihood= too"
         )
 

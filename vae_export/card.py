@@ -11,6 +11,7 @@ from vae_runtime.manifest import Manifest
 from vae_runtime.timing import in_words
 
 from .front_matter import front_matter
+from .training.config import ModelConfig
 
 # Graphs that exist already are adopted without PyTorch.
 if TYPE_CHECKING:
@@ -46,10 +47,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int], picture: bool, *, r
         *_origin(manifest),
         f"License of the weights: {manifest.license or 'not stated'}.",
         "",
-        "## What was understood of the model",
-        "",
-        *(f"- {line}" for line in recognised),
-        "",
+        *_understood(recognised),
         *_graphs(manifest, sizes),
     ]
     return "\n".join(lines) + "\n"
@@ -102,6 +100,7 @@ def run_card(
         "",
         *_figures(evaluation),
         "",
+        *_understood(() if isinstance(info.model, ModelConfig) else info.model.recognised),
         *_graphs(manifest, sizes),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -123,6 +122,10 @@ def _averaged(info: RunInfo) -> str:
     computed = f" Its networks computed in {info.train.precision}." if info.train.precision != "float32" else ""
     decay = info.train.ema
     return computed + (f" The weights are their average over the steps, with decay {decay:g}." if decay else "")
+
+
+def _understood(recognised: Sequence[str]) -> list[str]:
+    return ["## What was understood of the model", "", *(f"- {line}" for line in recognised), ""] if recognised else []
 
 
 def _kind(manifest: Manifest) -> str:
@@ -271,6 +274,8 @@ def _listed(texts: Iterable[str]) -> str:
 
 def _architecture(info: RunInfo) -> str:
     model = info.model
+    if not isinstance(model, ModelConfig):
+        return f"Encoder and decoder are those of the class {model.title}."
     widths = "-".join(map(str, model.hidden))
     if model.architecture == "mlp":
         return f"Encoder: dense layers of {widths} ({model.activation}); the decoder mirrors it."

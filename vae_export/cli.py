@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,9 @@ from vae_runtime.cli.scoring import add_calibrate
 from vae_runtime.errors import InputError, lines_of, one_line
 from vae_runtime.likelihood import KINDS
 
-from .training.config import RECIPES, DataConfig, ModelConfig, TrainConfig
+from .cli_train import add_evaluate, add_methods, add_pytorch_verb, add_train
 from .understand.declaration import SECOND, Declaration
 
-# Fields of DataConfig that have another name on the command line.
-_DATA_FLAGS = {"source": "data", "seed": "split-seed"}
 POSTERIORS = (*SECOND, "codes", "none")
 LIKELIHOODS = tuple(KINDS)
 # Arguments of `export` that have the same name as an option.
@@ -51,144 +47,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vae-export {__version__}")
     verbs = parser.add_subparsers(metavar="COMMAND", required=True)
-    of_runs = (_add_train, _add_evaluate, _add_export, _add_adopt, _add_parity)
+    of_runs = (add_train, add_evaluate, _add_export, _add_adopt, _add_parity)
     for add in (*of_runs, add_calibrate, _add_sign, _add_push, _add_demo):
         add(verbs)
     return parser
 
 
-def _add_pytorch_verb(
-    verbs: Verbs, name: str, function: Callable[[argparse.Namespace], int | None], text: str
-) -> argparse.ArgumentParser:
-    """Add a verb that raises MemoryError where PyTorch, which has no such class, runs out of memory."""
-
-    def call(options: argparse.Namespace) -> int | None:
-        try:
-            return function(options)
-        except RuntimeError as error:
-            size = re.search(r"you tried to allocate (\d+) bytes", str(error))
-            if size is None:
-                raise
-            raise MemoryError(f"PyTorch asked for {int(size[1]) / 2**30:,.1f} GiB at once") from error
-
-    return add_verb(verbs, name, call, text)
-
-
-def _add_train(verbs: Verbs) -> None:
-    verb = _add_pytorch_verb(verbs, "train", _train, "train a VAE; run the same command again to resume it")
-    verb.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
-    verb.add_argument("--recipe", choices=sorted(RECIPES), help="start from the configuration of a shipped model")
-    verb.add_argument("--tensorboard", action="store_true", help="write event files to RUN/tensorboard")
-    verb.add_argument(
-        "--track", action="append", default=[], choices=("mlflow", "wandb"), help="log to a tracker: docs/training.md"
-    )
-    for title, config in (("data", DataConfig), ("model", ModelConfig), ("training", TrainConfig)):
-        group = verb.add_argument_group(title)
-        for field in dataclasses.fields(config):
-            if field.default is not dataclasses.MISSING:  # the conditions of a model are those of the data
-                _add_field(group, config, field)
-
-
-def _add_field(group: Any, config: Any, field: dataclasses.Field[Any]) -> None:
-    """Add an option for a field of a configuration; None, its default, keeps the recipe's or the field's value."""
-    flag = "--" + (_DATA_FLAGS.get(field.name, field.name) if config is DataConfig else field.name).replace("_", "-")
-    shared = {"dest": f"{config.place}.{field.name}", "default": None}
-    words, _ = field.metadata["rule"]
-    text = f"{words} (default {_shown(field.default) or field.metadata['empty']})"
-    if isinstance(field.default, bool):
-        group.add_argument(
-            flag, action=argparse.BooleanOptionalAction, help=f"default {_shown(field.default)}", **shared
-        )
-    elif isinstance(field.default, tuple):
-        item = field.metadata.get("item", int)
-        metavar = "N" if item is int else item.__name__.upper()
-        group.add_argument(flag, type=item, nargs="+", metavar=metavar, help=text, **shared)
-    else:
-        group.add_argument(
-            flag, type=type(field.default), metavar=type(field.default).__name__.upper(), help=text, **shared
-        )
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, tuple):
-        return " ".join(map(str, default))
-    return {True: "yes", False: "no"}.get(default, str(default)) if isinstance(default, bool) else str(default)
-
-
-def _configured(options: argparse.Namespace) -> tuple[Any, ...]:
-    """Return the three configurations: the recipe or the defaults, changed by the options; a bad value is misuse."""
-    recipe = RECIPES.get(options.recipe)
-    bases = (recipe.model, recipe.train, recipe.data) if recipe else (ModelConfig(), TrainConfig(), DataConfig())
-    try:
-        configs = []
-        for base in bases:
-            prefix = base.place + "."
-            changes = {
-                name.removeprefix(prefix): value
-                for name, value in vars(options).items()
-                if name.startswith(prefix) and value is not None
-            }
-            configs.append(dataclasses.replace(base, **changes))
-    except InputError as error:
-        options.misuse(str(error))
-    return tuple(configs)
-
-
-def _train(options: argparse.Namespace) -> None:
-    configs = _configured(options)
-    from .training.loop import train
-    from .training.processes import started_by, started_first
-
-    recorders = (["tensorboard"] if options.tensorboard else []) + list(dict.fromkeys(options.track))
-    outcome = train(options.out, *configs, recorders=recorders, command=started_by(options.arguments))
-    if not started_first():
-        return
-    result = outcome.info.result
-    state = "already finished" if outcome.already_finished else "finished"
-    if outcome.resumed_epoch and not outcome.already_finished:
-        state += f", resumed from epoch {outcome.resumed_epoch}"
-    print(one_line(f"{options.out}: {state}"))
-    if result:
-        stopped = ", stopped early" if result.stopped_early else ""
-        print(
-            f"best epoch {result.best_epoch} of {result.epochs}{stopped}: validation {_surrogate(outcome.info)}ELBO "
-            f"{result.elbo:.2f} nats (reconstruction {result.reconstruction:.2f}, KL {result.kl:.2f})"
-        )
-
-
-def _surrogate(info: Any) -> str:
-    return "surrogate " if info.surrogate else ""
-
-
-def _add_evaluate(verbs: Verbs) -> None:
-    text = "measure a run on its test data: ELBO, importance-weighted bound, active units"
-    verb = _add_pytorch_verb(verbs, "evaluate", _evaluate, text)
-    verb.add_argument("run", type=Path, help="the run's folder")
-    verb.add_argument(
-        "--importance-samples", type=int, default=1000, metavar="K", help="samples of the bound (default 1000)"
-    )
-    verb.add_argument("--limit", type=int, metavar="N", help="use only the first N test observations")
-    verb.add_argument("--data", help="where the run's data are now")
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    for name in ("importance_samples", "limit"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            options.misuse(f"--{name.replace('_', '-')}: expected an integer of at least 1, got {value}")
-    from .training.evaluation import evaluate
-
-    evaluation = evaluate(
-        options.run, importance_samples=options.importance_samples, limit=options.limit, data=options.data
-    )
-    for name, value in dataclasses.asdict(evaluation).items():
-        kind = "surrogate " if evaluation.surrogate and name in ("elbo", "nll") else ""
-        print(one_line(f"{kind + name.replace('_', ' '):28}{f'{value:.6g}' if isinstance(value, float) else value}"))
-
-
 def _add_export(verbs: Verbs) -> None:
     text = "export a run or a model as a bundle, after its graphs are proven equal to PyTorch"
-    verb = _add_pytorch_verb(verbs, "export", _export, text)
+    verb = add_pytorch_verb(verbs, "export", _export, text)
     verb.add_argument("run", type=Path, nargs="?", help="the run's folder; or use --model")
     verb.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="the bundle's folder")
     verb.add_argument(
@@ -237,8 +104,7 @@ def _add_model(verb: argparse.ArgumentParser) -> None:
     )
     _add_conditions(group)
     _add_meaning(group, help="normal, none, sphere; or a prior to fit: diagonal, gaussian, mixture:K")
-    for name in ("encode", "decode"):
-        group.add_argument(f"--{name}", metavar="METHOD", help=f"name of the method (default {name})")
+    add_methods(group)
 
 
 def _add_conditions(group: Any) -> None:
@@ -421,7 +287,7 @@ def _adopt(options: argparse.Namespace) -> None:
 
 
 def _add_parity(verbs: Verbs) -> None:
-    verb = _add_pytorch_verb(
+    verb = add_pytorch_verb(
         verbs,
         "parity",
         _parity,
@@ -480,7 +346,7 @@ def _push(options: argparse.Namespace) -> None:
 
 def _add_demo(verbs: Verbs) -> None:
     text = "train on real digits, export, prove parity, verify and sample, in about a minute"
-    verb = _add_pytorch_verb(verbs, "demo", _demo, text)
+    verb = add_pytorch_verb(verbs, "demo", _demo, text)
     verb.add_argument("--out", type=Path, default=Path("out/demo"), help="the folder to write (default out/demo)")
 
 

@@ -94,9 +94,10 @@ def require_folder(out: object) -> Path:
 
 
 def export(
-    model: nn.Module | str | Path,
+    source: nn.Module | str | Path,
     out: str | Path,
     *,
+    model: nn.Module | None = None,
     example: ArrayLike | Tensor | None = None,
     latents: ArrayLike | Tensor | Mapping[str, ArrayLike | Tensor] | None = None,
     conditions: Mapping[str, ArrayLike | Tensor] | None = None,
@@ -130,7 +131,9 @@ def export(
     """Export a VAE as a bundle, once its graphs are shown to compute what PyTorch computes.
 
     Args:
-        model: a VAE, whose state is left unchanged, an object that holds one, or the folder of a run that `train` made.
+        source: a VAE, whose state is left unchanged, an object that holds one, or the folder of a run of `train`.
+        model: with a run's folder, the module of a run whose model was given to `train` in Python without a name; it
+            takes the run's weights.
         out: the bundle's folder; must not exist unless `force`.
         example: observations, floats, integers or bools [n, ...]. Several make a stronger test.
         latents: in the place of `example`, latents [n, ...], or several by name in the order of decode's arguments:
@@ -180,23 +183,25 @@ def export(
     require_replaceable(out, force, refusal=ExportError)
     declaration = Declaration(
         encode=encode, decode=decode, posterior=posterior, likelihood=likelihood, scale=scale,
-        prior=prior_of(prior, model), axes=axes,
+        prior=prior_of(prior, source), axes=axes,
         latent_axes=latent_axes, dynamic=dynamic, range=range, latent_scale=latent_scale, latent_shift=latent_shift,
         codebook=codebook,
     )  # fmt: skip
     check_declaration(declaration)
     examples = Examples(example, conditions, class_names, observations, latents)
-    if isinstance(model, (str, Path)):
+    if isinstance(source, (str, Path)):
         require_no_model_arguments(declaration, examples)
-        source = run_source(Path(model), data, name)
+        found = run_source(Path(source), data, name, model)
+    elif model is not None:
+        raise InputError("model: expected only with the folder of a run, got a model beside a model; leave it out")
     else:
-        source = model_source(model, declaration, examples, name)
+        found = model_source(source, declaration, examples, name)
     with (
-        unchanged(source.model),
-        fitting_threads(source.model, source.example),
+        unchanged(found.model),
+        fitting_threads(found.model, found.example),
         tempfile.TemporaryDirectory(prefix="vae-export-") as folder,
     ):
-        return _export_source(source, out, labels, options, Path(folder))
+        return _export_source(found, out, labels, options, Path(folder))
 
 
 def _export_source(source: Source, out: Path, labels: Labels, options: Options, folder: Path) -> Exported:

@@ -28,6 +28,8 @@ from .training.checkpoint import RunInfo
 from .training.data.dataset import Dataset
 from .training.data.part import Part
 from .training.evaluation import binarise, read_evaluation
+from .training.own_model import OwnModel
+from .training.own_vae import again
 from .understand.checks import class_names_of, observation_range
 from .understand.declaration import Declaration
 from .understand.edges import at_edge
@@ -96,13 +98,19 @@ def require_no_model_arguments(declaration: Declaration, examples: Examples) -> 
             raise InputError(f"{name}: expected nothing for a run, which states it itself; leave it out")
 
 
-def run_source(run: Path, data: str | None, name: str | None) -> Source:
+def run_source(run: Path, data: str | None, name: str | None, model: nn.Module | None = None) -> Source:
     """Return the source of a run's folder.
+
+    Args:
+        run: the folder.
+        data: where its data are now, if they were moved.
+        name: of the bundle; by default that of the data.
+        model: the module of a run whose model was given in Python without a name.
 
     Raises:
         InputError: the run or its data are missing or damaged.
     """
-    vae, info = checkpoint.load(run)
+    vae, info = checkpoint.load(run, model)
     evaluation = read_evaluation(run)
     dataset = checkpoint.run_data(info, data, run)
     observations = torch.from_numpy(_unseen(dataset).rows(slice(max(EXAMPLES, MEASURED))))
@@ -114,9 +122,14 @@ def run_source(run: Path, data: str | None, name: str | None) -> Source:
     declaration = Declaration(
         prior="normal",
         # Those of convolutions follow from the layers.
-        axes=None if info.model.architecture == "conv" else axes.get(len(shape), numbered),
+        axes=None if _has_convolutions(vae) else axes.get(len(shape), numbered),
         range=observation_range(info.model.likelihood, (0.0, 1.0) if dataset.unit else None, None),
     )
+    if isinstance(info.model, OwnModel):
+        again(vae, info.model, observations)
+        declaration, kind = declaration.over(info.model.declaration), info.model.title
+    else:
+        kind = f"{info.model.architecture} VAE"
     return Source(
         model=vae,
         example=_at_least_two(observations[:EXAMPLES]),
@@ -132,13 +145,17 @@ def run_source(run: Path, data: str | None, name: str | None) -> Source:
         ),
         held_out=_held_out(info, dataset),
         name=name or info.provenance.name,
-        description=f"{info.model.architecture} VAE trained on {info.provenance.name}",
+        description=f"{kind} trained on {info.provenance.name}",
         normalisation=dataset.normalisation,
         training=_training(info, sum(parameter.numel() for parameter in vae.parameters())),
         notes=_other_version(run, info),
         metrics=asdict(evaluation) if evaluation else {},
         card=lambda manifest, sizes, picture: run_card(manifest, info, evaluation, sizes, picture),
     )
+
+
+def _has_convolutions(model: nn.Module) -> bool:
+    return any(isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for layer in model.modules())
 
 
 def model_source(model: Any, declaration: Declaration, examples: Examples, name: str | None) -> Source:

@@ -219,9 +219,9 @@ def test_the_report_is_drawn_while_training_goes_on(run, digits_npy, tmp_path, m
     drawn = []
     draw = Display.draw
 
-    def counted(self, state):
+    def counted(self, state, vae):
         drawn.append(state.epoch)
-        draw(self, state)
+        draw(self, state, vae)
         assert (self.folder / "report.html").exists()
 
     monkeypatch.setattr(Display, "draw", counted)

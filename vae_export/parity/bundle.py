@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
+from torch import nn
 
 from vae_runtime.bundle import Bundle, open_bundle
 from vae_runtime.errors import require_bool
@@ -26,7 +27,12 @@ Array = NDArray[Any]
 
 
 def check_parity(
-    run: str | Path, bundle: str | Path, *, data: str | None = None, trust: bool = False
+    run: str | Path,
+    bundle: str | Path,
+    *,
+    data: str | None = None,
+    trust: bool = False,
+    model: nn.Module | None = None,
 ) -> tuple[Report, ParityReport]:
     """Compare a bundle with the run that it was exported from.
 
@@ -36,6 +42,7 @@ def check_parity(
         data: where the run's data are now, if they were moved.
         trust: whether to load TorchScript and .pt2 files, too. They are code, which then runs with your rights: give
             True only where you trust whoever made the bundle.
+        model: the module of a run whose model was given in Python without a name; it takes the run's weights.
 
     Returns:
         The verification of the bundle's files and golden vectors, in which graphs that were not loaded are skipped, and
@@ -47,7 +54,7 @@ def check_parity(
         ParityError: the bundle was made from another model.
     """
     require_bool("trust", trust)
-    source = run_source(require_path("run", run), data, None)
+    source = run_source(require_path("run", run), data, None, model)
     opened = open_bundle(bundle)
     manifest = opened.manifest
     with unchanged(source.model):

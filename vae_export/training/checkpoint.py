@@ -13,18 +13,21 @@ from typing import Any, TypeVar, cast
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from vae_runtime.errors import InputError, error_line
 from vae_runtime.files import write_atomic
 from vae_runtime.input_files import open_plain, open_safetensors, read_json
 from vae_runtime.manifest import Normalisation
 
+from ..loading import load_model
+from ..understand.inner import module_of
 from .config import DataConfig, ModelConfig, TrainConfig
 from .data.dataset import Dataset, Provenance
 from .data.dataset import load as load_data
 from .likelihood import kind_named
 from .model import VAE
+from .own_model import OwnModel
 
 _Record = TypeVar("_Record")
 
@@ -124,7 +127,7 @@ class Stage:
 class RunInfo:
     """The content of a run's `config.json`."""
 
-    model: ModelConfig
+    model: ModelConfig | OwnModel
     train: TrainConfig
     data: DataConfig
     provenance: Provenance
@@ -187,7 +190,7 @@ def read_info(folder: Path) -> RunInfo:
         if version == 1 and "licence" in provenance:
             provenance["license"] = provenance.pop("licence")
         return RunInfo(
-            model=ModelConfig.from_json(content["model"]),
+            model=_model_of(content["model"]),
             train=TrainConfig.from_json(content["train"]),
             data=DataConfig.from_json(content["data"]),
             provenance=typed(Provenance(**provenance), "provenance"),
@@ -203,6 +206,11 @@ def read_info(folder: Path) -> RunInfo:
         raise InputError(f"{path}: the field {error} is missing; restore it or train again") from error
     except TypeError as error:
         raise InputError(f"{path}: {error_line(error)}; restore it or train again") from error
+
+
+def _model_of(fields: Any) -> ModelConfig | OwnModel:
+    own = isinstance(fields, dict) and "factory" in fields
+    return OwnModel.from_json(fields) if own else ModelConfig.from_json(fields)
 
 
 def typed(record: _Record, place: str) -> _Record:
@@ -223,8 +231,18 @@ def typed(record: _Record, place: str) -> _Record:
 
 def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
     """Write `model.safetensors`."""
-    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in weights.items()})
-    write_atomic(folder / "model.safetensors", content)
+    write_atomic(folder / "model.safetensors", safetensors.torch.save(separate(weights)))
+
+
+def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as safetensors takes them: contiguous, and none in the memory of another, as tied weights are."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        own = tensor.contiguous()
+        result[name] = own.clone() if own.data_ptr() in seen else own
+        seen.add(own.data_ptr())
+    return result
 
 
 def weights_digest(folder: Path) -> str:
@@ -241,36 +259,75 @@ def weights_digest(folder: Path) -> str:
         raise InputError(f"{path}: {error.strerror}; train the run again, or restore the file") from error
 
 
-def load(folder: str | Path) -> tuple[VAE, RunInfo]:
-    """Load the best weights of a run, in evaluation mode, with what is known about them.
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """Read `model.safetensors`.
 
     Raises:
-        InputError: a file is missing or damaged, or a tensor is missing, left over, or of another shape or type.
+        InputError: it is missing or damaged.
     """
-    folder = Path(folder)
-    info = read_info(folder)
     path = folder / "model.safetensors"
     try:
         with open_safetensors(path) as file:
-            tensors = safetensors.torch.load(file.read())
+            return safetensors.torch.load(file.read())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; restore it or train again") from error
     except (SafetensorError, ValueError) as error:
         raise InputError(
             f"{path}: expected a whole safetensors file: {error_line(error)}; restore it or train again"
         ) from error
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, RunInfo]:
+    """Load the best weights of a run, in evaluation mode, with what is known about them; a built-in model is frozen.
+
+    Args:
+        folder: of the run.
+        model: the module of a run whose model is not built in, which takes the weights; without it the run's factory
+            makes one, which runs its code.
+
+    Raises:
+        InputError: a file is missing or damaged, or a tensor is missing, left over, or of another shape or type; or a
+            model is needed, or given for a run of a built-in one.
+    """
+    folder = Path(folder)
+    info = read_info(folder)
+    path = folder / "model.safetensors"
+    tensors = load_weights(folder)
+    if isinstance(info.model, OwnModel):
+        module = _own_module(folder, info.model, model)
+        foreign = f"{info.model.factory or 'model='} gives another model than the one that was trained: restore it"
+        _require_tensors(path, module.state_dict(), tensors, foreign)
+        module.load_state_dict(tensors)
+        return module.eval(), info
+    if model is not None:
+        raise InputError(f"{folder}: model: expected none for a run of a built-in model; leave it out")
     with torch.device("meta"):  # weights that are about to be read are not drawn first
         vae = VAE(info.model)
-    expected = vae.state_dict()
+    _require_tensors(path, vae.state_dict(), tensors, _FOREIGN)
+    vae.to_empty(device="cpu").load_state_dict(tensors)
+    return vae.eval().requires_grad_(False), info
+
+
+def _own_module(folder: Path, recorded: OwnModel, model: nn.Module | None) -> nn.Module:
+    if model is not None:
+        return module_of(model)
+    if recorded.factory is None:
+        raise InputError(
+            f"{folder}: the model of this run, {recorded.class_name}, was given in Python without a name; give it "
+            "again with model=, as in export(run, bundle, model=MyVAE())"
+        )
+    return module_of(load_model(recorded.factory, None))
+
+
+def _require_tensors(path: Path, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], foreign: str) -> None:
+    """Refuse weights that are not those of a model; the message ends with `foreign`."""
     for name, tensor in expected.items():
         got = _kind(tensors[name]) if name in tensors else "none"
         if got != _kind(tensor):
-            raise InputError(f"{path}: tensor {name}: expected {_kind(tensor)}, got {got}; {_FOREIGN}")
+            raise InputError(f"{path}: tensor {name}: expected {_kind(tensor)}, got {got}; {foreign}")
     for name, tensor in tensors.items():
         if name not in expected:
-            raise InputError(f"{path}: tensor {name}: expected no tensor of this name, got {_kind(tensor)}; {_FOREIGN}")
-    vae.to_empty(device="cpu").load_state_dict(tensors)
-    return vae.eval().requires_grad_(False), info
+            raise InputError(f"{path}: tensor {name}: expected no tensor of this name, got {_kind(tensor)}; {foreign}")
 
 
 def _kind(tensor: Tensor) -> str:

@@ -13,10 +13,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from . import machine
 from .config import TrainConfig
-from .model import VAE
 from .processes import Processes
 from .resume import Trained
-from .step import FIGURES, Objective
+from .step import FIGURES, Modelled, Objective
 
 
 class Batch(NamedTuple):
@@ -42,7 +41,7 @@ class Descent:
         device: where.
     """
 
-    def __init__(self, vae: VAE, config: TrainConfig, group: Processes, device: torch.device) -> None:
+    def __init__(self, vae: Modelled, config: TrainConfig, group: Processes, device: torch.device) -> None:
         self._config, self._group, self._device = config, group, device
         self._objective = Objective(vae, machine.PRECISIONS[config.precision])
         self._module: torch.nn.Module = self._objective
@@ -52,9 +51,9 @@ class Descent:
             ids = [device.index] if device.type == "cuda" else None
             self._module = DistributedDataParallel(self._module, device_ids=ids)
         self._averaged = get_ema_multi_avg_fn(config.ema)
-        weights = [weight for weight in vae.parameters() if weight.requires_grad]
+        weights = [weight for weight in vae.module.parameters() if weight.requires_grad]
         self.trained = Trained(
-            vae,
+            vae.module,
             torch.optim.Adam(weights, lr=config.learning_rate, fused=True),
             torch.amp.GradScaler(device.type, enabled=config.precision == "float16"),
         )

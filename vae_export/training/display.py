@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -17,24 +17,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from vae_runtime import noise
 from vae_runtime.errors import InputError, VaeError, error_line, one_line
 from vae_runtime.files import write_atomic
 from vae_runtime.image import grid, png
 from vae_runtime.input_files import open_plain, read_json
 
 from ..errors import TrainingError
-from . import checkpoint
 from .checkpoint import RunInfo
+from .config import ModelConfig
 from .data.part import Part
-from .look import BATCH, ROWS, look_at, samples
-from .model import VAE
+from .look import BATCH, ROWS, drawn, look_at, samples
 from .plots import curve
 from .randomness import binarised, generator
 from .recorders import Recorder, Run
 from .report import Content, report
 from .resume import State
 from .run_folder import RECORDED, SAMPLES
+from .step import Modelled
 
 # Seconds between pictures of a run under way.
 _SECONDS = 60.0
@@ -84,7 +83,7 @@ class Display:
         """Tell recorders of a training that stops before its end."""
         self._end_recorders()
 
-    def show(self, state: State, vae: VAE) -> None:
+    def show(self, state: State, vae: Modelled) -> None:
         """Show where the run stands: at its beginning, and after each epoch that is saved, with the model then.
 
         What was lost when a run was killed is made up for when it goes on.
@@ -98,13 +97,14 @@ class Display:
         for taker in self._takers:
             taker.take(state.records, pictures)
         if time.monotonic() - self._drawn > _SECONDS:
-            self.draw(state)
+            with _best(vae, state):
+                self.draw(state, vae)
             self._drawn = time.monotonic()
 
-    def end(self, state: State, info: RunInfo) -> None:
-        """Show the end of a training, whose result is in `info`."""
+    def end(self, state: State, info: RunInfo, vae: Modelled) -> None:
+        """Show the end of a training, whose result is in `info`, with the best model in evaluation mode."""
         self.info = info
-        self.draw(state)
+        self.draw(state, vae)
         self._end_recorders()
 
     def _end_recorders(self) -> None:
@@ -130,13 +130,12 @@ class Display:
             taker.begin(config, resumed=resumed)
 
     @torch.no_grad()
-    def draw(self, state: State) -> None:
+    def draw(self, state: State, vae: Modelled) -> None:
         """Write `curve.png`, `report.html` and, where observations are images, `samples.png`: of the best weights."""
         write_atomic(self.folder / "curve.png", curve(state.records, surrogate=self.info.surrogate))
-        vae, _ = checkpoint.load(self.folder)
-        z = torch.from_numpy(noise.normal(self.info.train.seed, 0, 64, (self.info.model.latent,), noise.PRIOR))
+        seed = self.info.train.seed
         with contextlib.suppress(InputError):  # observations that are no images have curves and tables alone
-            write_atomic(self.folder / "samples.png", png(grid(vae.point(vae.decode(z)).numpy())))
+            write_atomic(self.folder / "samples.png", png(grid(drawn(vae, 64, seed).cpu().numpy())))
         content = Content(
             name=self.folder.resolve().name,
             info=self.info,
@@ -145,15 +144,14 @@ class Display:
             command=self.command,
             look=look_at(vae, first_rows(self.validation, self.info), *labels_of(self.validation)),
             samples=self._kept(),
-            best_samples=samples(vae, self.info.train.seed),
+            best_samples=samples(vae, seed),
         )
         write_atomic(self.folder / "report.html", report(content))
 
-    def _pictured(self, epoch: int, vae: VAE) -> dict[str, NDArray[np.uint8]]:
+    def _pictured(self, epoch: int, vae: Modelled) -> dict[str, NDArray[np.uint8]]:
         """Keep small samples of an epoch."""
-        training = vae.training
-        picture = samples(vae.eval(), self.info.train.seed)
-        vae.train(training)
+        with _evaluated(vae):
+            picture = samples(vae, self.info.train.seed)
         if picture is None:
             return {}
         (self.folder / SAMPLES).mkdir(exist_ok=True)
@@ -167,6 +165,29 @@ class Display:
             with open_plain(path) as file:
                 found[int(path.stem)] = file.read()
         return found
+
+
+@contextlib.contextmanager
+def _evaluated(vae: Modelled) -> Iterator[None]:
+    """Use the model in evaluation mode inside the block."""
+    training = vae.module.training
+    vae.module.eval()
+    try:
+        yield
+    finally:
+        vae.module.train(training)
+
+
+@contextlib.contextmanager
+def _best(vae: Modelled, state: State) -> Iterator[None]:
+    """Use the best weights so far inside the block, in evaluation mode."""
+    current = {name: tensor.clone() for name, tensor in vae.module.state_dict().items()}
+    vae.module.load_state_dict(state.best_weights)
+    try:
+        with _evaluated(vae):
+            yield
+    finally:
+        vae.module.load_state_dict(current)
 
 
 class _Taker:
@@ -267,8 +288,12 @@ def labels_of(validation: Part) -> tuple[NDArray[np.int64] | None, tuple[str, ..
 
 def called(folder: Path, info: RunInfo) -> str:
     """Return the call of `train` that makes a run, without the arguments that have their defaults."""
+    model = info.model
+    built_in = [model] if isinstance(model, ModelConfig) else []
+    own = [] if isinstance(model, ModelConfig) else [repr(model.factory) if model.factory else f"{model.title}(…)"]
+    declared = {} if isinstance(model, ModelConfig) else model.declared
     configs = []
-    for config in (info.model, info.train, info.data):
+    for config in (*built_in, info.train, info.data):
         default = type(config)()
         changed = [
             f"{item.name}={getattr(config, item.name)!r}"
@@ -276,7 +301,8 @@ def called(folder: Path, info: RunInfo) -> str:
             if getattr(config, item.name) != getattr(default, item.name)
         ]
         configs.append(f"{type(config).__name__}({', '.join(changed)})")
-    return f"train({str(folder)!r}, {', '.join(configs)})"
+    given = [f"{name}={value!r}" for name, value in declared.items()]
+    return f"train({', '.join([repr(str(folder)), *own, *configs, *given])})"
 
 
 def _flat(tree: Mapping[str, Any], separator: str) -> dict[str, Any]:

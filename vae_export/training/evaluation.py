@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from vae_runtime import noise
@@ -26,8 +26,9 @@ from vae_runtime.files import write_atomic
 from vae_runtime.input_files import read_json
 
 from ..errors import require_path
-from . import checkpoint, objective
+from . import checkpoint, objective, own_vae
 from .model import VAE, reparameterize
+from .step import Modelled, answer_to
 
 # Numbers in the decoder's answer to one chunk: its activations, some ten times as many, then stay near the caches.
 _CHUNK = 2**20
@@ -86,6 +87,7 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    model: nn.Module | None = None,
 ) -> Evaluation:
     """Measure the checkpoint of a run and write the figures to `evaluation.json` in its folder.
 
@@ -96,6 +98,7 @@ def evaluate(
         limit: measure the first so many test observations only.
         seed: of binarisation and noise.
         progress: show a bar on stderr.
+        model: the module of a run whose model was given in Python without a name; it takes the run's weights.
 
     Raises:
         InputError: the checkpoint cannot be read, the data are missing or not those of the training, or a number is
@@ -106,7 +109,7 @@ def evaluate(
     require_integer("seed", seed, -(2**63), 2**64 - 1)
     for name, number in (("importance_samples", importance_samples), ("limit", 1 if limit is None else limit)):
         require_integer(name, number, 1, 2**31)
-    vae, info = checkpoint.load(folder)
+    module, info = checkpoint.load(folder, model)
     dataset = checkpoint.run_data(info, data, folder)
     if not len(dataset.test):
         raise InputError(f"{info.data.source}: expected at least one test observation, got none; split some off")
@@ -115,8 +118,12 @@ def evaluate(
     def rows(start: int, stop: int) -> Tensor:
         return torch.from_numpy(binarise(dataset.test.rows(slice(start, stop)), info.train.binarise, seed, start))
 
+    if isinstance(module, VAE):
+        vae: Modelled = module.for_cpu()
+    else:
+        vae = own_vae.again(module, info.model, rows(0, min(n, own_vae.EXAMPLES)))
     with torch.inference_mode():
-        figures = _figures(vae.for_cpu(), rows, n, importance_samples, seed, progress)
+        figures = _figures(vae, rows, n, importance_samples, seed, progress)
     result = Evaluation(
         data=dataset.provenance.name,
         data_digest=dataset.provenance.digest,
@@ -178,11 +185,11 @@ def binarise(x: NDArray[np.float32], how: str, seed: int, start: int = 0) -> NDA
 
 
 def _figures(
-    vae: VAE, observations: Callable[[int, int], Tensor], n: int, k: int, seed: int, progress: bool
+    vae: Modelled, observations: Callable[[int, int], Tensor], n: int, k: int, seed: int, progress: bool
 ) -> dict[str, Any]:
     """Return the measured fields of `Evaluation`, of n observations [n, *shape], which are read from start to stop."""
-    latent = vae.config.latent
-    rows = max(1, _CHUNK // math.prod(vae.config.observation_shape))
+    latent = vae.latent
+    rows = max(1, _CHUNK // math.prod(observations(0, 1).shape[1:]))
     # few samples: many observations at a time; many samples: one observation, its samples in chunks
     together = max(1, rows // k)
     means, log_p = [], []
@@ -193,11 +200,11 @@ def _figures(
     ) as bar:  # fmt: skip
         for start in range(0, n, together):
             part = observations(start, min(start + together, n))
-            mu, logvar = vae.encode(part)
+            mu, logvar = vae.posterior(part)
             eps = _normal(seed, start, len(part), (latent,), noise.POSTERIOR)
-            parameters = vae.decode(reparameterize(mu, logvar, eps))
-            terms = objective.elbo(part, parameters, mu, logvar, vae.likelihood, vae.scale)
-            error = (part - vae.point(vae.decode(mu))).flatten(1)
+            parameters, scale = vae.answer(reparameterize(mu, logvar, eps))
+            terms = objective.elbo(part, parameters, mu, logvar, vae.likelihood, scale)
+            error = (part - vae.point(vae.answer(mu)[0])).flatten(1)
             each = (terms.reconstruction, terms.kl, error.square().mean(1), error.abs().mean(1))
             sums += torch.stack(each).double().sum(1)
             means.append(mu)
@@ -222,7 +229,7 @@ def _normal(seed: int, start: int, n: int, shape: tuple[int, ...], stream: int) 
 
 
 def _log_likelihoods(
-    vae: VAE, x: Tensor, mu: Tensor, logvar: Tensor, eps: Tensor, chunk: int, bar: tqdm[Any]
+    vae: Modelled, x: Tensor, mu: Tensor, logvar: Tensor, eps: Tensor, chunk: int, bar: tqdm[Any]
 ) -> Tensor:
     """Return the importance-weighted bound of each observation [n, *shape] with noise [k, n, latent]: float64 [n].
 
@@ -231,8 +238,8 @@ def _log_likelihoods(
     reconstructions, ratios = [], []
     for part in eps.split(chunk):
         z = reparameterize(mu, logvar, part)
-        parameters = vae.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
-        reconstructions.append(objective.log_likelihood(x, parameters, vae.likelihood, vae.scale).double())
+        parameters, scale = answer_to(vae, z)
+        reconstructions.append(objective.log_likelihood(x, parameters, vae.likelihood, scale).double())
         ratios.append((objective.log_normal(z) - objective.log_normal(z, mu, logvar)).double())
         bar.update(len(part) * len(x))
     return objective.importance_weighted_bound(torch.cat(reconstructions), torch.cat(ratios))

@@ -63,8 +63,13 @@ class Kind:
         """Return the mean of p(x|z) that the decoder's answer stands for; same shape."""
         return parameters
 
-    def parameters(self, mean: Tensor) -> Tensor:
-        """Return the decoder's answer that stands for a mean, as near to it as is finite; same shape."""
+    def parameters(self, mean: Tensor, margin: float = _MARGIN) -> Tensor:
+        """Return the decoder's answer that stands for a mean, as near to it as is finite; same shape.
+
+        Args:
+            mean: of p(x|z).
+            margin: how far it is kept away from the ends of its range, where the answer would be infinite.
+        """
         return mean
 
     def point(self, parameters: Tensor) -> Tensor:
@@ -88,9 +93,9 @@ class Bernoulli(Kind):
         """σ(l)."""
         return parameters.sigmoid()
 
-    def parameters(self, mean: Tensor) -> Tensor:
+    def parameters(self, mean: Tensor, margin: float = _MARGIN) -> Tensor:
         """log(mean / (1 − mean)), of a mean kept away from 0 and 1."""
-        return mean.clamp(_MARGIN, 1 - _MARGIN).logit()
+        return mean.clamp(margin, 1 - margin).logit()
 
 
 class Gaussian(Kind):
@@ -133,9 +138,9 @@ class Poisson(Kind):
         """softplus(a)."""
         return functional.softplus(parameters)
 
-    def parameters(self, mean: Tensor) -> Tensor:
+    def parameters(self, mean: Tensor, margin: float = _MARGIN) -> Tensor:
         """log(exp(mean) − 1), of a mean kept away from 0."""
-        mean = mean.clamp(min=_MARGIN)
+        mean = mean.clamp(min=margin)
         return mean + (-torch.expm1(-mean)).log()
 
 
@@ -176,9 +181,9 @@ class Categorical(Kind):
         """The probabilities."""
         return parameters.softmax(-1)
 
-    def parameters(self, mean: Tensor) -> Tensor:
+    def parameters(self, mean: Tensor, margin: float = _MARGIN) -> Tensor:
         """log(mean), of probabilities kept away from 0."""
-        return mean.clamp(min=_MARGIN).log()
+        return mean.clamp(min=margin).log()
 
     def point(self, parameters: Tensor) -> Tensor:
         """The most likely class, as a float."""

@@ -16,7 +16,7 @@ from vae_runtime.image import grid, pairs
 
 from . import objective
 from .evaluation import ACTIVE
-from .model import VAE
+from .step import Modelled
 
 ROWS = 1000
 """Rows of validation data at most that a look encodes."""
@@ -47,7 +47,7 @@ class Look:
 
 
 @torch.no_grad()
-def look_at(vae: VAE, x: Tensor, labels: NDArray[np.int64] | None = None, names: Sequence[str] = ()) -> Look:
+def look_at(vae: Modelled, x: Tensor, labels: NDArray[np.int64] | None = None, names: Sequence[str] = ()) -> Look:
     """Look at a model by means of fixed rows.
 
     Args:
@@ -57,14 +57,17 @@ def look_at(vae: VAE, x: Tensor, labels: NDArray[np.int64] | None = None, names:
         names: of the classes.
     """
     x = x[:ROWS]
-    encoded = [vae.encode(part) for part in x.split(BATCH)]
+    device = next(vae.module.parameters()).device
+    encoded = [vae.posterior(part.to(device)) for part in x.split(BATCH)]
     mu, logvar = (torch.cat(parts) for parts in zip(*encoded, strict=True))
-    means = mu.double().numpy()
+    parameters, _ = vae.answer(mu[:_RECONSTRUCTED])
+    mu, logvar = mu.double().cpu(), logvar.double().cpu()
+    means = mu.numpy()
     xy, explained = _principal(means)
     first = x[:_RECONSTRUCTED]
     return Look(
-        reconstructions=_pairs(first, vae.point(vae.decode(mu[:_RECONSTRUCTED]))),
-        kl=objective.kl_standard_normal(mu.double(), logvar.double()).mean(0).numpy(),
+        reconstructions=_pairs(first, vae.point(parameters)),
+        kl=objective.kl_standard_normal(mu, logvar).mean(0).numpy(),
         active=means.var(0) > ACTIVE,
         map=xy,
         explained=explained,
@@ -74,7 +77,7 @@ def look_at(vae: VAE, x: Tensor, labels: NDArray[np.int64] | None = None, names:
 
 
 @torch.no_grad()
-def samples(vae: VAE, seed: int) -> NDArray[np.uint8] | None:
+def samples(vae: Modelled, seed: int) -> NDArray[np.uint8] | None:
     """Return a picture of what a model decodes latents of the prior to, the same latents for the same seed.
 
     Args:
@@ -84,11 +87,18 @@ def samples(vae: VAE, seed: int) -> NDArray[np.uint8] | None:
     Returns:
         uint8 [height, width] or [height, width, C]; None where observations are no pictures.
     """
-    z = torch.from_numpy(noise.normal(seed, 0, _SAMPLES, (vae.config.latent,), noise.PRIOR))
     try:
-        return grid(_small(vae.point(vae.decode(z.to(vae.scale.device)))))
+        return grid(_small(drawn(vae, _SAMPLES, seed)))
     except InputError:
         return None
+
+
+@torch.no_grad()
+def drawn(vae: Modelled, n: int, seed: int) -> Tensor:
+    """Return what a model decodes n latents of the prior to, [n, *shape]; see `samples`."""
+    z = torch.from_numpy(noise.normal(seed, 0, n, (vae.latent,), noise.PRIOR))
+    parameters, _ = vae.answer(z.to(next(vae.module.parameters()).device))
+    return vae.point(parameters)
 
 
 def _pairs(x: Tensor, reconstructions: Tensor) -> NDArray[np.uint8] | None:

@@ -15,7 +15,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from vae_runtime._version import __version__
@@ -35,7 +34,8 @@ from vae_runtime.likelihood import KINDS
 
 from ..errors import TrainingError, require_path
 from ..loading import load_named
-from . import checkpoint, machine, objective, processes, resume
+from . import checkpoint, machine, objective, own_vae, processes, resume
+from .beginning import require_memory, untrained
 from .checkpoint import DATA, Found, RunInfo, Stage, TrainResult
 from .config import DataConfig, ModelConfig, TrainConfig
 from .data.batches import Batches, TensorBatch, augmentation
@@ -44,12 +44,13 @@ from .data.dataset import Dataset, load
 from .descent import Batch, Descent
 from .display import Display, Shown
 from .look import BATCH
-from .model import VAE
+from .own_model import OwnModel
+from .own_vae import Asked, OwnVAE
 from .processes import Processes
 from .randomness import binarised, generator
 from .recorders import Recorder, recorders_of
 from .run_folder import clean, identity, require_own, require_same, require_version
-from .step import FIGURES, Objective
+from .step import FIGURES, Modelled, Objective
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,16 @@ class Outcome:
 
 def train(
     run_folder: str | Path,
-    model: ModelConfig,
+    model: ModelConfig | nn.Module | str,
     training: TrainConfig,
     source: DataConfig,
     *,
+    posterior: str | None = None,
+    likelihood: str | None = None,
+    scale: float | None = None,
+    prior: str | None = None,
+    encode: str | None = None,
+    decode: str | None = None,
     dataset: Any = None,
     progress: bool = True,
     recorders: Sequence[str | Recorder] = (),
@@ -83,12 +90,17 @@ def train(
 
     Args:
         run_folder: made if missing; a run in it must have the same configuration and data.
-        model: what to build; an empty `observation_shape` is taken from the data.
+        model: what to build; an empty `observation_shape` is taken from the data. Or a module of your own, which is
+            trained from the weights that it has, and has the best ones in the end; or `package.module:name` of a class
+            or a function that makes one, whose weights `training.seed` decides.
         training: how.
         source: on what.
+        posterior, likelihood, scale, encode, decode: what is known of a module of your own, as `export` takes it;
+            encode and decode are names of methods.
+        prior: "normal" trains a module of your own against N(0, I), also where it seems to have another prior.
         dataset: a Dataset or a DataLoader of PyTorch, or any other iterable of rows, which `source.source` then names.
             It is gone through once. The rows are x, or (x, condition, …), or mappings.
-        progress: show a bar on stderr.
+        progress: show a bar on stderr, and what was recognized of a module.
         recorders: take the figures of each epoch: `tensorboard`, `mlflow`, `wandb`, or objects with the methods of
             `training.recorders.Recorder`. One that cannot begin refuses a fresh run; one that fails later is shown once
             on stderr, and training goes on without it.
@@ -96,31 +108,36 @@ def train(
 
     Raises:
         InputError: the data cannot be used, or do not fit the model.
+        ExportError: a module of your own cannot be understood, or is none that this trains; the error says what to do.
         TrainingError: the folder holds another run, or the loss is not finite; the last good checkpoint stays.
     """
     folder = require_path("run_folder", run_folder)
     for name, value, kind in (
-        ("model", model, ModelConfig),
+        ("model", model, (ModelConfig, nn.Module, str)),
         ("training", training, TrainConfig),
         ("source", source, DataConfig),
     ):
         if not isinstance(value, kind):
-            raise InputError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
+            named = "ModelConfig, a module or its name" if isinstance(kind, tuple) else kind.__name__
+            raise InputError(f"{name}: expected a {named}, got {type(value).__name__}")
     require_bool("progress", progress)
     shown = Shown(progress, recorders_of(recorders), command)
+    given = {"posterior": posterior, "likelihood": likelihood, "scale": scale, "prior": prior}
+    given |= {"encode": encode, "decode": decode}
+    asked = own_vae.asked(model, {name: value for name, value in given.items() if value is not None})
     with processes.joined() as group:
         device = machine.find_device(training.device, group.local_rank, group.count)
         training = replace(training, device=device.type if group.count > 1 else str(device))
-        configs = (model, training, source, dataset)
+        configs = (asked, training, source, dataset)
         if group.is_first:
             return _train_first(folder, configs, group, device, shown)
         # Waits until the first process has converted data that have to be. The folder may be on its machine alone.
         found = group.from_first(None)
-        parts, info = _loaded(configs, folder / DATA if (folder / DATA).exists() else None)
-        return _train(folder, found, info, parts, group, device, Shown(bar=False))
+        parts, info, own = _loaded(configs, folder / DATA if (folder / DATA).exists() else None, False)
+        return _train(folder, found, info, parts, group, device, Shown(bar=False), own)
 
 
-_Configs = tuple[ModelConfig, TrainConfig, DataConfig, Any]
+_Configs = tuple[ModelConfig | Asked, TrainConfig, DataConfig, Any]
 
 
 def _train_first(folder: Path, configs: _Configs, group: Processes, device: torch.device, shown: Shown) -> Outcome:
@@ -137,8 +154,8 @@ def _train_first(folder: Path, configs: _Configs, group: Processes, device: torc
                 require_version(folder, found)
             else:
                 require_own(folder)
-            dataset, info = _loaded(configs, folder / DATA)
-            return _train(folder, group.from_first(found), info, dataset, group, device, shown)
+            dataset, info, own = _loaded(configs, folder / DATA, shown.bar)
+            return _train(folder, group.from_first(found), info, dataset, group, device, shown, own)
     except BlockingIOError as error:
         raise TrainingError(f"{folder}: another training is at work in this folder; wait for it") from error
     except BaseException:
@@ -149,18 +166,23 @@ def _train_first(folder: Path, configs: _Configs, group: Processes, device: torc
         raise
 
 
-def _loaded(configs: _Configs, folder: Path | None) -> tuple[Dataset, RunInfo]:
+def _loaded(configs: _Configs, folder: Path | None, progress: bool) -> tuple[Dataset, RunInfo, OwnVAE | None]:
     """Return the data, converted into a folder if they have to be, and what is known of the run before it begins."""
     model, training, source, given = configs
     dataset = load(source, folder, given=given)
-    info = _describe(model, training, source, dataset)
-    _require_memory(info)
-    return dataset, info
+    if isinstance(model, ModelConfig):
+        info = _describe(model, training, source, dataset)
+        require_memory(info)
+        return dataset, info, None
+    few = torch.from_numpy(dataset.train.rows(slice(own_vae.EXAMPLES)))
+    few = binarised(few, training.binarise, generator(training.seed, "examples"))
+    own, described = own_vae.for_run(model, few, generator(training.seed, "weights").initial_seed(), progress=progress)
+    return dataset, _describe(described, training, source, dataset), own
 
 
 def _train(
     folder: Path, found: RunInfo | None, info: RunInfo, dataset: Dataset, group: Processes, device: torch.device,
-    shown: Shown,
+    shown: Shown, own: OwnVAE | None,
 ) -> Outcome:  # fmt: skip
     if not info.train.threads:
         # Their number decides bits: a run goes on with what it began with.
@@ -171,14 +193,18 @@ def _train(
         if found.result:
             if group.is_first:
                 clean(folder)
+                if own:
+                    own.module.load_state_dict(checkpoint.load_weights(folder))
             return Outcome(folder, found, found.result.epochs, already_finished=True)
     here = Stage(1, __version__, torch.__version__, machine.named(device), group.count, info.train.compile)
     if shown.bar:
         _tell_data(info)
         of = f"{group.count} processes, each on " if group.count > 1 else ""
         print(f"training on {of}{machine.shown(device, info.train.threads)}", file=sys.stderr)
-    with machine.settings(info.train.threads, device):
-        training = _Training(folder, info, dataset, group, device)
+    with machine.settings(info.train.threads, device), own_vae.lent(own):
+        vae = untrained(info, dataset) if own is None else own
+        vae.module.to(device)
+        training = _Training(folder, info, dataset, group, device, vae)
         return training.run(here, found.stages if found else (), shown)
 
 
@@ -193,7 +219,7 @@ def _tell_data(info: RunInfo) -> None:
         print(one_line(f"data: {skipped} damaged rows skipped: {'; '.join(found.skipped)}"), file=sys.stderr)
 
 
-def _describe(model: ModelConfig, training: TrainConfig, source: DataConfig, dataset: Dataset) -> RunInfo:
+def _describe(model: ModelConfig | OwnModel, training: TrainConfig, source: DataConfig, dataset: Dataset) -> RunInfo:
     model = model if model.observation_shape else replace(model, observation_shape=dataset.shape)
     if model.observation_shape != dataset.shape:
         raise InputError(
@@ -216,48 +242,20 @@ def _describe(model: ModelConfig, training: TrainConfig, source: DataConfig, dat
     return RunInfo(model, training, source, dataset.provenance, torch.__version__, found)
 
 
-def _require_memory(info: RunInfo) -> None:
-    """Refuse a model whose weights alone, as often as a training keeps them, exceed this machine's memory."""
-    model = info.model
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # a system that does not say
-        return
-    with torch.device("meta"):
-        weights = VAE(model).parameters()
-    # Weights, gradients, the moments, the best weights so far, and their average.
-    copies = 3 + len(resume.MOMENTS) + (info.train.ema > 0)
-    size = copies * sum(weight.numel() * weight.element_size() for weight in weights)
-    if size > memory:
-        sizes = "model.hidden" if model.architecture == "mlp" else "model.hidden or model.channels"
-        raise InputError(
-            f"{sizes}: expected weights, gradients and moments within this machine's {memory / 2**30:,.1f} GiB of "
-            f"memory, got {size / 2**30:,.1f} GiB; lower them"
-        )
-
-
 class _Training:
-    def __init__(self, folder: Path, info: RunInfo, dataset: Dataset, group: Processes, device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, info: RunInfo, dataset: Dataset, group: Processes, device: torch.device, vae: Modelled
+    ) -> None:
         self.folder, self.info, self.config = folder, info, info.train
         self.group, self.device = group, device
         self.kind = "surrogate " if info.surrogate else ""
         self.train, self.validation = dataset.train, dataset.validation
         self.augment = load_named(info.data.augment, "data.augment") if info.data.augment else None
-        self.vae = self._untrained()
+        self.vae = vae
         self.descent = Descent(self.vae, self.config, group, device)
         self.measured = Objective(self.vae)
         self.steps = math.ceil(len(self.train) / self.config.batch_size)
         self.state = resume.State()
-
-    def _untrained(self) -> VAE:
-        seed = generator(self.config.seed, "weights").initial_seed()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            vae = VAE(self.info.model)
-        classes = self.info.model.classes
-        mean = self.train.frequencies(classes) if classes else self.train.mean()
-        vae.start_from_mean(torch.from_numpy(mean))
-        return vae.for_cpu().to(self.device)
 
     def run(self, here: Stage, stages: tuple[Stage, ...], shown: Shown) -> Outcome:
         """Train from where the folder stands to the end.
@@ -298,8 +296,10 @@ class _Training:
                 self._save()
                 self._show(display)
             info = replace(self.info, result=self._result())
+            self.vae.module.load_state_dict(self.state.best_weights)
             if display:
-                display.end(state, info)
+                self.vae.module.eval()
+                display.end(state, info, self.vae)
                 checkpoint.write_info(self.folder, info)
                 clean(self.folder)
         return Outcome(self.folder, info, resumed, already_finished=False)
@@ -323,7 +323,7 @@ class _Training:
         total, seen = self._no_figures(), 0
         goals: list[Tensor] = []
         started = time.monotonic()
-        self.vae.train()
+        self.vae.module.train()
         batches = self._batches(epoch, order)
         for step, (chosen, rows) in enumerate(zip(order.split(config.batch_size), batches, strict=True)):
             batch = self._batch(rows, len(chosen), samples, random)
@@ -420,7 +420,7 @@ class _Training:
     @torch.no_grad()
     def _validate(self, epoch: int) -> dict[str, float]:
         """Figures of the validation data, with the same noise in every epoch; the processes share the batches."""
-        self.vae.eval()
+        self.vae.module.eval()
         random = generator(self.config.seed, "validation noise")
         total = self._no_figures()
         order = np.split(np.arange(len(self.validation)), range(BATCH, len(self.validation), BATCH))

@@ -70,6 +70,24 @@ class VAE(nn.Module):
         """Scale of p(x|z), a scalar: standard deviation (gaussian), b (laplace) or s (logistic); others ignore it."""
         return self.log_scale.exp()
 
+    @property
+    def module(self) -> nn.Module:
+        """The module whose weights are trained: itself."""
+        return self
+
+    @property
+    def latent(self) -> int:
+        """Number of latent dimensions."""
+        return self.config.latent
+
+    def posterior(self, x: Tensor, **conditions: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior of observations: see `encode`."""
+        return self.encode(x, **conditions)
+
+    def answer(self, z: Tensor, **conditions: Tensor) -> tuple[Tensor, Tensor]:
+        """Parameters of p(x|z) for latents, as `decode` gives them, and the scale, a scalar."""
+        return self.decode(z, **conditions), self.scale
+
     def encode(self, x: Tensor, **conditions: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior of observations x, float32 [n, *observation_shape] → mu and logvar, float32 [n, latent] each.
 

@@ -19,6 +19,7 @@ from vae_runtime.files import write_atomic
 from vae_runtime.input_files import open_safetensors
 
 from ..errors import TrainingError
+from .checkpoint import separate
 from .run_folder import STATE, require_same
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -86,8 +87,7 @@ def save(folder: Path, state: State, identity: dict[str, Any], trained: Trained)
         "steps": json.dumps({name: of["step"].item() for name, of in moments.items()}),
         "scaler": json.dumps(trained.scaler.state_dict()),
     }
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_atomic(folder / STATE, safetensors.torch.save(tensors, metadata))
+    write_atomic(folder / STATE, safetensors.torch.save(separate(tensors), metadata))
 
 
 def _moved(trained: Trained) -> Iterator[tuple[str, nn.Parameter]]:

@@ -26,8 +26,11 @@ def identity(info: RunInfo) -> dict[str, Any]:
     """Return the fields that must be equal to resume a run. Data may have moved, so only their digest counts."""
     split = {name: value for name, value in info.data.to_json().items() if name not in ("source", "workers")}
     train = {name: value for name, value in info.train.to_json().items() if name not in TrainConfig.machine}
+    model = info.model.to_json()
+    # Words, which another version may choose otherwise.
+    model.pop("recognised", None)
     return {
-        "model": info.model.to_json(),
+        "model": model,
         "train": train,
         "data": {**split, "split": "by content", "digest": info.provenance.digest},
     }
@@ -45,6 +48,9 @@ def require_same(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> 
     """
     # A version that did not have a field did what its default does.
     defaults = {config.place: config().to_json() for config in (ModelConfig, TrainConfig, DataConfig)}
+    if "factory" in found["model"]:
+        # A model of the user's, which has other fields.
+        defaults[ModelConfig.place] = {}
     known = {section: {**defaults[section], **found[section]} for section in asked}
     differences = [
         f"{section}.{name} is {known[section].get(name)!r:.99}, asked for {value!r}"

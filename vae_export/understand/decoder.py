@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from vae_runtime.errors import error_line
 from vae_runtime.manifest import Latent, LatentPosterior, Likelihood
@@ -14,12 +17,12 @@ from vae_runtime.manifest import Latent, LatentPosterior, Likelihood
 from ..errors import ExportError
 from .constants import Constants
 from .declaration import Declaration
-from .draws import Draws
+from .draws import Draws, Sigmoids
 from .edges import as_float32, written_for
 from .functions import Functions
 from .likelihood import Decoded, find_likelihood
 from .posterior import ForwardDiffers
-from .reading import DecoderReading, mean_of
+from .reading import DecoderReading, base_of, mean_of
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,28 @@ def _noises(functions: Functions, latents: Sequence[Tensor], mean: Tensor, quiet
     return noises
 
 
+def answers(
+    decoder: nn.Module, latents: Sequence[Tensor], conditions: Mapping[str, Tensor]
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """Return what the model's own decode gives, with its gradients: a component's outputs, and a scale of its own.
+
+    Nothing steers its draws, its precision or its mode, so that the model may be trained. The scale is that of a
+    distribution which decode returns.
+
+    Args:
+        decoder: what `understand_decoder` made, of a decode that draws nothing.
+        latents: [n, …] each.
+        conditions: values [n, …] by name, of which decode takes its own.
+    """
+    assert isinstance(decoder, _Decode)
+    with Sigmoids() if decoder.reading.logits == "sigmoid" else contextlib.nullcontext(Sigmoids()) as seen:
+        output = decoder.output(latents, conditions)
+        outputs = tuple(as_float32(tensor) for tensor in decoder.reading.read(output, seen))
+    base = base_of(output)
+    scale = getattr(base, "scale", None) if isinstance(base, Distribution) else None
+    return outputs, as_float32(scale) if isinstance(scale, Tensor) else None
+
+
 class _Decode(nn.Module):
     """A decoder as it is exported."""
 
@@ -93,7 +118,7 @@ class _Decode(nn.Module):
         self.model = functions.model
         # In a tuple, since a module as an attribute would be registered a second time.
         self._decode = (functions.decode,)
-        self._reading = reading
+        self.reading = reading
         self._latents = functions.latent_dtypes
         self._conditions = {name: tensor.dtype for name, tensor in functions.decode_conditions.items()}
         self._noises = noises
@@ -101,14 +126,15 @@ class _Decode(nn.Module):
         self.training = False
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        latents = [written_for(tensor, dtype) for tensor, dtype in zip(tensors, self._latents, strict=False)]
-        rest = tensors[len(latents) :]
+        latents, rest = tensors[: len(self._latents)], tensors[len(self._latents) :]
         noises, rest = rest[: len(self._noises)], rest[len(self._noises) :]
         draws = Draws.inputs(dict(zip(self._noises, noises, strict=True)))
         with draws, self._constants.folded():
-            conditions = {
-                name: written_for(tensor, dtype)
-                for (name, dtype), tensor in zip(self._conditions.items(), rest, strict=True)
-            }
-            output = self._decode[0](*latents, **conditions)
-            return tuple(as_float32(tensor) for tensor in self._reading.read(output, draws))
+            output = self.output(latents, dict(zip(self._conditions, rest, strict=True)))
+            return tuple(as_float32(tensor) for tensor in self.reading.read(output, draws))
+
+    def output(self, latents: Sequence[Tensor], conditions: Mapping[str, Tensor]) -> Any:
+        """The answer of the model's own decode."""
+        taken = {name: written_for(conditions[name], dtype) for name, dtype in self._conditions.items()}
+        given = (written_for(tensor, dtype) for tensor, dtype in zip(latents, self._latents, strict=True))
+        return self._decode[0](*given, **taken)

@@ -72,7 +72,24 @@ def fixed_noise(shape: Sequence[int]) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float32)
 
 
-class Draws(TorchFunctionMode):
+class Sigmoids(TorchFunctionMode):
+    """While active, note the input and the output of the last sigmoid in `sigmoid`, and change nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sigmoid: tuple[Tensor, Tensor] | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        result = func(*args, **kwargs)
+        if func in _SIGMOID:
+            self.sigmoid = (args[0] if args else kwargs["input"], result)
+        return result
+
+
+class Draws(Sigmoids):
     """While active, take each normal draw from `give`, and record the model's other draws.
 
     `give` is called with the number of the draw and its shape, and returns standard normal numbers. `choose` is called
@@ -92,7 +109,6 @@ class Draws(TorchFunctionMode):
         self.weights: list[Tensor] = []
         self.normal: list[tuple[int, ...]] = []
         self.other: list[str] = []
-        self.sigmoid: tuple[Tensor, Tensor] | None = None
         self.widened = False
         """Whether the model asked for float16 or bfloat16, by a cast or by autocast, and got float32."""
 

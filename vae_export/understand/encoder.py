@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -323,6 +323,30 @@ def reading_of(encoder: nn.Module) -> EncoderReading:
     return encoder.reading
 
 
+def encode_of(encoder: nn.Module) -> Callable[..., Any]:
+    """Return the model's own encode, in an encoder as `understand_encoder` makes it."""
+    assert isinstance(encoder, _Encode)
+    return encoder.encode
+
+
+def posteriors(encoder: nn.Module, x: Tensor, conditions: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return mean and log variance of each latent as the model's own encode gives them, with their gradients.
+
+    Nothing steers its draws, its precision or its mode, so that the model may be trained.
+
+    Args:
+        encoder: what `understand_encoder` made, of an encode that draws nothing and gives normal posteriors.
+        x: observations [n, …].
+        conditions: values [n, …] by name, of which encode takes its own.
+    """
+    assert isinstance(encoder, _Encode)
+    return [
+        (as_float32(part.value), second_to(str(meaning), as_float32(part.second))[0])
+        for part, meaning in zip(encoder.parts(x, conditions), encoder.reading.meanings, strict=True)
+        if part.second is not None
+    ]
+
+
 class _Encode(nn.Module):
     """An encoder as it is exported."""
 
@@ -347,16 +371,12 @@ class _Encode(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         x, *rest = tensors
-        x = written_for(x, self._dtype)
-        conditions = {
-            name: written_for(tensor, dtype)
-            for (name, dtype), tensor in zip(self._conditions.items(), rest, strict=False)
-        }
+        conditions = dict(zip(self._conditions, rest, strict=False))
         # Noise inputs come in the order of the latents, draws in that of the model.
         noises = dict(zip(sorted(self._latent_of_draw.values()), rest[len(conditions) :], strict=True))
         draws = Draws.inputs({index: noises[latent] for index, latent in self._latent_of_draw.items()})
         with draws, self._constants.folded():
-            parts = self.reading.read(self._encode[0](x, **conditions))
+            parts = self.parts(x, conditions)
         outputs: list[Tensor] = []
         for part, kind, meaning in zip(parts, self._kinds, self.reading.meanings, strict=True):
             if kind == "normal":
@@ -365,3 +385,13 @@ class _Encode(nn.Module):
             else:
                 outputs.append(part.value.long() if kind == "codes" else as_float32(part.value))
         return tuple(outputs)
+
+    @property
+    def encode(self) -> Callable[..., Any]:
+        """The model's own encode."""
+        return self._encode[0]
+
+    def parts(self, x: Tensor, conditions: Mapping[str, Tensor]) -> list[Part]:
+        """The latents in the answer of the model's own encode."""
+        taken = {name: written_for(conditions[name], dtype) for name, dtype in self._conditions.items()}
+        return self.reading.read(self._encode[0](written_for(x, self._dtype), **taken))

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ..errors import ExportError
 from .declaration import Declaration
-from .draws import Draws
+from .draws import Sigmoids
 from .edges import as_float32
 
 # What to do about latents that are not normal.
@@ -198,7 +198,7 @@ class DecoderReading:
     has_channel: bool = False
     """The observations have an axis of one channel, which the decoder's answer lacks."""
 
-    def read(self, output: Any, draws: Draws) -> tuple[Tensor, ...]:
+    def read(self, output: Any, draws: Sigmoids) -> tuple[Tensor, ...]:
         """The tensors of one answer: the mean, the logits or the scale, and the further outputs."""
         fields = fields_of(output) if self.further else None
         further = tuple(fields[name] for name in self.further) if fields else ()

@@ -43,6 +43,8 @@ Array = NDArray[Any]
 EXAMPLES = 64
 # The scores of so many held-out observations are measured.
 HELD_OUT = 10_000
+# Classes that a manifest names, at most.
+_MAX_NAMED = 1000
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def run_source(run: Path, data: str | None, name: str | None, model: nn.Module |
     evaluation = read_evaluation(run)
     dataset = checkpoint.run_data(info, data, run)
     observations = torch.from_numpy(_unseen(dataset).rows(slice(max(EXAMPLES, MEASURED))))
+    conditions = _unseen(dataset).conditions(slice(max(EXAMPLES, MEASURED)))
+    measured = {name: values[:MEASURED] for name, values in conditions.items()}
     binarised = info.train.binarise
     unseen = "test" if len(dataset.test) else "validation"
     shape = info.model.observation_shape
@@ -126,7 +130,7 @@ def run_source(run: Path, data: str | None, name: str | None, model: nn.Module |
         range=observation_range(info.model.likelihood, (0.0, 1.0) if dataset.unit else None, None),
     )
     if isinstance(info.model, OwnModel):
-        again(vae, info.model, observations)
+        again(vae, info.model, observations, {name: torch.from_numpy(each.copy()) for name, each in conditions.items()})
         declaration, kind = declaration.over(info.model.declaration), info.model.title
     else:
         kind = f"{info.model.architecture} VAE"
@@ -134,14 +138,18 @@ def run_source(run: Path, data: str | None, name: str | None, model: nn.Module |
         model=vae,
         example=_at_least_two(observations[:EXAMPLES]),
         declaration=declaration,
-        conditions={},
-        classes={},
+        conditions={
+            name: _at_least_two(torch.from_numpy(values[:EXAMPLES].copy())) for name, values in conditions.items()
+        },
+        classes=_class_names(dataset),
         observations=observations,
         measured=Observations(
-            binarise(observations[:MEASURED].numpy(), binarised, 0), {}, f"{info.provenance.name}, {unseen} data"
+            binarise(observations[:MEASURED].numpy(), binarised, 0), measured, f"{info.provenance.name}, {unseen} data"
         ),
         calibration=Observations(
-            binarise(dataset.train.rows(slice(CALIBRATED)), binarised, 0), {}, f"{info.provenance.name}, training data"
+            binarise(dataset.train.rows(slice(CALIBRATED)), binarised, 0),
+            dataset.train.conditions(slice(CALIBRATED)),
+            f"{info.provenance.name}, training data",
         ),
         held_out=_held_out(info, dataset),
         name=name or info.provenance.name,
@@ -364,6 +372,16 @@ def _at_least_two(tensor: Tensor) -> Tensor:
     return tensor if len(tensor) > 1 else torch.cat([tensor, tensor.roll(1, -1) if tensor.dim() > 1 else tensor])
 
 
+def _class_names(dataset: Dataset) -> dict[str, Sequence[str]]:
+    """Return the names of the classes of a run's conditions: their numbers where the data name none."""
+    counts = {name: kind["classes"] for name, kind in dataset.kinds().items() if "classes" in kind}
+    return {
+        name: dataset.classes[name] or tuple(map(str, range(count)))
+        for name, count in counts.items()
+        if count <= _MAX_NAMED
+    }
+
+
 def _unseen(dataset: Dataset) -> Part:
     """Return the test data, or the validation data if there are no test data."""
     return dataset.test if len(dataset.test) else dataset.validation
@@ -375,7 +393,8 @@ def _held_out(info: RunInfo, dataset: Dataset) -> Observations:
     how = info.train.binarise
     binarised = "" if how == "none" else f", binarised: {how}" + (", seed 0" if how == "stochastic" else "")
     x = binarise(_unseen(dataset).rows(slice(HELD_OUT)), how, 0)
-    return Observations(x, {}, f"{info.provenance.name}, {unseen} data{binarised}")
+    conditions = _unseen(dataset).conditions(slice(HELD_OUT))
+    return Observations(x, conditions, f"{info.provenance.name}, {unseen} data{binarised}")
 
 
 def _training(info: RunInfo, parameters: int) -> dict[str, Any]:

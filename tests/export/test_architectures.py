@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import vae_runtime
-from vae_export import DataConfig, ModelConfig, TrainConfig, check_parity, export, train
+from vae_export import DataConfig, ModelConfig, TrainConfig, check_parity, evaluate, export, train
+from vae_export.errors import TrainingError
 from vae_export.training.checkpoint import load
 from vae_export.training.model import VAE
+from vae_runtime.errors import InputError
 
 SMALL = ModelConfig("conv", latent=3, hidden=(8,), channels=(8, 16), likelihood="gaussian", activation="silu")
 ATTENTIVE = dataclasses.replace(SMALL, norm="group", encoder_attention=1, decoder_attention=2)
@@ -73,3 +75,59 @@ def test_a_conditional_architecture_exports_with_parity(model, tmp_path):
         # Another label gives another answer.
         other = vae.decode(z.numpy(), conditions=arrays | {"label": (arrays["label"] + 1) % 3})
         assert np.abs(other - expected).max() > 1e-3
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "model", [ModelConfig(latent=3, hidden=(16,)), dataclasses.replace(ATTENTIVE, likelihood="bernoulli")],
+    ids=["mlp", "conv"],
+)  # fmt: skip
+def test_a_conditional_run_trains_and_exports(model, tmp_path):
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+    training = TrainConfig(epochs=2, threads=1, accumulate=2, importance_samples=2, importance_start=2)
+    outcome = train(run, model, training, DataConfig("digits", conditions=("label",)), progress=False)
+    assert outcome.info.model.conditions == {"label": {"classes": 10}}
+    assert train(run, model, training, DataConfig("digits", conditions=("label",)), progress=False).already_finished
+    figures = evaluate(run, importance_samples=3, limit=50, progress=False)
+    assert figures.nll > 0
+    export(run, bundle, formats=("onnx",))
+    assert vae_runtime.verify(bundle).passed
+    vae = vae_runtime.load(bundle)
+    (condition,) = vae.manifest.conditions
+    assert condition.classes == tuple("0123456789")
+    z = np.zeros((10, 3), np.float32)
+    trained, _ = load(run)
+    with torch.inference_mode():
+        expected = trained.mean(trained.decode(torch.from_numpy(z), label=torch.arange(10))).numpy()
+    answer = vae.decode(z, conditions={"label": np.arange(10)})
+    np.testing.assert_allclose(answer, expected, atol=1e-5)
+    assert np.abs(answer[0] - answer[1]).max() > 1e-3
+    verification, report = check_parity(run, bundle)
+    assert verification.passed
+    assert report.passed
+
+
+def test_conditions_are_those_of_the_data(tmp_path):
+    given = DataConfig("digits", conditions=("label",))
+    small, training = ModelConfig(latent=2, hidden=(4,)), TrainConfig(epochs=1, batch_size=500, threads=1)
+    with pytest.raises(InputError, match=r'model\.conditions\), got {"label": {"classes": 10}}; change model'):
+        train(tmp_path, dataclasses.replace(small, conditions={"label": {"classes": 3}}), training, given)
+    info = train(tmp_path, small, training, given, progress=False).info
+    assert info.model.conditions == {"label": {"classes": 10}}
+    assert train(tmp_path, info.model, training, given, progress=False).already_finished
+    with pytest.raises(TrainingError, match=r"data\.conditions"):
+        train(tmp_path, small, training, DataConfig("digits"), progress=False)
+
+
+def test_numbers_of_an_array_condition_a_model(tmp_path):
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", random.random((60, 3), dtype=np.float32))
+    np.save(tmp_path / "pose.npy", random.random((60, 2), dtype=np.float32))
+    np.save(tmp_path / "kind.npy", np.arange(60) % 4)
+    conditions = (f"pose={tmp_path / 'pose.npy'}", f"kind={tmp_path / 'kind.npy'}")
+    source = DataConfig(str(tmp_path / "x.npy"), conditions=conditions)
+    small, training = ModelConfig(latent=2, hidden=(4,)), TrainConfig(epochs=1, threads=1)
+    run = tmp_path / "run"
+    info = train(run, small, training, source, progress=False).info
+    assert info.model.conditions == {"kind": {"classes": 4}, "pose": {"shape": [2]}}
+    assert {"conditions.layers.0.weight", "conditions.layers.1.weight"} <= load(run)[0].state_dict().keys()

@@ -16,6 +16,7 @@ from sklearn.decomposition import PCA
 from vae_export.cli import main
 from vae_export.training import charts, checkpoint
 from vae_export.training.config import DataConfig, ModelConfig, TrainConfig
+from vae_export.training.data.batches import TensorBatch
 from vae_export.training.data.dataset import load
 from vae_export.training.display import Display, Shown, called, first_rows, is_pictured, labels_of
 from vae_export.training.look import look_at, samples
@@ -181,7 +182,7 @@ def test_a_run_under_way_is_read_again(run):
     record = {"epoch": 1, "train": dict.fromkeys(("elbo", "reconstruction", "kl", "bound"), -1.0), "seconds": 1.0,
               "samples_per_second": 2.0}  # fmt: skip
     record["validation"] = record["train"]
-    look = look_at(vae, torch.rand(5, 1, 8, 8))
+    look = look_at(vae, TensorBatch(torch.rand(5, 1, 8, 8), {}))
     under_way = Content("run", dataclasses.replace(info, result=None), [record], 1, "c", look)
     assert ("meta", "http-equiv", "refresh") in Page(report(under_way)).attributes
     assert "under way" in report(under_way).decode()
@@ -238,7 +239,7 @@ def test_a_look_has_the_figures_of_the_validation(run, digits_npy):
     x = first_rows(checkpoint.run_data(info).validation, info)
     look = look_at(vae, x)
     assert look.kl.sum() == pytest.approx(info.result.kl, rel=1e-4)
-    means = vae.encode(x)[0].numpy()
+    means = vae.encode(x.x)[0].numpy()
     assert look.active.tolist() == (means.var(0) > 0.01).tolist()
     expected = PCA(2).fit(means)
     assert np.allclose(np.abs(look.map), np.abs(expected.transform(means)), atol=1e-4)
@@ -266,7 +267,7 @@ def test_kept_epochs_grow_with_the_logarithm():
 
 def test_labels_color_the_map(run):
     vae, info = checkpoint.load(run)
-    x = first_rows(checkpoint.run_data(info).validation, info)[:20]
+    x = TensorBatch(first_rows(checkpoint.run_data(info).validation, info).x[:20], {})
     look = look_at(vae, x, np.arange(20) % 3, ("zero", "<one>", "two"))
     drawn = charts.points(look.map, x="a", y="b", labels=look.labels, names=look.names)
     assert [name in drawn for name in ("zero", "&lt;one&gt;", "two")] == [True] * 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -29,6 +29,8 @@ class Batch(NamedTuple):
     """How many of these rows count: all, or 0 where a process without a share has one for the sake of its networks."""
     n: int
     """Rows of the whole batch, of all processes."""
+    conditions: Mapping[str, Tensor]
+    """By name, each [rows, …]."""
 
 
 class Descent:
@@ -79,7 +81,7 @@ class Descent:
         for number, part in enumerate(parts, 1):
             # Gradients travel once, with the last part.
             with contextlib.nullcontext() if number == len(parts) else self._apart():
-                part_goal, figures = self._module(part.x, part.eps, weight, free_bits, costing)
+                part_goal, figures = self._module(part.x, part.eps, weight, free_bits, costing, part.conditions)
                 share = part.counted / batch.n
                 # DDP divides the sum over processes by their number.
                 trained.scaler.scale(-part_goal * (share * self._group.count)).backward()
@@ -92,19 +94,24 @@ class Descent:
         """Divide a batch into the parts that are computed one after the other, on the device."""
         x = batch.x.to(self._device, non_blocking=True)
         eps = batch.eps.to(self._device, non_blocking=True)
+        given = {name: rows.to(self._device, non_blocking=True) for name, rows in batch.conditions.items()}
         if batch.counted == 0 or self._config.accumulate == 1:
-            return [Batch(x, eps, batch.counted, batch.n)]
-        pieces = zip(
-            x.tensor_split(self._config.accumulate), eps.tensor_split(self._config.accumulate, dim=1), strict=True
-        )
-        return [Batch(rows, noise, len(rows), batch.n) for rows, noise in pieces if len(rows)]
+            return [Batch(x, eps, batch.counted, batch.n, given)]
+        count = self._config.accumulate
+        pieces = zip(x.tensor_split(count), eps.tensor_split(count, dim=1), strict=True)
+        each = [{name: rows.tensor_split(count)[piece] for name, rows in given.items()} for piece in range(count)]
+        return [
+            Batch(rows, noise, len(rows), batch.n, of_rows)
+            for (rows, noise), of_rows in zip(pieces, each, strict=True)
+            if len(rows)
+        ]
 
     @torch.no_grad()
     def _costing(self, parts: list[Batch], n: int, free_bits: float) -> Tensor | None:
         """Return which latent dimensions cost more than the free bits, by the means of the whole batch."""
         if not free_bits or (self._config.accumulate == 1 and self._group.count == 1):
             return None
-        means = [self._objective.kl(part.x).mean(0) * (part.counted / n) for part in parts]
+        means = [self._objective.kl(part.x, part.conditions).mean(0) * (part.counted / n) for part in parts]
         return self._group.total(torch.stack(means).sum(0)) >= free_bits
 
     def _apart(self) -> contextlib.AbstractContextManager[None]:

@@ -14,7 +14,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from vae_runtime.errors import InputError, VaeError, error_line, one_line
@@ -25,6 +24,7 @@ from vae_runtime.input_files import open_plain, read_json
 from ..errors import TrainingError
 from .checkpoint import RunInfo
 from .config import ModelConfig
+from .data.batches import TensorBatch, read
 from .data.part import Part
 from .look import BATCH, ROWS, drawn, look_at, samples
 from .plots import curve
@@ -135,7 +135,7 @@ class Display:
         write_atomic(self.folder / "curve.png", curve(state.records, surrogate=self.info.surrogate))
         seed = self.info.train.seed
         with contextlib.suppress(InputError):  # observations that are no images have curves and tables alone
-            write_atomic(self.folder / "samples.png", png(grid(drawn(vae, 64, seed).cpu().numpy())))
+            write_atomic(self.folder / "samples.png", png(grid(drawn(vae, 64, seed, self.validation).cpu().numpy())))
         content = Content(
             name=self.folder.resolve().name,
             info=self.info,
@@ -144,14 +144,14 @@ class Display:
             command=self.command,
             look=look_at(vae, first_rows(self.validation, self.info), *labels_of(self.validation)),
             samples=self._kept(),
-            best_samples=samples(vae, seed),
+            best_samples=samples(vae, seed, self.validation),
         )
         write_atomic(self.folder / "report.html", report(content))
 
     def _pictured(self, epoch: int, vae: Modelled) -> dict[str, NDArray[np.uint8]]:
         """Keep small samples of an epoch."""
         with _evaluated(vae):
-            picture = samples(vae, self.info.train.seed)
+            picture = samples(vae, self.info.train.seed, self.validation)
         if picture is None:
             return {}
         (self.folder / SAMPLES).mkdir(exist_ok=True)
@@ -268,14 +268,14 @@ def _ledger(folder: Path) -> dict[str, tuple[dict[str, Any], int]]:
         ) from error
 
 
-def first_rows(validation: Part, info: RunInfo) -> Tensor:
-    """Return the first validation observations as the model sees them, float32 [n, *shape]."""
+def first_rows(validation: Part, info: RunInfo) -> TensorBatch:
+    """Return the first validation observations as the model sees them, float32 [n, *shape], with their conditions."""
     parts = []
     for number, start in enumerate(range(0, min(len(validation), ROWS), BATCH)):
-        drawn = generator(info.train.seed, f"binarise validation {number}")
+        drawn_by = generator(info.train.seed, f"binarise validation {number}")
         x = torch.from_numpy(validation.rows(slice(start, start + BATCH)))
-        parts.append(binarised(x, info.train.binarise, drawn))
-    return torch.cat(parts)
+        parts.append(binarised(x, info.train.binarise, drawn_by))
+    return TensorBatch(torch.cat(parts), read(validation, slice(0, ROWS)).conditions)
 
 
 def labels_of(validation: Part) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:

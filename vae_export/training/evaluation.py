@@ -27,6 +27,7 @@ from vae_runtime.input_files import read_json
 
 from ..errors import require_path
 from . import checkpoint, objective, own_vae
+from .data.batches import TensorBatch, read
 from .model import VAE, reparameterize
 from .step import Modelled, answer_to
 
@@ -115,13 +116,16 @@ def evaluate(
         raise InputError(f"{info.data.source}: expected at least one test observation, got none; split some off")
     n = min(len(dataset.test), limit or len(dataset.test))
 
-    def rows(start: int, stop: int) -> Tensor:
-        return torch.from_numpy(binarise(dataset.test.rows(slice(start, stop)), info.train.binarise, seed, start))
+    def rows(start: int, stop: int) -> TensorBatch:
+        raw = read(dataset.test, slice(start, stop))
+        x = torch.from_numpy(binarise(raw.x.numpy(), info.train.binarise, seed, start))
+        return TensorBatch(x, raw.conditions)
 
     if isinstance(module, VAE):
         vae: Modelled = module.for_cpu()
     else:
-        vae = own_vae.again(module, info.model, rows(0, min(n, own_vae.EXAMPLES)))
+        few = rows(0, min(n, own_vae.EXAMPLES))
+        vae = own_vae.again(module, info.model, few.x, few.conditions)
     with torch.inference_mode():
         figures = _figures(vae, rows, n, importance_samples, seed, progress)
     result = Evaluation(
@@ -185,11 +189,11 @@ def binarise(x: NDArray[np.float32], how: str, seed: int, start: int = 0) -> NDA
 
 
 def _figures(
-    vae: Modelled, observations: Callable[[int, int], Tensor], n: int, k: int, seed: int, progress: bool
+    vae: Modelled, observations: Callable[[int, int], TensorBatch], n: int, k: int, seed: int, progress: bool
 ) -> dict[str, Any]:
     """Return the measured fields of `Evaluation`, of n observations [n, *shape], which are read from start to stop."""
     latent = vae.latent
-    rows = max(1, _CHUNK // math.prod(observations(0, 1).shape[1:]))
+    rows = max(1, _CHUNK // math.prod(observations(0, 1).x.shape[1:]))
     # few samples: many observations at a time; many samples: one observation, its samples in chunks
     together = max(1, rows // k)
     means, log_p = [], []
@@ -199,17 +203,18 @@ def _figures(
         mininterval=0.2 if sys.stderr.isatty() else 30,
     ) as bar:  # fmt: skip
         for start in range(0, n, together):
-            part = observations(start, min(start + together, n))
-            mu, logvar = vae.posterior(part)
+            batch = observations(start, min(start + together, n))
+            part, given = batch.x, batch.conditions
+            mu, logvar = vae.posterior(part, **given)
             eps = _normal(seed, start, len(part), (latent,), noise.POSTERIOR)
-            parameters, scale = vae.answer(reparameterize(mu, logvar, eps))
+            parameters, scale = vae.answer(reparameterize(mu, logvar, eps), **given)
             terms = objective.elbo(part, parameters, mu, logvar, vae.likelihood, scale)
-            error = (part - vae.point(vae.answer(mu)[0])).flatten(1)
+            error = (part - vae.point(vae.answer(mu, **given)[0])).flatten(1)
             each = (terms.reconstruction, terms.kl, error.square().mean(1), error.abs().mean(1))
             sums += torch.stack(each).double().sum(1)
             means.append(mu)
             eps = _normal(seed, start, len(part), (k, latent), noise.IMPORTANCE).transpose(0, 1)
-            log_p.append(_log_likelihoods(vae, part, mu, logvar, eps, max(1, rows // len(part)), bar))
+            log_p.append(_log_likelihoods(vae, batch, mu, logvar, eps, max(1, rows // len(part)), bar))
     reconstruction, kl, mse, mae = (sums / n).tolist()
     bounds = torch.cat(log_p)
     return {
@@ -229,7 +234,7 @@ def _normal(seed: int, start: int, n: int, shape: tuple[int, ...], stream: int) 
 
 
 def _log_likelihoods(
-    vae: Modelled, x: Tensor, mu: Tensor, logvar: Tensor, eps: Tensor, chunk: int, bar: tqdm[Any]
+    vae: Modelled, batch: TensorBatch, mu: Tensor, logvar: Tensor, eps: Tensor, chunk: int, bar: tqdm[Any]
 ) -> Tensor:
     """Return the importance-weighted bound of each observation [n, *shape] with noise [k, n, latent]: float64 [n].
 
@@ -238,8 +243,8 @@ def _log_likelihoods(
     reconstructions, ratios = [], []
     for part in eps.split(chunk):
         z = reparameterize(mu, logvar, part)
-        parameters, scale = answer_to(vae, z)
-        reconstructions.append(objective.log_likelihood(x, parameters, vae.likelihood, scale).double())
+        parameters, scale = answer_to(vae, z, batch.conditions)
+        reconstructions.append(objective.log_likelihood(batch.x, parameters, vae.likelihood, scale).double())
         ratios.append((objective.log_normal(z) - objective.log_normal(z, mu, logvar)).double())
-        bar.update(len(part) * len(x))
+        bar.update(len(part) * len(batch.x))
     return objective.importance_weighted_bound(torch.cat(reconstructions), torch.cat(ratios))

@@ -15,6 +15,8 @@ from vae_runtime.errors import InputError
 from vae_runtime.image import grid, pairs
 
 from . import objective
+from .data.batches import TensorBatch, ordered
+from .data.part import Part
 from .evaluation import ACTIVE
 from .step import Modelled
 
@@ -47,20 +49,28 @@ class Look:
 
 
 @torch.no_grad()
-def look_at(vae: Modelled, x: Tensor, labels: NDArray[np.int64] | None = None, names: Sequence[str] = ()) -> Look:
+def look_at(
+    vae: Modelled, batch: TensorBatch, labels: NDArray[np.int64] | None = None, names: Sequence[str] = ()
+) -> Look:
     """Look at a model by means of fixed rows.
 
     Args:
         vae: in evaluation mode.
-        x: observations as the model sees them, float32 [n, *shape], at least one; `ROWS` of them are used.
+        batch: observations as the model sees them, float32 [n, *shape], at least one, with their conditions; `ROWS` of
+            them are used.
         labels: their classes, int64 [n].
         names: of the classes.
     """
-    x = x[:ROWS]
     device = next(vae.module.parameters()).device
-    encoded = [vae.posterior(part.to(device)) for part in x.split(BATCH)]
+    x = batch.x[:ROWS]
+    given = {name: values[:ROWS].to(device) for name, values in batch.conditions.items()}
+    encoded = []
+    for start in range(0, len(x), BATCH):
+        of_part = {name: values[start : start + BATCH] for name, values in given.items()}
+        encoded.append(vae.posterior(x[start : start + BATCH].to(device), **of_part))
     mu, logvar = (torch.cat(parts) for parts in zip(*encoded, strict=True))
-    parameters, _ = vae.answer(mu[:_RECONSTRUCTED])
+    few = {name: values[:_RECONSTRUCTED] for name, values in given.items()}
+    parameters, _ = vae.answer(mu[:_RECONSTRUCTED], **few)
     mu, logvar = mu.double().cpu(), logvar.double().cpu()
     means = mu.numpy()
     xy, explained = _principal(means)
@@ -77,27 +87,30 @@ def look_at(vae: Modelled, x: Tensor, labels: NDArray[np.int64] | None = None, n
 
 
 @torch.no_grad()
-def samples(vae: Modelled, seed: int) -> NDArray[np.uint8] | None:
+def samples(vae: Modelled, seed: int, part: Part | None = None) -> NDArray[np.uint8] | None:
     """Return a picture of what a model decodes latents of the prior to, the same latents for the same seed.
 
     Args:
         vae: in evaluation mode, on any device.
         seed: of the latents.
+        part: whose first rows' conditions it is told, sorted by class; None for a model that takes none.
 
     Returns:
         uint8 [height, width] or [height, width, C]; None where observations are no pictures.
     """
     try:
-        return grid(_small(drawn(vae, _SAMPLES, seed)))
+        return grid(_small(drawn(vae, _SAMPLES, seed, part)))
     except InputError:
         return None
 
 
 @torch.no_grad()
-def drawn(vae: Modelled, n: int, seed: int) -> Tensor:
+def drawn(vae: Modelled, n: int, seed: int, part: Part | None = None) -> Tensor:
     """Return what a model decodes n latents of the prior to, [n, *shape]; see `samples`."""
     z = torch.from_numpy(noise.normal(seed, 0, n, (vae.latent,), noise.PRIOR))
-    parameters, _ = vae.answer(z.to(next(vae.module.parameters()).device))
+    device = next(vae.module.parameters()).device
+    given = {name: values.to(device) for name, values in (ordered(part, n) if part else {}).items()}
+    parameters, _ = vae.answer(z.to(device), **given)
     return vae.point(parameters)
 
 

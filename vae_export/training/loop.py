@@ -38,8 +38,8 @@ from . import checkpoint, machine, objective, own_vae, processes, resume
 from .beginning import require_memory, untrained
 from .checkpoint import DATA, Found, RunInfo, Stage, TrainResult
 from .config import DataConfig, ModelConfig, TrainConfig
-from .data.batches import Batches, TensorBatch, augmentation
-from .data.checks import count_classes, require_kind, require_range
+from .data.batches import Batches, TensorBatch, augmentation, read
+from .data.checks import count_classes, require_kind, require_range, with_conditions
 from .data.dataset import Dataset, load
 from .descent import Batch, Descent
 from .display import Display, Shown
@@ -174,9 +174,10 @@ def _loaded(configs: _Configs, folder: Path | None, progress: bool) -> tuple[Dat
         info = _describe(model, training, source, dataset)
         require_memory(info)
         return dataset, info, None
-    few = torch.from_numpy(dataset.train.rows(slice(own_vae.EXAMPLES)))
-    few = binarised(few, training.binarise, generator(training.seed, "examples"))
-    own, described = own_vae.for_run(model, few, generator(training.seed, "weights").initial_seed(), progress=progress)
+    few = read(dataset.train, slice(own_vae.EXAMPLES))
+    x = binarised(few.x, training.binarise, generator(training.seed, "examples"))
+    seed = generator(training.seed, "weights").initial_seed()
+    own, described = own_vae.for_run(model, x, seed, progress=progress, conditions=few.conditions)
     return dataset, _describe(described, training, source, dataset), own
 
 
@@ -226,6 +227,8 @@ def _describe(model: ModelConfig | OwnModel, training: TrainConfig, source: Data
             f"{source.source}: expected observations of shape {list(model.observation_shape)} "
             f"(model.observation_shape), got {list(dataset.shape)}; change one of them"
         )
+    if isinstance(model, ModelConfig):
+        model = with_conditions(model, dataset.kinds(), source.source)
     if not len(dataset.validation):
         raise InputError(
             f"{source.source}: expected at least one observation for validation, got none; "
@@ -388,7 +391,7 @@ class _Training:
         own, mine = self.group.rows(n), self._share(n)
         x = binarised(rows.x, self.config.binarise, random, mine, n)
         eps = torch.randn((samples, n, self.info.model.latent), generator=random)
-        return Batch(x, eps[:, mine], own.stop - own.start, n)
+        return Batch(x, eps[:, mine], own.stop - own.start, n, rows.conditions)
 
     def _no_figures(self) -> Tensor:
         return torch.zeros(len(FIGURES), dtype=machine.sum_dtype(self.device), device=self.device)
@@ -429,8 +432,10 @@ class _Training:
             eps = torch.randn((self.config.importance_samples, len(chosen), self.info.model.latent), generator=random)
             if number % self.group.count == self.group.rank:
                 drawn = generator(self.config.seed, f"binarise validation {number}")
-                x = binarised(next(own).x, self.config.binarise, drawn)
-                _, figures = self.measured(x.to(self.device), eps.to(self.device), 1.0)
+                rows = next(own)
+                x = binarised(rows.x, self.config.binarise, drawn)
+                given = {name: each.to(self.device) for name, each in rows.conditions.items()}
+                _, figures = self.measured(x.to(self.device), eps.to(self.device), 1.0, conditions=given)
                 total += figures.to(total.dtype) * len(x)
         total = self.group.total(total)
         if not total.isfinite().all():

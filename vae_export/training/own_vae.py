@@ -232,6 +232,15 @@ def understood(
     return vae
 
 
+def _examples(x: Tensor, conditions: Mapping[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return a few observations, at least two, and their conditions."""
+
+    def few(rows: Tensor) -> Tensor:
+        return rows[:EXAMPLES] if len(rows) > 1 else torch.cat([rows, rows])
+
+    return few(x), {name: few(values) for name, values in (conditions or {}).items()}
+
+
 class Asked(NamedTuple):
     """A user's model as `train` is asked for it."""
 
@@ -263,7 +272,9 @@ def asked(model: ModelConfig | nn.Module | str, declared: Mapping[str, Any]) -> 
     return Asked(model, declared)
 
 
-def for_run(wanted: Asked, x: Tensor, seed: int, *, progress: bool) -> tuple[OwnVAE, OwnModel]:
+def for_run(
+    wanted: Asked, x: Tensor, seed: int, *, progress: bool, conditions: Mapping[str, Tensor] | None = None
+) -> tuple[OwnVAE, OwnModel]:
     """Return a user's model as a run trains it, and its record.
 
     Args:
@@ -271,6 +282,7 @@ def for_run(wanted: Asked, x: Tensor, seed: int, *, progress: bool) -> tuple[Own
         x: a few observations of the run, [n, *shape].
         seed: of the weights that a factory draws.
         progress: print what was recognised on stderr.
+        conditions: of these observations, [n, …] by name.
 
     Raises:
         InputError: the model cannot be made.
@@ -282,7 +294,8 @@ def for_run(wanted: Asked, x: Tensor, seed: int, *, progress: bool) -> tuple[Own
     module = made(model, seed) if isinstance(model, str) else module_of(model)
     home = next((weight.device for weight in module.parameters()), x.device)
     module.to(x.device)
-    vae = understood(module, x[:EXAMPLES] if len(x) > 1 else torch.cat([x, x]), declaration)
+    rows, given = _examples(x, conditions)
+    vae = understood(module, rows, declaration, given)
     vae.home = home
     if progress:
         print(*vae.recognised, sep="\n", file=sys.stderr)
@@ -426,20 +439,23 @@ def _without_gradient(vae: OwnVAE, x: Tensor, conditions: Mapping[str, Tensor]) 
     return [name for name, gradient in zip(weights, gradients, strict=True) if gradient is None]
 
 
-def again(module: nn.Module, recorded: ModelConfig | OwnModel, x: Tensor) -> OwnVAE:
+def again(
+    module: nn.Module, recorded: ModelConfig | OwnModel, x: Tensor, conditions: Mapping[str, Tensor] | None = None
+) -> OwnVAE:
     """Understand the module of a run once more, and hold it against what the run states of it.
 
     Args:
         module: with the run's weights.
         recorded: what the run states.
         x: observations of the run, [n, *shape].
+        conditions: of these observations, [n, …] by name.
 
     Raises:
         ExportError: as `understood`, or it is not the model that was trained.
     """
     assert isinstance(recorded, OwnModel)
-    rows = x[:EXAMPLES] if len(x) > 1 else x.repeat(2, *[1] * (x.dim() - 1))
-    vae = understood(module, rows, recorded.declaration, trained=True)
+    rows, given = _examples(x, conditions)
+    vae = understood(module, rows, recorded.declaration, given, trained=True)
     found = vae.described(recorded.factory, recorded.declared, tuple(x.shape[1:]))
     for name in ("observation_shape", "latents", "posterior", "likelihood", "classes"):
         one, other = getattr(found, name), getattr(recorded, name)

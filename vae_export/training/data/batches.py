@@ -99,3 +99,17 @@ class Batches:
             self.seconds += time.perf_counter() - began
             self.rows += len(x)
             yield TensorBatch(x, conditions)
+
+
+def read(part: Part, chosen: NDArray[np.int64] | slice) -> TensorBatch:
+    """Return rows of a part as tensors."""
+    conditions = {name: torch.from_numpy(each) for name, each in part.conditions(chosen).items()}
+    return TensorBatch(torch.from_numpy(part.rows(chosen)), conditions)
+
+
+def ordered(part: Part, n: int) -> dict[str, Tensor]:
+    """Return the conditions of the first n rows of a part, again from the first where it has fewer, sorted by class."""
+    conditions = part.conditions(np.arange(n) % len(part))
+    classes = [values for values in conditions.values() if values.dtype.kind == "i"]
+    order = np.lexsort(classes[::-1]) if classes else np.arange(n)
+    return {name: torch.from_numpy(values[order]) for name, values in conditions.items()}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +13,30 @@ from numpy.typing import NDArray
 from vae_runtime.errors import InputError
 from vae_runtime.likelihood import KINDS, Kind
 
-from ..config import MAX_CLASSES
+from ..config import MAX_CLASSES, ModelConfig
 from .part import Observations, Part
 
 _KINDS_OF_ANY_NUMBER = " or ".join(name for name, kind in KINDS.items() if kind.support is None)
+
+
+def with_conditions(model: ModelConfig, kinds: Mapping[str, Mapping[str, Any]], place: str) -> ModelConfig:
+    """Return a model with the conditions of the data.
+
+    Args:
+        model: what is built.
+        kinds: what the conditions are, as `ModelConfig.conditions` has it.
+        place: where the observations come from.
+
+    Raises:
+        InputError: the model has others.
+    """
+    model = model if model.conditions else replace(model, conditions=kinds)
+    if model.conditions != kinds:
+        raise InputError(
+            f"{place}: expected the conditions {json.dumps(model.conditions)} (model.conditions), got "
+            f"{json.dumps(kinds)}; change model.conditions or data.conditions"
+        )
+    return model
 
 
 def require_kind(part: Part, kind: Kind, place: str) -> None:

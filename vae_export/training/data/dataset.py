@@ -96,6 +96,18 @@ class Dataset:
         """The names of the classes of each condition; empty for a condition without."""
         return {name: each.classes for name, each in self.train.source.conditions.items()}
 
+    def kinds(self) -> dict[str, dict[str, Any]]:
+        """Return what the conditions are, as `ModelConfig.conditions` has it."""
+        kinds: dict[str, dict[str, Any]] = {}
+        for name, each in self.train.source.conditions.items():
+            if each.values.dtype.kind == "f":
+                kinds[name] = {"shape": list(each.values.shape[1:])}
+                continue
+            both = (part.source.conditions[name].values for part in (self.train, self.test))
+            largest = max(int(values.max()) for values in both if len(values))
+            kinds[name] = {"classes": len(each.classes) or 1 + largest}
+        return kinds
+
 
 @dataclass
 class _Survey:

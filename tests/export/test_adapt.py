@@ -635,7 +635,7 @@ def test_a_poisson_is_declared_for_a_tensor_of_rates():
     (Counting, Declaration(likelihood="gaussian"), COUNTS, "expected poisson, since decode returns a Poisson"),
     (Base, Declaration(likelihood="poisson"), COUNTS, "^decode: expected a mean from 0 to inf .*Poisson"),
     (Rates, Declaration(likelihood="poisson"), X, r"^example: expected counts .* another likelihood="),
-    (Base, Declaration(likelihood="poisson", scale=2.0), COUNTS, "scale: expected only with one of the likelihoods gaussian, laplace"),
+    (Base, Declaration(likelihood="poisson", scale=2.0), COUNTS, "scale: expected only with one of"),
 ])  # fmt: skip
 def test_what_is_no_poisson_is_refused(model, declaration, x, words):
     with pytest.raises(ExportError, match=words):

@@ -490,7 +490,10 @@ def test_what_is_no_model_no_folder_or_no_configuration_is_an_error(tmp_path):
     model, training, source, folder = ModelConfig(), TrainConfig(), DataConfig(), tmp_path
     for match, call in (
         ("^run_folder: expected the path of a folder, got NoneType", lambda: train(None, model, training, source)),
-        ("^model: expected a ModelConfig, a module or its name, got TrainConfig", lambda: train(tmp_path, training, model, source)),
+        (
+            "^model: expected a ModelConfig, a module or its name, got TrainConfig",
+            lambda: train(tmp_path, training, model, source),
+        ),
         ("^source: expected a DataConfig, got str", lambda: train(tmp_path, model, training, "digits")),
         (
             "^run_folder: expected the path of a folder, got ModelConfig",

@@ -558,7 +558,8 @@ def outcome(prepare: Callable[[Path], list[str]]) -> tuple[list[str], float, flo
             except BaseException as error:  # what no file may cause
                 status = f"{type(error).__name__}: {error}"[:300]
             seconds, mib = time.process_time() - started, peak() - memory
-            words = text()
+            # A training says where it computes before it reads what an earlier one left.
+            words = "".join(line for line in text().splitlines(True) if not line.startswith("training on "))
         written = _present(folder) - before
         os.chdir("/")
     wrong = []

@@ -15,6 +15,7 @@ import contextlib
 import json
 import logging
 import math
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vae_runtime._version import __version__
-from vae_runtime.errors import InputError, error_line, one_line, require_bool
+from vae_runtime.errors import InputError, VaeError, error_line, one_line, require_bool
 from vae_runtime.files import locked, write_atomic
 from vae_runtime.likelihood import KINDS
 
@@ -158,9 +159,11 @@ def _train_first(folder: Path, configs: _Configs, group: Processes, device: torc
             return _train(folder, group.from_first(found), info, dataset, group, device, shown, own)
     except BlockingIOError as error:
         raise TrainingError(f"{folder}: another training is at work in this folder; wait for it") from error
-    except BaseException:
+    except BaseException as problem:
         if made:
-            # Without an epoch there is nothing to go on from.
+            # Without an epoch there is nothing to go on from. Data that were refused would be refused again.
+            if isinstance(problem, VaeError) and not (folder / "config.json").exists():
+                shutil.rmtree(folder / DATA, ignore_errors=True)
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise

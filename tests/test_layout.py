@@ -346,7 +346,6 @@ OPENERS = {
     "vae_export.pushing": "a file that the Hub has, and a signature that was just made",
     "vae_export.signing": "a signature that was just made",
     "vae_export.training.data.conversion": "rows that are converted",
-    "vae_export.training.data.mapping": "arrays of the user's",
     "vae_export.training.data.pictures": "pictures of the user's",
     "vae_export.training.data.sources.parquet": "tables of the user's",
     "vae_export.training.data.sources.webdataset": "arrays in tar files of the user's",

@@ -25,6 +25,7 @@ from .graphs.measurement import Observations
 from .graphs.variants import CALIBRATED, MEASURED
 from .training import checkpoint
 from .training.checkpoint import RunInfo
+from .training.data.batches import read
 from .training.data.dataset import Dataset
 from .training.data.part import Part
 from .training.evaluation import binarise, read_evaluation
@@ -115,11 +116,11 @@ def run_source(run: Path, data: str | None, name: str | None, model: nn.Module |
     vae, info = checkpoint.load(run, model)
     evaluation = read_evaluation(run)
     dataset = checkpoint.run_data(info, data, run)
-    observations = torch.from_numpy(_unseen(dataset).rows(slice(max(EXAMPLES, MEASURED))))
-    conditions = _unseen(dataset).conditions(slice(max(EXAMPLES, MEASURED)))
-    measured = {name: values[:MEASURED] for name, values in conditions.items()}
-    binarised = info.train.binarise
-    unseen = "test" if len(dataset.test) else "validation"
+    part, unseen = _unseen(dataset, info)
+    few = read(part, slice(max(EXAMPLES, MEASURED)))
+    observations, how = few.x, info.train.binarise
+    binarised = "" if how == "none" else f", binarised: {how}" + (", seed 0" if how == "stochastic" else "")
+    held_out = _seen(part, HELD_OUT, how, unseen + binarised)
     shape = info.model.observation_shape
     axes = {1: ("feature",), 2: ("height", "width"), 3: ("channel", "height", "width")}
     numbered = tuple(f"axis_{number}" for number in range(1, len(shape) + 1))
@@ -130,7 +131,7 @@ def run_source(run: Path, data: str | None, name: str | None, model: nn.Module |
         range=observation_range(info.model.likelihood, (0.0, 1.0) if dataset.unit else None, None),
     )
     if isinstance(info.model, OwnModel):
-        again(vae, info.model, observations, {name: torch.from_numpy(each.copy()) for name, each in conditions.items()})
+        again(vae, info.model, observations, few.conditions)
         declaration, kind = declaration.over(info.model.declaration), info.model.title
     else:
         kind = f"{info.model.architecture} VAE"
@@ -138,20 +139,12 @@ def run_source(run: Path, data: str | None, name: str | None, model: nn.Module |
         model=vae,
         example=_at_least_two(observations[:EXAMPLES]),
         declaration=declaration,
-        conditions={
-            name: _at_least_two(torch.from_numpy(values[:EXAMPLES].copy())) for name, values in conditions.items()
-        },
+        conditions={name: _at_least_two(values[:EXAMPLES]) for name, values in few.conditions.items()},
         classes=_class_names(dataset),
         observations=observations,
-        measured=Observations(
-            binarise(observations[:MEASURED].numpy(), binarised, 0), measured, f"{info.provenance.name}, {unseen} data"
-        ),
-        calibration=Observations(
-            binarise(dataset.train.rows(slice(CALIBRATED)), binarised, 0),
-            dataset.train.conditions(slice(CALIBRATED)),
-            f"{info.provenance.name}, training data",
-        ),
-        held_out=_held_out(info, dataset),
+        measured=dataclasses.replace(held_out.first(MEASURED), description=unseen),
+        calibration=_seen(dataset.train, CALIBRATED, how, f"{info.provenance.name}, training data"),
+        held_out=held_out,
         name=name or info.provenance.name,
         description=f"{kind} trained on {info.provenance.name}",
         normalisation=dataset.normalisation,
@@ -382,19 +375,15 @@ def _class_names(dataset: Dataset) -> dict[str, Sequence[str]]:
     }
 
 
-def _unseen(dataset: Dataset) -> Part:
-    """Return the test data, or the validation data if there are no test data."""
-    return dataset.test if len(dataset.test) else dataset.validation
+def _unseen(dataset: Dataset, info: RunInfo) -> tuple[Part, str]:
+    """Return the test data, or the validation data if there are no test data, and what they are."""
+    part, kind = (dataset.test, "test") if len(dataset.test) else (dataset.validation, "validation")
+    return part, f"{info.provenance.name}, {kind} data"
 
 
-def _held_out(info: RunInfo, dataset: Dataset) -> Observations:
-    """Return the unseen observations, as the model sees them."""
-    unseen = "test" if len(dataset.test) else "validation"
-    how = info.train.binarise
-    binarised = "" if how == "none" else f", binarised: {how}" + (", seed 0" if how == "stochastic" else "")
-    x = binarise(_unseen(dataset).rows(slice(HELD_OUT)), how, 0)
-    conditions = _unseen(dataset).conditions(slice(HELD_OUT))
-    return Observations(x, conditions, f"{info.provenance.name}, {unseen} data{binarised}")
+def _seen(part: Part, n: int, how: str, description: str) -> Observations:
+    """Return the first n observations of a part as the model sees them, binarised by seed 0."""
+    return Observations(binarise(part.rows(slice(n)), how, 0), part.conditions(slice(n)), description)
 
 
 def _training(info: RunInfo, parameters: int) -> dict[str, Any]:

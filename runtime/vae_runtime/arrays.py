@@ -6,7 +6,7 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any
 
 import numpy as np
@@ -31,10 +31,24 @@ def read_npy(path: str | os.PathLike[str]) -> Array:
     Raises:
         InputError: there is no such file, or it does not hold an array of numbers.
     """
+    return _npy(path, lambda file: np.lib.format.read_array(file, allow_pickle=False))
+
+
+def map_npy(path: str | os.PathLike[str]) -> Array:
+    """Map the array of an .npy file into memory; no value is read before it is asked for.
+
+    Raises:
+        InputError: there is no such file, or it does not hold an array of numbers.
+    """
+    return _npy(path, lambda _: np.lib.format.open_memmap(path, mode="r"))
+
+
+def _npy(path: str | os.PathLike[str], read: Callable[[IO[bytes]], Array]) -> Array:
+    """Return what `read` makes of an .npy file whose header fits, open at its beginning."""
     try:
         with open_plain(path) as file:
             require_npy(file, os.fstat(file.fileno()).st_size)
-            array: Array = np.lib.format.read_array(file, allow_pickle=False)
+            array = read(file)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give an .npy file") from None
     except Exception as error:  # numpy's parser lets through what others raise

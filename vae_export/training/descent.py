@@ -99,10 +99,10 @@ class Descent:
             return [Batch(x, eps, batch.counted, batch.n, given)]
         count = self._config.accumulate
         pieces = zip(x.tensor_split(count), eps.tensor_split(count, dim=1), strict=True)
-        each = [{name: rows.tensor_split(count)[piece] for name, rows in given.items()} for piece in range(count)]
+        split = {name: rows.tensor_split(count) for name, rows in given.items()}
         return [
-            Batch(rows, noise, len(rows), batch.n, of_rows)
-            for (rows, noise), of_rows in zip(pieces, each, strict=True)
+            Batch(rows, noise, len(rows), batch.n, {name: of[number] for name, of in split.items()})
+            for number, (rows, noise) in enumerate(pieces)
             if len(rows)
         ]
 

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,7 +28,7 @@ from .data.batches import TensorBatch, read
 from .data.part import Part
 from .look import BATCH, ROWS, drawn, look_at, samples
 from .plots import curve
-from .randomness import binarised, generator
+from .randomness import validated
 from .recorders import Recorder, Run
 from .report import Content, report
 from .resume import State
@@ -270,12 +270,9 @@ def _ledger(folder: Path) -> dict[str, tuple[dict[str, Any], int]]:
 
 def first_rows(validation: Part, info: RunInfo) -> TensorBatch:
     """Return the first validation observations as the model sees them, float32 [n, *shape], with their conditions."""
-    parts = []
-    for number, start in enumerate(range(0, min(len(validation), ROWS), BATCH)):
-        drawn_by = generator(info.train.seed, f"binarise validation {number}")
-        x = torch.from_numpy(validation.rows(slice(start, start + BATCH)))
-        parts.append(binarised(x, info.train.binarise, drawn_by))
-    return TensorBatch(torch.cat(parts), read(validation, slice(0, ROWS)).conditions)
+    batch = read(validation, slice(0, ROWS))
+    parts = [validated(x, info.train, number) for number, x in enumerate(batch.x.split(BATCH))]
+    return replace(batch, x=torch.cat(parts))
 
 
 def labels_of(validation: Part) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:

@@ -48,7 +48,7 @@ from .look import BATCH
 from .own_model import OwnModel
 from .own_vae import Asked, OwnVAE
 from .processes import Processes
-from .randomness import binarised, generator
+from .randomness import binarised, generator, validated
 from .recorders import Recorder, recorders_of
 from .run_folder import clean, identity, require_own, require_same, require_version
 from .step import FIGURES, Modelled, Objective
@@ -434,9 +434,8 @@ class _Training:
         for number, chosen in enumerate(order):
             eps = torch.randn((self.config.importance_samples, len(chosen), self.info.model.latent), generator=random)
             if number % self.group.count == self.group.rank:
-                drawn = generator(self.config.seed, f"binarise validation {number}")
                 rows = next(own)
-                x = binarised(rows.x, self.config.binarise, drawn)
+                x = validated(rows.x, self.config, number)
                 given = {name: each.to(self.device) for name, each in rows.conditions.items()}
                 _, figures = self.measured(x.to(self.device), eps.to(self.device), 1.0, conditions=given)
                 total += figures.to(total.dtype) * len(x)

@@ -7,6 +7,8 @@ import hashlib
 import torch
 from torch import Tensor
 
+from .config import TrainConfig
+
 
 def generator(seed: int, purpose: str) -> torch.Generator:
     """Return the random generator of a seed for one purpose, such as `epoch 3`."""
@@ -27,3 +29,14 @@ def binarised(x: Tensor, how: str, random: torch.Generator, rows: slice = slice(
     if how == "stochastic":
         return (torch.rand((len(x) if n is None else n, *x.shape[1:]), generator=random)[rows] < x).float()
     return (x > 0.5).float() if how == "threshold" else x
+
+
+def validated(x: Tensor, config: TrainConfig, number: int) -> Tensor:
+    """Return the observations of one validation batch as the model sees them, the same in every epoch.
+
+    Args:
+        x: float32, of any shape.
+        config: says how they are binarised, and by which seed.
+        number: of the batch.
+    """
+    return binarised(x, config.binarise, generator(config.seed, f"binarise validation {number}"))

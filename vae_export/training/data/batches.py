@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -91,14 +91,13 @@ class Batches:
     def _made(self) -> Iterator[TensorBatch]:
         for indices in self._order:
             began = time.perf_counter()
-            x = torch.from_numpy(self._part.rows(indices))
-            conditions = {name: torch.from_numpy(each) for name, each in self._part.conditions(indices).items()}
+            batch = read(self._part, indices)
             if self._change:
                 with torch.no_grad():
-                    x = self._change(x)
+                    batch = replace(batch, x=self._change(batch.x))
             self.seconds += time.perf_counter() - began
-            self.rows += len(x)
-            yield TensorBatch(x, conditions)
+            self.rows += len(batch.x)
+            yield batch
 
 
 def read(part: Part, chosen: NDArray[np.int64] | slice) -> TensorBatch:

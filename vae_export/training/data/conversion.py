@@ -15,17 +15,15 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_runtime.arrays import map_npy
 from vae_runtime.errors import InputError, error_line
 from vae_runtime.files import write_folder
 from vae_runtime.input_files import read_json
 
-from .mapping import map_npy
-from .part import Condition, Rows, Skipped
+from .part import NAMED, Condition, Rows, Skipped
 from .source import Batch, Damaged, Stream
 
 _OBSERVATIONS, _ABOUT = "observations.npy", "data.json"
-# Names of damaged rows that are kept; the others are counted.
-_NAMED = 5
 _AGAIN = "delete this folder, and the source is converted again"
 
 
@@ -150,7 +148,7 @@ class _Writer:
     def skip(self, damaged: Damaged) -> None:
         """Count a damaged row."""
         self.skipped += 1
-        if len(self.named) < _NAMED:
+        if len(self.named) < NAMED:
             self.named.append(f"{damaged.place}: {damaged.reason}")
 
     def finish(self, name: str) -> dict[str, Any]:

@@ -21,13 +21,11 @@ from ..config import DataConfig
 from .checks import first
 from .conversion import convert, converted
 from .normalisation import normalisation_of
-from .part import Part, Rows, Skipped, chunks_of
+from .part import NAMED, Part, Rows, Skipped, chunks_of
 from .source import Addressed
 from .sources.table import open_source
 from .split import hashes, split
 
-# Names of damaged rows that are kept; the others are counted.
-_NAMED = 5
 # Fields of the configuration that converted rows depend on.
 _CONVERTED = ("source", "columns", "conditions", "corrupt")
 # Data known by their digest, whatever the file or folder is called: name, description, license.
@@ -164,7 +162,7 @@ def load(
     name, description, license = _KNOWN.get(known, (source.rows.name, "", "unknown"))
     skipped = Skipped(
         source.rows.skipped.count + sum(len(each.damaged) for each in surveys),
-        (*source.rows.skipped.named, *(text for each in surveys for text in each.named))[:_NAMED],
+        (*source.rows.skipped.named, *(text for each in surveys for text in each.named))[:NAMED],
     )
     found = normalisation or normalisation_of(Part(source.rows, numbers[0]), config.normalise, config.source)
     train, rest, tests = (
@@ -240,7 +238,7 @@ def _note_damaged(survey: _Survey, rows: Rows, start: int, finite: NDArray[np.bo
                 "drop or correct it, or skip such rows (--corrupt skip)"
             )
         survey.damaged.append(index[0])
-        if len(survey.named) < _NAMED:
+        if len(survey.named) < NAMED:
             survey.named.append(f"row {index[0]}: expected finite float32 values, got {rows.observations[index]}")
 
 

@@ -15,6 +15,8 @@ from vae_runtime.manifest import Normalisation
 
 Observations = NDArray[np.float32]
 
+NAMED = 5
+"""Damaged rows that are named; the others are counted."""
 # Values that are in memory at once where a whole part is gone through.
 _CHUNK = 2**21
 

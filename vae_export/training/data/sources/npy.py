@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vae_runtime.arrays import map_npy
 from vae_runtime.errors import InputError
 
-from ..mapping import map_npy
 from ..part import Condition, Rows
 from ..source import Addressed
 

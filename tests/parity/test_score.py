@@ -106,7 +106,7 @@ def test_levels_are_trained_exported_scored_and_drawn(tmp_path, architecture):
     generator = np.random.default_rng(0)
     x = (40 * generator.integers(0, 5, (400, 1, 1, 1)) + generator.integers(0, 30, (400, 1, 4, 4))).astype(np.uint8)
     model = {"likelihood": "logistic", "scale": 0.1, "learn_scale": True, "architecture": architecture}
-    evaluation, test = trained(tmp_path, x, channels=(4, 4), **model)
+    evaluation, test = trained(tmp_path, x, channels=(16, 16), **model)
     assert vae_runtime.verify(tmp_path / "bundle").passed
     vae = vae_runtime.load(tmp_path / "bundle")
     likelihood = vae.manifest.likelihood
@@ -128,7 +128,7 @@ def test_classes_are_trained_exported_scored_and_drawn(tmp_path, architecture):
     generator = np.random.default_rng(0)
     kinds = generator.integers(0, 5, (3, 2, 4, 4))
     x = np.where(generator.random((400, 2, 4, 4)) < 0.9, kinds[generator.integers(0, 3, 400)], 4).astype(np.float32)
-    evaluation, test = trained(tmp_path, x, channels=(4, 4), likelihood="categorical", architecture=architecture)
+    evaluation, test = trained(tmp_path, x, channels=(16, 16), likelihood="categorical", architecture=architecture)
     assert vae_runtime.verify(tmp_path / "bundle").passed
     vae = vae_runtime.load(tmp_path / "bundle")
     likelihood = vae.manifest.likelihood

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vae_runtime.golden import reference_of
+from vae_runtime.likelihood import KINDS
 from vae_runtime.manifest import Manifest
 from vae_runtime.timing import in_words
 
@@ -71,6 +73,8 @@ def run_card(
         *front_matter(manifest),
         f"# {manifest.name}",
         "",
+        f"{manifest.description}.",
+        "",
         f"A Variational Autoencoder of {manifest.training['parameters']:,} parameters. {_shapes(manifest)} "
         f"{_architecture(info)}",
         "",
@@ -80,6 +84,7 @@ def run_card(
         "## Data and license",
         "",
         f"- Data: {described}. License of the data: {data.license}.",
+        *_normalised(manifest),
         f"- {data.train:,} observations trained on, {data.validation:,} for validation, {data.test:,} for test.",
         f"- License of the weights: {manifest.license or 'not stated'}.",
         "",
@@ -98,12 +103,25 @@ def run_card(
         "",
         "## Figures",
         "",
-        *_figures(evaluation),
+        *_figures(evaluation, manifest),
         "",
+        *_held_out(manifest),
         *_understood(() if isinstance(info.model, ModelConfig) else info.model.recognised),
         *_graphs(manifest, sizes),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _normalised(manifest: Manifest) -> list[str]:
+    """Return how raw values become those that the bundle takes, if they differ."""
+    found = manifest.observation.normalisation
+    if found is None:
+        return []
+    if isinstance(found.offset, float) and isinstance(found.divisor, float):
+        numbers = f"offset {found.offset:g} and divisor {found.divisor:g}"
+    else:
+        numbers = "those of `observation.normalisation` in manifest.json"
+    return [f"- Normalization: x = (raw value - offset) / divisor, with {numbers}."]
 
 
 def _stages(info: RunInfo) -> list[str]:
@@ -279,11 +297,24 @@ def _architecture(info: RunInfo) -> str:
     widths = "-".join(map(str, model.hidden))
     if model.architecture == "mlp":
         return f"Encoder: dense layers of {widths} ({model.activation}); the decoder mirrors it."
+    encoder = _levels(model.encoder_channels or model.channels, model.encoder_blocks, model.encoder_kernels,
+                      model.encoder_attention)  # fmt: skip
+    decoder = _levels(model.channels, model.decoder_blocks, model.decoder_kernels, model.decoder_attention)
+    dense = f", then dense layers of {widths}" if widths else ""
+    norm = ", group normalization" if model.norm == "group" else ""
+    mirrored = "" if decoder == encoder else f", with levels of {decoder}"
     return (
-        f"Encoder: two strided 4×4 convolutions to {model.channels[0]} and {model.channels[1]} channels, each followed "
-        f"by {model.encoder_blocks} residual blocks, then a dense layer of {widths} ({model.activation}); the decoder "
-        f"mirrors it with transposed convolutions and {model.decoder_blocks} residual blocks at each resolution."
+        f"Encoder: strided convolutions to levels of {encoder}{dense} ({model.activation}{norm}). Decoder: the same in "
+        f"reverse with transposed convolutions{mirrored}."
     )
+
+
+def _levels(channels: Sequence[int], blocks: int, kernels: Sequence[int], attention: int) -> str:
+    """Return the levels of one side of a convolutional network in words, from the highest resolution on."""
+    text = f"{', '.join(map(str, channels))} channels"
+    if blocks:
+        text += f", {blocks} residual block{'s' * (blocks > 1)} each (kernels {', '.join(map(str, kernels))})"
+    return text + (f", self-attention at the lowest {attention}" if attention else "")
 
 
 def _objective(info: RunInfo) -> str:
@@ -303,7 +334,19 @@ def _objective(info: RunInfo) -> str:
     return text + "."
 
 
-def _figures(measured: Evaluation | None) -> list[str]:
+def _held_out(manifest: Manifest) -> list[str]:
+    """Return what the p-values of the bundle stand on, if it has some."""
+    scores = manifest.scores
+    if scores is None:
+        return []
+    return [
+        f"`vae.score(x).p_value` compares the ELBO of x with that of {scores.n:,} held-out observations "
+        f"({scores.data}).",
+        "",
+    ]
+
+
+def _figures(measured: Evaluation | None, manifest: Manifest) -> list[str]:
     if measured is None:
         return ["Not evaluated: run `vae-export evaluate` on the run and export again."]
     kind = "surrogate " if measured.surrogate else ""
@@ -313,6 +356,7 @@ def _figures(measured: Evaluation | None) -> list[str]:
             f"**{measured.nll:.2f}** ± {measured.standard_error:.2f} nats (a bound, {measured.importance_samples} "
             "importance samples; ± is the standard error over observations)",
         ),
+        *_bits(measured, manifest),
         (f"{kind}ELBO", f"{measured.elbo:.2f} nats"),
         ("reconstruction term", f"{measured.reconstruction:.2f} nats"),
         ("KL", f"{measured.kl:.2f} nats"),
@@ -325,3 +369,12 @@ def _figures(measured: Evaluation | None) -> list[str]:
         *(f"| {name} | {value} |" for name, value in rows),
     ]
     return [f"Protocol: {measured.protocol()}, seed {measured.seed}.", "", *table]
+
+
+def _bits(measured: Evaluation, manifest: Manifest) -> list[tuple[str, str]]:
+    """Return the bits per dimension, log₂ instead of ln over the number of values, where values are discrete."""
+    kind = KINDS.get(manifest.likelihood.kind)
+    if kind is None or not (kind.levels or kind.classes):
+        return []
+    values = math.prod(manifest.observation.shape)
+    return [("bits per dimension", f"{measured.nll / values / math.log(2):.3f}")]

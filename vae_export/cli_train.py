@@ -16,7 +16,7 @@ from .training.config import RECIPES, DataConfig, ModelConfig, TrainConfig
 from .understand.declaration import SECOND
 
 # Fields of DataConfig that have another name on the command line.
-_DATA_FLAGS = {"source": "data", "seed": "split-seed"}
+_DATA_FLAGS = {"source": "data", "seed": "split-seed", "license": "data-license"}
 
 
 def add_pytorch_verb(

@@ -139,7 +139,8 @@ def export(
         latents: in the place of `example`, latents [n, ...], or several by name in the order of decode's arguments:
             only the decoder is exported. Integers are codes.
         conditions: values [n, ...] by name, as the example; given to encode and decode by these names.
-        class_names: names of the classes 0, 1, ... of the only integer condition, or names by condition.
+        class_names: names of the classes 0, 1, ... of the only integer condition, or names by condition; for a run,
+            in the place of those of its data.
         encode, decode: the name of a method, or a function of x or of the latents, and the conditions.
         posterior: the meaning of the encoder's second tensor: "logvar", "std", "var", "log_std" or "softplus"; or
             "codes" or "none".
@@ -191,7 +192,7 @@ def export(
     examples = Examples(example, conditions, class_names, observations, latents)
     if isinstance(source, (str, Path)):
         require_no_model_arguments(declaration, examples)
-        found = run_source(Path(source), data, name, model)
+        found = run_source(Path(source), data, name, model, class_names)
     elif model is not None:
         raise InputError("model: expected only with the folder of a run, got a model beside a model; leave it out")
     else:

@@ -101,7 +101,13 @@ def require_no_model_arguments(declaration: Declaration, examples: Examples) -> 
             raise InputError(f"{name}: expected nothing for a run, which states it itself; leave it out")
 
 
-def run_source(run: Path, data: str | None, name: str | None, model: nn.Module | None = None) -> Source:
+def run_source(
+    run: Path,
+    data: str | None,
+    name: str | None,
+    model: nn.Module | None = None,
+    class_names: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+) -> Source:
     """Return the source of a run's folder.
 
     Args:
@@ -109,6 +115,7 @@ def run_source(run: Path, data: str | None, name: str | None, model: nn.Module |
         data: where its data are now, if they were moved.
         name: of the bundle; by default that of the data.
         model: the module of a run whose model was given in Python without a name.
+        class_names: names of classes in the place of those of the data.
 
     Raises:
         InputError: the run or its data are missing or damaged.
@@ -135,12 +142,13 @@ def run_source(run: Path, data: str | None, name: str | None, model: nn.Module |
         declaration, kind = declaration.over(info.model.declaration), info.model.title
     else:
         kind = f"{info.model.architecture} VAE"
+    conditions = {name: _at_least_two(values[:EXAMPLES]) for name, values in few.conditions.items()}
     return Source(
         model=vae,
         example=_at_least_two(observations[:EXAMPLES]),
         declaration=declaration,
-        conditions={name: _at_least_two(values[:EXAMPLES]) for name, values in few.conditions.items()},
-        classes=_class_names(dataset),
+        conditions=conditions,
+        classes=_class_names(dataset, class_names_of(class_names, _arrays(conditions))),
         observations=observations,
         measured=dataclasses.replace(held_out.first(MEASURED), description=unseen),
         calibration=_seen(dataset.train, CALIBRATED, how, f"{info.provenance.name}, training data"),
@@ -365,11 +373,16 @@ def _at_least_two(tensor: Tensor) -> Tensor:
     return tensor if len(tensor) > 1 else torch.cat([tensor, tensor.roll(1, -1) if tensor.dim() > 1 else tensor])
 
 
-def _class_names(dataset: Dataset) -> dict[str, Sequence[str]]:
-    """Return the names of the classes of a run's conditions: their numbers where the data name none."""
+def _class_names(dataset: Dataset, given: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """Return the names of the classes of a run's conditions: those given, those of the data, or numbers."""
     counts = {name: kind["classes"] for name, kind in dataset.kinds().items() if "classes" in kind}
+    for name, names in given.items():
+        if len(names) != counts[name]:
+            raise InputError(
+                f"class_names: {name}: expected {counts[name]} names, one for each class, got {len(names)}"
+            )
     return {
-        name: dataset.classes[name] or tuple(map(str, range(count)))
+        name: given.get(name) or dataset.classes[name] or tuple(map(str, range(count)))
         for name, count in counts.items()
         if count <= _MAX_NAMED
     }

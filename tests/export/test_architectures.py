@@ -125,9 +125,18 @@ def test_numbers_of_an_array_condition_a_model(tmp_path):
     np.save(tmp_path / "pose.npy", random.random((60, 2), dtype=np.float32))
     np.save(tmp_path / "kind.npy", np.arange(60) % 4)
     conditions = (f"pose={tmp_path / 'pose.npy'}", f"kind={tmp_path / 'kind.npy'}")
-    source = DataConfig(str(tmp_path / "x.npy"), conditions=conditions)
+    source = DataConfig(str(tmp_path / "x.npy"), conditions=conditions, license="CC0 1.0")
     small, training = ModelConfig(latent=2, hidden=(4,)), TrainConfig(epochs=1, threads=1)
     run = tmp_path / "run"
     info = train(run, small, training, source, progress=False).info
     assert info.model.conditions == {"kind": {"classes": 4}, "pose": {"shape": [2]}}
     assert {"conditions.layers.0.weight", "conditions.layers.1.weight"} <= load(run)[0].state_dict().keys()
+    with pytest.raises(InputError, match=r"class_names: kind: expected 4 names, one for each class, got 5"):
+        export(run, tmp_path / "bundle", class_names=list("abcde"), formats=("onnx",))
+    with pytest.raises(InputError, match=r"class_names: pose: expected an integer condition"):
+        export(run, tmp_path / "bundle", class_names={"pose": ["a"]}, formats=("onnx",))
+    assert not (tmp_path / "bundle").exists()
+    export(run, tmp_path / "bundle", class_names=["bone", "skin", "air", "fat"], formats=("onnx",))
+    named = {each.name: each.classes for each in vae_runtime.load(tmp_path / "bundle").manifest.conditions}
+    assert named == {"kind": ("bone", "skin", "air", "fat"), "pose": None}
+    assert "License of the data: CC0 1.0." in (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")

@@ -2,6 +2,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import resource
@@ -227,6 +228,46 @@ def test_an_average_of_the_weights_and_another_precision_are_on_the_card(evaluat
     info = replace(info, train=replace(info.train, ema=0.999, precision="bfloat16"))
     card = run_card(manifest, info, None, sizes, True)
     assert "Its networks computed in bfloat16. The weights are their average over the steps, with decay 0.999." in card
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"channels": (8,), "hidden": ()},
+     "strided convolutions to levels of 8 channels, 1 residual block each (kernels 3, 1) (relu). Decoder: the same in "
+     "reverse with transposed convolutions."),
+    ({"channels": (8, 16, 32), "encoder_channels": (16, 32), "encoder_blocks": 2, "encoder_kernels": (3, 3),
+      "decoder_blocks": 0, "decoder_attention": 1, "norm": "group"},
+     "strided convolutions to levels of 16, 32 channels, 2 residual blocks each (kernels 3, 3), then dense layers of "
+     "128-64 (relu, group normalization). Decoder: the same in reverse with transposed convolutions, with levels of "
+     "8, 16, 32 channels, self-attention at the lowest 1."),
+])  # fmt: skip
+def test_the_levels_of_a_convolutional_model_are_on_the_card(evaluated_run, tiny_bundle, options, words):
+    info = replace(checkpoint.read_info(evaluated_run), model=ModelConfig("conv", (1, 8, 8), **options))
+    sizes = {path: len(content) for path, content in content_of(tiny_bundle).items()}
+    assert words in run_card(open_bundle(tiny_bundle).manifest, info, None, sizes, True)
+
+
+def test_what_makes_x_of_raw_values_is_on_the_card(evaluated_run, tiny_bundle):
+    info, manifest = checkpoint.read_info(evaluated_run), open_bundle(tiny_bundle).manifest
+    sizes = {path: len(content) for path, content in content_of(tiny_bundle).items()}
+    for found, words in (
+        (Normalisation(0.0, 16.0), "x = (raw value - offset) / divisor, with offset 0 and divisor 16."),
+        (Normalisation((0.5,), (2.0,)), "with those of `observation.normalisation` in manifest.json."),
+        (None, None),
+    ):
+        observation = replace(manifest.observation, normalisation=found)
+        card = run_card(replace(manifest, observation=observation), info, None, sizes, True)
+        assert words in card if words else "Normalization" not in card
+
+
+def test_nats_of_discrete_values_are_bits_per_dimension_too(evaluated_run, tiny_bundle):
+    from vae_export.training.evaluation import read_evaluation
+
+    info, manifest = checkpoint.read_info(evaluated_run), open_bundle(tiny_bundle).manifest
+    sizes = {path: len(content) for path, content in content_of(tiny_bundle).items()}
+    figures = replace(read_evaluation(evaluated_run), nll=64 * math.log(2) * 1.25)
+    assert "bits per dimension" not in run_card(manifest, info, figures, sizes, True)
+    manifest = replace(manifest, likelihood=replace(manifest.likelihood, kind="logistic", scale=0.1))
+    assert "| bits per dimension | 1.250 |" in run_card(manifest, info, figures, sizes, True)
 
 
 def test_an_unfinished_run_is_exported_and_called_so(tiny_run, tmp_path, prepared):

@@ -365,6 +365,8 @@ class DataConfig(_Config):
     """Share of the training data kept for validation, in expectation."""
     test_fraction: float = _number(0.1, low=0, high=0.9)
     """Share of all data kept for the test, in expectation; IDX folders have a test set of their own."""
+    license: str = _name("the license of the data")
+    """For the card of the bundle; that of known data sets is known."""
 
     def _conflicts(self) -> list[str]:
         problems = []

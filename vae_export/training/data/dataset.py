@@ -159,7 +159,7 @@ def load(
             "fractions"
         )
     known = f"sha256:{digest.hexdigest()}"
-    name, description, license = _KNOWN.get(known, (source.rows.name, "", "unknown"))
+    name, description, license = _KNOWN.get(known, (source.rows.name, "", config.license or "unknown"))
     skipped = Skipped(
         source.rows.skipped.count + sum(len(each.damaged) for each in surveys),
         (*source.rows.skipped.named, *(text for each in surveys for text in each.named))[:NAMED],

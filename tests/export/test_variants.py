@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import vae_runtime
-from vae_export import ParityError, export
+from vae_export import ParityError, check_parity, export
 from vae_export.cli import main
 from vae_export.graphs import files
 from vae_export.graphs import onnx_export as graphs
@@ -109,6 +109,40 @@ def test_every_component_has_every_variant_in_order_and_verifies(which, request)
         assert sizes["int8"] < 0.65 * sizes["fp32"]
     assert exported.refused == manifest.refused == ()
     assert vae_runtime.verify(exported.path).passed
+
+
+def failed(report):
+    return {f"{tensor.component}/{tensor.variant}" for tensor in report.tensors if not tensor.passed}
+
+
+def test_parity_holds_a_variant_to_what_its_manifest_states(digits_run, dense, tmp_path, resign, capsys):
+    assert main(["parity", str(digits_run.folder), str(dense.path)]) == 0
+    assert "equal to" in capsys.readouterr().out
+    _, report = check_parity(digits_run.folder, dense.path)
+    assert report.passed
+    assert {tensor.variant for tensor in report.tensors} == set(ALL)
+    exact = max(tensor.tolerance for tensor in report.tensors if tensor.variant == "fp32")
+    assert max(tensor.max_abs for tensor in report.tensors if tensor.variant == "int8") > 10 * exact
+    copy = shutil.copytree(dense.path, tmp_path / "bundle")
+    path = copy / "decoder" / "int8" / "model.onnx"
+    model = onnx.load(path)
+    tensor = max(model.graph.initializer, key=lambda each: math.prod(each.dims) * (each.data_type == TensorProto.INT8))
+    tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
+    path.write_bytes(model.SerializeToString())
+    resign(copy)
+    assert failed(check_parity(digits_run.folder, copy)[1]) == {"decoder/int8"}
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, set()), (0.5, {"decoder/int8"})])
+def test_parity_fails_beyond_what_a_manifest_states(digits_run, dense, tmp_path, resign, share, expected):
+    copy = shutil.copytree(dense.path, tmp_path / "bundle")
+    document = json.loads((copy / "manifest.json").read_text("utf-8"))
+    stated = document["components"]["decoder"]["variants"]["int8"]["additional_metadata"]["vae"]
+    stated["error"] = {output: share * number for output, number in stated["error"].items()}
+    stated["tolerance"] = dict.fromkeys(stated["tolerance"], 1e-7)
+    (copy / "manifest.json").write_text(json.dumps(document), "utf-8")
+    resign(copy)
+    assert failed(check_parity(digits_run.folder, copy)[1]) == expected
 
 
 @pytest.mark.parametrize("which", ["dense", "convolutional"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -116,6 +116,33 @@ def compare(adapted: Adapted, graphs: Iterable[Graph]) -> ParityReport:
         ParityError: as in `Comparison.compare`.
     """
     return Comparison(adapted).report(graphs)
+
+
+def compare_as_stated(
+    adapted: Adapted, graph: Graph, inputs: Mapping[str, Array], limits: Mapping[str, float]
+) -> tuple[TensorParity, ...]:
+    """Run a graph in fewer bits and eager PyTorch on the golden inputs.
+
+    Args:
+        adapted: the VAE's pure functions, in float32.
+        graph: the graph to compare with them.
+        inputs: the golden inputs of the graph by name, [n, …], in its order.
+        limits: how far each output may be from PyTorch's, in its units; for codes, the share that may differ.
+
+    Raises:
+        ParityError: as in `Comparison.compare`.
+    """
+    given = tuple(torch.from_numpy(array) for array in inputs.values())
+    case = _Case(given, in32=_timed(adapted.modules[graph.component], _Case(given))[0])
+    try:
+        run = open_graph(graph, few_runs=True)
+    except VaeError as error:
+        raise ParityError(f"{graph.component}/{graph.variant}: {error}") from error
+    answers = [_answer(graph, run, case)]
+    return tuple(
+        _compare_output(graph, output, index, [case], answers, limits[output])
+        for index, output in enumerate(graph.outputs)
+    )
 
 
 def rows(adapted: Adapted, n: int) -> dict[str, Tensor]:
@@ -296,9 +323,14 @@ def _answer(graph: Graph, run: Run, case: _Case) -> list[Array]:
 
 
 def _compare_output(
-    graph: Graph, output: str, index: int, cases: Sequence[_Case], answers: Sequence[Sequence[Array]]
+    graph: Graph,
+    output: str,
+    index: int,
+    cases: Sequence[_Case],
+    answers: Sequence[Sequence[Array]],
+    stated: float | None = None,
 ) -> TensorParity:
-    """Compare one output of a graph with PyTorch's in every case."""
+    """Compare one output of a graph with PyTorch's in every case; `stated` is the limit where there is one."""
     max_abs, max_rel, from_float32, allowed = -1.0, 0.0, 0.0, 0.0
     worst: tuple[int, ...] = ()
     sizes = ""
@@ -313,10 +345,13 @@ def _compare_output(
                 f"{graph.component}/{graph.variant} {output}: expected shape {list(in64.shape)} at batch {case.batch}, "
                 f"got {list(got.shape)}; {what} not dynamic in this graph"
             )
-        whole = is_whole(in64)
+        whole = is_whole(in64) if stated is None else in64.dtype.kind in "iu"
         if whole:
             difference = np.full(in64.shape, float(np.mean(~(_difference(got, in64) <= tolerance(in64)))))
-            limit = CODES
+            limit = CODES if stated is None else stated
+        elif stated is not None:
+            limit = stated
+            difference = _difference(got, in64)
         else:
             limit = tolerance(in64) / RELATIVE * share
             difference = _difference(got, in64)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -79,7 +80,8 @@ def test_the_part_of_a_row_depends_on_its_values_and_the_seed_alone(tmp_path, di
         assert rows(getattr(few, name)) <= rows(getattr(more, name))
     assert not rows(more.train) & (rows(more.validation) | rows(more.test))
     # The type does not matter, nor a sign that equal numbers may differ in.
-    floats = values.astype(np.float64) - 3
+    floats = values.astype(np.float64) - 15
+    assert (floats == 0).any()
     np.save(tmp_path / "double.npy", floats)
     np.save(tmp_path / "single.npy", np.where(floats == 0, -0.0, floats).astype(">f4"))
     one, other = load(tmp_path / "double.npy"), load(tmp_path / "single.npy")
@@ -177,6 +179,18 @@ def test_npy_floats_stay_as_they_are(tmp_path):
     assert rows(dataset.train, dataset.validation) == rows(values.astype(np.float32))
 
 
+@pytest.mark.parametrize("kind", [np.int16, np.int64, np.uint32])
+def test_integers_stay_counts(tmp_path, kind):
+    values = np.arange(40).reshape(20, 2) * 400_000 if kind != np.int16 else np.arange(40).reshape(20, 2)
+    np.save(tmp_path / "x.npy", values.astype(kind))
+    np.save(tmp_path / "y.npy", values.astype(np.float64))
+    counts, floats = (load(tmp_path / name, test_fraction=0) for name in ("x.npy", "y.npy"))
+    assert (counts.normalisation, counts.unit) == (None, False)
+    assert rows(counts.train, counts.validation) == rows(values.astype(np.float32))
+    # They are the data that they are as floats.
+    assert counts.provenance.digest == floats.provenance.digest
+
+
 @pytest.mark.parametrize("top", [np.uint8(255), np.float64(1)])
 def test_data_of_two_values_are_known_as_binary(tmp_path, top):
     values = np.eye(6, dtype=top.dtype) * top
@@ -193,7 +207,8 @@ def test_data_of_two_values_are_known_as_binary(tmp_path, top):
         (np.array([[1.0, np.nan], [0, 0]]), "expected finite float32 values, got nan at [0, 1]"),
         (np.array([[0.0, 1], [-np.inf, 0]]), "expected finite float32 values, got -inf at [1, 0]"),
         (np.full((2, 2), 1e300), "expected finite float32 values, got 1e+300 at [0, 0]"),
-        (np.arange(6).reshape(3, 2), "expected uint8 or floating-point values, got int64"),
+        (np.array([[0, 1], [2**24 + 1, 0]]), "which float32 holds exactly, got 16777217 at [1, 0]; scale them"),
+        (np.eye(3, dtype=bool), "expected numbers, got bool; convert them"),
         (np.zeros(5, np.uint8), "expected an array [n, *shape] with at least one value, got [5]"),
         (np.zeros((0, 3), np.uint8), "at least one value, got [0, 3]"),
         (np.array([[object()]]), "expected an .npy file of numbers: expected numbers, got Python objects"),
@@ -235,21 +250,36 @@ def test_an_image_that_is_none_is_refused(tmp_path):
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     assert "b.png: expected an image" in refused(tmp_path)
     Image.new("I;16", (6, 4)).save(tmp_path / "b.png")
-    assert "expected 8 bits per channel, got mode I" in refused(tmp_path)
+    assert "b.png: expected an image: expected 8 bits per channel, got 16" in refused(tmp_path)
+    (tmp_path / "b.png").write_bytes(color_of_16_bits())
+    assert "b.png: expected an image: expected 8 bits per channel, got 16" in refused(tmp_path)
+
+
+def color_of_16_bits() -> bytes:
+    """A PNG of 6×4 pixels, which Pillow reads and cannot write."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    lines = zlib.compress(bytes(4 * (1 + 6 * 6)))
+    header = struct.pack(">IIBBBBB", 6, 4, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
 
 
 def test_a_source_that_is_not_there_or_empty_is_refused(tmp_path):
     assert "no such file or folder; give `digits`" in refused(tmp_path / "nowhere")
     assert "expected IDX files or images, got neither" in refused(tmp_path)
     (tmp_path / "x.csv").write_text("1,2")
-    assert "expected a .npy file or a folder" in refused(tmp_path / "x.csv")
+    assert "expected a .npy or .parquet file, tar files or a folder" in refused(tmp_path / "x.csv")
 
 
 def test_a_split_that_leaves_nothing_to_train_on_is_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((2, 3)))
     seed = next(seed for seed in range(99) if hashes(np.zeros((1, 3), "<f4"), seed)[0] < 2**62)
     message = refused(tmp_path / "x.npy", test_fraction=0.5, validation_fraction=0, seed=seed)
-    assert "expected at least one observation to train on, got 2 in all, 2 of them for test and 0 for" in message
+    assert "expected at least one observation to train on, got 2 in all, 0 of them damaged, 2 for test" in message
+    np.save(tmp_path / "x.npy", np.full((2, 3), np.nan))
+    assert "got 2 in all, 2 of them damaged, 0 for test" in refused(tmp_path / "x.npy", corrupt="skip")
 
 
 def test_a_value_outside_the_unit_range_is_named():

@@ -98,6 +98,11 @@ def test_labels_that_a_source_has_not_are_refused(classed, tmp_path):
     assert "expected 3 rows" in refused(tmp_path / "x.npy", conditions=(f"y={tmp_path / 'y.npy'}",))
 
 
+def test_pictures_beside_folders_of_classes_are_refused(classed):
+    (classed / "first.png").write_bytes(png(PICTURES[0]))
+    assert "for each class, got both: first.png and ant/3.png; move one of them away" in refused(classed)
+
+
 @pytest.mark.parametrize("count", [1, 7])
 def test_damaged_pictures_are_refused_or_skipped_counted_and_named(classed, tmp_path, count):
     for number in range(count):
@@ -178,6 +183,45 @@ def test_columns_of_parquet(tmp_path):
     assert "torn.parquet: expected a Parquet file: " in refused(tmp_path / "torn.parquet")
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0.5, float("nan"), 0.5], "row 1: expected finite numbers of c, got nan"),
+        ([0, -1, 2], "row 1: expected classes of c numbered from 0, got -1"),
+        ([0, 2**31, 2], f"row 1: expected classes of c numbered from 0, got {2**31}"),
+    ],
+)
+def test_conditions_that_no_model_takes_are_refused_or_skipped(tmp_path, labels, message):
+    column = [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+    pq.write_table(pa.table({"x": column, "c": labels}), tmp_path / "x.parquet")
+    assert message in refused(tmp_path / "x.parquet", conditions=("c",))
+    dataset = load(tmp_path / "x.parquet", conditions=("c",), corrupt="skip")
+    assert np.array_equal(whole(dataset)[0], [column[0], column[2]])
+    assert dataset.skipped.count == 1
+
+
+def test_rows_of_another_type_are_refused(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for row, kind in enumerate((np.uint8, np.float32)):
+            file = io.BytesIO()
+            np.save(file, np.ones(3, kind))
+            add(archive, f"{row}.npy", file.getvalue())
+    assert "1: expected uint8 [3] as the first row has, got float32 [3]" in refused(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("texts_first", [True, False])
+def test_a_condition_is_of_texts_or_of_numbers(tmp_path, texts_first):
+    kinds = [{"k": "a"}, {"k": 1}] if texts_first else [{"k": 1}, {"k": "a"}]
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for row, kind in enumerate(kinds):
+            add(archive, f"{row}.png", png(PICTURES[row]))
+            add(archive, f"{row}.json", json.dumps(kind).encode())
+    first, other = ("texts", "1") if texts_first else ("numbers", "'a'")
+    assert f"1: expected {first} of k as the first row has, got {other}" in refused(
+        tmp_path / "x.tar", conditions=("k",)
+    )
+
+
 def test_pictures_and_lists_of_parquet(tmp_path):
     cells = [{"bytes": png(picture), "path": None} for picture in PICTURES]
     pq.write_table(pa.table({"image": cells, "label": KINDS}), tmp_path / "pictures.parquet")
@@ -203,7 +247,11 @@ def test_a_data_set_as_the_hub_has_them(tmp_path):
     assert conditions["label"].tolist() == NUMBERS
     assert dataset.classes == {"label": ("ant", "cat", "dog")}
     assert dataset.provenance.name == "set"
+    assert np.array_equal(whole(load(f"hf:{tmp_path / 'set'}:default:train", columns=("image",)))[0], EXPECTED)
     assert "cannot be opened: " in refused(f"hf:{tmp_path / 'set'}:nosuch")
+    assert "cannot be opened: BuilderConfig 'other' not found" in refused(f"hf:{tmp_path / 'set'}:other:train")
+    for form in ("", "a::train", "a:b:c:d"):
+        assert f"hf:{form}: expected hf:NAME, hf:NAME:SPLIT or" in refused(f"hf:{form}")
     assert "expected a column 'depth', got image, label" in refused(f"hf:{tmp_path / 'set'}:train", columns=("depth",))
 
 
@@ -226,8 +274,12 @@ def test_tar_files_of_webdataset(tmp_path):
     assert conditions["label"].tolist() == conditions["kind"].tolist() == NUMBERS
     assert "expected a value of colour, got none" in refused(pattern, conditions=("colour",))
     content = (tmp_path / "shards-001.tar").read_bytes()
-    (tmp_path / "shards-001.tar").write_bytes(content[:700])
-    assert "shards-001.tar: expected a whole tar file" in refused(pattern)
+    header = content.index(b"0005.cls")
+    damaged = content[:header] + b"!" + content[header + 1 :]
+    # Cut in a file, between two, in a header, and with a header that is damaged.
+    for torn in (content[:700], content[:header], content[: header + 99], damaged):
+        (tmp_path / "shards-001.tar").write_bytes(torn)
+        assert "shards-001.tar: expected a whole tar file" in refused(pattern, corrupt="skip")
     (tmp_path / "shards-001.tar").unlink()
     assert "shards-001.tar: no such file" in refused(pattern)
 

@@ -53,7 +53,7 @@ def require_kind(part: Part, kind: Kind, place: str) -> None:
     found = _first(part, kind.outside)
     if found:
         number, row = found
-        remedy = "save counts as floats (uint8 become [0, 1])" if kind.counts else "scale the data"
+        remedy = "save counts as int32 or floats (uint8 become [0, 1])" if kind.counts else "scale the data"
         if kind.classes:
             remedy = "number classes from 0 on, and take uint8 as they are (--normalise none)"
         raise InputError(f"{place}: row {number}: {kind.misfit(row)}; {remedy}, or choose {_KINDS_OF_ANY_NUMBER}")

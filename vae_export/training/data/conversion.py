@@ -20,7 +20,7 @@ from vae_runtime.errors import InputError, error_line
 from vae_runtime.files import write_folder
 from vae_runtime.input_files import read_json
 
-from .part import NAMED, Condition, Rows, Skipped
+from .part import MAX_LABEL, NAMED, Condition, Rows, Skipped
 from .source import Batch, Damaged, Stream
 
 _OBSERVATIONS, _ABOUT = "observations.npy", "data.json"
@@ -119,7 +119,10 @@ class _Writer:
         """Write a batch, or say what is wrong with it."""
         arrays = {_OBSERVATIONS: _values(batch.observations)}
         for name, given in batch.conditions.items():
-            arrays[_condition(name)] = self._numbers(name, given)
+            try:
+                arrays[_condition(name)] = self._numbers(name, given)
+            except ValueError as error:
+                return Damaged(batch.place, error_line(error))
         for name, array in arrays.items():
             if array.dtype.kind not in "iuf" or not array.ndim or len(array) != len(batch.observations):
                 what = "x" if name == _OBSERVATIONS else name.split(".")[1]
@@ -173,13 +176,31 @@ class _Writer:
             file.file.close()
 
     def _numbers(self, name: str, given: Any) -> NDArray[Any]:
+        """Return the values of a condition as they are written.
+
+        Raises:
+            ValueError: they are numbers after texts, texts after numbers, no numbers of classes, or not finite.
+        """
         if isinstance(given, list) and given and all(isinstance(each, str) for each in given):
+            if _condition(name) in self.files and name not in self.classes:
+                raise ValueError(f"expected numbers of {name} as the first row has, got {given[0]!r:.99}")
             known = self.classes.setdefault(name, {})
             return np.array([known.setdefault(str(each), len(known)) for each in given], np.int64)
         array = np.asarray(given)
-        if array.dtype.kind in "biu":
+        if array.dtype.kind in "biuf" and array.size:
+            if name in self.classes and name not in self.stated:
+                raise ValueError(f"expected texts of {name} as the first row has, got {array.flat[0]}")
+            if array.dtype.kind == "f":
+                with np.errstate(over="ignore"):
+                    array = array.astype(np.float32)
+                if not np.isfinite(array).all():
+                    raise ValueError(f"expected finite numbers of {name}, got {array[~np.isfinite(array)][0]}")
+                return array
+            wrong = (array < 0) | (array >= MAX_LABEL)
+            if wrong.any():
+                raise ValueError(f"expected classes of {name} numbered from 0, got {array[wrong][0]}")
             return array.astype(np.int64)
-        return array.astype(np.float32) if array.dtype.kind == "f" else array
+        return array
 
     def _sorted(self, name: str) -> list[str]:
         """Number classes by the order of their names, not by the order in which they came; return the names."""

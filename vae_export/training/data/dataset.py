@@ -28,6 +28,8 @@ from .split import hashes, split
 
 # Fields of the configuration that converted rows depend on.
 _CONVERTED = ("source", "columns", "conditions", "corrupt")
+# float32 holds all integers whose size is below this.
+_EXACT = 2**24
 # Data known by their digest, whatever the file or folder is called: name, description, license.
 _KNOWN = {
     "sha256:04b7e6d8b23b1f79a558a09914acb541c801bca13df2df5ffb618f39937485d6": (
@@ -155,8 +157,8 @@ def load(
     if not len(numbers[0]):
         raise InputError(
             f"{config.source}: expected at least one observation to train on, got {len(source.rows)} in all, "
-            f"{len(numbers[2])} of them for test and {len(numbers[1])} for validation; give more data or lower the "
-            "fractions"
+            f"{len(survey.damaged)} of them damaged, {len(numbers[2])} for test and {len(numbers[1])} for validation; "
+            "give more data or lower the fractions"
         )
     known = f"sha256:{digest.hexdigest()}"
     name, description, license = _KNOWN.get(known, (source.rows.name, "", config.license or "unknown"))
@@ -219,6 +221,7 @@ def _surveyed(rows: Rows, config: DataConfig, digest: Any) -> _Survey:
     dtype = "|u1" if rows.observations.dtype == np.uint8 else "<f4"
     digest.update(f"{dtype}{rows.observations.shape}".encode())
     for start, values in chunks_of(rows):
+        _require_exact(rows, start, values, config)
         digest.update(values.data)
         survey.hashes.append(hashes(values, config.seed))
         survey.binary = survey.binary and bool(np.isin(values, (0, rows.divisor or 1)).all())
@@ -226,6 +229,20 @@ def _surveyed(rows: Rows, config: DataConfig, digest: Any) -> _Survey:
         if dtype == "<f4" and not finite.all():
             _note_damaged(survey, rows, start, finite, config)
     return survey
+
+
+def _require_exact(rows: Rows, start: int, values: NDArray[Any], config: DataConfig) -> None:
+    """Refuse integers that float32 does not hold."""
+    if rows.observations.dtype.kind not in "iu" or rows.observations.dtype == np.uint8:
+        return
+    wrong = np.abs(values) >= _EXACT
+    if wrong.any():
+        row, *inner = first(wrong)
+        index = (start + row, *inner)
+        raise InputError(
+            f"{config.source}: expected integers between {-_EXACT} and {_EXACT}, which float32 holds exactly, "
+            f"got {rows.observations[index]} at {list(index)}; scale them, and save them as floats"
+        )
 
 
 def _note_damaged(survey: _Survey, rows: Rows, start: int, finite: NDArray[np.bool_], config: DataConfig) -> None:

@@ -15,6 +15,8 @@ from vae_runtime.manifest import Normalisation
 
 Observations = NDArray[np.float32]
 
+MAX_LABEL = 2**31
+"""Numbers of classes are below this."""
 NAMED = 5
 """Damaged rows that are named; the others are counted."""
 # Values that are in memory at once where a whole part is gone through.
@@ -46,7 +48,7 @@ class Rows:
 
     name: str
     observations: NDArray[Any]
-    """uint8 or floating-point, [n, *shape]."""
+    """uint8, or other numbers, which float32 holds, [n, *shape]."""
     divisor: int = 0
     """The largest value that integers may have; 0 where the source holds floats."""
     conditions: Mapping[str, Condition] = dataclasses.field(default_factory=dict)

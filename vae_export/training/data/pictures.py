@@ -53,6 +53,9 @@ def decoded(file: IO[bytes], packed: int) -> NDArray[np.uint8]:
             with Image.open(file, formats=_FORMATS) as image:
                 if image.width * image.height > _MAX_PIXELS:
                     raise ValueError(f"expected at most {_MAX_PIXELS} pixels, got {image.width}×{image.height}")
+                # Pillow drops the lower 8 of 16 bits of a color without a word.
+                if ";16" in str(image.tile):
+                    raise ValueError("expected 8 bits per channel, got 16")
                 require_unpacked(image.width * image.height * len(image.getbands()), packed)
                 return values(image)
     except UnidentifiedImageError:

@@ -11,12 +11,15 @@ from ..source import Batch, Damaged, Stream
 from .parquet import require_columns
 from .values import row
 
+_FORM = "hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIGURATION:SPLIT"
+
 
 def hub(source: str, conditions: Mapping[str, str], columns: Sequence[str]) -> Stream:
     """Open a data set; rows are fetched as they are converted, and nothing is kept beside.
 
     Args:
-        source: `NAME` or `NAME:SPLIT`, where the name is that of the Hub or a folder; the split is `train` by default.
+        source: `NAME`, `NAME:SPLIT` or `NAME:CONFIGURATION:SPLIT`, where the name is that of the Hub or a folder; the
+            split is `train` by default.
         conditions: the column of each condition by its name.
         columns: those of the observation: one of lists or pictures, or several of numbers; empty: all others.
 
@@ -29,13 +32,15 @@ def hub(source: str, conditions: Mapping[str, str], columns: Sequence[str]) -> S
         raise InputError(
             f"hf:{source}: needs the library datasets; install it with pip install 'vae-export[datasets]'"
         ) from None
-    name, sign, split = source.rpartition(":")
-    name, split = (name, split) if sign else (source, "train")
+    name, *rest = source.split(":")
+    if not name or len(rest) > 2 or "" in rest:
+        raise InputError(f"hf:{source}: expected {_FORM}; write it so")
+    split = rest.pop() if rest else "train"
     try:
-        dataset: Any = load_dataset(name, split=split, streaming=True)
+        dataset: Any = load_dataset(name, *rest, split=split, streaming=True)
         features = dataset.features or next(iter(dataset))
     except Exception as error:  # whatever its many ways to read data raise
-        raise InputError(f"hf:{source}: cannot be opened: {error_line(error)}; give hf:NAME[:SPLIT]") from error
+        raise InputError(f"hf:{source}: cannot be opened: {error_line(error)}; give {_FORM}") from error
     names = list(columns) or [each for each in features if each not in conditions.values()]
     require_columns(f"hf:{source}", names, conditions, list(features))
     classes = {

@@ -31,12 +31,18 @@ def images(folder: Path, labels: bool, workers: int) -> Stream:
         workers: processes that read; 1: this one.
 
     Raises:
-        InputError: there is no picture, or labels are asked for and there are no folders of classes.
+        InputError: there is no picture, or some lie beside folders of classes; or labels are asked for and there are no
+            such folders.
     """
     paths = _pictures(folder)
+    inner = [path for each in sorted(folder.iterdir()) if each.is_dir() for path in _pictures(each)]
+    if paths and inner:
+        raise InputError(
+            f"{folder}: expected pictures, or a folder of pictures for each class, got both: {paths[0].name} and "
+            f"{inner[0].relative_to(folder)}; move one of them away"
+        )
     classed = not paths
-    if classed:
-        paths = [path for each in sorted(folder.iterdir()) if each.is_dir() for path in _pictures(each)]
+    paths = paths or inner
     if not paths:
         raise InputError(f"{folder}: expected IDX files or images, got neither; add some, or give another folder")
     if labels and not classed:

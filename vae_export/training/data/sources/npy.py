@@ -10,7 +10,7 @@ import numpy as np
 from vae_runtime.arrays import map_npy
 from vae_runtime.errors import InputError
 
-from ..part import Condition, Rows
+from ..part import MAX_LABEL, Condition, Rows
 from ..source import Addressed
 
 
@@ -18,7 +18,7 @@ def npy(path: Path, conditions: Mapping[str, str]) -> Addressed:
     """Map an array and its conditions.
 
     Args:
-        path: uint8 or floating-point, [n, *shape].
+        path: numbers, [n, *shape]. uint8 are 8-bit values, other integers are what they are, such as counts.
         conditions: the .npy file of each condition by its name; integers [n] are classes, floats [n, …] are vectors.
 
     Raises:
@@ -27,8 +27,8 @@ def npy(path: Path, conditions: Mapping[str, str]) -> Addressed:
     values = map_npy(path)
     if values.ndim < 2 or not values.size:
         raise InputError(f"{path}: expected an array [n, *shape] with at least one value, got {list(values.shape)}")
-    if values.dtype != np.uint8 and values.dtype.kind != "f":
-        raise InputError(f"{path}: expected uint8 or floating-point values, got {values.dtype}; convert them")
+    if values.dtype.kind not in "iuf":
+        raise InputError(f"{path}: expected numbers, got {values.dtype}; convert them with astype(numpy.uint8)")
     read = {name: _condition(name, Path(place), len(values)) for name, place in conditions.items()}
     return Addressed(Rows(path.stem, values, 255 if values.dtype == np.uint8 else 0, read))
 
@@ -45,7 +45,7 @@ def _condition(name: str, path: Path, n: int) -> Condition:
             raise InputError(f"{path}: expected finite numbers, got NaN or infinity; correct them")
         return Condition(array)
     classes = np.asarray(values)
-    if classes.ndim > 1 or classes.min() < 0 or classes.max() >= 2**31:
+    if classes.ndim > 1 or classes.min() < 0 or classes.max() >= MAX_LABEL:
         raise InputError(
             f"{path}: expected numbers of classes from 0 as [n], or floats, got {classes.dtype} {list(classes.shape)} "
             f"from {classes.min()}; convert them"

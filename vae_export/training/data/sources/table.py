@@ -53,7 +53,7 @@ def open_source(config: DataConfig, given: Any = None) -> Addressed | Stream:
         raise InputError(f"data.columns: {config.source} has none; leave them out")
     if path.is_file():
         if path.suffix != ".npy":
-            raise InputError(f"{path}: expected a .npy file or a folder; convert it with numpy.save")
+            raise InputError(f"{path}: expected a .npy or .parquet file, tar files or a folder; convert it")
         return npy(path, places)
     _present(path)
     labels = _label_alone(config)

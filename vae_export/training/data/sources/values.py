@@ -67,7 +67,11 @@ def _array(name: str, value: Any, uint8: bool) -> NDArray[Any]:
         return values(value)
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
-    array = np.asarray(value, np.uint8 if uint8 else None)
+    try:
+        array = np.asarray(value, np.uint8 if uint8 else None)
+    except (TypeError, ValueError, OverflowError):
+        # numpy's words name its own insides.
+        array = np.empty(0)
     if array.dtype.kind not in "biuf" or not array.size:
         raise ValueError(f"expected numbers or a picture in {name}, got {str(value)!r:.99}")
     return array

@@ -8,7 +8,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -23,6 +23,21 @@ from .values import row
 # Bytes of one file: far above a picture or an array of a row.
 _MAX_FILE = 2**28
 _Files = dict[str, bytes]
+
+
+class _Member(tarfile.TarInfo):
+    """The header of a file in a tar file."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Read a header; tarfile takes one that is damaged or missing for the end, unless the error is another."""
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                # What ends a tar file.
+                raise
+            raise tarfile.ReadError(str(error)) from None
 
 
 def expanded(pattern: str) -> list[Path]:
@@ -78,7 +93,7 @@ def _rows(path: Path) -> Iterator[tuple[str, _Files]]:
     """The rows of a tar file: their name, and the content of each file by what follows the first dot of its name."""
     key, files = "", _Files()
     try:
-        with open_plain(path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+        with open_plain(path) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as archive:
             for member in archive:
                 if not member.isfile():
                     continue

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .document import parse
 from .errors import BundleError, InputError, VaeError
 from .manifest import Manifest, TensorSpec, Variant
-from .places import SUMS, Place, digest_of, is_beside, open_place, parse_digest, read_listed, read_sums
+from .places import SIGNATURE, SUMS, Place, digest_of, is_beside, open_place, parse_digest, read_listed, read_sums
 from .records import Record, record
 from .rules import is_decoder_alone
 
@@ -301,7 +301,9 @@ def require_replaceable(
         return
     try:
         bundle = open_bundle(out)
-        unlisted = next(itertools.chain(bundle.unlisted(), bundle.beside()), None)
+        # A signature is of the bundle that is replaced, and goes with it.
+        beside = (name for name in bundle.beside() if name != SIGNATURE)
+        unlisted = next(itertools.chain(bundle.unlisted(), beside), None)
     except BundleError as error:
         raise refusal(f"{out}: is not a sound bundle, and --force replaces only bundles: {error}") from error
     if unlisted:

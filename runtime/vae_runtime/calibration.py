@@ -16,7 +16,7 @@ from .document import dump
 from .errors import BundleError, InputError, require_bool, require_integer
 from .files import lies_in, write_folder
 from .held_out import HeldOut, quantiles
-from .places import SUMS, format_sums, is_zip, write_zip
+from .places import SUMS, format_sums, is_zip, signature_of, write_zip
 from .row_files import conditions_of_rows, open_rows
 from .vae import VAE, load
 
@@ -41,7 +41,7 @@ def calibrate(
 ) -> str:
     """Write a bundle whose manifest has the quantiles of the scores of held-out observations.
 
-    With them `VAE.score` gives p-values. Nothing else changes. A signature is left out, since it no longer holds.
+    With them `VAE.score` gives p-values. Nothing else changes. The bundle written is not signed.
 
     Args:
         bundle: the bundle's folder or .zip file.
@@ -84,6 +84,10 @@ def calibrate(
     files = dict(sorted(files.items()))
     if is_zip(target):
         write_zip(target, files)
+        signature = signature_of(target)
+        if signature.is_file():
+            # It is of the file that was there.
+            signature.unlink()
     else:
         write_folder(target, files, replace=force or out is None)
     return open_bundle(target).digest

@@ -244,6 +244,13 @@ def conditions_of_rows(
     shapes = {condition.name: condition.shape for condition in known}
     given = {}
     for name, value in conditions.items():
-        by_row = isinstance(value, (list, tuple)) or np.ndim(value) == len(shapes.get(name, ())) + 1
+        by_row = _axes(value) == len(shapes.get(name, ())) + 1
         given[name] = value[first:last] if by_row and name in shapes else value
     return given or None
+
+
+def _axes(value: Any) -> int:
+    """The number of axes of an array, or of lists by their first values."""
+    if isinstance(value, (list, tuple)):
+        return 1 + (_axes(value[0]) if len(value) else 0)
+    return np.ndim(value)

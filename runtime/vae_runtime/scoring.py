@@ -106,7 +106,7 @@ def score_rows(
         progress: called with the number of rows done after each part.
 
     Raises:
-        InputError: a row or an argument is wrong; or there are no p-values for the threshold, and why.
+        InputError: a row or an argument is wrong; or no p-value can be at the threshold, and why.
         VaeError: a file cannot be written, pyarrow is missing, or parts of another call are there.
     """
     writer = table_writer(request.out) if request.out else None
@@ -179,6 +179,12 @@ class _Work:
         self.reasons = reasons_of(vae.manifest, vae.variants, request.k, seed)
         if request.threshold is not None and self.reasons[1] is not None:
             raise InputError(f"threshold: there are no p-values: {self.reasons[1]}")
+        held_out = vae.manifest.scores
+        if request.threshold is not None and held_out is not None and request.threshold < 1 / (held_out.n + 1):
+            raise InputError(
+                f"threshold: expected at least {1 / (held_out.n + 1):.3g}, below which no p-value is with {held_out.n} "
+                f"held-out scores, got {request.threshold:g}; give a higher one, or calibrate with more observations"
+            )
         if (request.contributions or request.picture) and self.reasons[0] is not None:
             what = "contributions" if request.contributions else "picture"
             raise InputError(f"{what}: expected a bundle with a likelihood: {self.reasons[0]}; leave it out")

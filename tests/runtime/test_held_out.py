@@ -1,6 +1,7 @@
 """Quantiles of held-out scores, the p-values that they give, and how they come into a bundle."""
 
 import os
+import shutil
 import zipfile
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import vae_runtime
 from vae_runtime import noise
 from vae_runtime.bundle import open_bundle
 from vae_runtime.calibration import calibrate
+from vae_runtime.cli.main import main
 from vae_runtime.errors import BundleError, InputError, VaeError
 from vae_runtime.held_out import HeldOut, p_values, quantiles
 
@@ -40,6 +42,8 @@ def test_p_values_are_those_of_all_scores():
     # At the quantiles exactly, and in the low tail closely: the lowest scores are all kept.
     p = p_values(held_out, np.array(held_out.values))
     np.testing.assert_allclose(p, [counted(scores, value) for value in held_out.values])
+    lowest = np.sort(scores)[:20]
+    np.testing.assert_allclose(p_values(held_out, lowest), [counted(scores, value) for value in lowest])
     asked = np.linspace(scores.min() - 1, scores.max() + 1, 400)
     exact = np.array([counted(scores, s) for s in asked])
     p = p_values(held_out, asked)
@@ -154,6 +158,34 @@ def test_calibrate_replaces_a_folder_and_a_zip(small_bundle, tmp_path):
     calibrate(zipped, tmp_path / "x.npy", seed=3)
     assert open_bundle(zipped).manifest.scores.data == "x.npy"
     assert sorted(os.listdir(tmp_path)) == sorted({folder.name, "small.zip", "x.npy"})
+
+
+def test_a_file_is_scored_part_by_part_as_the_array(small_bundle, tmp_path, monkeypatch):
+    folder, x, done = small_bundle(), noise.normal(3, 0, 20, (3,), 9), []
+    np.save(tmp_path / "x.npy", x)
+    digest = calibrate(folder, x, data="numbers", out=tmp_path / "whole")
+    monkeypatch.setattr("vae_runtime.calibration._ROWS", 8)
+    calibrate(folder, tmp_path / "x.npy", data="numbers", out=tmp_path / "parts", progress=done.append)
+    assert done == [8, 16, 20]
+    assert open_bundle(tmp_path / "parts").digest == digest
+
+
+def test_a_bundle_that_is_calibrated_has_no_signature_of_another(small_bundle, tmp_path, capsys):
+    folder, x = small_bundle(), tmp_path / "x.npy"
+    np.save(x, noise.normal(3, 0, 20, (3,), 9))
+    zipped = tmp_path / "small.zip"
+    vae_runtime.pack(folder, zipped)
+    for bundle, signature in ((folder, folder / "model.sig"), (zipped, tmp_path / "small.zip.sig")):
+        signature.write_text("{}")
+        assert main(["calibrate", str(bundle), str(x), "--out", str(tmp_path / "other")]) == 0
+        assert signature.exists()
+        assert f"other: has no signature; that of {bundle} was of other scores" in capsys.readouterr().err
+        assert main(["calibrate", str(bundle), str(x)]) == 0
+        assert not signature.exists()
+        done = capsys.readouterr()
+        assert f"{bundle}: has no signature" in done.err
+        assert f"{bundle}: no p-value is below 0.0476, 1 / (20 + 1)" in done.out
+        shutil.rmtree(tmp_path / "other")
 
 
 def test_what_cannot_be_calibrated_is_refused_and_stays(small_bundle, codes_bundle, tmp_path):

@@ -14,7 +14,9 @@ import vae_runtime
 from vae_runtime import noise, scoring
 from vae_runtime.calibration import calibrate
 from vae_runtime.errors import InputError, VaeError
-from vae_runtime.row_files import open_rows
+from vae_runtime.files import locked
+from vae_runtime.manifest import Condition
+from vae_runtime.row_files import conditions_of_rows, open_rows
 from vae_runtime.scoring import Request, score_rows
 
 TABLES = ("csv", "jsonl", "parquet", "npy", "npz")
@@ -162,6 +164,77 @@ def test_an_altered_file_is_another_call(vae, x, tmp_path, parts_of_64):
         score_rows(vae, rows(path, vae), Request(out=tmp_path / "s.csv"))
 
 
+@pytest.fixture
+def interrupted(vae, x, tmp_path, parts_of_64):
+    """A call that was interrupted after its first part: the file of rows, and functions that begin it and make it."""
+    path = written(tmp_path / "x.npy", x)
+
+    def interrupt(done):
+        raise KeyboardInterrupt
+
+    def call(model=vae, **fields):
+        score_rows(model, rows(path, vae), Request(out=tmp_path / "s.csv", **fields))
+
+    def begin(model=vae):
+        with pytest.raises(KeyboardInterrupt):
+            score_rows(model, rows(path, vae), Request(out=tmp_path / "s.csv"), interrupt)
+
+    return path, begin, call
+
+
+def test_a_file_of_the_same_size_is_another_call(interrupted, x):
+    path, begin, call = interrupted
+    begin()
+    before = path.stat()
+    np.save(path, x[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert path.stat().st_size == before.st_size
+    with pytest.raises(VaeError, match="with other rows"):
+        call()
+
+
+def test_other_conditions_are_another_call(root, tmp_path, parts_of_64):
+    vae = vae_runtime.load(root / "models" / "digits-conditional")
+    path = written(tmp_path / "x.npy", vae.sample(70, conditions={"label": 1}, seed=1))
+
+    def interrupt(done):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "s.csv"
+    with pytest.raises(KeyboardInterrupt):
+        score_rows(vae, rows(path, vae), Request(out=out, conditions={"label": 1}), interrupt)
+    with pytest.raises(VaeError, match="with other conditions"):
+        score_rows(vae, rows(path, vae), Request(out=out, conditions={"label": 2}))
+
+
+def test_a_call_goes_on_with_the_seed_that_it_drew(interrupted, small_bundle, tmp_path):
+    _, begin, call = interrupted
+    plain = vae_runtime.load(small_bundle(name="plain"))
+    begin(plain)
+    seed = json.loads((tmp_path / "s.csv.parts" / "call.json").read_text())["seed"]
+    call(plain)
+    first = (tmp_path / "s.csv").read_bytes()
+    call(plain, seed=seed)
+    assert (tmp_path / "s.csv").read_bytes() == first
+
+
+def test_two_calls_do_not_write_the_same_table(interrupted, tmp_path):
+    _, begin, call = interrupted
+    begin()
+    with locked(tmp_path / "s.csv.parts"), pytest.raises(VaeError, match="another call is at work here"):
+        call()
+    call()
+
+
+def test_a_threshold_that_no_score_reaches_is_refused(interrupted):
+    _, _, call = interrupted
+    with pytest.raises(
+        InputError, match=r"threshold: expected at least 0\.00498, below which .* 200 held-out .* 0\.004;"
+    ):
+        call(threshold=0.004)
+    call(threshold=1 / 201)
+
+
 @pytest.mark.long
 def test_a_killed_command_leaves_what_makes_the_same_bytes(vae, tmp_path):
     many = noise.normal(4, 0, 280_000, (3,), 9)
@@ -204,6 +277,9 @@ def test_a_csv_file_may_have_no_header_and_quotes(vae, x, tmp_path):
     (tmp_path / "x.csv").write_text('"1","2",3\r\n4,5,6\r\n')
     parts = list(rows(tmp_path / "x.csv", vae).parts(10))
     np.testing.assert_array_equal(parts, [[[1, 2, 3], [4, 5, 6]]])
+    # A header may have names that are numbers.
+    (tmp_path / "x.csv").write_text("a,1,2\n4,5,6\n")
+    np.testing.assert_array_equal(list(rows(tmp_path / "x.csv", vae).parts(10)), [[[4, 5, 6]]])
 
 
 def test_wrong_files_are_refused(vae, x, tmp_path):
@@ -264,6 +340,14 @@ def test_conditions_go_with_their_rows(digits, root, tmp_path, parts_of_64):
         score_rows(vae, file, Request(conditions={"label": labels[:70]}, seed=2))
 
 
+def test_one_vector_may_be_that_of_all_rows():
+    known = [Condition(name="slant", shape=(2,)), Condition(name="label", shape=(), dtype="int64")]
+    given = {"slant": [0.5, 1], "label": [3, 4, 5]}
+    assert conditions_of_rows(known, given, 1, 3) == {"slant": [0.5, 1], "label": [4, 5]}
+    each = conditions_of_rows(known, {"slant": [[0, 1], [2, 3], [4, 5]], "label": 7}, 1, 3)
+    assert each == {"slant": [[2, 3], [4, 5]], "label": 7}
+
+
 def test_a_picture_of_the_worst(digits, tmp_path, parts_of_64):
     image = pytest.importorskip("PIL.Image")
     vae = vae_runtime.load(digits)
@@ -280,6 +364,10 @@ def test_a_picture_of_the_worst(digits, tmp_path, parts_of_64):
     worst = sorted((3, 100), key=lambda row: vae.score(x[[row]], seed=0, start=row).elbo[0])
     np.testing.assert_allclose(small[:8, :8], np.rint(x[worst[0], 0] * 255), atol=1)
     assert small[:8, 18:].max() == 255
+    # The loss is that of the row's own noise.
+    loss = -vae.score(x[[worst[0]]], seed=0, start=worst[0], contributions=True).contributions[0, 0]
+    loss -= loss.min()
+    np.testing.assert_allclose(small[:8, 18:], np.rint(loss / loss.max() * 255), atol=1)
 
 
 def test_memory_does_not_grow_with_the_file(vae, tmp_path, parts_of_64):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,8 @@ from .results import counted
 if TYPE_CHECKING:
     from ..scoring import Summary
 
+# Seconds between lines where stderr is no terminal.
+_SECONDS = 30.0
 _ROWS = (".npy", ".csv", ".parquet")
 _TABLES = (".npz", ".npy", ".csv", ".jsonl", ".parquet")
 
@@ -109,10 +112,9 @@ def _score(options: argparse.Namespace) -> None:
         only_anomalies=options.only_anomalies,
     )
     file = open_rows(options.x, observation.shape, observation.dtype)
-    is_seen = sys.stderr.isatty()
-    summary = score_rows(vae, file, request, _progress if is_seen else None)
-    if is_seen:
-        print(file=sys.stderr)
+    progress = _Progress()
+    summary = score_rows(vae, file, request, progress)
+    progress.end()
     drawn = f", {counted(k, 'importance sample')}" if k and "log_likelihood" in summary.means else ""
     print(one_line(f"{options.x}: {counted(summary.rows, 'observation')}, seed {summary.seed}, start {start}{drawn}"))
     _print_summary(summary, options.threshold)
@@ -133,8 +135,23 @@ def _print_summary(summary: Summary, threshold: float | None) -> None:
         print(f"  no ELBO: {one_line(summary.reason)}")
 
 
-def _progress(done: int) -> None:
-    print(f"\r{done} observations", end="", file=sys.stderr, flush=True)
+class _Progress:
+    """Says on stderr how many observations are done: in one line of a terminal, or else in a line each half minute."""
+
+    def __init__(self) -> None:
+        self._is_seen, self._said = sys.stderr.isatty(), time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        if self._is_seen:
+            print(f"\r{done} observations", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - self._said >= _SECONDS:
+            self._said = time.monotonic()
+            print(f"{done} observations", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """End the line of a terminal."""
+        if self._is_seen:
+            print(file=sys.stderr)
 
 
 def add_calibrate(verbs: Verbs) -> None:
@@ -165,6 +182,7 @@ def _calibrate(options: argparse.Namespace) -> None:
 
     source = open_bundle(options.bundle, options.digest)
     signed = source.files.signature() is not None
+    progress = _Progress()
     digest = calibrate(
         options.bundle,
         options.x,
@@ -177,13 +195,17 @@ def _calibrate(options: argparse.Namespace) -> None:
         out=options.out,
         force=options.force,
         digest=options.digest,
+        progress=progress,
     )
+    progress.end()
     target = options.out or options.bundle
     held_out = open_bundle(target).manifest.scores
     if held_out is not None:
         what = "ELBO" if held_out.kind == "elbo" else f"log-likelihood with {counted(held_out.k or 0, 'sample')}"
         lowest, highest = held_out.values[0], held_out.values[-1]
         print(one_line(f"{target}: {what} of {counted(held_out.n, 'observation')}, {lowest:.6g} … {highest:.6g} nats"))
+        print(one_line(f"{target}: no p-value is below {1 / (held_out.n + 1):.3g}, 1 / ({held_out.n} + 1)"))
     print(one_line(f"{target}: {digest}"))
     if signed:
-        print("the signature of the bundle no longer holds; sign it again", file=sys.stderr)
+        words = f"{target}: has no signature; that of {options.bundle} was of other scores: sign it"
+        print(one_line(words), file=sys.stderr)

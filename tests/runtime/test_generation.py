@@ -1,5 +1,6 @@
 """Generation to disk: the same bytes whoever makes them, after whatever interrupts them; and reading them back."""
 
+import collections
 import contextlib
 import itertools
 import json
@@ -284,6 +285,18 @@ def test_strips_of_any_size_give_the_same_rows(digits, monkeypatch, dtype, batch
         monkeypatch.setattr("vae_runtime.generation.rows._PART_BYTES", bytes_of_part)
         found = np.concatenate([rows.copy() for rows in make_rows(vae, job, 0, 1400)])
         assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_rows_stay_while_the_next_ones_are_made(digits, monkeypatch, dtype):
+    monkeypatch.setattr("vae_runtime.generation.rows._STRIP_BYTES", 1)
+    vae = vae_runtime.load(digits)
+    job = describe_job(vae, Request(20, Draw(7), output=Output(dtype=dtype, batch_size=2)))
+    last = collections.deque(maxlen=HELD)
+    for rows in make_rows(vae, job, 0, 20):
+        last.append((rows, rows.copy()))
+        assert all(np.array_equal(now, before) for now, before in last)
+    assert len(last) == HELD
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
@@ -646,6 +659,18 @@ def test_all_workers_killed_at_once(digits, tmp_path):
     assert "Traceback" not in stderr
 
 
+def test_workers_end_with_a_call_that_was_killed(digits, tmp_path):
+    with at_work_on(digits, tmp_path / "s", 2) as process:
+        workers = children(process.pid)
+        assert len(at_work(workers)) == 2
+        process.kill()
+        process.wait()
+        give_up = time.monotonic() + 30
+        while at_work(workers) and time.monotonic() < give_up:
+            time.sleep(0.05)
+        assert not at_work(workers)
+
+
 @pytest.mark.parametrize(
     "vanish",
     ["moved", pytest.param("removed", marks=pytest.mark.long), pytest.param("replaced", marks=pytest.mark.long)],
@@ -885,6 +910,28 @@ def test_workers_keep_to_cores_where_there_is_one_for_each(monkeypatch):
     assert _cores(len(cores) + 1) == [None] * (len(cores) + 1)
     monkeypatch.setattr("vae_runtime.generation.local.usable_cores", lambda: len(cores) - 1)
     assert _cores(len(cores)) == [None] * len(cores)
+
+
+def test_each_worker_stays_on_a_core_of_its_own(digits, tmp_path):
+    if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("it takes a system with affinity and two cores")
+    before = os.sched_getaffinity(0)
+    two = set(sorted(before)[:2])
+    try:
+        # The call inherits them.
+        os.sched_setaffinity(0, two)
+        if usable_cores() != 2:
+            pytest.skip("a quota leaves this process less than two cores")
+        with at_work_on(digits, tmp_path / "s", 2) as process:
+            wanted, found, give_up = [{core} for core in sorted(two)], [], time.monotonic() + 30
+            # The second may still be starting.
+            while found != wanted and time.monotonic() < give_up:
+                found = sorted((os.sched_getaffinity(worker) for worker in children(process.pid)), key=min)
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+    finally:
+        os.sched_setaffinity(0, before)
+    assert found == wanted
 
 
 def test_memory_does_not_grow_with_the_job(digits, python):

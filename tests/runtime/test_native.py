@@ -92,6 +92,19 @@ def test_it_draws_every_tail(core):
     assert drawn(core, "normal", 3, 0, 1, 2**20, 0, 0.0).tobytes() == noise.normal(3, 0, 1, (2**20,)).tobytes()
 
 
+@pytest.mark.parametrize(("seed", "place", "tail"), [(1, 15246, 33551635), (911, 51822, 524287), (1332, 49560, 524244)])
+def test_it_interpolates_up_to_the_end_of_a_level(core, seed, place, tail):
+    """Words at the end of levels 1 and 2, whose next number of the table is one of the level before."""
+    shape = (place + 1,)
+    assert noise.words(seed, 0, 1, shape)[0, place] & 0x7FFFFFFF == tail
+    assert drawn(core, "normal", seed, 0, 1, *shape, 0, 0.0)[0, place] == noise.normal(seed, 0, 1, shape)[0, place]
+
+
+def test_what_the_library_refuses_is_not_taken_for_numbers(core):
+    with pytest.raises(AssertionError, match="refused normal"):
+        drawn(core, "normal", 1, 0, 1, 2, 0, 1e-3)
+
+
 @settings(deadline=None)
 @given(
     st.lists(st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False) | st.floats(-2, 2)),
@@ -157,6 +170,13 @@ def _missing(package):
     (package / "libvae_runtime.so").unlink()
 
 
+def _without_a_function(package):
+    library = package / "libvae_runtime.so"
+    content = library.read_bytes().replace(b"\0vae_to_uint8\0", b"\0vae_to_uint9\0")
+    library.write_bytes(content)
+    (package / "libvae_runtime.sha256").write_text(hashlib.sha256(content).hexdigest(), "ascii")
+
+
 def _other_bits(package):
     """A number of the table, altered in the library."""
     library = package / "libvae_runtime.so"
@@ -168,7 +188,7 @@ def _other_bits(package):
     (package / "libvae_runtime.sha256").write_text(hashlib.sha256(content).hexdigest(), "ascii")
 
 
-@pytest.mark.parametrize("change", [_other_version, _other_table, _cut, _missing, _other_bits])
+@pytest.mark.parametrize("change", [_other_version, _other_table, _cut, _missing, _without_a_function, _other_bits])
 def test_one_that_does_not_fit_is_warned_of_once_and_not_used(python, installed, tmp_path, change):
     # Without what Python compiled: it would serve in place of a source of the same size changed in the same second.
     bare = shutil.ignore_patterns("__pycache__")

@@ -1,10 +1,16 @@
 """Prepared graphs: the same answers as the graph itself, and none of files that were altered."""
 
+import multiprocessing
+import subprocess
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from vae_runtime import BundleError
+from vae_runtime import BundleError, generate, noise
 from vae_runtime.devices import Device
+from vae_runtime.manifest import Latent, LatentPosterior, Likelihood, Observation, Signature
 from vae_runtime.prepared import prepare
 from vae_runtime.session import Session
 
@@ -56,3 +62,59 @@ def test_a_small_graph_and_a_folder_without_room_are_not_prepared(large, onnx_by
     assert prepare(small, {}, "graph", str(tmp_path), "decoder") is None
     assert prepare(large, {}, "graph", str(tmp_path / "missing"), "decoder") is None
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def bundle(large, onnx_bytes, write_bundle):
+    """A bundle with the large graph as its decoder."""
+    o = onnx_bytes
+    encoder = o.model(
+        [o.node("Identity", ["x"], ["value"])], [o.value("x", ["batch", 1024])], [o.value("value", ["batch", 1024])]
+    )
+    signature = Signature(
+        observation=Observation("x", (1024,), ("feature",)),
+        latents=(Latent("z", (1024,), LatentPosterior("none", value="value")),),
+        likelihood=Likelihood("gaussian", scale=1.0),
+    )
+    return write_bundle("large", signature, encoder, large, {"x": noise.normal(1, 0, 2, (1024,))})
+
+
+def made(bundle, folder, workers):
+    """The samples that a call makes, and whether a worker had the prepared weights mapped while it was under way."""
+    mapped = []
+
+    def look(done, n):
+        for worker in multiprocessing.active_children():
+            mapped.append("/decoder.onnx.data" in Path(f"/proc/{worker.pid}/maps").read_text("utf-8"))
+
+    x = generate(bundle, folder, 128, seed=1, batch_size=16, shard_size=32, workers=workers, progress=look)
+    return x[:], any(mapped)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="mapped files are listed in /proc")
+def test_workers_map_the_weights_of_large_graphs(bundle, tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    wanted, _ = made(bundle, tmp_path / "one", 1)
+    found, mapped = made(bundle, tmp_path / "two", 2)
+    assert mapped
+    assert np.array_equal(found, wanted)
+    assert list(temporary.iterdir()) == []
+
+
+def test_without_room_for_them_each_worker_loads_its_own(bundle, tmp_path, monkeypatch):
+    """On a disk in memory that takes a part of the weights."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=9m", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        found, mapped = made(bundle, tmp_path / "two", 2)
+        assert not mapped
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert np.array_equal(found, made(bundle, tmp_path / "one", 1)[0])

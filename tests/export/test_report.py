@@ -234,6 +234,32 @@ def test_the_report_is_drawn_while_training_goes_on(run, digits_npy, tmp_path, m
     assert drawn == [1, 2, 3, 3]
 
 
+def test_what_is_drawn_is_of_the_best_weights_in_evaluation_mode(run, digits_npy, tmp_path, monkeypatch):
+    module = importlib.import_module("vae_export.training.loop")
+    keep, draw, drawn = module._Training._keep_if_best, Display.draw, []
+
+    def first_alone(self):
+        if self.state.epoch == 1:
+            keep(self)
+
+    def checked(self, state, vae):
+        weights = vae.module.state_dict()
+        drawn.append(all(torch.equal(weights[name], best) for name, best in state.best_weights.items()))
+        assert not vae.module.training
+        draw(self, state, vae)
+
+    def sampled(vae, *arguments):
+        assert not vae.module.training
+        return samples(vae, *arguments)
+
+    monkeypatch.setattr(module._Training, "_keep_if_best", first_alone)
+    monkeypatch.setattr(Display, "draw", checked)
+    monkeypatch.setattr("vae_export.training.display.samples", sampled)
+    monkeypatch.setattr("vae_export.training.display._SECONDS", -1.0)
+    train(tmp_path / "run", MODEL, TRAINING, DataConfig(str(digits_npy)), progress=False)
+    assert drawn == [True] * 4
+
+
 def test_a_look_has_the_figures_of_the_validation(run, digits_npy):
     vae, info = checkpoint.load(run)
     x = first_rows(checkpoint.run_data(info).validation, info)

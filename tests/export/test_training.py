@@ -322,6 +322,10 @@ def test_progress_goes_to_stderr(digits_npy, tmp_path, capsys):
     train(tmp_path, MODEL, dataclasses.replace(TRAINING, epochs=1), DataConfig(str(digits_npy)))
     captured = capsys.readouterr()
     assert captured.out == ""
+    # No terminal: each state is a line.
+    assert "\r" not in captured.err
+    assert captured.err.splitlines()[-1].startswith("100% ")
+    assert "bound" not in captured.err
     for word in ("epoch 1/1", "ELBO", "reconstruction", "KL", "samples/s"):
         assert word in captured.err
 
@@ -358,3 +362,13 @@ def test_threads_left_open_are_those_the_run_began_with(tmp_path, digits_npy):
     assert again.already_finished
     with pytest.raises(TrainingError, match=r"train\.threads is 1, asked for 2"):
         run(tmp_path, training=dataclasses.replace(TRAINING, threads=2, epochs=3), source=digits_npy)
+
+
+def test_progress_names_the_bound_that_is_trained_and_is_a_bar_on_a_terminal(digits_npy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    config = TrainConfig(epochs=2, importance_samples=2, importance_start=2, threads=1)
+    train(tmp_path / "run", ModelConfig(latent=2, hidden=(4,)), config, DataConfig(str(digits_npy)))
+    states = capsys.readouterr().err.split("\r")
+    assert all("bound" not in state for state in states if "epoch 1/2" in state)
+    assert "epoch 2/2, surrogate importance-weighted bound -" in states[-1]
+    assert "surrogate ELBO -" in states[-1]

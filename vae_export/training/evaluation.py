@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from vae_runtime.input_files import read_json
 
 from ..errors import require_path
 from . import checkpoint, objective, own_vae
+from .bars import bar
 from .data.batches import TensorBatch, read
 from .model import VAE, reparameterize
 from .step import Modelled, answer_to
@@ -198,10 +198,7 @@ def _figures(
     together = max(1, rows // k)
     means, log_p = [], []
     sums = torch.zeros(4, dtype=torch.float64)
-    with tqdm(
-        total=n * k, unit="decodes", unit_scale=True, disable=not progress, dynamic_ncols=True,
-        mininterval=0.2 if sys.stderr.isatty() else 30,
-    ) as bar:  # fmt: skip
+    with bar(n * k, "decodes", shown=progress) as decoded:
         for start in range(0, n, together):
             batch = observations(start, min(start + together, n))
             part, given = batch.x, batch.conditions
@@ -214,7 +211,7 @@ def _figures(
             sums += torch.stack(each).double().sum(1)
             means.append(mu)
             eps = _normal(seed, start, len(part), (k, latent), noise.IMPORTANCE).transpose(0, 1)
-            log_p.append(_log_likelihoods(vae, batch, mu, logvar, eps, max(1, rows // len(part)), bar))
+            log_p.append(_log_likelihoods(vae, batch, mu, logvar, eps, max(1, rows // len(part)), decoded))
     reconstruction, kl, mse, mae = (sums / n).tolist()
     bounds = torch.cat(log_p)
     return {
@@ -234,7 +231,7 @@ def _normal(seed: int, start: int, n: int, shape: tuple[int, ...], stream: int) 
 
 
 def _log_likelihoods(
-    vae: Modelled, batch: TensorBatch, mu: Tensor, logvar: Tensor, eps: Tensor, chunk: int, bar: tqdm[Any]
+    vae: Modelled, batch: TensorBatch, mu: Tensor, logvar: Tensor, eps: Tensor, chunk: int, decoded: tqdm[Any]
 ) -> Tensor:
     """Return the importance-weighted bound of each observation [n, *shape] with noise [k, n, latent]: float64 [n].
 
@@ -246,5 +243,5 @@ def _log_likelihoods(
         parameters, scale = answer_to(vae, z, batch.conditions)
         reconstructions.append(objective.log_likelihood(batch.x, parameters, vae.likelihood, scale).double())
         ratios.append((objective.log_normal(z) - objective.log_normal(z, mu, logvar)).double())
-        bar.update(len(part) * len(batch.x))
+        decoded.update(len(part) * len(batch.x))
     return objective.importance_weighted_bound(torch.cat(reconstructions), torch.cat(ratios))

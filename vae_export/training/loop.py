@@ -36,6 +36,7 @@ from vae_runtime.likelihood import KINDS
 from ..errors import TrainingError, require_path
 from ..loading import load_named
 from . import checkpoint, machine, objective, own_vae, processes, resume
+from .bars import bar
 from .beginning import require_memory, untrained
 from .checkpoint import DATA, Found, RunInfo, Stage, TrainResult
 from .config import DataConfig, ModelConfig, TrainConfig
@@ -284,15 +285,11 @@ class _Training:
             if display:
                 stack.enter_context(display)
                 self._show(display)
-            bar = stack.enter_context(
-                tqdm(
-                    total=config.epochs * len(self.train), initial=state.epoch * len(self.train),
-                    disable=not shown.bar, unit="samples", unit_scale=True,
-                    mininterval=0.2 if sys.stderr.isatty() else 30, dynamic_ncols=True,
-                )
-            )  # fmt: skip
+            n = len(self.train)
+            shown_by = bar(config.epochs * n, "samples", initial=state.epoch * n, shown=shown.bar)
+            progress = stack.enter_context(shown_by)
             while state.epoch < config.epochs and not self._stopped_early():
-                state.records.append(self._epoch(state.epoch + 1, bar))
+                state.records.append(self._epoch(state.epoch + 1, progress))
                 state.epoch += 1
                 self._keep_if_best()
                 if not display:
@@ -318,7 +315,7 @@ class _Training:
     def _stopped_early(self) -> bool:
         return 0 < self.config.patience <= self.state.epoch - self.state.best_epoch
 
-    def _epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
+    def _epoch(self, epoch: int, progress: tqdm[Any]) -> dict[str, Any]:
         """Train one epoch (from 1) and validate; return its line of `metrics.jsonl`."""
         config = self.config
         random = generator(config.seed, f"epoch {epoch}")
@@ -346,13 +343,13 @@ class _Training:
             goals.append(goal)
             total += figures
             seen += batch.counted
-            bar.update(len(chosen))
+            progress.update(len(chosen))
             # A look makes the program wait for a GPU.
             look = step % 10 == 0 or step == self.steps - 1
             if look or self.device.type == "cpu":
                 self._require_finite(goals, epoch, step)
             if look and seen:
-                bar.set_postfix_str(self._line(epoch, total / seen, batches.rate), refresh=False)
+                progress.set_postfix_str(self._line(epoch, samples, total / seen, batches.rate), refresh=False)
         total = self.group.total(total) / len(self.train)
         seconds = time.monotonic() - started
         with self.descent.kept_inside():
@@ -367,12 +364,13 @@ class _Training:
             "data_samples_per_second": round(batches.rate * self.group.count, 1),
         }
 
-    def _line(self, epoch: int, figures: Tensor, data_rate: float) -> str:
+    def _line(self, epoch: int, samples: int, figures: Tensor, data_rate: float) -> str:
         """Return what the bar says beside the rate of the training."""
-        elbo, reconstruction, kl, _ = figures.tolist()
+        elbo, reconstruction, kl, bound = figures.tolist()
+        weighted = f"{self.kind}importance-weighted bound {bound:.2f}, " if samples > 1 else ""
         return (
-            f"epoch {epoch}/{self.config.epochs}, {self.kind}ELBO {elbo:.2f}, reconstruction {reconstruction:.2f}, "
-            f"KL {kl:.2f}, data alone {data_rate * self.group.count:,.0f}/s"
+            f"epoch {epoch}/{self.config.epochs}, {weighted}{self.kind}ELBO {elbo:.2f}, reconstruction "
+            f"{reconstruction:.2f}, KL {kl:.2f}, data alone {data_rate * self.group.count:,.0f}/s"
         )
 
     def _batches(self, epoch: int, order: Tensor) -> Batches:

@@ -46,6 +46,7 @@ def curve(records: Sequence[Mapping[str, Any]], *, surrogate: bool = False) -> b
         bounds.set_ylim(low - 0.1 * (high - low), max(high, elbos[-1]) + 0.1 * (high - low))
     for axes in (bounds, terms):
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel("nats per observation")
         axes.grid(alpha=0.3)
         axes.legend()

@@ -18,7 +18,7 @@ def grid(
     """Lay observations out as one picture, row by row, a dark line between them.
 
     Args:
-        x: float32 [n, H, W] or [n, C, H, W] with C = 1 (grey), 3 (RGB) or 4 (RGBA).
+        x: float32 [n, H, W] or [n, C, H, W] with C = 1 (gray), 3 (RGB) or 4 (RGBA).
         columns: pictures in a row; by default, about as many as rows.
         value_range: the values shown darkest and brightest; by default, the minimum and the maximum. Values beyond
             are clipped.

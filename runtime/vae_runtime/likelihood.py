@@ -126,7 +126,7 @@ class Kind:
 
 
 class Bernoulli(Kind):
-    """Each value is 0 or 1; grey values between them give a surrogate."""
+    """Each value is 0 or 1; gray values between them give a surrogate."""
 
     name = "bernoulli"
     support = (0.0, 1.0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._version import __version__
+from .errors import one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,8 +77,8 @@ class Core:
 def load(table_sha256: str) -> Core | None:
     """Return the native core, or None where it is not installed, or the variable VAE_RUNTIME_NATIVE is 0.
 
-    One that does not fit is warned of, and is not used: one that is damaged, of another version or table, or with
-    another answer to a known question.
+    One that does not fit is warned of in the log (logger `vae_runtime`), and is not used: one that is damaged, of
+    another version or table, or with another answer to a known question.
 
     Args:
         table_sha256: the hash of the noise's table.
@@ -86,9 +87,7 @@ def load(table_sha256: str) -> Core | None:
         return None
     try:
         import vae_runtime_native as package
-    except ImportError:
-        return None
-    try:
+
         if (package.__version__, package.TABLE_SHA256) != (__version__, table_sha256):
             raise ValueError(f"expected version {__version__} with its table, got version {package.__version__}")
         folder = os.path.dirname(package.__file__)
@@ -101,11 +100,13 @@ def load(table_sha256: str) -> Core | None:
         core.draw("normal", 1, 2**64 - 1, 3, known, 2.0)
         if known.tobytes().hex() != _KNOWN:
             raise ValueError("expected its known answer, got another")
-    except (OSError, ValueError, AttributeError) as error:
-        import warnings
+    except ImportError:
+        return None
+    except (OSError, ValueError, AttributeError, SyntaxError) as error:
+        import logging  # not needed on the start-up path
 
-        warnings.warn(
-            f"vae-runtime-native: {error}; noise is drawn in Python; install vae-runtime[native] again", stacklevel=2
+        logging.getLogger("vae_runtime").warning(
+            "vae-runtime-native: %s; noise is drawn in Python; install vae-runtime[native] again", one_line(str(error))
         )
         return None
     return core

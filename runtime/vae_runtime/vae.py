@@ -450,7 +450,7 @@ class VAE:
         takes k importance samples: draw j is element j · D + e of the importance stream (docs/noise.md, section 6).
 
         Args:
-            x: [n, *observation_shape]; grey values under a bernoulli likelihood give a surrogate.
+            x: [n, *observation_shape]; gray values under a bernoulli likelihood give a surrogate.
             k: how many importance samples, at most 1e6; None leaves `log_likelihood` out, as noise of a graph demands.
             seed: None takes that of the bundle's held-out scores, with which `p_value` compares, or a fresh one.
             batch_size: how many to decode at once; the scores depend on it by rounding alone.

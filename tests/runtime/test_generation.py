@@ -774,13 +774,15 @@ def test_room_is_looked_up_before_the_first_shard(digits, tmp_path, monkeypatch)
 
 
 def test_a_dry_run_estimates_and_writes_nothing(digits, tmp_path, capsys):
-    out, found = tmp_path / "deep" / "s", []
+    out, found, began = tmp_path / "deep" / "s", [], time.perf_counter()
     assert generate(digits, out, **{**JOB, "workers": 2}, dtype="uint8", dry_run=found.append) is None
+    took = time.perf_counter() - began
     assert not out.parent.exists()
     (one,) = found
     assert (one.rows, one.of, one.shards, one.bytes, one.workers) == (1400, 1400, 6, 1400 * 64, 2)
     # A file at least is made again and again until a second is over, or once.
     assert one.measured <= 256
+    assert one.measured / one.rate < took
     # Three files of 256 by each of two workers.
     assert one.seconds == pytest.approx(768 / one.rate)
     assert one.free > 0
@@ -798,7 +800,8 @@ def test_a_dry_run_estimates_and_writes_nothing(digits, tmp_path, capsys):
     assert lines[0] == "samples  632 of 1400 to make, in 3 files"
     assert "whether the files of 768 samples that are there are whole" in lines[-1]
     assert main(["generate", str(digits), *WORDS, "--out", str(out), "--dry-run", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["rows"] == 632
+    rest = json.loads(capsys.readouterr().out)
+    assert (rest["rows"], rest["bytes"]) == (632, 632 * 64 * 4)
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
     with pytest.raises(InputError, match="seed: 7 in the folder, 8 now"):
         generate(digits, out, **{**JOB, "seed": 8}, dry_run=found.append)

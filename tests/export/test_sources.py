@@ -26,6 +26,7 @@ import vae_runtime
 from vae_export import export
 from vae_export.training import checkpoint
 from vae_export.training.config import DataConfig, ModelConfig, TrainConfig
+from vae_export.training.data.batches import augmentation
 from vae_export.training.data.conversion import converted
 from vae_export.training.data.dataset import load as load_data
 from vae_export.training.loop import train
@@ -109,7 +110,8 @@ def test_damaged_pictures_are_refused_or_skipped_counted_and_named(classed, tmp_
         (classed / "cat" / f"a{number}.png").write_bytes(png(PICTURES[0])[:60])
     Image.new("RGB", (9, 9)).save(classed / "dog" / "0.png")
     assert "a0.png: expected an image" in refused(classed)
-    dataset = load(classed, corrupt="skip")
+    dataset = load(classed, tmp_path / "data", corrupt="skip")
+    assert len(json.loads((tmp_path / "data" / "data.json").read_text())["named"]) == min(count + 1, 5)
     assert np.array_equal(whole(dataset)[0], EXPECTED[ORDER])
     assert dataset.provenance.skipped == dataset.skipped.count == count + 1
     assert len(dataset.skipped.named) == min(count + 1, 5)
@@ -156,6 +158,15 @@ def test_conditions_of_arrays(tmp_path):
     assert "expected numbers of classes from 0" in refused(tmp_path / "x.npy", conditions=(f"c={tmp_path / 'c.npy'}",))
 
 
+@pytest.mark.parametrize("damage", [np.nan, np.inf])
+def test_vectors_of_arrays_are_finite(tmp_path, damage):
+    np.save(tmp_path / "x.npy", RNG.random((6, 2)))
+    vectors = np.ones((6, 3))
+    vectors[4, 1] = damage
+    np.save(tmp_path / "v.npy", vectors)
+    assert "v.npy: expected finite numbers" in refused(tmp_path / "x.npy", conditions=(f"v={tmp_path / 'v.npy'}",))
+
+
 def test_digits_have_labels():
     from sklearn.datasets import load_digits
 
@@ -177,6 +188,8 @@ def test_columns_of_parquet(tmp_path):
     assert np.array_equal(x, np.stack([values[4:, 1], [4, 5]], 1).astype(np.float32))
     assert "expected a column 'colour', got a, kind, b, size" in refused(tmp_path / "tables", columns=("colour",))
     assert "expected numbers or a picture in kind, got 'cat'" in refused(tmp_path / "tables")
+    pq.write_table(pa.table({"a": [1.0, 2.0], "b": [1.0, 2.0], "kind": ["cat", None]}), tmp_path / "holes.parquet")
+    assert "row 1: expected a value of kind, got none" in refused(tmp_path / "holes.parquet", conditions=("kind",))
     pq.write_table(pa.table({"a": [1.0, None, 3.0], "b": [1.0, 2.0, 3.0]}), tmp_path / "holes.parquet")
     assert "expected finite float32 values, got nan at [1, 0]" in refused(tmp_path / "holes.parquet")
     (tmp_path / "torn.parquet").write_bytes((tmp_path / "holes.parquet").read_bytes()[:-9])
@@ -284,6 +297,16 @@ def test_tar_files_of_webdataset(tmp_path):
     assert "shards-001.tar: no such file" in refused(pattern)
 
 
+def test_files_of_a_row_lie_in_one_folder_of_a_tar_file(tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for folder, picture in zip("ab", PICTURES[:2], strict=True):
+            # Endings may be in capitals.
+            add(archive, f"{folder}/0.PNG", png(picture))
+    assert np.array_equal(whole(load(tmp_path / "x.tar"))[0], EXPECTED[:2])
+    monkeypatch.setattr("vae_export.training.data.sources.webdataset._MAX_FILE", 10)
+    assert "a/0.PNG: expected at most 10 bytes" in refused(tmp_path / "x.tar", corrupt="skip")
+
+
 MODULE = """
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -355,6 +378,12 @@ def test_a_loader_that_is_given_and_a_batch_that_does_not_fit(tmp_path):
             load_data(source, given=bad)
 
 
+def test_a_function_that_augments_is_given_the_generator():
+    random, seen = torch.Generator(), []
+    augmentation(lambda x, given: seen.append(given) or x, "f", random)(torch.ones(2, 3))
+    assert seen == [random]
+
+
 def digest(folder):
     return (folder / "model.safetensors").read_bytes()
 
@@ -394,6 +423,14 @@ def test_standard_normalisation_is_found_shown_and_written_into_the_bundle(tmp_p
     assert "expected values that differ in each channel or feature" in refused(tmp_path / "x.npy", normalise="standard")
 
 
+def test_a_normalisation_that_was_found_before_is_taken(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(20.0).reshape(10, 2))
+    source = DataConfig(str(tmp_path / "x.npy"), normalise="standard", test_fraction=0, validation_fraction=0)
+    before = Normalisation((1.0, 2.0), (4.0, 8.0))
+    x = load_data(source, normalisation=before).train.rows(slice(None))
+    assert np.array_equal(x, ((np.load(tmp_path / "x.npy") - [1, 2]) / [4, 8]).astype(np.float32))
+
+
 def test_no_normalisation_leaves_bytes_as_they_are(tmp_path):
     np.save(tmp_path / "x.npy", np.arange(40, dtype=np.uint8).reshape(10, 4))
     assert np.array_equal(whole(load(tmp_path / "x.npy", normalise="none"))[0], np.load(tmp_path / "x.npy"))
@@ -421,6 +458,13 @@ def test_a_run_on_converted_data_trains_resumes_and_exports_without_its_source(t
     (data / "observations.npy").write_bytes((data / "observations.npy").read_bytes()[:-1])
     with pytest.raises(InputError, match=r"expected an \.npy file of numbers: expected \d+ bytes"):
         converted(data, None)
+
+
+def test_converted_conditions_of_another_length_are_refused(classed, tmp_path):
+    load(classed, tmp_path / "data", conditions=("label",))
+    np.save(tmp_path / "data" / "condition.label.npy", np.zeros(6, np.int64))
+    with pytest.raises(InputError, match="data: expected the rows of a run: expected as many rows in each file"):
+        converted(tmp_path / "data", None)
 
 
 @pytest.mark.long

@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN = $(VENV)/bin/python
 HAS_NODE = node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2> /dev/null
 
-.PHONY: demo test test-long test-slow test-oldest test-arm64 test-c test-js test-studio fuzz conformance zoo bench cuda check docs dist studio native format models schema clean
+.PHONY: demo test test-long test-slow test-oldest test-arm64 test-c test-js test-studio fuzz conformance zoo anomaly bench cuda check docs dist studio native format models schema clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/vae-export demo --out out/demo
@@ -61,6 +61,15 @@ conformance: $(VENV)/installed-dev
 # Export every model of docs/compatibility.md, other libraries' among them, and write that page; takes half an hour.
 zoo: .venvs/zoo/installed
 	PYTHONPATH=tests .venvs/zoo/bin/python -m zoo
+
+# What docs/anomaly.md measures, beside pyod's VAE: trains the recipe `digits`. Skipped without the environment of `make zoo`.
+ZOO = .venvs/zoo/bin/python
+anomaly:
+	@if [ -x $(ZOO) ]; \
+	then $(ZOO) -m vae_export train --recipe digits --out out/anomaly/run && \
+		$(ZOO) -m vae_export export out/anomaly/run --out out/anomaly/bundle --formats onnx --force && \
+		PYTHONPATH=tests $(ZOO) -m zoo.anomaly out/anomaly/bundle; \
+	else echo "anomaly: skipped: expected $(ZOO), got nothing; make .venvs/zoo/installed installs it"; fi
 
 # docs/benchmarks.md: trains, installs every contender under .venvs, measures; make bench MNIST=DIR BENCH="--quick"
 bench: $(VENV)/installed-dev

@@ -1,6 +1,6 @@
 """Measure anomaly detection on scikit-learn's digits, beside pyod's VAE.
 
-Run in the environment of `make zoo`: `PYTHONPATH=tests .venvs/zoo/bin/python -m zoo.anomaly BUNDLE`.
+`make anomaly` runs it in the environment of `make zoo`: `PYTHONPATH=tests .venvs/zoo/bin/python -m zoo.anomaly BUNDLE`.
 
 BUNDLE is exported from a run of the recipe `digits`, so the test data of its split are unseen. Both detectors were
 trained on the same rows, and judge the same ones.

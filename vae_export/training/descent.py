@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from vae_runtime.errors import error_line
+
+from ..errors import TrainingError
 from . import machine
 from .config import TrainConfig
 from .processes import Processes
@@ -31,6 +34,24 @@ class Batch(NamedTuple):
     """Rows of the whole batch, of all processes."""
     conditions: Mapping[str, Tensor]
     """By name, each [rows, …]."""
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Say what to do about a step that PyTorch cannot compile, or whose gradients it waits for in vain."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise TrainingError(
+                f"train.compile: expected a step that PyTorch can compile: {error_line(error)}; leave it out"
+            ) from error
+        if "finished reduction" in str(error):
+            raise TrainingError(
+                "model: expected every batch to use the same weights, as DistributedDataParallel needs it; let encode "
+                "and decode use all of them always, or train in one process"
+            ) from error
+        raise
 
 
 class Descent:
@@ -60,6 +81,7 @@ class Descent:
             torch.amp.GradScaler(device.type, enabled=config.precision == "float16"),
         )
 
+    @_explained()
     def step(self, batch: Batch, weight: float, free_bits: float, rate: float) -> tuple[Tensor, Tensor]:
         """Change the weights by the gradients of a batch.
 
@@ -71,6 +93,9 @@ class Descent:
 
         Returns:
             The objective before the step, and the sums of its figures over the rows that count, [4].
+
+        Raises:
+            TrainingError: PyTorch cannot compile the step, or a model leaves out weights that other processes wait for.
         """
         parts = self._parts(batch)
         costing = self._costing(parts, batch.n, free_bits)
@@ -120,8 +145,9 @@ class Descent:
 
     def kept(self) -> dict[str, Tensor]:
         """Return a copy of the weights that are validated and kept: their average, where there is one."""
-        weights = self.trained.model.state_dict()
-        return {name: self.trained.average.get(name, tensor).detach().clone() for name, tensor in weights.items()}
+        # Not name by name: tied weights have several, of which the average knows one.
+        with self.kept_inside():
+            return {name: tensor.detach().clone() for name, tensor in self.trained.model.state_dict().items()}
 
     @contextlib.contextmanager
     def kept_inside(self) -> Iterator[None]:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vae_runtime._version import __version__
-from vae_runtime.errors import InputError, VaeError, error_line, one_line, require_bool
+from vae_runtime.errors import InputError, VaeError, one_line, require_bool
 from vae_runtime.files import locked, write_atomic
 from vae_runtime.likelihood import KINDS
 
@@ -332,14 +332,7 @@ class _Training:
             batch = self._batch(rows, len(chosen), samples, random)
             weight = objective.kl_weight(epoch - 1 + step / self.steps, config.beta, config.kl_warmup_epochs)
             rate = self._learning_rate((epoch - 1) * self.steps + step)
-            try:
-                goal, figures = self.descent.step(batch, weight, config.free_bits, rate)
-            except RuntimeError as error:
-                if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                    raise
-                raise TrainingError(
-                    f"train.compile: expected a step that PyTorch can compile: {error_line(error)}; leave it out"
-                ) from error
+            goal, figures = self.descent.step(batch, weight, config.free_bits, rate)
             goals.append(goal)
             total += figures
             seen += batch.counted

@@ -417,6 +417,8 @@ class _Training:
     @torch.no_grad()
     def _validate(self, epoch: int) -> dict[str, float]:
         """Figures of the validation data, with the same noise in every epoch; the processes share the batches."""
+        # Running statistics are those of each process' rows until the first one's are taken over.
+        self.group.take_over(self.vae.module.buffers())
         self.vae.module.eval()
         random = generator(self.config.seed, "validation noise")
         total = self._no_figures()

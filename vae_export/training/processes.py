@@ -8,7 +8,7 @@ import itertools
 import os
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -61,6 +61,11 @@ class Processes:
         values = [value]
         distributed.broadcast_object_list(values, src=0, device=torch.device("cpu"))
         return values[0]
+
+    def take_over(self, tensors: Iterable[Tensor]) -> None:
+        """Give tensors the values that they have in the first process."""
+        for tensor in tensors if self.count > 1 else ():
+            distributed.broadcast(tensor, src=0)
 
 
 def started_first() -> bool:

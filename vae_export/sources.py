@@ -25,7 +25,7 @@ from .graphs.measurement import Observations
 from .graphs.variants import CALIBRATED, MEASURED
 from .training import checkpoint
 from .training.checkpoint import RunInfo
-from .training.data.batches import read
+from .training.data.batches import at_least_two, read
 from .training.data.dataset import Dataset
 from .training.data.part import Part
 from .training.evaluation import binarise, read_evaluation
@@ -142,10 +142,10 @@ def run_source(
         declaration, kind = declaration.over(info.model.declaration), info.model.title
     else:
         kind = f"{info.model.architecture} VAE"
-    conditions = {name: _at_least_two(values[:EXAMPLES]) for name, values in few.conditions.items()}
+    conditions = {name: at_least_two(values[:EXAMPLES]) for name, values in few.conditions.items()}
     return Source(
         model=vae,
-        example=_at_least_two(observations[:EXAMPLES]),
+        example=at_least_two(observations[:EXAMPLES]),
         declaration=declaration,
         conditions=conditions,
         classes=_class_names(dataset, class_names_of(class_names, _arrays(conditions))),
@@ -214,7 +214,7 @@ def model_source(model: Any, declaration: Declaration, examples: Examples, name:
     compared = x if examples.observations is None else torch.cat([x, real])
     return _source(
         model, module, conditions, name,
-        example=_at_least_two(compared[:EXAMPLES]),
+        example=at_least_two(compared[:EXAMPLES]),
         declaration=declaration,
         classes=classes,
         observations=real,
@@ -260,7 +260,7 @@ def _decoder_source(
         observations=first,
         measured=measured,
         calibration=calibration,
-        latents={key: _at_least_two(rows[:EXAMPLES]) for key, rows in latents.items()},
+        latents={key: at_least_two(rows[:EXAMPLES]) for key, rows in latents.items()},
     )  # fmt: skip
 
 
@@ -271,7 +271,7 @@ def _source(
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return Source(
         model=module,
-        conditions={key: _at_least_two(tensor[:EXAMPLES]) for key, tensor in conditions.items()},
+        conditions={key: at_least_two(tensor[:EXAMPLES]) for key, tensor in conditions.items()},
         name=name or type(module).__name__,
         description=f"{type(module).__name__}, exported from PyTorch",
         training={"parameters": parameters, "torch": torch.__version__},
@@ -366,11 +366,6 @@ def _tensor(what: str, value: ArrayLike | Tensor) -> Tensor:
 
 def _kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {['n', *tensor.shape[1:]]}".replace("'", "")
-
-
-def _at_least_two(tensor: Tensor) -> Tensor:
-    # A batch of 1 hides interactions between rows.
-    return tensor if len(tensor) > 1 else torch.cat([tensor, tensor.roll(1, -1) if tensor.dim() > 1 else tensor])
 
 
 def _class_names(dataset: Dataset, given: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:

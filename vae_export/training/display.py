@@ -22,6 +22,7 @@ from vae_runtime.image import grid, png
 from vae_runtime.input_files import open_plain, read_json
 
 from ..errors import TrainingError
+from ..understand.state import modes_kept
 from .checkpoint import RunInfo
 from .config import ModelConfig
 from .data.batches import TensorBatch, read
@@ -170,12 +171,9 @@ class Display:
 @contextlib.contextmanager
 def _evaluated(vae: Modelled) -> Iterator[None]:
     """Use the model in evaluation mode inside the block."""
-    training = vae.module.training
-    vae.module.eval()
-    try:
+    with modes_kept(vae.module):
+        vae.module.eval()
         yield
-    finally:
-        vae.module.train(training)
 
 
 @contextlib.contextmanager

@@ -201,6 +201,8 @@ def _train(
                 if own:
                     own.module.load_state_dict(checkpoint.load_weights(folder))
             return Outcome(folder, found, found.result.epochs, already_finished=True)
+    if own:
+        own_vae.require_small_parts(own, dataset.train, info.train, group.count)
     here = Stage(1, __version__, torch.__version__, machine.named(device), group.count, info.train.compile)
     if shown.bar:
         _tell_data(info)

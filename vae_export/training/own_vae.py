@@ -27,9 +27,11 @@ from ..understand.functions import conditions_taken
 from ..understand.halves import Halves
 from ..understand.inner import inner_model, module_of
 from ..understand.probe import probe
-from ..understand.state import fitting_threads, unchanged
+from ..understand.state import fitting_threads, modes_kept, unchanged
 from . import objective
-from .config import ModelConfig
+from .config import ModelConfig, TrainConfig
+from .data.batches import at_least_two, read
+from .data.part import Part
 from .likelihood import kind_named
 from .own_model import OwnModel
 
@@ -143,16 +145,14 @@ class OwnVAE(nn.Module):
 @contextmanager
 def _restored(module: nn.Module) -> Iterator[None]:
     """Restore modes and buffers at the end of the block."""
-    modes = [(each, each.training) for each in module.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        for each, mode in modes:
-            each.training = mode
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+    with modes_kept(module):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
 
 
 @contextmanager
@@ -234,11 +234,8 @@ def understood(
 
 def _examples(x: Tensor, conditions: Mapping[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
     """Return a few observations, at least two, and their conditions."""
-
-    def few(rows: Tensor) -> Tensor:
-        return rows[:EXAMPLES] if len(rows) > 1 else torch.cat([rows, rows])
-
-    return few(x), {name: few(values) for name, values in (conditions or {}).items()}
+    few = {name: at_least_two(values[:EXAMPLES]) for name, values in (conditions or {}).items()}
+    return at_least_two(x[:EXAMPLES]), few
 
 
 class Asked(NamedTuple):
@@ -308,19 +305,54 @@ def lent(vae: OwnVAE | None) -> Iterator[None]:
     if vae is None:
         yield
         return
-    modes = [(each, each.training) for each in vae.module.modules()]
     flags = [(weight, weight.requires_grad) for weight in vae.module.parameters()]
     for name, weight in vae.module.named_parameters():
         if name in vae.left:
             weight.requires_grad_(False)
+    with modes_kept(vae.module):
+        try:
+            yield
+        finally:
+            vae.module.to(vae.home)
+            for weight, flag in flags:
+                weight.requires_grad_(flag)
+
+
+def require_small_parts(vae: OwnVAE, train: Part, config: TrainConfig, processes: int) -> None:
+    """Refuse a size of batches that leaves one row alone, where a model fails on one, as batch normalization does.
+
+    Args:
+        vae: the model.
+        train: the observations.
+        config: how they are divided into batches, and these into parts.
+        processes: each has its part of a batch.
+
+    Raises:
+        InputError: the last batch is too small.
+    """
+    parts = processes * config.accumulate
+
+    def last(size: int) -> int:
+        """Rows of the last batch."""
+        return len(train) % size or size
+
+    if last(config.batch_size) >= 2 * parts:
+        return
+    one = read(train, slice(1))
     try:
-        yield
-    finally:
-        vae.module.to(vae.home)
-        for weight, flag in flags:
-            weight.requires_grad_(flag)
-        for each, mode in modes:
-            each.training = mode
+        with _restored(vae.module), torch.random.fork_rng(devices=[]), torch.no_grad():
+            vae.module.train()
+            vae.answer(vae.posterior(one.x, **one.conditions)[0], **one.conditions)
+    except TrainingError as error:
+        larger = next((s for s in range(config.batch_size + 1, len(train) + 1) if last(s) >= 2 * parts), None)
+        divided = f" in {processes} processes" * (processes > 1) + f" in {config.accumulate} parts" * (
+            parts > processes
+        )
+        raise InputError(
+            f"train.batch_size: expected at least {2 * parts} rows in the last batch, got {last(config.batch_size)} of "
+            f"{len(train)}{divided}; one row alone does not do: {str(error).partition('; correct')[0]}; choose "
+            + (f"{larger}, for example" if larger else "fewer parts")
+        ) from error
 
 
 def _require_plain_state(module: nn.Module) -> None:
@@ -431,7 +463,8 @@ def _without_gradient(vae: OwnVAE, x: Tensor, conditions: Mapping[str, Tensor]) 
         for function, tensor in (("encode", mu), ("decode", parameters)):
             if not tensor.requires_grad:
                 raise ExportError(
-                    f"{function}: its answer has no gradient; take torch.no_grad() and detach() out of it"
+                    f"{function}: its answer has no gradient; take torch.no_grad() and detach() out of it, and let it "
+                    "have weights that are not frozen"
                 )
         bound = objective.log_likelihood(x, parameters, vae.likelihood, scale).mean()
         bound = bound - objective.kl_standard_normal(mu, logvar).sum(-1).mean()

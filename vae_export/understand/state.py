@@ -56,6 +56,17 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Put each submodule back in its mode, training or evaluation, at the end of the block."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
 def replaced(model: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
     """Put a function in the place of a model's method.
 

@@ -112,3 +112,8 @@ def ordered(part: Part, n: int) -> dict[str, Tensor]:
     classes = [values for values in conditions.values() if values.dtype.kind == "i"]
     order = np.lexsort(classes[::-1]) if classes else np.arange(n)
     return {name: torch.from_numpy(values[order]) for name, values in conditions.items()}
+
+
+def at_least_two(rows: Tensor) -> Tensor:
+    """Return rows [n, …]; a single one twice, once with its values moved, since a batch of 1 hides what rows share."""
+    return rows if len(rows) > 1 else torch.cat([rows, rows.roll(1, -1) if rows.dim() > 1 else rows])

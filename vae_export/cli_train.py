@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,11 +127,17 @@ def _train(options: argparse.Namespace) -> None:
     declared, (model, training, source) = _declared(options), _configured(options)
     from .training.loop import train
     from .training.processes import started_by, started_first
+    from .training.run_folder import STATE
 
     recorders = (["tensorboard"] if options.tensorboard else []) + list(dict.fromkeys(options.track))
     wanted = model if options.model is None else options.model
     command = started_by(options.arguments)
-    outcome = train(options.out, wanted, training, source, **declared, recorders=recorders, command=command)
+    try:
+        outcome = train(options.out, wanted, training, source, **declared, recorders=recorders, command=command)
+    except KeyboardInterrupt:
+        if started_first() and (options.out / STATE).exists():
+            print(one_line(f"{options.out}: the same command goes on from the last epoch"), file=sys.stderr)
+        raise
     if not started_first():
         return
     result = outcome.info.result

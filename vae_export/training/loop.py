@@ -51,7 +51,7 @@ from .own_vae import Asked, OwnVAE
 from .processes import Processes
 from .randomness import binarised, generator, validated
 from .recorders import Recorder, recorders_of
-from .run_folder import clean, identity, require_own, require_same, require_version
+from .run_folder import clean, identity, require_own, require_same, require_version, require_writable
 from .step import FIGURES, Modelled, Objective
 
 
@@ -156,6 +156,8 @@ def _train_first(folder: Path, configs: _Configs, group: Processes, device: torc
                 require_version(folder, found)
             else:
                 require_own(folder)
+            if not (found and found.result):
+                require_writable(folder)
             dataset, info, own = _loaded(configs, folder / DATA, shown.bar)
             return _train(folder, group.from_first(found), info, dataset, group, device, shown, own)
     except BlockingIOError as error:

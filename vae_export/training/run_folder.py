@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from vae_runtime.errors import InputError
+from vae_runtime.errors import InputError, error_line
+from vae_runtime.files import another_place
 
 from ..errors import TrainingError
 from .checkpoint import DATA, FORMAT_VERSION, RunInfo
@@ -24,7 +26,7 @@ _FOLDERS = (SAMPLES, "tensorboard", "wandb")
 
 def identity(info: RunInfo) -> dict[str, Any]:
     """Return the fields that must be equal to resume a run. Data may have moved, so only their digest counts."""
-    split = {name: value for name, value in info.data.to_json().items() if name not in ("source", "workers")}
+    split = {name: value for name, value in info.data.to_json().items() if name not in ("source", "workers", "labels")}
     train = {name: value for name, value in info.train.to_json().items() if name not in TrainConfig.machine}
     model = info.model.to_json()
     # Words, which another version may choose otherwise.
@@ -85,6 +87,19 @@ def require_own(folder: Path) -> None:
         # Names with a dot are the lock's and those of files in the making.
         if not name.startswith(".") and name not in (STATE, DATA, *_RESULTS, *_FOLDERS):
             raise InputError(f"{folder}: expected an empty folder or a run's, got one with {name}; choose another")
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written, before an epoch is trained for it.
+
+    Raises:
+        InputError: it is one.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write here: {error_line(error)}; {another_place(error)}") from error
 
 
 def clean(folder: Path) -> None:

@@ -17,7 +17,7 @@ from vae_export.cli import main
 from vae_export.training.processes import Processes
 
 ARGUMENTS = (
-    *("--epochs", "4", "--batch-size", "121", "--latent", "4", "--hidden", "16", "--learning-rate", "3e-3"),
+    *("--epochs", "4", "--batch-size", "233", "--latent", "4", "--hidden", "16", "--learning-rate", "3e-3"),
     *("--binarise", "stochastic", "--free-bits", "0.05", "--gradient-clip", "50", "--ema", "0.9", "--threads", "1"),
 )
 # What a process does, by the variable WHAT, and then the command of the arguments.
@@ -96,7 +96,7 @@ def test_the_rows_of_a_batch_are_divided_among_processes():
 
 
 def test_two_processes_give_the_curve_of_one(torchrun, digits_npy, tmp_path):
-    """The last of the three batches has one row, so one process has none."""
+    """The second batch has the last of the 234 rows, so one process has none."""
     done = torchrun(2, "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == f"{tmp_path / 'two'}: finished"

@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 from vae_export.errors import TrainingError
-from vae_export.training import checkpoint, display, objective, resume
-from vae_export.training.config import RECIPES, DataConfig, ModelConfig, TrainConfig
+from vae_export.training import checkpoint, display, objective, resume, run_folder
+from vae_export.training.config import DataConfig, ModelConfig, TrainConfig
 from vae_export.training.loop import train
 from vae_export.training.plots import curve
 from vae_runtime.errors import InputError, VaeError
@@ -330,13 +330,6 @@ def test_progress_goes_to_stderr(digits_npy, tmp_path, capsys):
         assert word in captured.err
 
 
-def test_the_digits_recipe_is_quick(tmp_path):
-    model, training, source = RECIPES["digits"]
-    outcome = train(tmp_path, model, dataclasses.replace(training, epochs=5), source, progress=False)
-    assert outcome.info.result is not None
-    assert outcome.info.result.seconds / 5 * training.epochs < 60
-
-
 def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path, digits_npy):
     """A bundle's folder holds samples.png and README.md, which a run would write over."""
     folder = tmp_path / "other"
@@ -372,3 +365,65 @@ def test_progress_names_the_bound_that_is_trained_and_is_a_bar_on_a_terminal(dig
     assert all("bound" not in state for state in states if "epoch 1/2" in state)
     assert "epoch 2/2, surrogate importance-weighted bound -" in states[-1]
     assert "surrogate ELBO -" in states[-1]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    run_folder.require_writable(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match=r"gone: cannot write here: .*; choose a folder that exists and is writable"):
+        run_folder.require_writable(tmp_path / "gone")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="this user may write everywhere")
+def test_a_folder_that_may_not_be_written_is_refused_before_an_epoch(tmp_path, digits_npy):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(InputError, match="cannot write here: Permission denied"):
+            run(tmp_path, source=digits_npy)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_interrupted_says_how_to_go_on(tmp_path, digits_npy, sent):
+    arguments = ["train", "--data", str(digits_npy), "--out", str(tmp_path / "run"), "--threads", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vae_export", *arguments, "--epochs", "100000"], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + sent
+    assert errors.endswith(f"{tmp_path / 'run'}: the same command goes on from the last epoch\ninterrupted\n")
+    assert "Traceback" not in errors
+
+
+def test_labels_color_the_map_and_are_not_told_to_the_model(tmp_path):
+    training = dataclasses.replace(TRAINING, epochs=1, batch_size=512)
+    plain = train(tmp_path / "plain", MODEL, training, DataConfig("digits"), progress=False)
+    found = train(tmp_path / "run", MODEL, training, DataConfig("digits", labels="label"), progress=False)
+    assert found.info.model == plain.info.model
+    assert found.info.provenance == plain.info.provenance
+    assert digest(tmp_path / "run") == digest(tmp_path / "plain")
+    pages = [(tmp_path / name / "report.html").read_text() for name in ("run", "plain")]
+    assert ["colors are labels" in page for page in pages] == [True, False]
+    # They are no part of what is trained.
+    assert train(tmp_path / "run", MODEL, training, DataConfig("digits"), progress=False).already_finished
+    vae, info = checkpoint.load(tmp_path / "run")
+    assert checkpoint.run_data(info).test.conditions(slice(2)) == {}
+    assert vae.config.conditions == {}
+
+
+def test_labels_that_are_no_classes_are_refused(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((60, 5), np.float32))
+    np.save(tmp_path / "size.npy", np.linspace(0, 1, 60, dtype=np.float32))
+    source = DataConfig(str(tmp_path / "x.npy"), labels=f"size={tmp_path / 'size.npy'}")
+    with pytest.raises(InputError, match=r"expected a class for each row as data\.labels, got numbers as size; "):
+        train(tmp_path / "run", MODEL, TRAINING, source, progress=False)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match=r"data\.conditions: expected each name once, got \['label', 'label'\]"):
+        DataConfig("digits", conditions=("label",), labels="label")

@@ -351,6 +351,8 @@ class DataConfig(_Config):
     """Those that make the observation, of a table, of Parquet or of the Hub; none: all that are no condition."""
     conditions: tuple[str, ...] = _texts("names of conditions, as NAME or NAME=PLACE")
     """What the model is told beside x: `label`, a column, or for a .npy file NAME=C.npy with an array of rows."""
+    labels: str = _name("NAME or NAME=PLACE of classes")
+    """Classes that color the latent map of the report, and that the model is not told; empty: those of a condition."""
     normalise: str = _choice("unit", "unit", "none", "standard")
     """unit: 8-bit values to [0, 1], floats as they are; standard: by mean and deviation of each channel."""
     augment: str = _name("package.module:function")
@@ -370,7 +372,7 @@ class DataConfig(_Config):
 
     def _conflicts(self) -> list[str]:
         problems = []
-        for name, texts in (("source", (self.source,)), ("conditions", self.conditions)):
+        for name, texts in (("source", (self.source,)), ("conditions", self.conditions), ("labels", (self.labels,))):
             for text in texts:
                 try:
                     text.encode()
@@ -383,14 +385,17 @@ class DataConfig(_Config):
                     f"data.conditions: expected a name of letters, digits and '_' other than x, got {name!r:.99}; "
                     "write NAME=PLACE"
                 )
-        if len(names) < len(self.conditions):
-            problems.append(f"data.conditions: expected each name once, got {_shown(list(self.conditions))}")
+        if len(names) < len(self._named()):
+            problems.append(f"data.conditions: expected each name once, got {_shown(list(self._named()))}")
         return problems
 
     def places(self) -> dict[str, str]:
-        """Return where each condition is, by its name."""
-        parts = (text.partition("=") for text in self.conditions)
+        """Return where each condition, and where the labels are, by their names."""
+        parts = (text.partition("=") for text in self._named())
         return {name: place or name for name, _, place in parts}
+
+    def _named(self) -> tuple[str, ...]:
+        return (*self.conditions, self.labels) if self.labels else self.conditions
 
 
 class Recipe(NamedTuple):

@@ -274,10 +274,11 @@ def first_rows(validation: Part, info: RunInfo) -> TensorBatch:
 
 
 def labels_of(validation: Part) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """Return the classes of the first validation rows by the first condition that has some, and their names."""
-    for name, values in validation.conditions(slice(0, ROWS)).items():
-        if values.dtype == np.int64 and values.ndim == 1:
-            return values, validation.source.conditions[name].classes
+    """Return the classes of the first validation rows, by their labels or the first condition of classes; the names."""
+    source = validation.source
+    for each in (source.labels, *source.conditions.values()):
+        if each and each.values.dtype == np.int64 and each.values.ndim == 1:
+            return np.asarray(each.values[validation.numbers[:ROWS]]), each.classes
     return None, ()
 
 

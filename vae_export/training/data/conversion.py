@@ -78,11 +78,10 @@ def converted(folder: Path, request: dict[str, Any] | None) -> Rows | None:
         about: Any = read_json(folder / _ABOUT)
         found = about["request"]
         if request is not None and found != request:
-            different = [name for name in request if found.get(name) != request[name]]
+            each = [(name, found.get(name), request.get(name)) for name in {**found, **request}]
+            different = [f"{name} is {got!r:.99}, asked for {asked!r:.99}" for name, got, asked in each if got != asked]
             raise InputError(
-                f"{folder}: holds rows of another source: "
-                + "; ".join(f"{name} is {found.get(name)!r:.99}, asked for {request[name]!r:.99}" for name in different)
-                + "; choose another folder for the run"
+                f"{folder}: holds rows of another source: {'; '.join(different)}; choose another folder for the run"
             )
         conditions = {
             name: Condition(map_npy(folder / _condition(name)), tuple(classes))

@@ -141,7 +141,7 @@ def load(
         InputError: the source is missing, empty, damaged, of mixed sizes, holds NaN or infinity, or leaves nothing to
             train on.
     """
-    source = _addressed(config, folder, given)
+    source = _labeled(_addressed(config, folder, given), config)
     digest = hashlib.sha256()
     survey = _surveyed(source.rows, config, digest)
     fine = survey.fine(len(source.rows))
@@ -185,6 +185,8 @@ def load(
 def _addressed(config: DataConfig, folder: Path | None, given: Any) -> Addressed:
     """Return the source of a configuration, converted if it has to be."""
     request = {name: value for name, value in config.to_json().items() if name in _CONVERTED}
+    if config.labels:
+        request["labels"] = config.labels
     rows = converted(folder, request) if folder else None
     if rows:
         return Addressed(rows)
@@ -213,6 +215,23 @@ class _Temporary:
 
 def _chosen(rows: Rows, names: Mapping[str, str]) -> Rows:
     return replace(rows, conditions={name: each for name, each in rows.conditions.items() if name in names})
+
+
+def _labeled(source: Addressed, config: DataConfig) -> Addressed:
+    """Return a source whose labels are no condition."""
+    name = config.labels.partition("=")[0]
+
+    def apart(rows: Rows) -> Rows:
+        labels = rows.conditions[name]
+        if labels.values.dtype != np.int64 or labels.values.ndim > 1:
+            raise InputError(
+                f"{config.source}: expected a class for each row as data.labels, got numbers as {name}; give integers "
+                "or names, or leave it out"
+            )
+        conditions = {other: each for other, each in rows.conditions.items() if other != name}
+        return replace(rows, conditions=conditions, labels=labels)
+
+    return Addressed(apart(source.rows), source.test and apart(source.test)) if name else source
 
 
 def _surveyed(rows: Rows, config: DataConfig, digest: Any) -> _Survey:

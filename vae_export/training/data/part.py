@@ -55,6 +55,8 @@ class Rows:
     skipped: Skipped = Skipped()
     keep: object = None
     """What has to live as long as the arrays."""
+    labels: Condition | None = None
+    """Classes that color a picture of the rows, and that no model is told."""
 
     def __len__(self) -> int:
         return len(self.observations)

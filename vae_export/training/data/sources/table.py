@@ -75,4 +75,4 @@ def _label_alone(config: DataConfig) -> bool:
             raise InputError(
                 f"data.conditions: {config.source} has the condition label alone, got {name!r:.99}; leave it out"
             )
-    return bool(config.conditions)
+    return bool(config.places())

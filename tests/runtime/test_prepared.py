@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from vae_runtime import BundleError, generate, noise
+from vae_runtime.bundle import open_bundle
 from vae_runtime.devices import Device
 from vae_runtime.manifest import Latent, LatentPosterior, Likelihood, Observation, Signature
+from vae_runtime.networks import open_prepared
 from vae_runtime.prepared import prepare
 from vae_runtime.session import Session
 
@@ -25,6 +27,18 @@ def large(onnx_bytes):
     weights = [o.tensor("w", random.normal(size=(1024, 2304))), o.tensor("v", random.normal(size=(2304, 1024)))]
     nodes = [o.node("MatMul", ["z", "w"], ["a"]), o.node("Tanh", ["a"], ["b"]), o.node("MatMul", ["b", "v"], ["x"])]
     return o.model(nodes, [o.value("z", ["batch", 1024])], [o.value("x", ["batch", 1024])], weights)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk in memory that takes a part of the weights."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=9m", "none", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_prepared_graph_gives_the_same_bits(large, tmp_path):
@@ -103,18 +117,24 @@ def test_workers_map_the_weights_of_large_graphs(bundle, tmp_path, monkeypatch):
     assert list(temporary.iterdir()) == []
 
 
-def test_without_room_for_them_each_worker_loads_its_own(bundle, tmp_path, monkeypatch):
-    """On a disk in memory that takes a part of the weights."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=9m", "none", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("file systems cannot be mounted here")
-    try:
-        monkeypatch.setattr(tempfile, "tempdir", str(disk))
-        found, mapped = made(bundle, tmp_path / "two", 2)
-        assert not mapped
-        assert list(disk.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+def test_without_room_for_them_each_worker_loads_its_own(bundle, large, disk, tmp_path, monkeypatch):
+    assert prepare(large, {}, "graph", str(disk), "decoder") is None
+    assert list(disk.iterdir()) == []
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    found, mapped = made(bundle, tmp_path / "two", 2)
+    assert not mapped
+    assert list(disk.iterdir()) == []
     assert np.array_equal(found, made(bundle, tmp_path / "one", 1)[0])
+
+
+def test_a_prepared_graph_is_checked_as_any_other(bundle, large, onnx_bytes, tmp_path):
+    o = onnx_bytes
+    weights = [o.tensor("w", np.ones((1024, 2 * 2304)))]
+    rows = [o.value("z", ["batch", 1024])], [o.value("y", ["batch", 2 * 2304])], weights
+    hostile = o.model([o.node("Scan", ["z", "w"], ["y"])], *rows)
+    with pytest.raises(BundleError, match="Scan"):
+        prepare(hostile, {}, "graph", str(tmp_path), "decoder")
+    other = prepare(o.model([o.node("MatMul", ["z", "w"], ["y"])], *rows), {}, "graph", str(tmp_path), "decoder")
+    assert other is not None
+    with pytest.raises(BundleError, match=r"decoder/fp32/model\.onnx: expected the outputs .* the graph has \['y'\]"):
+        open_prepared(open_bundle(bundle), "decoder", "fp32", CPU, 1, other)

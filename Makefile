@@ -145,7 +145,7 @@ format: $(VENV)/installed-dev
 schema: $(VENV)/installed-dev
 	$(RUN) -m vae_runtime.schema > docs/bundle-format.schema.json
 
-# make models MNIST=DIR, the folder with MNIST's four IDX files, gzipped or not
+# The bundles that ship. mnist takes MNIST=DIR, the folder with its four IDX files, gzipped or not; pictures takes scikit-image.
 models: $(VENV)/installed-dev
 	$(RUN) models/build.py $(if $(MNIST),--mnist "$(MNIST)")
 

@@ -1,4 +1,4 @@
-"""Rebuild the bundles that ship: train, evaluate and export each recipe. Called by `make models`.
+"""Rebuild the bundles that ship: train, evaluate and export each. Called by `make models`.
 
 A training that was interrupted goes on. One that is finished is kept under out/models with its figures, and is only
 exported again.
@@ -6,72 +6,72 @@ exported again.
 
 import argparse
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import breast_cancer
+import conditional
 import numpy as np
-from conditional import build as build_conditional
+import pictures
+from shipped import Shipped
 
 import vae_runtime
-from vae_export import Exported, evaluate, export, train
 from vae_export.graphs.variants import VARIANTS
 from vae_export.training.config import RECIPES
-from vae_export.training.evaluation import read_evaluation
 from vae_runtime.errors import InputError, VaeError
 from vae_runtime.files import write_atomic
 from vae_runtime.image import grid, png
 
 HERE = Path(__file__).parent
 RUNS = HERE.parent / "out" / "models"
-IMPORTANCE_SAMPLES = 1000
 # The variants side by side, for docs/variants.md, and what their differences from fp32 are multiplied by.
 PICTURE = HERE.parent / "docs" / "images" / "variants.png"
 COLUMNS, ROWS, AMPLIFIED = 4, 8, {"fp16": 1000, "int8": 10}
+
+
+def bundles(mnist: Path | None) -> Mapping[str, Callable[[], Shipped]]:
+    """Return what prepares each bundle that ships, by its name."""
+    return {
+        "digits": lambda: Shipped("digits", *RECIPES["digits"]),
+        "digits-conditional": lambda: conditional.SHIPPED,
+        "breast-cancer": partial(breast_cancer.prepared, RUNS),
+        "pictures": partial(pictures.prepared, RUNS),
+        "mnist": partial(_mnist, mnist),
+    }
 
 
 def main() -> int:
     """Rebuild what can be rebuilt; 1 if something is missing or failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mnist", type=Path, help="the folder with MNIST's IDX files")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="bundles to rebuild (default: all)")
     options = parser.parse_args()
-    try:
-        build("digits")
-        shown(build_conditional(HERE / "digits-conditional"))
-        if options.mnist is None:
-            print(
-                "error: models/mnist was not rebuilt: MNIST is missing; say make models MNIST=DIR, its folder",
-                file=sys.stderr,
-            )
-            return 1
-        build("mnist", str(options.mnist))
-        picture(HERE / "mnist")
-    except VaeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    prepare = bundles(options.mnist)
+    if wrong := set(options.names) - set(prepare):
+        parser.error(f"expected names of {', '.join(prepare)}, got {', '.join(sorted(wrong))}")
+    failed = 0
+    for name in options.names or prepare:
+        try:
+            prepare[name]().build(RUNS, HERE)
+            if name == "mnist":
+                picture(HERE / name)
+        except VaeError as error:
+            failed = 1
+            print(f"error: models/{name} was not rebuilt: {error}", file=sys.stderr)
+    return failed
 
 
-def build(name: str, source: str | None = None) -> None:
-    """Train, evaluate and export one recipe into models/<name>."""
-    recipe = RECIPES[name]
-    data = replace(recipe.data, source=source) if source else recipe.data
-    run = RUNS / name
-    train(run, recipe.model, recipe.train, data)
-    if not measured(run):
-        evaluate(run, importance_samples=IMPORTANCE_SAMPLES, data=source)
-    exported = export(run, HERE / name, data=source, variants=VARIANTS, name=name, license="Apache-2.0", force=True)
-    shown(exported)
-
-
-def shown(exported: Exported) -> None:
-    """Say what was written, and what was left out."""
-    for refusal in exported.refused:
-        print(f"{refusal.component}/{refusal.variant}: left out: {refusal.reason}", file=sys.stderr)
-    print(f"{exported.path}: {exported.digest}")
+def _mnist(folder: Path | None) -> Shipped:
+    if folder is None:
+        raise InputError("MNIST is missing; say make models MNIST=DIR, its folder")
+    recipe = RECIPES["mnist"]
+    return Shipped("mnist", recipe.model, recipe.train, replace(recipe.data, source=str(folder)), formats=("onnx",))
 
 
 def picture(bundle: Path) -> None:
-    """Draw the same latents through every variant, and how the variants differ from fp32, amplified around grey."""
+    """Draw the same latents through every variant, and how the variants differ from fp32, amplified around gray."""
     x = {name: vae_runtime.load(bundle, variant=name).sample(COLUMNS * ROWS, seed=0) for name in VARIANTS}
     parts = [*x.values(), *(0.5 + AMPLIFIED[name] * (x[name] - x["fp32"]) for name in VARIANTS[1:])]
     gap = np.ones((ROWS, 1, *x["fp32"].shape[1:]), np.float32)
@@ -81,15 +81,6 @@ def picture(bundle: Path) -> None:
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     flat = side_by_side.reshape(-1, *x["fp32"].shape[1:])
     write_atomic(PICTURE, png(grid(flat, columns=columns, value_range=(0.0, 1.0))))
-
-
-def measured(run: Path) -> bool:
-    """Whether the figures of these very weights are there already; on MNIST they take some twenty minutes."""
-    try:
-        evaluation = read_evaluation(run)
-    except InputError:
-        return False
-    return evaluation is not None and evaluation.importance_samples == IMPORTANCE_SAMPLES
 
 
 if __name__ == "__main__":

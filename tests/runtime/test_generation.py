@@ -217,6 +217,7 @@ def test_uint8_clips_to_the_range():
     for x, wanted in (
         (np.full((3, 2), 0.5, np.float32), [[128, 128]] * 3),
         (np.float32([[1e30, -1e30]]), [[255, 0]]),
+        (np.float32([[3e38, -3e38]]), [[255, 0]]),
         (np.float32([[0.5, 1.5, 2.5, -0.4]]) / np.float32(255), [[0, 2, 2, 0]]),
     ):
         out = np.empty(x.shape, np.uint8)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from ..errors import VaeError
 from ..noise import native_core
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 def require_finite(x: NDArray[Any], first: int, subject: str) -> None:
     """Refuse NaN and infinity.
@@ -54,11 +56,13 @@ def to_uint8(
     # Either is NaN where a number is.
     if not (np.isfinite(smallest) and np.isfinite(largest)):
         _refuse(x, first, subject)
-    if low:
-        np.subtract(x, low, out=x)
-    np.multiply(x, scale, out=x)
+    # Sound numbers far beyond the range, or of a range wider than float32's, become infinite here.
+    with np.errstate(over="ignore"):
+        if low:
+            np.subtract(x, low, out=x)
+        np.multiply(x, scale, out=x)
     np.rint(x, out=x)
-    if not bounds[0] <= smallest <= largest <= bounds[1]:
+    if not (bounds[0] <= smallest <= largest <= bounds[1] and bounds[1] - bounds[0] <= _LARGEST):
         np.clip(x, 0, 255, out=x)
     np.copyto(out, x, casting="unsafe")
 

@@ -302,7 +302,10 @@ def test_files_of_a_row_lie_in_one_folder_of_a_tar_file(tmp_path, monkeypatch):
         for folder, picture in zip("ab", PICTURES[:2], strict=True):
             # Endings may be in capitals.
             add(archive, f"{folder}/0.PNG", png(picture))
-    assert np.array_equal(whole(load(tmp_path / "x.tar"))[0], EXPECTED[:2])
+            add(archive, f"{folder}/0.kind.txt", folder.encode())
+    dataset = load(tmp_path / "x.tar", conditions=("kind=kind.txt",))
+    assert np.array_equal(whole(dataset)[0], EXPECTED[:2])
+    assert dataset.classes == {"kind": ("a", "b")}
     monkeypatch.setattr("vae_export.training.data.sources.webdataset._MAX_FILE", 10)
     assert "a/0.PNG: expected at most 10 bytes" in refused(tmp_path / "x.tar", corrupt="skip")
 

@@ -55,7 +55,7 @@ def lines(epochs: Sequence[int], series: Mapping[str, Sequence[float]], *, x: st
 
 
 def bars(values: Sequence[float], *, active: Sequence[bool], x: str, y: str) -> str:
-    """Draw a bar for each value; those that are not active are grey.
+    """Draw a bar for each value; those that are not active are gray.
 
     Args:
         values: finite, not negative, at least one.

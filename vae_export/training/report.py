@@ -25,7 +25,7 @@ _HIDDEN = 0.1
 # Bars of latent dimensions that are shown; of more, those with the largest KL.
 _MAX_BARS = 128
 _SURROGATE = (
-    "Grey values are scored as if a bernoulli likelihood covered them: every bound is of a surrogate, not of a "
+    "Gray values are scored as if a bernoulli likelihood covered them: every bound is of a surrogate, not of a "
     "likelihood of the data."
 )
 _STYLE = """
@@ -207,7 +207,7 @@ def _latents(look: Look) -> str:
     shown = order[:_MAX_BARS]
     words = (
         f"{int(look.active.sum())} of {len(look.kl)} dimensions are active: their posterior mean has a variance above "
-        "0.01 over the validation rows. The others are grey."
+        "0.01 over the validation rows. The others are gray."
     )
     bars = charts.bars(
         look.kl[shown].tolist(),
@@ -256,6 +256,8 @@ def _shown(value: object) -> object:
         return "yes" if value else "no"
     if isinstance(value, list):
         return " ".join(map(str, value)) or "none"
+    if value in ("", {}):
+        return "none"
     return f"{value:g}" if isinstance(value, float) else value
 
 

@@ -278,6 +278,7 @@ def test_a_split_that_leaves_nothing_to_train_on_is_refused(tmp_path):
     seed = next(seed for seed in range(99) if hashes(np.zeros((1, 3), "<f4"), seed)[0] < 2**62)
     message = refused(tmp_path / "x.npy", test_fraction=0.5, validation_fraction=0, seed=seed)
     assert "expected at least one observation to train on, got 2 in all, 0 of them damaged, 2 for test" in message
+    assert "give more data, in which equal rows count as one, or lower the fractions" in message
     np.save(tmp_path / "x.npy", np.full((2, 3), np.nan))
     assert "got 2 in all, 2 of them damaged, 0 for test" in refused(tmp_path / "x.npy", corrupt="skip")
 

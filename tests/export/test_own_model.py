@@ -327,6 +327,11 @@ class Draws(Dense):
         return super().decode(z + 0.1 * torch.randn_like(z))
 
 
+class Flat(Dense):
+    def decode(self, z):
+        return self.head(z)
+
+
 class Frozen(Dense):
     def encode(self, x):
         with torch.no_grad():
@@ -352,6 +357,7 @@ class Codes(Plain):
         (Codes, {"likelihood": "bernoulli"}, "are codes"),
         (Draws, {"likelihood": "bernoulli"}, "decode: draws noise1, noise that the decoder adds"),
         (Frozen, {"likelihood": "bernoulli"}, "encode: its answer has no gradient"),
+        (Flat, {"likelihood": "bernoulli"}, r"expected observations of shape \[1, 8, 8\], got \[64\]; pass decode=,"),
         (Dense, {}, r"likelihood: none is declared.*--likelihood"),
         (Dense, {"likelihood": "cauchy"}, "likelihood: expected bernoulli"),
         (Dense, {"likelihood": "bernoulli", "scale": 0.5}, "scale: expected only with"),
@@ -366,6 +372,32 @@ def test_what_is_no_such_vae_is_refused_with_the_reason(module, declared, messag
     with pytest.raises(VaeError, match=message):
         run(tmp_path / "run", module(), digits_npy, **declared)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_the_other_kind_of_model_is_refused_in_one_line(tmp_path, own, digits_npy, capsys):
+    command = ["train", "--out", "own-run", "--data", str(digits_npy), "--epochs", "1", "--threads", "1"]
+    named = [*command, "--likelihood", "bernoulli", "--model", f"{own}:Dense"]
+    assert main(named) == 0
+    before = digest(tmp_path / "own-run")
+    capsys.readouterr()
+    assert main(command) == 1
+    message = capsys.readouterr().err
+    assert (
+        "own-run: holds a run of a model of your own, own_models:Dense; give it again (--model own_models:Dense)"
+        in message
+    )
+    assert "architecture" not in message
+    assert main(named) == 0
+    assert digest(tmp_path / "own-run") == before
+
+    command[2] = named[2] = "run"
+    assert main([*command, "--hidden", "8", "--latent", "2"]) == 0
+    assert main(named) == 1
+    assert "run: holds a run of the built-in architecture mlp; leave your model out" in capsys.readouterr().err
+
+    run(tmp_path / "module", Dense(), digits_npy, likelihood="bernoulli", training=GREY)
+    with pytest.raises(TrainingError, match=r"holds a run of a model of your own that was given as a module; give it"):
+        train(tmp_path / "module", ModelConfig(), GREY, DataConfig(str(digits_npy)))
 
 
 def test_another_prior_is_refused():

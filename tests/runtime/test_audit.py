@@ -239,7 +239,10 @@ def test_the_file_of_a_condition(root, tmp_path, capsys):
     generate(bundle, tmp_path / "s", 100, seed=1, workers=1, conditions={"label": tmp_path / "labels.npy"})
     command = ["generate", str(bundle), "--verify", "--out", str(tmp_path / "s")]
     assert main(command) == 1
-    assert "the file of label is needed to make shards again" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "the file of label is needed to make shards again" in message
+    assert "make no shards again (--replay 0)" in message
+    assert main([*command, "--replay", "0"]) == 0
     assert main([*command, "--condition", f"label={tmp_path / 'labels.npy'}"]) == 0
     assert "made again: the same numbers" in capsys.readouterr().out
     np.save(tmp_path / "labels.npy", np.arange(100) % 6)

@@ -314,7 +314,7 @@ def _own_module(folder: Path, recorded: OwnModel, model: nn.Module | None) -> nn
     if recorded.factory is None:
         raise InputError(
             f"{folder}: the model of this run, {recorded.class_name}, was given in Python without a name; give it "
-            "again with model=, as in export(run, bundle, model=MyVAE())"
+            "again in Python, as in export(run, bundle, model=MyVAE())"
         )
     return module_of(load_model(recorded.factory, None))
 

@@ -399,8 +399,8 @@ def _require_trainable(adapted: Adapted, x: Tensor) -> None:
     kind = KINDS[likelihood.kind]
     if likelihood.shape is not None and not kind.classes:
         raise ExportError(
-            f"decode: expected observations of shape {list(x.shape[1:])}, got {list(likelihood.shape)}; pass decode= "
-            "(--decode), the name of a method that returns them"
+            f"decode: expected observations of shape {list(x.shape[1:])}, got {list(likelihood.shape)}; pass decode=, "
+            "the name of a method that returns them"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,20 @@ def identity(info: RunInfo) -> dict[str, Any]:
     }
 
 
+def _require_same_kind(folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse a built-in model where the run has one of the user's, or the reverse: nearly every field differs."""
+    if ("factory" in found) == ("factory" in asked):
+        return
+    if "factory" in found:
+        name = found["factory"]
+        held = f"a model of your own, {name}; give it again (--model {name})" if name else (
+            "a model of your own that was given as a module; give it again, in Python"
+        )  # fmt: skip
+    else:
+        held = f"the built-in architecture {found.get('architecture')}; leave your model out"
+    raise TrainingError(f"{folder}: holds a run of {held}, or choose another folder")
+
+
 def require_same(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
     """Refuse to go on with another run.
 
@@ -48,6 +63,7 @@ def require_same(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> 
     Raises:
         TrainingError: they differ; the message lists each field.
     """
+    _require_same_kind(folder, found["model"], asked["model"])
     # A version that did not have a field did what its default does.
     defaults = {config.place: config().to_json() for config in (ModelConfig, TrainConfig, DataConfig)}
     if "factory" in found["model"]:

@@ -105,7 +105,7 @@ def _with_files(job: Job, files: Mapping[str, str | os.PathLike[str]], *, needed
     if missing and needed:
         raise InputError(
             f"files: the file of {', '.join(missing)} is needed to make shards again; give it, as in the call that "
-            "wrote the folder, or make no shards again"
+            "wrote the folder, or make no shards again (--replay 0)"
         )
     locations = {}
     for name, path in files.items():

@@ -158,7 +158,7 @@ def load(
         raise InputError(
             f"{config.source}: expected at least one observation to train on, got {len(source.rows)} in all, "
             f"{len(survey.damaged)} of them damaged, {len(numbers[2])} for test and {len(numbers[1])} for validation; "
-            "give more data or lower the fractions"
+            "give more data, in which equal rows count as one, or lower the fractions"
         )
     known = f"sha256:{digest.hexdigest()}"
     name, description, license = _KNOWN.get(known, (source.rows.name, "", config.license or "unknown"))

@@ -182,7 +182,8 @@ def test_results_print_their_shapes(vae, codes_bundle, levels_bundle):
     x = vae.sample(3, seed=0)
     assert repr(vae.encode(x)) == "<Posterior: mean, std and logvar float32 [3, 8]>"
     assert repr(vae.score(x, k=2, seed=0)) == (
-        "<Scores: elbo [3], reconstruction [3], kl [3], kl_per_dimension [3, 8], log_likelihood [3], mse [3], mae [3]>"
+        "<Scores: elbo [3], reconstruction [3], kl [3], kl_per_dimension [3, 8], log_likelihood [3], mse [3], mae [3], "
+        "p_value [3]>"
     )
     codes = vae_runtime.load(codes_bundle())
     x = np.full((2, 3), 1.5, np.float32)
@@ -200,9 +201,12 @@ def test_progress_is_told(vae):
     assert told == [(2, 5), (4, 5), (5, 5)]
 
 
-def test_without_a_seed_every_score_is_fresh(vae):
+def test_without_a_seed_every_score_is_fresh_but_where_held_out_scores_have_one(vae, bundle_copy, edit_manifest):
     x = vae.sample(3, seed=0)
-    assert not np.array_equal(vae.score(x).reconstruction, vae.score(x).reconstruction)
+    assert np.array_equal(vae.score(x).reconstruction, vae.score(x, seed=vae.manifest.scores.seed).reconstruction)
+    edit_manifest(bundle_copy, lambda document: document["additional_metadata"]["vae"].pop("scores"))
+    bare = vae_runtime.load(bundle_copy)
+    assert not np.array_equal(bare.score(x).reconstruction, bare.score(x).reconstruction)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import math
 
 import pytest
 import safetensors
@@ -178,6 +179,35 @@ def test_the_average_of_the_weights_is_validated_and_kept(digits_npy, tmp_path, 
     interrupted(tmp_path / "again", digits_npy, monkeypatch, ema=0.9)
     run(tmp_path / "again", digits_npy, ema=0.9)
     assert all(torch.equal(tensor, kept[name]) for name, tensor in weights(tmp_path / "again").items())
+
+
+def test_each_epoch_has_an_order_and_noise_of_its_own(digits_npy, tmp_path, monkeypatch):
+    seen = []
+    step = Descent.step
+    monkeypatch.setattr(Descent, "step", lambda self, batch, *rest: seen.append(batch) or step(self, batch, *rest))
+    run(tmp_path / "run", digits_npy, binarise="none", epochs=2, batch_size=512)
+    run(tmp_path / "again", digits_npy, binarise="none", epochs=2, batch_size=512)
+    first, second, *again = seen
+    for one, other in zip((first, second), again, strict=True):
+        assert torch.equal(one.x, other.x)
+        assert torch.equal(one.eps, other.eps)
+    assert not torch.equal(first.x, second.x)
+    assert not torch.equal(first.eps, second.eps)
+    assert torch.equal(*(batch.x.flatten(1).unique(dim=0) for batch in (first, second)))
+
+
+def test_the_weight_of_the_kl_and_the_rate_of_each_step_are_those_of_the_plan(digits_npy, tmp_path, monkeypatch):
+    """Four steps an epoch: the weight rises over the first two epochs, and the rate falls by half a cosine."""
+    seen = []
+    step = Descent.step
+    monkeypatch.setattr(Descent, "step", lambda self, batch, *rest: seen.append(rest) or step(self, batch, *rest))
+    changes = {"beta": 2.0, "kl_warmup_epochs": 2, "final_learning_rate": 0.1, "free_bits": 0.25}
+    run(tmp_path, digits_npy, **changes)
+    weights, bits, rates = zip(*seen, strict=True)
+    assert weights == pytest.approx([*(number / 4 for number in range(8)), 2, 2, 2, 2])
+    assert set(bits) == {0.25}
+    expected = [3e-3 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * number / 12))) for number in range(12)]
+    assert rates == pytest.approx(expected)
 
 
 def test_a_state_from_before_there_were_averages_goes_on(digits_npy, tmp_path, monkeypatch):

@@ -68,6 +68,16 @@ class Normed(Dense):
         self.encoder.insert(4, nn.Dropout(0.2))
 
 
+class Noting(Dense):
+    """Notes a number that it draws in training mode, in a file for each process."""
+
+    def encode(self, x):
+        if self.training:
+            with open("drawn" + os.environ.get("RANK", "0"), "a") as file:
+                print(torch.rand(()).item(), file=file)
+        return super().encode(x)
+
+
 class Choosing(Dense):
     """Leaves a layer out where it is trained on many rows."""
 
@@ -191,6 +201,18 @@ def test_one_row_that_a_model_fails_on_is_found_before_it_is_trained(digits_npy,
 
 
 @pytest.mark.usefixtures("mine")
+def test_what_a_module_draws_differs_from_epoch_to_epoch_and_follows_from_the_seed(digits_npy, tmp_path):
+    drawn = []
+    for seed in (0, 0, 1):
+        folder = tmp_path / str(len(drawn))
+        run(folder, "Noting", digits_npy, seed=seed, batch_size=512)
+        drawn.append(Path("drawn0").read_text().split()[-2:])
+        sys.modules.pop("mine", None)
+    assert drawn[0] == drawn[1]
+    assert len({*drawn[0], *drawn[2]}) == 4
+
+
+@pytest.mark.usefixtures("mine")
 def test_modes_and_frozen_weights_of_a_module_stay(digits_npy, tmp_path):
     import mine
 
@@ -235,11 +257,14 @@ def torchrun(folder, name, source="digits", killed="", processes=2, **options):
 @pytest.mark.long
 @pytest.mark.usefixtures("mine")
 def test_two_processes_give_the_curve_of_one(digits_npy, tmp_path):
-    done = torchrun(tmp_path / "two", "Dense", digits_npy, epochs=2, batch_size=233, ema=0.9, precision="float32")
+    done = torchrun(tmp_path / "two", "Noting", digits_npy, epochs=2, batch_size=233, ema=0.9, precision="float32")
     assert done.returncode == 0, done.stderr
     run(tmp_path / "one", "Dense", digits_npy, batch_size=233, ema=0.9)
     assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-5, abs=1e-6)
     assert torch.equal(weights(tmp_path / "two")["unread"], torch.ones(3))
+    # What modules draw, such as dropout, is each process' own.
+    drawn = [Path(name).read_text().split()[-2:] for name in ("drawn0", "drawn1")]
+    assert len({*drawn[0], *drawn[1]}) == 4
 
 
 @pytest.mark.long

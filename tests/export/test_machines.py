@@ -14,12 +14,13 @@ import safetensors.torch
 import torch
 
 from vae_export.errors import TrainingError
-from vae_export.training import checkpoint, machine
+from vae_export.training import checkpoint, machine, objective, resume
 from vae_export.training.config import DataConfig, ModelConfig, TrainConfig
 from vae_export.training.descent import Descent
 from vae_export.training.loop import train
-from vae_export.training.model import VAE
+from vae_export.training.model import VAE, reparameterize
 from vae_export.training.processes import Processes
+from vae_export.training.step import Objective
 from vae_runtime.errors import DeviceError, InputError
 
 module = importlib.import_module("vae_export.training.loop")
@@ -153,6 +154,51 @@ def test_gradients_too_large_for_float16_are_skipped_and_the_steps_counted(digit
     assert made == {4 - skipped}  # of the 4 steps of an epoch
 
 
+def test_gradients_are_clipped_at_their_own_size_in_half_the_precision(digits_npy, tmp_path, monkeypatch):
+    """Not at that of the scaled ones, of which Adam would hide it."""
+    sizes = []
+    for precision in ("float16", "float32"):
+        path = interrupted(tmp_path / precision, digits_npy, monkeypatch, precision=precision, gradient_clip=0.1)
+        state = safetensors.torch.load_file(path)
+        moments = [tensor.flatten() for name, tensor in sorted(state.items()) if name.startswith("exp_avg.")]
+        sizes.append(torch.cat(moments).norm().item())
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.5)
+    assert max(sizes) < 0.1
+    state = safetensors.torch.load_file(interrupted(tmp_path / "free", digits_npy, monkeypatch, gradient_clip=0))
+    assert torch.cat([each.flatten() for name, each in state.items() if name.startswith("exp_avg.")]).norm() > 0.1
+
+
+def test_the_factor_of_the_gradients_is_part_of_the_state(tmp_path):
+    def trained(scale):
+        model = torch.nn.Linear(2, 2)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale(torch.zeros(()))
+        return resume.Trained(model, torch.optim.Adam(model.parameters()), scaler)
+
+    before, after = trained(8.0), trained(2.0)
+    identity = {"model": {}, "train": {}, "data": {}}
+    state = resume.State(1, [{"validation": {"bound": 0.0}}], 1, 0.0, before.model.state_dict())
+    resume.save(tmp_path, state, identity, before)
+    assert after.scaler.get_scale() == 2.0
+    assert resume.load(tmp_path, identity, after, 1) is not None
+    assert after.scaler.get_scale() == 8.0
+
+
+def test_the_sums_of_the_objective_stay_in_float32():
+    vae = VAE(ModelConfig(observation_shape=(4096,), latent=2, hidden=(4,)))
+    random = torch.Generator().manual_seed(0)
+    x, eps = torch.rand(3, 4096, generator=random).round(), torch.randn(1, 3, 2, generator=random)
+    goal, figures = Objective(vae, torch.bfloat16)(x, eps, 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        mu, logvar = vae.encode(x)
+        answer = vae.decode(reparameterize(mu.float(), logvar.float(), eps)[0])
+    assert answer.dtype == torch.bfloat16
+    assert goal.dtype == torch.float32
+    expected, half = (objective.log_likelihood(x, each, "bernoulli").mean() for each in (answer.float(), answer))
+    assert figures[1] == expected
+    assert half != expected
+
+
 def test_the_average_of_the_weights_is_validated_and_kept(digits_npy, tmp_path, monkeypatch):
     seen = []
     descend = Descent._descend
@@ -198,9 +244,16 @@ def test_each_epoch_has_an_order_and_noise_of_its_own(digits_npy, tmp_path, monk
 
 def test_the_weight_of_the_kl_and_the_rate_of_each_step_are_those_of_the_plan(digits_npy, tmp_path, monkeypatch):
     """Four steps an epoch: the weight rises over the first two epochs, and the rate falls by half a cosine."""
-    seen = []
+    seen, used = [], []
     step = Descent.step
-    monkeypatch.setattr(Descent, "step", lambda self, batch, *rest: seen.append(rest) or step(self, batch, *rest))
+
+    def watched(self, batch, *rest):
+        result = step(self, batch, *rest)
+        seen.append(rest)
+        used.append(self.trained.optimizer.param_groups[0]["lr"])
+        return result
+
+    monkeypatch.setattr(Descent, "step", watched)
     changes = {"beta": 2.0, "kl_warmup_epochs": 2, "final_learning_rate": 0.1, "free_bits": 0.25}
     run(tmp_path, digits_npy, **changes)
     weights, bits, rates = zip(*seen, strict=True)
@@ -208,6 +261,7 @@ def test_the_weight_of_the_kl_and_the_rate_of_each_step_are_those_of_the_plan(di
     assert set(bits) == {0.25}
     expected = [3e-3 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * number / 12))) for number in range(12)]
     assert rates == pytest.approx(expected)
+    assert tuple(used) == rates
 
 
 def test_a_state_from_before_there_were_averages_goes_on(digits_npy, tmp_path, monkeypatch):

@@ -425,5 +425,9 @@ def test_labels_that_are_no_classes_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"expected a class for each row as data\.labels, got numbers as size; "):
         train(tmp_path / "run", MODEL, TRAINING, source, progress=False)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(
+        InputError, match=r"data\.labels: digits has the condition label alone, got 'size'; leave it out"
+    ):
+        train(tmp_path / "run", MODEL, TRAINING, DataConfig("digits", labels="size"), progress=False)
     with pytest.raises(InputError, match=r"data\.conditions: expected each name once, got \['label', 'label'\]"):
         DataConfig("digits", conditions=("label",), labels="label")

@@ -70,9 +70,11 @@ def _present(path: Path) -> Path:
 
 def _label_alone(config: DataConfig) -> bool:
     """Return whether the condition `label` is asked for, and refuse any other."""
+    told = {text.partition("=")[0] for text in config.conditions}
     for name, place in config.places().items():
         if (name, place) != ("label", "label"):
             raise InputError(
-                f"data.conditions: {config.source} has the condition label alone, got {name!r:.99}; leave it out"
+                f"data.{'conditions' if name in told else 'labels'}: {config.source} has the condition label alone, "
+                f"got {name!r:.99}; leave it out"
             )
     return bool(config.places())

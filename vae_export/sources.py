@@ -142,7 +142,7 @@ def run_source(
         declaration, kind = declaration.over(info.model.declaration), info.model.title
     else:
         kind = f"{info.model.architecture} VAE"
-    conditions = {name: at_least_two(values[:EXAMPLES]) for name, values in few.conditions.items()}
+    conditions = _few(few.conditions)
     return Source(
         model=vae,
         example=at_least_two(observations[:EXAMPLES]),
@@ -260,7 +260,7 @@ def _decoder_source(
         observations=first,
         measured=measured,
         calibration=calibration,
-        latents={key: at_least_two(rows[:EXAMPLES]) for key, rows in latents.items()},
+        latents=_few(latents),
     )  # fmt: skip
 
 
@@ -271,7 +271,7 @@ def _source(
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return Source(
         model=module,
-        conditions={key: at_least_two(tensor[:EXAMPLES]) for key, tensor in conditions.items()},
+        conditions=_few(conditions),
         name=name or type(module).__name__,
         description=f"{type(module).__name__}, exported from PyTorch",
         training={"parameters": parameters, "torch": torch.__version__},
@@ -366,6 +366,11 @@ def _tensor(what: str, value: ArrayLike | Tensor) -> Tensor:
 
 def _kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {['n', *tensor.shape[1:]]}".replace("'", "")
+
+
+def _few(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return as many rows of each as a model is understood by."""
+    return {name: at_least_two(rows[:EXAMPLES]) for name, rows in tensors.items()}
 
 
 def _class_names(dataset: Dataset, given: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:

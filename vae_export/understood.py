@@ -20,7 +20,7 @@ from .understand.evidence import unread
 from .understand.inner import inner_model
 from .understand.prior import fit_prior, is_fitted, mixture_prior
 from .understand.probe import probe
-from .understand.soundness import require_sound
+from .understand.soundness import faults_first
 from .understand.tiling import with_tiles
 
 
@@ -36,22 +36,14 @@ def understand_source(source: Source) -> Adapted:
     own = declaration.prior if isinstance(declaration.prior, Mixture) or is_fitted(declaration.prior) else None
     if own is not None:
         declaration = dataclasses.replace(declaration, prior="none")
-    try:
-        facts: dict[str, Any] = {
-            "source": by, "conditions": source.conditions, "classes": source.classes, "holder": holder,
-        }  # fmt: skip
-        if source.latents:
-            adapted = adapt_decoder(model, source.latents, declaration, **facts)
-        else:
+    facts: dict[str, Any] = {
+        "source": by, "conditions": source.conditions, "classes": source.classes, "holder": holder,
+    }  # fmt: skip
+    if source.latents:
+        adapted = adapt_decoder(model, source.latents, declaration, **facts)
+    else:
+        with faults_first(model, source.example, source.conditions, declaration):
             adapted = adapt(model, source.example, declaration, **facts)
-    except ExportError as error:
-        if source.latents:
-            raise
-        try:
-            require_sound(model, source.example, source.conditions, declaration)
-        except ExportError as fault:
-            raise fault from error
-        raise
     adapted = dataclasses.replace(adapted, recognised=(*source.notes, *adapted.recognised))
     if holder is not None:
         adapted = dataclasses.replace(adapted, recognised=(_held_line(holder, model, held_as), *adapted.recognised))

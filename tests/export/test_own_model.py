@@ -338,6 +338,12 @@ class Frozen(Dense):
             return super().encode(x)
 
 
+class Dividing(Dense):
+    def encode(self, x):
+        mu, log_var = super().encode(x)
+        return mu, log_var / torch.zeros(()) * 0
+
+
 class Codes(Plain):
     def __init__(self):
         super().__init__()
@@ -357,6 +363,7 @@ class Codes(Plain):
         (Codes, {"likelihood": "bernoulli"}, "are codes"),
         (Draws, {"likelihood": "bernoulli"}, "decode: draws noise1, noise that the decoder adds"),
         (Frozen, {"likelihood": "bernoulli"}, "encode: its answer has no gradient"),
+        (Dividing, {"likelihood": "bernoulli"}, r"^encode: expected finite numbers, got nan for row 0 of the example"),
         (Flat, {"likelihood": "bernoulli"}, r"expected observations of shape \[1, 8, 8\], got \[64\]; pass decode=,"),
         (Dense, {}, r"likelihood: none is declared.*--likelihood"),
         (Dense, {"likelihood": "cauchy"}, "likelihood: expected bernoulli"),

@@ -189,7 +189,10 @@ def understood(model, x=X):
     ("make", "reason"),
     [
         (Diverged, r"model: body\.weight\[3, 1\]: expected finite weights, got nan; load those"),
-        (Dividing, r"expected finite numbers"),
+        (
+            Dividing,
+            r"^encode: expected finite numbers, got -?(inf|nan) for row 0 of the example, whose values lie in -?\d",
+        ),
         (Coupled, r"row 0 differs .*rows of a batch influence each other"),
         (ByTheBatch, r"rows of a batch influence each other"),
         (

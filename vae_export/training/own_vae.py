@@ -27,6 +27,7 @@ from ..understand.functions import conditions_taken
 from ..understand.halves import Halves
 from ..understand.inner import inner_model, module_of
 from ..understand.probe import probe
+from ..understand.soundness import faults_first
 from ..understand.state import fitting_threads, modes_kept, unchanged
 from . import objective
 from .config import ModelConfig, TrainConfig
@@ -34,6 +35,7 @@ from .data.batches import at_least_two, read
 from .data.part import Part
 from .likelihood import kind_named
 from .own_model import OwnModel
+from .trainable import require_plain_state, require_vae
 
 # How far a probability is kept from 0 and 1, where it has no logarithm: the spacing of float32 below 1.
 _MARGIN = 1e-7
@@ -207,16 +209,18 @@ def understood(
             posterior, no likelihood, another prior than N(0, I), or functions that draw.
         InputError: its weights are not float32, or what its state holds is no tensor.
     """
-    _require_plain_state(module)
+    require_plain_state(module)
     conditions = dict(conditions or {})
     with unchanged(module), fitting_threads(module, x):
         model, _ = inner_model(module, x, conditions)
         source, known = declared(model)
-        adapted = adapt(
-            model, x, declaration.over(known), source=source, conditions=conditions,
-            holder=None if model is module else module,
-        )  # fmt: skip
-        _require_trainable(adapted, x)
+        declaration = declaration.over(known)
+        with faults_first(model, x, conditions, declaration):
+            adapted = adapt(
+                model, x, declaration, source=source, conditions=conditions,
+                holder=None if model is module else module,
+            )  # fmt: skip
+            require_vae(adapted, x)
         vae = OwnVAE(module, probe(adapted))
         _require_halves_trainable(vae, model, x, conditions)
         try:
@@ -353,55 +357,6 @@ def require_small_parts(vae: OwnVAE, train: Part, config: TrainConfig, processes
             f"{len(train)}{divided}; one row alone does not do: {str(error).partition('; correct')[0]}; choose "
             + (f"{larger}, for example" if larger else "fewer parts")
         ) from error
-
-
-def _require_plain_state(module: nn.Module) -> None:
-    for name, value in module.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise InputError(f"model: {name}: expected a tensor in state_dict(), got {type(value).__name__}")
-        if value.is_floating_point() and value.dtype != torch.float32:
-            dtype = str(value.dtype).removeprefix("torch.")
-            raise InputError(f"model: {name}: expected float32, got {dtype}; train model.float()")
-
-
-def _require_trainable(adapted: Adapted, x: Tensor) -> None:
-    """Refuse what is no VAE with a normal posterior, a standard normal prior and a likelihood of the observations."""
-    likelihood = adapted.signature.likelihood
-    for latent in adapted.signature.latents:
-        posterior, prior = latent.posterior, latent.prior
-        if posterior.kind == "codes":
-            raise ExportError(
-                f"posterior: {latent.name} are codes, which no normal posterior is of; train it elsewhere"
-            )
-        if posterior.kind == "none" and posterior.value is None:
-            raise ExportError(f"decode: draws {latent.name}, {posterior.reason}; let it draw nothing")
-        if posterior.kind != "normal":
-            raise ExportError(
-                f"posterior: expected a normal one, {latent.name} has none: {posterior.reason}; return (mu, logvar) "
-                "from encode"
-            )
-        if posterior.noise:
-            raise ExportError(
-                f"encode: draws the noise {posterior.noise} itself, since a posterior depends on a sample of another; "
-                "such a hierarchy cannot be trained here"
-            )
-        if prior.kind != "normal":
-            raise ExportError(
-                f"prior: expected a standard normal one, {latent.name} has {prior.kind}"
-                f"{f': {prior.reason}' if prior.reason else ''}; pass prior='normal' (--prior normal) to train it "
-                "against that one nevertheless"
-            )
-    if likelihood.kind not in KINDS:
-        raise ExportError(
-            "likelihood: none is declared, and decode returns no distribution that shows one; pass likelihood= "
-            f"(--likelihood), one of {', '.join(KINDS)}"
-        )
-    kind = KINDS[likelihood.kind]
-    if likelihood.shape is not None and not kind.classes:
-        raise ExportError(
-            f"decode: expected observations of shape {list(x.shape[1:])}, got {list(likelihood.shape)}; pass decode=, "
-            "the name of a method that returns them"
-        )
 
 
 def _require_halves_trainable(vae: OwnVAE, model: nn.Module, x: Tensor, conditions: Mapping[str, Tensor]) -> None:

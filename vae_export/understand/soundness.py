@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,21 @@ from .posterior import distance
 
 # How far two answers to the same row may be apart, as a share of the largest magnitude.
 _SAME = 1e-3
+
+
+@contextlib.contextmanager
+def faults_first(
+    model: nn.Module, example: Tensor, conditions: Mapping[str, Tensor], declaration: Declaration
+) -> Iterator[None]:
+    """Raise what `require_sound` raises, where there is something, in the place of an ExportError of the block."""
+    try:
+        yield
+    except ExportError as error:
+        try:
+            require_sound(model, example, conditions, declaration)
+        except ExportError as fault:
+            raise fault from error
+        raise
 
 
 def require_sound(
@@ -64,16 +79,28 @@ def require_sound(
         if draws.other:
             # Random functions that are seen have a reason of their own.
             continue
+        _require_finite(name, first, example)
         _require_agreement(name, first, second, alone, len(example), changed)
+
+
+def _require_finite(name: str, answers: list[Tensor], example: Tensor) -> None:
+    for answer in answers:
+        wrong = ~torch.isfinite(answer)
+        if wrong.any():
+            got, place = float(answer[wrong][0]), "the example"
+            if answer.dim() and len(answer) == len(example):
+                row = int(wrong.nonzero()[0, 0])
+                low, high = (float(end) for end in torch.aminmax(example[row].float()))
+                place = f"row {row} of the example, whose values lie in {low:g} … {high:g}"
+            raise ExportError(
+                f"{name}: expected finite numbers, got {got} for {place}; check the weights, and what {name} computes "
+                "of such values"
+            )
 
 
 def _require_agreement(
     name: str, first: list[Tensor], second: list[Tensor], alone: list[Tensor], n: int, changed: list[str]
 ) -> None:
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in first):
-        raise ExportError(
-            f"{name}: expected finite numbers for the example, got NaN or infinity; check the weights and the example"
-        )
     if any(a.shape != b.shape or distance(a.float(), b.float()) > _SAME for a, b in zip(first, second, strict=False)):
         if changed:
             raise ExportError(

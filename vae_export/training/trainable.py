@@ -1,0 +1,74 @@
+"""Whether a module of the user's is a VAE that the objectives are of: its state, posterior, prior and likelihood."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vae_runtime.errors import InputError
+from vae_runtime.likelihood import KINDS
+
+from ..errors import ExportError
+from ..understand.adapted import Adapted
+
+
+def require_plain_state(module: nn.Module) -> None:
+    """Refuse a module whose state holds anything but tensors, or numbers that are not float32.
+
+    Raises:
+        InputError: it does.
+    """
+    for name, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"model: {name}: expected a tensor in state_dict(), got {type(value).__name__}")
+        if value.is_floating_point() and value.dtype != torch.float32:
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise InputError(f"model: {name}: expected float32, got {dtype}; train model.float()")
+
+
+def require_vae(adapted: Adapted, x: Tensor) -> None:
+    """Refuse what is no VAE with a normal posterior, a standard normal prior and a likelihood of the observations.
+
+    Args:
+        adapted: what was understood.
+        x: the observations that it was understood on, [n, *shape].
+
+    Raises:
+        ExportError: it is none.
+    """
+    likelihood = adapted.signature.likelihood
+    for latent in adapted.signature.latents:
+        posterior, prior = latent.posterior, latent.prior
+        if posterior.kind == "codes":
+            raise ExportError(
+                f"posterior: {latent.name} are codes, which no normal posterior is of; train it elsewhere"
+            )
+        if posterior.kind == "none" and posterior.value is None:
+            raise ExportError(f"decode: draws {latent.name}, {posterior.reason}; let it draw nothing")
+        if posterior.kind != "normal":
+            raise ExportError(
+                f"posterior: expected a normal one, {latent.name} has none: {posterior.reason}; return (mu, logvar) "
+                "from encode"
+            )
+        if posterior.noise:
+            raise ExportError(
+                f"encode: draws the noise {posterior.noise} itself, since a posterior depends on a sample of another; "
+                "such a hierarchy cannot be trained here"
+            )
+        if prior.kind != "normal":
+            raise ExportError(
+                f"prior: expected a standard normal one, {latent.name} has {prior.kind}"
+                f"{f': {prior.reason}' if prior.reason else ''}; pass prior='normal' (--prior normal) to train it "
+                "against that one nevertheless"
+            )
+    if likelihood.kind not in KINDS:
+        raise ExportError(
+            "likelihood: none is declared, and decode returns no distribution that shows one; pass likelihood= "
+            f"(--likelihood), one of {', '.join(KINDS)}"
+        )
+    kind = KINDS[likelihood.kind]
+    if likelihood.shape is not None and not kind.classes:
+        raise ExportError(
+            f"decode: expected observations of shape {list(x.shape[1:])}, got {list(likelihood.shape)}; pass decode=, "
+            "the name of a method that returns them"
+        )

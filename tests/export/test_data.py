@@ -268,7 +268,7 @@ def color_of_16_bits() -> bytes:
 
 def test_a_source_that_is_not_there_or_empty_is_refused(tmp_path):
     assert "no such file or folder; give `digits`" in refused(tmp_path / "nowhere")
-    assert "expected IDX files or images, got neither" in refused(tmp_path)
+    assert "expected images, IDX files or Parquet files, got none of them" in refused(tmp_path)
     (tmp_path / "x.csv").write_text("1,2")
     assert "expected a .npy or .parquet file, tar files or a folder" in refused(tmp_path / "x.csv")
 

@@ -33,7 +33,7 @@ def convert(stream: Stream, folder: Path, request: dict[str, Any], *, skip: bool
     Args:
         stream: the rows.
         folder: to make.
-        request: what the rows depend on, which `converted` asks for.
+        request: what the rows depend on, which `converted` asks for; its `source` names them in errors.
         skip: leave out damaged rows, and count them; else the first one ends the conversion.
 
     Raises:
@@ -52,7 +52,7 @@ def convert(stream: Stream, folder: Path, request: dict[str, Any], *, skip: bool
                     )
                 if damaged:
                     writer.skip(damaged)
-            about = writer.finish(stream.name)
+            about = writer.finish(stream.name, request["source"])
         content = json.dumps({"request": request, **about}, indent=2, ensure_ascii=False) + "\n"
         with (partial / _ABOUT).open("xb") as file:
             file.write(content.encode())
@@ -153,11 +153,11 @@ class _Writer:
         if len(self.named) < NAMED:
             self.named.append(f"{damaged.place}: {damaged.reason}")
 
-    def finish(self, name: str) -> dict[str, Any]:
-        """Write the lengths, and return what the folder holds."""
+    def finish(self, name: str, source: str) -> dict[str, Any]:
+        """Write the lengths, and return what the folder holds; errors name the source as the caller wrote it."""
         if not self.files:
             skipped = f", {self.skipped} damaged: {self.named[0]}" if self.skipped else ""
-            raise InputError(f"{name}: expected at least one row, got none{skipped}; give other data")
+            raise InputError(f"{source}: expected at least one row, got none{skipped}; give other data")
         for file in self.files.values():
             file.finish()
         names = [file.split(".")[1] for file in self.files if file != _OBSERVATIONS]

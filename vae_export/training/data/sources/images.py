@@ -44,7 +44,9 @@ def images(folder: Path, labels: bool, workers: int) -> Stream:
     classed = not paths
     paths = paths or inner
     if not paths:
-        raise InputError(f"{folder}: expected IDX files or images, got neither; add some, or give another folder")
+        raise InputError(
+            f"{folder}: expected images, IDX files or Parquet files, got none of them; add some, or give another folder"
+        )
     if labels and not classed:
         raise InputError(
             f"{folder}: expected a folder for each class, whose name is the label, got pictures; move them, or leave "

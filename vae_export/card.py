@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from vae_runtime.errors import counted
 from vae_runtime.golden import reference_of
 from vae_runtime.likelihood import KINDS
 from vae_runtime.manifest import Manifest
@@ -92,8 +93,8 @@ def run_card(
         "",
         f"- {_objective(info)}",
         f"- Adam, batches of {train.batch_size}, learning rate {train.learning_rate:g} falling to "
-        f"{train.learning_rate * train.final_learning_rate:g}, at most {train.epochs} epochs, seed {train.seed}, "
-        f"PyTorch {info.torch_version}.{_averaged(info)}",
+        f"{train.learning_rate * train.final_learning_rate:g}, at most {counted(train.epochs, 'epoch')}, "
+        f"seed {train.seed}, PyTorch {info.torch_version}.{_averaged(info)}",
         f"- Binarisation of the data: {train.binarise}."
         + (" Grey values under a bernoulli likelihood: every figure is of a surrogate, not of a likelihood of the data."
            if info.surrogate else ""),
@@ -328,7 +329,7 @@ def _objective(info: RunInfo) -> str:
     if train.beta != 1:
         text += f", KL weighted by {train.beta:g}"
     if train.kl_warmup_epochs:
-        text += f", KL warm-up over {train.kl_warmup_epochs} epochs"
+        text += f", KL warm-up over {counted(train.kl_warmup_epochs, 'epoch')}"
     if train.free_bits:
         text += f", {train.free_bits:g} nats of KL free in each dimension"
     return text + "."
@@ -353,8 +354,8 @@ def _figures(measured: Evaluation | None, manifest: Manifest) -> list[str]:
     rows = [
         (
             f"{kind}negative log-likelihood",
-            f"**{measured.nll:.2f}** ± {measured.standard_error:.2f} nats (a bound, {measured.importance_samples} "
-            "importance samples; ± is the standard error over observations)",
+            f"**{measured.nll:.2f}** ± {measured.standard_error:.2f} nats (a bound, "
+            f"{counted(measured.importance_samples, 'importance sample')}; ± is the standard error over observations)",
         ),
         *_bits(measured, manifest),
         (f"{kind}ELBO", f"{measured.elbo:.2f} nats"),

@@ -12,7 +12,7 @@ from vae_runtime._version import __version__
 from vae_runtime.cli.main import run
 from vae_runtime.cli.options import Verbs, add_verb, integers
 from vae_runtime.cli.scoring import add_calibrate
-from vae_runtime.errors import InputError, lines_of, one_line
+from vae_runtime.errors import InputError, counted, lines_of, one_line
 from vae_runtime.likelihood import KINDS
 
 from .cli_train import add_evaluate, add_methods, add_pytorch_verb, add_train
@@ -308,7 +308,7 @@ def _parity(options: argparse.Namespace) -> int:
     print(lines_of(f"{verification}\n{report}"))
     if verification.passed and report.passed:
         skipped = sum(check.passed is None for check in verification.checks)
-        rest = f"; {skipped} graphs not run, since they are code (--trust)" if skipped else ""
+        rest = f"; {counted(skipped, 'graph')} not run, since they are code (--trust)" if skipped else ""
         print(one_line(f"{options.bundle}: equal to {options.run}{rest}"))
         return 0
     print(f"error: {options.bundle}: not equal to {options.run}; export it again", file=sys.stderr)

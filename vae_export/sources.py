@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vae_runtime._version import __version__
 from vae_runtime.columns import Column
-from vae_runtime.errors import InputError
+from vae_runtime.errors import InputError, counted
 from vae_runtime.manifest import Manifest, Normalisation
 
 from .card import run_card
@@ -320,7 +320,7 @@ def _conditions(
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", key):
             raise InputError(f"conditions: expected names of letters, digits and '_', got {key!r}")
         if len(tensor) != n:
-            raise InputError(f"conditions[{key!r}]: expected {n} rows, as {beside}, got {len(tensor)}")
+            raise InputError(f"conditions[{key!r}]: expected {counted(n, 'row')}, as {beside}, got {len(tensor)}")
     return tensors
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from vae_runtime.errors import counted
+
 from .errors import ExportError
 from .sources import EXAMPLES, Source
 from .understand.adapt import adapt, adapt_decoder, declared
@@ -88,7 +90,7 @@ def _with_prior(adapted: Adapted, source: Source, own: str | Mixture) -> Adapted
     if isinstance(own, str):
         prior, content = fit_prior(own, name, _means(adapted, source))
         count = len(source.observations)
-        what = f"{count} latents" if source.latents else f"the latents of {count} observations"
+        what = f"{counted(count, 'latent')}" if source.latents else f"the latents of {counted(count, 'observation')}"
         line = f"prior: {own}, fitted to {what}"
     else:
         if own.means.shape[1] != math.prod(shape):

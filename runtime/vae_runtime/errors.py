@@ -40,6 +40,11 @@ class DeviceError(VaeError):
 _MAX_LINE, _MAX_LINES = 2000, 100
 
 
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun: "1 sample", "2 samples"."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
 def one_line(text: object) -> str:
     """Return the text as it is printed: no bundle can forge a line of output, or flood a terminal.
 

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .errors import BundleError
+from .errors import BundleError, counted
 from .graph_rules import (
     FREE_SIZES,
     KEEP_SIZES,
@@ -178,7 +178,7 @@ class _Tensors(Frame):
             refuse("a tensor's values in one field of its type", f"them in the fields {used}")
         if not used:
             if count:
-                refuse(f"{count} values", "none")
+                refuse(counted(count, "value"), "none")
             return 0, rank
         start, end = tensor[used[0]]
         length = end - start
@@ -190,7 +190,7 @@ class _Tensors(Frame):
             integers = len(self.content[start:end].translate(None, _CONTINUATIONS))
             right = integers == (count if bits > 4 else (count + 1) // 2)
         if not right:
-            refuse(f"{count} values of {bits} bits", f"{length} bytes")
+            refuse(f"{counted(count, 'value')} of {bits} bits", counted(length, "byte"))
         return count, rank
 
     def _external(self, entries: Any, size: int) -> None:

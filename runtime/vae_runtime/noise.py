@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import native
-from .errors import BundleError, InputError, require_integer, require_number
+from .errors import BundleError, InputError, counted, require_integer, require_number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -148,7 +148,8 @@ def address(
 def too_large(n: int, elements: int) -> InputError:
     """The error of a draw for which the memory does not suffice."""
     return InputError(
-        f"n: {n} samples of {elements} elements do not fit in memory; draw fewer at a time and move `start` on"
+        f"n: no memory for {counted(n, 'sample')} of {counted(elements, 'element')}; draw fewer at a time and move "
+        "`start` on"
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from . import noise
 from .answers import kind_of
 from .computation import BATCH_SIZE, batches
-from .errors import InputError, require_bool, require_integer
+from .errors import InputError, counted, require_bool, require_integer
 from .held_out import p_values, why_no_p_value
 from .inputs import rows_of
 from .likelihood import Kind, Parameters, kind_named
@@ -171,7 +171,9 @@ class Scorer:
             )
         numbers = sum(math.prod(latent.shape) for latent in self.manifest.latents)
         if k * numbers > MAX_DRAWN:
-            raise InputError(f"k: expected at most {MAX_DRAWN // numbers} for latents of {numbers} numbers, got {k}")
+            raise InputError(
+                f"k: expected at most {MAX_DRAWN // numbers} for latents of {counted(numbers, 'number')}, got {k}"
+            )
         return k
 
     def _errors(self, x: NDArray[Any], q: Parts, rows: Feeds, size: int) -> dict[str, Floats]:

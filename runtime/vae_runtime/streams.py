@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, counted
 from .inputs import latent_rows
 from .manifest import Sizes
 from .networks import open_chunks
@@ -97,7 +97,8 @@ def _decoded(
             rows, given = len(z), inputs.conditions("decoder", conditions, len(z))
         elif len(z) != rows:
             raise InputError(
-                f"chunks[{number}]: expected {rows} rows as in the first chunk, got {len(z)}; start another stream"
+                f"chunks[{number}]: expected {counted(rows, 'row')} as in the first chunk, got {len(z)}; start "
+                "another stream"
             )
         # A longer chunk than any that the export tried is divided, which changes no value.
         parts = np.split(z, range(sizes.max, z.shape[axis], sizes.max), axis)

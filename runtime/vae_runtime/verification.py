@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .bundle import Bundle, open_bundle
 from .devices import Device, resolve_device
-from .errors import BundleError, DeviceError, VaeError, one_line, require_bool, require_integer
+from .errors import BundleError, DeviceError, VaeError, counted, one_line, require_bool, require_integer
 from .golden import contradictions, golden_inputs, read_golden, reference_of
 from .manifest import Variant
 from .networks import run_variant
@@ -147,7 +147,7 @@ def _replay(
         yield Check(what, False, str(error))
         return
     if len(answers) != len(outputs):
-        yield Check(what, False, f"expected {len(outputs)} outputs, got {len(answers)}")
+        yield Check(what, False, f"expected {counted(len(outputs), 'output')}, got {len(answers)}")
         return
     for output, answer in zip(outputs, answers, strict=True):
         yield _compare(f"{what} {output}", variant, output, answer, golden, reference_of(bundle.manifest))

@@ -628,7 +628,7 @@ def test_the_command_names_its_options(optimum, tmp_path, capsys):
         main(["adopt", "a", "b", "c", "--out", str(tmp_path / "no")])
     with pytest.raises(SystemExit, match="2"):
         main(["adopt", "a", "b", "--out", str(tmp_path / "no"), "--shape", "3,8,x"])
-    assert "argument --shape: shape: expected an integer, got 'x'" in capsys.readouterr().err
+    assert "argument --shape: expected an integer, got 'x'" in capsys.readouterr().err
 
 
 def test_sizes_beyond_memory_name_the_shape(optimum, tmp_path, capsys):

@@ -337,7 +337,9 @@ def test_what_no_memory_can_hold_is_an_error(command, tmp_path):
 
 def test_bad_data_are_named(failing, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "expected images, IDX files or Parquet files, got none of them" in failing("train", "--out", "run", "--data", tmp_path / "empty")
+    assert "expected images, IDX files or Parquet files, got none of them" in failing(
+        "train", "--out", "run", "--data", tmp_path / "empty"
+    )
     (tmp_path / "torn.npy").write_bytes(make_npy(tmp_path / "whole.npy", np.ones((9, 4))).read_bytes()[:-7])
     words = failing("train", "--out", "run", "--data", tmp_path / "torn.npy")
     assert "torn.npy: expected an .npy file of numbers: " in words

@@ -371,10 +371,10 @@ def test_a_loader_that_is_given_and_a_batch_that_does_not_fit(tmp_path):
     train(tmp_path / "run", MODEL, TRAINING, DataConfig("mine"), dataset=loader, progress=False)
     assert checkpoint.read_info(tmp_path / "run").provenance.name == "mine"
     for batch, words in (
-        ((x[:5], y[:4]), "expected 5 numbers or texts of y, got int64 [4]"),
-        ((x[:5], None), "expected 5 numbers or texts of y, got object []"),
-        ((["a"], y[:1]), "expected 1 numbers or texts of x, got <U1 [1]"),
-        (x[:5], "expected an observation and 1 conditions, got 1 values"),
+        ((x[:5], y[:4]), "expected numbers or texts of y for 5 rows, got int64 [4]"),
+        ((x[:5], None), "expected numbers or texts of y for 5 rows, got object []"),
+        ((["a"], y[:1]), "expected numbers or texts of x for 1 row, got <U1 [1]"),
+        (x[:5], "expected an observation and 1 condition, got 1 value"),
     ):
         bad = DataLoader([0], collate_fn=lambda _, batch=batch: batch)
         with pytest.raises(InputError, match=re.escape(words)):

@@ -270,6 +270,6 @@ def test_finishing_what_parts_have_made(digits, root, tmp_path, folder, capsys):
         finish_samples(folder, root / "models" / "mnist")
     (folder / "index.json").unlink()
     (folder / "shard-00000002.npy").write_bytes(b"cut")
-    with pytest.raises(VaeError, match=r"1 of 6 shards are missing or cut short: shard-00000002\.npy"):
+    with pytest.raises(VaeError, match=r"1 of 6 shards is missing or cut short: shard-00000002\.npy"):
         finish_samples(folder)
     assert not (folder / "index.json").exists()

@@ -376,7 +376,7 @@ def test_a_process_of_its_own_says_the_same(process, command, folder, digits, pi
         (["generate", "b", "--out", "s", "--encode", "x.npy"], "required: --seed"),
         (
             ["info", "b", "--digest", "abc"],
-            "argument --digest: digest: expected .* 64 hexadecimal digits, got 'abc'",
+            "argument --digest: expected .* 64 hexadecimal digits, got 'abc'",
         ),
         (["sample", "b"], "required: --out"),
         (
@@ -385,23 +385,23 @@ def test_a_process_of_its_own_says_the_same(process, command, folder, digits, pi
         ),
         (
             ["traverse", "b", "--seed", "1", "--reach", "0", "--out", "x.npy"],
-            "--reach: reach: expected a number",
+            "--reach: expected a number",
         ),
-        (["sample", "b", "--out", "x.npy", "--max-memory", "0"], "argument --max-memory: max-memory: expected 1048576"),
+        (["sample", "b", "--out", "x.npy", "--max-memory", "0"], "argument --max-memory: expected 1048576"),
         (
             ["sample", "b", "--out", "x.jpg"],
             r"argument --out: x\.jpg: expected a file name ending in \.png or \.npy",
         ),
         (["sample", "b", "--out", ".npy"], r"a file name ending in"),
         (["sample", "b", "--out", "x.npz"], r"a file name ending in"),
-        (["sample", "b", "--out", "x.npy", "-n", "0"], "argument -n: n: expected 1 … 281474976710656, got 0"),
-        (["sample", "b", "--out", "x.npy", "-n", "-5"], "argument -n: n: .* got -5"),
-        (["sample", "b", "--out", "x.npy", "-n", str(10**18)], "argument -n: n: .* got 1000000000000000000"),
-        (["sample", "b", "--out", "x.npy", "-n", "1.5"], "argument -n: n: expected an integer, got '1.5'"),
-        (["sample", "b", "--out", "x.npy", "--seed", str(2**64)], "argument --seed: seed: .* got 18446744073709551616"),
+        (["sample", "b", "--out", "x.npy", "-n", "0"], "argument -n: expected 1 … 281474976710656, got 0"),
+        (["sample", "b", "--out", "x.npy", "-n", "-5"], "argument -n: .* got -5"),
+        (["sample", "b", "--out", "x.npy", "-n", str(10**18)], "argument -n: .* got 1000000000000000000"),
+        (["sample", "b", "--out", "x.npy", "-n", "1.5"], "argument -n: expected an integer, got '1.5'"),
+        (["sample", "b", "--out", "x.npy", "--seed", str(2**64)], "argument --seed: .* got 18446744073709551616"),
         (["sample", "b", "--out", "x.npy", "--seed", str(-(2**63) - 1)], "argument --seed: "),
-        (["sample", "b", "--out", "x.npy", "--seed", "x"], "argument --seed: seed: expected an integer, got 'x'"),
-        (["sample", "b", "--out", "x.npy", "--seed", "9" * 5000], "argument --seed: seed: expected an integer"),
+        (["sample", "b", "--out", "x.npy", "--seed", "x"], "argument --seed: expected an integer, got 'x'"),
+        (["sample", "b", "--out", "x.npy", "--seed", "9" * 5000], "argument --seed: expected an integer"),
         (["sample", "b", "--out", "x.npy", "--start", "-1"], "argument --start: "),
         (["sample", "b", "--out", "x.npy", "--start", str(2**64)], "argument --start: "),
         (["sample", "b", "--out", "x.npy", "--temperature", "-1"], "argument --temperature: .* got -1"),
@@ -411,7 +411,7 @@ def test_a_process_of_its_own_says_the_same(process, command, folder, digits, pi
         (["sample", "b", "--out", "x.npy", "--threads", "0"], "argument --threads: "),
         (["sample", "b", "--out", "x.npy", "--batch-size", "0"], "argument --batch-size: "),
         (["sample", "b", "--out", "x.npy", "--columns", "0"], "argument --columns: "),
-        (["sample", "b", "--out", "x.npy", "--device", "gpu"], "argument --device: device: expected cpu, cuda, cuda:N"),
+        (["sample", "b", "--out", "x.npy", "--device", "gpu"], "argument --device: expected cpu, cuda, cuda:N"),
         (["sample", "b", "--out", "x.npy", "--latents", "z.txt"], "argument --latents: "),
         (
             ["sample", "b", "--out", "x.npy", "--latents", "./x.npy"],
@@ -432,8 +432,8 @@ def test_a_process_of_its_own_says_the_same(process, command, folder, digits, pi
         (["sample", "b", "--out", "x.npy", "--truncation", "0"], "argument --truncation: .* a number from 0.01"),
         (["sample", "b", "--out", "x.npy", "--latent-shape", "4,x"], "argument --latent-shape: .* got 'x'"),
         (["sample", "b", "--out", "x.npy", "--latent-shape", "4,0"], "argument --latent-shape: .* got 0"),
-        (["sample", "b", "--out", "x.npy", "--condition", "a"], "argument --condition: condition: expected NAME=VALUE"),
-        (["score", "b", "x.npy", "-k", "0"], "argument -k: k: expected 1 … 1000000, got 0"),
+        (["sample", "b", "--out", "x.npy", "--condition", "a"], "argument --condition: expected NAME=VALUE"),
+        (["score", "b", "x.npy", "-k", "0"], "argument -k: expected 1 … 1000000, got 0"),
         (["score", "b", "x.npy", "--out", "s.png"], r"expected a file name ending in \.npz or .*\.parquet"),
         (["score", "b", "x.txt"], r"expected a file name ending in \.npy or \.csv or \.parquet"),
         (["score", "b", "x.npy", "--only-anomalies"], "argument --only-anomalies: allowed only with --threshold"),
@@ -444,7 +444,7 @@ def test_a_process_of_its_own_says_the_same(process, command, folder, digits, pi
         (["traverse", "b", "--out", "t.npy", "--seed", "1", "--reach", "nan"], "argument --reach: "),
         (["decode", "b", "--out", "x.npy"], "required: z"),
         (["decode", "b", "z.npy", "--out", "x.npy", "--tile", "64x"], "expected \"auto\" or an integer, got '64x'"),
-        (["decode", "b", "z.npy", "--out", "x.npy", "--tile", "0"], "tile: expected 1 … "),
+        (["decode", "b", "z.npy", "--out", "x.npy", "--tile", "0"], "--tile: expected 1 … "),
         (["interpolate", "b", "--out", "x.npy"], "one of the arguments --seeds --inputs is required"),
         (["interpolate", "b", "--out", "x.npy", "--seeds", "1"], "argument --seeds: expected 2 arguments"),
         (["interpolate", "b", "--out", "x.npy", "--seeds", "1", "2", "--inputs", "x.npy"], "not allowed with"),
@@ -524,7 +524,7 @@ def test_the_usage_of_a_verb_shows_what_it_requires(capsys):
 
 def test_misuse_ends_with_2(refuses):
     refuses(status=2, match="required: COMMAND")
-    of_n = "argument -n: n: expected 1 … 281474976710656"
+    of_n = "argument -n: expected 1 … 281474976710656"
     refuses("sample", "b", "--out", "x.npy", "-n", 0, status=2, match=of_n, timeout=60)
     refuses("sample", "b", "--out", "x.npy", "--columns", 1, status=2, match="argument --columns: allowed only with")
 

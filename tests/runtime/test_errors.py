@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from vae_runtime.errors import error_line
+from vae_runtime.errors import counted, error_line
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,7 @@ from vae_runtime.errors import error_line
 def test_an_error_is_one_line_of_what_it_says(error, line):
     assert error_line(error) == line
     assert len(line) <= 400
+
+
+def test_a_count_has_the_noun_that_fits_it():
+    assert [counted(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]

@@ -725,7 +725,7 @@ def test_the_command_line_takes_conditions(run, conditional_folder, conditional)
 @pytest.mark.parametrize(
     ("condition", "status", "match"),
     [
-        (["label"], 2, "argument --condition: condition: expected NAME=VALUE, got 'label'"),
+        (["label"], 2, "argument --condition: expected NAME=VALUE, got 'label'"),
         (["=3"], 2, "expected NAME=VALUE"),
         (["label="], 2, "expected NAME=VALUE"),
         (["label=1", "label=2"], 2, "argument --condition: expected label once, got it twice"),

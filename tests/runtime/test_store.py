@@ -178,7 +178,7 @@ def test_parts_on_s3(digits, s3, undisturbed):
     open_store(s3).remove("index.json")
     assert len(finish_samples(s3)) == 700
     open_store(s3).remove(SHARDS[1])
-    with pytest.raises(VaeError, match=rf"1 of 3 shards are missing or cut short: {SHARDS[1]}"):
+    with pytest.raises(VaeError, match=rf"1 of 3 shards is missing or cut short: {SHARDS[1]}"):
         finish_samples(s3)
 
 

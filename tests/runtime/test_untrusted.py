@@ -152,4 +152,4 @@ def test_the_command_line_takes_that_limit(digits, tmp_path, capfd):
     assert main([*words, "--max-memory", str(2**28)]) == 0
     with pytest.raises(SystemExit):
         main([*words, "--max-memory", "0"])
-    assert "argument --max-memory: max-memory: expected 1048576 … " in capfd.readouterr().err
+    assert "argument --max-memory: expected 1048576 … " in capfd.readouterr().err

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from vae_runtime.chunks import Stream
-from vae_runtime.errors import error_line
+from vae_runtime.errors import counted, error_line
 from vae_runtime.manifest import Signature, Sizes
 
 from .chunks import ChunkGraph, chunk_graph
@@ -66,8 +66,8 @@ def stream_lines(graph: Graph) -> list[str]:
     """Return a line that says whether a graph takes chunks; none for a graph that was not asked."""
     if graph.stream is None:
         return []
-    states = len(graph.stream.states)
-    return [f"stream: {f'none, {graph.stream.reason}' if graph.stream.reason else f'in chunks, with {states} states'}"]
+    states = counted(len(graph.stream.states), "state")
+    return [f"stream: {f'none, {graph.stream.reason}' if graph.stream.reason else f'in chunks, with {states}'}"]
 
 
 def _axes(signature: Signature) -> tuple[int, int] | None:

@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from vae_runtime.errors import counted
+
 from .nodes import attributes_of, names_read
 
 Array = NDArray[Any]
@@ -72,16 +74,12 @@ class Time:
         """
         lead, tail = self.lead + left, self.tail + right
         if lead < 0:
-            raise NotCausalError(f"looks {_values(-lead)} ahead; pad or cut time on the left alone")
+            raise NotCausalError(f"looks {counted(-lead, 'value')} ahead; pad or cut time on the left alone")
         if tail < 0:
             raise NotCausalError(
-                f"cuts off the last {_values(-tail)} of time, which no state keeps; leave the delay out"
+                f"cuts off the last {counted(-tail, 'value')} of time, which no state keeps; leave the delay out"
             )
         return replace(self, lead=lead, tail=tail)
-
-
-def _values(count: int) -> str:
-    return f"{count} value" if count == 1 else f"{count} values"
 
 
 class TimeAxis:

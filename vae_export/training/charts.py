@@ -9,6 +9,8 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_runtime.errors import counted
+
 COLORS = (
     "#3b82f6", "#f97316", "#10b981", "#ef4444", "#a855f7", "#a16207", "#ec4899", "#64748b", "#84cc16", "#06b6d4",
 )  # fmt: skip
@@ -103,7 +105,7 @@ def points(
             f"{escape(name[:24])}</text>"
         )
     texts = "".join(named) if labels is not None and len(classes) <= _MAX_NAMED else ""
-    return _svg(frame.axes(x, y) + "".join(drawn) + texts, f"{len(xy)} points: {y} against {x}")
+    return _svg(frame.axes(x, y) + "".join(drawn) + texts, f"{counted(len(xy), 'point')}: {y} against {x}")
 
 
 def _legend(names: Sequence[str]) -> str:

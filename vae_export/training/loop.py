@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vae_runtime._version import __version__
-from vae_runtime.errors import InputError, VaeError, one_line, require_bool
+from vae_runtime.errors import InputError, VaeError, counted, one_line, require_bool
 from vae_runtime.files import locked, write_atomic
 from vae_runtime.likelihood import KINDS
 
@@ -225,7 +225,7 @@ def _tell_data(info: RunInfo) -> None:
         text = "; ".join(" ".join(f"{number:.5g}" for number in each[:8]) + " …" * (len(each) > 8) for each in raw)
         print(f"data: x = (raw - offset) / divisor, offset and divisor of each channel: {text}", file=sys.stderr)
     if skipped:
-        print(one_line(f"data: {skipped} damaged rows skipped: {'; '.join(found.skipped)}"), file=sys.stderr)
+        print(one_line(f"data: {counted(skipped, 'damaged row')} skipped: {'; '.join(found.skipped)}"), file=sys.stderr)
 
 
 def _describe(model: ModelConfig | OwnModel, training: TrainConfig, source: DataConfig, dataset: Dataset) -> RunInfo:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_runtime._version import __version__
-from vae_runtime.errors import one_line
+from vae_runtime.errors import counted, one_line
 from vae_runtime.image import png
 
 from . import charts
@@ -139,7 +139,7 @@ def _tiles(content: Content) -> str:
     ]
     if best["bound"] != best["elbo"]:
         k = content.info.train.importance_samples
-        figures.insert(1, (f"{best['bound']:.2f}", f"{kind}importance-weighted bound, {k} samples, nats"))
+        figures.insert(1, (f"{best['bound']:.2f}", f"{kind}importance-weighted bound, {counted(k, 'sample')}, nats"))
     tiles = "".join(f"<div><b>{value.replace('-', '−')}</b><span>{name}</span></div>" for value, name in figures)
     seconds = sum(record["seconds"] for record in content.records)
     rate = content.records[-1]["samples_per_second"]

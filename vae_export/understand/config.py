@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vae_runtime.errors import InputError
+from vae_runtime.errors import InputError, counted
 
 # Pictures are smaller.
 _MAX_SIZE = 2**14
@@ -55,5 +55,7 @@ def _numbers(config: Mapping[str, Any], name: str, default: float | None, count:
     values = value if isinstance(value, list) else [value]
     numbers = [float(each) for each in values if isinstance(each, (int, float)) and abs(each) <= 1e300]
     if len(numbers) < len(values) or len(numbers) != count:
-        raise InputError(f"config.json: {name}: expected {count} numbers, got {value!r:.60}; remove it, or correct it")
+        raise InputError(
+            f"config.json: {name}: expected {counted(count, 'number')}, got {value!r:.60}; remove it, or correct it"
+        )
     return numbers

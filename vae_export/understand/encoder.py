@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vae_runtime.errors import error_line
+from vae_runtime.errors import counted, error_line
 from vae_runtime.manifest import Latent, LatentPosterior, LatentPrior
 
 from ..errors import ExportError
@@ -252,8 +252,8 @@ def describe_latents(
         shape = tuple(part.value.shape[1:])
         if len(part.value) != n or not shape:
             raise ExportError(
-                f"encode: expected a latent [{n}, …] for {n} observations, got {list(part.value.shape)}; pass "
-                "encode=, a function that returns one row for each observation"
+                f"encode: expected a latent [{n}, …] for {counted(n, 'observation')}, got {list(part.value.shape)}; "
+                "pass encode=, a function that returns one row for each observation"
             )
         codebook = None
         if kind == "codes":
@@ -264,7 +264,7 @@ def describe_latents(
         axes = tuple(declaration.latent_axes or axis_names(functions.model, shape, kind, functions.example.shape[1:]))
         if len(axes) != len(shape):
             raise ExportError(
-                f"latent_axes: expected {len(shape)} names for the latent {list(shape)}, got {list(axes)}"
+                f"latent_axes: expected {counted(len(shape), 'name')} for the latent {list(shape)}, got {list(axes)}"
             )
         latents.append(
             Latent(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_runtime import noise
-from vae_runtime.errors import InputError, VaeError, error_line
+from vae_runtime.errors import InputError, VaeError, counted, error_line
 from vae_runtime.likelihood import KINDS
 from vae_runtime.manifest import (
     COMPONENTS,
@@ -314,7 +314,7 @@ class _Understanding:
             axes = ("latent",)
         if len(axes) != len(shape):
             raise ExportError(
-                f"latent_axes: expected {len(shape)} names for the latent {list(shape)}, got {list(axes)}"
+                f"latent_axes: expected {counted(len(shape), 'name')} for the latent {list(shape)}, got {list(axes)}"
             )
         return Latent(
             self.z_name, shape, posterior, prior, dtype=self.decoder.input.dtype, axes=axes,
@@ -326,7 +326,9 @@ class _Understanding:
         shape = tuple(self.x.shape[1:])
         axes = tuple(self.declared.axes or _AXES.get(len(shape)) or _numbered(shape))
         if len(axes) != len(shape):
-            raise ExportError(f"axes: expected {len(shape)} names for an observation {list(shape)}, got {list(axes)}")
+            raise ExportError(
+                f"axes: expected {counted(len(shape), 'name')} for an observation {list(shape)}, got {list(axes)}"
+            )
         bounds = self._bounds()
         observation = Observation(
             self.x_name, shape, axes, None if bounds is None else (float(bounds[0]), float(bounds[1])),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from vae_runtime.errors import counted
 from vae_runtime.manifest import Condition, Likelihood, Observation
 
 from ..errors import ExportError
@@ -83,7 +84,9 @@ def require_axes(axes: Sequence[str], shape: Sequence[int]) -> None:
         ExportError: there are more or fewer names than axes.
     """
     if len(axes) != len(shape):
-        raise ExportError(f"axes: expected {len(shape)} names for an observation {list(shape)}, got {list(axes)}")
+        raise ExportError(
+            f"axes: expected {counted(len(shape), 'name')} for an observation {list(shape)}, got {list(axes)}"
+        )
 
 
 def conditions_of(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_runtime.errors import InputError
+from vae_runtime.errors import InputError, counted
 from vae_runtime.manifest import LatentPrior
 
 from ..errors import ExportError
@@ -54,8 +54,8 @@ def fit_prior(kind: str, latent: str, z: NDArray[np.float32]) -> tuple[LatentPri
     needed = 2 if not full else components * (dimensions + 1)
     if n < needed:
         raise ExportError(
-            f"prior: {kind} in {dimensions} dimensions needs at least {needed} observations, got {n}; pass more with "
-            'observations=, or prior="diagonal"'
+            f"prior: {kind} in {counted(dimensions, 'dimension')} needs at least {needed} observations, got {n}; pass "
+            'more with observations=, or prior="diagonal"'
         )
     if full and dimensions > _FULL:
         raise ExportError(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import time
 
-from ..errors import one_line
+from ..errors import counted, one_line
 from .options import Verbs, add_verb, number
-from .results import counted
 
 
 def add_caching(verbs: Verbs) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..errors import InputError, one_line
+from ..errors import InputError, counted, one_line
 from .options import (
     SEED,
     Verbs,
@@ -24,7 +24,7 @@ from .options import (
     require_seed,
     tiles_of,
 )
-from .results import counted, write_npy, write_npz, write_observations
+from .results import write_npy, write_npz, write_observations
 
 
 def add_encoding(verbs: Verbs) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, one_line
+from ..errors import InputError, counted, one_line
 from .options import (
     SEED,
     Verbs,
@@ -29,7 +29,6 @@ from .options import (
     require_outside,
     tiles_of,
 )
-from .results import counted
 
 if TYPE_CHECKING:
     from ..generation.estimation import Estimate
@@ -94,7 +93,7 @@ def _add_samples(verb: argparse.ArgumentParser) -> tuple[argparse.Action, ...]:
         source.add_argument(flag, action=_States, stated=(n,), metavar="IN.npy", help=text)
     verb.add_argument(
         "--format",
-        type=argument(_format),
+        type=argument(_format, "format"),
         default="npy",
         help="format of the files: npy, parquet or safetensors (default npy)",
     )
@@ -125,7 +124,7 @@ def _format(text: str) -> str:
 
 def _add_work(verb: argparse.ArgumentParser) -> None:
     """Add the options that divide the work."""
-    verb.add_argument("--part", type=argument(_part), metavar="K/M", help="compute the K-th of M parts")
+    verb.add_argument("--part", type=argument(_part, "part"), metavar="K/M", help="compute the K-th of M parts")
     verb.add_argument(
         "--workers", type=integer("workers", 1, 4096), help="number of processes (default: all available cores)"
     )

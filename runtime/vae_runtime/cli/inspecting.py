@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import one_line
+from ..errors import counted, one_line
 from .options import (
     Verbs,
     add_bundle,
@@ -21,7 +21,6 @@ from .options import (
     integers,
     require_outside,
 )
-from .results import counted
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -101,16 +100,16 @@ def _described_stream(bundle: Bundle) -> str:
         stream, path = variant.stream, variant.stream_path
         if stream is not None and path is not None:
             size = len(bundle.read(path)) / 1024
-            states = f"{len(stream.states)} states, {size:,.0f} KiB, largest difference {stream.error:.1e}"
+            states = f"{counted(len(stream.states), 'state')}, {size:,.0f} KiB, largest difference {stream.error:.1e}"
             name = bundle.manifest.observation.name
-            return f"{variant.name}: {stream.hop} values of {name} for each of the latent; {states}"
+            return f"{variant.name}: {counted(stream.hop or 0, 'value')} of {name} for each of the latent; {states}"
         if stream is not None:
             return f"none: {stream.reason or 'no reason is stated'}"
     return ""
 
 
 def _number(number: float | tuple[float, ...]) -> str:
-    return f"[{len(number)} numbers]" if isinstance(number, tuple) else f"{number:g}"
+    return f"[{counted(len(number), 'number')}]" if isinstance(number, tuple) else f"{number:g}"
 
 
 def _print_graphs(manifest: Manifest, sizes: Mapping[str, float]) -> None:
@@ -169,7 +168,7 @@ def _described_latent(latent: Latent) -> str:
     prior, posterior = latent.prior, latent.posterior
     priors = {
         "normal": "prior standard normal" + (", assumed" if prior.assumed else ""),
-        "mixture": f"prior mixture of {prior.components} normals, {prior.covariance}",
+        "mixture": f"prior mixture of {counted(prior.components or 0, 'normal')}, {prior.covariance}",
         "sphere": "prior uniform on the sphere",
     }
     if posterior.kind == "normal":
@@ -186,7 +185,11 @@ def _described_latent(latent: Latent) -> str:
 
 
 def _described_column(column: Column) -> str:
-    many = f"{len(column.categories)} categories" if column.kind == "categories" else f"{len(column.means)} modes"
+    many = (
+        f"{len(column.categories)} categories"
+        if column.kind == "categories"
+        else f"{counted(len(column.means), 'mode')}"
+    )
     return f"{column.name} ({many})"
 
 
@@ -243,7 +246,7 @@ def _add_pack(verbs: Verbs) -> None:
     add_bundle(verb)
     verb.add_argument(
         "--only",
-        type=argument(_only),
+        type=argument(_only, "only"),
         action="append",
         default=[],
         metavar="GRAPHS",

@@ -78,14 +78,19 @@ def _filled(form: str, flags: Mapping[str, str]) -> Callable[[re.Match[str]], st
 # Types for argparse.
 
 
-def argument(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return a type for argparse: an error of the reader is misuse, in the reader's own words."""
+def argument(read: Callable[[str], Any], name: str = "") -> Callable[[str], Any]:
+    """Return a type for argparse: an error of the reader is misuse, in the reader's own words.
+
+    Args:
+        read: takes the text that was typed.
+        name: what the reader calls the argument, which argparse names before these words.
+    """
 
     def parse(text: str) -> Any:
         try:
             return read(text)
         except (InputError, ValueError) as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            raise argparse.ArgumentTypeError(str(error).removeprefix(f"{name}: ")) from None
 
     return parse
 
@@ -102,7 +107,7 @@ def integer(name: str, low: int, high: int) -> Callable[[str], Any]:
             raise InputError(f"{name}: expected {low} … {high}, got {value}")
         return value
 
-    return argument(read)
+    return argument(read, name)
 
 
 def integers(name: str, low: int, high: int) -> Callable[[str], Any]:
@@ -121,7 +126,7 @@ def number(name: str, low: float, high: float) -> Callable[[str], Any]:
             raise InputError(f"{name}: expected a number, got {text!r}") from None
         return require_number(name, value, low, high)
 
-    return argument(read)
+    return argument(read, name)
 
 
 def file_name(*suffixes: str) -> Callable[[str], Any]:
@@ -147,7 +152,9 @@ SEED = integer("seed", -(2**63), 2**64 - 1)
 def add_source(verb: argparse.ArgumentParser) -> None:
     """Add the bundle and --digest."""
     verb.add_argument("bundle", help="the bundle's folder, .zip file or URL")
-    verb.add_argument("--digest", type=argument(_digest), help="refuse the bundle unless it has this digest, sha256:…")
+    verb.add_argument(
+        "--digest", type=argument(_digest, "digest"), help="refuse the bundle unless it has this digest, sha256:…"
+    )
 
 
 def add_bundle(verb: argparse.ArgumentParser) -> None:
@@ -172,7 +179,7 @@ def _digest(text: str) -> str:
 def add_device(verb: argparse.ArgumentParser) -> None:
     """Add --device."""
     text = "cpu (default), cuda, cuda:N, auto, or a provider's name"
-    verb.add_argument("--device", type=argument(_device), default="cpu", help=text)
+    verb.add_argument("--device", type=argument(_device, "device"), default="cpu", help=text)
 
 
 def _device(text: str) -> str:
@@ -245,7 +252,7 @@ def _tile(text: str) -> Any:
     if text == "auto":
         return text
     if not re.fullmatch(r"[+-]?\d+", text):
-        raise argparse.ArgumentTypeError(f'tile: expected "auto" or an integer, got {text!r}')
+        raise argparse.ArgumentTypeError(f'expected "auto" or an integer, got {text!r}')
     return integer("tile", 1, 2**31)(text)
 
 
@@ -278,7 +285,7 @@ def add_condition(verb: argparse.ArgumentParser) -> None:
     """Add --condition, which `conditions_of` reads."""
     verb.add_argument(
         "--condition",
-        type=argument(_condition),
+        type=argument(_condition, "condition"),
         action="append",
         default=[],
         metavar="NAME=VALUE",

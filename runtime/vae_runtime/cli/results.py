@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     Array = NDArray[np.float32]
 
 
-def counted(n: int, noun: str) -> str:
-    """Return a number with its noun: "1 sample", "2 samples"."""
-    return f"{n} {noun}{'' if n == 1 else 's'}"
-
-
 def require_picture(vae: VAE) -> None:
     """Refuse a PNG before anything is computed, if observations are not pictures."""
     import numpy as np

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, one_line, require_integer
+from ..errors import InputError, counted, one_line, require_integer
 from .options import (
     SEED,
     Verbs,
@@ -34,7 +34,7 @@ from .options import (
     require_seed,
     tiles_of,
 )
-from .results import counted, require_form, write_npy, write_npz, write_observations
+from .results import require_form, write_npy, write_npz, write_observations
 
 if TYPE_CHECKING:
     from ..vae import VAE

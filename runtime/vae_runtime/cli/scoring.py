@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import one_line
+from ..errors import counted, one_line
 from .options import (
     SEED,
     Verbs,
@@ -28,7 +28,6 @@ from .options import (
     number,
     require_seed,
 )
-from .results import counted
 
 if TYPE_CHECKING:
     from ..scoring import Summary
@@ -130,7 +129,8 @@ def _print_summary(summary: Summary, threshold: float | None) -> None:
         print(f"  {name.replace('_', ' '):16}{mean:12.6g} ± {error:<10.2g}{unit}".rstrip())
     if threshold is not None:
         share = 100 * summary.anomalies / summary.rows
-        print(f"  {summary.anomalies} of {summary.rows} ({share:.3g} %) have a p-value of at most {threshold:g}")
+        have = "has" if summary.anomalies == 1 else "have"
+        print(f"  {summary.anomalies} of {summary.rows} ({share:.3g} %) {have} a p-value of at most {threshold:g}")
     if summary.reason:
         print(f"  no ELBO: {one_line(summary.reason)}")
 
@@ -143,10 +143,10 @@ class _Progress:
 
     def __call__(self, done: int) -> None:
         if self._is_seen:
-            print(f"\r{done} observations", end="", file=sys.stderr, flush=True)
+            print(f"\r{counted(done, 'observation')}", end="", file=sys.stderr, flush=True)
         elif time.monotonic() - self._said >= _SECONDS:
             self._said = time.monotonic()
-            print(f"{done} observations", file=sys.stderr, flush=True)
+            print(f"{counted(done, 'observation')}", file=sys.stderr, flush=True)
 
     def end(self) -> None:
         """End the line of a terminal."""

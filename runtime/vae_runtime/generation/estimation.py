@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..errors import counted
 from ..vae import VAE
 from .folder import missing_shards
 from .formats.table import is_compressed
@@ -114,7 +115,9 @@ def _unknown(store: Store, job: Job, workers: int | None, there: int) -> tuple[s
     if is_compressed(job.format):
         texts.append(f"how small {job.format} makes the files: the disk space is that of the numbers")
     if there:
-        texts.append(f"whether the files of {there} samples that are there are whole: the call hashes them first")
+        texts.append(
+            f"whether the files of {counted(there, 'sample')} already there are whole: the call hashes them first"
+        )
     return tuple(texts)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..answers import range_of_mean
 from ..computation import BATCH_SIZE
-from ..errors import InputError, require_bool, require_integer
+from ..errors import InputError, counted, require_bool, require_integer
 from ..tiles import Tile
 from ..vae import VAE
 from .formats import table
@@ -342,7 +342,7 @@ def _conditions(
             conditions[name], files[name] = describe_file(value, _remembered(written, name))
             rows = conditions[name]["shape"][0]
             if rows < n:
-                raise InputError(f"{value}: expected a row for each of {n} samples, got {rows}")
+                raise InputError(f"{value}: expected a row for each of {counted(n, 'sample')}, got {rows}")
         else:
             shape = declared[name].shape if name in declared else None
             conditions[name] = {"value": _one_value(name, value, shape)}

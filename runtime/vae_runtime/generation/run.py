@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..bundle import open_bundle
-from ..errors import InputError, VaeError
+from ..errors import InputError, VaeError, counted
 from ..files import lies_in
 from ..tiles import Tile
 from ..vae import VAE, load
@@ -211,9 +211,10 @@ def finish_samples(folder: str | os.PathLike[str], bundle: str | os.PathLike[str
         missing = [shard_name(job, number) for number, entry in enumerate(entries) if entry is None]
         if missing:
             listed = ", ".join(missing[:8]) + (", …" if len(missing) > 8 else "")
+            are = "is" if len(missing) == 1 else "are"
             raise VaeError(
-                f"{store}: {len(missing)} of {job.shards} shards are missing or cut short: {listed}; run the same "
-                "`generate` again, without --part or with the part of the shard"
+                f"{store}: {len(missing)} of {counted(job.shards, 'shard')} {are} missing or cut short: {listed}; run "
+                "the same `generate` again, without --part or with the part of the shard"
             )
         write_index(store, job, entries)
     return open_samples(store)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, VaeError, require_integer
+from ..errors import InputError, VaeError, counted, require_integer
 from ..vae import VAE, load
 from ..verification import Check, Report
 from .folder import INDEX, JOB, read_job, read_machine, shard_name
@@ -77,7 +77,9 @@ def verify_samples(
             progress(shard["stop"], len(samples))
     if not checks:
         size = sum(shard["bytes"] for shard in samples.shards)
-        checks.append(Check("files", True, f"{len(whole)} shards of {size} bytes in total, every SHA-256 as listed"))
+        checks.append(
+            Check("files", True, f"{counted(len(whole), 'shard')} of {size} bytes in total, every SHA-256 as listed")
+        )
     if vae is not None:
         checks.extend(_replayed(vae, store, job, samples, whole, count))
     return Report(tuple(checks))

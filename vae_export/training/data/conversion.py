@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_runtime.arrays import map_npy
-from vae_runtime.errors import InputError, error_line
+from vae_runtime.errors import InputError, counted, error_line
 from vae_runtime.files import write_folder
 from vae_runtime.input_files import read_json
 
@@ -126,7 +126,9 @@ class _Writer:
             if array.dtype.kind not in "iuf" or not array.ndim or len(array) != len(batch.observations):
                 what = "x" if name == _OBSERVATIONS else name.split(".")[1]
                 return Damaged(
-                    batch.place, f"expected {len(batch.observations)} numbers or texts of {what}, got {_kind(array)}"
+                    batch.place,
+                    f"expected numbers or texts of {what} for {counted(len(batch.observations), 'row')}, got "
+                    f"{_kind(array)}",
                 )
         if not arrays[_OBSERVATIONS].size or arrays[_OBSERVATIONS].ndim < 2:
             return Damaged(batch.place, f"expected observations [n, …], got {_kind(arrays[_OBSERVATIONS])}")

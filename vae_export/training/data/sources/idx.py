@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_runtime.errors import InputError, error_line
+from vae_runtime.errors import InputError, counted, error_line
 from vae_runtime.input_files import open_plain, require_unpacked
 
 from ..part import Condition, Rows
@@ -46,7 +46,9 @@ def _labels(folder: Path, part: str, n: int) -> dict[str, Condition]:
     path = _path(folder, part, "labels", 1)
     content = _content(path, _LABELS, 1, "label")
     if len(content) != n:
-        raise InputError(f"{path}: expected {n} labels, as many as images, got {len(content)}; take both from one set")
+        raise InputError(
+            f"{path}: expected {counted(n, 'label')}, as many as images, got {len(content)}; take both from one set"
+        )
     classes = tuple(map(str, range(int(content.max()) + 1)))
     return {"label": Condition(content.astype(np.int64), classes)}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vae_runtime.arrays import map_npy
-from vae_runtime.errors import InputError
+from vae_runtime.errors import InputError, counted
 
 from ..part import MAX_LABEL, Condition, Rows
 from ..source import Addressed
@@ -38,7 +38,9 @@ def _condition(name: str, path: Path, n: int) -> Condition:
         raise InputError(f"data.conditions: {name}: expected NAME=C.npy for an array, got {path}; write it so")
     values = map_npy(path)
     if not values.ndim or len(values) != n:
-        raise InputError(f"{path}: expected {n} rows, as many as observations, got {list(values.shape)}; give others")
+        raise InputError(
+            f"{path}: expected {counted(n, 'row')}, as many as observations, got {list(values.shape)}; give others"
+        )
     if values.dtype.kind == "f":
         array = np.asarray(values, np.float32)
         if not np.isfinite(array).all():

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vae_runtime.errors import InputError, error_line, one_line
+from vae_runtime.errors import InputError, counted, error_line, one_line
 
 from ....loading import load_named
 from ..source import Batch, Damaged, Stream
@@ -89,7 +89,9 @@ def _named(item: Any, conditions: Mapping[str, str], columns: Sequence[str]) -> 
         return {**{name: item.get(key) for name, key in conditions.items()}, "x": item[own[0]]}, "x"
     values = list(item) if isinstance(item, tuple | list) else [item]
     if len(values) <= len(conditions):
-        raise ValueError(f"expected an observation and {len(conditions)} conditions, got {len(values)} values")
+        raise ValueError(
+            f"expected an observation and {counted(len(conditions), 'condition')}, got {counted(len(values), 'value')}"
+        )
     return {"x": values[0], **dict(zip(conditions, values[1:], strict=False))}, "x"
 
 

@@ -373,7 +373,10 @@ def test_a_process_of_its_own_says_the_same(process, command, folder, digits, pi
         (["info"], "required: bundle"),
         (["info", "b", "--seed", "1"], "vae-runtime info: error: unrecognized arguments: --seed 1"),
         (["generate", "b", "--out", "s"], "vae-runtime generate: error: .* required: -n, --seed"),
-        (["generate", "b", "--out", "s", "--encode", "x.npy"], "required: --seed"),
+        (
+            ["generate", "b", "--out", "s", "--decode", "z.npy", "--observe"],
+            "--seed: expected an integer for draws from",
+        ),
         (
             ["info", "b", "--digest", "abc"],
             "argument --digest: expected .* 64 hexadecimal digits, got 'abc'",

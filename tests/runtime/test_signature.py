@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.lib.recfunctions import repack_fields
 
 import vae_runtime
 from vae_runtime import BundleError, Encoding, InputError, Posteriors, interpolate, noise, traverse
@@ -307,6 +308,21 @@ def test_noise_of_the_decoder_is_zeros_or_drawn(levels):
     same(levels.decode(z), z["z1"] + z["z2"])
     same(levels.decode(z, seed=3), z["z1"] + z["z2"] + blur)
     same(levels.decode({name: each[2:] for name, each in z.items()}, seed=3, start=2), levels.decode(z, seed=3)[2:])
+
+
+def test_generate_needs_a_seed_where_the_decoder_has_noise_that_no_file_gives(levels, levels_folder, tmp_path):
+    z = levels.prior(6, seed=3)
+    rows = np.empty(6, [(name, "<f4", (3,)) for name in z])
+    for name, part in z.items():
+        rows[name] = part
+    np.save(tmp_path / "all.npy", rows)
+    np.save(tmp_path / "two.npy", repack_fields(rows[["z1", "z2"]]))
+    whole = vae_runtime.generate(levels_folder, tmp_path / "all", decode=tmp_path / "all.npy", workers=1)
+    same(whole[:], levels.decode(z))
+    with pytest.raises(InputError, match=r"^seed: expected an integer, since blur is drawn, got nothing"):
+        vae_runtime.generate(levels_folder, tmp_path / "two", decode=tmp_path / "two.npy", workers=1)
+    drawn = vae_runtime.generate(levels_folder, tmp_path / "two", decode=tmp_path / "two.npy", seed=3, workers=1)
+    same(drawn[:], levels.decode(z))
 
 
 def test_a_sample_of_several_levels_is_one_draw(levels):

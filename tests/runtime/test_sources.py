@@ -295,6 +295,23 @@ def test_latents_from_elsewhere_are_decoded(digits, tmp_path, observe):
         generate(digits, tmp_path / "s", 300, seed=7, observe=observe, **SIZES)
 
 
+def test_a_seed_is_needed_only_where_something_is_drawn(digits, levels_bundle, tmp_path):
+    vae = vae_runtime.load(digits)
+    np.save(tmp_path / "z.npy", vae.prior(100, seed=1))
+    np.save(tmp_path / "x.npy", vae.sample(100, seed=1))
+    for verb, file in (("decode", "z.npy"), ("reconstruct", "x.npy")):
+        generate(digits, tmp_path / verb, **{verb: tmp_path / file}, **SIZES)
+        generate(digits, tmp_path / f"{verb} 0", seed=0, **{verb: tmp_path / file}, **SIZES)
+        assert content(tmp_path / verb) == content(tmp_path / f"{verb} 0")
+        with pytest.raises(InputError, match=r"^seed: expected an integer for draws from the likelihood, got nothing"):
+            generate(digits, tmp_path / "drawn", **{verb: tmp_path / file}, observe=True, **SIZES)
+    with pytest.raises(InputError, match=r"^seed: expected an integer, since z is drawn, got nothing; give seed=0"):
+        generate(digits, tmp_path / "drawn", encode=tmp_path / "x.npy", **SIZES)
+    with pytest.raises(InputError, match=r"^seed: expected an integer for samples of the prior"):
+        generate(digits, tmp_path / "drawn", 10)
+    assert not (tmp_path / "drawn").exists()
+
+
 def test_conditions_of_decoded_latents(root, tmp_path):
     bundle = root / "models" / "digits-conditional"
     vae = vae_runtime.load(bundle)

@@ -83,14 +83,15 @@ def _add_samples(verb: argparse.ArgumentParser) -> tuple[argparse.Action, ...]:
         required=True,
         help="number of samples; a later call may raise it (with a file of rows, default: all of them)",
     )
-    seed = verb.add_argument("--seed", type=SEED, required=True, help="sample i of a seed is the same in every call")
+    text = "sample i of a seed is the same in every call; needed unless nothing is drawn, as with --decode"
+    seed = verb.add_argument("--seed", type=SEED, required=True, help=text)
     source = verb.add_mutually_exclusive_group()
     for flag, text in (
         ("--reconstruct", "write reconstructions of these observations instead"),
         ("--encode", "write the latents of these observations instead"),
         ("--decode", "write the observations of these latents instead"),
     ):
-        source.add_argument(flag, action=_States, stated=(n,), metavar="IN.npy", help=text)
+        source.add_argument(flag, action=_States, stated=(n, seed), metavar="IN.npy", help=text)
     verb.add_argument(
         "--format",
         type=argument(_format, "format"),

@@ -65,9 +65,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Draw:
-    """The arguments of `VAE.sample` about random numbers."""
+    """The arguments of `VAE.sample` about random numbers; no seed is needed where nothing is drawn."""
 
-    seed: int
+    seed: int | None
     temperature: float = 1.0
     truncation: float | None = None
     observe: bool = False
@@ -130,6 +130,9 @@ class Request:
 
     def __post_init__(self) -> None:
         verb, draw = self.source.verb, self.draw
+        if draw.seed is None and (verb == "sample" or draw.observe):
+            what = "draws from the likelihood" if draw.observe else "samples of the prior"
+            raise InputError(f"seed: expected an integer for {what}, got nothing; give seed=0, or another one")
         if verb == "encode" and self.output.dtype != "float32":
             raise InputError(f"dtype: expected float32 for latents, got {self.output.dtype!r}")
         if verb != "sample" and (draw.temperature, draw.truncation) != (1, None):
@@ -216,7 +219,10 @@ def describe_job(vae: VAE, request: Request, written: Mapping[str, Any] | None =
     draw, source, output = request.draw, request.source, request.output
     observations = _observations(vae, source, files, written)
     n = _count(request, observations)
-    seed = require_integer("seed", draw.seed, -(2**63), 2**64 - 1)
+    if draw.seed is None:
+        _require_no_draws(vae, request, files)
+    # The job of a call without a seed is the one with the seed 0, on which no bit depends.
+    seed = require_integer("seed", 0 if draw.seed is None else draw.seed, -(2**63), 2**64 - 1)
     batch_size = output.rows
     table.require(output.format)
     if output.dtype == "uint8" and _range(vae, draw.observe) is None:
@@ -258,6 +264,22 @@ def _observations(
     return {"name": name, **content}
 
 
+def _require_no_draws(vae: VAE, request: Request, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a request without a seed of rows of a file for which something is drawn."""
+    latents, verb = vae.manifest.latents, request.source.verb
+    if verb == "encode":
+        drawn = [each.name for each in latents if each.posterior.kind == "normal" or each.posterior.noise]
+    elif verb == "decode" and len(latents) > 1:
+        given = map_file(files[latents[0].name]).dtype.names or ()
+        drawn = [each.name for each in latents if each.name not in given and not each.posterior.outputs]
+    else:
+        drawn = []
+    if drawn:
+        raise InputError(
+            f"seed: expected an integer, since {', '.join(drawn)} is drawn, got nothing; give seed=0, or another one"
+        )
+
+
 def _count(request: Request, observations: Mapping[str, Any] | None) -> int:
     if observations is None:
         return require_integer("n", request.n, 1, 2**48)
@@ -293,7 +315,7 @@ def _row_of(
     except InputError as error:
         raise InputError(f"{source.path}: row 0: {error}") from None
     if source.verb == "encode":
-        fields = encoded_fields(vae, x, conditions, draw.seed, 0, 1, tiles)
+        fields = encoded_fields(vae, x, conditions, draw.seed or 0, 0, 1, tiles)
         return (), dtype_to_json([(name, values.dtype, values.shape[1:]) for name, values in fields.items()])
     given = source.verb == "decode"
     z = given_latents(vae.manifest, x, tiled=tiled) if given else vae.encode(x, conditions=conditions, **tiles).mode()

@@ -42,7 +42,7 @@ def generate(
     out: str | os.PathLike[str],
     n: int | None = None,
     *,
-    seed: int,
+    seed: int | None = None,
     reconstruct: str | os.PathLike[str] | None = None,
     encode: str | os.PathLike[str] | None = None,
     decode: str | os.PathLike[str] | None = None,
@@ -77,7 +77,8 @@ def generate(
         out: the folder of the samples, made if necessary, or the URL of a remote store (s3://bucket/prefix). A folder
             with another job is refused; the same job with a larger n resumes.
         n: the number of samples, at least 1; None takes all rows of a file.
-        seed: the seed of vnoise-1.
+        seed: the seed of vnoise-1; only where nothing is drawn, as where complete latents are decoded, it may be left
+            out.
         reconstruct: an .npy file of observations: their reconstructions are written, through the posterior's mean.
         encode: an .npy file of observations: their latents are written, with the fields `mu`, `std` and `z`, the
             posterior's sample that `encode(x, seed=…).sample(seed=…)` gives; or with `mu` or `codes` alone, where the

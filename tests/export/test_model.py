@@ -140,6 +140,59 @@ def test_attention_lets_every_position_see_every_other(attention):
     assert (x.grad[0, 0, -8:].abs().max() > 0) == (attention == 1)
 
 
+def attention(network):
+    return [layer for layer in network if hasattr(layer, "heads")]
+
+
+def test_attention_is_at_the_lowest_resolutions():
+    """The sizes 9 and 7 are halved to 4 and 3, 2 and 1, 1 and 1."""
+    vae = VAE(DEEP)
+    assert [layer.sizes for layer in attention(vae.encoder)] == [(2, 1), (1, 1)]
+    assert [layer.sizes for layer in attention(vae.decoder)] == [(2, 1)]
+
+
+@pytest.mark.parametrize(("channels", "heads"), [(8, 1), (48, 1), (64, 2), (96, 3)])
+def test_attention_is_that_of_pytorch_with_heads_of_32_channels(channels, heads):
+    vae = with_weights(ModelConfig("conv", (1, 16), latent=2, channels=(channels,), encoder_attention=1))
+    (layer,) = attention(vae.encoder)
+    reference = torch.nn.MultiheadAttention(channels, heads, batch_first=True)
+    reference.load_state_dict(
+        {
+            "in_proj_weight": layer.inputs.weight, "in_proj_bias": layer.inputs.bias,
+            "out_proj.weight": layer.output.weight, "out_proj.bias": layer.output.bias,
+        }
+    )  # fmt: skip
+    x = noise(3, channels, 8)
+    positions = layer.norm(x.transpose(1, 2))
+    expected = x + reference(positions, positions, positions)[0].transpose(1, 2)
+    torch.testing.assert_close(layer(x), expected)
+    more = torch.nn.MultiheadAttention(channels, channels, batch_first=True)
+    more.load_state_dict(reference.state_dict())
+    assert not torch.allclose(layer(x), x + more(positions, positions, positions)[0].transpose(1, 2))
+
+
+@pytest.mark.parametrize("config", [CONV, DEEP, SERIES, VOLUME], ids=["conv", "deep", "series", "volume"])
+def test_blocks_and_attention_pass_features_on_until_they_have_learned(config):
+    def answers(vae):
+        for network, shape in ((vae.encoder, config.observation_shape), (vae.decoder, (4,))):
+            x = noise(2, *shape)
+            for layer in network:
+                before, x = x, layer(x)
+                if hasattr(layer, "body") or hasattr(layer, "heads"):
+                    yield torch.equal(before, x)
+
+    untrained, trained = list(answers(VAE(config))), list(answers(with_weights(config)))
+    assert len(untrained) >= 3
+    assert all(untrained)
+    assert not any(trained)
+
+
+def test_group_norm_takes_at_least_four_channels_together_in_at_most_32_groups():
+    vae = VAE(ModelConfig("conv", (1, 32, 32), latent=2, channels=(4, 6, 12, 256), norm="group"))
+    norms = [layer for layer in vae.encoder.modules() if isinstance(layer, torch.nn.GroupNorm)]
+    assert {layer.num_channels: layer.num_groups for layer in norms} == {4: 1, 6: 1, 12: 3, 256: 32}
+
+
 def test_group_norm_makes_features_independent_of_their_scale():
     def difference(norm):
         vae = with_weights(ModelConfig("conv", (1, 8, 8), latent=2, channels=(8,), norm=norm, encoder_blocks=0))
@@ -163,6 +216,26 @@ def test_each_condition_changes_what_is_encoded_and_decoded(base, name):
     eps = noise(2, 4)
     parameters, mu, logvar = vae(x, eps, **given)
     assert torch.equal(parameters, vae.decode(reparameterize(mu, logvar, eps), **given))
+
+
+@pytest.mark.parametrize("base", [CONV, SERIES, VOLUME], ids=["conv", "series", "volume"])
+def test_conditions_shift_each_channel_of_each_level(base):
+    vae = with_weights(ModelConfig.from_json(base.to_json() | {"conditions": CONDITIONS}))
+    vector = vae.conditions(conditions(2))
+    for network, shape in ((vae.encoder, base.observation_shape), (vae.decoder, (4,))):
+        x, shifts = noise(2, *shape), []
+        for number, layer in enumerate(network):
+            before, x = x, network[number : number + 1](x, vector)
+            if hasattr(layer, "axes"):
+                shifts.append((x - before).flatten(2))
+        assert [shift.shape[1] for shift in shifts] == sorted(base.channels, reverse=network is vae.decoder)
+        for shift in shifts:
+            # One number for each channel and row, whatever the position.
+            torch.testing.assert_close(shift, shift[:, :, :1].expand_as(shift), rtol=1e-4, atol=1e-5)
+            numbers = shift[:, :, 0]
+            assert (numbers.abs() > 1e-3).all()
+            assert numbers.std(1).min() > 1e-2
+            assert (numbers[0] - numbers[1]).abs().min() > 1e-3
 
 
 def test_conditions_are_asked_for_by_name():

@@ -344,6 +344,24 @@ class Dividing(Dense):
         return mu, log_var / torch.zeros(()) * 0
 
 
+class Rounded(Dense):
+    """Computes with fewer digits, which an export does not."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where = where
+
+    def encode(self, x):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.where == "encode"):
+            h = self.body(10 * x)
+            return self.mu(h).float(), self.log_var(h).float()
+
+    def decode(self, z):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.where == "decode"):
+            logits = self.head[:-1](100 * z).float()
+        return logits.sigmoid().view(-1, 1, 8, 8)
+
+
 class Codes(Plain):
     def __init__(self):
         super().__init__()
@@ -372,6 +390,8 @@ class Codes(Plain):
         (Dense, {"likelihood": "bernoulli", "encode": len}, "encode: expected the name of a method"),
         (lambda: Whole(nn.Dropout()), {"likelihood": "gaussian"}, "forward: calls dropout in training mode"),
         (lambda: Whole(nn.BatchNorm1d(64)), {"likelihood": "gaussian"}, "forward: changes buffers"),
+        (lambda: Rounded("encode"), {"likelihood": "bernoulli"}, "encode: gives other values when nothing steers"),
+        (lambda: Rounded("decode"), {"likelihood": "bernoulli"}, "decode: gives other values when nothing steers"),
         (lambda: Dense().half(), {"likelihood": "bernoulli"}, "body.1.weight: expected float32, got float16"),
     ],
 )  # fmt: skip

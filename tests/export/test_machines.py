@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import importlib
 import json
@@ -16,7 +17,7 @@ import torch
 from vae_export.errors import TrainingError
 from vae_export.training import checkpoint, machine, objective, resume
 from vae_export.training.config import DataConfig, ModelConfig, TrainConfig
-from vae_export.training.descent import Descent
+from vae_export.training.descent import Batch, Descent
 from vae_export.training.loop import train
 from vae_export.training.model import VAE, reparameterize
 from vae_export.training.processes import Processes
@@ -125,6 +126,19 @@ def test_parts_that_are_put_together_wrongly_are_seen(digits_npy, tmp_path, monk
         parts != pytest.approx(whole, rel=1e-5, abs=1e-6)
         for whole, parts in zip(curve(tmp_path / "whole"), curve(tmp_path / "parts"), strict=True)
     )
+
+
+def test_the_objective_that_a_step_gives_is_that_of_all_its_parts():
+    """It is what a training looks at for a number that is not finite."""
+    random = torch.Generator().manual_seed(0)
+    x, eps = torch.rand(7, 5, generator=random).round(), torch.randn(1, 7, 2, generator=random)
+    vae = VAE(ModelConfig(observation_shape=(5,), latent=2, hidden=()))
+    expected = Objective(vae)(x, eps, 0.5)[0].item()
+    for parts in (1, 3, 9):
+        descent = Descent(copy.deepcopy(vae), TrainConfig(accumulate=parts), Processes(), torch.device("cpu"))
+        goal, sums = descent.step(Batch(x, eps, 7, 7, {}), 0.5, 0.0, 1e-3)
+        assert goal.item() == pytest.approx(expected, rel=1e-5)
+        assert sums[1] - 0.5 * sums[2] == pytest.approx(7 * expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

@@ -10,6 +10,9 @@ from torch import distributions
 from torch.nn import functional
 
 from vae_export.training import objective
+from vae_export.training.config import ModelConfig
+from vae_export.training.model import VAE
+from vae_export.training.step import Objective
 
 LIKELIHOODS = {
     "bernoulli": lambda parameters, _: distributions.Bernoulli(logits=parameters),
@@ -160,3 +163,21 @@ def test_the_bound_is_the_logarithm_of_a_mean(weights):
     assert min(weights) - 1e-9 <= found <= max(weights) + 1e-9
     top = max(weights)
     assert found == pytest.approx(top + math.log(sum(math.exp(w - top) for w in weights) / len(weights)), abs=1e-9)
+
+
+def test_the_weight_of_the_kl_is_that_of_the_ratio_in_the_bound():
+    """The figure of the bound has it whole."""
+    vae = VAE(ModelConfig(observation_shape=(5,), latent=2, hidden=(4,)))
+    x, eps = draw(6, 5).gt(0).float(), draw(3, 6, 2, seed=1).float()
+    with torch.no_grad():
+        mu, logvar = vae.encode(x)
+        deviation = (0.5 * logvar).exp()
+        z = mu + deviation * eps
+        reconstruction = distributions.Bernoulli(logits=vae.decode(z.flatten(0, 1)).view(3, 6, 5)).log_prob(x).sum(-1)
+        ratio = distributions.Normal(0, 1).log_prob(z).sum(-1) - distributions.Normal(mu, deviation).log_prob(z).sum(-1)
+        for weight in (0.0, 0.25, 1.0):
+            goal, figures = Objective(vae)(x, eps, weight)
+            expected = [
+                ((reconstruction + by * ratio).logsumexp(0) - math.log(3)).mean().item() for by in (weight, 1.0)
+            ]
+            assert [goal.item(), figures[3].item()] == pytest.approx(expected, rel=1e-5)

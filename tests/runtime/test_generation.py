@@ -799,7 +799,7 @@ def test_a_dry_run_estimates_and_writes_nothing(digits, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["samples", "time", "disk", "memory", "unknown", "unknown"]
     assert lines[0] == "samples  632 of 1400 to make, in 3 files"
-    assert "whether the files of 768 samples that are there are whole" in lines[-1]
+    assert "whether the files of 768 samples already there are whole" in lines[-1]
     assert main(["generate", str(digits), *WORDS, "--out", str(out), "--dry-run", "--json"]) == 0
     rest = json.loads(capsys.readouterr().out)
     assert (rest["rows"], rest["bytes"]) == (632, 632 * 64 * 4)

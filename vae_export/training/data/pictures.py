@@ -42,7 +42,7 @@ def decoded(file: IO[bytes], packed: int) -> NDArray[np.uint8]:
         packed: how many bytes it has.
 
     Raises:
-        ValueError: it is no picture, damaged, or too large.
+        ValueError: it is no picture, damaged, or too large, or has several frames.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -69,8 +69,11 @@ def values(image: Any) -> NDArray[np.uint8]:
     """Return the values of a picture of Pillow, uint8 [C, H, W].
 
     Raises:
-        ValueError: it has more than 8 bits for a channel.
+        ValueError: it has more than 8 bits for a channel, or several frames.
     """
+    # The further pictures in a photo of a telephone, an MPO, are beside the one that it is.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        raise ValueError(f"expected one frame, got a {image.format} of several; save each as a file, or only one")
     pixels = np.asarray(image.convert(_mode(image)), np.uint8)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 

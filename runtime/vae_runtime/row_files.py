@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,17 @@ SUFFIXES = (".npy", ".csv", ".parquet")
 # Columns that number the rows, as this package writes them, and that are no values.
 _NUMBERS = ("row", "index")
 _KINDS = "biuf"
+# float32 holds all integers up to this size.
+_EXACT = 2**24
 
 
 class RowFile:
     """A file of rows [n, *shape].
 
     A CSV file has a row in each line, of numbers, behind a header or none. A Parquet file has a column for each value,
-    or one column of lists or of float32 in binary, as `generate` writes them; a column `row` or `index` beside the
-    values is passed over.
+    or one column of lists, nested as the shape is or flat, or of float32 in binary, as `generate` writes them; a column
+    `row` or `index` beside the values is passed over. Integers that float32 does not hold are refused where the model
+    takes float32.
     """
 
     def __init__(self, path: str | os.PathLike[str], shape: Sequence[int], dtype: str) -> None:
@@ -112,6 +116,36 @@ class RowFile:
                 )
         raise InputError(f"{self.path}: rows from {first} on: expected numbers joined by commas; write the file again")
 
+    def exact(self, values: Array, first: int) -> Array:
+        """Give integers [n, …] as the floats that the model takes; bytes, which are scaled first, stay what they are.
+
+        Raises:
+            InputError: float32 does not hold one of them.
+        """
+        if self._dtype.kind != "f" or values.dtype.kind not in "biu" or values.dtype == np.uint8:
+            return values
+        floats = values.astype(np.float32)
+        for index in map(tuple, np.argwhere(np.abs(floats) >= _EXACT)):
+            self._require_exact(int(values[index]), first + int(index[0]))
+        return floats
+
+    def require_exact_lines(self, lines: list[str], values: Array, first: int) -> None:
+        """As `exact`, of the lines of a CSV file and the values in them; a number with a point is none of these."""
+        if self._dtype.kind != "f":
+            return
+        for number in np.flatnonzero((np.abs(values) > _EXACT).reshape(len(values), -1).any(1)):
+            for cell in lines[number].split(","):
+                text = cell.strip().strip('"')
+                if re.fullmatch(r"[+-]?\d{1,38}", text):
+                    self._require_exact(int(text), first + int(number))
+
+    def _require_exact(self, value: int, row: int) -> None:
+        if int(np.float32(value)) != value:
+            raise InputError(
+                f"{self.path}: row {row}: expected integers that float32 holds exactly, as all up to {_EXACT} are, got "
+                f"{value}; scale them as those that the model was trained on"
+            )
+
     def is_row(self, line: str) -> bool:
         """Whether a line holds as many numbers as a row has."""
         cells = [cell.strip().strip('"') for cell in line.split(",")]
@@ -144,7 +178,9 @@ def _csv_parts(file: RowFile, size: int, first: int) -> Iterator[Array]:
         rest = itertools.islice(rest, first, None)
         start = first
         while part := list(itertools.islice(rest, size)):
-            yield file.parsed(part, start)
+            values = file.parsed(part, start)
+            file.require_exact_lines(part, values, start)
+            yield values
             start += len(part)
 
 
@@ -189,19 +225,49 @@ def _values(file: RowFile, batch: Any, first: int) -> Array:
         if "binary" in kind:
             values = np.frombuffer(b"".join(column.to_pylist()), np.float32)
         else:
-            lengths = np.diff(column.offsets.to_numpy()) if "fixed" not in kind else np.full(n, column.type.list_size)
-            wrong = np.flatnonzero(lengths != math.prod(file.shape))
-            if len(wrong):
-                got = f"got {lengths[wrong[0]]}"
-                expected = f"expected {math.prod(file.shape)} values"
-                raise InputError(f"{file.path}: row {first + wrong[0]}: {expected}, {got}; correct or remove it")
-            values = column.flatten().to_numpy(zero_copy_only=False)
-        return file.shaped(values.reshape(n, -1), first)
+            values = _of_lists(file, column, first)
+            _require_numbers(file, batch.schema.names[0], values)
+        return file.shaped(file.exact(values.reshape(n, -1), first), first)
     columns = [column.to_numpy(zero_copy_only=False) for column in batch.columns]
-    for name, column in zip(batch.schema.names, columns, strict=True):
-        if column.dtype.kind not in _KINDS:
-            raise InputError(f"{file.path}: expected numbers in {name!r}, got {column.dtype}; leave the column out")
+    for number, (name, column) in enumerate(zip(batch.schema.names, columns, strict=True)):
+        _require_numbers(file, name, column)
+        columns[number] = file.exact(column, first)
     return file.shaped(np.stack(columns, axis=1) if columns else np.empty((batch.num_rows, 0)), first)
+
+
+def _of_lists(file: RowFile, column: Any, first: int) -> Array:
+    """The values of a column of lists: flat ones of all values of a row, or nested as the shape of a row is."""
+    depth, kind = 0, column.type
+    while hasattr(kind, "value_type"):
+        depth, kind = depth + 1, kind.value_type
+    nested = depth > 1
+    if nested and depth != len(file.shape):
+        raise InputError(
+            f"{file.path}: expected lists nested as {list(file.shape)} is, or flat ones of {math.prod(file.shape)} "
+            f"values, got lists in {depth} levels; write the column so"
+        )
+    many = 1
+    for size in file.shape if nested else (math.prod(file.shape),):
+        fixed = getattr(column.type, "list_size", None)
+        lengths = np.diff(column.offsets.to_numpy()) if fixed is None else np.full(len(column), fixed)
+        missing = column.is_null().to_numpy(zero_copy_only=False)
+        wrong = np.flatnonzero((lengths != size) | missing)
+        if len(wrong):
+            got = "null" if missing[wrong[0]] else lengths[wrong[0]]
+            lists = f" in each list of {list(file.shape)}" if nested else ""
+            raise InputError(
+                f"{file.path}: row {first + wrong[0] // many}: expected {size} values{lists}, got {got}; correct or "
+                "remove it"
+            )
+        many *= size
+        column = column.flatten()
+    values: Array = column.to_numpy(zero_copy_only=False)
+    return values
+
+
+def _require_numbers(file: RowFile, name: str, values: Array) -> None:
+    if values.dtype.kind not in _KINDS:
+        raise InputError(f"{file.path}: expected numbers in {name!r}, got {values.dtype}; leave the column out")
 
 
 def pyarrow(purpose: str) -> Any:

@@ -325,6 +325,78 @@ def test_columns_of_parquet(vae, x, tmp_path, kind):
     np.testing.assert_allclose(np.concatenate(parts), x[70:])
 
 
+@pytest.mark.parametrize("kind", ["list", "fixed", "mixed"])
+def test_lists_of_lists_in_parquet(x, tmp_path, kind):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    values = np.resize(x, (150, 1, 2, 3))
+    number = pa.float64()
+    inner = pa.list_(number, 3) if kind == "fixed" else pa.list_(number)
+    middle = pa.list_(inner) if kind == "list" else pa.list_(inner, 2)
+    column = pa.array(values.tolist(), pa.list_(middle, 1) if kind == "fixed" else pa.large_list(middle))
+    pyarrow.parquet.write_table(pa.table({"x": column, "row": np.arange(150)}), tmp_path / "x.parquet")
+    parts = list(open_rows(tmp_path / "x.parquet", (1, 2, 3), "float32").parts(64, 20))
+    assert [part.shape for part in parts] == [(64, 1, 2, 3), (64, 1, 2, 3), (2, 1, 2, 3)]
+    np.testing.assert_array_equal(np.concatenate(parts), values[20:])
+    with pytest.raises(InputError, match=r"row 0: expected 3 values in each list of \[1, 3, 2\], got 2; correct"):
+        list(open_rows(tmp_path / "x.parquet", (1, 3, 2), "float32").parts(64))
+    with pytest.raises(
+        InputError, match=r"expected lists nested as \[2, 3\] is, or flat ones of 6 values, got lists in 3"
+    ):
+        list(open_rows(tmp_path / "x.parquet", (2, 3), "float32").parts(64))
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ([[[1, 2], [3, 4]], [[5, 6], [7]]], r"row 1: expected 2 values in each list of \[2, 2\], got 1;"),
+        ([[[1, 2], [3, 4]], [[5, 6], None]], r"row 1: expected 2 values in each list of \[2, 2\], got null;"),
+        ([[[1, 2], [3, 4]], [[5, 6]]], r"row 1: expected 2 values in each list of \[2, 2\], got 1;"),
+        ([[["a", "b"], ["c", "d"]]], "expected numbers in 'x', got object; leave"),
+    ],
+)
+def test_a_list_of_lists_that_is_no_row_is_named(tmp_path, values, match):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pa.table({"x": pa.array(values)}), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=match):
+        list(open_rows(tmp_path / "x.parquet", (2, 2), "float32").parts(64))
+
+
+@pytest.mark.parametrize("form", ["csv", "columns", "lists"])
+@pytest.mark.parametrize(("value", "fits"), [(2**24, True), (2**25, True), (2**24 + 1, False), (-(2**62) - 1, False)])
+def test_integers_that_float32_does_not_hold_are_refused(tmp_path, form, value, fits):
+    path = tmp_path / ("x.csv" if form == "csv" else "x.parquet")
+    if form == "csv":
+        path.write_text(f"a,b\n1,2\n0.5,{value}\n")
+    else:
+        pa = pytest.importorskip("pyarrow")
+        import pyarrow.parquet
+
+        # Beside floats, a column of integers would become one of float64.
+        columns = {"a": [1.0, 0.5], "b": [2, value]} if form == "columns" else {"x": [[1, 2], [0, value]]}
+        pyarrow.parquet.write_table(pa.table(columns), path)
+    if fits:
+        assert np.concatenate(list(open_rows(path, (2,), "float32").parts(64)))[1, 1] == value
+        return
+    with pytest.raises(
+        InputError, match=rf"row 1: expected integers that float32 holds exactly, .* got {value}; scale"
+    ):
+        list(open_rows(path, (2,), "float32").parts(64))
+
+
+def test_integers_of_a_model_that_takes_integers_stay_what_they_are(tmp_path):
+    (tmp_path / "x.csv").write_text(f"{2**40 + 1},2\n")
+    assert next(open_rows(tmp_path / "x.csv", (2,), "int64").parts(1)).tolist() == [[2**40 + 1, 2]]
+
+
+def test_large_floats_are_rounded_as_all_floats_are(tmp_path):
+    (tmp_path / "x.csv").write_text("16777217.0,1e20\n")
+    assert next(open_rows(tmp_path / "x.csv", (2,), "float32").parts(1)).tolist() == [[16777217.0, 1e20]]
+
+
 def test_conditions_go_with_their_rows(digits, root, tmp_path, parts_of_64):
     vae = vae_runtime.load(root / "models" / "digits-conditional")
     labels = np.arange(130) % 10

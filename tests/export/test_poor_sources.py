@@ -129,3 +129,31 @@ def test_a_picture_of_one_frame_is_read(tmp_path, format):
 def test_the_first_picture_of_a_telephone_is_its_picture(tmp_path):
     (tmp_path / "a.jpg").write_bytes(encoded(*PICTURES[:2], format="MPO"))
     assert len(load(tmp_path).train) == 1
+
+
+@pytest.mark.parametrize("value", [2**24 + 1, -(2**63)])
+@pytest.mark.parametrize("form", ["columns", "list", "labeled", "objects", "loader", "array"])
+def test_integers_that_float32_does_not_hold_are_refused_whatever_is_skipped(tmp_path, form, value):
+    given, path, fields = None, tmp_path / "x.parquet", {"corrupt": "skip"}
+    if form == "array":
+        path = path.with_suffix(".npy")
+        np.save(path, [[1, 1], [1, value]])
+    elif form == "objects":
+        given = [np.array([1, 2]), np.array([3, value])]
+    elif form == "loader":
+        given = DataLoader(TensorDataset(torch.tensor([[1, 2], [3, value]])), batch_size=2)
+    elif form == "list":
+        pq.write_table(pa.table({"x": [[1, 2], [3, value]]}), path)
+    else:
+        # A missing label has rows read one by one.
+        labels = {"y": ["a", None]} if form == "labeled" else {}
+        fields |= {"conditions": ("y",)} if form == "labeled" else {}
+        pq.write_table(pa.table({"a": [0.5, 0.5], "b": [value, 1], **labels}), path)
+    message = refused(path, given, **fields)
+    assert message.startswith(str(path))
+    assert f"expected integers between -16777216 and 16777216, which float32 holds exactly, got {value} at" in message
+
+
+def test_integers_that_float32_holds_are_taken(tmp_path):
+    pq.write_table(pa.table({"a": [0.5, 0.5], "b": [2**24 - 1, -(2**24) + 1]}), tmp_path / "x.parquet")
+    assert load(tmp_path / "x.parquet").train.rows(slice(None)).tolist() == [[0.5, 2**24 - 1], [0.5, 1 - 2**24]]

@@ -20,7 +20,7 @@ from vae_runtime.errors import InputError, counted, error_line
 from vae_runtime.files import write_folder
 from vae_runtime.input_files import read_json
 
-from .part import MAX_LABEL, NAMED, Condition, Rows, Skipped
+from .part import MAX_LABEL, NAMED, Condition, Rows, Skipped, require_exact
 from .source import Batch, Damaged, Stream
 
 _OBSERVATIONS, _ABOUT = "observations.npy", "data.json"
@@ -115,7 +115,12 @@ class _Writer:
         self.skipped, self.named = 0, list[str]()
 
     def add(self, batch: Batch) -> Damaged | None:
-        """Write a batch, or say what is wrong with it."""
+        """Write a batch, or say what is wrong with it.
+
+        Raises:
+            InputError: it holds integers that float32 does not.
+        """
+        require_exact(batch.observations, batch.place)
         arrays = {_OBSERVATIONS: _values(batch.observations)}
         for name, given in batch.conditions.items():
             try:

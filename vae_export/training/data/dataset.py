@@ -21,15 +21,13 @@ from ..config import DataConfig
 from .checks import first
 from .conversion import convert, converted
 from .normalisation import normalisation_of
-from .part import NAMED, Part, Rows, Skipped, chunks_of
+from .part import NAMED, Part, Rows, Skipped, chunks_of, require_exact
 from .source import Addressed
 from .sources.table import open_source
 from .split import hashes, split
 
 # Fields of the configuration that converted rows depend on.
 _CONVERTED = ("source", "columns", "conditions", "corrupt")
-# float32 holds all integers whose size is below this.
-_EXACT = 2**24
 # Data known by their digest, whatever the file or folder is called: name, description, license.
 _KNOWN = {
     "sha256:04b7e6d8b23b1f79a558a09914acb541c801bca13df2df5ffb618f39937485d6": (
@@ -240,7 +238,7 @@ def _surveyed(rows: Rows, config: DataConfig, digest: Any) -> _Survey:
     dtype = "|u1" if rows.observations.dtype == np.uint8 else "<f4"
     digest.update(f"{dtype}{rows.observations.shape}".encode())
     for start, values in chunks_of(rows):
-        _require_exact(rows, start, values, config)
+        require_exact(rows.observations[start : start + len(values)], config.source, start)
         digest.update(values.data)
         survey.hashes.append(hashes(values, config.seed))
         survey.binary = survey.binary and bool(np.isin(values, (0, rows.divisor or 1)).all())
@@ -248,20 +246,6 @@ def _surveyed(rows: Rows, config: DataConfig, digest: Any) -> _Survey:
         if dtype == "<f4" and not finite.all():
             _note_damaged(survey, rows, start, finite, config)
     return survey
-
-
-def _require_exact(rows: Rows, start: int, values: NDArray[Any], config: DataConfig) -> None:
-    """Refuse integers that float32 does not hold."""
-    if rows.observations.dtype.kind not in "iu" or rows.observations.dtype == np.uint8:
-        return
-    wrong = np.abs(values) >= _EXACT
-    if wrong.any():
-        row, *inner = first(wrong)
-        index = (start + row, *inner)
-        raise InputError(
-            f"{config.source}: expected integers between {-_EXACT} and {_EXACT}, which float32 holds exactly, "
-            f"got {rows.observations[index]} at {list(index)}; scale them, and save them as floats"
-        )
 
 
 def _note_damaged(survey: _Survey, rows: Rows, start: int, finite: NDArray[np.bool_], config: DataConfig) -> None:

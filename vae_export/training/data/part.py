@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_runtime.errors import InputError
 from vae_runtime.manifest import Normalisation
 
 Observations = NDArray[np.float32]
 
 MAX_LABEL = 2**31
 """Numbers of classes are below this."""
+EXACT = 2**24
+"""float32 holds all integers whose size is below this."""
 NAMED = 5
 """Damaged rows that are named; the others are counted."""
 # Values that are in memory at once where a whole part is gone through.
@@ -143,6 +146,28 @@ def chunks_of(source: Rows) -> Iterator[tuple[int, NDArray[Any]]]:
     rows = max(1, _CHUNK // math.prod(source.observations.shape[1:]))
     for start in range(0, len(source), rows):
         yield start, source.canonical(slice(start, start + rows))
+
+
+def require_exact(values: NDArray[Any], place: str, start: int = 0) -> None:
+    """Refuse integers that float32 does not hold; bytes fit, and numbers of other kinds are none.
+
+    Args:
+        values: rows.
+        place: where they come from.
+        start: the number of the first row there.
+
+    Raises:
+        InputError: one is too large; the message states it and its index.
+    """
+    if values.dtype.kind not in "iu" or values.dtype == np.uint8:
+        return
+    wrong = (values >= EXACT) | (values <= -EXACT)
+    if wrong.any():
+        row, *inner = (int(i) for i in np.unravel_index(int(wrong.argmax()), wrong.shape))
+        raise InputError(
+            f"{place}: expected integers between {-EXACT} and {EXACT}, which float32 holds exactly, got "
+            f"{values[(row, *inner)]} at {[start + row, *inner]}; scale them, and save them as floats"
+        )
 
 
 def _spread(number: float | tuple[float, ...], shape: tuple[int, ...]) -> Observations:

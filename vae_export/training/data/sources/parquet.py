@@ -10,6 +10,7 @@ import numpy as np
 
 from vae_runtime.errors import InputError, error_line
 
+from ..part import require_exact
 from ..source import Batch, Damaged, Stream
 from .values import row
 
@@ -90,7 +91,10 @@ def _batches(
     labels = [table.column(name) for name in conditions.values()]
     if len(columns) > 1 and all(map(plain, columns)) and not any(each.null_count for each in labels):
         texts = (str, bytes)
-        x = np.stack([table.column(name).to_numpy(zero_copy_only=False) for name in columns], 1).astype(np.float32)
+        values = [table.column(name).to_numpy(zero_copy_only=False) for name in columns]
+        for name, column in zip(columns, values, strict=True):
+            require_exact(column, f"{place.removesuffix(': row ')}: {name}", start)
+        x = np.stack(values, 1).astype(np.float32)
         if all(plain(name) for name in conditions.values()):
             given = {name: table.column(place).to_numpy(zero_copy_only=False) for name, place in conditions.items()}
             yield Batch(f"{place}{start}", x, given)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_runtime.errors import error_line
+from vae_runtime.errors import InputError, error_line
 
+from ..part import require_exact
 from ..pictures import decoded, values
 from ..source import Batch, Damaged
 
@@ -30,6 +31,9 @@ def row(
         conditions: the column of each condition by its name.
         columns: those of the observation; several are numbers, which become its features.
         uint8: columns whose lists are of 8-bit values.
+
+    Raises:
+        InputError: it holds integers that float32 does not.
     """
     try:
         missing = [name for name in (*columns, *conditions.values()) if found.get(name) is None]
@@ -40,9 +44,14 @@ def row(
             wide = next((name for name, each in zip(columns, arrays, strict=True) if each.ndim), None)
             if wide is not None:
                 raise ValueError(f"expected a number in each of several columns, got more in {wide}")
+            for name, each in zip(columns, arrays, strict=True):
+                require_exact(each[None], f"{place}: {name}")
             arrays = [np.array(arrays, np.float32)]
         x = arrays[0] if arrays[0].ndim else arrays[0].reshape(1)
         return Batch(place, x[None], {name: condition(found[where]) for name, where in conditions.items()})
+    except InputError:
+        # As of an array: not one row is damaged, but the data are not what training takes.
+        raise
     except (TypeError, ValueError, OverflowError) as error:
         return Damaged(place, error_line(error))
 

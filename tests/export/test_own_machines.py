@@ -89,6 +89,31 @@ class Choosing(Dense):
         return super().decode(z if self.training and len(z) > 8 else z + self.more(z))
 
 
+class FixedEncoder(Normed):
+    def __init__(self):
+        super().__init__()
+        self.encoder.requires_grad_(False)
+
+
+class FixedDecoder(Dense):
+    def __init__(self):
+        super().__init__()
+        self.decoder.requires_grad_(False)
+
+
+class WithoutWeights(Dense):
+    """Its encoder projects onto fixed directions."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.unread = nn.Identity(), None
+        self.register_buffer("directions", torch.linalg.qr(torch.randn(64, 4))[0])
+
+    def encode(self, x):
+        mu = x.flatten(1) @ self.directions
+        return mu, mu * 0 - 2
+
+
 class Killed(Normed):
     def train(self, mode=True):
         self.epochs = getattr(self, "epochs", 0) + mode
@@ -236,6 +261,34 @@ def test_modes_and_frozen_weights_of_a_module_stay(digits_npy, tmp_path):
     assert torch.equal(module.decoder[0].bias, before)
 
 
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(
+    ("name", "kept", "line"),
+    [
+        ("FixedEncoder", "encoder.", "they are frozen (requires_grad=False): encoder.1.weight, encoder.1.bias, "),
+        ("FixedDecoder", "decoder.", "they are frozen (requires_grad=False): decoder.0.weight, decoder.0.bias, "),
+        ("WithoutWeights", "directions", None),
+    ],
+)
+def test_one_half_of_a_module_is_trained_alone(digits_npy, tmp_path, name, kept, line):
+    outcome = run(tmp_path / "run", name, digits_npy, ema=0.9)
+    lines = [each for each in outcome.info.model.recognised if "frozen" in each]
+    assert (not lines) if line is None else lines[0].startswith(f"not trained, since {line}")
+    before, after = (
+        own_vae.made(f"mine:{name}", generator(TRAINING.seed, "weights").initial_seed()).state_dict(),
+        weights(tmp_path / "run"),
+    )
+    still = {each for each, tensor in after.items() if torch.equal(tensor, before[each])}
+    statistics = {"encoder.2.running_mean", "encoder.2.running_var", "encoder.2.num_batches_tracked"}
+    assert still - {"unread"} == {each for each in after if each.startswith(kept)} - statistics
+    bounds = [
+        json.loads(each)["validation"]["bound"] for each in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    ]
+    assert bounds[1] > bounds[0]
+    export(tmp_path / "run", tmp_path / "bundle", formats=("onnx",))
+    assert load(tmp_path / "bundle").sample(2, seed=0).shape == (2, 1, 8, 8)
+
+
 # Several processes.
 
 
@@ -265,6 +318,16 @@ def test_two_processes_give_the_curve_of_one(digits_npy, tmp_path):
     # What modules draw, such as dropout, is each process' own.
     drawn = [Path(name).read_text().split()[-2:] for name in ("drawn0", "drawn1")]
     assert len({*drawn[0], *drawn[1]}) == 4
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize("name", ["FixedDecoder", "WithoutWeights"])
+def test_one_half_is_trained_alone_in_two_processes(digits_npy, tmp_path, name):
+    done = torchrun(tmp_path / "two", name, digits_npy, epochs=2, batch_size=233)
+    assert done.returncode == 0, done.stderr
+    run(tmp_path / "one", name, digits_npy, batch_size=233)
+    assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.long

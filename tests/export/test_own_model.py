@@ -332,10 +332,16 @@ class Flat(Dense):
         return self.head(z)
 
 
-class Frozen(Dense):
+class Hidden(Dense):
     def encode(self, x):
         with torch.no_grad():
             return super().encode(x)
+
+
+class HiddenLatents(Dense):
+    def decode(self, z):
+        with torch.no_grad():
+            return super().decode(z)
 
 
 class Dividing(Dense):
@@ -380,7 +386,9 @@ class Codes(Plain):
         (Plain, {"likelihood": "bernoulli"}, "posterior: expected a normal one, z has none"),
         (Codes, {"likelihood": "bernoulli"}, "are codes"),
         (Draws, {"likelihood": "bernoulli"}, "decode: draws noise1, noise that the decoder adds"),
-        (Frozen, {"likelihood": "bernoulli"}, "encode: its answer has no gradient"),
+        (Hidden, {"likelihood": "bernoulli"}, "encode: its answer has no gradient; take .* is frozen by"),
+        (HiddenLatents, {"likelihood": "bernoulli"}, "decode: its answer has no gradient"),
+        (lambda: Dense().requires_grad_(False), {"likelihood": "bernoulli"}, "model: expected a weight to train, got"),
         (Dividing, {"likelihood": "bernoulli"}, r"^encode: expected finite numbers, got nan for row 0 of the example"),
         (Flat, {"likelihood": "bernoulli"}, r"expected observations of shape \[1, 8, 8\], got \[64\]; pass decode=,"),
         (Dense, {}, r"likelihood: none is declared.*--likelihood"),

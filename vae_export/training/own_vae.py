@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -229,8 +229,9 @@ def understood(
             raise ExportError(str(error).partition("; correct")[0] + "; give encode and decode to it") from error
     if trained:
         return vae
-    left = _without_gradient(vae, x, conditions)
-    lines = (f"not trained, since neither encode nor decode reads them: {', '.join(left)}",) if left else ()
+    left, frozen = _not_trained(vae, x, conditions)
+    reasons = {"neither encode nor decode reads them": left, "they are frozen (requires_grad=False)": frozen}
+    lines = (f"not trained, since {reason}: {', '.join(names)}" for reason, names in reasons.items() if names)
     vae.recognised = (*adapted.recognised, *lines)
     vae.left = tuple(left)
     return vae
@@ -404,27 +405,45 @@ def _require_same(vae: OwnVAE, adapted: Adapted, x: Tensor, conditions: Mapping[
             )
 
 
-def _without_gradient(vae: OwnVAE, x: Tensor, conditions: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the weights that the objective does not depend on, found in training mode.
+def _not_trained(vae: OwnVAE, x: Tensor, conditions: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Return the names of the weights that the objective does not depend on in training mode, and of frozen ones.
 
     Raises:
-        ExportError: none of encode's or of decode's weights gets a gradient.
+        ExportError: encode or decode hides its weights or the latents from gradients, or all that they read is frozen.
     """
-    weights = {name: weight for name, weight in vae.module.named_parameters() if weight.requires_grad}
+    weights = {name: weight for name, weight in vae.module.named_parameters() if weight.is_floating_point()}
+    frozen = [name for name, weight in weights.items() if not weight.requires_grad]
     with _restored(vae.module), torch.random.fork_rng(devices=[]), torch.enable_grad():
         vae.module.train()
-        mu, logvar = vae.posterior(x, **conditions)
-        parameters, scale = vae.answer(mu + torch.exp(0.5 * logvar), **conditions)
-        for function, tensor in (("encode", mu), ("decode", parameters)):
-            if not tensor.requires_grad:
-                raise ExportError(
-                    f"{function}: its answer has no gradient; take torch.no_grad() and detach() out of it, and let it "
-                    "have weights that are not frozen"
-                )
-        bound = objective.log_likelihood(x, parameters, vae.likelihood, scale).mean()
-        bound = bound - objective.kl_standard_normal(mu, logvar).sum(-1).mean()
-        gradients = torch.autograd.grad(bound, list(weights.values()), allow_unused=True)
-    return [name for name, gradient in zip(weights, gradients, strict=True) if gradient is None]
+        try:
+            # With gradients, frozen weights show whether a function reads them, or hides what it reads.
+            for name in frozen:
+                weights[name].requires_grad_(True)
+            mu, logvar = vae.posterior(x, **conditions)
+            parameters, scale = vae.answer(mu + torch.exp(0.5 * logvar), **conditions)
+            bound = objective.log_likelihood(x, parameters, vae.likelihood, scale).mean()
+            bound = bound - objective.kl_standard_normal(mu, logvar).sum(-1).mean()
+            gradients: Sequence[Tensor | None] = [None] * len(weights)
+            if bound.requires_grad:
+                gradients = torch.autograd.grad(bound, list(weights.values()), allow_unused=True)
+        finally:
+            for name in frozen:
+                weights[name].requires_grad_(False)
+    read = [name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None]
+    left = [name for name in weights if name not in read and name not in frozen]
+    # An encode without weights of its own is one whose decoder is trained alone.
+    hidden = "decode" if not parameters.requires_grad else "encode" if left and not mu.requires_grad else None
+    if hidden:
+        raise ExportError(
+            f"{hidden}: its answer has no gradient; take torch.no_grad() and detach() out of it; what is not to be "
+            "trained is frozen by requires_grad_(False)"
+        )
+    if not set(read) - set(frozen):
+        raise ExportError(
+            "model: expected a weight to train, got frozen ones alone of those that encode and decode read; let some "
+            "have requires_grad=True"
+        )
+    return left, frozen
 
 
 def again(

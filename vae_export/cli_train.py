@@ -135,7 +135,9 @@ def _train(options: argparse.Namespace) -> None:
     try:
         outcome = train(options.out, wanted, training, source, **declared, recorders=recorders, command=command)
     except KeyboardInterrupt:
-        if started_first() and (options.out / STATE).exists():
+        if not started_first():
+            raise SystemExit(1) from None
+        if (options.out / STATE).exists():
             print(one_line(f"{options.out}: the same command goes on from the last epoch"), file=sys.stderr)
         raise
     if not started_first():

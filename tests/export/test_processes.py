@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -157,3 +158,27 @@ def test_a_reason_is_told_once(torchrun, tmp_path, rank):
     assert done.returncode != 0
     assert len(errors(done)) == 1
     assert "missing.npy" in errors(done)[0]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
+def test_an_interrupted_conversion_is_told_once(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import time, torch\n\n\ndef rows():\n    for i in range(10**6):\n        time.sleep(0.02)\n"
+        "        yield torch.tensor([i % 2, 0.5])\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    process = subprocess.Popen(
+        [*command, "vae_export", "train", "--data", "slow:rows", "--out", str(tmp_path / "run"), "--threads", "1"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 100
+    while not list(tmp_path.glob("run/.data.*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    # As a terminal does.
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert errors.count("interrupted\n") == 1
+    assert not (tmp_path / "run").exists()

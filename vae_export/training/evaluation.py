@@ -29,6 +29,7 @@ from . import checkpoint, objective, own_vae
 from .bars import bar
 from .data.batches import TensorBatch, read
 from .model import VAE, reparameterize
+from .run_folder import require_writable
 from .step import Modelled, answer_to
 
 # Numbers in the decoder's answer to one chunk: its activations, some ten times as many, then stay near the caches.
@@ -102,8 +103,8 @@ def evaluate(
         model: the module of a run whose model was given in Python without a name; it takes the run's weights.
 
     Raises:
-        InputError: the checkpoint cannot be read, the data are missing or not those of the training, or a number is
-            out of range.
+        InputError: the checkpoint cannot be read, the folder cannot be written, the data are missing or not those of
+            the training, or a number is out of range.
     """
     folder = require_path("run_folder", run_folder)
     require_bool("progress", progress)
@@ -111,6 +112,7 @@ def evaluate(
     for name, number in (("importance_samples", importance_samples), ("limit", 1 if limit is None else limit)):
         require_integer(name, number, 1, 2**31)
     module, info = checkpoint.load(folder, model)
+    require_writable(folder)
     dataset = checkpoint.run_data(info, data, folder)
     if not len(dataset.test):
         raise InputError(f"{info.data.source}: expected at least one test observation, got none; split some off")

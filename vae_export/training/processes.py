@@ -116,9 +116,11 @@ def joined() -> Iterator[Processes]:
     except Exception as error:
         if _failed_first(store, rank):
             if _is_lost(error):
+                # gloo adds a general explanation.
+                reason = error_line(error).partition(". This is typically")[0]
                 raise TrainingError(
-                    f"process {rank} of {count}: another one ended, and said no reason here: {error_line(error)}; "
-                    "the same command goes on from the last epoch"
+                    f"process {rank} of {count}: another one ended, and said no reason here: {reason}; the same "
+                    "command goes on from the last epoch"
                 ) from error
             raise
         with contextlib.suppress(KeyboardInterrupt):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -119,10 +120,11 @@ def require_writable(folder: Path) -> None:
 
 
 def clean(folder: Path) -> None:
-    """Remove the resume state of a finished run, and files that a kill left incomplete."""
-    (folder / STATE).unlink(missing_ok=True)
+    """Remove the resume state of a finished run, and files that a kill left incomplete, where that is possible."""
+    leftovers = [folder / STATE, *(folder / SAMPLES).glob(".*.tmp")]
     for name in (STATE, *_RESULTS):
-        for leftover in folder.glob(f".{name}.*.tmp"):
-            leftover.unlink(missing_ok=True)
-    for leftover in (folder / SAMPLES).glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+        leftovers += folder.glob(f".{name}.*.tmp")
+    for leftover in leftovers:
+        # A finished run is whole with them, and may lie where nothing can be written.
+        with contextlib.suppress(OSError):
+            leftover.unlink()

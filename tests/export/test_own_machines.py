@@ -78,6 +78,13 @@ class Noting(Dense):
         return super().encode(x)
 
 
+def noted(x, random):
+    """Changes nothing, and notes a number that it draws."""
+    with open("changed" + os.environ.get("RANK", "0"), "a") as file:
+        print(torch.rand((), generator=random).item(), file=file)
+    return x
+
+
 class Choosing(Dense):
     """Leaves a layer out where it is trained on many rows."""
 
@@ -310,14 +317,16 @@ def torchrun(folder, name, source="digits", killed="", processes=2, **options):
 @pytest.mark.long
 @pytest.mark.usefixtures("mine")
 def test_two_processes_give_the_curve_of_one(digits_npy, tmp_path):
-    done = torchrun(tmp_path / "two", "Noting", digits_npy, epochs=2, batch_size=233, ema=0.9, precision="float32")
+    options = {"epochs": 2, "batch_size": 233, "ema": 0.9, "precision": "float32", "augment": "mine:noted"}
+    done = torchrun(tmp_path / "two", "Noting", digits_npy, **options)
     assert done.returncode == 0, done.stderr
     run(tmp_path / "one", "Dense", digits_npy, batch_size=233, ema=0.9)
     assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-5, abs=1e-6)
     assert torch.equal(weights(tmp_path / "two")["unread"], torch.ones(3))
-    # What modules draw, such as dropout, is each process' own.
-    drawn = [Path(name).read_text().split()[-2:] for name in ("drawn0", "drawn1")]
-    assert len({*drawn[0], *drawn[1]}) == 4
+    # What modules draw, such as dropout, and what augmentation draws, is each process' own.
+    for name, count in (("drawn", 2), ("changed", 4)):
+        drawn = [Path(f"{name}{rank}").read_text().split()[-count:] for rank in (0, 1)]
+        assert len({*drawn[0], *drawn[1]}) == 2 * count
 
 
 @pytest.mark.long

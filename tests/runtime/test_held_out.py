@@ -14,7 +14,7 @@ from vae_runtime.bundle import open_bundle
 from vae_runtime.calibration import calibrate
 from vae_runtime.cli.main import main
 from vae_runtime.errors import BundleError, InputError, VaeError
-from vae_runtime.held_out import HeldOut, p_values, quantiles
+from vae_runtime.held_out import HeldOut, p_values, quantiles, why_no_p_value
 
 
 def held_out_of(scores, **fields):
@@ -117,7 +117,9 @@ def test_no_p_values_and_why(scored, small_bundle, tmp_path):
         s = vae.score(x[:2], k=k)
         assert s.p_value is None
         assert f"k=4, got k={k}" in s.p_value_reason
-    assert vae.score(x[:2], k=4).p_value is not None
+    bounds = vae.score(x, k=4, seed=0).log_likelihood
+    exact = [counted(bounds, bound) for bound in bounds]
+    np.testing.assert_allclose(vae.score(x, k=4).p_value, exact, atol=0.01)
 
 
 def test_no_p_values_of_another_variant(digits, tmp_path, vae):
@@ -127,6 +129,13 @@ def test_no_p_values_of_another_variant(digits, tmp_path, vae):
     assert s.p_value is None
     assert "variant int8, in use is fp32" in s.p_value_reason
     assert vae_runtime.load(tmp_path / "int8", variant="int8").score(pictures).p_value is not None
+
+
+@pytest.mark.parametrize("component", ["encoder", "decoder"])
+def test_either_component_may_be_of_another_variant(component):
+    other, in_use = held_out_of([-1.0, 0.0], **{component: "int8"}), {"encoder": "fp32", "decoder": "fp32"}
+    assert f"of the {component}'s variant int8, in use is fp32" in why_no_p_value(other, in_use, None, 0)
+    assert why_no_p_value(other, in_use | {component: "int8"}, None, 0) is None
 
 
 def test_the_terms_of_the_reconstruction(scored):
@@ -168,6 +177,18 @@ def test_a_file_is_scored_part_by_part_as_the_array(small_bundle, tmp_path, monk
     calibrate(folder, tmp_path / "x.npy", data="numbers", out=tmp_path / "parts", progress=done.append)
     assert done == [8, 16, 20]
     assert open_bundle(tmp_path / "parts").digest == digest
+
+
+def test_conditions_go_with_the_rows_of_each_part(root, tmp_path, monkeypatch):
+    bundle = root / "models" / "digits-conditional"
+    labels = np.arange(20) % 10
+    x = vae_runtime.load(bundle).sample(20, conditions={"label": labels}, seed=1)
+    np.save(tmp_path / "x.npy", x)
+    monkeypatch.setattr("vae_runtime.calibration._ROWS", 8)
+    for name, rows in (("whole", x), ("parts", tmp_path / "x.npy")):
+        calibrate(bundle, rows, conditions={"label": labels}, out=tmp_path / name)
+    whole, parts = (open_bundle(tmp_path / name).manifest.scores for name in ("whole", "parts"))
+    np.testing.assert_allclose(parts.values, whole.values, rtol=1e-5)
 
 
 def test_a_bundle_that_is_calibrated_has_no_signature_of_another(small_bundle, tmp_path, capsys):

@@ -108,28 +108,49 @@ def test_a_module_has_the_best_weights_in_the_end_also_of_a_run_that_had_finishe
     assert same(weights(tmp_path), before)
 
 
-def test_validation_is_the_same_in_each_epoch_and_of_each_row_alike(digits_npy, tmp_path):
+def test_validation_is_the_same_in_each_epoch_and_of_each_row_alike(tmp_path):
     """The second part of the validation data has fewer rows than the first."""
-    data = DataConfig("digits", validation_fraction=0.25)
-    figures = {}
-    for seed in (0, 1):
-        folder = tmp_path / str(seed)
-        train(folder, MODEL, dataclasses.replace(STILL, seed=seed, importance_samples=2), data, progress=False)
-        lines = [json.loads(line)["validation"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert lines[0] == lines[1] == lines[2]
-        figures[seed] = lines[0]
-    assert figures[0] != figures[1]
-    vae, info = checkpoint.load(tmp_path / "0")
-    x = read(checkpoint.run_data(info).validation, slice(None)).x
-    parts = x.split(BATCH)
-    assert len(parts) == 2
-    assert len(parts[1]) < BATCH
-    random, total = generator(0, "validation noise"), torch.zeros(4, dtype=torch.float64)
-    for number, rows in enumerate(parts):
-        eps = torch.randn((2, len(rows), 4), generator=random)
-        seen = (torch.rand(rows.shape, generator=generator(0, f"binarise validation {number}")) < rows).float()
-        total += Objective(vae)(seen, eps, 1.0)[1].double() * len(rows)
-    assert list(figures[0].values()) == pytest.approx((total / len(x)).tolist(), rel=1e-6)
+    data = DataConfig("digits", validation_fraction=0.25, conditions=("label",))
+    training = dataclasses.replace(STILL, seed=1, importance_samples=2, batch_size=370)
+    train(tmp_path, MODEL, training, data, progress=False)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines, trained = [record["validation"] for record in records], records[0]["train"]
+    assert lines[0] == lines[1] == lines[2]
+    vae, info = checkpoint.load(tmp_path)
+    part = checkpoint.run_data(info).validation
+    assert BATCH < len(part) < 2 * BATCH
+    random, total = generator(1, "validation noise"), torch.zeros(4, dtype=torch.float64)
+    for number in range(2):
+        rows = read(part, slice(number * BATCH, min((number + 1) * BATCH, len(part))))
+        eps = torch.randn((2, len(rows.x), 4), generator=random)
+        seen = (torch.rand(rows.x.shape, generator=generator(1, f"binarise validation {number}")) < rows.x).float()
+        total += Objective(vae)(seen, eps, 1.0, conditions=rows.conditions)[1].double() * len(rows.x)
+    assert list(lines[0].values()) == pytest.approx((total / len(part)).tolist(), rel=1e-6)
+    # The figures of training are means over its rows, too, of which the last of four batches has fewer.
+    for name in ("elbo", "reconstruction", "kl"):
+        assert trained[name] == pytest.approx(lines[0][name], rel=0.1)
+
+
+class Noting(Dense):
+    """Notes the mode in which it encodes so many rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, bool]] = []
+
+    def encode(self, x):
+        self.seen.append((len(x), self.training))
+        return super().encode(x)
+
+
+def test_rows_are_trained_on_in_training_mode_and_validated_in_evaluation_mode(digits_npy, tmp_path):
+    own, data = Noting(), DataConfig(str(digits_npy))
+    declared = {"posterior": "logvar", "likelihood": "gaussian", "prior": "normal"}
+    train(tmp_path, own, dataclasses.replace(STILL, epochs=2), data, progress=False, **declared)
+    trained, validated = (len(part) for part in (load(data).train, load(data).validation))
+    assert [mode for rows, mode in own.seen if rows == trained] == [True, True]
+    assert {mode for rows, mode in own.seen if rows == validated} == {False}
+    assert own.training
 
 
 def test_figures_of_validation_that_are_no_numbers_end_a_training(tmp_path):

@@ -129,16 +129,20 @@ def test_parts_that_are_put_together_wrongly_are_seen(digits_npy, tmp_path, monk
 
 
 def test_the_objective_that_a_step_gives_is_that_of_all_its_parts():
-    """It is what a training looks at for a number that is not finite."""
+    """It is what a training looks at for a number that is not finite. Each row keeps its condition."""
     random = torch.Generator().manual_seed(0)
     x, eps = torch.rand(7, 5, generator=random).round(), torch.randn(1, 7, 2, generator=random)
-    vae = VAE(ModelConfig(observation_shape=(5,), latent=2, hidden=()))
-    expected = Objective(vae)(x, eps, 0.5)[0].item()
+    given = {"pose": 9 * torch.randn(7, 2, generator=random)}
+    vae = VAE(ModelConfig(observation_shape=(5,), latent=2, hidden=(), conditions={"pose": {"shape": [2]}}))
+    expected = Objective(vae)(x, eps, 0.5, conditions=given)[0].item()
     for parts in (1, 3, 9):
         descent = Descent(copy.deepcopy(vae), TrainConfig(accumulate=parts), Processes(), torch.device("cpu"))
-        goal, sums = descent.step(Batch(x, eps, 7, 7, {}), 0.5, 0.0, 1e-3)
+        goal, sums = descent.step(Batch(x, eps, 7, 7, given), 0.5, 0.0, 1e-3)
         assert goal.item() == pytest.approx(expected, rel=1e-5)
-        assert sums[1] - 0.5 * sums[2] == pytest.approx(7 * expected, rel=1e-5)
+        assert (sums[1] - 0.5 * sums[2]).item() == pytest.approx(7 * expected, rel=1e-5)
+    assert Objective(vae)(x, eps, 0.5, conditions={"pose": given["pose"].roll(1, 0)})[0].item() != pytest.approx(
+        expected, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -156,6 +160,15 @@ def test_half_the_precision_learns_nearly_the_same_with_weights_in_float32(
     run(tmp_path / "again", digits_npy, precision=precision, epochs=2)
     assert curve(tmp_path / "again") == curve(whole)
     assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(tmp_path / "again").items())
+
+
+def test_validation_is_in_float32_whatever_is_trained_in(digits_npy, tmp_path):
+    """No weight changes by such a rate."""
+    for precision in ("bfloat16", "float32"):
+        run(tmp_path / precision, digits_npy, precision=precision, epochs=1, learning_rate=1e-30)
+    (trained, validated), (reference, expected) = (curve(tmp_path / name) for name in ("bfloat16", "float32"))
+    assert validated == expected
+    assert trained != reference
 
 
 def test_gradients_too_large_for_float16_are_skipped_and_the_steps_counted(digits_npy, tmp_path, monkeypatch):

@@ -166,18 +166,41 @@ def test_the_bound_is_the_logarithm_of_a_mean(weights):
 
 
 def test_the_weight_of_the_kl_is_that_of_the_ratio_in_the_bound():
-    """The figure of the bound has it whole."""
-    vae = VAE(ModelConfig(observation_shape=(5,), latent=2, hidden=(4,)))
-    x, eps = draw(6, 5).gt(0).float(), draw(3, 6, 2, seed=1).float()
+    """The figure of the bound has it whole. Each row keeps its condition in all of its samples."""
+    vae = VAE(ModelConfig(observation_shape=(5,), latent=2, hidden=(4,), conditions={"pose": {"shape": [2]}}))
+    x, eps, pose = draw(6, 5).gt(0).float(), draw(3, 6, 2, seed=1).float(), 9 * draw(6, 2, seed=2).float()
     with torch.no_grad():
-        mu, logvar = vae.encode(x)
+        mu, logvar = vae.encode(x, pose=pose)
         deviation = (0.5 * logvar).exp()
         z = mu + deviation * eps
-        reconstruction = distributions.Bernoulli(logits=vae.decode(z.flatten(0, 1)).view(3, 6, 5)).log_prob(x).sum(-1)
+        logits = torch.stack([vae.decode(sample, pose=pose) for sample in z])
+        reconstruction = distributions.Bernoulli(logits=logits).log_prob(x).sum(-1)
         ratio = distributions.Normal(0, 1).log_prob(z).sum(-1) - distributions.Normal(mu, deviation).log_prob(z).sum(-1)
         for weight in (0.0, 0.25, 1.0):
-            goal, figures = Objective(vae)(x, eps, weight)
+            goal, figures = Objective(vae)(x, eps, weight, conditions={"pose": pose})
             expected = [
                 ((reconstruction + by * ratio).logsumexp(0) - math.log(3)).mean().item() for by in (weight, 1.0)
             ]
             assert [goal.item(), figures[3].item()] == pytest.approx(expected, rel=1e-5)
+
+
+def test_free_bits_change_what_is_trained_and_no_figure():
+    vae = VAE(ModelConfig(observation_shape=(5,), latent=2, hidden=(4,)))
+    x, eps = draw(6, 5).gt(0).float(), draw(1, 6, 2, seed=1).float()
+    (plain, figures), (goal, same) = (Objective(vae)(x, eps, 0.5, bits) for bits in (0.0, 3.0))
+    assert torch.equal(figures, same)
+    assert figures[0].item() == pytest.approx((figures[1] - figures[2]).item(), rel=1e-5)
+    # Both dimensions cost less than 3 nats.
+    assert goal.item() == pytest.approx((figures[1] - 0.5 * 6).item(), rel=1e-5)
+    assert plain.item() == pytest.approx((figures[1] - 0.5 * figures[2]).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("learn", [True, False])
+def test_the_scale_of_a_model_is_trained_where_it_is_learned(learn):
+    vae = VAE(
+        ModelConfig(observation_shape=(5,), latent=2, hidden=(), likelihood="gaussian", scale=0.5, learn_scale=learn)
+    )
+    x, eps = draw(6, 5).float(), draw(1, 6, 2, seed=1).float()
+    Objective(vae)(x, eps, 1.0)[0].backward()
+    gradient = vae.log_scale.grad
+    assert (gradient is not None and gradient.abs().item() > 0) == learn

@@ -73,7 +73,7 @@ def test_a_finished_run_has_its_files_and_figures(whole):
         assert lines[-1][part]["elbo"] == pytest.approx(lines[-1][part]["reconstruction"] - lines[-1][part]["kl"])
     # before the importance-weighted epochs the bound that is trained is the ELBO; validation's is the same throughout
     assert lines[1]["train"]["bound"] == lines[1]["train"]["elbo"]
-    assert lines[3]["train"]["bound"] > lines[3]["train"]["elbo"]
+    assert all(line["train"]["bound"] > line["train"]["elbo"] for line in lines[2:])
     assert lines[0]["validation"]["bound"] > lines[0]["validation"]["elbo"]
     rates = [line["learning_rate"] for line in lines]
     assert rates == sorted(rates, reverse=True)

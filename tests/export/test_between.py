@@ -1,11 +1,14 @@
 """What forward does between encode and decode holds for posteriors that the example does not give."""
 
+import onnx
 import pytest
 import torch
 from torch import nn
 from torch.distributions import Normal
 from torch.nn import functional
 
+import vae_export
+import vae_runtime
 from vae_export.understand import between
 from vae_export.understand.adapt import adapt
 from vae_export.understand.adapted import run_module
@@ -73,6 +76,17 @@ class ClampedDistribution(Plain):
 class InTraining(ClampedLogvar):
     def forward(self, x):
         return super().forward(x) if self.training else self.decode(self.encode(x)[0])
+
+
+class Precision(Plain):
+    """Its second tensor is 1 / variance."""
+
+    def encode(self, x):
+        mean, second = super().encode(x)
+        return mean, functional.softplus(second) + 0.1
+
+    def std(self, second):
+        return second.rsqrt()
 
 
 BOUNDED = [ClampedLogvar, FloorOfStd, ClampedSoftplus, ClampedMean, ClampedDistribution, InTraining]
@@ -144,3 +158,14 @@ def test_second_tensors_give_back_their_log_variance(meaning):
     found, std = between.second_to(meaning, between._second_of(meaning, logvar))
     torch.testing.assert_close(found, logvar, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(std, torch.exp(0.5 * logvar), rtol=1e-3, atol=0.0)
+
+
+@pytest.mark.parametrize("cls", [ClampedLogvar, InTraining, Precision])
+def test_the_halves_of_forward_are_exported_by_the_current_exporter_alone(cls, tmp_path):
+    exported = vae_export.export(cls().eval(), tmp_path / "b", example=X, formats=("onnx",))
+    assert any("halves of forward" in line for line in exported.recognised)
+    encoder = vae_runtime.load(tmp_path / "b").manifest.encoder["fp32"]
+    assert encoder.exporter == "torch.onnx.export(dynamo=True)"
+    graph = onnx.load(tmp_path / "b" / "encoder" / "fp32" / "model.onnx").graph
+    weights = [tensor.name for tensor in graph.initializer if "head" in tensor.name]
+    assert weights == [], "the decoder's weights are no part of the encoder"

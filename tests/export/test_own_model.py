@@ -22,9 +22,13 @@ from vae_export.cli import main
 from vae_export.errors import ExportError, TrainingError
 from vae_export.training import checkpoint
 from vae_export.training.config import DataConfig, ModelConfig, TrainConfig
+from vae_export.training.data.batches import read
 from vae_export.training.loop import train
+from vae_export.training.model import reparameterize
 from vae_export.training.own_vae import understood
+from vae_export.training.randomness import generator
 from vae_export.understand.declaration import Declaration
+from vae_runtime import noise
 from vae_runtime.errors import InputError, VaeError
 
 TRAINING = TrainConfig(epochs=3, batch_size=64, learning_rate=3e-3, binarise="stochastic", threads=1)
@@ -258,11 +262,20 @@ def own(tmp_path, monkeypatch):
     sys.modules.pop("own_models", None)
 
 
+def log_p(module, x, eps):
+    """The mean of log p(x|z) with a scale of 0.3, z a sample of each posterior."""
+    with torch.no_grad():
+        mu, logvar = module.encode(x)
+        mean = module.decode(reparameterize(mu, logvar, eps))
+        return Normal(mean, 0.3).log_prob(x).flatten(1).sum(1).mean().item()
+
+
 def test_the_same_line_trains_a_built_in_model_and_an_own_one_and_exports_both(tmp_path, digits_npy, own, capsys):
     shared = ["--data", str(digits_npy), "--epochs", "2", "--batch-size", "64", "--threads", "1"]
     assert main(["train", *shared, "--out", "built-in", "--likelihood", "gaussian"]) == 0
-    assert main(["train", *shared, "--out", "own", "--likelihood", "gaussian", "--model", f"{own}:Dense"]) == 0
-    assert main(["train", *shared, "--out", "own", "--likelihood", "gaussian", "--model", f"{own}:Dense"]) == 0
+    declared = ["--likelihood", "gaussian", "--scale", "0.3", "--model", f"{own}:Dense"]
+    assert main(["train", *shared, "--out", "own", *declared]) == 0
+    assert main(["train", *shared, "--out", "own", *declared]) == 0
     assert "own: already finished" in capsys.readouterr().out
     assert main(["evaluate", "own", "--importance-samples", "2", "--limit", "8"]) == 0
     assert main(["export", "own", "--out", "bundle"]) == 0
@@ -273,6 +286,17 @@ def test_the_same_line_trains_a_built_in_model_and_an_own_one_and_exports_both(t
     x = checkpoint.run_data(info).test.rows(slice(4))
     with torch.no_grad():
         np.testing.assert_allclose(vae.encode(x).mean, module.encode(torch.from_numpy(x))[0], atol=1e-5)
+    # The declared scale is that of the bundle, of what was trained and of what was measured.
+    assert vae.manifest.likelihood.scale == 0.3
+    validation = read(checkpoint.run_data(info).validation, slice(None)).x
+    eps = torch.randn((1, len(validation), 4), generator=generator(0, "validation noise"))
+    assert records(Path("own"))[info.result.best_epoch - 1]["validation"]["reconstruction"] == pytest.approx(
+        log_p(module, validation, eps[0]), rel=1e-5
+    )
+    test = checkpoint.run_data(info).test.rows(slice(8))
+    measured = json.loads(Path("own/evaluation.json").read_text())["reconstruction"]
+    eps = torch.from_numpy(noise.normal(0, 0, 8, (4,), noise.POSTERIOR))
+    assert measured == pytest.approx(log_p(module, torch.from_numpy(test), eps), rel=1e-5)
     card = Path("bundle/README.md").read_text()
     assert "those of the class Dense" in card
     assert "## What was understood of the model" in card

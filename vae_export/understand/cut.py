@@ -6,6 +6,7 @@ the latents, a factor on the noise, layers that join several latents.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -138,7 +139,9 @@ class _AtSums(Draws):
         self._summed.add(draw)
         if number < len(self.latents):
             return self.latents[number].to(result.dtype)
-        if number == self.last:
+        # An exception would leave the modules that it passes on the stack of torch.export, which then fails. What runs
+        # beyond the sum reaches no output, so the exporter drops it.
+        if number == self.last and not torch.compiler.is_exporting():
             raise _Reached
         # This mode is off while it serves a call: the draw is the caller's.
         return mean + term.abs() * torch.randn_like(mean)
@@ -180,13 +183,12 @@ class _Forward(Halves):
             last: the number of the sum to stop at.
         """
         at = _AtSums(noise, latents, last, drawn=self.drawn)
-        try:
-            with sampling(self.model, self.training), at:
-                self.model(x, **conditions)
-        except _Reached:
-            self.drawn = bool(at.drawn)
-            return at.sums
-        raise ExportError("it adds normal noise to no mean" if at.normal else "it draws no normal noise")
+        with sampling(self.model, self.training), at, contextlib.suppress(_Reached):
+            self.model(x, **conditions)
+        if len(at.sums) <= last:
+            raise ExportError("it adds normal noise to no mean" if at.normal else "it draws no normal noise")
+        self.drawn = bool(at.drawn)
+        return at.sums[: last + 1]
 
     def answer(self, latents: Sequence[Tensor], x: Tensor, conditions: Mapping[str, Tensor]) -> list[Tensor]:
         """The tensors that `forward` returns with these latents in the place of the sums."""

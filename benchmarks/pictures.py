@@ -1,4 +1,4 @@
-"""The pictures of the page: black and grey, told apart by marks and words."""
+"""The pictures of the page: black and gray, told apart by marks and words."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def decode_picture(found: Found) -> bytes:
             if batch == 1:
                 for x, y in drawn:
                     panel.annotate(f"{x:.2f}", (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=7)
-        panel.axvline(1, color="grey", linestyle="--", linewidth=1)
+        panel.axvline(1, color="gray", linestyle="--", linewidth=1)
         panel.set_xscale("log")
         panel.set_xticks(ticks := [0.25, 0.5, 1, 2, 4], [f"{tick:g}" for tick in ticks])
         panel.minorticks_off()

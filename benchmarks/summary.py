@@ -150,11 +150,11 @@ def summary_picture(found: Found) -> bytes:
                     fontsize=7,
                 )  # fmt: skip
         if line.limit:
-            panel.plot([line.limit.median] * 2, [row - 0.36, row + 0.36], color="grey", linewidth=2, zorder=1)
+            panel.plot([line.limit.median] * 2, [row - 0.36, row + 0.36], color="gray", linewidth=2, zorder=1)
     for mark, face, words in _MARKS.values():
         panel.plot([], [], mark, color="black", markerfacecolor=face, markersize=7, linestyle="none", label=words)
-    panel.plot([], [], color="grey", linewidth=2, label="the machine's limit in 32 bits")
-    panel.axvline(1, color="grey", linestyle="--", linewidth=1)
+    panel.plot([], [], color="gray", linewidth=2, label="the machine's limit in 32 bits")
+    panel.axvline(1, color="gray", linestyle="--", linewidth=1)
     _finish(panel, [line.words for line in reversed(measured)])
     figure.legend(*panel.get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside upper center")
     figure.supxlabel("speed relative to naive ONNX Runtime (dashed), one thread; right is faster", fontsize=9)

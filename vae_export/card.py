@@ -95,8 +95,8 @@ def run_card(
         f"- Adam, batches of {train.batch_size}, learning rate {train.learning_rate:g} falling to "
         f"{train.learning_rate * train.final_learning_rate:g}, at most {counted(train.epochs, 'epoch')}, "
         f"seed {train.seed}, PyTorch {info.torch_version}.{_averaged(info)}",
-        f"- Binarisation of the data: {train.binarise}."
-        + (" Grey values under a bernoulli likelihood: every figure is of a surrogate, not of a likelihood of the data."
+        f"- Binarization of the data: {train.binarise}."
+        + (" Gray values under a bernoulli likelihood: every figure is of a surrogate, not of a likelihood of the data."
            if info.surrogate else ""),
         *_stages(info),
         *([f"- Best epoch on the validation data: {info.result.best_epoch} of {info.result.epochs}."]

@@ -65,7 +65,7 @@ def demo(out: Path) -> None:
     write_atomic(out / "reconstructions.png", png(pairs(x, vae.reconstruct(x), columns=10)))
 
     kib = {variant.path: (bundle / variant.path).stat().st_size / 1024 for variant in vae.manifest.variants}
-    surrogate = "surrogate: grey values under a bernoulli likelihood" if evaluation.surrogate else ""
+    surrogate = "surrogate: gray values under a bernoulli likelihood" if evaluation.surrogate else ""
     rows = [
         ("test ELBO", f"{evaluation.elbo:.2f} nats", surrogate),
         (

@@ -126,7 +126,7 @@ def run_source(
     part, unseen = _unseen(dataset, info)
     few = read(part, slice(max(EXAMPLES, MEASURED)))
     observations, how = few.x, info.train.binarise
-    binarised = "" if how == "none" else f", binarised: {how}" + (", seed 0" if how == "stochastic" else "")
+    binarised = "" if how == "none" else f", binarized: {how}" + (", seed 0" if how == "stochastic" else "")
     held_out = _seen(part, HELD_OUT, how, unseen + binarised)
     shape = info.model.observation_shape
     axes = {1: ("feature",), 2: ("height", "width"), 3: ("channel", "height", "width")}
@@ -395,7 +395,7 @@ def _unseen(dataset: Dataset, info: RunInfo) -> tuple[Part, str]:
 
 
 def _seen(part: Part, n: int, how: str, description: str) -> Observations:
-    """Return the first n observations of a part as the model sees them, binarised by seed 0."""
+    """Return the first n observations of a part as the model sees them, binarized by seed 0."""
     return Observations(binarise(part.rows(slice(n)), how, 0), part.conditions(slice(n)), description)
 
 

@@ -161,7 +161,7 @@ def test_the_card_states_data_license_training_and_graphs(tiny_run, tmp_path, pr
         "Observations of shape 1×8×8, 4 latent dimensions, bernoulli likelihood",
         "dense layers of 32-16",
         "![Samples from the prior, drawn by the exported decoder](samples.png)",
-        "Data: digits, 1,797 handwritten digits, 8×8 grey values",
+        "Data: digits, 1,797 handwritten digits, 8×8 gray values",
         "License of the data: CC BY 4.0.",
         "1,465 observations trained on, 167 for validation, 165 for test.",
         "License of the weights: CC-BY-4.0.",
@@ -191,7 +191,7 @@ def test_figures_stand_with_their_protocol_in_card_and_manifest(evaluated_run, t
     bundle = export(evaluated_run, tmp_path / "bundle").path
     card = (bundle / "README.md").read_text(encoding="utf-8")
     measured = json.loads((evaluated_run / "evaluation.json").read_text())
-    assert "Protocol: 20 test observations of digits, binarisation none, 3 importance samples" in card
+    assert "Protocol: 20 test observations of digits, binarization none, 3 importance samples" in card
     assert f"**{measured['nll']:.2f}** ± {measured['standard_error']:.2f} nats" in card
     assert f"{measured['elbo']:.2f} nats" in card
     assert open_bundle(bundle).manifest.metrics == measured
@@ -216,7 +216,7 @@ def test_grey_values_under_a_bernoulli_are_called_a_surrogate_wherever_a_figure_
     assert info.surrogate == surrogate
     assert ("every figure is of a surrogate" in card) == surrogate
     table = card.partition("## Figures")[2].partition("## Graphs")[0]
-    for words in ("surrogate negative log-likelihood", "surrogate ELBO", "surrogate: grey values"):
+    for words in ("surrogate negative log-likelihood", "surrogate ELBO", "surrogate: gray values"):
         assert (words in table) == surrogate
 
 

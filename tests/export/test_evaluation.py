@@ -97,7 +97,7 @@ def test_the_result_is_written_with_its_protocol(digits_run):
     assert json.loads((digits_run.folder / "evaluation.json").read_text()) == asdict(result)
     assert result.data_digest == digits_run.info.provenance.digest
     assert -result.nll > result.elbo
-    assert result.protocol() == "165 test observations of digits, binarisation stochastic, 10 importance samples"
+    assert result.protocol() == "165 test observations of digits, binarization stochastic, 10 importance samples"
 
 
 def test_a_surrogate_is_called_one(digits_run, tmp_path):
@@ -106,7 +106,7 @@ def test_a_surrogate_is_called_one(digits_run, tmp_path):
     checkpoint.save_weights(tmp_path, vae.state_dict())
     result = measured(tmp_path)
     assert result.surrogate
-    assert result.protocol().endswith("surrogate: grey values under a bernoulli likelihood")
+    assert result.protocol().endswith("surrogate: gray values under a bernoulli likelihood")
     assert not measured(digits_run.folder).surrogate
 
 

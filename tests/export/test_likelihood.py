@@ -99,7 +99,7 @@ def test_an_unknown_kind_is_not_trained_as_another():
 @pytest.mark.parametrize(("name", "binarise", "purpose"), [
     ("bernoulli", "none", "a bernoulli likelihood"),
     ("bernoulli", "threshold", "a bernoulli likelihood"),
-    ("gaussian", "stochastic", "binarisation"),
+    ("gaussian", "stochastic", "binarization"),
 ])  # fmt: skip
 def test_data_outside_the_range_are_refused_for_what_needs_it(tmp_path, name, binarise, purpose):
     np.save(tmp_path / "x.npy", np.arange(7, 127, dtype=np.float32).reshape(30, 4))

@@ -310,7 +310,7 @@ def test_data_that_do_not_fit_are_refused(digits_npy, tmp_path):
     with pytest.raises(InputError, match="expected at least one observation for validation"):
         run(tmp_path / "run", source=digits_npy, validation_fraction=0)
     np.save(tmp_path / "x.npy", np.linspace(1.5, 2, 120).reshape(30, 4))
-    with pytest.raises(InputError, match=r"expected values in \[0, 1\] for binarisation, got "):
+    with pytest.raises(InputError, match=r"expected values in \[0, 1\] for binarization, got "):
         run(tmp_path / "run", dataclasses.replace(MODEL, likelihood="gaussian"), source=tmp_path / "x.npy")
     assert not (tmp_path / "run").exists()
     (tmp_path / "file").write_text("")

@@ -142,9 +142,9 @@ class RunInfo:
 
     @property
     def surrogate(self) -> bool:
-        """Whether figures are of a surrogate: grey values under a bernoulli likelihood, which is defined on {0, 1}."""
-        grey = self.train.binarise == "none" and not self.provenance.binary
-        return grey and kind_named(self.model.likelihood).binary
+        """Whether figures are of a surrogate: gray values under a bernoulli likelihood, which is defined on {0, 1}."""
+        gray = self.train.binarise == "none" and not self.provenance.binary
+        return gray and kind_named(self.model.likelihood).binary
 
 
 def write_info(folder: Path, info: RunInfo) -> None:

@@ -316,9 +316,9 @@ class TrainConfig(_Config):
     gradient_clip: float = _number(0.0, low=0)
     """Largest norm of the gradient; 0: not clipped."""
     binarise: str = _choice("none", "none", "stochastic", "threshold")
-    """`stochastic` draws each value anew each epoch as 1 with its own grey value as probability."""
+    """`stochastic` draws each value anew each epoch as 1 with its own gray value as probability."""
     seed: int = _integer(0, low=0, high=2**63 - 1)
-    """Decides initial weights, order, binarisation and noise."""
+    """Decides initial weights, order, binarization and noise."""
     threads: int = _integer(0, low=0, high=1024)
     """PyTorch's threads in each process; 0: as many as PyTorch chooses. Bit-identical runs need the same number."""
     device: str = _device("cpu")

@@ -50,11 +50,11 @@ class Evaluation:
     observations: int
     """Number of test observations measured."""
     binarisation: str
-    """none, stochastic (each value drawn once, by `seed`, with its grey value as probability) or threshold."""
+    """none, stochastic (each value drawn once, by `seed`, with its gray value as probability) or threshold."""
     surrogate: bool
-    """Grey values were scored as if a bernoulli likelihood covered them: the figures are no log likelihoods."""
+    """Gray values were scored as if a bernoulli likelihood covered them: the figures are no log likelihoods."""
     seed: int
-    """Seed of binarisation and noise."""
+    """Seed of binarization and noise."""
     elbo: float
     """ELBO with one posterior sample and the analytic KL; `reconstruction − kl`."""
     reconstruction: float
@@ -75,10 +75,10 @@ class Evaluation:
     """Number of latent dimensions."""
 
     def protocol(self) -> str:
-        """Return the line that belongs to every figure: data, binarisation and number of importance samples."""
+        """Return the line that belongs to every figure: data, binarization and number of importance samples."""
         samples = f"{self.importance_samples} importance sample{'s' if self.importance_samples > 1 else ''}"
-        line = f"{self.observations} test observations of {self.data}, binarisation {self.binarisation}, {samples}"
-        return line + (", surrogate: grey values under a bernoulli likelihood" if self.surrogate else "")
+        line = f"{self.observations} test observations of {self.data}, binarization {self.binarisation}, {samples}"
+        return line + (", surrogate: gray values under a bernoulli likelihood" if self.surrogate else "")
 
 
 def evaluate(
@@ -98,7 +98,7 @@ def evaluate(
         importance_samples: samples k of the importance-weighted bound.
         data: where the run's data are now, if not where they were.
         limit: measure the first so many test observations only.
-        seed: of binarisation and noise.
+        seed: of binarization and noise.
         progress: show a bar on stderr.
         model: the module of a run whose model was given in Python without a name; it takes the run's weights.
 
@@ -176,7 +176,7 @@ def read_evaluation(run_folder: str | Path) -> Evaluation | None:
 
 
 def binarise(x: NDArray[np.float32], how: str, seed: int, start: int = 0) -> NDArray[np.float32]:
-    """Return observations as a model sees them that was trained with this binarisation.
+    """Return observations as a model sees them that was trained with this binarization.
 
     Args:
         x: float32 [n, *shape] in [0, 1].

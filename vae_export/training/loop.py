@@ -248,7 +248,7 @@ def _describe(model: ModelConfig | OwnModel, training: TrainConfig, source: Data
     for part in (dataset.train, dataset.validation, dataset.test):
         require_kind(part, kind, source.source)
         if training.binarise != "none":
-            require_range(part, (0.0, 1.0), source.source, "binarisation")
+            require_range(part, (0.0, 1.0), source.source, "binarization")
     found = Found(dataset.normalisation, dataset.skipped.named, dataset.classes)
     return RunInfo(model, training, source, dataset.provenance, torch.__version__, found)
 

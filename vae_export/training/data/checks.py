@@ -94,7 +94,7 @@ def require_range(part: Part, support: tuple[float, float], place: str, purpose:
         index = first(outside(row))
         raise InputError(
             f"{place}: row {number}: expected values in [{low:g}, {high:g}] for {purpose}, got {row[index]:g} at "
-            f"{list(index)}; scale the data, or choose {_KINDS_OF_ANY_NUMBER} without binarisation"
+            f"{list(index)}; scale the data, or choose {_KINDS_OF_ANY_NUMBER} without binarization"
         )
 
 

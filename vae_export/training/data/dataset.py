@@ -32,12 +32,12 @@ _CONVERTED = ("source", "columns", "conditions", "corrupt")
 _KNOWN = {
     "sha256:04b7e6d8b23b1f79a558a09914acb541c801bca13df2df5ffb618f39937485d6": (
         "digits",
-        "1,797 handwritten digits, 8×8 grey values (Alpaydin & Kaynak, UCI Machine Learning Repository)",
+        "1,797 handwritten digits, 8×8 gray values (Alpaydin & Kaynak, UCI Machine Learning Repository)",
         "CC BY 4.0",
     ),
     "sha256:8eab7aee30ee494e96bc5a43b1de96beb722396487b39661083ab310fbc6e599": (
         "mnist",
-        "70,000 handwritten digits, 28×28 grey values (LeCun, Cortes & Burges)",
+        "70,000 handwritten digits, 28×28 gray values (LeCun, Cortes & Burges)",
         "CC BY-SA 3.0",
     ),
 }

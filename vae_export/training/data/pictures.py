@@ -79,7 +79,7 @@ def values(image: Any) -> NDArray[np.uint8]:
 
 
 def _mode(image: Any) -> str:
-    """The mode without palette that keeps all an image has: grey (L), color (RGB) or with transparency (RGBA)."""
+    """The mode without palette that keeps all an image has: gray (L), color (RGB) or with transparency (RGBA)."""
     if image.mode[0] in "IF":
         raise ValueError(f"expected 8 bits per channel, got mode {image.mode}")
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:

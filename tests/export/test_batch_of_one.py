@@ -97,3 +97,36 @@ def test_what_one_row_does_not_mend_keeps_its_reason(tmp_path):
 
     with pytest.raises(ExportError, match=r"torch\.where"):
         vae_export.export(Broken(), tmp_path / "b", example=X)
+
+
+class OfASequence(Plain):
+    """Reads and writes a sequence with PyTorch's own transformers, which have an operator for evaluation alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Parameter(torch.zeros(1, 1, 8))
+        reading = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.1)
+        self.reading = nn.TransformerEncoder(reading, 1, enable_nested_tensor=False)
+        self.writing = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.body, self.opened = nn.Linear(8, 8), nn.Linear(4, 24)
+
+    def encode(self, x):
+        read = self.reading(torch.cat([self.first.expand(len(x), -1, -1), x], 1))
+        return super().encode(read[:, 0])
+
+    def decode(self, z):
+        return self.writing(self.opened(z).unflatten(1, (3, 8)))
+
+
+@pytest.mark.long
+def test_layers_of_a_transformer_have_a_free_batch(tmp_path, capfd):
+    x = torch.rand(6, 3, 8, generator=torch.Generator().manual_seed(0))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    exported = vae_export.export(OfASequence().eval(), tmp_path / "b", example=x, formats=("onnx",))
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+    assert exported.parity.passed
+    assert "row by row" not in capfd.readouterr().err
+    manifest = vae_runtime.load(tmp_path / "b").manifest
+    assert {graphs["fp32"].exporter for graphs in (manifest.encoder, manifest.decoder)} == {
+        "torch.onnx.export(dynamo=True)"
+    }

@@ -711,3 +711,31 @@ def test_a_convolution_without_a_bias_has_none_of_a_wrong_shape(axes, tmp_path):
     (node,) = (node for node in graph.node if node.op_type == "Conv")
     biases = [tensor for tensor in graph.initializer if tensor.name in node.input[2:]]
     assert all(list(tensor.dims) == [4] for tensor in biases)
+
+
+class Spectrum(nn.Module):
+    def __init__(self, read):
+        super().__init__()
+        torch.manual_seed(3)
+        self.read, self.body, self.head = read, nn.Linear(9, 8), nn.Linear(4, 18)
+
+    def encode(self, x):
+        return self.body(self.read(x).abs()).chunk(2, 1)
+
+    def decode(self, z):
+        real, imaginary = self.head(z).chunk(2, 1)
+        return torch.fft.irfft(torch.complex(real, imaginary), n=16)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [torch.fft.rfft, lambda x: torch.fft.rfft(x, norm="ortho"), lambda x: torch.fft.rfft(x[:, :8], n=16)],
+    ids=["plain", "scaled", "padded"],
+)
+def test_a_fourier_transform_takes_the_length_of_its_signal(read, tmp_path):
+    x = torch.rand(3, 16, generator=torch.Generator().manual_seed(0))
+    exported = vae_export.export(Spectrum(read), tmp_path / "b", example=x, formats=("onnx",), posterior="logvar")
+    assert exported.parity.passed
+    graph = onnx.load(tmp_path / "b" / "encoder" / "fp32" / "model.onnx").graph
+    (node,) = (node for node in graph.node if node.op_type == "DFT")
+    assert len(node.input) == 1

@@ -58,7 +58,8 @@ def export_onnx(adapted: Adapted, component: str, path: Path, require: Callable[
     failures: list[Exception] = []
     for exporter, make in _EXPORTERS.items():
         try:
-            model = make(adapted, component)
+            with _operators_of_layers():
+                model = make(adapted, component)
             one = component in adapted.signature.batch_of_one
             _check_contract(model, component, adapted.signature.inputs(component), one)
             bound_divisors(model, _min_sizes(adapted, component))
@@ -155,6 +156,7 @@ def _dynamo(adapted: Adapted, component: str) -> onnx.ModelProto:
     onnxscript.optimizer.remove_unused_nodes(program.model)
     model = program.model_proto
     _drop_wrong_biases(model)
+    _drop_own_lengths(model)
     strip(model)
     model.ir_version = IR_VERSION
     return model
@@ -166,6 +168,49 @@ def _drop_wrong_biases(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if node.op_type == "Conv" and len(node.input) == 3 and node.input[2] in wrong:
             del node.input[2]
+
+
+def _drop_own_lengths(model: onnx.ModelProto) -> None:
+    """Remove the length of a DFT where it is that of the signal, which is its default.
+
+    PyTorch's exporter computes it from a shape, and a bundle's graph takes a constant length alone.
+    """
+    transforms = [node for node in model.graph.node if node.op_type == "DFT" and len(node.input) == 2]
+    if not transforms:
+        return
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    sizes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.input, *inferred.value_info)
+    }
+    for node in transforms:
+        length = made_by.get(node.input[1])
+        shape = made_by.get(length.input[0]) if length is not None and length.op_type == "Squeeze" else None
+        if shape is None or shape.op_type != "Shape":
+            continue
+        axis, start, end = _number(node, "axis"), _number(shape, "start"), _number(shape, "end")
+        measured, signal = (sizes.get(name, [])[start:end] for name in (shape.input[0], node.input[0]))
+        if axis == start and end == start + 1 and measured == signal and measured not in ([], [0]):
+            del node.input[1]
+
+
+def _number(node: onnx.NodeProto, name: str) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == name), 0)
+
+
+@contextlib.contextmanager
+def _operators_of_layers() -> Iterator[None]:
+    """Let a layer of a transformer run its operators, instead of a single one that no exporter translates.
+
+    PyTorch takes the single one in evaluation mode where no gradients are recorded.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager

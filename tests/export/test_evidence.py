@@ -281,6 +281,76 @@ def test_a_map_of_the_latents_behind_the_cut_leaves_the_prior_open(behind, settl
     assert settled or "before or after" in prior.reason
 
 
+class Beside(nn.Module):
+    """Its decoder takes latents beside something else."""
+
+    def __init__(self, beside):
+        super().__init__()
+        torch.manual_seed(8)
+        self.enc, self.beside, self.decoder = nn.Linear(12, 8), beside, nn.Linear(4 + 3, 12)
+        if beside is another_latent:
+            self.second = nn.Linear(12, 6)
+
+    def forward(self, x):
+        mu, logvar = self.enc(x).chunk(2, 1)
+        z = mu + torch.randn_like(mu) * logvar.exp()
+        return self.decoder(torch.cat([self.beside(self, x, z), z], 1))
+
+
+def another_latent(model, x, z):
+    mu, logvar = model.second(x).chunk(2, 1)
+    return mu + torch.randn_like(mu) * logvar.exp()
+
+
+def numbers(model, x, z):
+    return torch.full((x.shape[0], 3), 0.5)
+
+
+def a_change_of_the_latent(model, x, z):
+    return torch.tanh(z[:, :3])
+
+
+@pytest.mark.parametrize("beside", [another_latent, numbers, a_change_of_the_latent])
+def test_latents_that_decode_takes_beside_others_have_their_own_prior(beside):
+    settled = beside is not a_change_of_the_latent
+    for latent in understood(Beside(beside)).signature.latents:
+        assert (latent.prior.kind, latent.prior.assumed) == (("normal", True) if settled else ("none", False))
+        assert settled or "before or after" in latent.prior.reason
+
+
+def test_a_condition_beside_the_latents_is_no_change_of_them():
+    class Conditional(Beside):
+        def forward(self, x, c):
+            self.beside = lambda model, x, z: c
+            return super().forward(x)
+
+    model = Conditional(None).eval()
+    with unchanged(model):
+        adapted = adapt(model, X, Declaration(), conditions={"c": torch.eye(3)[torch.arange(6) % 3]})
+    assert (adapted.signature.latent.prior.kind, adapted.signature.latent.prior.assumed) == ("normal", True)
+
+
+class Recording(Plain):
+    """Keeps what its loss needs."""
+
+    def forward(self, x):
+        self.mu, self.logvar = self.encode(x)
+        self.z = self.mu + torch.randn_like(self.mu) * torch.exp(0.5 * self.logvar)
+        return self.decode(self.z)
+
+
+def test_what_a_run_leaves_in_the_model_is_no_prior():
+    model = Recording()
+    model(torch.rand(128, 12))  # as a training step does
+    assert latent_of(model).prior.assumed
+    model.shift = torch.randn(4)
+    assert "shift, which may be a learned prior" in latent_of(model).prior.reason
+    # An average over what was seen has no rows.
+    model = Recording()
+    model.register_forward_hook(lambda module, given, answer: setattr(module, "shift", module.mu.mean(0)))
+    assert "shift, which may be a learned prior" in latent_of(model).prior.reason
+
+
 # Latents that are drawn in training mode alone.
 
 

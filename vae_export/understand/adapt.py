@@ -303,20 +303,48 @@ def _decodes_alike(functions: Functions, adapted: Adapted) -> bool:
         # What weights make of the latents, in their own shape, may still be a flow.
         return not maps_latents(adapted)
     # Other latents than the means, which something in between may leave as they are.
-    moved = {latent.name: adapted.examples[latent.name] for latent in adapted.signature.latents}
-    moved = {name: z + fixed_noise(z.shape) if z.is_floating_point() else z for name, z in moved.items()}
-    latents, seen = list(moved.values()), list[Tensor]()
-    with own.watching(seen.append):
-        outputs = run_module(adapted.modules["decoder"], adapted.given("decoder", {**adapted.examples, **moved}))
-    if len(latents) == 1 and any(torch.equal(z, latents[0]) for z in seen):
-        # What forward does behind it changes the observation, not the latent.
-        return True
+    trials = [_moved(adapted, by) for by in (1.0, 2.0)]
+    seen: list[list[Tensor]] = []
+    for latents in trials:
+        with own.watching((noted := list[Tensor]()).append):
+            given = dict(zip((latent.name for latent in adapted.signature.latents), latents, strict=True))
+            outputs = run_module(adapted.modules["decoder"], adapted.given("decoder", {**adapted.examples, **given}))
+        seen.append(noted)
+    for given_to_decode in zip(*seen, strict=False):
+        first, second = (_beside(z, latents) for z, latents in zip(given_to_decode, trials, strict=True))
+        if first is not None and second is not None and torch.equal(first, second):
+            # What forward does behind it changes the observation, not the latent.
+            return True
     try:
         answer = own.decoded(latents, Draws.constant(0.0))
     except Exception:
         return False
     answers = tensors_in(answer)
     return any(a.shape == b.shape and distance(a.float(), b) <= SAME for a in answers for b in outputs)
+
+
+def _moved(adapted: Adapted, by: float) -> list[Tensor]:
+    """Return examples of the latents, moved by so much noise where they are no codes."""
+    values = [adapted.examples[latent.name] for latent in adapted.signature.latents]
+    return [z + by * fixed_noise(z.shape) if z.is_floating_point() else z for z in values]
+
+
+def _beside(given: Tensor, latents: Sequence[Tensor]) -> Tensor | None:
+    """Return what stands in a tensor beside the latents, along one axis; None unless each latent is in it as it is."""
+    for axis in range(1, given.dim()):
+        rest = given
+        for latent in latents:
+            size = latent.shape[axis] if latent.dim() == given.dim() else given.shape[axis] + 1
+            starts = range(rest.shape[axis] - size + 1)
+            start = next((at for at in starts if torch.equal(rest.narrow(axis, at, size), latent)), None)
+            if start is None:
+                break
+            rest = torch.cat(
+                [rest.narrow(axis, 0, start), rest.narrow(axis, start + size, rest.shape[axis] - start - size)], axis
+            )
+        else:
+            return rest
+    return None
 
 
 def _noise(latent: Latent, n: int) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ for or against is marked as assumed.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Collection, Sequence
@@ -21,7 +22,8 @@ from vae_runtime.manifest import Latent, LatentPrior
 
 from ..errors import ExportError
 from .adapted import Adapted, run_module
-from .functions import Functions
+from .draws import Draws
+from .functions import Functions, conditions_taken
 from .posterior import SAME, distance
 from .prior import mixture_prior
 from .reading import AS_CODES
@@ -297,7 +299,26 @@ def _kept_numbers(owner: object, functions: Functions, adapted: Adapted) -> list
         if not name.startswith("_") and _size_of(value) in _latent_sizes(adapted):
             found[name] = value
     read = {id(tensor) for tensor in _read(adapted, [each for each in found.values() if isinstance(each, Tensor)])}
+    for name in _records(owner, functions) if found else ():
+        found.pop(name, None)
     return [name for name, value in found.items() if id(value) not in read and states_numbers(value)]
+
+
+def _records(owner: object, functions: Functions) -> list[str]:
+    """The names of what a run leaves in its model with a row for each observation, such as a mean for the loss."""
+    before = dict(vars(owner))
+    taken = conditions_taken(functions.model, functions.conditions)
+    with contextlib.suppress(Exception), torch.no_grad():
+        functions.encoded(Draws.constant(0.0))
+        with Draws.constant(0.0):
+            functions.model(functions.example.clone(), **taken)
+    return [
+        name
+        for name, value in vars(owner).items()
+        if isinstance(value, Tensor)
+        and value is not before.get(name)
+        and value.shape[:1] == functions.example.shape[:1]
+    ]
 
 
 def _size_of(value: object) -> int | None:

@@ -547,8 +547,8 @@ PLAIN = FORMS["mean and logvar"]
             {"decode": lambda z: Bernoulli(z), "likelihood": "gaussian", "posterior": "std"},
             "likelihood: expected bern",
         ),
-        (Base, {"axes": ("height", "width")}, r"axes: expected 1 names for an observation \[10\]"),
-        (Base, {"latent_axes": ("a", "b")}, r"latent_axes: expected 1 names for the latent \[3\]"),
+        (Base, {"axes": ("height", "width")}, r"axes: expected 1 name for an observation \[10\]"),
+        (Base, {"latent_axes": ("a", "b")}, r"latent_axes: expected 1 name for the latent \[3\]"),
     ],
 )
 def test_what_stays_unknown_is_an_error_that_names_the_argument(model, declaration, words):

@@ -462,7 +462,7 @@ def test_the_plain_model_exports(tmp_path):
         ("codebook", "a", r"^codebook: expected an integer, got 'a'"),
         ("axes", 5, r"^axes: expected a sequence of names, got 5"),
         ("axes", ("side", "side"), r"^axes: expected different names, got \['side', 'side'\]"),
-        ("axes", ("a", "b", "c", "d"), r"^axes: expected 1 names for an observation \[10\]"),
+        ("axes", ("a", "b", "c", "d"), r"^axes: expected 1 name for an observation \[10\]"),
         ("likelihood", "cauchy", r"^likelihood: expected bernoulli, .* got 'cauchy'"),
         ("likelihood", 5, r"^likelihood: expected bernoulli, .* got 5"),
         ("posterior", "precision", r"^posterior: expected one of logvar, .* got 'precision'"),

@@ -28,8 +28,7 @@ def plain(value):
     if isinstance(value, Posterior):
         value = {"mean": value.mean, "std": value.std, "logvar": value.logvar, "kl": value.kl()}
     elif is_dataclass(value):
-        # The terms of the reconstruction are Python's alone.
-        value = {name: part for name, part in vars(value).items() if name != "contributions"}
+        value = vars(value)
     if hasattr(value, "items"):
         return {name: plain(part) for name, part in value.items()}
     return value
@@ -63,6 +62,10 @@ def calls():
     yield "scores of a logistic", f"{BUNDLES}/logistic", "score", [levels], {"k": 3, "seed": 5}
     yield "scores of classes", f"{BUNDLES}/categorical", "score", [classes], {"k": 3, "seed": 5, "start": 2}
     yield "scores row by row", f"{OWN}/rows.zip", "score", [np.abs(three) / 4], {"seed": 5, "k": 3}
+    terms = {"seed": 5, "batch_size": 3, "contributions": True}
+    yield "contributions to a logistic", f"{BUNDLES}/logistic", "score", [levels], terms
+    yield "contributions to classes", f"{BUNDLES}/categorical", "score", [classes], terms | {"k": 2}
+    yield "contributions to no likelihood", f"{BUNDLES}/mixture", "score", [six], terms
     for bundle in ("laplace", "poisson"):
         z = np.abs(three) * [1, 50, 2000]
         yield f"draws of a {bundle}", f"{OWN}/{bundle}.zip", "decode", [z], {"seed": 6, "observe": True}

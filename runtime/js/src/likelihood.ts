@@ -233,27 +233,20 @@ export function drawObservations(
 }
 
 /**
- * log p(x|z), summed over each observation.
+ * The terms of log p(x|z), one for each value of x.
  *
  * @param answer - the decoder's mean, or its logits where `isLogit`; [n, *shape] as `x`, of classes [n, *shape, K].
- * @returns float64 [n], nats.
+ * @returns float64 [n · size of an observation], nats.
  */
-export function logLikelihood(
-  kind: Kind, x: ArrayLike<number | bigint>, n: number, answer: Float32Array, scale: number | Float32Array,
-  isLogit: boolean,
+export function logLikelihoodTerms(
+  kind: Kind, x: ArrayLike<number | bigint>, answer: Float32Array, scale: number | Float32Array, isLogit: boolean,
 ): Float64Array {
-  const total = new Float64Array(n);
   if (kind.classes) {
-    const rows = rowsOfClasses(kind, answer);
-    rows.forEach((row, at) => (total[Math.floor((at * n) / rows.length)] += logProbOfClass(Number(x[at]), row, isLogit)));
-    return total;
+    return Float64Array.from(rowsOfClasses(kind, answer), (row, at) => logProbOfClass(Number(x[at]), row, isLogit));
   }
-  const size = answer.length / n;
-  for (let index = 0; index < answer.length; index++) {
-    const own = typeof scale === "number" ? scale : scale[index];
-    total[Math.floor(index / size)] += kind.logProb(Number(x[index]), answer[index], own, isLogit);
-  }
-  return total;
+  return Float64Array.from(answer, (each, index) =>
+    kind.logProb(Number(x[index]), each, typeof scale === "number" ? scale : scale[index], isLogit),
+  );
 }
 
 /** @throws {InputError} the kind is not defined for a value. */

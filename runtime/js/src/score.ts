@@ -5,7 +5,7 @@
 import { type FloatArray, type NumberArray, product, repeatedRows, rowsOf } from "./arrays.js";
 import { listed, refuseInput, requireInteger } from "./errors.js";
 import type { Inputs } from "./inputs.js";
-import { kindOf, logLikelihood, requireValues } from "./likelihood.js";
+import { kindOf, logLikelihoodTerms, requireValues } from "./likelihood.js";
 import { type Component, type HeldOut, type Manifest, type Variant, COMPONENTS, outputsOf } from "./manifest.js";
 import { type BatchOptions, type Feeds, type Networks, batchSizeOf, between } from "./networks.js";
 import { type Integer, IMPORTANCE, advance, normal, streamOf } from "./noise.js";
@@ -39,11 +39,16 @@ export interface Scores {
   pValue: Float64Array | null;
   /** Why there are no p-values. */
   pValueReason: string | null;
+  /**
+   * The terms of `reconstruction`, one for each value of x, [n, *observation shape]: the lower a term, the worse this
+   * value is explained; null where they were not asked for or there is no ELBO.
+   */
+  contributions: Float64Rows | null;
 }
 
 export type Parts = Map<string, Posterior | Encoding>;
 type Encode = (x: NumberArray, rows: Feeds, seed: Integer | null, start: Integer) => Promise<Parts>;
-type Column = "reconstruction" | "kl" | "logLikelihood" | "mse" | "mae";
+type Column = "contributions" | "reconstruction" | "kl" | "logLikelihood" | "mse" | "mae";
 
 const MAX_DRAWN = 2 ** 30;
 
@@ -59,7 +64,9 @@ export class Scorer {
   }
 
   /** Score in batches; `rows` holds the conditions of both components. */
-  async score(x: NumberArray, rows: Feeds, k: number | null, start: Integer): Promise<Scores> {
+  async score(
+    x: NumberArray, rows: Feeds, k: number | null, start: Integer, contributions: boolean,
+  ): Promise<Scores> {
     const [manifest, inputs] = [this._manifest, this._inputs];
     const { latents, observation } = manifest;
     const n = x.shape[0];
@@ -90,15 +97,16 @@ export class Scorer {
       const batch = await this._errors(part, q, own);
       if (reason === null) {
         if (inputs.encoderNoise) q = await this._encode(part, own, this._seed, index);
-        for (const [name, column] of await this._bounds(part, q, own, k, index)) batch.set(name, column);
+        for (const [name, column] of await this._bounds(part, q, own, k, index, contributions)) batch.set(name, column);
         for (const [name, { data, shape }] of this._klTerms(q)) {
           if (!terms.has(name)) terms.set(name, { data: new Float64Array(n * product(shape.slice(1))), shape: [n, ...shape.slice(1)] });
           terms.get(name)!.data.set(data, first * product(shape.slice(1)));
         }
       }
       for (const [name, column] of batch) {
-        if (!columns.has(name)) columns.set(name, new Float64Array(n));
-        columns.get(name)!.set(column, first);
+        const width = column.length / (last - first);
+        if (!columns.has(name)) columns.set(name, new Float64Array(n * width));
+        columns.get(name)!.set(column, first * width);
       }
       await between(last, n, this._options);
     }
@@ -119,6 +127,7 @@ export class Scorer {
       reason,
       pValue: pValueReason === null && manifest.scores && scored ? pValues(manifest.scores, scored) : null,
       pValueReason,
+      contributions: columns.has("contributions") ? { data: column("contributions")!, shape: [...x.shape] } : null,
     };
   }
 
@@ -134,12 +143,12 @@ export class Scorer {
   }
 
   private async _bounds(
-    x: NumberArray, q: Parts, rows: Feeds, k: number | null, start: Integer,
+    x: NumberArray, q: Parts, rows: Feeds, k: number | null, start: Integer, contributions: boolean,
   ): Promise<Map<Column, Float64Array>> {
     const z = new Map([...q].map(([name, part]): [string, FloatArray] => [name, part.sample({ seed: this._seed, start })]));
-    const columns = new Map<Column, Float64Array>([
-      ["reconstruction", await this._logLikelihood(x, z, rows, this._seed, start)], ["kl", this._kl(q, z)],
-    ]);
+    const terms = await this._terms(x, z, rows, this._seed, start);
+    const columns = new Map<Column, Float64Array>([["reconstruction", rowSums(terms, x.shape[0])], ["kl", this._kl(q, z)]]);
+    if (contributions) columns.set("contributions", terms);
     if (k !== null) columns.set("logLikelihood", await this._importanceBound(x, q, rows, k, start));
     return columns;
   }
@@ -207,7 +216,8 @@ export class Scorer {
         const repeated: Feeds = new Map(
           [...rows].map(([name, give]) => [name, (a: number, b: number) => repeatedRows(give(row, row + 1), b - a)]),
         );
-        const likelihood = await this._logLikelihood(repeatedRows(rowsOf(x, row, row + 1), count), z, repeated, null, 0);
+        const terms = await this._terms(repeatedRows(rowsOf(x, row, row + 1), count), z, repeated, null, 0);
+        const likelihood = rowSums(terms, count);
         weights.push(...total.map((each, i) => each + likelihood[i]));
       }
       bound[row] = logSumExp(weights) - Math.log(k);
@@ -216,13 +226,14 @@ export class Scorer {
     return bound;
   }
 
-  private async _logLikelihood(
+  /** The terms of log p(x|z), one for each value of x. */
+  private async _terms(
     x: NumberArray, z: Map<string, NumberArray>, rows: Feeds, seed: Integer | null, start: Integer,
   ): Promise<Float64Array> {
     const { logits, mean, scale, scale_output } = this._manifest.likelihood;
     const names = [logits ?? mean, ...(scale_output ? [scale_output] : [])];
     const [answer, scales] = (await this._decode(z, rows, names, seed, start)) as FloatArray[];
-    return logLikelihood(kindOf(this._manifest)!, x.data, x.shape[0], answer.data, scales?.data ?? scale ?? 1, logits !== null);
+    return logLikelihoodTerms(kindOf(this._manifest)!, x.data, answer.data, scales?.data ?? scale ?? 1, logits !== null);
   }
 
   private _decode(

@@ -249,11 +249,13 @@ export class VAE {
    * Score how well the VAE explains each observation, in nats.
    *
    * @param options - `k`: how many importance samples; without it `logLikelihood` is null. `seed`: by default that of
-   * the bundle's held-out scores, with which `pValue` compares, or a new one.
+   * the bundle's held-out scores, with which `pValue` compares, or a new one. `contributions`: also give the terms of
+   * `reconstruction`.
    * @throws {InputError} k is given where encoder or decoder draw noise of their own.
    */
-  async score(x: ArrayInput, options: CallOptions & { k?: number | null } = {}): Promise<Scores> {
-    requireNames("score", options, [...CALL, "k"]);
+  async score(x: ArrayInput, options: CallOptions & { k?: number | null; contributions?: boolean } = {}): Promise<Scores> {
+    requireNames("score", options, [...CALL, "k", "contributions"]);
+    const contributions = requireBool("contributions", options.contributions ?? false);
     const { conditions, k = null, start = 0 } = options;
     const checked = this._inputs.observations(x);
     const rows = this._inputs.conditions(null, conditions, checked.shape[0]);
@@ -261,7 +263,8 @@ export class VAE {
     const encode = (part: NumberArray, own: Feeds, seed: Integer | null, first: Integer) =>
       this._encoded(part, own, seed, first, { batchSize: options.batchSize });
     const seed = options.seed ?? this.manifest.scores?.seed ?? newSeed();
-    return new Scorer(this._networks, this._inputs, this._priors, encode, seed, options).score(checked, rows, k, start);
+    const scorer = new Scorer(this._networks, this._inputs, this._priors, encode, seed, options);
+    return scorer.score(checked, rows, k, start, contributions);
   }
 
   /** Check every file, and what every graph computes on this device. */

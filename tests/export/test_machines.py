@@ -211,6 +211,28 @@ def test_the_factor_of_the_gradients_is_part_of_the_state(tmp_path):
     assert after.scaler.get_scale() == 8.0
 
 
+def test_all_that_a_step_changes_is_taken_over_by_another_process():
+    random = torch.Generator().manual_seed(0)
+    x, eps = torch.rand(7, 5, generator=random).round(), torch.randn(1, 7, 2, generator=random)
+    batch, config = Batch(x, eps, 7, 7, {}), TrainConfig(ema=0.5, precision="float16")
+
+    def descent():
+        vae = VAE(ModelConfig(observation_shape=(5,), latent=2, hidden=()))
+        return Descent(vae, config, Processes(), torch.device("cpu"))
+
+    first, other = descent(), descent()
+    for _ in range(3):
+        first.step(batch, 1.0, 0.0, 1e-2)
+    other.trained.load_state_dict(copy.deepcopy(first.trained.state_dict()))
+    # What follows is equal, too.
+    for _ in range(2):
+        kept, same = first.kept(), other.kept()
+        assert all(torch.equal(tensor, same[name]) for name, tensor in kept.items())
+        goals = [each.step(batch, 1.0, 0.0, 1e-2)[0] for each in (first, other)]
+        assert torch.equal(*goals)
+        assert first.trained.scaler.state_dict() == other.trained.scaler.state_dict()
+
+
 def test_the_sums_of_the_objective_stay_in_float32():
     vae = VAE(ModelConfig(observation_shape=(4096,), latent=2, hidden=(4,)))
     random = torch.Generator().manual_seed(0)

@@ -19,7 +19,7 @@ from vae_export.training.processes import Processes
 
 ARGUMENTS = (
     *("--epochs", "4", "--batch-size", "233", "--latent", "4", "--hidden", "16", "--learning-rate", "3e-3"),
-    *("--binarise", "stochastic", "--free-bits", "0.05", "--gradient-clip", "50", "--ema", "0.9", "--threads", "1"),
+    *("--binarise", "stochastic", "--free-bits", "0.03", "--gradient-clip", "50", "--ema", "0.9", "--threads", "1"),
 )
 # What a process does, by the variable WHAT, and then the command of the arguments.
 SCRIPT = """

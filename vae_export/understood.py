@@ -95,7 +95,7 @@ def _with_prior(adapted: Adapted, source: Source, own: str | Mixture) -> Adapted
     else:
         if own.means.shape[1] != math.prod(shape):
             raise ExportError(
-                f"prior: expected {math.prod(shape)} dimensions, those of the latent {list(shape)}, got "
+                f"prior: expected {counted(math.prod(shape), 'dimension')}, those of the latent {list(shape)}, got "
                 f"{own.means.shape[1]} from {own.origin}"
             )
         covariance = "full" if own.factors.ndim > own.means.ndim else "diagonal"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .devices import CPU
-from .errors import BundleError, InputError, require_integer
+from .errors import BundleError, InputError, counted, require_integer
 from .inputs import Feed, Feeds, latent_rows, rows_of
 from .ranges import all_finite, all_within, finite, within
 from .session import Call, Session
@@ -240,8 +240,8 @@ class Computation:
             for part in parts:
                 if len(part) != last - first:
                     raise BundleError(
-                        f"{session.place}: expected {last - first} rows, the graph gives {len(part)}; export the "
-                        "bundle again"
+                        f"{session.place}: expected {counted(last - first, 'row')}, the graph gives {len(part)}; "
+                        "export the bundle again"
                     )
             if not results:
                 if out is None and last == n:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import require_npy
-from .errors import InputError, VaeError, error_line
+from .errors import InputError, VaeError, counted, error_line
 from .input_files import open_plain
 from .manifest import Condition
 
@@ -96,7 +96,9 @@ class RowFile:
         expected = math.prod(self.shape)
         if values.shape[1:] != (expected,):
             got = f"got {values.shape[1]}"
-            raise InputError(f"{self.path}: row {first}: expected {expected} values, {got}; write a row for each line")
+            raise InputError(
+                f"{self.path}: row {first}: expected {counted(expected, 'value')}, {got}; write a row for each line"
+            )
         return values.reshape(len(values), *self.shape)
 
     def parsed(self, lines: list[str], first: int) -> Array:
@@ -111,8 +113,8 @@ class RowFile:
         for number, line in enumerate(lines, first):
             if not self.is_row(line):
                 raise InputError(
-                    f"{self.path}: row {number}: expected {math.prod(self.shape)} numbers joined by commas, got "
-                    f"{line.strip()[:60]!r}; correct the row, or remove it"
+                    f"{self.path}: row {number}: expected {counted(math.prod(self.shape), 'number')} joined by "
+                    f"commas, got {line.strip()[:60]!r}; correct the row, or remove it"
                 )
         raise InputError(f"{self.path}: rows from {first} on: expected numbers joined by commas; write the file again")
 
@@ -256,8 +258,8 @@ def _of_lists(file: RowFile, column: Any, first: int) -> Array:
             got = "null" if missing[wrong[0]] else lengths[wrong[0]]
             lists = f" in each list of {list(file.shape)}" if nested else ""
             raise InputError(
-                f"{file.path}: row {first + wrong[0] // many}: expected {size} values{lists}, got {got}; correct or "
-                "remove it"
+                f"{file.path}: row {first + wrong[0] // many}: expected {counted(size, 'value')}{lists}, got {got}; "
+                "correct or remove it"
             )
         many *= size
         column = column.flatten()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vae_runtime import noise
-from vae_runtime.errors import InputError, error_line, require_bool, require_integer
+from vae_runtime.errors import InputError, counted, error_line, require_bool, require_integer
 from vae_runtime.files import write_atomic
 from vae_runtime.input_files import read_json
 
@@ -76,8 +76,9 @@ class Evaluation:
 
     def protocol(self) -> str:
         """Return the line that belongs to every figure: data, binarization and number of importance samples."""
-        samples = f"{self.importance_samples} importance sample{'s' if self.importance_samples > 1 else ''}"
-        line = f"{self.observations} test observations of {self.data}, binarization {self.binarisation}, {samples}"
+        observations = counted(self.observations, "test observation")
+        samples = counted(self.importance_samples, "importance sample")
+        line = f"{observations} of {self.data}, binarization {self.binarisation}, {samples}"
         return line + (", surrogate: gray values under a bernoulli likelihood" if self.surrogate else "")
 
 

@@ -2,6 +2,7 @@
 
     VaeError                 in vae_runtime.errors, with BundleError, InputError and DeviceError
     ├── ExportError          a model cannot be turned into graphs, or its bundle cannot be written
+    │   ├── MissingCondition encode or decode takes more than it is given
     │   └── ParityError      a graph's numbers are not PyTorch's
     └── TrainingError        training cannot continue
 
@@ -10,6 +11,7 @@ An argument, a model or a data file that is not as expected is an InputError her
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from vae_runtime.errors import InputError, VaeError
@@ -17,6 +19,20 @@ from vae_runtime.errors import InputError, VaeError
 
 class ExportError(VaeError):
     """The model cannot be turned into graphs, or the bundle cannot be written."""
+
+
+class MissingCondition(ExportError):
+    """A function takes more than it is given: most likely a condition.
+
+    Args:
+        function: its name.
+        missing: the names of what it takes.
+        advice: what to do.
+    """
+
+    def __init__(self, function: str, missing: Sequence[str], advice: str) -> None:
+        super().__init__(f"{function}: also takes {', '.join(missing)}; {advice}")
+        self.function, self.missing = function, missing
 
 
 class ParityError(ExportError):

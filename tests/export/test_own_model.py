@@ -116,6 +116,11 @@ class TwoLatents(Dense):
         return self.decode(z1, m2 + torch.randn_like(m2) * torch.exp(0.5 * v2))
 
 
+class Labeled(Dense):
+    def decode(self, z, label):
+        return super().decode(z + label[:, None])
+
+
 class Whole(nn.Module):
     """No encode and no decode."""
 
@@ -429,6 +434,7 @@ class Codes(Plain):
         (HiddenLatents, {"likelihood": "bernoulli"}, "decode: its answer has no gradient"),
         (lambda: Dense().requires_grad_(False), {"likelihood": "bernoulli"}, "model: expected a weight to train, got"),
         (Dividing, {"likelihood": "bernoulli"}, r"^encode: expected finite numbers, got nan for row 0 of the example"),
+        (Labeled, {"likelihood": "bernoulli"}, r"^decode: also takes label; name it in data\.conditions, or pass"),
         (Flat, {"likelihood": "bernoulli"}, r"expected observations of shape \[1, 8, 8\], got \[64\]; pass decode=,"),
         (Dense, {}, r"likelihood: none is declared.*--likelihood"),
         (Dense, {"likelihood": "cauchy"}, "likelihood: expected bernoulli"),
@@ -446,6 +452,11 @@ def test_what_is_no_such_vae_is_refused_with_the_reason(module, declared, messag
     with pytest.raises(VaeError, match=message):
         run(tmp_path / "run", module(), digits_npy, **declared)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_names_its_own_option_for_a_condition_that_is_missing(own, tmp_path, digits_npy, capsys):
+    assert main(["train", "--out", "run", "--data", str(digits_npy), "--model", f"{own}:Labeled"]) == 1
+    assert "also takes label; name it in --conditions, or pass --decode, a method without it" in capsys.readouterr().err
 
 
 def test_a_run_of_the_other_kind_of_model_is_refused_in_one_line(tmp_path, own, digits_npy, capsys):

@@ -493,12 +493,6 @@ def test_a_message_names_the_flags_that_were_typed(message, written):
     assert with_flags(message, flags) == written
 
 
-def test_a_condition_from_data_is_named_alone():
-    flags = {"data.conditions": "--conditions", "encode": "--encode"}
-    message = "decode: also takes label; pass conditions={'label': …}, or encode=, a function"
-    assert with_flags(message, flags) == "decode: also takes label; pass --conditions label, or --encode, a function"
-
-
 def test_messages_of_the_command_name_flags(refuses, small_bundle, digits):
     line = refuses("sample", digits, "--latent-shape", "3,3", "--out", "a.npy")
     assert line.startswith("error: --latent-shape of z: expected [8]")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vae_runtime.errors import InputError, error_line
 from vae_runtime.likelihood import KINDS
 
-from ..errors import ExportError, TrainingError
+from ..errors import ExportError, MissingCondition, TrainingError
 from ..loading import load_model
 from ..understand.adapt import adapt, declared
 from ..understand.adapted import Adapted, run_module
@@ -297,7 +297,12 @@ def for_run(
     home = next((weight.device for weight in module.parameters()), x.device)
     module.to(x.device)
     rows, given = _examples(x, conditions)
-    vae = understood(module, rows, declaration, given)
+    try:
+        vae = understood(module, rows, declaration, given)
+    except MissingCondition as error:
+        # Here conditions are those of the data.
+        advice = f"name it in data.conditions, or pass {error.function}=, a method without it"
+        raise MissingCondition(error.function, error.missing, advice) from error
     vae.home = home
     if progress:
         print(*vae.recognised, sep="\n", file=sys.stderr)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ..errors import ExportError
+from ..errors import ExportError, MissingCondition
 from .declaration import RESERVED, Declaration
 from .draws import Draws, fixed_noise, in_training
 from .edges import at_edge, fitting
@@ -393,12 +393,12 @@ def require_parameters(
             )
         names = {p.name for p in parameters}
         other = [condition for condition in conditions if condition not in names]
-        advice = (
-            f"the conditions have {', '.join(other)}; give each condition the name of its parameter"
-            if other
-            else f"pass conditions={{{missing[0]!r}: …}}, or {name}=, a function without it"
+        if other:
+            advice = f"the conditions have {', '.join(other)}; give each condition the name of its parameter"
+            raise ExportError(f"{name}: also takes {', '.join(missing)}; {advice}")
+        raise MissingCondition(
+            name, missing, f"pass conditions={{{missing[0]!r}: …}}, or {name}=, a function without it"
         )
-        raise ExportError(f"{name}: also takes {', '.join(missing)}; {advice}")
 
 
 def shape_advice(functions: Functions, declaration: Declaration) -> str:

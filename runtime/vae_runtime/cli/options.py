@@ -48,8 +48,6 @@ def with_flags(message: str, flags: Mapping[str, str]) -> str:
         flags: the flag of each argument by its name.
     """
     flags = {**flags, **({"conditions": flags["condition"]} if "condition" in flags else {})}
-    if "data.conditions" in flags:  # a verb whose conditions are columns of its data, so that a name says all
-        message = re.sub(r"\bconditions=\{'([^']*)': \S+\}", rf"{flags['data.conditions']} \1", message)
     dotted = "|".join(re.escape(name) for name in flags if "." in name) or "(?!)"
     names = "|".join(re.escape(name) for name in flags)
     word = rf"(?<![\w.-])({names})(?![\w.-])"

@@ -111,6 +111,9 @@ def score_rows(
     """
     writer = table_writer(request.out) if request.out else None
     beside = request.out or request.contributions
+    for each in (request.contributions, request.picture):
+        if each is not None and not each.parent.is_dir():
+            raise VaeError(f"{each}: cannot write here: no such folder; choose a folder that exists and is writable")
     with contextlib.ExitStack() as stack:
         seed = request.seed
         folder = None
@@ -121,7 +124,13 @@ def score_rows(
         if seed is None:
             seed = usual_seed(vae.manifest)
         work = _Work(vae, file, request, seed, folder)
-        summary, lowest = work.summarize(progress)
+        try:
+            summary, lowest = work.summarize(progress)
+        except InputError:
+            # Rows or conditions that are corrected make another call, which could not go on from these parts.
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         if writer is not None and request.out is not None:
             kinds, parts = work.table(npz=request.out.suffix == ".npz")
             n = summary.anomalies if request.only_anomalies else summary.rows
@@ -306,7 +315,8 @@ class _Work:
             whole = self.request.conditions[name]
             if value is not whole and len(value):
                 raise InputError(
-                    f"conditions[{name!r}]: expected one value, or {n} as the file has rows, got {len(whole)}"
+                    f"conditions[{name!r}]: expected one value, or {n} as the file has rows, got {len(whole)}; "
+                    "give others"
                 )
 
     def _chosen(self) -> Iterator[tuple[Array, Array]]:

@@ -412,6 +412,35 @@ def test_conditions_go_with_their_rows(digits, root, tmp_path, parts_of_64):
         score_rows(vae, file, Request(conditions={"label": labels[:70]}, seed=2))
 
 
+def test_rows_and_conditions_that_are_refused_leave_no_parts(digits, root, tmp_path, parts_of_64):
+    """Corrected ones make another call, which parts of the first would keep from its place."""
+    vae = vae_runtime.load(root / "models" / "digits-conditional")
+    labels, out = np.arange(130) % 10, tmp_path / "s.csv"
+    x = vae.sample(130, conditions={"label": labels}, seed=1)
+    damaged = x.copy()
+    damaged[100, 0, 3, 4] = np.nan
+    for file, given, words in (
+        (damaged, labels, r"x\[36, 0, 3, 4\].* is read from row 64 on"),
+        (x, labels[:70], "label"),
+        (x, np.arange(140) % 10, "expected one value, or 130 as the file has rows, got 140; give others"),
+    ):
+        np.save(tmp_path / "x.npy", file)
+        with pytest.raises(InputError, match=words):
+            score_rows(vae, rows(tmp_path / "x.npy", vae), Request(conditions={"label": given}, out=out))
+        assert os.listdir(tmp_path) == ["x.npy"]
+    assert score_rows(vae, rows(tmp_path / "x.npy", vae), Request(conditions={"label": labels}, out=out)).rows == 130
+
+
+def test_every_place_is_looked_at_before_a_row_is_scored(vae, x, tmp_path):
+    file = rows(written(tmp_path / "x.npy", x), vae)
+    for name in ("out", "contributions", "picture"):
+        place = tmp_path / "gone" / {"out": "s.csv", "contributions": "c.npy", "picture": "p.png"}[name]
+        request = Request(**{"out": tmp_path / "s.csv", name: place})
+        with pytest.raises(VaeError, match=f"gone.{place.name}: cannot write here: no such folder; choose a folder"):
+            score_rows(vae, file, request, lambda done: pytest.fail("a part was scored"))
+        assert not [each for each in os.listdir(tmp_path) if each.startswith("s.csv")]
+
+
 def test_one_vector_may_be_that_of_all_rows():
     known = [Condition(name="slant", shape=(2,)), Condition(name="label", shape=(), dtype="int64")]
     given = {"slant": [0.5, 1], "label": [3, 4, 5]}

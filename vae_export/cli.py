@@ -151,7 +151,7 @@ def _export(options: argparse.Namespace) -> None:
         model: Any = load_model(options.model, options.weights)
         arguments = _model_arguments(options)
     else:
-        model, arguments = options.run, {}
+        model, arguments = options.run, {"class_names": _class_names(options)}
     from .exporting import export
 
     exported = export(
@@ -231,8 +231,11 @@ def _conditions(options: argparse.Namespace) -> dict[str, Any]:
         if not path or not name or name in conditions:
             options.misuse(f"--condition: expected NAME=C.npy with each name once, got {text!r}")
         conditions[name] = read_npy(path)
-    names = None if options.class_names is None else options.class_names.split(",")
-    return {"conditions": conditions, "class_names": names}
+    return {"conditions": conditions, "class_names": _class_names(options)}
+
+
+def _class_names(options: argparse.Namespace) -> list[str] | None:
+    return None if options.class_names is None else options.class_names.split(",")
 
 
 def _add_adopt(verbs: Verbs) -> None:

@@ -50,6 +50,9 @@ def require_path(name: str, value: object) -> Path:
         InputError: it is none.
     """
     try:
-        return Path(value)  # type: ignore[arg-type]
+        path = Path(value)  # type: ignore[arg-type]
     except TypeError:
         raise InputError(f"{name}: expected the path of a folder, got {type(value).__name__}") from None
+    if "\0" in str(path):
+        raise InputError(f"{name}: expected the path of a folder, got {str(path)!r:.99}; no name has a null character")
+    return path

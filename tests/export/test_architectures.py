@@ -10,6 +10,7 @@ import torch
 
 import vae_runtime
 from vae_export import DataConfig, ModelConfig, TrainConfig, check_parity, evaluate, export, train
+from vae_export.cli import main
 from vae_export.errors import TrainingError
 from vae_export.training.checkpoint import load
 from vae_export.training.model import VAE
@@ -125,6 +126,8 @@ def test_numbers_of_an_array_condition_a_model(tmp_path):
     np.save(tmp_path / "pose.npy", random.random((60, 2), dtype=np.float32))
     np.save(tmp_path / "kind.npy", np.arange(60) % 4)
     conditions = (f"pose={tmp_path / 'pose.npy'}", f"kind={tmp_path / 'kind.npy'}")
+    with pytest.raises(InputError, match=r"data\.license: expected printable text, got 'CC0\\n1.0'"):
+        DataConfig(str(tmp_path / "x.npy"), license="CC0\n1.0")
     source = DataConfig(str(tmp_path / "x.npy"), conditions=conditions, license="CC0 1.0")
     small, training = ModelConfig(latent=2, hidden=(4,)), TrainConfig(epochs=1, threads=1)
     run = tmp_path / "run"
@@ -135,8 +138,10 @@ def test_numbers_of_an_array_condition_a_model(tmp_path):
         export(run, tmp_path / "bundle", class_names=list("abcde"), formats=("onnx",))
     with pytest.raises(InputError, match=r"class_names: pose: expected an integer condition"):
         export(run, tmp_path / "bundle", class_names={"pose": ["a"]}, formats=("onnx",))
+    arguments = ["export", str(run), "--out", str(tmp_path / "bundle"), "--formats", "onnx", "--class-names"]
+    assert main([*arguments, "bone,skin"]) == 1
     assert not (tmp_path / "bundle").exists()
-    export(run, tmp_path / "bundle", class_names=["bone", "skin", "air", "fat"], formats=("onnx",))
+    assert main([*arguments, "bone,skin,air,fat"]) == 0
     named = {each.name: each.classes for each in vae_runtime.load(tmp_path / "bundle").manifest.conditions}
     assert named == {"kind": ("bone", "skin", "air", "fat"), "pose": None}
     assert "License of the data: CC0 1.0." in (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")

@@ -176,3 +176,10 @@ def test_figures_of_other_weights_are_refused(digits_run, tmp_path):
     safetensors.numpy.save_file({**weights, name: weights[name] * 2}, run / "model.safetensors")
     with pytest.raises(InputError, match=r"evaluation\.json: expected figures of these weights .* evaluate again"):
         read_evaluation(run)
+
+
+def test_places_that_cannot_be_are_refused(linear_run, tmp_path):
+    with pytest.raises(InputError, match="data: expected the place of the run's data, got ''; give their file"):
+        measured(linear_run[0], data="")
+    with pytest.raises(InputError, match=r"run_folder: expected the path of a folder, got '.*a.x00b'; no name has a"):
+        measured(tmp_path / "a\0b")

@@ -90,11 +90,18 @@ def test_pictures_in_folders_of_classes(classed, tmp_path, workers):
         load(classed, tmp_path / "run" / "data")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="devices are those of POSIX")
+def test_a_device_is_refused_as_a_source():
+    assert refused("/dev/null").startswith("/dev/null: expected a file or a folder, got a pipe or a device; save")
+
+
 def test_labels_that_a_source_has_not_are_refused(classed, tmp_path):
     assert "expected a folder for each class" in refused(classed / "cat", conditions=("label",))
     assert "has the condition label alone, got 'breed'" in refused(classed, conditions=("breed",))
     np.save(tmp_path / "x.npy", np.eye(3))
-    assert "expected NAME=C.npy for an array, got label" in refused(tmp_path / "x.npy", conditions=("label",))
+    for asked in ({"conditions": ("label",)}, {"labels": "label"}):
+        text = refused(tmp_path / "x.npy", **asked)
+        assert text.startswith("label: expected a file beside the array, got label; write label=C.npy")
     np.save(tmp_path / "y.npy", np.arange(4))
     assert "expected 3 rows" in refused(tmp_path / "x.npy", conditions=(f"y={tmp_path / 'y.npy'}",))
 

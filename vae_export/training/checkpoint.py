@@ -345,6 +345,8 @@ def run_data(info: RunInfo, source: str | None = None, run: Path | None = None) 
     Raises:
         InputError: they are missing or damaged, or other data; or the run is of a version that split them otherwise.
     """
+    if source == "":
+        raise InputError("data: expected the place of the run's data, got ''; give their file or folder")
     config = info.data if source is None else replace(info.data, source=source)
     try:
         dataset = load_data(config, run / DATA if run and source is None else None, info.found.normalisation)

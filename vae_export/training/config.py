@@ -378,6 +378,9 @@ class DataConfig(_Config):
                     text.encode()
                 except UnicodeEncodeError:  # bytes of a file name that are no UTF-8, which config.json could not hold
                     problems.append(f"data.{name}: expected a name in UTF-8, got {text!r}; rename the file or folder")
+        if not (self.license or " ").isprintable():
+            # It stands in the table and the card of the bundle.
+            problems.append(f"data.license: expected printable text, got {self.license!r:.99}")
         names = list(self.places())
         for name in names:
             if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) or name == "x":

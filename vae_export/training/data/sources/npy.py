@@ -35,7 +35,7 @@ def npy(path: Path, conditions: Mapping[str, str]) -> Addressed:
 
 def _condition(name: str, path: Path, n: int) -> Condition:
     if path.suffix != ".npy":
-        raise InputError(f"data.conditions: {name}: expected NAME=C.npy for an array, got {path}; write it so")
+        raise InputError(f"{name}: expected a file beside the array, got {path}; write {name}=C.npy")
     values = map_npy(path)
     if not values.ndim or len(values) != n:
         raise InputError(

@@ -55,7 +55,8 @@ def open_source(config: DataConfig, given: Any = None) -> Addressed | Stream:
         if path.suffix != ".npy":
             raise InputError(f"{path}: expected a .npy or .parquet file, tar files or a folder; convert it")
         return npy(path, places)
-    _present(path)
+    if not _present(path).is_dir():
+        raise InputError(f"{path}: expected a file or a folder, got a pipe or a device; save the data as a file")
     labels = _label_alone(config)
     if any(path.glob("*-images?idx3-ubyte*")):
         return idx(path, labels)

@@ -34,6 +34,7 @@ def test_a_checkpoint_gives_back_weights_and_what_is_known(digits_run, folder):
     assert info == digits_run.info
     assert info.provenance.name == "digits"
     assert not vae.training
+    assert not any(weight.requires_grad for weight in vae.parameters())
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in vae.state_dict().items())
     again = folder / "again"

@@ -184,6 +184,7 @@ def test_an_own_module_is_trained(name, tmp_path, digits_npy):
     assert lines[-1]["validation"]["bound"] > lines[0]["validation"]["bound"]
     loaded, info = checkpoint.load(tmp_path / "run", globals()[name]())
     assert info == outcome.info
+    assert not loaded.training
     assert module.training
     assert all(weight.requires_grad for weight in module.parameters())
     for key, tensor in module.state_dict().items():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from vae_export.training import objective
+from vae_export.training import checkpoint, objective
 from vae_export.training.config import DataConfig, ModelConfig, TrainConfig
 from vae_export.training.likelihood import KINDS, kind_named
 from vae_export.training.loop import train
@@ -159,6 +159,25 @@ def test_a_decoder_starts_from_how_often_each_class_is_each_value():
         last = [layer for layer in vae.decoder.modules() if hasattr(layer, "bias") and layer.bias is not None][-1]
         torch.testing.assert_close(last.bias.reshape(2, 3).softmax(-1), frequencies)
         assert vae.decode(torch.zeros(1, config.latent)).shape == (1, *shape, 3)
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
+def test_a_run_begins_with_the_mean_of_its_training_data(likelihood, tmp_path):
+    """No weight changes by such a rate."""
+    random = np.random.default_rng(0)
+    x = np.stack([random.choice(3, 200, p=p) for p in ((0.6, 0.3, 0.1), (0.1, 0.1, 0.8))], 1).astype(np.uint8)
+    np.save(tmp_path / "x.npy", x)
+    model = ModelConfig(latent=2, hidden=(4,), likelihood=likelihood)
+    training = TrainConfig(epochs=1, learning_rate=1e-30, threads=1)
+    train(tmp_path / "run", model, training, DataConfig(str(tmp_path / "x.npy"), normalise="none"), progress=False)
+    vae, info = checkpoint.load(tmp_path / "run")
+    rows = torch.from_numpy(checkpoint.run_data(info).train.rows(slice(None)))
+    (bias,) = [weight for name, weight in vae.named_parameters() if name == "decoder.2.bias"]
+    if likelihood == "categorical":
+        frequencies = torch.nn.functional.one_hot(rows.long(), 3).float().mean(0)
+        torch.testing.assert_close(bias.view(2, 3).softmax(-1), frequencies)
+    else:
+        torch.testing.assert_close(bias, rows.mean(0))
 
 
 @pytest.mark.parametrize(

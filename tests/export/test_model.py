@@ -250,6 +250,22 @@ def test_conditions_are_asked_for_by_name():
     assert vae.decode(z, label=torch.tensor([0, 2])).shape == (2, 3)
 
 
+def test_classes_are_channels_of_a_convolution_and_those_of_a_channel_stand_together():
+    """The weights of a run depend on this order."""
+    vae = with_weights(
+        ModelConfig("conv", (2, 4, 6), latent=4, hidden=(), channels=(4,), likelihood="categorical", classes=3)
+    )
+    x = torch.arange(2 * 2 * 4 * 6).view(2, 2, 4, 6) % 5 % 3
+    channels = torch.stack([x[:, channel] == number for channel in range(2) for number in range(3)], 1).float()
+    mu, logvar = vae.encode(x.float())
+    assert torch.equal(torch.cat([mu, logvar], 1), vae.encoder(channels))
+    z = noise(2, 4)
+    answer, channels = vae.decode(z), vae.decoder(z)
+    for channel in range(2):
+        for number in range(3):
+            assert torch.equal(answer[:, channel, :, :, number], channels[:, 3 * channel + number])
+
+
 def test_reparameterize_is_mean_plus_noise_times_deviation():
     mu, logvar = torch.tensor([[1.0, -2.0]]), torch.tensor([[4.0, 1.0]]).log()
     z = reparameterize(mu, logvar, torch.tensor([[[0.0, 0.0]], [[1.0, -1.0]]]))

@@ -82,6 +82,17 @@ def test_figures_are_exact_where_the_exact_ones_are_known(linear_run):
     assert result.mae == pytest.approx(error.abs().mean().item(), rel=1e-5)
 
 
+def test_dimensions_are_active_above_a_variance_of_a_hundredth(linear_run):
+    folder, vae, dataset, _ = linear_run
+    with torch.no_grad():
+        means = vae.encode(torch.from_numpy(dataset.test.rows(slice(None))))[0]
+        factors = (torch.tensor([0.5, 0.011, 0.009]) / means.var(0, correction=0)).sqrt()
+        vae.encoder[1].weight[:3] *= factors[:, None]
+        vae.encoder[1].bias[:3] *= factors
+    checkpoint.save_weights(folder, vae.state_dict())
+    assert measured(folder, importance_samples=1).active_units == 2
+
+
 def test_with_a_wrong_posterior_more_samples_come_nearer(linear_run):
     folder, vae, _, log_p = linear_run
     with torch.no_grad():

@@ -103,6 +103,17 @@ def test_scores_have_p_values(scored):
     assert vae.score(np.full((4, 3), 6.0)).p_value.max() == 1 / 401
 
 
+def test_held_out_scores_are_drawn_with_their_seed(small_bundle, scored, tmp_path):
+    _, x = scored
+    for seed in (0, 3):
+        folder = tmp_path / str(seed)
+        calibrate(small_bundle(name=f"seed{seed}"), x[:400], seed=seed, out=folder)
+        vae = vae_runtime.load(folder)
+        assert vae.manifest.scores.seed == seed
+        lowest = np.sort(vae.score(x[:400], seed=seed).elbo)[:20]
+        np.testing.assert_allclose(vae.manifest.scores.values[:20], lowest)
+
+
 def test_no_p_values_and_why(scored, small_bundle, tmp_path):
     folder, x = scored
     plain = vae_runtime.load(small_bundle(name="none")).score(x[:2])

@@ -159,6 +159,19 @@ def test_scores_depend_on_batches_by_rounding_alone(vae, k):
     np.testing.assert_array_equal(other.kl, wanted.kl)
 
 
+def test_conditions_go_with_their_rows_in_batches_and_importance_samples(root):
+    vae = vae_runtime.load(root / "models" / "digits-conditional")
+    labels = np.arange(6)
+    x = vae.sample(6, conditions={"label": labels}, seed=1, observe=True)
+    found = vae.score(x, conditions={"label": labels}, k=3, seed=2, batch_size=4)
+    for row, label in enumerate(labels):
+        alone = vae.score(x[row : row + 1], conditions={"label": label}, k=3, seed=2, start=row)
+        for name in ("elbo", "log_likelihood", "mse"):
+            np.testing.assert_allclose(getattr(found, name)[row], getattr(alone, name)[0], rtol=1e-4, atol=1e-4)
+    other = vae.score(x, conditions={"label": labels[::-1]}, k=3, seed=2)
+    assert np.abs(other.log_likelihood - found.log_likelihood).min() > 1e-2
+
+
 def test_the_reconstruction_is_that_of_the_posterior_sample(vae):
     x = vae.sample(9, seed=3, observe=True)
     q, s = vae.encode(x), vae.score(x, seed=5)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -301,6 +302,10 @@ def test_the_scale_is_learned_where_asked(learn):
     vae = VAE(ModelConfig(observation_shape=(3,), likelihood="gaussian", scale=0.25, learn_scale=learn))
     assert vae.scale.item() == pytest.approx(0.25)
     assert vae.log_scale.requires_grad is learn
+    # What is exported: the scale that was learned, or the very one that was given.
+    with torch.no_grad():
+        vae.log_scale.fill_(math.log(0.1 if learn else 0.2500001))
+    assert vae.__vae_export__()["scale"] == (pytest.approx(0.1) if learn else 0.25)
 
 
 @ALL

@@ -118,7 +118,7 @@ class VAE(nn.Module):
         """Return what `export` cannot see by itself; docs/bring-your-own.md describes this protocol."""
         wrap = kind_named(self.likelihood).distribution
         # A fixed scale is passed on as it was given: exp(log(scale)) may differ in the last digit.
-        scale = float(self.scale) if self.config.learn_scale else self.config.scale
+        scale = self.scale.item() if self.config.learn_scale else self.config.scale
         return {
             "decode": (lambda z, **conditions: wrap(self.decode(z, **conditions))) if wrap else self.decode,
             "posterior": "logvar",

@@ -43,17 +43,18 @@ class Dense(nn.Module):
 
 
 class Settings:
-    """A recorder that notes PyTorch's settings during a training, and may stop it."""
+    """A recorder that notes PyTorch's settings during a training, has the last pictures, and may stop it."""
 
     name = "settings"
 
     def __init__(self, stopping: int = 0) -> None:
-        self.stopping, self.seen = stopping, set()
+        self.stopping, self.seen, self.pictures = stopping, set(), {}
 
     def begin(self, run):
         return {}
 
     def epoch(self, number, figures, pictures):
+        self.pictures = dict(pictures)
         self.seen.add((torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()))
         if number == self.stopping:
             raise KeyboardInterrupt
@@ -194,6 +195,20 @@ def test_what_augmentation_draws_differs_from_epoch_to_epoch_and_follows_from_th
     assert len(drawn) == 6
     assert drawn[:2] == drawn[2:4]
     assert len(set(drawn)) == 4
+
+
+def test_an_epoch_is_shown_by_the_average_of_the_weights(digits_npy, tmp_path):
+    """The weights that are trained are the same with an average and without."""
+    shown = []
+    for ema in (0.0, 0.9):
+        folder, settings = tmp_path / str(len(shown)), Settings()
+        training = dataclasses.replace(TRAINING, epochs=1, ema=ema)
+        train(folder, MODEL, training, DataConfig(str(digits_npy)), progress=False, recorders=[settings])
+        shown.append(settings.pictures)
+    plain, average = shown
+    assert plain.keys() == average.keys() != set()
+    for name, picture in plain.items():
+        assert not np.array_equal(picture, average[name])
 
 
 def test_a_training_has_its_threads_and_deterministic_algorithms(digits_npy, tmp_path):

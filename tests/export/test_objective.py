@@ -184,6 +184,13 @@ def test_the_weight_of_the_kl_is_that_of_the_ratio_in_the_bound():
             assert [goal.item(), figures[3].item()] == pytest.approx(expected, rel=1e-5)
 
 
+def test_free_bits_are_of_the_mean_over_the_batch():
+    kl = torch.tensor([[0.0, 4.0], [2.0, 0.0]])
+    assert objective.with_free_bits(kl, 1.5).item() == 1.5 + 2.0
+    assert objective.with_free_bits(kl, 0.0).item() == 1.0 + 2.0
+    assert objective.with_free_bits(kl, 1.5, torch.tensor([True, False])).item() == 1.0 + 1.5
+
+
 def test_free_bits_change_what_is_trained_and_no_figure():
     vae = VAE(ModelConfig(observation_shape=(5,), latent=2, hidden=(4,)))
     x, eps = draw(6, 5).gt(0).float(), draw(1, 6, 2, seed=1).float()

@@ -463,11 +463,11 @@ def test_graphs_that_no_bundle_can_have(tmp_path):
     ("config", "scale", "words"),
     [
         ({"scaling_factor": 0}, None, "expected a finite scale of the latents other than 0"),
-        ({"scaling_factor": "much"}, None, "scaling_factor: expected 1 numbers, got 'much'"),
+        ({"scaling_factor": "much"}, None, "scaling_factor: expected 1 number, got 'much'"),
         ({"latents_mean": [0.0] * 4, "latents_std": [1.0, 2.0, 4.0]}, None, "latents_std: expected 4 numbers"),
         ({"latents_mean": [0.0] * 4, "latents_std": [1.0, 2.0, 4.0, 0.0]}, None, "other than 0, got inf"),
         ({"latents_mean": [0.0] * 4, "latents_std": [1, 2, 4, 8], "scaling_factor": 2}, (2.0, 1.0, 0.5, 0.25), ""),
-        ({"scaling_factor": math.inf}, None, "scaling_factor: expected 1 numbers"),
+        ({"scaling_factor": math.inf}, None, "scaling_factor: expected 1 number"),
         ({"sample_size": [8, 12], "in_channels": 3}, 1.0, ""),
     ],
 )

@@ -20,11 +20,11 @@ from vae_export.training.data.batches import read
 from vae_export.training.data.dataset import load
 from vae_export.training.look import BATCH
 from vae_export.training.loop import train
-from vae_export.training.randomness import generator
+from vae_export.training.randomness import binarised, generator
 from vae_export.training.step import Objective
 
 MODEL = ModelConfig(latent=4, hidden=(16,))
-TRAINING = TrainConfig(epochs=5, batch_size=16, learning_rate=0.03, final_learning_rate=1, threads=1)
+TRAINING = TrainConfig(epochs=4, batch_size=16, learning_rate=0.03, final_learning_rate=1, threads=1)
 STILL = dataclasses.replace(TRAINING, learning_rate=1e-30, epochs=3, batch_size=512, binarise="stochastic")
 """No weight changes."""
 
@@ -83,7 +83,7 @@ def same(one, other) -> bool:
 def test_the_best_epoch_is_kept_when_a_run_goes_on_from_a_later_one(digits_npy, tmp_path):
     whole = train(tmp_path / "whole", MODEL, TRAINING, few(digits_npy), progress=False).info.result
     assert whole.best_epoch == 1 + int(np.argmax(bounds(tmp_path / "whole"))) == 2
-    assert (whole.epochs, whole.stopped_early) == (5, False)
+    assert (whole.epochs, whole.stopped_early) == (4, False)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", MODEL, TRAINING, few(digits_npy), progress=False, recorders=[Settings(stopping=3)])
     outcome = train(tmp_path / "run", MODEL, TRAINING, few(digits_npy), progress=False)
@@ -130,6 +130,16 @@ def test_validation_is_the_same_in_each_epoch_and_of_each_row_alike(tmp_path):
     # The figures of training are means over its rows, too, of which the last of four batches has fewer.
     for name in ("elbo", "reconstruction", "kl"):
         assert trained[name] == pytest.approx(lines[0][name], rel=0.1)
+
+
+def test_training_data_are_binarised_as_those_of_an_evaluation():
+    x = torch.tensor([[0.0, 0.25, 0.499, 0.501, 0.75, 1.0]]).repeat(4000, 1)
+    assert binarised(x[:1], "threshold", generator(0, "x")).tolist() == [[0, 0, 0, 1, 1, 1]]
+    assert binarised(x, "none", generator(0, "x")) is x
+    drawn = binarised(x, "stochastic", generator(0, "x"))
+    assert set(drawn.unique().tolist()) == {0, 1}
+    assert drawn.mean(0).tolist() == pytest.approx(x[0].tolist(), abs=0.03)
+    assert torch.equal(binarised(x[7:9], "stochastic", generator(0, "x"), slice(7, 9), 4000), drawn[7:9])
 
 
 class Noting(Dense):

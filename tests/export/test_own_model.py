@@ -344,19 +344,31 @@ def test_another_class_with_the_same_weights_is_refused(tmp_path, digits_npy):
         export(folder, tmp_path / "out", model=Softplus())
 
 
-def test_a_module_is_understood_without_a_trace_and_to_the_last_probability():
+def test_a_module_is_understood_without_a_trace():
     torch.manual_seed(0)
     module, x = Convolutions(), torch.rand(8, 1, 8, 8)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     understood(module, x, Declaration(likelihood="gaussian", prior="normal"))
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert module.training
-    sure = Dense()
+
+
+class Complement(Dense):
+    """Gives probabilities, but no logits."""
+
+    def decode(self, z):
+        return 1 - super().decode(z)
+
+
+def test_probabilities_keep_their_logits_up_to_the_precision_of_float32():
+    torch.manual_seed(0)
+    module, x = Complement(), torch.rand(8, 1, 8, 8)
     with torch.no_grad():
-        sure.head[2].bias.fill_(-11)
-        logits, _ = understood(sure, x, Declaration(likelihood="bernoulli")).answer(torch.zeros(2, 4))
-        # A probability of less than 0.0001.
-        np.testing.assert_allclose(logits, sure.head[:-1](torch.zeros(2, 4)).view(2, 1, 8, 8), atol=0.1)
+        module.head[2].bias.fill_(11)
+        vae = understood(module, x, Declaration(likelihood="bernoulli"))
+        logits, _ = vae.answer(torch.zeros(2, 4))
+        np.testing.assert_allclose(logits, -module.head[:-1](torch.zeros(2, 4)).view(2, 1, 8, 8), atol=0.05)
+        assert logits.max() < -10
 
 
 class Plain(Dense):

@@ -84,6 +84,15 @@ def test_a_full_disk_is_one_error_and_the_run_goes_on_once_there_is_space(tmp_pa
         assert (folder / each).read_bytes() == (whole / each).read_bytes()
 
 
+def test_a_file_in_the_place_of_the_samples_is_one_error(tmp_path, digits_npy, whole):
+    (tmp_path / "samples").write_bytes(b"")
+    with pytest.raises(VaeError, match=r"samples: expected a folder, or room to make it: File exists; remove what is"):
+        run(tmp_path, digits_npy)
+    (tmp_path / "samples").unlink()
+    run(tmp_path, digits_npy)
+    assert (tmp_path / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
 def test_a_conversion_on_a_full_disk_leaves_nothing(tmp_path, whole):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     values = np.random.default_rng(0).random((300, 4), np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -123,6 +124,14 @@ def test_damaged_pictures_are_refused_or_skipped_counted_and_named(classed, tmp_
     assert dataset.provenance.skipped == dataset.skipped.count == count + 1
     assert len(dataset.skipped.named) == min(count + 1, 5)
     assert "a0.png: expected an image" in dataset.skipped.named[0]
+
+
+def test_a_row_after_others_that_were_left_out_is_not_taken_for_another(tmp_path):
+    rows = [[0.0, 1.0], "broken", [2.0, 3.0], [math.nan, 5.0], *([float(n), 0.0] for n in range(30))]
+    given = load_data(DataConfig("rows", corrupt="skip"), tmp_path / "data", given=rows)
+    assert given.skipped.count == 2
+    assert given.skipped.named[0].startswith("rows: row 1: expected numbers")
+    assert given.skipped.named[1].startswith("row 2 of those left: expected finite float32 values, got nan")
 
 
 def test_rows_with_nan_are_skipped_counted_and_named(tmp_path, capsys):

@@ -155,7 +155,13 @@ class Display:
             picture = samples(vae, self.info.train.seed, self.validation)
         if picture is None:
             return {}
-        (self.folder / SAMPLES).mkdir(exist_ok=True)
+        try:
+            (self.folder / SAMPLES).mkdir(exist_ok=True)
+        except OSError as error:
+            raise VaeError(
+                f"{self.folder / SAMPLES}: expected a folder, or room to make it: {error_line(error)}; remove what is "
+                "there, or free some space"
+            ) from error
         write_atomic(self.folder / SAMPLES / f"{epoch:06}.png", png(picture, min_side=1))
         return {"samples": picture}
 

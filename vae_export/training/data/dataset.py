@@ -259,7 +259,9 @@ def _note_damaged(survey: _Survey, rows: Rows, start: int, finite: NDArray[np.bo
             )
         survey.damaged.append(index[0])
         if len(survey.named) < NAMED:
-            survey.named.append(f"row {index[0]}: expected finite float32 values, got {rows.observations[index]}")
+            # The rows that a conversion left out have no number here.
+            left = " of those left" if rows.skipped.count else ""
+            survey.named.append(f"row {index[0]}{left}: expected finite float32 values, got {rows.observations[index]}")
 
 
 def _with_conditions(digest: str, source: Addressed) -> str:

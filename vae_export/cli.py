@@ -199,7 +199,8 @@ def _check_export(options: argparse.Namespace) -> None:
     except InputError as error:
         options.misuse(str(error))
     if (options.run is None) == (options.model is None):
-        options.misuse("expected either a run's folder or --model")
+        given = "neither" if options.run is None else "both"
+        options.misuse(f"expected either a run's folder or --model, got {given}; give one")
     if options.run is not None:
         for name in (*_MODEL_ARGUMENTS, "weights", "example", "latents", "observations", "condition"):
             if getattr(options, name) not in (None, []):

@@ -145,7 +145,7 @@ def run_here(capsys):
         ({"model": "mine_of_test:broken"}, 1, "RuntimeError: no such file here"),
         ({"model": "mine_of_test:plain"}, 1, "these weights are not the model's"),
         ({"model": "mine_of_test:plain"}, 1, "; give those of this model"),
-        ({"model": None}, 2, "expected either a run's folder or --model"),
+        ({"model": None}, 2, "expected either a run's folder or --model, got neither; give one"),
         ({"weights": "no.safetensors"}, 1, "no.safetensors: no such file"),
         ({"weights": "x.npy"}, 1, "x.npy: expected .safetensors or torch.save"),
         ({"weights": "x.npy"}, 1, "; save model.state_dict() alone"),

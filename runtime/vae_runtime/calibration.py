@@ -69,6 +69,8 @@ def calibrate(
     require_bool("force", force)
     if out is None and "://" in str(bundle):
         raise InputError(f"bundle: expected a folder or a .zip file to replace, got {bundle}; give out=")
+    if not (data or " ").isprintable():
+        raise InputError(f"data: expected printable text, got {data!r:.99}; say in one line what the observations are")
     vae = load(bundle, device=device, variant=variant, digest=digest)
     target = Path(vae.bundle.files.location) if out is None else Path(os.fspath(out))
     if out is not None and lies_in(target, vae.bundle.path):

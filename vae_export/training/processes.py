@@ -113,6 +113,9 @@ def joined() -> Iterator[Processes]:
     distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_PATIENCE)
     try:
         yield processes
+        # A thread of gloo that still holds a tensor takes Python's lock to let it go, and ends a process with SIGABRT
+        # whose Python has ended meanwhile. It has let go of all before it meets the other processes here.
+        distributed.barrier()
     except Exception as error:
         if _failed_first(store, rank):
             if _is_lost(error):

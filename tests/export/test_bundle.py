@@ -1,11 +1,9 @@
-import contextlib
 import hashlib
 import io
 import json
 import math
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -17,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+from limits import largest_file
 from validators import Draft202012Validator
 
 import vae_export.exporting
@@ -554,17 +553,6 @@ def test_killed_at_any_moment_the_old_or_the_new_bundle_is_there_and_whole(
 
 def test_a_bundle_written_in_place_would_not_survive(bundle_copy, states_when_killed):
     assert not all(whole for whole, _, _ in states_when_killed(bundle_copy, 40, "in place"))
-
-
-@contextlib.contextmanager
-def largest_file(size):
-    """A limit of the system on the size of any file that is written, as a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("size", [0, 500, 8192])

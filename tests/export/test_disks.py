@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from limits import largest_file
 
 from vae_export.cli import main
 from vae_export.training.config import DataConfig, ModelConfig, TrainConfig
@@ -30,19 +31,6 @@ def run(folder, source):
 def whole(tmp_path_factory, digits_npy) -> Path:
     """A run that nothing disturbed."""
     return run(tmp_path_factory.mktemp("whole") / "run", digits_npy).folder
-
-
-@contextlib.contextmanager
-def largest_file(size):
-    """A limit of the system on the size of any file that is written, as a disk that is full."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextlib.contextmanager

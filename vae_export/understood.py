@@ -90,7 +90,7 @@ def _with_prior(adapted: Adapted, source: Source, own: str | Mixture) -> Adapted
     if isinstance(own, str):
         prior, content = fit_prior(own, name, _means(adapted, source))
         count = len(source.observations)
-        what = f"{counted(count, 'latent')}" if source.latents else f"the latents of {counted(count, 'observation')}"
+        what = counted(count, "latent") if source.latents else f"the latents of {counted(count, 'observation')}"
         line = f"prior: {own}, fitted to {what}"
     else:
         if own.means.shape[1] != math.prod(shape):

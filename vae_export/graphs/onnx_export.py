@@ -33,6 +33,7 @@ from .graph import (
     require_same,
     traced_inputs,
 )
+from .nodes import NodeIndex, attributes_of
 from .rewrites import rewritten
 
 # How many rows a rewritten graph is compared with the original on.
@@ -178,25 +179,22 @@ def _drop_own_lengths(model: onnx.ModelProto) -> None:
     transforms = [node for node in model.graph.node if node.op_type == "DFT" and len(node.input) == 2]
     if not transforms:
         return
-    made_by = {name: node for node in model.graph.node for name in node.output}
+    producers = NodeIndex(model).producers
     inferred = onnx.shape_inference.infer_shapes(model).graph
     sizes = {
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*inferred.input, *inferred.value_info)
     }
     for node in transforms:
-        length = made_by.get(node.input[1])
-        shape = made_by.get(length.input[0]) if length is not None and length.op_type == "Squeeze" else None
+        length = producers.get(node.input[1])
+        shape = producers.get(length.input[0]) if length is not None and length.op_type == "Squeeze" else None
         if shape is None or shape.op_type != "Shape":
             continue
-        axis, start, end = _number(node, "axis"), _number(shape, "start"), _number(shape, "end")
+        axis, attributes = attributes_of(node).get("axis"), attributes_of(shape)
+        start, end = attributes.get("start", 0), attributes.get("end", 0)
         measured, signal = (sizes.get(name, [])[start:end] for name in (shape.input[0], node.input[0]))
         if axis == start and end == start + 1 and measured == signal and measured not in ([], [0]):
             del node.input[1]
-
-
-def _number(node: onnx.NodeProto, name: str) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), 0)
 
 
 @contextlib.contextmanager

@@ -304,14 +304,13 @@ def _decodes_alike(functions: Functions, adapted: Adapted) -> bool:
         return not maps_latents(adapted)
     # Other latents than the means, which something in between may leave as they are.
     trials = [_moved(adapted, by) for by in (1.0, 2.0)]
-    seen: list[list[Tensor]] = []
-    for latents in trials:
-        with own.watching((noted := list[Tensor]()).append):
-            given = dict(zip((latent.name for latent in adapted.signature.latents), latents, strict=True))
-            outputs = run_module(adapted.modules["decoder"], adapted.given("decoder", {**adapted.examples, **given}))
-        seen.append(noted)
-    for given_to_decode in zip(*seen, strict=False):
-        first, second = (_beside(z, latents) for z, latents in zip(given_to_decode, trials, strict=True))
+    rests: list[list[Tensor | None]] = []
+    for moved in trials:
+        latents, seen = list(moved.values()), list[Tensor]()
+        with own.watching(seen.append):
+            outputs = run_module(adapted.modules["decoder"], adapted.given("decoder", {**adapted.examples, **moved}))
+        rests.append([_beside(z, latents) for z in seen])
+    for first, second in zip(*rests, strict=False):
         if first is not None and second is not None and torch.equal(first, second):
             # What forward does behind it changes the observation, not the latent.
             return True
@@ -323,25 +322,26 @@ def _decodes_alike(functions: Functions, adapted: Adapted) -> bool:
     return any(a.shape == b.shape and distance(a.float(), b) <= SAME for a in answers for b in outputs)
 
 
-def _moved(adapted: Adapted, by: float) -> list[Tensor]:
-    """Return examples of the latents, moved by so much noise where they are no codes."""
-    values = [adapted.examples[latent.name] for latent in adapted.signature.latents]
-    return [z + by * fixed_noise(z.shape) if z.is_floating_point() else z for z in values]
+def _moved(adapted: Adapted, by: float) -> dict[str, Tensor]:
+    """Return examples of the latents by name, moved by so much noise where they are no codes."""
+    examples = {latent.name: adapted.examples[latent.name] for latent in adapted.signature.latents}
+    return {name: z + by * fixed_noise(z.shape) if z.is_floating_point() else z for name, z in examples.items()}
 
 
 def _beside(given: Tensor, latents: Sequence[Tensor]) -> Tensor | None:
     """Return what stands in a tensor beside the latents, along one axis; None unless each latent is in it as it is."""
+    if any(latent.dim() != given.dim() for latent in latents):
+        return None
     for axis in range(1, given.dim()):
         rest = given
         for latent in latents:
-            size = latent.shape[axis] if latent.dim() == given.dim() else given.shape[axis] + 1
+            size = latent.shape[axis]
             starts = range(rest.shape[axis] - size + 1)
             start = next((at for at in starts if torch.equal(rest.narrow(axis, at, size), latent)), None)
             if start is None:
                 break
-            rest = torch.cat(
-                [rest.narrow(axis, 0, start), rest.narrow(axis, start + size, rest.shape[axis] - start - size)], axis
-            )
+            before, _, after = rest.tensor_split((start, start + size), axis)
+            rest = torch.cat([before, after], axis)
         else:
             return rest
     return None

@@ -14,7 +14,7 @@ from vae_runtime.errors import InputError
 from vae_runtime.likelihood import KINDS, Kind
 
 from ..config import MAX_CLASSES, ModelConfig
-from .part import Observations, Part
+from .part import Observations, Part, first
 
 _KINDS_OF_ANY_NUMBER = " or ".join(name for name, kind in KINDS.items() if kind.support is None)
 
@@ -96,11 +96,6 @@ def require_range(part: Part, support: tuple[float, float], place: str, purpose:
             f"{place}: row {number}: expected values in [{low:g}, {high:g}] for {purpose}, got {row[index]:g} at "
             f"{list(index)}; scale the data, or choose {_KINDS_OF_ANY_NUMBER} without binarization"
         )
-
-
-def first(mask: NDArray[np.bool_]) -> tuple[int, ...]:
-    """Return the index of the first true value."""
-    return tuple(int(i) for i in np.unravel_index(int(mask.argmax()), mask.shape))
 
 
 def _first(part: Part, outside: Callable[[Observations], NDArray[np.bool_]]) -> tuple[int, Observations] | None:

@@ -18,10 +18,9 @@ from vae_runtime.errors import InputError
 from vae_runtime.manifest import Normalisation
 
 from ..config import DataConfig
-from .checks import first
 from .conversion import convert, converted
 from .normalisation import normalisation_of
-from .part import NAMED, Part, Rows, Skipped, chunks_of, require_exact
+from .part import NAMED, Part, Rows, Skipped, chunks_of, first, require_exact
 from .source import Addressed
 from .sources.table import open_source
 from .split import hashes, split

@@ -18,10 +18,10 @@ Observations = NDArray[np.float32]
 
 MAX_LABEL = 2**31
 """Numbers of classes are below this."""
-EXACT = 2**24
-"""float32 holds all integers whose size is below this."""
 NAMED = 5
 """Damaged rows that are named; the others are counted."""
+# float32 holds all integers whose size is below this.
+_EXACT = 2**24
 # Values that are in memory at once where a whole part is gone through.
 _CHUNK = 2**21
 
@@ -148,6 +148,11 @@ def chunks_of(source: Rows) -> Iterator[tuple[int, NDArray[Any]]]:
         yield start, source.canonical(slice(start, start + rows))
 
 
+def first(mask: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Return the index of the first true value."""
+    return tuple(int(i) for i in np.unravel_index(int(mask.argmax()), mask.shape))
+
+
 def require_exact(values: NDArray[Any], place: str, start: int = 0) -> None:
     """Refuse integers that float32 does not hold; bytes fit, and numbers of other kinds are none.
 
@@ -161,11 +166,11 @@ def require_exact(values: NDArray[Any], place: str, start: int = 0) -> None:
     """
     if values.dtype.kind not in "iu" or values.dtype == np.uint8:
         return
-    wrong = (values >= EXACT) | (values <= -EXACT)
+    wrong = (values >= _EXACT) | (values <= -_EXACT)
     if wrong.any():
-        row, *inner = (int(i) for i in np.unravel_index(int(wrong.argmax()), wrong.shape))
+        row, *inner = first(wrong)
         raise InputError(
-            f"{place}: expected integers between {-EXACT} and {EXACT}, which float32 holds exactly, got "
+            f"{place}: expected integers between {-_EXACT} and {_EXACT}, which float32 holds exactly, got "
             f"{values[(row, *inner)]} at {[start + row, *inner]}; scale them, and save them as floats"
         )
 

@@ -93,7 +93,7 @@ class Kind:
         if not outside.any():
             return None
         index = tuple(int(i) for i in np.argwhere(outside)[0])
-        return f"expected {self.values} for a {self.name} likelihood, got {x[index]:g} at {list(index)}"
+        return f"expected {self.values} for a {self.name} likelihood, got {x[index]:.8g} at {list(index)}"
 
     def mean_of(self, logits: Floats) -> Floats:
         """Return the mean that belongs to logits, float64; only where `logits` is true."""

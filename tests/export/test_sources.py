@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,7 @@ from vae_export.training.data.conversion import converted
 from vae_export.training.data.dataset import load as load_data
 from vae_export.training.loop import train
 from vae_runtime.errors import InputError
+from vae_runtime.likelihood import KINDS as LIKELIHOODS
 from vae_runtime.manifest import Normalisation
 
 RNG = np.random.Generator(np.random.PCG64(0))
@@ -342,6 +344,20 @@ class Flowing(IterableDataset):
 number = 5
 def flipped(x, random):
     return torch.where(torch.rand((len(x), 1), generator=random) < 0.5, x, x.flip(1))
+def lost(x, generator):
+    x[1, 0] = float("nan")
+    return x
+
+
+def rounded(x, generator):
+    return torch.full_like(x, 1 + 2**-23)
+
+
+def brighter(x, generator):
+    x[1, 0] = 1.5
+    return x
+
+
 def narrower(x, random):
     return x[:, :1]
 """
@@ -399,8 +415,24 @@ def test_a_loader_that_is_given_and_a_batch_that_does_not_fit(tmp_path):
 
 def test_a_function_that_augments_is_given_the_generator():
     random, seen = torch.Generator(), []
-    augmentation(lambda x, given: seen.append(given) or x, "f", random)(torch.ones(2, 3))
+    augmentation(lambda x, given: seen.append(given) or x, "f", LIKELIHOODS["gaussian"], random)(torch.ones(2, 3))
     assert seen == [random]
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "augment", "words"),
+    [
+        ("gaussian", "lost", "expected finite values for a gaussian likelihood, got nan"),
+        ("bernoulli", "brighter", "expected values in [0, 1] for a bernoulli likelihood, got 1.5"),
+        ("bernoulli", "rounded", "expected values in [0, 1] for a bernoulli likelihood, got 1.0000001"),
+        ("poisson", "brighter", "expected counts (0, 1, 2, …) for a poisson likelihood, got 1.5"),
+    ],
+)
+def test_augmentation_gives_what_the_likelihood_is_defined_for(own_module, likelihood, augment, words):
+    np.save("x.npy", RNG.integers(0, 2, (200, 2)).astype(np.float32))
+    data = DataConfig("x.npy", augment=f"{own_module}:{augment}")
+    with pytest.raises(InputError, match=re.escape(f"{augment}: {words} at [")):
+        train("run", replace(MODEL, likelihood=likelihood), TRAINING, data, progress=False)
 
 
 def digest(folder):

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from vae_runtime._version import __version__
 from vae_runtime.errors import InputError, VaeError, counted, one_line, require_bool
 from vae_runtime.files import locked, write_atomic
-from vae_runtime.likelihood import KINDS
+from vae_runtime.likelihood import KINDS, Kind
 
 from ..errors import TrainingError, require_path
 from ..loading import load_named
@@ -244,13 +244,17 @@ def _describe(model: ModelConfig | OwnModel, training: TrainConfig, source: Data
         )
     if KINDS[model.likelihood].classes and not model.classes:
         model = replace(model, classes=count_classes(dataset.train, source.source))
-    kind = KINDS[model.likelihood].of((0.0, 1.0), (model.classes,))
+    kind = _kind(model)
     for part in (dataset.train, dataset.validation, dataset.test):
         require_kind(part, kind, source.source)
         if training.binarise != "none":
             require_range(part, (0.0, 1.0), source.source, "binarization")
     found = Found(dataset.normalisation, dataset.skipped.named, dataset.classes)
     return RunInfo(model, training, source, dataset.provenance, torch.__version__, found)
+
+
+def _kind(model: ModelConfig | OwnModel) -> Kind:
+    return KINDS[model.likelihood].of((0.0, 1.0), (model.classes,))
 
 
 class _Training:
@@ -375,7 +379,7 @@ class _Training:
         change = None
         if self.augment:
             random = generator(self.config.seed, f"augmentation of epoch {epoch}, process {self.group.rank}")
-            change = augmentation(self.augment, self.info.data.augment, random)
+            change = augmentation(self.augment, self.info.data.augment, _kind(self.info.model), random)
         shares = (each[self._share(len(each))].numpy() for each in order.split(self.config.batch_size))
         return Batches(self.train, shares, change)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vae_runtime.errors import InputError, one_line
 from vae_runtime.generation.ahead import Ahead
+from vae_runtime.likelihood import Kind
 
 from .part import Part
 
@@ -30,17 +31,20 @@ class TensorBatch:
     """By name, each int64 [k] or float32 [k, …]."""
 
 
-def augmentation(function: Callable[[Tensor, torch.Generator], Any], spec: str, random: torch.Generator) -> Change:
+def augmentation(
+    function: Callable[[Tensor, torch.Generator], Any], spec: str, kind: Kind, random: torch.Generator
+) -> Change:
     """Return the change of observations that a function of the user's makes.
 
     Args:
         function: (x, generator) → x, of float32 [k, *shape].
         spec: its name, for errors.
+        kind: the kind of likelihood that the values must fit.
         random: given to each call; its draws are all the randomness that the function may have.
     """
 
     def change(x: Tensor) -> Tensor:
-        kind = f"float32 {list(x.shape)}"
+        expected = f"float32 {list(x.shape)}"
         try:
             changed: Any = function(x, random)
         except Exception as error:  # whatever the user's code raises
@@ -50,9 +54,11 @@ def augmentation(function: Callable[[Tensor, torch.Generator], Any], spec: str, 
         got = type(changed).__name__
         if isinstance(changed, Tensor):
             got = f"{str(changed.dtype).removeprefix('torch.')} {list(changed.shape)}"
-        if got != kind:
-            raise InputError(f"data.augment: {spec}: expected {kind}, as it was given, got {got}")
-        tensor: Tensor = changed
+        if got != expected:
+            raise InputError(f"data.augment: {spec}: expected {expected}, as it was given, got {got}")
+        tensor: Tensor = changed.detach().cpu()
+        if misfit := kind.misfit(tensor.numpy()):
+            raise InputError(f"data.augment: {spec}: {misfit} of a batch; correct it, or clamp what it gives")
         return tensor
 
     return change

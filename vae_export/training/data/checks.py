@@ -93,7 +93,7 @@ def require_range(part: Part, support: tuple[float, float], place: str, purpose:
         number, row = found
         index = first(outside(row))
         raise InputError(
-            f"{place}: row {number}: expected values in [{low:g}, {high:g}] for {purpose}, got {row[index]:g} at "
+            f"{place}: row {number}: expected values in [{low:g}, {high:g}] for {purpose}, got {row[index]:.8g} at "
             f"{list(index)}; scale the data, or choose {_KINDS_OF_ANY_NUMBER} without binarization"
         )
 

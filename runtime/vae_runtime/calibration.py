@@ -69,14 +69,14 @@ def calibrate(
     require_bool("force", force)
     if out is None and "://" in str(bundle):
         raise InputError(f"bundle: expected a folder or a .zip file to replace, got {bundle}; give out=")
-    if not (data or " ").isprintable():
-        raise InputError(f"data: expected printable text, got {data!r:.99}; say in one line what the observations are")
+    named = data or (Path(x).name if isinstance(x, (str, os.PathLike)) else "observations of the caller's")
+    if not isinstance(named, str) or not named.isprintable():
+        raise InputError(f"data: expected printable text, got {named!r:.99}; say in one line what the observations are")
     vae = load(bundle, device=device, variant=variant, digest=digest)
     target = Path(vae.bundle.files.location) if out is None else Path(os.fspath(out))
     if out is not None and lies_in(target, vae.bundle.path):
         raise InputError(f"{out}: expected a place outside the bundle; leave it out to replace the bundle itself")
     require_replaceable(target, force or out is None, zipped=is_zip(target))
-    named = data or (Path(x).name if isinstance(x, (str, os.PathLike)) else "observations of the caller's")
     held_out = held_out_scores(vae, x, data=named, conditions=conditions, k=k, seed=seed, progress=progress)
     manifest = replace(vae.manifest, scores=held_out)
     source = vae.bundle

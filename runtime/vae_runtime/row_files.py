@@ -87,6 +87,9 @@ class RowFile:
         except FileNotFoundError:
             raise InputError(f"{self.path}: no such file; give a file of rows ({', '.join(SUFFIXES)})") from None
         except Exception as error:  # numpy and pyarrow raise errors of many kinds
+            if isinstance(error, OSError) and error.errno:
+                # The system's, such as one of a network: the content may be as expected.
+                raise VaeError(f"{self.path}: cannot be read: {error_line(error)}; try it again") from None
             raise InputError(
                 f"{self.path}: expected a {self.path.suffix} file of rows: {error_line(error)}; write it again"
             ) from None
@@ -119,12 +122,12 @@ class RowFile:
         raise InputError(f"{self.path}: rows from {first} on: expected numbers joined by commas; write the file again")
 
     def exact(self, values: Array, first: int) -> Array:
-        """Give integers [n, …] as the floats that the model takes; bytes, which are scaled first, stay what they are.
+        """Give integers [n, …] as the floats that the model takes.
 
         Raises:
             InputError: float32 does not hold one of them.
         """
-        if self._dtype.kind != "f" or values.dtype.kind not in "biu" or values.dtype == np.uint8:
+        if self._dtype.kind != "f" or values.dtype.kind not in "biu":
             return values
         floats = values.astype(np.float32)
         for index in map(tuple, np.argwhere(np.abs(floats) >= _EXACT)):
@@ -229,7 +232,9 @@ def _values(file: RowFile, batch: Any, first: int) -> Array:
         else:
             values = _of_lists(file, column, first)
             _require_numbers(file, batch.schema.names[0], values)
-        return file.shaped(file.exact(values.reshape(n, -1), first), first)
+        values = values.reshape(n, -1)
+        # Lists of bytes are 8-bit values, such as those of pictures, which are scaled later.
+        return file.shaped(values if values.dtype == np.uint8 else file.exact(values, first), first)
     columns = [column.to_numpy(zero_copy_only=False) for column in batch.columns]
     for number, (name, column) in enumerate(zip(batch.schema.names, columns, strict=True)):
         _require_numbers(file, name, column)

@@ -351,6 +351,36 @@ def test_what_a_run_leaves_in_the_model_is_no_prior():
     assert "shift, which may be a learned prior" in latent_of(model).prior.reason
 
 
+class Centered(Plain):
+    """Keeps the centers of its latents, which its loss draws them to: those of the conditions, or its own."""
+
+    def __init__(self, of_conditions):
+        super().__init__()
+        self.embed, self.of_conditions = nn.Linear(3, 4), of_conditions
+
+    def encode(self, x, c):
+        mu, logvar = super().encode(x)
+        return mu + self.embed(c), logvar
+
+    def decode(self, z, c):
+        return super().decode(z + self.embed(c))
+
+    def forward(self, x, c):
+        mu, logvar = self.encode(x, c)
+        self.center = self.embed(c) if self.of_conditions else mu
+        return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar), c)
+
+
+@pytest.mark.parametrize("of_conditions", [True, False])
+def test_what_follows_from_conditions_alone_may_be_a_prior(of_conditions):
+    model, conditions = Centered(of_conditions).eval(), torch.eye(3)[torch.arange(6) % 3]
+    model(X, conditions)
+    with unchanged(model):
+        prior = adapt(model, X, Declaration(), conditions={"c": conditions}).signature.latent.prior
+    assert (prior.kind, prior.assumed) == (("none", False) if of_conditions else ("normal", True))
+    assert not of_conditions or "center, which may be a learned prior" in prior.reason
+
+
 # Latents that are drawn in training mode alone.
 
 

@@ -121,6 +121,18 @@ class WithoutWeights(Dense):
         return mu, mu * 0 - 2
 
 
+class WithoutWeightsBesideUnread(WithoutWeights):
+    def __init__(self):
+        super().__init__()
+        self.unread = nn.Parameter(torch.zeros(2))
+
+
+class HiddenFixedEncoder(FixedEncoder):
+    def encode(self, x):
+        with torch.no_grad():
+            return super().encode(x)
+
+
 class Killed(Normed):
     def train(self, mode=True):
         self.epochs = getattr(self, "epochs", 0) + mode
@@ -274,7 +286,9 @@ def test_modes_and_frozen_weights_of_a_module_stay(digits_npy, tmp_path):
     [
         ("FixedEncoder", "encoder.", "they are frozen (requires_grad=False): encoder.1.weight, encoder.1.bias, "),
         ("FixedDecoder", "decoder.", "they are frozen (requires_grad=False): decoder.0.weight, decoder.0.bias, "),
+        ("HiddenFixedEncoder", "encoder.", "they are frozen (requires_grad=False): encoder.1.weight, encoder.1.bias, "),
         ("WithoutWeights", "directions", None),
+        ("WithoutWeightsBesideUnread", "directions", None),
     ],
 )
 def test_one_half_of_a_module_is_trained_alone(digits_npy, tmp_path, name, kept, line):

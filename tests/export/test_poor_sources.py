@@ -132,7 +132,7 @@ def test_the_first_picture_of_a_telephone_is_its_picture(tmp_path):
 
 
 @pytest.mark.parametrize("value", [2**24 + 1, -(2**63)])
-@pytest.mark.parametrize("form", ["columns", "list", "labeled", "objects", "loader", "array"])
+@pytest.mark.parametrize("form", ["columns", "beside null", "list", "labeled", "objects", "loader", "array"])
 def test_integers_that_float32_does_not_hold_are_refused_whatever_is_skipped(tmp_path, form, value):
     given, path, fields = None, tmp_path / "x.parquet", {"corrupt": "skip"}
     if form == "array":
@@ -148,12 +148,16 @@ def test_integers_that_float32_does_not_hold_are_refused_whatever_is_skipped(tmp
         # A missing label has rows read one by one.
         labels = {"y": ["a", None]} if form == "labeled" else {}
         fields |= {"conditions": ("y",)} if form == "labeled" else {}
-        pq.write_table(pa.table({"a": [0.5, 0.5], "b": [value, 1], **labels}), path)
+        second = None if form == "beside null" else 1
+        pq.write_table(pa.table({"a": [0.5, 0.5], "b": [value, second], **labels}), path)
     message = refused(path, given, **fields)
     assert message.startswith(str(path))
     assert f"expected integers between -16777216 and 16777216, which float32 holds exactly, got {value} at" in message
 
 
 def test_integers_that_float32_holds_are_taken(tmp_path):
-    pq.write_table(pa.table({"a": [0.5, 0.5], "b": [2**24 - 1, -(2**24) + 1]}), tmp_path / "x.parquet")
-    assert load(tmp_path / "x.parquet").train.rows(slice(None)).tolist() == [[0.5, 2**24 - 1], [0.5, 1 - 2**24]]
+    pq.write_table(pa.table({"a": [0.5, 0.5], "b": [2**24, -(2**24)]}), tmp_path / "x.parquet")
+    assert load(tmp_path / "x.parquet").train.rows(slice(None)).tolist() == [[0.5, 2**24], [0.5, -(2**24)]]
+    # One number is no rows, however large it is.
+    one = DataLoader([0], collate_fn=lambda _: torch.tensor(2**25))
+    assert "expected observations [n, …], got int64 []" in refused("one", one)

@@ -33,7 +33,6 @@ from vae_export.training.data.conversion import converted
 from vae_export.training.data.dataset import load as load_data
 from vae_export.training.loop import train
 from vae_runtime.errors import InputError
-from vae_runtime.likelihood import KINDS as LIKELIHOODS
 from vae_runtime.manifest import Normalisation
 
 RNG = np.random.Generator(np.random.PCG64(0))
@@ -415,7 +414,7 @@ def test_a_loader_that_is_given_and_a_batch_that_does_not_fit(tmp_path):
 
 def test_a_function_that_augments_is_given_the_generator():
     random, seen = torch.Generator(), []
-    augmentation(lambda x, given: seen.append(given) or x, "f", LIKELIHOODS["gaussian"], random)(torch.ones(2, 3))
+    augmentation(lambda x, given: seen.append(given) or x, "f", lambda x: None, random)(torch.ones(2, 3))
     assert seen == [random]
 
 
@@ -428,11 +427,15 @@ def test_a_function_that_augments_is_given_the_generator():
         ("poisson", "brighter", "expected counts (0, 1, 2, …) for a poisson likelihood, got 1.5"),
     ],
 )
-def test_augmentation_gives_what_the_likelihood_is_defined_for(own_module, likelihood, augment, words):
+def test_augmentation_gives_what_the_training_is_defined_for(own_module, likelihood, augment, words):
     np.save("x.npy", RNG.integers(0, 2, (200, 2)).astype(np.float32))
     data = DataConfig("x.npy", augment=f"{own_module}:{augment}")
     with pytest.raises(InputError, match=re.escape(f"{augment}: {words} at [")):
         train("run", replace(MODEL, likelihood=likelihood), TRAINING, data, progress=False)
+    if likelihood == "gaussian":
+        data, binarised = DataConfig("x.npy", augment=f"{own_module}:brighter"), replace(TRAINING, binarise="threshold")
+        with pytest.raises(InputError, match=r"brighter: expected values in \[0, 1\] for binarization, got 1\.5 at"):
+            train("run", MODEL, binarised, data, progress=False)
 
 
 def digest(folder):

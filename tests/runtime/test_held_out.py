@@ -234,6 +234,11 @@ def test_what_cannot_be_calibrated_is_refused_and_stays(small_bundle, codes_bund
         calibrate(codes_bundle(), np.ones((3, 3)), conditions={"label": 0})
     with pytest.raises(InputError, match=r"^data: expected printable text, got 'a\\nb'"):
         calibrate(folder, x[:7], data="a\nb", out=tmp_path / "lines")
+    with pytest.raises(InputError, match=r"^data: expected printable text, got 5"):
+        calibrate(folder, x[:7], data=5, out=tmp_path / "lines")
+    np.save(tmp_path / "two\nlines.npy", x[:7])
+    with pytest.raises(InputError, match=r"^data: expected printable text, got 'two\\nlines.npy'"):
+        calibrate(folder, tmp_path / "two\nlines.npy", out=tmp_path / "lines")
     with pytest.raises(VaeError, match="already exists"):
         calibrate(folder, x[:7], out=tmp_path)
     with pytest.raises(InputError, match="outside the bundle"):

@@ -1,5 +1,6 @@
 """Scores of files of any length: what is read and written, in parts, and again after an interruption."""
 
+import errno
 import json
 import os
 import signal
@@ -387,6 +388,21 @@ def test_integers_that_float32_does_not_hold_are_refused(tmp_path, form, value, 
         list(open_rows(path, (2,), "float32").parts(64))
 
 
+def test_columns_of_bytes_are_numbers_and_lists_of_bytes_8_bit_values(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    columns = [pa.array(each, pa.uint8()) for each in ([1, 255], [3, 4])]
+    pyarrow.parquet.write_table(pa.table({"a": columns[0], "b": columns[1]}), tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(
+        pa.table({"x": pa.array([[1, 3], [255, 4]], pa.list_(pa.uint8()))}), tmp_path / "b.parquet"
+    )
+    for name, dtype in (("a", np.float32), ("b", np.uint8)):
+        values = np.concatenate(list(open_rows(tmp_path / f"{name}.parquet", (2,), "float32").parts(64)))
+        assert values.dtype == dtype
+        assert values.tolist() == [[1, 3], [255, 4]]
+
+
 def test_integers_of_a_model_that_takes_integers_stay_what_they_are(tmp_path):
     (tmp_path / "x.csv").write_text(f"{2**40 + 1},2\n")
     assert next(open_rows(tmp_path / "x.csv", (2,), "int64").parts(1)).tolist() == [[2**40 + 1, 2]]
@@ -429,6 +445,28 @@ def test_rows_and_conditions_that_are_refused_leave_no_parts(digits, root, tmp_p
             score_rows(vae, rows(tmp_path / "x.npy", vae), Request(conditions={"label": given}, out=out))
         assert os.listdir(tmp_path) == ["x.npy"]
     assert score_rows(vae, rows(tmp_path / "x.npy", vae), Request(conditions={"label": labels}, out=out)).rows == 130
+
+
+def test_a_disk_that_fails_for_a_while_takes_no_parts(vae, x, tmp_path, parts_of_64, monkeypatch):
+    file, out = rows(written(tmp_path / "x.npy", x[:130]), vae), tmp_path / "s.csv"
+    mapped = np.lib.format.open_memmap
+
+    class Failing:
+        def __init__(self, *rest, **words):
+            self.rows = mapped(*rest, **words)
+
+        def __getitem__(self, part):
+            if part.start:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return self.rows[part]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np.lib.format, "open_memmap", Failing)
+        with pytest.raises(VaeError, match=r"x\.npy: cannot be read: Stale file handle; try it again") as error:
+            score_rows(vae, file, Request(out=out))
+    assert not isinstance(error.value, InputError)
+    assert (tmp_path / "s.csv.parts").is_dir()
+    assert score_rows(vae, file, Request(out=out)).rows == 130
 
 
 def test_every_place_is_looked_at_before_a_row_is_scored(vae, x, tmp_path):

@@ -321,6 +321,9 @@ def test_generate_needs_a_seed_where_the_decoder_has_noise_that_no_file_gives(le
     same(whole[:], levels.decode(z))
     with pytest.raises(InputError, match=r"^seed: expected an integer, since blur is drawn, got nothing"):
         vae_runtime.generate(levels_folder, tmp_path / "two", decode=tmp_path / "two.npy", workers=1)
+    np.save(tmp_path / "plain.npy", z["z1"])
+    with pytest.raises(InputError, match="expected a structured array with the fields z1, z2, blur"):
+        vae_runtime.generate(levels_folder, tmp_path / "plain", decode=tmp_path / "plain.npy", workers=1)
     drawn = vae_runtime.generate(levels_folder, tmp_path / "two", decode=tmp_path / "two.npy", seed=3, workers=1)
     same(drawn[:], levels.decode(z))
 

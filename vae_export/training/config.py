@@ -380,7 +380,7 @@ class DataConfig(_Config):
                     problems.append(f"data.{name}: expected a name in UTF-8, got {text!r}; rename the file or folder")
         if not (self.license or " ").isprintable():
             # It stands in the table and the card of the bundle.
-            problems.append(f"data.license: expected printable text, got {self.license!r:.99}")
+            problems.append(f"data.license: expected printable text, got {self.license!r:.99}; write one line")
         names = list(self.places())
         for name in names:
             if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) or name == "x":

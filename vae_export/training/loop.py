@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from tqdm import tqdm
 from vae_runtime._version import __version__
 from vae_runtime.errors import InputError, VaeError, counted, one_line, require_bool
 from vae_runtime.files import locked, write_atomic
-from vae_runtime.likelihood import KINDS, Kind
+from vae_runtime.likelihood import KINDS
 
 from ..errors import TrainingError, require_path
 from ..loading import load_named
@@ -41,7 +42,7 @@ from .beginning import require_memory, untrained
 from .checkpoint import DATA, Found, RunInfo, Stage, TrainResult
 from .config import DataConfig, ModelConfig, TrainConfig
 from .data.batches import Batches, TensorBatch, augmentation, read
-from .data.checks import count_classes, require_kind, require_range, with_conditions
+from .data.checks import count_classes, kind_of, misfit, require_kind, require_range, with_conditions
 from .data.dataset import Dataset, load
 from .descent import Batch, Descent
 from .display import Display, Shown
@@ -244,17 +245,13 @@ def _describe(model: ModelConfig | OwnModel, training: TrainConfig, source: Data
         )
     if KINDS[model.likelihood].classes and not model.classes:
         model = replace(model, classes=count_classes(dataset.train, source.source))
-    kind = _kind(model)
+    kind = kind_of(model.likelihood, model.classes)
     for part in (dataset.train, dataset.validation, dataset.test):
         require_kind(part, kind, source.source)
         if training.binarise != "none":
-            require_range(part, (0.0, 1.0), source.source, "binarization")
+            require_range(part, source.source)
     found = Found(dataset.normalisation, dataset.skipped.named, dataset.classes)
     return RunInfo(model, training, source, dataset.provenance, torch.__version__, found)
-
-
-def _kind(model: ModelConfig | OwnModel) -> Kind:
-    return KINDS[model.likelihood].of((0.0, 1.0), (model.classes,))
 
 
 class _Training:
@@ -379,7 +376,9 @@ class _Training:
         change = None
         if self.augment:
             random = generator(self.config.seed, f"augmentation of epoch {epoch}, process {self.group.rank}")
-            change = augmentation(self.augment, self.info.data.augment, _kind(self.info.model), random)
+            kind = kind_of(self.info.model.likelihood, self.info.model.classes)
+            wrong = partial(misfit, kind=kind, binarise=self.config.binarise)
+            change = augmentation(self.augment, self.info.data.augment, wrong, random)
         shares = (each[self._share(len(each))].numpy() for each in order.split(self.config.batch_size))
         return Batches(self.train, shares, change)
 

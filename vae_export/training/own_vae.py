@@ -28,7 +28,7 @@ from ..understand.halves import Halves
 from ..understand.inner import inner_model, module_of
 from ..understand.probe import probe
 from ..understand.soundness import faults_first
-from ..understand.state import fitting_threads, modes_kept, unchanged
+from ..understand.state import fitting_threads, modes_kept, unchanged, used_tensors
 from . import objective
 from .config import ModelConfig, TrainConfig
 from .data.batches import at_least_two, read
@@ -434,10 +434,13 @@ def _not_trained(vae: OwnVAE, x: Tensor, conditions: Mapping[str, Tensor]) -> tu
         finally:
             for name in frozen:
                 weights[name].requires_grad_(False)
-    read = [name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None]
-    left = [name for name in weights if name not in read and name not in frozen]
-    # An encode without weights of its own is one whose decoder is trained alone.
-    hidden = "decode" if not parameters.requires_grad else "encode" if left and not mu.requires_grad else None
+        read = [name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None]
+        left = [name for name in weights if name not in read and name not in frozen]
+        hidden = None if parameters.requires_grad else "decode"
+        # An encode that reads no weight, or frozen ones, is one whose decoder is trained alone.
+        if not hidden and not mu.requires_grad:
+            held = used_tensors(lambda: vae.posterior(x, **conditions), [weights[name] for name in left])
+            hidden = "encode" if held else None
     if hidden:
         raise ExportError(
             f"{hidden}: its answer has no gradient; take torch.no_grad() and detach() out of it; what is not to be "

@@ -23,7 +23,7 @@ from vae_runtime.manifest import Latent, LatentPrior
 from ..errors import ExportError
 from .adapted import Adapted, run_module
 from .draws import Draws
-from .functions import Functions, conditions_taken
+from .functions import Functions, another, conditions_taken
 from .posterior import SAME, distance
 from .prior import mixture_prior
 from .reading import AS_CODES
@@ -305,19 +305,26 @@ def _kept_numbers(owner: object, functions: Functions, adapted: Adapted) -> list
 
 
 def _records(owner: object, functions: Functions) -> list[str]:
-    """The names of what a run leaves in its model with a row for each observation, such as a mean for the loss."""
-    before = dict(vars(owner))
+    """The names of what a run leaves in its model for each observation, such as a mean for the loss.
+
+    What follows from the conditions alone may be a prior's.
+    """
     taken = conditions_taken(functions.model, functions.conditions)
-    with contextlib.suppress(Exception), torch.no_grad():
-        functions.encoded(Draws.constant(0.0))
-        with Draws.constant(0.0):
-            functions.model(functions.example.clone(), **taken)
+
+    def left_by(x: Tensor) -> dict[str, Tensor]:
+        before = dict(vars(owner))
+        with contextlib.suppress(Exception), torch.no_grad():
+            functions.encoded(Draws.constant(0.0))
+            with Draws.constant(0.0):
+                functions.model(x, **taken)
+        left = {name: value for name, value in vars(owner).items() if value is not before.get(name)}
+        return {name: value for name, value in left.items() if isinstance(value, Tensor)}
+
+    one, other = left_by(functions.example.clone()), left_by(another(functions.example))
     return [
         name
-        for name, value in vars(owner).items()
-        if isinstance(value, Tensor)
-        and value is not before.get(name)
-        and value.shape[:1] == functions.example.shape[:1]
+        for name, value in one.items()
+        if value.shape[:1] == functions.example.shape[:1] and not torch.equal(value, other.get(name, value))
     ]
 
 

@@ -270,8 +270,9 @@ def _require_no_draws(vae: VAE, request: Request, files: Mapping[str, Mapping[st
     if verb == "encode":
         drawn = [each.name for each in latents if each.posterior.kind == "normal" or each.posterior.noise]
     elif verb == "decode" and len(latents) > 1:
-        given = map_file(files[latents[0].name]).dtype.names or ()
-        drawn = [each.name for each in latents if each.name not in given and not each.posterior.outputs]
+        given = map_file(files[latents[0].name]).dtype.names
+        # A file without fields is refused by itself.
+        drawn = [each.name for each in latents if given and each.name not in given and not each.posterior.outputs]
     else:
         drawn = []
     if drawn:

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from vae_runtime.errors import InputError, one_line
 from vae_runtime.generation.ahead import Ahead
-from vae_runtime.likelihood import Kind
 
-from .part import Part
+from .part import Observations, Part
 
 Change = Callable[[Tensor], Tensor]
 
@@ -32,14 +31,17 @@ class TensorBatch:
 
 
 def augmentation(
-    function: Callable[[Tensor, torch.Generator], Any], spec: str, kind: Kind, random: torch.Generator
+    function: Callable[[Tensor, torch.Generator], Any],
+    spec: str,
+    misfit: Callable[[Observations], str | None],
+    random: torch.Generator,
 ) -> Change:
     """Return the change of observations that a function of the user's makes.
 
     Args:
         function: (x, generator) → x, of float32 [k, *shape].
         spec: its name, for errors.
-        kind: the kind of likelihood that the values must fit.
+        misfit: describes what is wrong with observations, or gives None.
         random: given to each call; its draws are all the randomness that the function may have.
     """
 
@@ -57,8 +59,8 @@ def augmentation(
         if got != expected:
             raise InputError(f"data.augment: {spec}: expected {expected}, as it was given, got {got}")
         tensor: Tensor = changed.detach().cpu()
-        if misfit := kind.misfit(tensor.numpy()):
-            raise InputError(f"data.augment: {spec}: {misfit} of a batch; correct it, or clamp what it gives")
+        if wrong := misfit(tensor.numpy()):
+            raise InputError(f"data.augment: {spec}: {wrong} of a batch; correct it, or clamp what it gives")
         return tensor
 
     return change

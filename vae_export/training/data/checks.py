@@ -39,6 +39,11 @@ def with_conditions(model: ModelConfig, kinds: Mapping[str, Mapping[str, Any]], 
     return model
 
 
+def kind_of(likelihood: str, classes: int) -> Kind:
+    """Return the kind of likelihood that a model is trained on; `classes` is their number, 0 where there are none."""
+    return KINDS[likelihood].of((0.0, 1.0), (classes,))
+
+
 def require_kind(part: Part, kind: Kind, place: str) -> None:
     """Refuse values that a likelihood is not defined for.
 
@@ -71,31 +76,46 @@ def count_classes(part: Part, place: str) -> int:
     return max(2, int(largest) + 1)
 
 
-def require_range(part: Part, support: tuple[float, float], place: str, purpose: str) -> None:
-    """Refuse values outside a range.
+def require_range(part: Part, place: str) -> None:
+    """Refuse values outside of [0, 1], which cannot be binarized.
 
     Args:
         part: the observations.
-        support: the min and the max allowed.
         place: where the observations come from.
-        purpose: the part of the configuration that needs the range.
 
     Raises:
         InputError: there is one; the message states the first such value, its row and its index.
     """
-    low, high = support
-
-    def outside(rows: Observations) -> NDArray[np.bool_]:
-        return (rows < low) | (rows > high)
-
-    found = _first(part, outside)
+    found = _first(part, _beyond)
     if found:
         number, row = found
-        index = first(outside(row))
         raise InputError(
-            f"{place}: row {number}: expected values in [{low:g}, {high:g}] for {purpose}, got {row[index]:.8g} at "
-            f"{list(index)}; scale the data, or choose {_KINDS_OF_ANY_NUMBER} without binarization"
+            f"{place}: row {number}: {_range_misfit(row)}; scale the data, or choose {_KINDS_OF_ANY_NUMBER} without "
+            "binarization"
         )
+
+
+def misfit(x: Observations, kind: Kind, binarise: str) -> str | None:
+    """Describe, for an error, the first value that a likelihood or a binarization is not defined for; None without one.
+
+    Args:
+        x: float32 [n, …].
+        kind: the kind of likelihood.
+        binarise: `TrainConfig.binarise`.
+    """
+    return kind.misfit(x) or (None if binarise == "none" else _range_misfit(x))
+
+
+def _beyond(x: Observations) -> NDArray[np.bool_]:
+    return (x < 0) | (x > 1)
+
+
+def _range_misfit(x: Observations) -> str | None:
+    beyond = _beyond(x)
+    if not beyond.any():
+        return None
+    index = first(beyond)
+    return f"expected values in [0, 1] for binarization, got {x[index]:.8g} at {list(index)}"
 
 
 def _first(part: Part, outside: Callable[[Observations], NDArray[np.bool_]]) -> tuple[int, Observations] | None:

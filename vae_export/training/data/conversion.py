@@ -120,6 +120,8 @@ class _Writer:
         Raises:
             InputError: it holds integers that float32 does not.
         """
+        if not batch.observations.ndim:
+            return Damaged(batch.place, f"expected observations [n, …], got {_kind(batch.observations)}")
         require_exact(batch.observations, batch.place)
         arrays = {_OBSERVATIONS: _values(batch.observations)}
         for name, given in batch.conditions.items():

@@ -20,7 +20,7 @@ MAX_LABEL = 2**31
 """Numbers of classes are below this."""
 NAMED = 5
 """Damaged rows that are named; the others are counted."""
-# float32 holds all integers whose size is below this.
+# float32 holds all integers up to this size.
 _EXACT = 2**24
 # Values that are in memory at once where a whole part is gone through.
 _CHUNK = 2**21
@@ -166,7 +166,7 @@ def require_exact(values: NDArray[Any], place: str, start: int = 0) -> None:
     """
     if values.dtype.kind not in "iu" or values.dtype == np.uint8:
         return
-    wrong = (values >= _EXACT) | (values <= -_EXACT)
+    wrong = (values > _EXACT) | (values < -_EXACT)
     if wrong.any():
         row, *inner = first(wrong)
         raise InputError(

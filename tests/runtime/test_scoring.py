@@ -449,20 +449,20 @@ def test_rows_and_conditions_that_are_refused_leave_no_parts(digits, root, tmp_p
 
 def test_a_disk_that_fails_for_a_while_takes_no_parts(vae, x, tmp_path, parts_of_64, monkeypatch):
     file, out = rows(written(tmp_path / "x.npy", x[:130]), vae), tmp_path / "s.csv"
-    mapped = np.lib.format.open_memmap
+    mapped, words = np.lib.format.open_memmap, os.strerror(errno.ESTALE)
 
     class Failing:
-        def __init__(self, *rest, **words):
-            self.rows = mapped(*rest, **words)
+        def __init__(self, *given, **named):
+            self.rows = mapped(*given, **named)
 
         def __getitem__(self, part):
             if part.start:
-                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+                raise OSError(errno.ESTALE, words)
             return self.rows[part]
 
     with monkeypatch.context() as patch:
         patch.setattr(np.lib.format, "open_memmap", Failing)
-        with pytest.raises(VaeError, match=r"x\.npy: cannot be read: Stale file handle; try it again") as error:
+        with pytest.raises(VaeError, match=rf"x\.npy: cannot be read: {words}; try it again") as error:
             score_rows(vae, file, Request(out=out))
     assert not isinstance(error.value, InputError)
     assert (tmp_path / "s.csv.parts").is_dir()

@@ -96,6 +96,50 @@ def test_the_rows_of_a_batch_are_divided_among_processes():
             assert rows == list(range(n))
 
 
+HELD = """
+import os, sys
+import torch
+from torch import distributed
+from vae_export.training.processes import Processes, joined
+
+def plain(tensor):
+    tensor = tensor.clone()
+    distributed.all_reduce(tensor)
+    return tensor
+
+def taken_over(tensor):
+    tensor = tensor.clone()
+    group.take_over([tensor])
+    return tensor
+
+def held(function):
+    count = 0
+    for _ in range(3000):
+        tensor = function(torch.ones(3))
+        count += sys.getrefcount(tensor) > 2
+    return count
+
+with joined() as group:
+    # One write, which another process' does not come between.
+    os.write(1, f"{held(plain)} {held(group.total)} {held(taken_over)}\\n".encode())
+"""
+
+
+def test_no_thread_holds_a_tensor_behind_a_call(tmp_path):
+    """Such a thread ends a process whose Python ends meanwhile with SIGABRT."""
+    script = tmp_path / "held.py"
+    script.write_text(HELD)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    counts = [list(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert len(counts) == 2
+    assert sum(plain for plain, _, _ in counts) > 0
+    assert [each[1:] for each in counts] == [[0, 0], [0, 0]]
+
+
 def test_two_processes_give_the_curve_of_one(torchrun, digits_npy, tmp_path):
     """The second batch has the last of the 234 rows, so one process has none."""
     done = torchrun(2, "two")

@@ -7,6 +7,7 @@ import datetime
 import itertools
 import os
 import shlex
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ class Processes:
         """Return the sum of a tensor over the processes: the same bits on each."""
         if self.count > 1:
             tensor = tensor.clone()
-            distributed.all_reduce(tensor)
+            with _let_go(tensor):
+                distributed.all_reduce(tensor)
         return tensor
 
     def from_first(self, value: _Value) -> _Value:
@@ -65,7 +67,21 @@ class Processes:
     def take_over(self, tensors: Iterable[Tensor]) -> None:
         """Give tensors the values that they have in the first process."""
         for tensor in tensors if self.count > 1 else ():
-            distributed.broadcast(tensor, src=0)
+            with _let_go(tensor):
+                distributed.broadcast(tensor, src=0)
+
+
+@contextlib.contextmanager
+def _let_go(tensor: Tensor) -> Iterator[None]:
+    """Stay in the block until gloo's threads have let go of a tensor.
+
+    They may do so after the call that used it has returned, and take Python's lock for it. Where Python has ended
+    meanwhile, that ends the process with SIGABRT.
+    """
+    before = sys.getrefcount(tensor)
+    yield
+    while tensor.device.type == "cpu" and sys.getrefcount(tensor) > before:
+        time.sleep(0)
 
 
 def started_first() -> bool:
@@ -130,11 +146,6 @@ def joined() -> Iterator[Processes]:
         if processes.is_first and not store.check(["failed"]):
             raise
         raise SystemExit(1) from None
-    # A thread of gloo that still holds a tensor takes Python's lock to let it go, and ends a process with SIGABRT whose
-    # Python has ended meanwhile. It has let go of all before it meets the other processes here. One that is killed now
-    # takes nothing from what is trained.
-    with contextlib.suppress(RuntimeError):
-        distributed.barrier()
     distributed.destroy_process_group()
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from launch import launched
 
 from vae_export import export
 from vae_export.training import checkpoint, own_vae
@@ -315,17 +314,14 @@ def test_one_half_of_a_module_is_trained_alone(digits_npy, tmp_path, name, kept,
 
 def torchrun(folder, name, source="digits", killed="", processes=2, **options):
     arguments = [f"--{option.replace('_', '-')}={value}" for option, value in options.items()]
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)),
-            *("-m", "vae_export", "train", "--data", str(source), "--out", str(folder), "--model", f"mine:{name}"),
-            *("--likelihood", "bernoulli", "--prior", "normal", "--learning-rate", "3e-3"),
-            *("--binarise", "stochastic", "--threads", "1"),
-            *arguments,
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "KILLED": killed},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    return launched(
+        *("-m", "vae_export", "train", "--data", str(source), "--out", str(folder), "--model", f"mine:{name}"),
+        *("--likelihood", "bernoulli", "--prior", "normal", "--learning-rate", "3e-3"),
+        *("--binarise", "stochastic", "--threads", "1"),
+        *arguments,
+        processes=processes,
+        KILLED=killed,
+    )
 
 
 @pytest.mark.long

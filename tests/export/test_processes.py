@@ -13,6 +13,7 @@ import time
 import pytest
 import safetensors.torch
 import torch
+from launch import launched, torchrun_command
 
 from vae_export.cli import main
 from vae_export.training.processes import Processes
@@ -61,12 +62,8 @@ def torchrun(tmp_path, digits_npy):
     script.write_text(SCRIPT)
 
     def run(processes, folder, what="", source=digits_npy):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        return subprocess.run(
-            [*command, str(script), "train", "--data", str(source), "--out", str(tmp_path / folder), *ARGUMENTS],
-            env={**os.environ, "WHAT": what, "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
+        arguments = ("train", "--data", str(source), "--out", str(tmp_path / folder), *ARGUMENTS)
+        return launched(str(script), *arguments, processes=processes, WHAT=what)
 
     return run
 
@@ -129,10 +126,7 @@ def test_no_thread_holds_a_tensor_behind_a_call(tmp_path):
     """Such a thread ends a process whose Python ends meanwhile with SIGABRT."""
     script = tmp_path / "held.py"
     script.write_text(HELD)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = launched(str(script))
     assert done.returncode == 0, done.stderr
     counts = [list(map(int, line.split())) for line in done.stdout.splitlines()]
     assert len(counts) == 2
@@ -211,9 +205,9 @@ def test_an_interrupted_conversion_is_told_once(tmp_path):
         "import time, torch\n\n\ndef rows():\n    for i in range(10**6):\n        time.sleep(0.02)\n"
         "        yield torch.tensor([i % 2, 0.5])\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    arguments = ("train", "--data", "slow:rows", "--out", str(tmp_path / "run"), "--threads", "1")
     process = subprocess.Popen(
-        [*command, "vae_export", "train", "--data", "slow:rows", "--out", str(tmp_path / "run"), "--threads", "1"],
+        [*torchrun_command(), "-m", "vae_export", *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip

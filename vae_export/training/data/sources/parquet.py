@@ -92,10 +92,10 @@ def _batches(
     if len(columns) > 1 and all(map(plain, columns)) and not any(each.null_count for each in labels):
         texts = (str, bytes)
         for name in columns:
-            column = table.column(name)
-            # Integers beside a null come as float64, which may have rounded them.
-            integers = column.fill_null(0) if types.is_integer(column.type) else column
-            require_exact(integers.to_numpy(zero_copy_only=False), f"{place.removesuffix(': row ')}: {name}", start)
+            if types.is_integer((column := table.column(name)).type):
+                # Beside a null they would come as float64, which may have rounded them.
+                integers = column.fill_null(0).to_numpy(zero_copy_only=False)
+                require_exact(integers, f"{place.removesuffix(': row ')}: {name}", start)
         values = [table.column(name).to_numpy(zero_copy_only=False) for name in columns]
         x = np.stack(values, 1).astype(np.float32)
         if all(plain(name) for name in conditions.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import math
@@ -25,6 +26,8 @@ SUFFIXES = (".npy", ".csv", ".parquet")
 # Columns that number the rows, as this package writes them, and that are no values.
 _NUMBERS = ("row", "index")
 _KINDS = "biuf"
+# Numbers of the system's errors that do not pass; `open_plain` refuses what is no plain file by the last.
+_LASTING = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 # float32 holds all integers up to this size.
 _EXACT = 2**24
 
@@ -87,7 +90,7 @@ class RowFile:
         except FileNotFoundError:
             raise InputError(f"{self.path}: no such file; give a file of rows ({', '.join(SUFFIXES)})") from None
         except Exception as error:  # numpy and pyarrow raise errors of many kinds
-            if isinstance(error, OSError) and error.errno:
+            if isinstance(error, OSError) and error.errno and error.errno not in _LASTING:
                 # The system's, such as one of a network: the content may be as expected.
                 raise VaeError(f"{self.path}: cannot be read: {error_line(error)}; try it again") from None
             raise InputError(

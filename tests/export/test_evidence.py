@@ -351,6 +351,26 @@ def test_what_a_run_leaves_in_the_model_is_no_prior():
     assert "shift, which may be a learned prior" in latent_of(model).prior.reason
 
 
+class OfBinary(Plain):
+    """Keeps what its loss needs behind a likelihood that takes zeros and ones alone."""
+
+    def forward(self, x):
+        mu, logvar = self.encode(x)
+        y = self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar))
+        torch.distributions.Bernoulli(logits=y, validate_args=True).log_prob(x)
+        self.last = mu
+        return y
+
+
+def test_a_record_of_a_model_that_refuses_other_observations_is_no_prior():
+    x = (X > 0.5).float()
+    model = OfBinary().eval()
+    model(x)
+    with unchanged(model):
+        prior = adapt(model, x, Declaration()).signature.latent.prior
+    assert (prior.kind, prior.assumed) == ("normal", True)
+
+
 class Centered(Plain):
     """Keeps the centers of its latents, which its loss draws them to: those of the conditions, or its own."""
 

@@ -110,10 +110,11 @@ def taken_over(tensor):
     return tensor
 
 def held(function):
-    count = 0
+    tensor = torch.ones(3)
+    count, alone = 0, sys.getrefcount(tensor)
     for _ in range(3000):
         tensor = function(torch.ones(3))
-        count += sys.getrefcount(tensor) > 2
+        count += sys.getrefcount(tensor) > alone
     return count
 
 with joined() as group:

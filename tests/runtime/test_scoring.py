@@ -469,6 +469,13 @@ def test_a_disk_that_fails_for_a_while_takes_no_parts(vae, x, tmp_path, parts_of
     assert score_rows(vae, file, Request(out=out)).rows == 130
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
+def test_a_folder_is_no_file_of_rows(tmp_path, suffix):
+    (tmp_path / f"x{suffix}").mkdir()
+    with pytest.raises(InputError, match=rf"x\{suffix}: expected a \{suffix} file of rows: .* a folder; write it"):
+        list(open_rows(tmp_path / f"x{suffix}", (2,), "float32").parts(4))
+
+
 def test_every_place_is_looked_at_before_a_row_is_scored(vae, x, tmp_path):
     file = rows(written(tmp_path / "x.npy", x), vae)
     for name in ("out", "contributions", "picture"):

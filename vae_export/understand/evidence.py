@@ -324,7 +324,8 @@ def _records(owner: object, functions: Functions) -> list[str]:
     return [
         name
         for name, value in one.items()
-        if value.shape[:1] == functions.example.shape[:1] and not torch.equal(value, other.get(name, value))
+        # A model may refuse the other observations.
+        if value.shape[:1] == functions.example.shape[:1] and not (name in other and torch.equal(value, other[name]))
     ]
 
 

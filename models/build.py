@@ -66,8 +66,8 @@ def main() -> int:
 def _mnist(folder: Path | None) -> Shipped:
     if folder is None:
         raise InputError("MNIST is missing; say make models MNIST=DIR, its folder")
-    recipe = RECIPES["mnist"]
-    return Shipped("mnist", recipe.model, recipe.train, replace(recipe.data, source=str(folder)), formats=("onnx",))
+    recipe, data = RECIPES["mnist-tuned"], replace(RECIPES["mnist"].data, source=str(folder))
+    return Shipped("mnist", recipe.model, recipe.train, data, formats=("onnx",), start=RECIPES["mnist"].train)
 
 
 def picture(bundle: Path) -> None:

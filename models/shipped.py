@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vae_export import DataConfig, Exported, ModelConfig, TrainConfig, evaluate, export, train
@@ -29,6 +29,8 @@ class Shipped:
     likelihood: str | None = None
     """The likelihood of a module that is no built-in one."""
     description: str | None = None
+    start: TrainConfig | None = None
+    """How the weights that the training begins with are trained, in a run of their own; None: the seed draws them."""
     figures: Callable[[Path], str] | None = None
     """What is measured on the finished bundle, as words that go on the description."""
 
@@ -39,8 +41,12 @@ class Shipped:
             runs: where the runs are kept; one that was interrupted goes on.
             models: where the bundles are.
         """
-        run, out = runs / self.name, models / self.name
-        train(run, self.model, self.train, self.data, likelihood=self.likelihood)
+        run, out, training = runs / self.name, models / self.name, self.train
+        if self.start is not None:
+            first = runs / f"{self.name}-start"
+            train(first, self.model, self.start, self.data, likelihood=self.likelihood)
+            training = replace(training, start_from=str(first))
+        train(run, self.model, training, self.data, likelihood=self.likelihood)
         if not measured(run):
             evaluate(run, importance_samples=IMPORTANCE_SAMPLES, data=self.data.source)
         exported = self._export(run, out, self.description)

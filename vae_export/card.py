@@ -14,7 +14,7 @@ from vae_runtime.manifest import Manifest
 from vae_runtime.timing import in_words
 
 from .front_matter import front_matter
-from .training.config import ModelConfig
+from .training.config import ModelConfig, TrainConfig
 
 # Graphs that exist already are adopted without PyTorch.
 if TYPE_CHECKING:
@@ -91,10 +91,9 @@ def run_card(
         "",
         "## Training",
         "",
-        f"- {_objective(info)}",
-        f"- Adam, batches of {train.batch_size}, learning rate {train.learning_rate:g} falling to "
-        f"{train.learning_rate * train.final_learning_rate:g}, at most {counted(train.epochs, 'epoch')}, "
-        f"seed {train.seed}, PyTorch {info.torch_version}.{_averaged(info)}",
+        *_started(info),
+        f"- {_objective(train)}",
+        f"- {_fitted(train)}, PyTorch {info.torch_version}.{_averaged(train)}",
         f"- Binarization of the data: {train.binarise}."
         + (" Gray values under a bernoulli likelihood: every figure is of a surrogate, not of a likelihood of the data."
            if info.surrogate else ""),
@@ -136,10 +135,33 @@ def _stages(info: RunInfo) -> list[str]:
     return [f"- Trained by {'; '.join(stages)}."] if stages else []
 
 
-def _averaged(info: RunInfo) -> str:
+def _started(info: RunInfo) -> list[str]:
+    """Return what the run began with, if the seed did not draw it."""
+    start = info.start
+    if start is None:
+        return []
+    train = start.train
+    again = " It began with the weights of another run in its turn." if train.start_from else ""
+    return [
+        f"- Began with the weights of epoch {start.epoch} of another run ({start.digest}), which was trained on "
+        f"{start.data}. {_objective(train)} {_fitted(train)}.{_averaged(train)} Binarization: {train.binarise}.{again}"
+    ]
+
+
+def _fitted(train: TrainConfig) -> str:
+    """Return how the weights were fitted, without the period."""
+    optimizer = f"AdamW with weight decay {train.weight_decay:g}" if train.weight_decay else "Adam"
+    return (
+        f"{optimizer}, batches of {train.batch_size}, learning rate {train.learning_rate:g} falling to "
+        f"{train.learning_rate * train.final_learning_rate:g}, at most {counted(train.epochs, 'epoch')}, seed "
+        f"{train.seed}"
+    )
+
+
+def _averaged(train: TrainConfig) -> str:
     """Return what else there is to say of how the weights came to be, as sentences that go on a line."""
-    computed = f" Its networks computed in {info.train.precision}." if info.train.precision != "float32" else ""
-    decay = info.train.ema
+    computed = f" Its networks computed in {train.precision}." if train.precision != "float32" else ""
+    decay = train.ema
     return computed + (f" The weights are their average over the steps, with decay {decay:g}." if decay else "")
 
 
@@ -318,8 +340,7 @@ def _levels(channels: Sequence[int], blocks: int, kernels: Sequence[int], attent
     return text + (f", self-attention at the lowest {attention}" if attention else "")
 
 
-def _objective(info: RunInfo) -> str:
-    train = info.train
+def _objective(train: TrainConfig) -> str:
     text = "Objective: the ELBO"
     if train.importance_samples > 1:
         text += (

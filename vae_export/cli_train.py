@@ -41,7 +41,7 @@ def add_train(verbs: Verbs) -> None:
     """Add the verb `train`."""
     verb = add_pytorch_verb(verbs, "train", _train, "train a VAE; run the same command again to resume it")
     verb.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
-    verb.add_argument("--recipe", choices=sorted(RECIPES), help="start from the configuration of a shipped model")
+    verb.add_argument("--recipe", choices=sorted(RECIPES), help="take the configuration of a shipped model")
     verb.add_argument("--tensorboard", action="store_true", help="write event files to RUN/tensorboard")
     verb.add_argument(
         "--track", action="append", default=[], choices=("mlflow", "wandb"), help="log to a tracker: docs/training.md"
@@ -93,7 +93,7 @@ def _shown(default: Any) -> str:
 def _configured(options: argparse.Namespace) -> tuple[Any, ...]:
     """Return the three configurations: the recipe or the defaults, changed by the options; a bad value is misuse."""
     recipe = RECIPES.get(options.recipe)
-    bases = (recipe.model, recipe.train, recipe.data) if recipe else (ModelConfig(), TrainConfig(), DataConfig())
+    bases = recipe or (_first_model(options), TrainConfig(), DataConfig())
     try:
         configs = []
         for base in bases:
@@ -107,6 +107,20 @@ def _configured(options: argparse.Namespace) -> tuple[Any, ...]:
     except InputError as error:
         options.misuse(str(error))
     return tuple(configs)
+
+
+def _first_model(options: argparse.Namespace) -> ModelConfig:
+    """Return the built-in model of the run whose weights the training begins with; else the default."""
+    start = getattr(options, f"{TrainConfig.place}.start_from")
+    if not start or options.model is not None:
+        return ModelConfig()
+    from .training.checkpoint import read_info
+
+    try:
+        model = read_info(Path(start)).model
+    except InputError as error:
+        raise InputError(f"train.start_from: {error}") from error
+    return model if isinstance(model, ModelConfig) else ModelConfig()
 
 
 def _declared(options: argparse.Namespace) -> dict[str, Any]:

@@ -402,6 +402,9 @@ def _seen(part: Part, n: int, how: str, description: str) -> Observations:
 def _training(info: RunInfo, parameters: int) -> dict[str, Any]:
     """Return the manifest's record of training, without paths of this machine."""
     model, train = info.model.to_json(), info.train.to_json()
+    start = info.start and info.start.to_json()
+    for each in (train, start["train"] if start else {}):
+        each.pop("start_from", None)
     return {
         "data": info.provenance.to_json(),
         "split_seed": info.data.seed,
@@ -410,6 +413,7 @@ def _training(info: RunInfo, parameters: int) -> dict[str, Any]:
         "train": train,
         "surrogate": info.surrogate,
         "torch": info.torch_version,
+        "start": start,
         "stages": [asdict(stage) for stage in info.stages],
     }
 

@@ -37,7 +37,7 @@ FORMAT_VERSION = 3
 _READ_VERSIONS = (1, 2, FORMAT_VERSION)
 DATA = "data"
 """The folder of a run's data, where its source had to be converted."""
-_FOREIGN = "it does not belong to the config.json in its folder: restore the right one, or train again"
+FOREIGN = "it does not belong to the config.json in its folder: restore the right one, or train again"
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,40 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Start:
+    """The run whose weights another run began with."""
+
+    digest: str
+    """`sha256:` and the hash of its `model.safetensors`."""
+    data: str
+    """The name of its data."""
+    data_digest: str
+    epoch: int
+    """The epoch whose weights they are."""
+    train: TrainConfig
+    """How it was trained."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values, of which `from_json` makes an equal record."""
+        return {**vars(self), "train": self.train.to_json()}
+
+    @classmethod
+    def from_json(cls, fields: Any) -> Start:
+        """Return the record of a JSON object.
+
+        Raises:
+            InputError, TypeError, KeyError: a field is missing, unknown or mistyped.
+        """
+        if not isinstance(fields, Mapping):
+            raise TypeError(f"start: expected an object, got {fields!r:.99}")
+        try:
+            train = TrainConfig.from_json(fields["train"])
+        except InputError as error:
+            raise InputError(f"start.{error}") from error
+        return typed(cls(**{**fields, "train": train}), "start")
+
+
+@dataclass(frozen=True)
 class RunInfo:
     """The content of a run's `config.json`."""
 
@@ -139,6 +173,8 @@ class RunInfo:
     """The format version of the `config.json` that was read."""
     stages: tuple[Stage, ...] = ()
     """The run in the order of its epochs: one stage, or more where it went on elsewhere or by another version."""
+    start: Start | None = None
+    """None where the seed drew the first weights, or a module of the user's brought them."""
 
     @property
     def surrogate(self) -> bool:
@@ -156,6 +192,7 @@ def write_info(folder: Path, info: RunInfo) -> None:
         "data": info.data.to_json(),
         "provenance": asdict(info.provenance),
         "torch_version": info.torch_version,
+        "start": info.start and info.start.to_json(),
         "stages": [asdict(stage) for stage in info.stages],
         "found": asdict(info.found),
         "result": info.result and asdict(info.result),
@@ -199,6 +236,7 @@ def read_info(folder: Path) -> RunInfo:
             result=result and typed(TrainResult(**result), "result"),
             version=version,
             stages=tuple(typed(Stage(**stage), "stages") for stage in content.get("stages", [])),
+            start=None if content.get("start") is None else Start.from_json(content["start"]),
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -214,7 +252,7 @@ def _model_of(fields: Any) -> ModelConfig | OwnModel:
 
 
 def typed(record: _Record, place: str) -> _Record:
-    """Return a dataclass of text, numbers and flags after a check of each field's type.
+    """Return a dataclass of text, numbers, flags and checked configurations after a check of each field's type.
 
     Raises:
         TypeError: a field does not have its declared type.
@@ -222,7 +260,9 @@ def typed(record: _Record, place: str) -> _Record:
     for item in dataclasses.fields(cast(Any, record)):
         value = getattr(record, item.name)
         # JSON has one kind of number: 3 is a float too.
-        kinds = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}[str(item.type)]
+        kinds = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float), "TrainConfig": (TrainConfig,)}[
+            str(item.type)
+        ]
         # An integer beyond any of ours could be written nowhere.
         if type(value) not in kinds or (isinstance(value, int) and abs(value) > 2**64):
             raise TypeError(f"{place}.{item.name}: expected {item.type}, got {value!r:.99}")
@@ -291,21 +331,35 @@ def load(folder: str | Path, model: nn.Module | None = None) -> tuple[nn.Module,
     """
     folder = Path(folder)
     info = read_info(folder)
-    path = folder / "model.safetensors"
-    tensors = load_weights(folder)
     if isinstance(info.model, OwnModel):
         module = _own_module(folder, info.model, model)
         foreign = f"{info.model.factory or 'model='} gives another model than the one that was trained: restore it"
-        _require_tensors(path, module.state_dict(), tensors, foreign)
-        module.load_state_dict(tensors)
+        load_into(module, folder, foreign)
         return module.eval(), info
     if model is not None:
         raise InputError(f"{folder}: model: expected none for a run of a built-in model; leave it out")
     with torch.device("meta"):  # weights that are about to be read are not drawn first
         vae = VAE(info.model)
-    _require_tensors(path, vae.state_dict(), tensors, _FOREIGN)
+    tensors = load_weights(folder)
+    _require_tensors(folder, vae.state_dict(), tensors, FOREIGN)
     vae.to_empty(device="cpu").load_state_dict(tensors)
     return vae.eval().requires_grad_(False), info
+
+
+def load_into(module: nn.Module, folder: Path, foreign: str) -> None:
+    """Let a module take the weights of a run.
+
+    Args:
+        module: it is not changed if the weights are not its own.
+        folder: of the run.
+        foreign: what an error says that the weights of another model are.
+
+    Raises:
+        InputError: the file is missing or damaged, or a tensor is missing, left over, or of another shape or type.
+    """
+    tensors = load_weights(folder)
+    _require_tensors(folder, module.state_dict(), tensors, foreign)
+    module.load_state_dict(tensors)
 
 
 def _own_module(folder: Path, recorded: OwnModel, model: nn.Module | None) -> nn.Module:
@@ -319,8 +373,9 @@ def _own_module(folder: Path, recorded: OwnModel, model: nn.Module | None) -> nn
     return module_of(load_model(recorded.factory, None))
 
 
-def _require_tensors(path: Path, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], foreign: str) -> None:
+def _require_tensors(folder: Path, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], foreign: str) -> None:
     """Refuse weights that are not those of a model; the message ends with `foreign`."""
+    path = folder / "model.safetensors"
     for name, tensor in expected.items():
         got = _kind(tensors[name]) if name in tensors else "none"
         if got != _kind(tensor):

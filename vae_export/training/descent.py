@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,6 +54,16 @@ def _explained() -> Iterator[None]:
         raise
 
 
+def _optimizer(module: torch.nn.Module, config: TrainConfig) -> torch.optim.Adam:
+    """Return AdamW, which is Adam where nothing decays; biases, gains and scales, of one axis or none, do not."""
+    trained = [weight for weight in module.parameters() if weight.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [weight for weight in trained if weight.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [weight for weight in trained if weight.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=True)
+
+
 class Descent:
     """Makes steps: each process computes the gradients of its rows, and all make the same change to the weights.
 
@@ -74,10 +84,9 @@ class Descent:
             ids = [device.index] if device.type == "cuda" else None
             self._module = DistributedDataParallel(self._module, device_ids=ids)
         self._averaged = get_ema_multi_avg_fn(config.ema)
-        weights = [weight for weight in vae.module.parameters() if weight.requires_grad]
         self.trained = Trained(
             vae.module,
-            torch.optim.Adam(weights, lr=config.learning_rate, fused=True),
+            _optimizer(vae.module, config),
             torch.amp.GradScaler(device.type, enabled=config.precision == "float16"),
         )
 

@@ -32,22 +32,20 @@ from tqdm import tqdm
 from vae_runtime._version import __version__
 from vae_runtime.errors import InputError, VaeError, counted, one_line, require_bool
 from vae_runtime.files import locked, write_atomic
-from vae_runtime.likelihood import KINDS
 
 from ..errors import TrainingError, require_path
 from ..loading import load_named
 from . import checkpoint, machine, objective, own_vae, processes, resume
 from .bars import bar
-from .beginning import require_memory, untrained
-from .checkpoint import DATA, Found, RunInfo, Stage, TrainResult
+from .beginning import begun_with, describe, require_memory, untrained
+from .checkpoint import DATA, RunInfo, Stage, TrainResult
 from .config import DataConfig, ModelConfig, TrainConfig
 from .data.batches import Batches, TensorBatch, augmentation, read
-from .data.checks import count_classes, kind_of, misfit, require_kind, require_range, with_conditions
+from .data.checks import kind_of, misfit
 from .data.dataset import Dataset, load
 from .descent import Batch, Descent
 from .display import Display, Shown
 from .look import BATCH
-from .own_model import OwnModel
 from .own_vae import Asked, OwnVAE
 from .processes import Processes
 from .randomness import binarised, generator, validated
@@ -176,16 +174,18 @@ def _train_first(folder: Path, configs: _Configs, group: Processes, device: torc
 def _loaded(configs: _Configs, folder: Path | None, progress: bool) -> tuple[Dataset, RunInfo, OwnVAE | None]:
     """Return the data, converted into a folder if they have to be, and what is known of the run before it begins."""
     model, training, source, given = configs
-    dataset = load(source, folder, given=given)
+    begun = begun_with(training, source, built_in=isinstance(model, ModelConfig))
+    dataset = load(source, folder, begun.standard if begun else None, given)
     if isinstance(model, ModelConfig):
-        info = _describe(model, training, source, dataset)
+        info = describe(model, training, source, dataset, begun)
         require_memory(info)
         return dataset, info, None
     few = read(dataset.train, slice(own_vae.EXAMPLES))
     x = binarised(few.x, training.binarise, generator(training.seed, "examples"))
     seed = generator(training.seed, "weights").initial_seed()
-    own, described = own_vae.for_run(model, x, seed, progress=progress, conditions=few.conditions)
-    return dataset, _describe(described, training, source, dataset), own
+    weights = begun.folder if begun else None
+    own, described = own_vae.for_run(model, x, seed, progress=progress, conditions=few.conditions, weights=weights)
+    return dataset, describe(described, training, source, dataset, begun), own
 
 
 def _train(
@@ -227,31 +227,6 @@ def _tell_data(info: RunInfo) -> None:
         print(f"data: x = (raw - offset) / divisor, offset and divisor of each channel: {text}", file=sys.stderr)
     if skipped:
         print(one_line(f"data: {counted(skipped, 'damaged row')} skipped: {'; '.join(found.skipped)}"), file=sys.stderr)
-
-
-def _describe(model: ModelConfig | OwnModel, training: TrainConfig, source: DataConfig, dataset: Dataset) -> RunInfo:
-    model = model if model.observation_shape else replace(model, observation_shape=dataset.shape)
-    if model.observation_shape != dataset.shape:
-        raise InputError(
-            f"{source.source}: expected observations of shape {list(model.observation_shape)} "
-            f"(model.observation_shape), got {list(dataset.shape)}; change one of them"
-        )
-    if isinstance(model, ModelConfig):
-        model = with_conditions(model, dataset.kinds(), source.source)
-    if not len(dataset.validation):
-        raise InputError(
-            f"{source.source}: expected at least one observation for validation, got none; "
-            "raise data.validation_fraction or try another data.seed"
-        )
-    if KINDS[model.likelihood].classes and not model.classes:
-        model = replace(model, classes=count_classes(dataset.train, source.source))
-    kind = kind_of(model.likelihood, model.classes)
-    for part in (dataset.train, dataset.validation, dataset.test):
-        require_kind(part, kind, source.source)
-        if training.binarise != "none":
-            require_range(part, source.source)
-    found = Found(dataset.normalisation, dataset.skipped.named, dataset.classes)
-    return RunInfo(model, training, source, dataset.provenance, torch.__version__, found)
 
 
 class _Training:

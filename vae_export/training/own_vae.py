@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from ..understand.probe import probe
 from ..understand.soundness import faults_first
 from ..understand.state import fitting_threads, modes_kept, unchanged, used_tensors
 from . import objective
+from .checkpoint import load_into
 from .config import ModelConfig, TrainConfig
 from .data.batches import at_least_two, read
 from .data.part import Part
@@ -275,8 +277,9 @@ def asked(model: ModelConfig | nn.Module | str, declared: Mapping[str, Any]) -> 
 
 
 def for_run(
-    wanted: Asked, x: Tensor, seed: int, *, progress: bool, conditions: Mapping[str, Tensor] | None = None
-) -> tuple[OwnVAE, OwnModel]:
+    wanted: Asked, x: Tensor, seed: int, *, progress: bool, conditions: Mapping[str, Tensor] | None = None,
+    weights: Path | None = None,
+) -> tuple[OwnVAE, OwnModel]:  # fmt: skip
     """Return a user's model as a run trains it, and its record.
 
     Args:
@@ -285,15 +288,18 @@ def for_run(
         seed: of the weights that a factory draws.
         progress: print what was recognised on stderr.
         conditions: of these observations, [n, …] by name.
+        weights: the folder of a run whose weights the model takes.
 
     Raises:
-        InputError: the model cannot be made.
+        InputError: the model cannot be made, or the weights are not its own.
         ExportError: as `understood`.
     """
     model, declared = wanted
     declaration = Declaration(**declared)
     factory = model if isinstance(model, str) else None
     module = made(model, seed) if isinstance(model, str) else module_of(model)
+    if weights:
+        load_into(module, weights, "it begins with the weights of the same model: choose another run")
     home = next((weight.device for weight in module.parameters()), x.device)
     module.to(x.device)
     rows, given = _examples(x, conditions)

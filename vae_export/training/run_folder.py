@@ -35,7 +35,8 @@ def identity(info: RunInfo) -> dict[str, Any]:
     model.pop("recognised", None)
     return {
         "model": model,
-        "train": train,
+        # The run that it began with may have moved, too.
+        "train": {**train, "start_from": info.start.digest if info.start else ""},
         "data": {**split, "split": "by content", "digest": info.provenance.digest},
     }
 
@@ -70,15 +71,22 @@ def require_same(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> 
     if "factory" in found["model"]:
         # A model of the user's, which has other fields.
         defaults[ModelConfig.place] = {}
-    known = {section: {**defaults[section], **found[section]} for section in asked}
-    differences = [
-        f"{section}.{name} is {known[section].get(name)!r:.99}, asked for {value!r}"
+    wrong = [
+        line
         for section, fields in asked.items()
-        for name, value in fields.items()
-        if known[section].get(name) != value
+        for line in differences(section, {**defaults[section], **found[section]}, fields)
     ]
-    if differences:
-        raise TrainingError(f"{folder}: holds another run: {'; '.join(differences)}; choose another folder")
+    if wrong:
+        raise TrainingError(f"{folder}: holds another run: {'; '.join(wrong)}; choose another folder")
+
+
+def differences(section: str, found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Return a line for each field of a section that a run has another value of than was asked for."""
+    return [
+        f"{section}.{name} is {found.get(name)!r:.99}, asked for {value!r:.99}"
+        for name, value in asked.items()
+        if found.get(name) != value
+    ]
 
 
 def require_version(folder: Path, found: RunInfo) -> None:

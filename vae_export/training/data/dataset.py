@@ -19,7 +19,7 @@ from vae_runtime.manifest import Normalisation
 
 from ..config import DataConfig
 from .conversion import convert, converted
-from .normalisation import normalisation_of
+from .normalisation import normalisation_of, require_channels
 from .part import NAMED, Part, Rows, Skipped, chunks_of, first, require_exact
 from .source import Addressed
 from .sources.table import open_source
@@ -135,8 +135,8 @@ def load(
         given: a Dataset or a DataLoader of PyTorch that gives the rows, which the configuration's source then names.
 
     Raises:
-        InputError: the source is missing, empty, damaged, of mixed sizes, holds NaN or infinity, or leaves nothing to
-            train on.
+        InputError: the source is missing, empty, damaged, of mixed sizes, holds NaN or infinity, leaves nothing to
+            train on, or has other channels than the normalization.
     """
     source = _labeled(_addressed(config, folder, given), config)
     digest = hashlib.sha256()
@@ -163,6 +163,8 @@ def load(
         source.rows.skipped.count + sum(len(each.damaged) for each in surveys),
         (*source.rows.skipped.named, *(text for each in surveys for text in each.named))[:NAMED],
     )
+    if normalisation is not None:
+        require_channels(normalisation, source.rows.observations.shape[1], config.source)
     found = normalisation or normalisation_of(Part(source.rows, numbers[0]), config.normalise, config.source)
     train, rest, tests = (
         Part(rows, chosen, found) for rows, chosen in zip((source.rows, source.rows, test_rows), numbers, strict=True)

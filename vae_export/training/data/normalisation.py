@@ -47,3 +47,17 @@ def normalisation_of(train: Part, how: str, place: str) -> Normalisation | None:
         )
     numbers = [tuple(each.astype(np.float32).astype(float).tolist()) for each in (offset, deviation)]
     return Normalisation(numbers[0], numbers[1])
+
+
+def require_channels(known: Normalisation, channels: int, place: str) -> None:
+    """Refuse data with another number of channels or features than a normalization was found for.
+
+    Raises:
+        InputError: they have.
+    """
+    expected = max(len(each) if isinstance(each, tuple) else 1 for each in (known.offset, known.divisor))
+    if expected not in (1, channels):
+        raise InputError(
+            f"{place}: expected observations of {expected} channels or features, as those that the normalization was "
+            f"found in, got {channels}; choose other data"
+        )

@@ -136,16 +136,14 @@ def _stages(info: RunInfo) -> list[str]:
 
 
 def _started(info: RunInfo) -> list[str]:
-    """Return what the run began with, if the seed did not draw it."""
-    start = info.start
-    if start is None:
-        return []
-    train = start.train
-    again = " It began with the weights of another run in its turn." if train.start_from else ""
-    return [
-        f"- Began with the weights of epoch {start.epoch} of another run ({start.digest}), which was trained on "
-        f"{start.data}. {_objective(train)} {_fitted(train)}.{_averaged(train)} Binarization: {train.binarise}.{again}"
+    """Return how the weights were trained that the run began with, if the seed did not draw them."""
+    lines = [
+        f"- {'Then, from these weights' if number else 'First'}, on {start.data} (license: {start.license}), up "
+        f"to epoch {start.epoch}. {_objective(start.train)} {_fitted(start.train)}.{_averaged(start.train)} "
+        f"Binarization: {start.train.binarise}. Weights: {start.digest}."
+        for number, start in enumerate(info.starts)
     ]
+    return [*lines, "- Then, from these weights, as follows."] if lines else []
 
 
 def _fitted(train: TrainConfig) -> str:

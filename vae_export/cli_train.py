@@ -93,7 +93,7 @@ def _shown(default: Any) -> str:
 def _configured(options: argparse.Namespace) -> tuple[Any, ...]:
     """Return the three configurations: the recipe or the defaults, changed by the options; a bad value is misuse."""
     recipe = RECIPES.get(options.recipe)
-    bases = recipe or (_first_model(options), TrainConfig(), DataConfig())
+    bases = recipe[:3] if recipe else (_first_model(options), TrainConfig(), DataConfig())
     try:
         configs = []
         for base in bases:
@@ -106,6 +106,8 @@ def _configured(options: argparse.Namespace) -> tuple[Any, ...]:
             configs.append(dataclasses.replace(base, **changes))
     except InputError as error:
         options.misuse(str(error))
+    if recipe and recipe.start and not getattr(options, f"{TrainConfig.place}.start_from"):
+        options.misuse(f"--start-from: expected a run of --recipe {recipe.start}, got none")
     return tuple(configs)
 
 

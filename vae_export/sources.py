@@ -402,9 +402,9 @@ def _seen(part: Part, n: int, how: str, description: str) -> Observations:
 def _training(info: RunInfo, parameters: int) -> dict[str, Any]:
     """Return the manifest's record of training, without paths of this machine."""
     model, train = info.model.to_json(), info.train.to_json()
-    start = info.start and info.start.to_json()
-    for each in (train, start["train"] if start else {}):
-        each.pop("start_from", None)
+    starts = [start.to_json() for start in info.starts]
+    for each in (train, *(start["train"] for start in starts)):
+        del each["start_from"]
     return {
         "data": info.provenance.to_json(),
         "split_seed": info.data.seed,
@@ -413,7 +413,7 @@ def _training(info: RunInfo, parameters: int) -> dict[str, Any]:
         "train": train,
         "surrogate": info.surrogate,
         "torch": info.torch_version,
-        "start": start,
+        "starts": starts,
         "stages": [asdict(stage) for stage in info.stages],
     }
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from vae_runtime.errors import InputError
 from vae_runtime.likelihood import KINDS
@@ -20,7 +23,9 @@ from .data.dataset import Dataset
 from .model import VAE
 from .own_model import OwnModel
 from .randomness import generator
-from .run_folder import differences, identity
+from .run_folder import differences
+
+_MAX_STARTS = 256
 
 
 @dataclass(frozen=True)
@@ -29,45 +34,69 @@ class Begun:
 
     folder: Path
     info: RunInfo
-    start: Start
+    weights: Mapping[str, Tensor]
+    starts: tuple[Start, ...]
+    """Those of the run, and itself."""
 
     @property
     def standard(self) -> Normalisation | None:
         """The normalization that was found in its data, and is that of the model; None where the data decide it."""
         return self.info.found.normalisation if self.info.data.normalise == "standard" else None
 
+    def fill(self, module: nn.Module) -> None:
+        """Let a module take the weights.
+
+        Raises:
+            InputError: they are not those of such a module, which is not changed.
+        """
+        checkpoint.load_into(module, self.folder, self.weights, "it is no run of the same model: choose another")
+
+    def require_unseen(self, source: DataConfig, digest: str) -> None:
+        """Refuse a split by which the weights were trained on test or validation data.
+
+        Args:
+            source: of the data of the run that begins.
+            digest: of these data.
+
+        Raises:
+            InputError: the same data were split otherwise, in this run or in one that it began with.
+        """
+        ours = {"seed": source.seed, "validation_fraction": source.validation_fraction}
+        ours["test_fraction"] = source.test_fraction
+        for start in self.starts:
+            theirs = {"seed": start.split_seed, "validation_fraction": start.validation_fraction}
+            theirs["test_fraction"] = start.test_fraction
+            wrong = differences("data", theirs, ours)
+            if wrong and start.data_digest == digest:
+                raise InputError(
+                    f"train.start_from: {self.folder}: expected the split of these data that its weights were trained "
+                    f"with: {'; '.join(wrong)}; data for the test would be among those; give that split"
+                )
+
     def followed_by(self, info: RunInfo) -> RunInfo:
         """Return the description of a run that begins with these weights.
 
         Raises:
-            InputError: it is of another model, or saw other data in training than that run will.
+            InputError: it is of another model, or its classes have other names.
         """
-        first, ours = identity(self.info), identity(info)
-        for name in ("factory", "class", "declared"):  # how it was made and understood; the tensors have to fit
-            first["model"].pop(name, None), ours["model"].pop(name, None)
-        wrong = differences("model", first["model"], ours["model"])
+        first, ours = (
+            each.model.to_json() if isinstance(each.model, ModelConfig) else each.model.meaning
+            for each in (self.info, info)
+        )
+        wrong = differences("model", first, ours)
         if wrong:
             raise InputError(
                 f"train.start_from: {self.folder}: expected a run of the same model: {'; '.join(wrong)}; choose "
                 "another run, or its options of the model"
             )
-        if self.info.found.classes != info.found.classes:
-            wrong = differences("classes", self.info.found.classes, info.found.classes)
-            raise InputError(
-                f"train.start_from: {self.folder}: expected data with the same classes: {'; '.join(wrong)}; a number "
-                "would mean another class; choose another run or other data"
-            )
-        if first["data"]["digest"] == ours["data"]["digest"]:
-            wrong = [
-                line for name in ("seed", "test_fraction", "validation_fraction")
-                for line in differences("data", {name: first["data"][name]}, {name: ours["data"][name]})
-            ]  # fmt: skip
-            if wrong:
-                raise InputError(
-                    f"train.start_from: {self.folder}: expected the same split of the same data: {'; '.join(wrong)}; "
-                    "its training data would be among the test data; give its split"
-                )
-        return replace(info, start=self.start)
+        for name, known in self.info.found.classes.items():
+            for number, (one, other) in enumerate(zip_longest(known, info.found.classes.get(name, ()))):
+                if one != other:
+                    raise InputError(
+                        f"train.start_from: {self.folder}: {name}: expected class {number} to be {one!r:.99}, as in "
+                        f"that run, got {other!r:.99}; choose other data, or train without --start-from"
+                    )
+        return replace(info, starts=self.starts)
 
 
 def begun_with(training: TrainConfig, source: DataConfig, *, built_in: bool) -> Begun | None:
@@ -79,7 +108,8 @@ def begun_with(training: TrainConfig, source: DataConfig, *, built_in: bool) -> 
         built_in: whether the model to train is built in.
 
     Raises:
-        InputError: it is no finished run, or of another kind of model, or its data were normalized in another way.
+        InputError: it is no finished run, is damaged or of another kind of model, or its observations were made in
+            another way.
     """
     if not training.start_from:
         return None
@@ -88,22 +118,36 @@ def begun_with(training: TrainConfig, source: DataConfig, *, built_in: bool) -> 
         info = checkpoint.read_info(folder)
         if info.result is None:
             raise InputError(f"{folder}: expected a finished run, got one that goes on; finish it first")
-        digest = checkpoint.weights_digest(folder)
+        if info.version < checkpoint.FORMAT_VERSION:
+            raise InputError(
+                f"{folder}: expected a run that splits its data by their content (format_version "
+                f"{checkpoint.FORMAT_VERSION}), got one of format_version {info.version}; train it again"
+            )
+        if isinstance(info.model, ModelConfig) != built_in:
+            kinds = ("a built-in model", "a model of your own")
+            raise InputError(
+                f"{folder}: expected a run of {kinds[not built_in]}, got one of {kinds[built_in]}; "
+                f"{'leave --model out' if not built_in else 'give it again (--model)'}, or choose another run"
+            )
+        if len(info.starts) >= _MAX_STARTS:
+            raise InputError(
+                f"{folder}: expected at most {_MAX_STARTS} runs that began with each other's weights, got one more; "
+                "begin anew on all data"
+            )
+        digest, weights = checkpoint.read_weights(folder)
     except InputError as error:
         raise InputError(f"train.start_from: {error}") from error
-    if isinstance(info.model, ModelConfig) != built_in:
-        kinds = ("a built-in model", "a model of your own")
+    theirs, ours = ({"normalise": data.normalise, "columns": data.columns} for data in (info.data, source))
+    if wrong := differences("data", theirs, ours):
         raise InputError(
-            f"train.start_from: {folder}: expected a run of {kinds[not built_in]}, got one of {kinds[built_in]}; "
-            f"{'leave --model out' if not built_in else 'give it again (--model)'}, or choose another run"
+            f"train.start_from: {folder}: expected observations of the same meaning: {'; '.join(wrong)}; give what "
+            "that run has"
         )
-    if wrong := differences("data", {"normalise": info.data.normalise}, {"normalise": source.normalise}):
-        raise InputError(
-            f"train.start_from: {folder}: expected the same normalization: {wrong[0]}; give that of the run"
-        )
-    epoch = info.result.best_epoch
-    start = Start(digest, info.provenance.name, info.provenance.digest, epoch, info.train)
-    return Begun(folder, info, start)
+    start = Start(
+        digest, info.result.best_epoch, info.provenance.name, info.provenance.digest, info.provenance.license,
+        info.data.seed, info.data.validation_fraction, info.data.test_fraction, info.train,
+    )  # fmt: skip
+    return Begun(folder, info, weights, (*info.starts, start))
 
 
 def describe(
@@ -112,8 +156,7 @@ def describe(
     """Return what is known of a run before it begins.
 
     Raises:
-        InputError: the data do not fit the model, or the run whose weights it begins with is of another model, or saw
-            other data in training than this one will.
+        InputError: the data do not fit the model, or the run whose weights it begins with is of another one.
     """
     model = model if model.observation_shape else replace(model, observation_shape=dataset.shape)
     if model.observation_shape != dataset.shape:
@@ -140,21 +183,21 @@ def describe(
     return info if begun is None else begun.followed_by(info)
 
 
-def untrained(info: RunInfo, dataset: Dataset) -> VAE:
+def untrained(info: RunInfo, dataset: Dataset, begun: Begun | None) -> VAE:
     """Return a built-in VAE with the weights that its run begins with.
 
     They are another run's, or drawn by the seed, with the mean of the data.
 
     Raises:
-        InputError: the weights of the other run are missing or damaged.
+        InputError: the weights of the other run are not those of its configuration.
     """
     assert isinstance(info.model, ModelConfig)
     seed = generator(info.train.seed, "weights").initial_seed()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = VAE(info.model)
-    if info.train.start_from:
-        checkpoint.load_into(vae, Path(info.train.start_from), checkpoint.FOREIGN)
+    if begun:
+        begun.fill(vae)
     else:
         classes = info.model.classes
         vae.start_from_mean(torch.from_numpy(dataset.train.frequencies(classes) if classes else dataset.train.mean()))

@@ -125,15 +125,20 @@ class Stage:
 
 @dataclass(frozen=True)
 class Start:
-    """The run whose weights another run began with."""
+    """A finished run whose weights another run began with."""
 
     digest: str
     """`sha256:` and the hash of its `model.safetensors`."""
+    epoch: int
+    """The epoch whose weights they are."""
     data: str
     """The name of its data."""
     data_digest: str
-    epoch: int
-    """The epoch whose weights they are."""
+    license: str
+    """The license of its data."""
+    split_seed: int
+    validation_fraction: float
+    test_fraction: float
     train: TrainConfig
     """How it was trained."""
 
@@ -149,12 +154,12 @@ class Start:
             InputError, TypeError, KeyError: a field is missing, unknown or mistyped.
         """
         if not isinstance(fields, Mapping):
-            raise TypeError(f"start: expected an object, got {fields!r:.99}")
+            raise TypeError(f"starts: expected objects, got {fields!r:.99}")
         try:
             train = TrainConfig.from_json(fields["train"])
         except InputError as error:
-            raise InputError(f"start.{error}") from error
-        return typed(cls(**{**fields, "train": train}), "start")
+            raise InputError(f"starts: {error}") from error
+        return typed(cls(**{**fields, "train": train}), "starts")
 
 
 @dataclass(frozen=True)
@@ -173,8 +178,8 @@ class RunInfo:
     """The format version of the `config.json` that was read."""
     stages: tuple[Stage, ...] = ()
     """The run in the order of its epochs: one stage, or more where it went on elsewhere or by another version."""
-    start: Start | None = None
-    """None where the seed drew the first weights, or a module of the user's brought them."""
+    starts: tuple[Start, ...] = ()
+    """The runs in which the weights were trained before, in their order; it began with those of the last one."""
 
     @property
     def surrogate(self) -> bool:
@@ -192,7 +197,7 @@ def write_info(folder: Path, info: RunInfo) -> None:
         "data": info.data.to_json(),
         "provenance": asdict(info.provenance),
         "torch_version": info.torch_version,
-        "start": info.start and info.start.to_json(),
+        "starts": [start.to_json() for start in info.starts],
         "stages": [asdict(stage) for stage in info.stages],
         "found": asdict(info.found),
         "result": info.result and asdict(info.result),
@@ -236,7 +241,7 @@ def read_info(folder: Path) -> RunInfo:
             result=result and typed(TrainResult(**result), "result"),
             version=version,
             stages=tuple(typed(Stage(**stage), "stages") for stage in content.get("stages", [])),
-            start=None if content.get("start") is None else Start.from_json(content["start"]),
+            starts=tuple(map(Start.from_json, content.get("starts", []))),
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -305,10 +310,20 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         InputError: it is missing or damaged.
     """
+    return read_weights(folder)[1]
+
+
+def read_weights(folder: Path) -> tuple[str, dict[str, Tensor]]:
+    """Read `model.safetensors` once, and return what `weights_digest` and `load_weights` do.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
     path = folder / "model.safetensors"
     try:
         with open_safetensors(path) as file:
-            return safetensors.torch.load(file.read())
+            content = file.read()
+        return f"sha256:{hashlib.sha256(content).hexdigest()}", safetensors.torch.load(content)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; restore it or train again") from error
     except (SafetensorError, ValueError) as error:
@@ -334,7 +349,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> tuple[nn.Module,
     if isinstance(info.model, OwnModel):
         module = _own_module(folder, info.model, model)
         foreign = f"{info.model.factory or 'model='} gives another model than the one that was trained: restore it"
-        load_into(module, folder, foreign)
+        load_into(module, folder, load_weights(folder), foreign)
         return module.eval(), info
     if model is not None:
         raise InputError(f"{folder}: model: expected none for a run of a built-in model; leave it out")
@@ -346,18 +361,18 @@ def load(folder: str | Path, model: nn.Module | None = None) -> tuple[nn.Module,
     return vae.eval().requires_grad_(False), info
 
 
-def load_into(module: nn.Module, folder: Path, foreign: str) -> None:
+def load_into(module: nn.Module, folder: Path, tensors: Mapping[str, Tensor], foreign: str) -> None:
     """Let a module take the weights of a run.
 
     Args:
         module: it is not changed if the weights are not its own.
-        folder: of the run.
+        folder: of the run, for errors.
+        tensors: its weights.
         foreign: what an error says that the weights of another model are.
 
     Raises:
-        InputError: the file is missing or damaged, or a tensor is missing, left over, or of another shape or type.
+        InputError: a tensor is missing, left over, or of another shape or type.
     """
-    tensors = load_weights(folder)
     _require_tensors(folder, module.state_dict(), tensors, foreign)
     module.load_state_dict(tensors)
 

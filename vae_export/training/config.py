@@ -138,6 +138,15 @@ def _texts(words: str) -> Any:
     return field(default=(), metadata={"rule": (words, of), "item": str, "empty": "none"})
 
 
+def _not_utf8(place: str, name: str) -> list[str]:
+    """Return the problem of a file name whose bytes are no UTF-8, which config.json could not hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return [f"{place}: expected a name in UTF-8, got {name!r}; rename the file or folder"]
+    return []
+
+
 @dataclass(frozen=True)
 class _Config:
     place: ClassVar[str]
@@ -337,7 +346,7 @@ class TrainConfig(_Config):
     """Whose weights the training begins with; empty: the seed draws them."""
 
     def _conflicts(self) -> list[str]:
-        problems = []
+        problems = _not_utf8("train.start_from", self.start_from)
         if self.importance_samples > 1 and self.free_bits > 0:
             problems.append("train.free_bits: the importance-weighted bound has no KL per dimension; leave it 0")
         return problems
@@ -378,10 +387,7 @@ class DataConfig(_Config):
         problems = []
         for name, texts in (("source", (self.source,)), ("conditions", self.conditions), ("labels", (self.labels,))):
             for text in texts:
-                try:
-                    text.encode()
-                except UnicodeEncodeError:  # bytes of a file name that are no UTF-8, which config.json could not hold
-                    problems.append(f"data.{name}: expected a name in UTF-8, got {text!r}; rename the file or folder")
+                problems += _not_utf8(f"data.{name}", text)
         if not (self.license or " ").isprintable():
             # It stands in the table and the card of the bundle.
             problems.append(f"data.license: expected printable text, got {self.license!r:.99}; write one line")
@@ -411,6 +417,8 @@ class Recipe(NamedTuple):
     model: ModelConfig
     train: TrainConfig
     data: DataConfig
+    start: str | None = None
+    """The recipe of the run whose weights it begins with."""
 
 
 # The decoder decides the time of a sample: it is narrow and deep. The encoder is in no sample's way.
@@ -442,6 +450,7 @@ RECIPES = {
             threads=1, precision="bfloat16", ema=0.999, weight_decay=0.1,
         ),
         _MNIST_DATA,
+        start="mnist",
     ),
 }  # fmt: skip
 """The configurations of the models that ship.

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from ..errors import TrainingError, require_path
 from ..loading import load_named
 from . import checkpoint, machine, objective, own_vae, processes, resume
 from .bars import bar
-from .beginning import begun_with, describe, require_memory, untrained
+from .beginning import Begun, begun_with, describe, require_memory, untrained
 from .checkpoint import DATA, RunInfo, Stage, TrainResult
 from .config import DataConfig, ModelConfig, TrainConfig
 from .data.batches import Batches, TensorBatch, augmentation, read
@@ -134,8 +134,8 @@ def train(
             return _train_first(folder, configs, group, device, shown)
         # Waits until the first process has converted data that have to be. The folder may be on its machine alone.
         found = group.from_first(None)
-        parts, info, own = _loaded(configs, folder / DATA if (folder / DATA).exists() else None, False)
-        return _train(folder, found, info, parts, group, device, Shown(bar=False), own)
+        loaded = _loaded(configs, folder / DATA if (folder / DATA).exists() else None, False)
+        return _train(folder, found, loaded, group, device, Shown(bar=False))
 
 
 _Configs = tuple[ModelConfig | Asked, TrainConfig, DataConfig, Any]
@@ -157,8 +157,8 @@ def _train_first(folder: Path, configs: _Configs, group: Processes, device: torc
                 require_own(folder)
             if not (found and found.result):
                 require_writable(folder)
-            dataset, info, own = _loaded(configs, folder / DATA, shown.bar)
-            return _train(folder, group.from_first(found), info, dataset, group, device, shown, own)
+            loaded = _loaded(configs, folder / DATA, shown.bar)
+            return _train(folder, group.from_first(found), loaded, group, device, shown)
     except BlockingIOError as error:
         raise TrainingError(f"{folder}: another training is at work in this folder; wait for it") from error
     except BaseException as problem:
@@ -171,27 +171,38 @@ def _train_first(folder: Path, configs: _Configs, group: Processes, device: torc
         raise
 
 
-def _loaded(configs: _Configs, folder: Path | None, progress: bool) -> tuple[Dataset, RunInfo, OwnVAE | None]:
+class _Loaded(NamedTuple):
+    """What a run begins with."""
+
+    dataset: Dataset
+    info: RunInfo
+    begun: Begun | None
+    own: OwnVAE | None
+
+
+def _loaded(configs: _Configs, folder: Path | None, progress: bool) -> _Loaded:
     """Return the data, converted into a folder if they have to be, and what is known of the run before it begins."""
     model, training, source, given = configs
     begun = begun_with(training, source, built_in=isinstance(model, ModelConfig))
     dataset = load(source, folder, begun.standard if begun else None, given)
+    if begun:
+        begun.require_unseen(source, dataset.provenance.digest)
     if isinstance(model, ModelConfig):
         info = describe(model, training, source, dataset, begun)
         require_memory(info)
-        return dataset, info, None
+        return _Loaded(dataset, info, begun, None)
     few = read(dataset.train, slice(own_vae.EXAMPLES))
     x = binarised(few.x, training.binarise, generator(training.seed, "examples"))
     seed = generator(training.seed, "weights").initial_seed()
-    weights = begun.folder if begun else None
-    own, described = own_vae.for_run(model, x, seed, progress=progress, conditions=few.conditions, weights=weights)
-    return dataset, describe(described, training, source, dataset, begun), own
+    begin = begun.fill if begun else None
+    own, described = own_vae.for_run(model, x, seed, progress=progress, conditions=few.conditions, begin=begin)
+    return _Loaded(dataset, describe(described, training, source, dataset, begun), begun, own)
 
 
 def _train(
-    folder: Path, found: RunInfo | None, info: RunInfo, dataset: Dataset, group: Processes, device: torch.device,
-    shown: Shown, own: OwnVAE | None,
-) -> Outcome:  # fmt: skip
+    folder: Path, found: RunInfo | None, loaded: _Loaded, group: Processes, device: torch.device, shown: Shown
+) -> Outcome:
+    dataset, info, begun, own = loaded
     if not info.train.threads:
         # Their number decides bits: a run goes on with what it began with.
         threads = found.train.threads if found else group.from_first(torch.get_num_threads())
@@ -212,7 +223,7 @@ def _train(
         of = f"{group.count} processes, each on " if group.count > 1 else ""
         print(f"training on {of}{machine.shown(device, info.train.threads)}", file=sys.stderr)
     with machine.settings(info.train.threads, device), own_vae.lent(own):
-        vae = untrained(info, dataset) if own is None else own
+        vae = untrained(info, dataset, begun) if own is None else own
         vae.module.to(device)
         training = _Training(folder, info, dataset, group, device, vae)
         return training.run(here, found.stages if found else (), shown)

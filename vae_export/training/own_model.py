@@ -54,6 +54,12 @@ class OwnModel:
         return sum(math.prod(shape) for shape in self.latents.values())
 
     @property
+    def meaning(self) -> dict[str, Any]:
+        """What does not change with the weights, by the names of its fields."""
+        names = ("observation_shape", "latents", "posterior", "likelihood", "classes")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def declaration(self) -> Declaration:
         """What was declared, in the form that an export takes."""
         return Declaration(**self.declared)  # type: ignore[arg-type]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +30,6 @@ from ..understand.probe import probe
 from ..understand.soundness import faults_first
 from ..understand.state import fitting_threads, modes_kept, unchanged, used_tensors
 from . import objective
-from .checkpoint import load_into
 from .config import ModelConfig, TrainConfig
 from .data.batches import at_least_two, read
 from .data.part import Part
@@ -278,7 +276,7 @@ def asked(model: ModelConfig | nn.Module | str, declared: Mapping[str, Any]) -> 
 
 def for_run(
     wanted: Asked, x: Tensor, seed: int, *, progress: bool, conditions: Mapping[str, Tensor] | None = None,
-    weights: Path | None = None,
+    begin: Callable[[nn.Module], None] | None = None,
 ) -> tuple[OwnVAE, OwnModel]:  # fmt: skip
     """Return a user's model as a run trains it, and its record.
 
@@ -288,7 +286,7 @@ def for_run(
         seed: of the weights that a factory draws.
         progress: print what was recognised on stderr.
         conditions: of these observations, [n, …] by name.
-        weights: the folder of a run whose weights the model takes.
+        begin: lets the model take the weights of another run.
 
     Raises:
         InputError: the model cannot be made, or the weights are not its own.
@@ -298,8 +296,9 @@ def for_run(
     declaration = Declaration(**declared)
     factory = model if isinstance(model, str) else None
     module = made(model, seed) if isinstance(model, str) else module_of(model)
-    if weights:
-        load_into(module, weights, "it begins with the weights of the same model: choose another run")
+    if begin:
+        require_plain_state(module)
+        begin(module)
     home = next((weight.device for weight in module.parameters()), x.device)
     module.to(x.device)
     rows, given = _examples(x, conditions)
@@ -478,9 +477,8 @@ def again(
     rows, given = _examples(x, conditions)
     vae = understood(module, rows, recorded.declaration, given, trained=True)
     found = vae.described(recorded.factory, recorded.declared, tuple(x.shape[1:]))
-    for name in ("observation_shape", "latents", "posterior", "likelihood", "classes"):
-        one, other = getattr(found, name), getattr(recorded, name)
-        if one != other:
+    for name, other in recorded.meaning.items():
+        if (one := found.meaning[name]) != other:
             raise ExportError(
                 f"model.{name}: expected {other!r:.99}, as in training, got {one!r:.99}; give the model of the run"
             )

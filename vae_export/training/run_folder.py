@@ -36,7 +36,7 @@ def identity(info: RunInfo) -> dict[str, Any]:
     return {
         "model": model,
         # The run that it began with may have moved, too.
-        "train": {**train, "start_from": info.start.digest if info.start else ""},
+        "train": {**train, "start_from": info.starts[-1].digest if info.starts else ""},
         "data": {**split, "split": "by content", "digest": info.provenance.digest},
     }
 
@@ -83,7 +83,7 @@ def require_same(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> 
 def differences(section: str, found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """Return a line for each field of a section that a run has another value of than was asked for."""
     return [
-        f"{section}.{name} is {found.get(name)!r:.99}, asked for {value!r:.99}"
+        f"{section}.{name} is {found.get(name)!r:.99}, asked for {value!r}"
         for name, value in asked.items()
         if found.get(name) != value
     ]

@@ -66,8 +66,9 @@ def main() -> int:
 def _mnist(folder: Path | None) -> Shipped:
     if folder is None:
         raise InputError("MNIST is missing; say make models MNIST=DIR, its folder")
-    recipe, data = RECIPES["mnist-tuned"], replace(RECIPES["mnist"].data, source=str(folder))
-    return Shipped("mnist", recipe.model, recipe.train, data, formats=("onnx",), start=RECIPES["mnist"].train)
+    first, second, third = (RECIPES[name] for name in ("mnist", "mnist-tuned", "mnist-weighted"))
+    data = replace(third.data, source=str(folder))
+    return Shipped("mnist", third.model, third.train, data, formats=("onnx",), before=(first.train, second.train))
 
 
 def picture(bundle: Path) -> None:

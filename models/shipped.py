@@ -29,8 +29,8 @@ class Shipped:
     likelihood: str | None = None
     """The likelihood of a module that is no built-in one."""
     description: str | None = None
-    start: TrainConfig | None = None
-    """How the weights that the training begins with are trained, in a run of their own; None: the seed draws them."""
+    before: Sequence[TrainConfig] = ()
+    """How the weights are trained before, each in a run of its own from the weights of the one before it."""
     figures: Callable[[Path], str] | None = None
     """What is measured on the finished bundle, as words that go on the description."""
 
@@ -41,12 +41,12 @@ class Shipped:
             runs: where the runs are kept; one that was interrupted goes on.
             models: where the bundles are.
         """
-        run, out, training = runs / self.name, models / self.name, self.train
-        if self.start is not None:
-            first = runs / f"{self.name}-start"
-            train(first, self.model, self.start, self.data, likelihood=self.likelihood)
-            training = replace(training, start_from=str(first))
-        train(run, self.model, training, self.data, likelihood=self.likelihood)
+        run, out, start = runs / self.name, models / self.name, ""
+        for number, training in enumerate(self.before, 1):
+            step = runs / f"{self.name}-{number}"
+            train(step, self.model, replace(training, start_from=start), self.data, likelihood=self.likelihood)
+            start = str(step)
+        train(run, self.model, replace(self.train, start_from=start), self.data, likelihood=self.likelihood)
         if not measured(run):
             evaluate(run, importance_samples=IMPORTANCE_SAMPLES, data=self.data.source)
         exported = self._export(run, out, self.description)

@@ -131,10 +131,11 @@ def test_all_problems_are_reported_at_once():
 
 
 def test_recipes_are_named_as_the_models_that_ship():
-    assert set(RECIPES) == {"digits", "mnist", "mnist-tuned"}
+    assert set(RECIPES) == {"digits", "mnist", "mnist-tuned", "mnist-weighted"}
     assert RECIPES["mnist"].train.binarise == "stochastic"
 
 
-def test_the_second_step_of_mnist_is_of_the_same_model_and_data():
-    first, second = RECIPES["mnist"], RECIPES["mnist-tuned"]
-    assert (first.model, first.data) == (second.model, second.data)
+def test_the_steps_of_mnist_are_of_the_same_model_and_data():
+    names = ("mnist", "mnist-tuned", "mnist-weighted")
+    assert len({(RECIPES[name].model, RECIPES[name].data) for name in names}) == 1
+    assert [RECIPES[name].start for name in names] == [None, *names[:2]]

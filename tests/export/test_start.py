@@ -409,3 +409,14 @@ def test_weight_decay_takes_its_share_of_matrices_alone(digits_npy, tmp_path):
     for name, tensor in first.items():
         expected = rate * decay * tensor if tensor.dim() > 1 else torch.zeros_like(tensor)
         torch.testing.assert_close(plain[name] - decayed[name], expected, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.long
+def test_a_model_that_ships_is_trained_in_its_steps(root, digits_npy, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(root / "models")
+    data = DataConfig(str(digits_npy))
+    shipped = importlib.import_module("shipped").Shipped("few", MODEL, STILL, data, ("onnx",), before=(TRAINING,))
+    shipped.build(tmp_path / "runs", tmp_path)
+    assert same(weights(tmp_path / "runs" / "few"), weights(tmp_path / "runs" / "few-1"))
+    (start,) = load(tmp_path / "few").manifest.training["starts"]
+    assert start["digest"] == checkpoint.weights_digest(tmp_path / "runs" / "few-1")

@@ -93,6 +93,8 @@ def _shown(default: Any) -> str:
 def _configured(options: argparse.Namespace) -> tuple[Any, ...]:
     """Return the three configurations: the recipe or the defaults, changed by the options; a bad value is misuse."""
     recipe = RECIPES.get(options.recipe)
+    if getattr(options, f"{TrainConfig.place}.start_from") == "":
+        options.misuse("--start-from: expected the folder of a finished run, got ''")
     bases = recipe[:3] if recipe else (_first_model(options), TrainConfig(), DataConfig())
     try:
         configs = []

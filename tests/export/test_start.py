@@ -389,6 +389,44 @@ def test_a_recipe_that_begins_with_another_asks_for_its_run(tmp_path, capsys):
     assert f"error: --start-from: {tmp_path / 'none'}: no such folder" in capsys.readouterr().err
 
 
+def test_an_empty_name_of_a_run_is_misuse(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--data", "digits", "--out", str(tmp_path / "tuned"), "--start-from", ""])
+    assert end.value.code == 2
+    assert "--start-from: expected the folder of a finished run, got ''" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_refused(base, digits_npy, tmp_path):
+    copied = tmp_path / "base"
+    copied.mkdir()
+    (copied / "config.json").write_bytes((base / "config.json").read_bytes())
+    damaged = weights(base)
+    name = sorted(damaged)[0]
+    damaged[name].view(-1)[0] = float("nan")
+    safetensors.torch.save_file(damaged, copied / "model.safetensors")
+    with pytest.raises(InputError, match=rf"base: tensor {re.escape(name)}: expected finite weights, got NaN"):
+        tuned(tmp_path / "tuned", copied, digits_npy)
+
+
+def test_a_decay_of_more_than_all_is_refused():
+    assert TrainConfig(learning_rate=0.5, weight_decay=2).weight_decay == 2
+    with pytest.raises(InputError, match=r"^train\.weight_decay: expected at most 1 / learning_rate, 2, got 2\.1: a s"):
+        TrainConfig(learning_rate=0.5, weight_decay=2.1)
+
+
+@pytest.mark.parametrize(
+    "change", [{"digest": "../x"}, {"epoch": -1}, {"data": "x\n# y"}, {"license": "\x1b[31m"}, {"epoch": True}]
+)
+def test_a_record_of_a_start_that_could_spoil_a_card_is_refused(base, digits_npy, tmp_path, change):
+    tuned(tmp_path, base, digits_npy)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert checkpoint.read_info(tmp_path).starts
+    config["starts"][0] |= change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"config\.json: starts.*: expected"):
+        checkpoint.read_info(tmp_path)
+
+
 @pytest.mark.long
 def test_several_processes_begin_with_those_weights(base, digits_npy, tmp_path):
     words = ["--epochs", "1", "--batch-size", "64", "--learning-rate", "1e-30", "--binarise", "stochastic"]

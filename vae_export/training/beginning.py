@@ -47,8 +47,14 @@ class Begun:
         """Let a module take the weights.
 
         Raises:
-            InputError: they are not those of such a module, which is not changed.
+            InputError: they are not finite, or not those of such a module, which is not changed.
         """
+        for name, tensor in self.weights.items():
+            if not tensor.isfinite().all():
+                raise InputError(
+                    f"train.start_from: {self.folder}: tensor {name}: expected finite weights, got NaN or infinity; "
+                    "choose another run, or train it again"
+                )
         checkpoint.load_into(module, self.folder, self.weights, "it is no run of the same model: choose another")
 
     def require_unseen(self, source: DataConfig, digest: str) -> None:

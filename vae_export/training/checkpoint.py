@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -159,7 +160,14 @@ class Start:
             train = TrainConfig.from_json(fields["train"])
         except InputError as error:
             raise InputError(f"starts: {error}") from error
-        return typed(cls(**{**fields, "train": train}), "starts")
+        start = typed(cls(**{**fields, "train": train}), "starts")
+        # They stand on the card of a bundle.
+        if not re.fullmatch("sha256:[0-9a-f]{64}", start.digest) or start.epoch < 1:
+            raise TypeError(f"starts: expected a digest and an epoch, got {start.digest!r:.99} and {start.epoch}")
+        for text in (start.data, start.license):
+            if not text.isprintable():
+                raise TypeError(f"starts: expected printable text, got {text!r:.99}")
+        return start
 
 
 @dataclass(frozen=True)
@@ -241,7 +249,7 @@ def read_info(folder: Path) -> RunInfo:
             result=result and typed(TrainResult(**result), "result"),
             version=version,
             stages=tuple(typed(Stage(**stage), "stages") for stage in content.get("stages", [])),
-            starts=tuple(map(Start.from_json, content.get("starts", []))),
+            starts=_starts_of(content.get("starts", [])),
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -249,6 +257,12 @@ def read_info(folder: Path) -> RunInfo:
         raise InputError(f"{path}: the field {error} is missing; restore it or train again") from error
     except TypeError as error:
         raise InputError(f"{path}: {error_line(error)}; restore it or train again") from error
+
+
+def _starts_of(items: Any) -> tuple[Start, ...]:
+    if not isinstance(items, list):
+        raise TypeError(f"starts: expected a list, got {items!r:.99}")
+    return tuple(map(Start.from_json, items))
 
 
 def _model_of(fields: Any) -> ModelConfig | OwnModel:

@@ -347,6 +347,11 @@ class TrainConfig(_Config):
 
     def _conflicts(self) -> list[str]:
         problems = _not_utf8("train.start_from", self.start_from)
+        if self.weight_decay * self.learning_rate > 1:
+            problems.append(
+                f"train.weight_decay: expected at most 1 / learning_rate, {1 / self.learning_rate:g}, got "
+                f"{self.weight_decay:g}: a step would take more than all of a weight"
+            )
         if self.importance_samples > 1 and self.free_bits > 0:
             problems.append("train.free_bits: the importance-weighted bound has no KL per dimension; leave it 0")
         return problems

@@ -67,12 +67,8 @@ class Begun:
         Raises:
             InputError: the same data were split otherwise, in this run or in one that it began with.
         """
-        ours = {"seed": source.seed, "validation_fraction": source.validation_fraction}
-        ours["test_fraction"] = source.test_fraction
         for start in self.starts:
-            theirs = {"seed": start.split_seed, "validation_fraction": start.validation_fraction}
-            theirs["test_fraction"] = start.test_fraction
-            wrong = differences("data", theirs, ours)
+            wrong = differences("data", start.split, {name: getattr(source, name) for name in start.split})
             if wrong and start.data_digest == digest:
                 raise InputError(
                     f"train.start_from: {self.folder}: expected the split of these data that its weights were trained "

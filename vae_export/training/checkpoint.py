@@ -38,7 +38,7 @@ FORMAT_VERSION = 3
 _READ_VERSIONS = (1, 2, FORMAT_VERSION)
 DATA = "data"
 """The folder of a run's data, where its source had to be converted."""
-FOREIGN = "it does not belong to the config.json in its folder: restore the right one, or train again"
+_FOREIGN = "it does not belong to the config.json in its folder: restore the right one, or train again"
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,15 @@ class Start:
     test_fraction: float
     train: TrainConfig
     """How it was trained."""
+
+    @property
+    def split(self) -> dict[str, float]:
+        """How its data were split, by the names of the fields of a `DataConfig`."""
+        return {
+            "seed": self.split_seed,
+            "validation_fraction": self.validation_fraction,
+            "test_fraction": self.test_fraction,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values, of which `from_json` makes an equal record."""
@@ -369,9 +378,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> tuple[nn.Module,
         raise InputError(f"{folder}: model: expected none for a run of a built-in model; leave it out")
     with torch.device("meta"):  # weights that are about to be read are not drawn first
         vae = VAE(info.model)
-    tensors = load_weights(folder)
-    _require_tensors(folder, vae.state_dict(), tensors, FOREIGN)
-    vae.to_empty(device="cpu").load_state_dict(tensors)
+    load_into(vae.to_empty(device="cpu"), folder, load_weights(folder), _FOREIGN)
     return vae.eval().requires_grad_(False), info
 
 

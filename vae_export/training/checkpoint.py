@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from vae_runtime.errors import InputError, error_line
+from vae_runtime.errors import InputError, error_line, one_line
 from vae_runtime.files import write_atomic
 from vae_runtime.input_files import open_plain, open_safetensors, read_json
 from vae_runtime.manifest import Normalisation
@@ -76,15 +76,19 @@ class Found:
         """Return what `asdict` has made JSON values of.
 
         Raises:
-            TypeError, KeyError: a field is missing or mistyped.
+            TypeError: a field is missing, unknown or mistyped.
         """
-        raw = fields["normalisation"]
-        skipped, classes = fields["skipped"], fields["classes"]
-        for texts in (skipped, *dict(classes).values()):
+        _require_fields(cls, fields, "found")
+        raw, skipped, classes = fields["normalisation"], fields["skipped"], fields["classes"]
+        if not isinstance(classes, dict):
+            raise TypeError(f"found.classes: expected an object, got {classes!r:.99}")
+        for texts in (skipped, *classes.values()):
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
                 raise TypeError(f"found: expected lists of texts, got {texts!r:.99}")
+        if raw is not None and (not isinstance(raw, dict) or set(raw) != {"offset", "divisor"}):
+            raise TypeError(f"found.normalisation: expected an object with offset and divisor, got {raw!r:.99}")
         return cls(
-            raw and Normalisation(_numbers(raw["offset"], "offset"), _numbers(raw["divisor"], "divisor")),
+            None if raw is None else Normalisation(**{name: _numbers(value, name) for name, value in raw.items()}),
             tuple(skipped),
             {str(name): tuple(names) for name, names in classes.items()},
         )
@@ -161,15 +165,14 @@ class Start:
         """Return the record of a JSON object.
 
         Raises:
-            InputError, TypeError, KeyError: a field is missing, unknown or mistyped.
+            InputError, TypeError: a field is missing, unknown or mistyped.
         """
-        if not isinstance(fields, Mapping):
-            raise TypeError(f"starts: expected objects, got {fields!r:.99}")
+        _require_fields(cls, fields, "starts")
         try:
             train = TrainConfig.from_json(fields["train"])
         except InputError as error:
             raise InputError(f"starts: {error}") from error
-        start = typed(cls(**{**fields, "train": train}), "starts")
+        start = record(cls, {**fields, "train": train}, "starts")
         # They stand on the card of a bundle.
         if not re.fullmatch("sha256:[0-9a-f]{64}", start.digest) or start.epoch < 1:
             raise TypeError(f"starts: expected a digest and an epoch, got {start.digest!r:.99} and {start.epoch}")
@@ -241,37 +244,40 @@ def read_info(folder: Path) -> RunInfo:
     version = content.get("format_version") if isinstance(content, dict) else None
     if version not in _READ_VERSIONS:
         expected = " or ".join(map(str, _READ_VERSIONS))
-        raise InputError(
-            f"{path}: expected format_version {expected}, got {version!r:.99}; update vae-export or train again"
-        )
+        step = "update vae-export or train again"
+        if version is None:
+            step = "give the folder of a run that `vae-export train` made"
+        raise InputError(f"{path}: expected format_version {expected}, got {version!r:.99}; {step}")
     try:
-        result, provenance = content["result"], {**content["provenance"]}
-        if version == 1 and "licence" in provenance:
+        result, provenance = content["result"], content["provenance"]
+        if version == 1 and isinstance(provenance, dict) and "licence" in provenance:
             provenance["license"] = provenance.pop("licence")
         return RunInfo(
             model=_model_of(content["model"]),
             train=TrainConfig.from_json(content["train"]),
             data=DataConfig.from_json(content["data"]),
-            provenance=typed(Provenance(**provenance), "provenance"),
+            provenance=record(Provenance, provenance, "provenance"),
             torch_version=str(content["torch_version"]),
             found=Found.from_json(content["found"]) if version == FORMAT_VERSION else Found(),
-            result=result and typed(TrainResult(**result), "result"),
+            result=None if result is None else record(TrainResult, result, "result"),
             version=version,
-            stages=tuple(typed(Stage(**stage), "stages") for stage in content.get("stages", [])),
-            starts=_starts_of(content.get("starts", [])),
+            stages=tuple(record(Stage, stage, "stages") for stage in _list_of(content, "stages")),
+            starts=tuple(map(Start.from_json, _list_of(content, "starts"))),
         )
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}; restore it or train again") from error
     except KeyError as error:
         raise InputError(f"{path}: the field {error} is missing; restore it or train again") from error
     except TypeError as error:
         raise InputError(f"{path}: {error_line(error)}; restore it or train again") from error
 
 
-def _starts_of(items: Any) -> tuple[Start, ...]:
+def _list_of(content: Mapping[str, Any], name: str) -> list[Any]:
+    """A list of a `config.json`; empty where a version did not have it."""
+    items = content.get(name, [])
     if not isinstance(items, list):
-        raise TypeError(f"starts: expected a list, got {items!r:.99}")
-    return tuple(map(Start.from_json, items))
+        raise TypeError(f"{name}: expected a list, got {items!r:.99}")
+    return items
 
 
 def _model_of(fields: Any) -> ModelConfig | OwnModel:
@@ -279,14 +285,22 @@ def _model_of(fields: Any) -> ModelConfig | OwnModel:
     return OwnModel.from_json(fields) if own else ModelConfig.from_json(fields)
 
 
-def typed(record: _Record, place: str) -> _Record:
-    """Return a dataclass of text, numbers, flags and checked configurations after a check of each field's type.
+def record(kind: type[_Record], fields: Any, place: str) -> _Record:
+    """Return a dataclass of text, numbers, flags and checked configurations.
+
+    Args:
+        kind: the dataclass.
+        fields: the JSON object of its fields; one that has a default may be left out.
+        place: what an error calls the object.
 
     Raises:
-        TypeError: a field does not have its declared type.
+        TypeError: it is no object, or a field is missing, unknown or not of its declared type.
     """
-    for item in dataclasses.fields(cast(Any, record)):
-        value = getattr(record, item.name)
+    _require_fields(kind, fields, place)
+    for item in dataclasses.fields(cast(Any, kind)):
+        if item.name not in fields:
+            continue
+        value = fields[item.name]
         # JSON has one kind of number: 3 is a float too.
         kinds = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float), "TrainConfig": (TrainConfig,)}[
             str(item.type)
@@ -294,7 +308,22 @@ def typed(record: _Record, place: str) -> _Record:
         # An integer beyond any of ours could be written nowhere.
         if type(value) not in kinds or (isinstance(value, int) and abs(value) > 2**64):
             raise TypeError(f"{place}.{item.name}: expected {item.type}, got {value!r:.99}")
-    return record
+    return kind(**fields)
+
+
+def _require_fields(kind: type, fields: Any, place: str) -> None:
+    """Refuse what is no JSON object with the fields of a dataclass."""
+    if not isinstance(fields, Mapping):
+        raise TypeError(f"{place}: expected an object, got {fields!r:.99}")
+    declared = dataclasses.fields(kind)
+    names = [item.name for item in declared]
+    for name in fields:
+        if name not in names:
+            raise TypeError(f"{place}.{one_line(name)[:99]}: no such field; the fields are {', '.join(names)}")
+    for item in declared:
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and item.name not in fields:
+            raise TypeError(f"{place}.{item.name}: the field is missing")
 
 
 def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:

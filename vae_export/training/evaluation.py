@@ -156,11 +156,9 @@ def read_evaluation(run_folder: str | Path) -> Evaluation | None:
     path = Path(run_folder) / "evaluation.json"
     try:
         fields = read_json(path)
-        if not isinstance(fields, dict):
-            raise TypeError("expected a JSON object")
         # Infinity and NaN can be read, and not be written again.
         json.dumps(fields, allow_nan=False)
-        evaluation = checkpoint.typed(Evaluation(**fields), "figures")
+        evaluation = checkpoint.record(Evaluation, fields, "figures")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:

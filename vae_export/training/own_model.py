@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from vae_runtime.errors import InputError
+from vae_runtime.errors import InputError, one_line
 from vae_runtime.likelihood import KINDS
 
 from ..errors import ExportError
@@ -86,26 +86,26 @@ class OwnModel:
         Raises:
             InputError: a field is missing, unknown or of the wrong type.
         """
-        rules: dict[str, Any] = {
-            "factory": lambda value: value is None or isinstance(value, str),
-            "class": lambda value: isinstance(value, str),
-            "observation_shape": _is_shape,
-            "latents": lambda value: isinstance(value, dict) and bool(value) and all(map(_is_shape, value.values())),
-            "posterior": _are_texts,
-            "likelihood": lambda value: isinstance(value, str) and value in KINDS,
-            "classes": lambda value: type(value) is int and 0 <= value < 2**31,
-            "scale": lambda value: value is None or _is_number(value),
-            "declared": _is_declared,
-            "recognised": _are_texts,
+        rules: dict[str, tuple[str, Callable[[Any], bool]]] = {
+            "factory": ("text or null", lambda value: value is None or isinstance(value, str)),
+            "class": ("text", lambda value: isinstance(value, str)),
+            "observation_shape": ("a shape", _is_shape),
+            "latents": ("a shape of each", _are_shapes),
+            "posterior": ("a list of texts", _are_texts),
+            "likelihood": (f"one of {', '.join(KINDS)}", lambda value: isinstance(value, str) and value in KINDS),
+            "classes": ("a number of classes", lambda value: type(value) is int and 0 <= value < 2**31),
+            "scale": ("a positive number or null", lambda value: value is None or _is_number(value)),
+            "declared": ("what can be declared of a model", _is_declared),
+            "recognised": ("a list of texts", _are_texts),
         }
         for name in fields:
             if name not in rules:
-                raise InputError(f"model.{name!s:.99}: no such field; the fields are {', '.join(rules)}")
-        for name, fits in rules.items():
+                raise InputError(f"model.{one_line(name)[:99]}: no such field; the fields are {', '.join(rules)}")
+        for name, (expected, fits) in rules.items():
             if name not in fields:
-                raise InputError(f"model.{name}: the field is missing; restore it or train again")
+                raise InputError(f"model.{name}: the field is missing")
             if not fits(fields[name]):
-                raise InputError(f"model.{name}: got {fields[name]!r:.99}; restore it or train again")
+                raise InputError(f"model.{name}: expected {expected}, got {fields[name]!r:.99}")
         return cls(
             factory=fields["factory"],
             class_name=fields["class"],
@@ -127,6 +127,10 @@ def _is_number(value: Any) -> bool:
 def _is_shape(value: Any) -> bool:
     whole = isinstance(value, list) and all(type(size) is int and 0 < size < 2**31 for size in value)
     return whole and 0 < len(value) <= 16 and math.prod(value) < 2**44
+
+
+def _are_shapes(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(map(_is_shape, value.values()))
 
 
 def _are_texts(value: Any) -> bool:

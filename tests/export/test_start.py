@@ -234,7 +234,9 @@ def test_a_run_that_split_otherwise_is_refused(base, digits_npy, tmp_path, versi
     config = {**json.loads((base / "config.json").read_text()), "format_version": version}
     (copied / "config.json").write_text(json.dumps(config))
     (copied / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes())
-    with pytest.raises(InputError, match=rf"format_version 3\), got one of format_version {version}; train it again"):
+    with pytest.raises(
+        InputError, match=rf"format_version 3\), got one of format_version {version}, .*; train it again"
+    ):
         tuned(tmp_path / "tuned", copied, digits_npy)
 
 
@@ -283,6 +285,14 @@ def test_a_run_that_is_missing_unfinished_or_damaged_is_refused(base, digits_npy
             (copied / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:-4])
         (copied / "config.json").write_text(json.dumps(config))
     assert not (tmp_path / "tuned").exists()
+
+
+def test_a_run_does_not_begin_with_itself(base, digits_npy, tmp_path):
+    kept = weights(base)
+    for folder in (base, base / ".." / base.name):
+        with pytest.raises(InputError, match=r"expected another run than the one to train, got its own folder; choose"):
+            tuned(folder, base, digits_npy)
+    assert same(weights(base), kept)
 
 
 @pytest.mark.parametrize("start", [3, [], {"digest": 1}, {"train": {"epochs": 0}}, {"train": {}, "other": 1}])

@@ -120,11 +120,8 @@ def begun_with(training: TrainConfig, source: DataConfig, *, built_in: bool) -> 
         info = checkpoint.read_info(folder)
         if info.result is None:
             raise InputError(f"{folder}: expected a finished run, got one that goes on; finish it first")
-        if info.version < checkpoint.FORMAT_VERSION:
-            raise InputError(
-                f"{folder}: expected a run that splits its data by their content (format_version "
-                f"{checkpoint.FORMAT_VERSION}), got one of format_version {info.version}; train it again"
-            )
+        if info.outdated:
+            raise InputError(f"{folder}: {info.outdated}; train it again")
         if isinstance(info.model, ModelConfig) != built_in:
             kinds = ("a built-in model", "a model of your own")
             raise InputError(

@@ -207,6 +207,16 @@ class RunInfo:
         gray = self.train.binarise == "none" and not self.provenance.binary
         return gray and kind_named(self.model.likelihood).binary
 
+    @property
+    def outdated(self) -> str:
+        """How an error describes a run whose data were split otherwise than they are now; empty for a run of today."""
+        if self.version == FORMAT_VERSION:
+            return ""
+        return (
+            f"expected a run that splits its data by their content (format_version {FORMAT_VERSION}), got one of "
+            f"format_version {self.version}, made by an earlier version of vae-export"
+        )
+
 
 def write_info(folder: Path, info: RunInfo) -> None:
     """Write `config.json`."""
@@ -477,9 +487,6 @@ def run_data(info: RunInfo, source: str | None = None, run: Path | None = None) 
             f"{config.source}: expected the run's data ({info.provenance.name}, {info.provenance.digest}), got "
             f"{dataset.provenance.digest}; say with --data where they are now"
         )
-    if info.version < FORMAT_VERSION and dataset.test.source is dataset.train.source:
-        raise InputError(
-            f"{config.source}: expected a run whose data are split by their content (format_version {FORMAT_VERSION}), "
-            f"got one of format_version {info.version}, whose test data would differ; train again"
-        )
+    if info.outdated and dataset.test.source is dataset.train.source:
+        raise InputError(f"{config.source}: {info.outdated}, whose test data would differ; train again")
     return dataset

@@ -122,6 +122,11 @@ def train(
             named = "ModelConfig, a module or its name" if isinstance(kind, tuple) else kind.__name__
             raise InputError(f"{name}: expected a {named}, got {type(value).__name__}")
     require_bool("progress", progress)
+    if training.start_from and Path(training.start_from).resolve() == folder.resolve():
+        raise InputError(
+            f"train.start_from: {training.start_from}: expected another run than the one to train, got its own folder; "
+            "choose another folder for the new run"
+        )
     shown = Shown(progress, recorders_of(recorders), command)
     given = {"posterior": posterior, "likelihood": likelihood, "scale": scale, "prior": prior}
     given |= {"encode": encode, "decode": decode}

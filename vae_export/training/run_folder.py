@@ -12,7 +12,7 @@ from vae_runtime.errors import InputError, error_line
 from vae_runtime.files import another_place
 
 from ..errors import TrainingError
-from .checkpoint import DATA, FORMAT_VERSION, RunInfo
+from .checkpoint import DATA, RunInfo
 from .config import DataConfig, ModelConfig, TrainConfig
 
 STATE = "state.safetensors"
@@ -95,11 +95,8 @@ def require_version(folder: Path, found: RunInfo) -> None:
     Raises:
         TrainingError: it is one.
     """
-    if found.version < FORMAT_VERSION:
-        raise TrainingError(
-            f"{folder}: expected a run that splits its data by their content (format_version {FORMAT_VERSION}), got "
-            f"one of format_version {found.version}, made by an earlier version of vae-export; choose another folder"
-        )
+    if found.outdated:
+        raise TrainingError(f"{folder}: {found.outdated}; choose another folder")
 
 
 def require_own(folder: Path) -> None:

@@ -15,7 +15,7 @@ def curve(records: Sequence[Mapping[str, Any]], *, surrogate: bool = False) -> b
 
     Args:
         records: lines of `metrics.jsonl`, at least one.
-        surrogate: whether the bounds are of grey values under a bernoulli likelihood, which the labels then say.
+        surrogate: whether the bounds are of gray values under a bernoulli likelihood, which the labels then say.
 
     Returns:
         A PNG of 960×400 pixels; the same records give the same bytes.

@@ -35,7 +35,7 @@ from .data.batches import at_least_two, read
 from .data.part import Part
 from .likelihood import kind_named
 from .own_model import OwnModel
-from .trainable import require_plain_state, require_vae
+from .trainable import require_plain_state, require_same_in_training, require_vae, restored
 
 # How far a probability is kept from 0 and 1, where it has no logarithm: the spacing of float32 below 1.
 _MARGIN = 1e-7
@@ -145,19 +145,6 @@ class OwnVAE(nn.Module):
 
 
 @contextmanager
-def _restored(module: nn.Module) -> Iterator[None]:
-    """Restore modes and buffers at the end of the block."""
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    with modes_kept(module):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
-
-
-@contextmanager
 def _named(module: nn.Module, function: str) -> Iterator[None]:
     """Say which function of the user's failed; a lack of memory stays what it is."""
     try:
@@ -221,12 +208,24 @@ def understood(
                 holder=None if model is module else module,
             )  # fmt: skip
             require_vae(adapted, x)
-        vae = OwnVAE(module, probe(adapted))
+        probe(adapted, trained=trained)
+        # With every condition that a half takes: one that its weights ignore now may be what they learn.
+        vae = OwnVAE(module, adapted)
         _require_halves_trainable(vae, model, x, conditions)
         try:
             _require_same(vae, adapted, x, conditions)
         except TrainingError as error:
             raise ExportError(str(error).partition("; correct")[0] + "; give encode and decode to it") from error
+        if not trained:
+            z = [adapted.examples[latent.name] for latent in adapted.signature.latents]
+            decoded = torch.cat([each.flatten(1) for each in z], 1)
+            require_same_in_training(
+                module,
+                {
+                    "encode": lambda: vae.posterior(x, **conditions),
+                    "decode": lambda: vae.answer(decoded, **conditions),
+                },
+            )
     if trained:
         return vae
     left, frozen = _not_trained(vae, x, conditions)
@@ -355,7 +354,7 @@ def require_small_parts(vae: OwnVAE, train: Part, config: TrainConfig, processes
         return
     one = read(train, slice(1))
     try:
-        with _restored(vae.module), torch.random.fork_rng(devices=[]), torch.no_grad():
+        with restored(vae.module), torch.random.fork_rng(devices=[]), torch.no_grad():
             vae.module.train()
             vae.answer(vae.posterior(one.x, **one.conditions)[0], **one.conditions)
     except TrainingError as error:
@@ -375,7 +374,7 @@ def _require_halves_trainable(vae: OwnVAE, model: nn.Module, x: Tensor, conditio
     encode = encode_of(vae.components[0])
     if not isinstance(getattr(encode, "__self__", None), Halves):
         return
-    with _restored(vae.module), Draws.constant(0.0) as draws:
+    with restored(vae.module), Draws.constant(0.0) as draws:
         before = [buffer.clone() for buffer in model.buffers()]
         model.train()
         model(x.clone(), **conditions_taken(model, conditions))
@@ -423,7 +422,7 @@ def _not_trained(vae: OwnVAE, x: Tensor, conditions: Mapping[str, Tensor]) -> tu
     """
     weights = {name: weight for name, weight in vae.module.named_parameters() if weight.is_floating_point()}
     frozen = [name for name, weight in weights.items() if not weight.requires_grad]
-    with _restored(vae.module), torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with restored(vae.module), torch.random.fork_rng(devices=[]), torch.enable_grad():
         vae.module.train()
         try:
             # With gradients, frozen weights show whether a function reads them, or hides what it reads.

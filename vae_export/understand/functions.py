@@ -236,25 +236,25 @@ def sampling(model: nn.Module, mode: bool) -> Iterator[None]:
     """Put a model and its submodules into training mode or not; PyTorch's own layers stay as they are.
 
     A layer may keep averages in training mode, such as those of a codebook: weights are put back, except while a graph
-    is made, which would hold the copies.
+    is made, which would hold the copies, and in a training, whose gradients would be lost.
 
     Args:
-        model: in evaluation mode.
+        model: its layers are in the mode that they are to be in.
         mode: whether to train.
     """
     making = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[no-untyped-call,attr-defined]
-    tensors = (*model.parameters(), *model.buffers()) if mode and not making else ()
-    kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
-    samplers = [module for module in model.modules() if module is model or _may_sample(module)]
+    looking = mode and not making and not torch.is_grad_enabled()
+    kept = [(tensor, tensor.clone()) for tensor in (*model.parameters(), *model.buffers()) if looking]
+    samplers = {each: each.training for each in model.modules() if each is model or _may_sample(each)}
     for module in samplers:
         module.training = mode
     try:
         yield
     finally:
-        for module in samplers:
-            module.training = False
+        for module, before in samplers.items():
+            module.training = before
         for tensor, value in kept:
-            tensor.detach().copy_(value)
+            tensor.copy_(value)
 
 
 def find_functions(

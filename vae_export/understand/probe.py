@@ -26,15 +26,17 @@ _FLIPPED = 1e-3
 _ROWS = 4
 
 
-def probe(adapted: Adapted, dynamic: Sequence[str] = ()) -> Adapted:
+def probe(adapted: Adapted, dynamic: Sequence[str] = (), *, trained: bool = True) -> Adapted:
     """Check the pure functions in eager PyTorch, and find which sizes of the dynamic axes they take.
 
     Args:
         adapted: the functions, of a model in evaluation mode.
         dynamic: the names of the axes that may have other sizes.
+        trained: whether the weights show which conditions a component reads: those of an embedding may begin at 0.
 
     Returns:
-        The same, with the dynamic axes' sizes in its signature.
+        The same, with the dynamic axes' sizes in its signature, and without the conditions that a trained component
+        ignores.
 
     Raises:
         ExportError: an answer is not finite, differs from itself, depends on the other rows of the batch, on the batch
@@ -49,7 +51,7 @@ def probe(adapted: Adapted, dynamic: Sequence[str] = ()) -> Adapted:
         _in_range(adapted, component, names, outputs)
         _stable(component, names, outputs, run_module(module, given, again=True))
         _rows(adapted, component, given, outputs)
-        adapted = _inputs(adapted, component, outputs)
+        adapted = _inputs(adapted, component, outputs, trained)
     left = [condition.name for condition in adapted.signature.conditions if not condition.components]
     if left:
         raise ExportError(
@@ -173,14 +175,20 @@ def _alike_in_float64(module: nn.Module, given: Sequence[Tensor], row: int) -> b
     return floats and not any(_far(a[row : row + 1], b) for a, b in zip(whole, alone, strict=True))
 
 
-def _inputs(adapted: Adapted, component: str, outputs: Sequence[Tensor]) -> Adapted:
-    """Require that the outputs depend on every input; a condition that one component ignores is taken from it."""
+def _inputs(adapted: Adapted, component: str, outputs: Sequence[Tensor], trained: bool) -> Adapted:
+    """Require that the outputs depend on every input; a condition that one component ignores is taken from it.
+
+    One that is not trained keeps its conditions.
+    """
     signature, module = adapted.signature, adapted.modules[component]
     inputs = signature.inputs(component)
     if len(inputs) == 1 and any(_far(output[:1], output[-1:]) for output in outputs):
         # Rows do not influence each other, so that two answers are those to two values of the only input.
         return adapted
     for number, tensor in enumerate(inputs):
+        condition = next((c for c in signature.conditions if c.name == tensor.name), None)
+        if condition and not trained:
+            continue
         given = list(adapted.given(component))
         given[number] = _moved(given[number])
         try:
@@ -189,7 +197,6 @@ def _inputs(adapted: Adapted, component: str, outputs: Sequence[Tensor]) -> Adap
             raise ExportError(f"{component}: fails on other values of {tensor.name}: {error_line(error)}") from error
         if any(not torch.equal(a, b) for a, b in zip(outputs, moved, strict=True)):
             continue
-        condition = next((c for c in signature.conditions if c.name == tensor.name), None)
         if condition is None:
             raise ExportError(
                 f"{component}: no output depends on {tensor.name}; check that the model is trained, and "
@@ -210,6 +217,7 @@ def _inputs(adapted: Adapted, component: str, outputs: Sequence[Tensor]) -> Adap
             ),
             component,
             outputs,
+            trained,
         )
     return adapted
 

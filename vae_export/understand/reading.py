@@ -216,7 +216,8 @@ class DecoderReading:
             return (torch.sigmoid(logits), logits, *further)
         mean = mean_of(output)
         if self.logits == "sigmoid":
-            assert draws.sigmoid is not None
+            if draws.sigmoid is None:
+                raise ExportError("expected the sigmoid of evaluation mode, got none")
             return (mean, draws.sigmoid[0].reshape(mean.shape), *further)
         if self.scale:
             return (mean, base_of(output).scale, *further)

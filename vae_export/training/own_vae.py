@@ -34,8 +34,9 @@ from .config import ModelConfig, TrainConfig
 from .data.batches import at_least_two, read
 from .data.part import Part
 from .likelihood import kind_named
+from .modes import require_same_in_training, restored
 from .own_model import OwnModel
-from .trainable import require_plain_state, require_same_in_training, require_vae, restored
+from .trainable import require_plain_state, require_vae
 
 # How far a probability is kept from 0 and 1, where it has no logarithm: the spacing of float32 below 1.
 _MARGIN = 1e-7

@@ -10,6 +10,7 @@ from vae_runtime.likelihood import KINDS
 
 from ..errors import ExportError
 from ..understand.adapted import Adapted
+from ..understand.decoder import beside
 
 
 def require_plain_state(module: nn.Module) -> None:
@@ -66,9 +67,24 @@ def require_vae(adapted: Adapted, x: Tensor) -> None:
             "likelihood: none is declared, and decode returns no distribution that shows one; pass likelihood= "
             f"(--likelihood), one of {', '.join(KINDS)}"
         )
+    _require_observation_alone(adapted)
     kind = KINDS[likelihood.kind]
     if likelihood.shape is not None and not kind.classes:
         raise ExportError(
             f"decode: expected observations of shape {list(x.shape[1:])}, got {list(likelihood.shape)}; pass decode=, "
             "the name of a method that returns them"
+        )
+
+
+def _require_observation_alone(adapted: Adapted) -> None:
+    """Refuse a decode that returns a scale, or a second mean, in a tensor of its own: training would drop it."""
+    signature, examples = adapted.signature, adapted.examples
+    latents = [examples[latent.name] for latent in signature.latents]
+    conditions = {condition.name: examples[condition.name] for condition in signature.conditions}
+    found = beside(adapted.modules["decoder"], latents, conditions)
+    if found:
+        raise ExportError(
+            f"decode: expected the mean alone, or a distribution, got {found[0]} beside it, which training would drop; "
+            "return a torch.distributions.Normal(mean, std) if it is a scale, else pass decode=, the name of a method "
+            "that returns the mean alone"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,10 @@ from .declaration import Declaration
 from .draws import Draws, Sigmoids
 from .edges import as_float32, written_for
 from .functions import Functions
+from .halves import Halves
 from .likelihood import Decoded, find_likelihood
 from .posterior import ForwardDiffers
-from .reading import DecoderReading, base_of, mean_of
+from .reading import DecoderReading, base_of, beside_of, mean_of
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,21 @@ def answers(
     return outputs, as_float32(scale) if isinstance(scale, Tensor) else None
 
 
+def beside(decoder: nn.Module, latents: Sequence[Tensor], conditions: Mapping[str, Tensor]) -> list[str]:
+    """Name what decode returns beside the observation that may be a scale of it, or a second mean.
+
+    Args:
+        decoder: what `understand_decoder` made.
+        latents: [n, …] each.
+        conditions: values [n, …] by name, of which decode takes its own.
+    """
+    assert isinstance(decoder, _Decode)
+    if isinstance(halves := getattr(decoder.decode, "__self__", None), Halves):
+        return list(halves.beside)
+    with torch.no_grad(), Draws.constant(0.0):
+        return beside_of(decoder.output(latents, conditions), [*latents, *conditions.values()])
+
+
 class _Decode(nn.Module):
     """A decoder as it is exported."""
 
@@ -132,6 +148,11 @@ class _Decode(nn.Module):
         with draws, self._constants.folded():
             output = self.output(latents, dict(zip(self._conditions, rest, strict=True)))
             return tuple(as_float32(tensor) for tensor in self.reading.read(output, draws))
+
+    @property
+    def decode(self) -> Callable[..., Any]:
+        """The model's own decode."""
+        return self._decode[0]
 
     def output(self, latents: Sequence[Tensor], conditions: Mapping[str, Tensor]) -> Any:
         """The answer of the model's own decode."""

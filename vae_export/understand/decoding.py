@@ -104,9 +104,12 @@ def decoding_observations(functions: Functions, latents: Sequence[Tensor], shape
     if item == 0 or (0 in tensors and output[item].shape != shape):
         return functions
     own = functions.decode
+    # Others of its shape may be its scale, and stay behind it.
+    kept = (item, *(number for number in tensors if number != item and output[number].shape == output[item].shape))
 
     def decode(*given: Any, **others: Any) -> Any:
-        return own(*given, **others)[item]
+        answer = own(*given, **others)
+        return answer[item] if len(kept) == 1 else tuple(answer[number] for number in kept)
 
     # The model's own decode is what its sampler calls.
     functools.update_wrapper(decode, own, updated=())

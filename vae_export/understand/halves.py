@@ -14,7 +14,7 @@ from vae_runtime.errors import error_line
 from ..errors import ExportError
 from .functions import Functions, another, conditions_taken, tensors_in
 from .posterior import SAME, distance
-from .reading import fields_of
+from .reading import fields_of, follows
 
 Result = TypeVar("Result")
 
@@ -38,6 +38,8 @@ class Halves:
         self.taken = conditions_taken(model, given)
         self.item = 0
         self.lines: tuple[str, ...] = ()
+        self.beside: tuple[str, ...] = ()
+        """What `forward` returns beside the reconstruction that may be a scale of it, or a second mean."""
         self._names: list[str] = []
         # What the first half, whose result is replaced, is run on.
         self.row = example[:1].clone()
@@ -85,10 +87,16 @@ class Halves:
                 "observation's shape (decode=)",
             )
         # The first half sees another observation, so that nothing but the latents can lead to the same answer.
-        elsewhere = self.answer(latents, another(self.example), self.taken)[item]
-        if elsewhere.shape != own[item].shape or distance(elsewhere, own[item]) > SAME:
+        elsewhere = self.answer(latents, another(self.example), self.taken)
+        depends = [j for j in changed if elsewhere[j].shape != own[j].shape or distance(elsewhere[j], own[j]) > SAME]
+        if item in depends:
             raise ExportError(f"its reconstruction depends on the observation, too, and not on the {name} alone")
         self.item = item
+        self.beside = tuple(
+            repr(self._names[j]) if self._names[j] else f"item {j + 1} of what forward returns"
+            for j in alike
+            if j not in (item, *depends) and own[j].is_floating_point() and not follows(own[j], own[item])
+        )
 
     def tensors(self, output: Any) -> list[Tensor]:
         """Return the tensors in an answer of `forward` that have rows, and remember their names."""

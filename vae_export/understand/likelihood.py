@@ -22,7 +22,7 @@ from .checks import observation_range, require_likelihood
 from .declaration import RESERVED, Declaration
 from .draws import Draws
 from .edges import as_float32, at_edge, range_of
-from .reading import DecoderReading, base_of, mean_of
+from .reading import DecoderReading, base_of, beside_of, mean_of
 
 # The classes of PyTorch for a kind, where it has some.
 _DISTRIBUTIONS: Mapping[str, tuple[type[Distribution], ...]] = {
@@ -113,6 +113,7 @@ def find_likelihood(decoded: Decoded, example: Tensor, declaration: Declaration)
     lines = []
     if isinstance(decoded.output, (tuple, list)) and len(decoded.output) > 1:
         lines.append(f"decode: returns {len(decoded.output)} things, of which the first is taken (decode=)")
+        _require_no_scale_beside(decoded, declaration.likelihood)
     classes = kind or declaration.likelihood
     if classes is not None and classes in KINDS and KINDS[classes].classes:
         parameters = _of_classes(classes, base, base_of(decoded.far), example)
@@ -143,6 +144,18 @@ def find_likelihood(decoded: Decoded, example: Tensor, declaration: Declaration)
         parameters.logits, parameters.scale_output, tuple(further), parameters.class_axis, parameters.has_channel
     )
     return LikelihoodFound(likelihood, reading, (*lines, parameters.line))
+
+
+def _require_no_scale_beside(decoded: Decoded, declared: str | None) -> None:
+    """Refuse a kind with a scale where decode returns a tensor that may be the scale: another one would be scored."""
+    if declared is None or declared not in KINDS or not KINDS[declared].scale:
+        return
+    beside = beside_of(decoded.output, decoded.latents)
+    if beside:
+        raise ExportError(
+            f"likelihood: {declared} has a scale, and decode returns {beside[0]} beside the mean, which may be it; "
+            "pass decode=, a function that returns a torch.distributions.Normal(mean, std), or the mean alone"
+        )
 
 
 def _require_values(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,6 +235,57 @@ def base_of(output: Any) -> Any:
     while isinstance(output, Independent):
         output = output.base_dist
     return output
+
+
+def beside_of(output: Any, known: Sequence[Tensor] = ()) -> list[str]:
+    """Name the tensors beside the first of a decoder's answer that may be a scale of it, or a second mean.
+
+    Such a tensor of floats has the shape of the first, or one that is spread over it, and does not follow from the
+    first alone, as probabilities follow from logits.
+
+    Args:
+        output: the answer.
+        known: tensors that may be passed through, such as the latents.
+    """
+    base = base_of(output)
+    if not isinstance(base, Tensor):
+        # A distribution says its scale itself.
+        return []
+    fields = fields_of(output)
+    items = enumerate(output, 1) if isinstance(output, (tuple, list)) and fields is None else (fields or {}).items()
+    named = [(f"item {name} of its answer" if isinstance(name, int) else repr(name), value) for name, value in items]
+    passed = (base, *known)
+    return [
+        name
+        for name, value in named
+        if isinstance(value, Tensor)
+        and value.is_floating_point()
+        and _is_spread(value.shape, base.shape)
+        and not any(value.shape == other.shape and torch.equal(value, other) for other in passed)
+        and not follows(value, base)
+    ]
+
+
+def follows(second: Tensor, first: Tensor) -> bool:
+    """Return whether one of two tensors is the other after an activation, as probabilities are beside their logits."""
+    if second.shape != first.shape:
+        return False
+    for a, b in ((as_float32(first), as_float32(second)), (as_float32(second), as_float32(first))):
+        if any(torch.allclose(made, b) for made in (a, torch.sigmoid(a), torch.tanh(a), torch.exp(a), a.clamp(0, 1))):
+            return True
+    return first.dim() > 1 and any(
+        torch.allclose(torch.softmax(as_float32(a), axis), as_float32(b))
+        for a, b in ((first, second), (second, first))
+        for axis in range(1, first.dim())
+    )
+
+
+def _is_spread(shape: Sequence[int], whole: Sequence[int]) -> bool:
+    """Whether a tensor of this shape is spread over the whole one, as a scale for each channel is."""
+    try:
+        return tuple(torch.broadcast_shapes(tuple(shape), tuple(whole))) == tuple(whole)
+    except RuntimeError:
+        return False
 
 
 def mean_of(output: Any) -> Tensor:

@@ -1,0 +1,114 @@
+"""What a model of the user's must be, so that the objectives are of it: each refusal says what to do."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Bernoulli, Distribution, Normal
+
+from vae_export.errors import ExportError
+from vae_export.training.own_vae import understood
+from vae_export.understand.adapt import adapt
+from vae_export.understand.declaration import Declaration
+
+X = torch.rand(8, 12, generator=torch.Generator().manual_seed(3))
+GAUSSIAN = Declaration(prior="normal", likelihood="gaussian", scale=0.3)
+BERNOULLI = Declaration(prior="normal", likelihood="bernoulli")
+
+
+class Plain(nn.Module):
+    """A VAE that is trained; `of` makes the answer of its decode."""
+
+    def __init__(self, of=lambda model, z: model.head(z)):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self.second = nn.Linear(12, 6), nn.Linear(3, 12), nn.Linear(3, 12)
+        self.scale = nn.Parameter(torch.tensor(0.5))
+        # In a tuple, since a module would be registered.
+        self.of = (of,)
+
+    def encode(self, x):
+        return self.body(x).chunk(2, 1)
+
+    def decode(self, z):
+        return self.of[0](self, z)
+
+    def forward(self, x):
+        mu, logvar = self.encode(x)
+        return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)), mu, logvar
+
+
+class Whole(Plain):
+    """Without encode and decode."""
+
+    encode = decode = None
+
+    def forward(self, x):
+        mu, logvar = self.body(x).chunk(2, 1)
+        return *self.of[0](self, mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)), mu, logvar
+
+
+def with_scale(model, z):
+    return model.head(z), model.second(z)
+
+
+@pytest.mark.parametrize("declared", [GAUSSIAN, BERNOULLI])
+@pytest.mark.parametrize(
+    ("of", "named"),
+    [
+        (with_scale, "item 2 of its answer"),
+        (lambda model, z: (model.second(z), model.head(z)), "item 2 of its answer"),
+        (lambda model, z: (None, *with_scale(model, z)), "item 2 of its answer"),
+        (lambda model, z: (z, *with_scale(model, z)), "item 2 of its answer"),
+        (lambda model, z: (model.head(z), model.scale), "item 2 of its answer"),
+        (lambda model, z: (model.head(z), model.second(z)[:, :1]), "item 2 of its answer"),
+        (lambda model, z: {"x_mean": model.head(z), "x_logvar": model.second(z)}, "'x_logvar'"),
+    ],
+)
+def test_a_scale_beside_the_mean_is_not_dropped(of, named, declared):
+    with pytest.raises(ExportError, match=rf"got {named}|returns {named}") as error:
+        understood(Plain(of), X, declared)
+    assert "torch.distributions.Normal(mean, std)" in str(error.value)
+    assert "decode=" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda model, z: (model.head(z), z),
+        lambda model, z: (model.head(z), torch.sigmoid(model.head(z))),
+        lambda model, z: (torch.sigmoid(model.head(z)), model.head(z)),
+        lambda model, z: (model.head(z), model.head(z)),
+        lambda model, z: (model.head(z), torch.relu(model.second(z))[:, :5]),
+        lambda model, z: {"x": model.head(z), "hidden": model.second(z)[:, :5]},
+        lambda model, z: (Normal(model.head(z), 0.3), model.second(z)),
+        lambda model, z: (Bernoulli(logits=model.head(z)), model.second(z)),
+    ],
+)
+def test_what_is_no_scale_may_stand_beside_the_mean(of):
+    answer = of(Plain(), torch.zeros(1, 3))
+    stated = isinstance(answer, tuple) and isinstance(answer[0], Distribution)
+    vae = understood(Plain(of), X, dataclasses.replace(BERNOULLI, likelihood=None) if stated else BERNOULLI)
+    assert vae.latent == 3
+
+
+def test_a_scale_beside_the_mean_of_forward_is_not_dropped():
+    with pytest.raises(ExportError, match=r"got item 2 of what forward returns beside it, which training would drop"):
+        understood(Whole(with_scale), X, GAUSSIAN)
+    # The second does not depend on the latent, or follows from the first.
+    for of in (lambda model, z: (model.head(z), X), lambda model, z: (model.head(z), torch.tanh(model.head(z)))):
+        assert understood(Whole(of), X, GAUSSIAN).latent == 3
+
+
+def test_an_export_scores_by_no_scale_but_that_of_decode():
+    for scale in (0.3, None):
+        with pytest.raises(ExportError, match="gaussian has a scale, and decode returns item 2 of its answer beside"):
+            adapt(
+                Plain(with_scale).eval().requires_grad_(False),
+                X,
+                Declaration(prior="normal", likelihood="gaussian", scale=scale),
+            )
+    # Without a scale nothing contradicts it, and it is recorded.
+    adapted = adapt(Plain(with_scale).eval().requires_grad_(False), X, Declaration())
+    assert any("of which the first is taken" in line for line in adapted.recognised)

@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Bernoulli, Distribution, Normal
+from torch.distributions import Bernoulli, ContinuousBernoulli, Distribution, NegativeBinomial, Normal, StudentT
 
 from vae_export.errors import ExportError
 from vae_export.training.own_vae import understood
 from vae_export.understand.adapt import adapt
 from vae_export.understand.declaration import Declaration
+from vae_export.understand.state import unchanged
 
 X = torch.rand(8, 12, generator=torch.Generator().manual_seed(3))
 GAUSSIAN = Declaration(prior="normal", likelihood="gaussian", scale=0.3)
@@ -37,6 +38,12 @@ class Plain(nn.Module):
     def forward(self, x):
         mu, logvar = self.encode(x)
         return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)), mu, logvar
+
+
+def exported(model, declaration):
+    """What an export understands of a model, whose training nobody knows."""
+    with unchanged(model.eval()):
+        return adapt(model, X, declaration)
 
 
 class Whole(Plain):
@@ -110,5 +117,29 @@ def test_an_export_scores_by_no_scale_but_that_of_decode():
                 Declaration(prior="normal", likelihood="gaussian", scale=scale),
             )
     # Without a scale nothing contradicts it, and it is recorded.
-    adapted = adapt(Plain(with_scale).eval().requires_grad_(False), X, Declaration())
+    adapted = exported(Plain(with_scale), Declaration())
     assert any("of which the first is taken" in line for line in adapted.recognised)
+
+
+@pytest.mark.parametrize(
+    ("of", "name"),
+    [
+        (lambda h: NegativeBinomial(3.0, logits=h), "NegativeBinomial"),
+        (lambda h: ContinuousBernoulli(logits=h), "ContinuousBernoulli"),
+        (lambda h: StudentT(4.0, h, 0.1), "StudentT"),
+    ],
+)
+def test_a_distribution_that_is_no_likelihood_here_is_named_at_once(of, name):
+    model = Plain(lambda model, z: of(model.head(z)))
+    for likelihood in (None, "gaussian"):
+        with pytest.raises(
+            ExportError, match=rf"decode returns a {name}, which is none of bernoulli, gaussian, "
+        ) as error:
+            understood(model, X, Declaration(prior="normal", likelihood=likelihood))
+        assert "none is declared" not in str(error.value)
+    # A bundle says the same where scores are asked for, and names no argument that would be refused.
+    adapted = exported(model, Declaration())
+    assert "likelihood=" not in adapted.signature.likelihood.reason
+    assert name in adapted.signature.likelihood.reason
+    with pytest.raises(ExportError, match="none is declared"):
+        understood(Plain(), X, Declaration(prior="normal"))

@@ -11,6 +11,7 @@ from vae_runtime.likelihood import KINDS
 from ..errors import ExportError
 from ..understand.adapted import Adapted
 from ..understand.decoder import beside
+from ..understand.likelihood import NOT_DECLARED
 
 
 def require_plain_state(module: nn.Module) -> None:
@@ -63,6 +64,11 @@ def require_vae(adapted: Adapted, x: Tensor) -> None:
                 "against that one nevertheless"
             )
     if likelihood.kind not in KINDS:
+        if likelihood.reason not in (None, NOT_DECLARED):
+            raise ExportError(
+                f"likelihood: {likelihood.reason}, those that are trained; return the distribution or the tensor of "
+                "one of them from decode, or train it elsewhere and export it, for samples without scores"
+            )
         raise ExportError(
             "likelihood: none is declared, and decode returns no distribution that shows one; pass likelihood= "
             f"(--likelihood), one of {', '.join(KINDS)}"

@@ -34,7 +34,8 @@ _DISTRIBUTIONS: Mapping[str, tuple[type[Distribution], ...]] = {
 }
 # How far the sum of probabilities in float32 may be from 1.
 _SUM = 1e-3
-_NOT_DECLARED = "no likelihood was declared at export; export again with likelihood="
+NOT_DECLARED = "no likelihood was declared at export; export again with likelihood="
+"""The reason for no likelihood where decode returns a tensor."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,10 @@ def find_likelihood(decoded: Decoded, example: Tensor, declaration: Declaration)
     elif declaration.likelihood and declaration.likelihood in KINDS:
         parameters = _of_tensor(declaration.likelihood, decoded, mean, declaration)
     else:
+        line = "likelihood: not declared; the bundle gives samples and no scores (likelihood=)"
         if isinstance(base, Distribution):
-            lines.append(f"likelihood: decode returns a {type(base).__name__}, of which only the mean is exported")
-        parameters = _Parameters(
-            "none", "likelihood: not declared; the bundle gives samples and no scores (likelihood=)"
-        )
+            line = f"likelihood: {_reason(base)}; the bundle gives samples, its mean, and no scores"
+        parameters = _Parameters("none", line)
     # The mean's shape is stated only where it is not the observation's.
     shape = parameters.shape or (None if mean.shape[1:] == example.shape[1:] else tuple(mean.shape[1:]))
     _require_values(parameters, shape, example, declaration, found=kind is not None)
@@ -138,12 +138,19 @@ def find_likelihood(decoded: Decoded, example: Tensor, declaration: Declaration)
         shape=shape,
         axes=tuple(f"axis_{number}" for number in range(1, len(shape or ()) + 1)),
         outputs=tuple(Output(name, tuple(tensor.shape[1:])) for name, tensor in further.items()),
-        reason=None if parameters.kind in KINDS else _NOT_DECLARED,
+        reason=None if parameters.kind in KINDS else _reason(base),
     )
     reading = DecoderReading(
         parameters.logits, parameters.scale_output, tuple(further), parameters.class_axis, parameters.has_channel
     )
     return LikelihoodFound(likelihood, reading, (*lines, parameters.line))
+
+
+def _reason(base: Any) -> str:
+    """Why no likelihood is known of what a decoder returns."""
+    if not isinstance(base, Distribution):
+        return NOT_DECLARED
+    return f"decode returns a {type(base).__name__}, which is none of {', '.join(KINDS)}"
 
 
 def _require_no_scale_beside(decoded: Decoded, declared: str | None) -> None:
@@ -203,8 +210,8 @@ def _require_kind_fits(base: Any, kind: str | None, declared: str | None) -> Non
         )
     if isinstance(base, Distribution) and not kind and declared not in (None, "none"):
         raise ExportError(
-            f"likelihood: decode returns a {type(base).__name__}, which is not {declared}; leave likelihood= out "
-            "(samples are then its means), or pass decode="
+            f"likelihood: expected {declared}, but {_reason(base)}; pass decode=, a function that returns the tensor "
+            f"of a {declared} likelihood, or export without likelihood= (samples are then its means)"
         )
 
 

@@ -5,11 +5,22 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Bernoulli, ContinuousBernoulli, Distribution, NegativeBinomial, Normal, StudentT
+from torch.distributions import (
+    Bernoulli,
+    ContinuousBernoulli,
+    Distribution,
+    MultivariateNormal,
+    NegativeBinomial,
+    Normal,
+    StudentT,
+)
 
-from vae_export.errors import ExportError
+import vae_runtime
+from vae_export import export
+from vae_export.errors import ExportError, TrainingError
 from vae_export.training.own_vae import understood
 from vae_export.understand.adapt import adapt
+from vae_export.understand.adapted import run_module
 from vae_export.understand.declaration import Declaration
 from vae_export.understand.state import unchanged
 
@@ -143,3 +154,69 @@ def test_a_distribution_that_is_no_likelihood_here_is_named_at_once(of, name):
     assert name in adapted.signature.likelihood.reason
     with pytest.raises(ExportError, match="none is declared"):
         understood(Plain(), X, Declaration(prior="normal"))
+
+
+class Posterior(Plain):
+    """Its encode returns a distribution, made by `of` of a mean, a scale and numbers that may correlate."""
+
+    def __init__(self, of):
+        super().__init__()
+        self.posterior = (of,)
+        self.between = nn.Linear(12, 9)
+
+    def encode(self, x):
+        mu, raw = self.body(x).chunk(2, 1)
+        return self.posterior[0](mu, nn.functional.softplus(raw), self.between(x).view(-1, 3, 3).tril(-1))
+
+    def forward(self, x):
+        q = self.encode(x)
+        return self.head(q.rsample()), q
+
+
+def independent(mu, std, between):
+    return MultivariateNormal(mu, scale_tril=torch.diag_embed(std))
+
+
+def by_covariance(mu, std, between):
+    return MultivariateNormal(mu, covariance_matrix=torch.diag_embed(std**2))
+
+
+def correlated(mu, std, between):
+    return MultivariateNormal(mu, scale_tril=torch.diag_embed(std) + between)
+
+
+@pytest.mark.parametrize("of", [independent, by_covariance])
+def test_a_normal_posterior_of_independent_dimensions_is_one_of_each(of):
+    model = Posterior(of)
+    vae = understood(model, X, BERNOULLI)
+    mu, raw = model.body(X).chunk(2, 1)
+    std = nn.functional.softplus(raw)
+    for found, expected in zip(vae.posterior(X), (mu, 2 * std.log()), strict=True):
+        torch.testing.assert_close(found, expected)
+    adapted = exported(model, BERNOULLI)
+    outputs = dict(zip(adapted.outputs("encoder"), run_module(adapted.modules["encoder"], [X]), strict=True))
+    torch.testing.assert_close(outputs["std"], std.detach())
+
+
+@pytest.mark.parametrize("of", [independent, by_covariance])
+def test_such_a_posterior_is_exported(of, tmp_path):
+    torch.manual_seed(1)
+    model = Posterior(of)
+    export(model, tmp_path / "out", example=X, likelihood="bernoulli", prior="normal", formats=("onnx",))
+    q = vae_runtime.load(tmp_path / "out").encode(X.numpy())
+    torch.testing.assert_close(torch.tensor(q.std), model.encode(X).variance.sqrt().detach())
+
+
+def test_correlated_dimensions_are_refused_and_noticed_in_training():
+    for understand in (lambda model: exported(model, BERNOULLI), lambda model: understood(model, X, BERNOULLI)):
+        with pytest.raises(ExportError, match=r"MultivariateNormal whose covariance is not diagonal; .*\(mu, logvar\)"):
+            understand(Posterior(correlated))
+    # Weights of zero hide it, until they are trained.
+    model = Posterior(correlated)
+    nn.init.zeros_(model.between.weight)
+    nn.init.zeros_(model.between.bias)
+    vae = understood(model, X, BERNOULLI)
+    assert vae.posterior(X)[0].shape == (8, 3)
+    nn.init.ones_(model.between.bias)
+    with pytest.raises(TrainingError, match="whose covariance is not diagonal"):
+        vae.posterior(X)

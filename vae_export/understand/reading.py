@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Cauchy, Distribution, Independent, Normal
+from torch.distributions import (
+    Categorical,
+    Cauchy,
+    Distribution,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    TransformedDistribution,
+)
 from torch.nn import functional
 
 from ..errors import ExportError
@@ -22,6 +30,10 @@ from .edges import as_float32
 AS_CODES = (
     "pass encode=, a function that returns the classes as integers or one tensor of points, and decode=, a function of "
     "these"
+)
+_AS_BASE = (
+    "pass encode=, a function that returns its base_dist, which is normal, and decode=, a function that applies its "
+    "transforms first"
 )
 _MEANS = ("mu", "mean", "loc", "z_mean", "z_mu", "embedding", "means")
 _SECONDS = {
@@ -101,8 +113,12 @@ def parts_of(output: Any, declaration: Declaration) -> list[Part]:
         return parts_of(output.base_dist, declaration)
     if isinstance(output, Normal):
         return [Part("normal", output.loc, output.scale, "std", distribution=True)]
+    if isinstance(output, MultivariateNormal):
+        return [Part("normal", output.loc, _independent_std(output), "std", distribution=True)]
     if isinstance(output, Distribution):
-        raise ExportError(f"encode: expected a normal posterior, got {type(output).__name__}; {AS_CODES}")
+        based = isinstance(output, TransformedDistribution) and isinstance(output.base_dist, (Normal, Independent))
+        advice = _AS_BASE if based else AS_CODES
+        raise ExportError(f"encode: expected a normal posterior, got {type(output).__name__}; {advice}")
     if isinstance(output, Tensor) and output.is_complex():
         raise ExportError(
             "encode: expected real numbers, got complex ones; pass encode=, a function that returns real ones, such as "
@@ -140,6 +156,27 @@ def parts_of(output: Any, declaration: Declaration) -> list[Part]:
     if len(tensors) % 2 == 0 and all(a.shape == b.shape for a, b in zip(tensors[::2], tensors[1::2], strict=True)):
         return [Part("normal", a, b) for a, b in zip(tensors[::2], tensors[1::2], strict=True)]
     return [Part("none", tensor) for tensor in tensors]
+
+
+def _independent_std(posterior: MultivariateNormal) -> Tensor:
+    """The standard deviations of a normal distribution of several dimensions, which must be independent.
+
+    A trace cannot ask for it; what is traced was run before, and so is every batch of a training.
+
+    Raises:
+        ExportError: two of its dimensions are correlated in any row.
+    """
+    # As it was given, because no graph computes the factor of a covariance.
+    given = "covariance_matrix" in vars(posterior)
+    matrix: Tensor = posterior.covariance_matrix if given else posterior.scale_tril
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    following = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[no-untyped-call,attr-defined]
+    if not following and not torch.equal(matrix, torch.diag_embed(diagonal)):
+        raise ExportError(
+            "encode: expected a posterior of independent dimensions, got a MultivariateNormal whose covariance is not "
+            "diagonal; pass encode=, a function that returns (mu, logvar), a variance for each dimension"
+        )
+    return diagonal.sqrt() if given else diagonal
 
 
 def _named_parts(output: Any, fields: Mapping[str, Any], declaration: Declaration) -> list[Part]:

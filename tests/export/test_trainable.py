@@ -9,6 +9,8 @@ from torch.distributions import (
     Bernoulli,
     ContinuousBernoulli,
     Distribution,
+    Laplace,
+    LogNormal,
     MultivariateNormal,
     NegativeBinomial,
     Normal,
@@ -220,3 +222,45 @@ def test_correlated_dimensions_are_refused_and_noticed_in_training():
     nn.init.ones_(model.between.bias)
     with pytest.raises(TrainingError, match="whose covariance is not diagonal"):
         vae.posterior(X)
+
+
+@pytest.mark.parametrize(
+    ("of", "training", "export"),
+    [
+        (
+            lambda mu, std, _: LogNormal(mu, std),
+            "a function that returns its base_dist, which is normal",
+            "its base_dist",
+        ),
+        (
+            lambda mu, std, _: Laplace(mu, std),
+            r"return a normal posterior from encode, \(mu, logvar\), or train",
+            "points",
+        ),
+    ],
+)
+def test_the_advice_on_another_posterior_fits(of, training, export):
+    with pytest.raises(ExportError, match=training) as error:
+        understood(Posterior(of), X, BERNOULLI)
+    assert "points" not in str(error.value)
+    assert "pass encode=" not in str(error.value)
+    with pytest.raises(ExportError, match=f"pass encode=, a function .*{export}"):
+        exported(Posterior(of), BERNOULLI)
+
+
+class Swapped(Plain):
+    def encode(self, x):
+        return super().encode(x)[::-1]
+
+    def forward(self, x):
+        logvar, mu = self.encode(x)
+        return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar))
+
+
+def test_a_training_asks_for_methods():
+    with pytest.raises(
+        ExportError, match=r"; give the model a method for encode=, a function that returns \(mu, logvar\)$"
+    ):
+        understood(Swapped(), X, BERNOULLI)
+    with pytest.raises(ExportError, match=r"; pass encode=, a function that returns \(mu, logvar\)$"):
+        exported(Swapped(), BERNOULLI)

@@ -36,7 +36,7 @@ from .data.part import Part
 from .likelihood import kind_named
 from .modes import require_same_in_training, restored
 from .own_model import OwnModel
-from .trainable import require_plain_state, require_vae
+from .trainable import as_trained, require_plain_state, require_vae
 
 # How far a probability is kept from 0 and 1, where it has no logarithm: the spacing of float32 below 1.
 _MARGIN = 1e-7
@@ -175,6 +175,7 @@ def made(factory: str, seed: int) -> nn.Module:
         return module_of(load_model(factory, None))
 
 
+@as_trained()
 def understood(
     module: nn.Module,
     x: Tensor,

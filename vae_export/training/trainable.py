@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +16,23 @@ from ..errors import ExportError
 from ..understand.adapted import Adapted
 from ..understand.decoder import beside
 from ..understand.likelihood import NOT_DECLARED
+from ..understand.reading import AS_CODES
+
+_AS_NORMAL = "return a normal posterior from encode, (mu, logvar), or train it elsewhere and export it then"
+
+
+@contextmanager
+def as_trained() -> Iterator[None]:
+    """Give the advice of an export that is none for a training: here encode and decode are names of methods."""
+    try:
+        yield
+    except ExportError as error:
+        advice = str(error).replace(AS_CODES, _AS_NORMAL)
+        advice = re.sub(r"\bpass (encode|decode)=, a function", r"give the model a method for \1=, a function", advice)
+        error.args = (
+            advice.replace("pass encode= and decode=, f", "give the model methods for encode= and decode=, f"),
+        )
+        raise
 
 
 def require_plain_state(module: nn.Module) -> None:

@@ -133,7 +133,7 @@ def _refuse_swapped(functions: Functions, parts: Sequence[Part]) -> None:
     if errors[best] <= SAME:
         raise ExportError(
             f"encode: expected the mean first; forward shows that it returns the {best} first and the mean second; "
-            "pass encode=, a function that returns (mu, second)"
+            f"pass encode=, a function that returns (mu, {best})"
         )
 
 

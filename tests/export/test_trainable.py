@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.distributions import (
     Bernoulli,
+    Categorical,
     ContinuousBernoulli,
     Distribution,
     Laplace,
@@ -264,3 +265,35 @@ def test_a_training_asks_for_methods():
         understood(Swapped(), X, BERNOULLI)
     with pytest.raises(ExportError, match=r"; pass encode=, a function that returns \(mu, logvar\)$"):
         exported(Swapped(), BERNOULLI)
+
+
+class Tokens(nn.Module):
+    """Its encode looks tokens up in a table; `read` makes indices of what it is given."""
+
+    def __init__(self, read):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.head, self.read = nn.Embedding(5, 2), nn.Linear(12, 60), read
+
+    def encode(self, x):
+        return self.table(self.read(x)).chunk(2, -1)
+
+    def decode(self, z):
+        return Categorical(logits=self.head(z.flatten(1)).view(-1, 12, 5))
+
+    def forward(self, x):
+        mu, logvar = self.encode(x)
+        return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar))
+
+
+def test_an_encode_of_tokens_is_told_that_training_gives_floats():
+    tokens = torch.randint(0, 5, (8, 12)).float()
+    with pytest.raises(
+        ExportError, match=r"encode: fails on the example, .*; a training gives float32, so call x\.long\(\) in encode"
+    ):
+        understood(Tokens(lambda x: x), tokens, Declaration())
+    assert understood(Tokens(lambda x: x.long()), tokens, Declaration()).likelihood == "categorical"
+    # No advice where the integers fail, too.
+    with pytest.raises(ExportError, match="encode: fails on the example") as error:
+        understood(Tokens(lambda x: x.long() + 9), tokens, Declaration())
+    assert "long()" not in str(error.value)

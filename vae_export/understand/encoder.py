@@ -104,9 +104,26 @@ def _answer(functions: Functions, declaration: Declaration, draws: Draws) -> Any
         advice = shape_advice(functions, declaration)
         if not advice and not example.is_floating_point():
             advice = "; integers are passed as integers; scale pixels to floats first"
+        elif not advice and _encodes_integers(functions):
+            advice = (
+                "; it takes the same as integers; a training gives float32, so call x.long() in encode, or give an "
+                "export integers as its example"
+            )
         message = f"encode: fails on the example, {list(example.shape)}: {error_line(error)}{advice}"
         # Where forward takes the example, its halves may serve.
         raise (ForwardDiffers if not advice and functions.forward_runs() else ExportError)(message) from error
+
+
+def _encodes_integers(functions: Functions) -> bool:
+    """Whether encode takes an example of whole numbers as integers, such as tokens."""
+    example = functions.example
+    if not torch.equal(example, example.round()):
+        return False
+    try:
+        replace(functions, example=example.long()).encoded(Draws.constant(0.0))
+    except Exception:
+        return False
+    return True
 
 
 def _kept(quiet: Sequence[Tensor], loud: Sequence[Tensor], shape: Sequence[int]) -> tuple[int, ...] | None:

@@ -25,6 +25,7 @@ from vae_export.training.own_vae import understood
 from vae_export.understand.adapt import adapt
 from vae_export.understand.adapted import run_module
 from vae_export.understand.declaration import Declaration
+from vae_export.understand.probe import probe
 from vae_export.understand.state import unchanged
 
 X = torch.rand(8, 12, generator=torch.Generator().manual_seed(3))
@@ -297,3 +298,17 @@ def test_an_encode_of_tokens_is_told_that_training_gives_floats():
     with pytest.raises(ExportError, match="encode: fails on the example") as error:
         understood(Tokens(lambda x: x.long() + 9), tokens, Declaration())
     assert "long()" not in str(error.value)
+
+
+@pytest.mark.parametrize("layer", ["head", "body"])
+def test_a_layer_that_begins_at_zero_is_told_how_to_begin(layer):
+    model = Plain()
+    nn.init.zeros_(getattr(model, layer).weight)
+    with pytest.raises(
+        ExportError, match=r"no output depends on [xz]; if a layer begins with weights of zero, .*std=1e-2"
+    ):
+        understood(model, X, BERNOULLI)
+    with pytest.raises(ExportError, match=r"no output depends on [xz]; check that the model is trained"):
+        probe(exported(model, BERNOULLI))
+    nn.init.normal_(getattr(model, layer).weight, std=1e-2)
+    assert understood(model, X, BERNOULLI).latent == 3

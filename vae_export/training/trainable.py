@@ -16,9 +16,15 @@ from ..errors import ExportError
 from ..understand.adapted import Adapted
 from ..understand.decoder import beside
 from ..understand.likelihood import NOT_DECLARED
+from ..understand.probe import TRAINED
 from ..understand.reading import AS_CODES
 
 _AS_NORMAL = "return a normal posterior from encode, (mu, logvar), or train it elsewhere and export it then"
+
+_FROM_RANDOM = (
+    "if a layer begins with weights of zero, such as the last one, let them begin at small random numbers "
+    "(nn.init.normal_(weight, std=1e-2)); else check that encode and decode use all that they are given"
+)
 
 
 @contextmanager
@@ -27,7 +33,7 @@ def as_trained() -> Iterator[None]:
     try:
         yield
     except ExportError as error:
-        advice = str(error).replace(AS_CODES, _AS_NORMAL)
+        advice = str(error).replace(AS_CODES, _AS_NORMAL).replace(TRAINED, _FROM_RANDOM)
         advice = re.sub(r"\bpass (encode|decode)=, a function", r"give the model a method for \1=, a function", advice)
         error.args = (
             advice.replace("pass encode= and decode=, f", "give the model methods for encode= and decode=, f"),

@@ -24,6 +24,8 @@ _SAME = 1e-4
 # The share of whole numbers that may differ: where a value lies at the border of two, rounding decides.
 _FLIPPED = 1e-3
 _ROWS = 4
+TRAINED = "check that the model is trained"
+"""The advice on an output that does not depend on an input."""
 
 
 def probe(adapted: Adapted, dynamic: Sequence[str] = (), *, trained: bool = True) -> Adapted:
@@ -199,7 +201,7 @@ def _inputs(adapted: Adapted, component: str, outputs: Sequence[Tensor], trained
             continue
         if condition is None:
             raise ExportError(
-                f"{component}: no output depends on {tensor.name}; check that the model is trained, and "
+                f"{component}: no output depends on {tensor.name}; {TRAINED}, and "
                 f"that {'encode' if component == 'encoder' else 'decode'}= is the right function"
             )
         left = tuple(c for c in condition.components if c != component)

@@ -312,3 +312,26 @@ def test_a_layer_that_begins_at_zero_is_told_how_to_begin(layer):
         probe(exported(model, BERNOULLI))
     nn.init.normal_(getattr(model, layer).weight, std=1e-2)
     assert understood(model, X, BERNOULLI).latent == 3
+
+
+class Parts(nn.Module):
+    """A forward with batch normalization, and submodules that are its halves under names of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inference_model = nn.Sequential(nn.Linear(12, 6), nn.BatchNorm1d(6))
+        self.generative_model = nn.Linear(3, 12)
+
+    def forward(self, x):
+        mu, logvar = self.inference_model(x).chunk(2, 1)
+        return self.generative_model(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)), mu, logvar
+
+
+def test_halves_under_other_names_are_asked_for_by_name():
+    with pytest.raises(
+        ExportError, match=r"forward: changes buffers.*; give the model methods encode and decode, or"
+    ) as error:
+        understood(Parts(), X, BERNOULLI)
+    assert str(error.value).endswith("each (its submodules are inference_model, generative_model)")
+    named = dataclasses.replace(BERNOULLI, encode="inference_model", decode="generative_model")
+    assert understood(Parts(), X, named).latent == 3

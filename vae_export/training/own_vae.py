@@ -36,7 +36,7 @@ from .data.part import Part
 from .likelihood import kind_named
 from .modes import require_same_in_training, restored
 from .own_model import OwnModel
-from .trainable import as_trained, require_plain_state, require_vae
+from .trainable import as_trained, methods_advice, require_plain_state, require_vae
 
 # How far a probability is kept from 0 and 1, where it has no logarithm: the spacing of float32 below 1.
 _MARGIN = 1e-7
@@ -384,8 +384,8 @@ def _require_halves_trainable(vae: OwnVAE, model: nn.Module, x: Tensor, conditio
     if draws.other or not kept:
         what = f"calls {draws.other[0]}" if draws.other else "changes buffers, such as those of batch normalization"
         raise ExportError(
-            f"forward: {what}, and is cut in two, since there are no encode and decode that do the same; give the "
-            "model encode and decode, methods or modules"
+            f"forward: {what}, and is cut in two, since there are no encode and decode that do the same; "
+            f"{methods_advice(model)}"
         )
 
 

@@ -21,6 +21,7 @@ from ..understand.reading import AS_CODES
 
 _AS_NORMAL = "return a normal posterior from encode, (mu, logvar), or train it elsewhere and export it then"
 
+_NAMED = 12
 _FROM_RANDOM = (
     "if a layer begins with weights of zero, such as the last one, let them begin at small random numbers "
     "(nn.init.normal_(weight, std=1e-2)); else check that encode and decode use all that they are given"
@@ -39,6 +40,18 @@ def as_trained() -> Iterator[None]:
             advice.replace("pass encode= and decode=, f", "give the model methods for encode= and decode=, f"),
         )
         raise
+
+
+def methods_advice(model: nn.Module) -> str:
+    """Return the advice to give a model's two halves a name each, with the names of its submodules."""
+    children = [name for name, _ in model.named_children()]
+    has = (
+        f" (its submodules are {', '.join(children[:_NAMED])}{', …' if children[_NAMED:] else ''})" if children else ""
+    )
+    return (
+        "give the model methods encode and decode, or pass encode= and decode=, the names of a method or a submodule "
+        f"each{has}"
+    )
 
 
 def require_plain_state(module: nn.Module) -> None:

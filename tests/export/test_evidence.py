@@ -401,6 +401,24 @@ def test_what_follows_from_conditions_alone_may_be_a_prior(of_conditions):
     assert not of_conditions or "center, which may be a learned prior" in prior.reason
 
 
+class WithPriorNet(Plain):
+    """A layer of PyTorch, or one of its own, that may be a prior's."""
+
+    def __init__(self, prior_net):
+        super().__init__()
+        self.prior_net = prior_net
+
+
+def test_sizes_of_a_layer_are_no_numbers_of_a_prior():
+    reason = str(latent_of(WithPriorNet(nn.Linear(10, 8))).prior.reason)
+    assert "reads prior_net.weight, prior_net.bias, which may be" in reason
+    assert latent_of(WithPriorNet(nn.Dropout(0.3))).prior.assumed
+    # A module of the model's own may keep them.
+    own = Recording()
+    own.spread = 2.5
+    assert "prior_net.spread" in latent_of(WithPriorNet(own)).prior.reason
+
+
 # Latents that are drawn in training mode alone.
 
 

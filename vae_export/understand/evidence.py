@@ -293,7 +293,8 @@ def _kept_numbers(owner: object, functions: Functions, adapted: Adapted) -> list
     """
     found: dict[str, object] = dict(prior_numbers(owner, functions.conditions))
     for part, value in objects_of(owner):
-        if "prior" in part.lower():
+        # What a layer of PyTorch keeps beside its weights are sizes and settings.
+        if "prior" in part.lower() and not type(value).__module__.startswith("torch.nn."):
             found |= {f"{part}.{name}": number for name, number in vars(value).items() if not name.startswith("_")}
     for name, value in vars(owner).items():
         if not name.startswith("_") and _size_of(value) in _latent_sizes(adapted):

@@ -100,7 +100,7 @@ def require_vae(adapted: Adapted, x: Tensor) -> None:
         if prior.kind != "normal":
             raise ExportError(
                 f"prior: expected a standard normal one, {latent.name} has {prior.kind}"
-                f"{f': {prior.reason}' if prior.reason else ''}; pass prior='normal' (--prior normal) to train it "
+                f"{f': {prior.reason}' if prior.reason else ''}; pass prior='normal' to train it "
                 "against that one nevertheless"
             )
     if likelihood.kind not in KINDS:

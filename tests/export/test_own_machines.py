@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -50,6 +51,17 @@ class Dense(nn.Module):
     def forward(self, x):
         mu, log_var = self.encode(x)
         return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * log_var)), mu, log_var
+
+
+class Shaped(Dense):
+    """Its last layer is one that torch.compile stops at."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder.append(nn.Unflatten(1, (1, 8, 8)))
+
+    def decode(self, z):
+        return self.decoder(z)
 
 
 class Tied(Dense):
@@ -219,6 +231,19 @@ def test_parts_of_a_batch_give_the_curve_of_the_whole(digits_npy, tmp_path):
 def test_a_compiled_step_gives_the_same_curve(digits_npy, tmp_path):
     run(tmp_path / "plain", "Dense", digits_npy)
     run(tmp_path / "compiled", "Dense", digits_npy, compile=True)
+    assert curve(tmp_path / "compiled") == pytest.approx(curve(tmp_path / "plain"), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("mine")
+def test_a_step_that_is_compiled_in_parts_gives_the_same_curve(digits_npy, tmp_path, python):
+    run(tmp_path / "plain", "Shaped", digits_npy)
+    # The command in a process of its own: here PyTorch compiles other parts.
+    command = "train --out compiled --model mine:Shaped --likelihood bernoulli --prior normal --compile --epochs 2"
+    options = "--batch-size 60 --learning-rate 3e-3 --binarise stochastic --threads 1 --data"
+    arguments = ["-W", "default", "-m", "vae_export", *command.split(), *options.split(), digits_npy]
+    done = python(*arguments, cwd=tmp_path, env={"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert done.returncode == 0, done.stderr
     assert curve(tmp_path / "compiled") == pytest.approx(curve(tmp_path / "plain"), rel=1e-4, abs=1e-5)
 
 

@@ -103,7 +103,9 @@ def answers(
         conditions: values [n, …] by name, of which decode takes its own.
     """
     assert isinstance(decoder, _Decode)
-    with Sigmoids() if decoder.reading.logits == "sigmoid" else contextlib.nullcontext(Sigmoids()) as seen:
+    # Not `as seen`: torch.compile gives no object to it.
+    seen = Sigmoids()
+    with seen if decoder.reading.logits == "sigmoid" else contextlib.nullcontext():
         output = decoder.output(latents, conditions)
         outputs = tuple(as_float32(tensor) for tensor in decoder.reading.read(output, seen))
     base = base_of(output)

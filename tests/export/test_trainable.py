@@ -1,6 +1,7 @@
 """What a model of the user's must be, so that the objectives are of it: each refusal says what to do."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -335,3 +336,18 @@ def test_halves_under_other_names_are_asked_for_by_name():
     assert str(error.value).endswith("each (its submodules are inference_model, generative_model)")
     named = dataclasses.replace(BERNOULLI, encode="inference_model", decode="generative_model")
     assert understood(Parts(), X, named).latent == 3
+
+
+def test_answers_of_another_size_than_the_observations_are_warned_of():
+    def warned(of, x=X, declared=GAUSSIAN):
+        return [line for line in understood(Plain(of), x, declared).recognised if line.startswith("warning: ")]
+
+    def of_bytes(model, z):
+        return 255 * torch.sigmoid(model.head(z))
+
+    (line,) = warned(of_bytes)
+    assert re.search(r"decode gives [\d.]+ … 1\d\d before the training, for observations of 0\.0\d+ … 0\.9", line)
+    assert not warned(of_bytes, 255 * X)
+    assert not warned(lambda model, z: model.head(z))
+    # Logits are of no such size.
+    assert not warned(lambda model, z: 100 * model.head(z), declared=BERNOULLI)

@@ -36,7 +36,7 @@ from .data.part import Part
 from .likelihood import kind_named
 from .modes import require_same_in_training, restored
 from .own_model import OwnModel
-from .trainable import as_trained, methods_advice, require_plain_state, require_vae
+from .trainable import as_trained, methods_advice, require_plain_state, require_vae, unlike_observations
 
 # How far a probability is kept from 0 and 1, where it has no logarithm: the spacing of float32 below 1.
 _MARGIN = 1e-7
@@ -213,6 +213,7 @@ def understood(
         probe(adapted, trained=trained)
         # With every condition that a half takes: one that its weights ignore now may be what they learn.
         vae = OwnVAE(module, adapted)
+        unlike = unlike_observations(adapted, x)
         _require_halves_trainable(vae, model, x, conditions)
         try:
             _require_same(vae, adapted, x, conditions)
@@ -233,7 +234,7 @@ def understood(
     left, frozen = _not_trained(vae, x, conditions)
     reasons = {"neither encode nor decode reads them": left, "they are frozen (requires_grad=False)": frozen}
     lines = (f"not trained, since {reason}: {', '.join(names)}" for reason, names in reasons.items() if names)
-    vae.recognised = (*adapted.recognised, *lines)
+    vae.recognised = (*adapted.recognised, *lines, *unlike)
     vae.left = tuple(left)
     return vae
 

@@ -13,7 +13,7 @@ from vae_runtime.errors import InputError
 from vae_runtime.likelihood import KINDS
 
 from ..errors import ExportError
-from ..understand.adapted import Adapted
+from ..understand.adapted import Adapted, run_module
 from ..understand.decoder import beside
 from ..understand.likelihood import NOT_DECLARED
 from ..understand.probe import TRAINED
@@ -22,6 +22,8 @@ from ..understand.reading import AS_CODES
 _AS_NORMAL = "return a normal posterior from encode, (mu, logvar), or train it elsewhere and export it then"
 
 _NAMED = 12
+# From how many times the largest observation on an answer of the decoder is of another size.
+_FAR = 30
 _FROM_RANDOM = (
     "if a layer begins with weights of zero, such as the last one, let them begin at small random numbers "
     "(nn.init.normal_(weight, std=1e-2)); else check that encode and decode use all that they are given"
@@ -52,6 +54,25 @@ def methods_advice(model: nn.Module) -> str:
         "give the model methods encode and decode, or pass encode= and decode=, the names of a method or a submodule "
         f"each{has}"
     )
+
+
+def unlike_observations(adapted: Adapted, x: Tensor) -> list[str]:
+    """Return a line that warns of a decoder whose answers are far larger than the observations, such as 0 … 255.
+
+    Args:
+        adapted: what was understood.
+        x: the observations that it was understood on, [n, *shape].
+    """
+    kind = KINDS[adapted.signature.likelihood.kind]
+    mean = run_module(adapted.modules["decoder"], adapted.given("decoder"))[0]
+    usual, largest = float(mean.abs().median()), float(x.abs().max())
+    if kind.mean_support is not None or usual <= _FAR * max(largest, 1e-6):
+        return []
+    return [
+        f"warning: decode gives {float(mean.min()):.3g} … {float(mean.max()):.3g} before the training, for "
+        f"observations of {float(x.min()):.3g} … {float(x.max()):.3g}; let it give values of their size, or leave the "
+        "data as the model was written for (--normalise none)"
+    ]
 
 
 def require_plain_state(module: nn.Module) -> None:

@@ -11,6 +11,7 @@ from torch.distributions import (
     Categorical,
     ContinuousBernoulli,
     Distribution,
+    Independent,
     Laplace,
     LogNormal,
     MultivariateNormal,
@@ -87,6 +88,8 @@ def with_scale(model, z):
         (lambda model, z: (model.head(z), model.scale), "item 2 of its answer"),
         (lambda model, z: (model.head(z), model.second(z)[:, :1]), "item 2 of its answer"),
         (lambda model, z: {"x_mean": model.head(z), "x_logvar": model.second(z)}, "'x_logvar'"),
+        (lambda model, z: {"both": with_scale(model, z)}, "'both'"),
+        (lambda model, z: (model.head(z), Normal(model.head(z), 0.1)), "item 2 of its answer"),
     ],
 )
 def test_a_scale_beside_the_mean_is_not_dropped(of, named, declared):
@@ -114,6 +117,14 @@ def test_what_is_no_scale_may_stand_beside_the_mean(of):
     stated = isinstance(answer, tuple) and isinstance(answer[0], Distribution)
     vae = understood(Plain(of), X, dataclasses.replace(BERNOULLI, likelihood=None) if stated else BERNOULLI)
     assert vae.latent == 3
+
+
+def test_a_second_distribution_is_not_dropped():
+    def two(model, z):
+        return Bernoulli(logits=model.head(z)), Independent(Normal(model.second(z), 1.0), 1)
+
+    with pytest.raises(ExportError, match="got item 2 of its answer beside it, which training would drop"):
+        understood(Plain(two), X, BERNOULLI)
 
 
 def test_a_scale_beside_the_mean_of_forward_is_not_dropped():

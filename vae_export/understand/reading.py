@@ -275,32 +275,44 @@ def base_of(output: Any) -> Any:
 
 
 def beside_of(output: Any, known: Sequence[Tensor] = ()) -> list[str]:
-    """Name the tensors beside the first of a decoder's answer that may be a scale of it, or a second mean.
+    """Name what stands beside the first of a decoder's answer and may be a scale of it, or a second mean.
 
     Such a tensor of floats has the shape of the first, or one that is spread over it, and does not follow from the
-    first alone, as probabilities follow from logits.
+    first alone, as probabilities follow from logits. A distribution says its scale itself, so that beside one only
+    another distribution counts.
 
     Args:
         output: the answer.
         known: tensors that may be passed through, such as the latents.
     """
     base = base_of(output)
-    if not isinstance(base, Tensor):
-        # A distribution says its scale itself.
+    if not isinstance(base, (Tensor, Distribution)):
         return []
     fields = fields_of(output)
     items = enumerate(output, 1) if isinstance(output, (tuple, list)) and fields is None else (fields or {}).items()
-    named = [(f"item {name} of its answer" if isinstance(name, int) else repr(name), value) for name, value in items]
-    passed = (base, *known)
-    return [
-        name
-        for name, value in named
-        if isinstance(value, Tensor)
-        and value.is_floating_point()
-        and _is_spread(value.shape, base.shape)
-        and not any(value.shape == other.shape and torch.equal(value, other) for other in passed)
-        and not follows(value, base)
-    ]
+    found = []
+    for name, value in items:
+        leaves = map(base_of, value) if isinstance(value, (tuple, list)) else [base_of(value)]
+        others = [leaf for leaf in leaves if leaf is not base and isinstance(leaf, (Tensor, Distribution))]
+        if any(_is_beside(leaf, base, known) for leaf in others):
+            found.append(f"item {name} of its answer" if isinstance(name, int) else repr(name))
+    return found
+
+
+def _is_beside(value: Tensor | Distribution, base: Tensor | Distribution, known: Sequence[Tensor]) -> bool:
+    """Whether one part of a decoder's answer may say more of the observation than `base`, which is taken."""
+    if not _is_spread(_shape_of(value), _shape_of(base)):
+        return False
+    if isinstance(value, Distribution):
+        return True
+    if isinstance(base, Distribution) or not value.is_floating_point():
+        return False
+    passed = any(value.shape == other.shape and torch.equal(value, other) for other in known)
+    return not passed and not follows(value, base)
+
+
+def _shape_of(value: Tensor | Distribution) -> Sequence[int]:
+    return value.shape if isinstance(value, Tensor) else value.batch_shape + value.event_shape
 
 
 def follows(second: Tensor, first: Tensor) -> bool:

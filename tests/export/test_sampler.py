@@ -6,8 +6,10 @@ from torch import nn
 from torch.distributions import Normal
 from torch.nn import functional
 
+from vae_export.errors import ExportError
 from vae_export.understand import sampler
 from vae_export.understand.adapt import adapt
+from vae_export.understand.adapted import run_module
 from vae_export.understand.declaration import Declaration
 from vae_export.understand.state import unchanged
 
@@ -138,7 +140,76 @@ def test_a_step_behind_the_noise_that_leaves_the_mean_is_seen():
     assert "before or after" in understood(Direction()).signature.latent.prior.reason
 
 
-def understood(model):
+class Logits(Plain):
+    """Its decode gives logits, and so does its sampler."""
+
+    def decode(self, z):
+        return self.head(z)
+
+    def sample(self, n):
+        return self.decode(torch.randn(n, 4))
+
+
+class Scaled(Logits):
+    def sample(self, n):
+        return 2 * super().sample(n)
+
+
+class LogitsInForward(Logits):
+    """Layers of a forward, with a sampler that goes through the second half of them."""
+
+    encode = decode = None
+
+    def forward(self, x):
+        mean, logvar = self.body(x).chunk(2, 1)
+        return self.head(mean + torch.randn_like(mean) * torch.exp(0.5 * logvar))
+
+    def sample(self, n):
+        return self.head(torch.randn(n, 4))
+
+
+class Tokens(Plain):
+    """Its decode gives logits of 3 classes along the first axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 36)
+
+    def decode(self, z):
+        return self.head(z).view(-1, 3, 12)
+
+    def sample(self, n):
+        return self.decode(torch.randn(n, 4))
+
+
+class OtherTokens(Tokens):
+    def sample(self, n):
+        return super().sample(n).flip(1)
+
+
+def test_a_sampler_may_return_logits():
+    for model, likelihood, x in ((Logits(), "bernoulli", X), (Tokens(), "categorical", (3 * X).floor())):
+        adapted = understood(model, x, likelihood=likelihood, posterior="logvar")
+        assert adapted.signature.latent.prior.kind == "normal"
+        assert f"checked: {type(model).__name__}.sample, which draws this prior" in adapted.recognised
+        z = torch.randn(5, 4)
+        own = model.decode(z).detach()
+        mean, logits = run_module(adapted.modules["decoder"], [z])
+        torch.testing.assert_close(logits, own if likelihood == "bernoulli" else own.movedim(1, -1))
+        torch.testing.assert_close(mean, own.sigmoid() if likelihood == "bernoulli" else own.softmax(1).movedim(1, -1))
+    prior = understood(LogitsInForward(), likelihood="bernoulli").signature.latent.prior
+    assert prior.kind == "normal"
+    assert not prior.assumed
+
+
+@pytest.mark.parametrize(("cls", "likelihood"), [(Scaled, "bernoulli"), (OtherTokens, "categorical")])
+def test_a_sampler_that_returns_other_logits_is_refused(cls, likelihood):
+    x = (3 * X).floor() if likelihood == "categorical" else X
+    with pytest.raises(ExportError, match="returns something other than decode's answer"):
+        understood(cls(), x, likelihood=likelihood, posterior="logvar")
+
+
+def understood(model, x=X, **declaration):
     model = model.eval()
     with unchanged(model):
-        return adapt(model, X, Declaration())
+        return adapt(model, x, Declaration(**declaration))

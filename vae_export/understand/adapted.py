@@ -38,6 +38,16 @@ class Adapted:
         """The names of a component's outputs, in order."""
         return tuple(tensor.name for tensor in self.signature.outputs(component))
 
+    def forms(self, answers: Sequence[Tensor]) -> list[Tensor]:
+        """Return answers of the decoder in each layout in which the model itself may give them.
+
+        The model may have the classes along any axis; in a component they are the last one.
+        """
+        found = list(answers)
+        if self.signature.likelihood.has_classes:
+            found += [each.movedim(-1, axis) for each in answers for axis in range(1, each.dim() - 1)]
+        return found
+
 
 # A component's answers by a digest of its inputs, with the seconds that they took: several questions about a model are
 # asked of the same observations, and a large one takes seconds for each. Only answers that took long are kept.

@@ -159,8 +159,5 @@ def _reconstructed(adapted: Adapted, sign: float) -> tuple[list[Tensor], list[Te
         elif posterior.value:
             examples[latent.name] = outputs[posterior.value]
         latents.append(examples[latent.name])
-    answers = list(run_module(adapted.modules["decoder"], adapted.given("decoder", examples)))
-    if signature.likelihood.has_classes:
-        # `forward` may have the classes along any axis; in a component they are the last one.
-        answers += [each.movedim(-1, axis) for each in answers for axis in range(1, each.dim() - 1)]
-    return latents, answers
+    answers = run_module(adapted.modules["decoder"], adapted.given("decoder", examples))
+    return latents, adapted.forms(answers)

@@ -31,6 +31,7 @@ from .sampler import (
     NotASampler,
     Sampler,
     Trial,
+    answers_to,
     decoded,
     drawing_methods,
     objects_of,
@@ -404,21 +405,25 @@ def _shown(sampler: Sampler, functions: Functions, adapted: Adapted, latents: Se
 
 
 def _require_answer(sampler: Sampler, trial: Trial, adapted: Adapted, latent: Latent) -> None:
-    """Require that a sampler returns what the bundle's decoder gives for its latents.
+    """Require that a sampler returns what the bundle's decoder gives for its latents: the mean, or logits of it.
 
     Raises:
         ExportError: it does something else with decode's answer.
     """
     assert trial.latents is not None
-    mean = decoded(adapted, {latent.name: trial.latents.contiguous()})[0]
-    answers = [answer.float().reshape(mean.shape) for answer in trial.answers if answer.numel() == mean.numel()]
+    mean, *others = answers_to(adapted, {latent.name: trial.latents.contiguous()})
+    answers = [answer.float() for answer in trial.answers if answer.numel() == mean.numel()]
     if not answers or any(bool(((answer == 0) | (answer == 1)).all()) for answer in answers):
         # Binary pictures are drawn, or cut off, from the mean.
         return
-    if min(distance(answer, mean) for answer in answers) <= SAME:
+
+    def gap(expected: Sequence[Tensor]) -> float:
+        return min(distance(answer.reshape(each.shape), each) for answer in answers for each in expected)
+
+    if gap([mean, *others]) <= SAME:
         return
     advice = "pass decode=, a function that does the same, or a prior of your own"
-    if min(distance(answer, torch.sigmoid(mean)) for answer in answers) <= SAME:
+    if gap([torch.sigmoid(mean)]) <= SAME:
         advice = 'pass likelihood="bernoulli", since decode gives logits'
     raise ExportError(f"{sampler.name}: returns something other than decode's answer; {advice}")
 

@@ -60,6 +60,12 @@ def decoded(adapted: Adapted, latents: Mapping[str, Tensor], row: int = 0) -> li
     return run_module(adapted.modules["decoder"], adapted.given("decoder", {**given, **latents}))
 
 
+def answers_to(adapted: Adapted, latents: Mapping[str, Tensor], row: int = 0) -> list[Tensor]:
+    """Return what the model itself may give for such latents: the mean, or its logits where decode returns these."""
+    has_logits = adapted.signature.likelihood.logits is not None
+    return adapted.forms(decoded(adapted, latents, row)[: 1 + has_logits])
+
+
 class _Computed(TorchFunctionMode):
     """Keep a copy of each of the first tensors of a shape [any, *shape] that are computed."""
 
@@ -244,8 +250,9 @@ class Sampler:
         if self._name is None:
             return []
         for candidate in computed:
-            answer = decoded(self._adapted, {self._name: candidate}, row)[0]
-            if any(each.shape == answer.shape and distance(each.float(), answer) <= SAME for each in returned):
+            answers = answers_to(self._adapted, {self._name: candidate}, row)
+            pairs = [(each.float(), answer) for each in returned for answer in answers if each.shape == answer.shape]
+            if any(distance(each, answer) <= SAME for each, answer in pairs):
                 return [candidate]
         return []
 

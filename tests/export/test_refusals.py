@@ -219,11 +219,11 @@ GAUSSIAN = {"posterior": "logvar"}
 
 # Model, what is passed to export, and what the error must say: the reason, and then what to do.
 class Flattening(Plain):
-    """As PyTorch's own example does: forward flattens the pictures, encode takes them flat."""
+    """What forward passes to encode is no reshape of the pictures, and its answer adds them."""
 
     def forward(self, x):
-        mu, logvar = self.encode(x.view(-1, 12))
-        return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar))
+        mu, logvar = self.encode(1 - x.view(-1, 12))
+        return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)) + x.view(-1, 12)
 
 
 class Pictures(Plain):
@@ -233,7 +233,7 @@ class Pictures(Plain):
 
 
 REFUSED = {
-    "pictures that forward flattens": (
+    "pictures that forward flattens and changes": (
         Flattening,
         {**GAUSSIAN, "example": X.reshape(6, 1, 3, 4)},
         "forward passes [6, 12] to encode",

@@ -16,7 +16,7 @@ from vae_runtime.manifest import Latent, Signature
 
 from ..errors import ExportError
 from .adapted import Adapted, run_module
-from .agreement import require_forward
+from .agreement import nearest, require_forward
 from .between import require_between
 from .checks import with_class_axis
 from .choices import cut_at_choices
@@ -42,7 +42,7 @@ from .functions import (
 from .likelihood import zeros_like_observations
 from .memory import Memory, require_no_memory
 from .observation import conditions_of, observation_of
-from .posterior import SAME, ForwardDiffers, distance
+from .posterior import SAME, ForwardDiffers
 from .quantizer import cut_at_quantizers
 from .reading import AS_CODES, Part
 from .reads import maps_latents
@@ -318,8 +318,8 @@ def _decodes_alike(functions: Functions, adapted: Adapted) -> bool:
         answer = own.decoded(latents, Draws.constant(0.0))
     except Exception:
         return False
-    answers = tensors_in(answer)
-    return any(a.shape == b.shape and distance(a.float(), b) <= SAME for a in answers for b in outputs)
+    gap = nearest(tensors_in(answer), outputs, reshaped=True)
+    return gap is not None and gap <= SAME
 
 
 def _moved(adapted: Adapted, by: float) -> dict[str, Tensor]:

@@ -121,9 +121,9 @@ def nearest(shown: Sequence[Tensor], expected: Sequence[Tensor], *, reshaped: bo
         for a in (whole, *one_sample(whole, b.shape))
         if a.shape == b.shape
     ]
-    if not pairs and reshaped:
+    if reshaped:
         same = [(a, b) for a in shown for b in expected if a.dim() and a.numel() == b.numel() and len(a) == len(b)]
-        pairs = [(a.float().reshape(b.shape), b) for a, b in same]
+        pairs += [(a.float().reshape(b.shape), b) for a, b in same if a.shape != b.shape]
     return min((distance(a, b) for a, b in pairs), default=None)
 
 

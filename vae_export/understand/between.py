@@ -18,7 +18,7 @@ from .adapted import Adapted
 from .agreement import in_first_sample, nearest
 from .draws import Draws, fixed_noise
 from .encoder import reading_of
-from .functions import Functions, conditions_taken, sampling
+from .functions import Functions, conditions_taken, own_function, sampling
 from .posterior import SAME, ForwardDiffers
 from .reading import EncoderReading, Part, second_to
 from .state import replaced
@@ -100,14 +100,14 @@ def _nearest(decoded: Sequence[Tensor], expected: Sequence[tuple[Tensor, Tensor]
 
 def _is_own(functions: Functions) -> bool:
     """Whether encode is the model's own, a method or a submodule."""
-    encode = functions.encode
+    encode = own_function(functions.encode)
     return isinstance(encode, nn.Module) or getattr(encode, "__self__", None) is functions.model
 
 
 @contextlib.contextmanager
 def _changing(functions: Functions, change: Callable[[Any], None]) -> Iterator[None]:
     """Pass every answer of the model's own encode to a function, which changes its tensors in place."""
-    encode, model = functions.encode, functions.model
+    encode, model = own_function(functions.encode), functions.model
     if isinstance(encode, nn.Module):
         hook = encode.register_forward_hook(lambda module, given, output: change(output))
         try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,9 +22,10 @@ from .draws import Draws, Sigmoids
 from .edges import as_float32, written_for
 from .functions import Functions
 from .halves import Halves
-from .likelihood import Decoded, find_likelihood
+from .likelihood import Decoded, LikelihoodFound, find_likelihood
 from .posterior import ForwardDiffers
 from .reading import DecoderReading, base_of, beside_of, mean_of
+from .shapes import shows_shape
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,38 @@ def understand_decoder(functions: Functions, latents: Sequence[Tensor], declarat
     generator = torch.Generator().manual_seed(0)
     far = [5 * torch.randn(z.shape, generator=generator) if z.is_floating_point() else z for z in latents]
     decoded = Decoded(output, draws, functions.decoded(far, Draws.constant(0.0)), latents)
-    found = find_likelihood(decoded, functions.example, declaration)
+    found = _of_observations(find_likelihood(decoded, functions.example, declaration), functions)
     module = _Decode(functions, found.reading, tuple(noises))
     lines = (*found.recognised, *draws.widened_line("decode"))
     return UnderstoodDecoder(module, found.likelihood, tuple(noises.values()), lines)
+
+
+def _of_observations(found: LikelihoodFound, functions: Functions) -> LikelihoodFound:
+    """Return the same with an answer of the shape of the observations, where the order of its numbers is known.
+
+    It is where the two shapes differ by axes of size 1 alone, or where one has several axes of the other as one, and
+    the model itself puts observations into the shape of the answer.
+    """
+    shape, observed = found.likelihood.shape, tuple(functions.example.shape[1:])
+    if shape is None or found.reading.class_axis is not None or not _joins(shape, observed):
+        return found
+    alike = [size for size in shape if size != 1] == [size for size in observed if size != 1]
+    if not alike and not shows_shape(functions, shape):
+        return found
+    why = "the same but for axes of size 1" if alike else "which the model itself puts into that of the answer"
+    line = f"decode: its answer {list(shape)} is given the shape of an observation, {list(observed)}, {why}"
+    return replace(
+        found,
+        likelihood=replace(found.likelihood, shape=None, axes=()),
+        reading=replace(found.reading, shape=observed),
+        recognised=(*found.recognised, line),
+    )
+
+
+def _joins(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether one shape has several neighboring axes of the other as one, and as many numbers."""
+    products = [{math.prod(shape[: 1 + axis]) for axis in range(len(shape))} for shape in (a, b)]
+    return math.prod(a) == math.prod(b) and (products[0] <= products[1] or products[1] <= products[0])
 
 
 def _noises(functions: Functions, latents: Sequence[Tensor], mean: Tensor, quiet: Draws) -> dict[int, Latent]:
@@ -110,7 +140,7 @@ def answers(
         outputs = tuple(as_float32(tensor) for tensor in decoder.reading.read(output, seen))
     base = base_of(output)
     scale = getattr(base, "scale", None) if isinstance(base, Distribution) else None
-    return outputs, as_float32(scale) if isinstance(scale, Tensor) else None
+    return outputs, decoder.reading.observed(as_float32(scale)) if isinstance(scale, Tensor) else None
 
 
 def beside(decoder: nn.Module, latents: Sequence[Tensor], conditions: Mapping[str, Tensor]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,10 +21,11 @@ from .declaration import SECOND, Declaration, Mixture
 from .decoding import decoding_codes, decoding_observations, decoding_samples, number_of_codes
 from .draws import Draws
 from .edges import as_float32, at_edge, written_for
-from .functions import Functions, parameter_names, require_parameters, shape_advice
+from .functions import Functions, parameter_names, require_parameters
 from .observation import axis_names
 from .posterior import ForwardDiffers, refuse_hidden_posterior, second_tensors
 from .reading import EncoderReading, Part, second_to
+from .shapes import encoding_reshaped, shape_advice
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,7 @@ def understand_encoder(functions: Functions, declaration: Declaration) -> Unders
         ExportError: something is unknown, contradicts itself or is random.
     """
     # Random draws first: everything else needs an encoder that returns the same answer twice.
-    quiet = Draws.constant(0.0)
-    output = _answer(functions, declaration, quiet)
+    functions, output, quiet = _answer(functions)
     quiet.require_normal_alone("encode")
     keep = None
     if isinstance(output, (tuple, list)) and all(isinstance(item, Tensor) for item in output):
@@ -93,15 +94,21 @@ def understand_encoder(functions: Functions, declaration: Declaration) -> Unders
     return UnderstoodEncoder(module, latents, values, functions, (*lines, *found, *quiet.widened_line("encode")))
 
 
-def _answer(functions: Functions, declaration: Declaration, draws: Draws) -> Any:
-    """Encode the example; if that fails, the error says what to do."""
+def _answer(functions: Functions) -> tuple[Functions, Any, Draws]:
+    """Encode the example, in the shape in which `forward` passes it; if that fails, the error says what to do."""
+    draws = Draws.constant(0.0)
     try:
-        return functions.encoded(draws)
+        return functions, functions.encoded(draws), draws
     except ExportError:
         raise
     except Exception as error:
+        reshaped = encoding_reshaped(functions)
+        if reshaped is not None:
+            draws = Draws.constant(0.0)
+            with contextlib.suppress(Exception):
+                return reshaped, reshaped.encoded(draws), draws
         example = functions.example
-        advice = shape_advice(functions, declaration)
+        advice = shape_advice(functions)
         if not advice and not example.is_floating_point():
             advice = "; integers are passed as integers; scale pixels to floats first"
         elif not advice and _encodes_integers(functions):
@@ -111,7 +118,7 @@ def _answer(functions: Functions, declaration: Declaration, draws: Draws) -> Any
             )
         message = f"encode: fails on the example, {list(example.shape)}: {error_line(error)}{advice}"
         # Where forward takes the example, its halves may serve.
-        raise (ForwardDiffers if not advice and functions.forward_runs() else ExportError)(message) from error
+        raise (ForwardDiffers if functions.forward_runs() else ExportError)(message) from error
 
 
 def _encodes_integers(functions: Functions) -> bool:

@@ -22,6 +22,7 @@ from vae_runtime.manifest import Latent, LatentPrior
 
 from ..errors import ExportError
 from .adapted import Adapted, run_module
+from .agreement import nearest
 from .draws import Draws
 from .functions import Functions, another, conditions_taken
 from .posterior import SAME, distance
@@ -437,8 +438,8 @@ def _is_noise(trial: Trial, adapted: Adapted, latents: Sequence[Latent]) -> bool
     if [tuple(noise.shape[1:]) for noise in given] != [latent.shape for latent in latents]:
         return False
     own = decoded(adapted, {latent.name: noise for latent, noise in zip(latents, given, strict=True)})
-    pairs = [(a.float(), b) for a in trial.returned for b in own if a.shape == b.shape]
-    return any(distance(a, b) <= SAME for a, b in pairs)
+    gap = nearest(trial.returned, own, reshaped=True)
+    return gap is not None and gap <= SAME
 
 
 def with_prior(adapted: Adapted, evidence: Evidence) -> Adapted:

@@ -118,7 +118,7 @@ class Functions:
     def observed(self) -> set[str]:
         """Return the names of the parameters that take an observation: the first ones, and what decode is given."""
         names = {p.name for function in (self.encode, self.model.forward) for p in _parameters(function)[:1]}
-        decode, x = getattr(self.decode, "__wrapped__", self.decode), self.example.clone()
+        decode, x = own_function(self.decode), self.example.clone()
 
         def watch(*given: Any, **named: Any) -> Any:
             bound = inspect.signature(decode).bind(*given, **named).arguments
@@ -197,31 +197,53 @@ class Functions:
         other = [name for name in draws.other if not in_training(name)]
         return Forward(tensors_in(output), bool(draws.normal), other, len(other) < len(draws.other), decoded)
 
-    @contextlib.contextmanager
-    def watching(self, note: Callable[[Tensor], object]) -> Iterator[None]:
+    def watching(self, note: Callable[[Tensor], object]) -> contextlib.AbstractContextManager[None]:
         """Note what the model's own decode, a method or a submodule, is called with."""
-        decode, model = getattr(self.decode, "__wrapped__", self.decode), self.model
-        if isinstance(decode, nn.Module):
-            hook = decode.register_forward_pre_hook(
-                lambda module, given: note(given[0]) if given and isinstance(given[0], Tensor) else None
-            )
-            try:
-                yield
-            finally:
-                hook.remove()
-            return
-        name = getattr(decode, "__name__", "")
-        if getattr(decode, "__self__", None) is not model or not name:
-            yield
-            return
+        return watching(self.model, self.decode, note)
 
-        def watch(z: Any, *others: Any, **named: Any) -> Any:
-            if isinstance(z, Tensor):
-                note(z)
-            return decode(z, *others, **named)
 
-        with replaced(model, name, watch):
+def own_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the model's own function that one of this package calls and names as `__wrapped__`, or the same."""
+    while not inspect.ismethod(function) and not isinstance(function, nn.Module) and hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
+
+
+@contextlib.contextmanager
+def watching(model: nn.Module, function: Callable[..., Any], note: Callable[[Tensor], object]) -> Iterator[None]:
+    """Note the first argument of each call of a model's own function, a method or a submodule.
+
+    Args:
+        model: calls it.
+        function: its encode or decode; of one that is not its own nothing is noted.
+        note: is given the argument, a tensor.
+    """
+    own = own_function(function)
+    first = next(iter(parameter_names(own)), "")
+
+    def look(given: Sequence[Any], named: Mapping[str, Any]) -> None:
+        value = given[0] if given else named.get(first)
+        if isinstance(value, Tensor):
+            note(value)
+
+    if isinstance(own, nn.Module):
+        hook = own.register_forward_pre_hook(lambda module, given, named: look(given, named), with_kwargs=True)
+        try:
             yield
+        finally:
+            hook.remove()
+        return
+    name = getattr(own, "__name__", "")
+    if getattr(own, "__self__", None) is not model or not name:
+        yield
+        return
+
+    def watch(*given: Any, **named: Any) -> Any:
+        look(given, named)
+        return own(*given, **named)
+
+    with replaced(model, name, watch):
+        yield
 
 
 def _is_part(value: Any, x: Tensor) -> bool:
@@ -401,40 +423,6 @@ def require_parameters(
         )
 
 
-def shape_advice(functions: Functions, declaration: Declaration) -> str:
-    """Return advice on an example that encode fails on, if another shape of it works; else an empty text."""
-    model, example = functions.model, functions.example
-    name = declaration.encode if isinstance(declaration.encode, str) else "encode"
-    if not callable(declaration.encode) and name not in model._modules:
-        shape = _shape_from_forward(functions, name)
-        if shape not in (None, example.shape):
-            return f"; forward passes {list(shape)} to {name}; give the example in that shape"
-    # The second row of an example with one row is a copy of the first.
-    for one in (example[None], example[:1][None]):
-        with contextlib.suppress(Exception), Draws.constant(0.0):
-            functions.encode(one.clone(), **functions.encode_conditions)
-            return "; it takes the same with one more axis; give observations [n, …], such as example[None] for one"
-    flat = example.flatten(1)
-    with contextlib.suppress(Exception), Draws.constant(0.0):
-        functions.encode(flat.clone(), **functions.encode_conditions)
-        return f"; it takes the same flattened; give the example in that shape, {list(flat.shape)}"
-    return ""
-
-
-def _shape_from_forward(functions: Functions, name: str) -> Sequence[int] | None:
-    """The shape of the first tensor that `forward` passes to the method of this name; None if it calls none."""
-    model = functions.model
-    shapes: list[Sequence[int]] = []
-
-    def watch(x: Tensor, *others: Any, **named: Any) -> Any:
-        shapes.append(x.shape)
-        return functions.encode(x, *others, **named)
-
-    with replaced(model, name, watch), contextlib.suppress(Exception), Draws.constant(0.0):
-        model(functions.example.clone(), **conditions_taken(model, functions.encode_conditions))
-    return shapes[0] if shapes else None
-
-
 def _function(
     model: nn.Module, name: str, declared: Callable[..., Any] | str | None
 ) -> tuple[Callable[..., Any], tuple[str, ...]]:
@@ -455,6 +443,7 @@ def _function(
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    function = own_function(function)
     target = function.forward if isinstance(function, nn.Module) else function
     try:
         return list(inspect.signature(target).parameters.values())

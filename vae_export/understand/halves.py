@@ -74,8 +74,9 @@ class Halves:
         kinds = [j for j, tensor in enumerate(own) if tensor.is_floating_point() or tensor.dtype == self.example.dtype]
         rows = [j for j in kinds if len(own[j]) == len(self.example)]
         changed = [j for j in rows if not torch.equal(own[j], moved[j])]
-        # One that is named so, the first that looks like the observation, or else the first of any shape.
+        # One that is named so, the first that looks like the observation, if in another shape, or else the first.
         alike = [j for j in changed if own[j].shape == self.example.shape]
+        alike = alike or [j for j in changed if own[j].numel() == self.example.numel()]
         # A model may return the latents, too, which may have the observation's shape.
         alike = [j for j in alike if not any(_same(own[j], latent) for latent in latents)] or alike
         item = next((j for j in (*[j for j in named if j in alike], *alike, *changed)), None)

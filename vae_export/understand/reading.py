@@ -234,31 +234,39 @@ class DecoderReading:
     """The axis of the decoder's answer along which the classes lie, where there are such; it becomes the last one."""
     has_channel: bool = False
     """The observations have an axis of one channel, which the decoder's answer lacks."""
+    shape: tuple[int, ...] | None = None
+    """That of an observation, where the decoder's answer has another one with as many numbers."""
 
     def read(self, output: Any, draws: Sigmoids) -> tuple[Tensor, ...]:
         """The tensors of one answer: the mean, the logits or the scale, and the further outputs."""
         fields = fields_of(output) if self.further else None
         further = tuple(fields[name] for name in self.further) if fields else ()
+        return (*(self.observed(tensor) for tensor in self._parameters(output, draws)), *further)
+
+    def observed(self, tensor: Tensor) -> Tensor:
+        """A parameter of the answer in the shape of an observation."""
+        return tensor if self.shape is None else tensor.reshape(tensor.shape[0], *self.shape)
+
+    def _parameters(self, output: Any, draws: Sigmoids) -> tuple[Tensor, ...]:
+        """The mean, and the logits or the scale."""
         if self.class_axis is not None:
             base = base_of(output)
             answer: Tensor = base if isinstance(base, Tensor) else base.logits
             answer = as_float32(answer).movedim(self.class_axis, -1)
             answer = answer.unsqueeze(1) if self.has_channel else answer
             # Both, as below.
-            return (torch.softmax(answer, -1), answer, *further) if self.logits else (answer, *further)
+            return (torch.softmax(answer, -1), answer) if self.logits else (answer,)
         if self.logits == "answer":
             base = base_of(output)
             logits: Tensor = base if isinstance(base, Tensor) else base.logits
             # Both: in float32 the sigmoid is 1 from a logit of 16.7 on, too coarse for a likelihood.
-            return (torch.sigmoid(logits), logits, *further)
+            return torch.sigmoid(logits), logits
         mean = mean_of(output)
         if self.logits == "sigmoid":
             if draws.sigmoid is None:
                 raise ExportError("expected the sigmoid of evaluation mode, got none")
-            return (mean, draws.sigmoid[0].reshape(mean.shape), *further)
-        if self.scale:
-            return (mean, base_of(output).scale, *further)
-        return (mean, *further)
+            return mean, draws.sigmoid[0].reshape(mean.shape)
+        return (mean, base_of(output).scale) if self.scale else (mean,)
 
 
 def base_of(output: Any) -> Any:

@@ -251,8 +251,8 @@ class Sampler:
             return []
         for candidate in computed:
             answers = answers_to(self._adapted, {self._name: candidate}, row)
-            pairs = [(each.float(), answer) for each in returned for answer in answers if each.shape == answer.shape]
-            if any(distance(each, answer) <= SAME for each, answer in pairs):
+            pairs = [(each, answer) for each in returned for answer in answers if _as_many(each, answer)]
+            if any(distance(each.float().reshape(answer.shape), answer) <= SAME for each, answer in pairs):
                 return [candidate]
         return []
 
@@ -274,6 +274,11 @@ class Sampler:
         if not fitting:
             return None
         return torch.cat(fitting) if all(len(part) == 1 for part in fitting) else fitting[-1]
+
+
+def _as_many(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have as many rows, and as many numbers in each."""
+    return a.shape[:1] == b.shape[:1] and a.numel() == b.numel()
 
 
 def samplers_of(model: object, functions: Functions, adapted: Adapted) -> Iterator[Sampler]:

@@ -28,11 +28,12 @@ class MissingCondition(ExportError):
         function: its name.
         missing: the names of what it takes.
         advice: what to do.
+        other: the names of the conditions that are given and that it does not take.
     """
 
-    def __init__(self, function: str, missing: Sequence[str], advice: str) -> None:
+    def __init__(self, function: str, missing: Sequence[str], advice: str, other: Sequence[str] = ()) -> None:
         super().__init__(f"{function}: also takes {', '.join(missing)}; {advice}")
-        self.function, self.missing = function, missing
+        self.function, self.missing, self.other = function, missing, other
 
 
 class ParityError(ExportError):

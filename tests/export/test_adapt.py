@@ -486,6 +486,67 @@ def test_conditions_go_where_their_names_are_taken():
     torch.testing.assert_close(outputs["decoder"]["x"], expected)
 
 
+class Numbered(Base):
+    """encode and decode take vectors, which forward makes of the numbers of classes."""
+
+    def __init__(self):
+        super().__init__(PLAIN)
+        self.shift, self.label = nn.Linear(3, 3), nn.Linear(3, 10)
+
+    def encode(self, x, c):
+        return self.mu(x) + self.shift(c), self.logvar(x)
+
+    def decode(self, z, c):
+        return self.head(z) + self.label(c)
+
+    def forward(self, x, y):
+        c = torch.nn.functional.one_hot(y, 3).float()
+        mu, logvar = self.encode(x, c)
+        return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar), c), mu, logvar
+
+
+class Skipped(Numbered):
+    def forward(self, x, y):
+        answer, *others = super().forward(x, y)
+        return answer + x, *others
+
+
+class OtherName(Numbered):
+    def forward(self, x, target):
+        return super().forward(x, target)
+
+
+def test_conditions_of_forward_alone_are_those_of_its_halves():
+    y, z = torch.tensor([2, 0, 1, 1]), torch.randn(4, 3)
+    model = Numbered()
+    adapted, outputs = understood(model, conditions={"y": y})
+    assert {c.name: (c.components, c.dtype) for c in adapted.signature.conditions} == {
+        "y": (("encoder", "decoder"), "int64")
+    }
+    assert any(line.startswith("checked: forward") for line in adapted.recognised)
+    c = torch.eye(3)[y]
+    with torch.no_grad():
+        mu, logvar = model.encode(X, c)
+        torch.testing.assert_close(outputs["encoder"]["mu"], mu)
+        torch.testing.assert_close(outputs["encoder"]["logvar"], logvar)
+        torch.testing.assert_close(adapted.modules["decoder"](z, y)[0], model.decode(z, c))
+    prior = adapted.signature.latent.prior
+    assert (prior.kind, prior.assumed) == ("normal", True)
+
+
+@pytest.mark.parametrize(
+    ("model", "conditions", "words"),
+    [
+        (Skipped, {"y": torch.arange(4) % 3}, "^encode: also takes c; the conditions have y; give each"),
+        (OtherName, {"y": torch.arange(4) % 3}, "^encode: also takes c; the conditions have y; give each"),
+        (Numbered, {}, r"^encode: also takes c; pass conditions=\{'c': …\}"),
+    ],
+)
+def test_a_forward_that_takes_other_conditions_is_no_help(model, conditions, words):
+    with pytest.raises(ExportError, match=words):
+        understood(model(), conditions=conditions)
+
+
 class Bare(nn.Module):
     """A module without any of it."""
 

@@ -307,6 +307,8 @@ def for_run(
     try:
         vae = understood(module, rows, declaration, given)
     except MissingCondition as error:
+        if error.other:
+            raise
         # Here conditions are those of the data.
         advice = f"name it in data.conditions, or pass {error.function}=, a method without it"
         raise MissingCondition(error.function, error.missing, advice) from error

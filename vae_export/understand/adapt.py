@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vae_runtime.manifest import Latent, Signature
 
-from ..errors import ExportError
+from ..errors import ExportError, MissingCondition
 from .adapted import Adapted, run_module
 from .agreement import nearest, require_forward
 from .between import require_between
@@ -105,8 +105,10 @@ def adapt(
         functions, adapted = _adapted(functions, model_data, declaration)
         adapted, shown = _held(functions, adapted, stated)
         settled = True
-    except (ForwardDiffers, MissingFunction) as reason:
-        if stated or declaration.posterior == "none":
+    except (ForwardDiffers, MissingFunction, MissingCondition) as reason:
+        # A forward may make what encode and decode take, such as vectors of classes, of the conditions that are given.
+        lacking = isinstance(reason, MissingCondition)
+        if stated or declaration.posterior == "none" or (lacking and not _takes_all(model, model_data.conditions)):
             raise
         functions, adapted = _from_halves(model_data, declaration, reason)
         settled, shown = _decodes_alike(functions, adapted), True
@@ -201,6 +203,11 @@ class _Data:
     classes: Mapping[str, Sequence[str]]
 
 
+def _takes_all(model: nn.Module, conditions: Mapping[str, Tensor]) -> bool:
+    """Whether a model's `forward` takes each of these conditions by its name, and there are some."""
+    return bool(conditions) and conditions_taken(model, conditions).keys() == conditions.keys()
+
+
 def _adapted(functions: Functions, data: _Data, declaration: Declaration) -> tuple[Functions, Adapted]:
     """Make modules of a pair of functions, and describe their tensors; the functions get the dtypes that they take."""
     memory = Memory(functions.model)
@@ -254,6 +261,7 @@ def _from_halves(data: _Data, declaration: Declaration, reason: ExportError) -> 
     """Take the two halves of `forward` for encode and decode, in the place of a pair that does something else.
 
     Raises:
+        MissingCondition: that was the reason, and `forward` is no help either.
         ExportError: `forward` cannot be cut in two, or does not do what its halves do.
     """
     reasons = []
@@ -276,6 +284,8 @@ def _from_halves(data: _Data, declaration: Declaration, reason: ExportError) -> 
             return _proven(functions, data, dataclasses.replace(declaration, posterior=None, codebook=codebook))
         except ExportError as error:
             reasons.append(str(error))
+    if isinstance(reason, MissingCondition):
+        raise reason
     drawn = _drawn_otherwise(data)
     if drawn is not None and drawn not in str(reason):
         reason = ExportError(f"forward: draws latents with {drawn}, which are not normal; {AS_CODES}")

@@ -286,7 +286,8 @@ def find_functions(
 
     Raises:
         MissingFunction: one is missing.
-        ExportError: encode needs a condition that is not given, or a condition's name is taken.
+        MissingCondition: encode needs a condition that is not given.
+        ExportError: a condition's name is taken.
     """
     encode, encode_line = _function(model, "encode", declaration.encode)
     decode, decode_line = _function(model, "decode", declaration.decode)
@@ -403,7 +404,8 @@ def require_parameters(
         observed: gives the names of parameters that take the observation itself.
 
     Raises:
-        ExportError: it does.
+        MissingCondition: it does.
+        ExportError: it needs the observation itself.
     """
     parameters = [p for p in _parameters(function)[first:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     missing = [p.name for p in parameters if p.default is p.empty and p.name not in conditions]
@@ -415,12 +417,10 @@ def require_parameters(
             )
         names = {p.name for p in parameters}
         other = [condition for condition in conditions if condition not in names]
+        advice = f"pass conditions={{{missing[0]!r}: …}}, or {name}=, a function without it"
         if other:
             advice = f"the conditions have {', '.join(other)}; give each condition the name of its parameter"
-            raise ExportError(f"{name}: also takes {', '.join(missing)}; {advice}")
-        raise MissingCondition(
-            name, missing, f"pass conditions={{{missing[0]!r}: …}}, or {name}=, a function without it"
-        )
+        raise MissingCondition(name, missing, advice, other)
 
 
 def _function(

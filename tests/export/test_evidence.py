@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from vae_export.errors import ExportError
 from vae_export.understand.adapt import adapt, declared
+from vae_export.understand.adapted import run_module
 from vae_export.understand.choices import cut_at_choices
 from vae_export.understand.cut import cut_forward
 from vae_export.understand.declaration import Declaration
@@ -328,6 +329,80 @@ def test_a_condition_beside_the_latents_is_no_change_of_them():
     with unchanged(model):
         adapted = adapt(model, X, Declaration(), conditions={"c": torch.eye(3)[torch.arange(6) % 3]})
     assert (adapted.signature.latent.prior.kind, adapted.signature.latent.prior.assumed) == ("normal", True)
+
+
+class Widened(nn.Module):
+    """A layer makes of the latents what its decoder takes."""
+
+    def __init__(self, width=(16,), change=None, mean=None):
+        super().__init__()
+        torch.manual_seed(8)
+        self.enc, self.change, self.mean, self.width = nn.Linear(12, 8), change, mean, width
+        self.widen, self.decoder = nn.Linear(4, 16), nn.Sequential(nn.Flatten(), nn.Linear(16, 12))
+
+    def forward(self, x):
+        mu, logvar = self.enc(x).chunk(2, 1)
+        mu = self.mean(mu) if self.mean else mu
+        z = mu + torch.randn_like(mu) * logvar.exp()
+        return self.decoder(self.widen(self.change(z) if self.change else z).view(-1, *self.width)), mu, logvar
+
+
+class Zero(Planar):
+    """A flow that is the identity before its training."""
+
+    def __init__(self):
+        super().__init__()
+        self.u.data.zero_()
+
+
+class Halved(Widened):
+    """No layer comes before its decoder, which takes a part of the changed latents."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.Linear(2, 12)
+
+    def forward(self, x):
+        mu, logvar = self.enc(x).chunk(2, 1)
+        z = mu + torch.randn_like(mu) * logvar.exp()
+        return self.decoder(torch.tanh(z[:, :2]) + z[:, 2:]), mu, logvar
+
+
+class AsMap(Widened):
+    """Its decoder takes the latents as maps of one pixel."""
+
+    def __init__(self, change=None):
+        super().__init__(change=change)
+        self.decoder = nn.Sequential(nn.ConvTranspose2d(4, 1, (3, 4)), nn.Flatten())
+        self.widen = nn.Unflatten(1, (4, 1, 1))
+        self.width = (4, 1, 1)
+
+
+UNIT = functional.normalize
+WIDENED = {
+    "vector": (lambda: Widened(), True),
+    "map": (lambda: Widened((4, 2, 2)), True),
+    "one pixel": (lambda: AsMap(), True),
+    "one pixel of a softmax": (lambda: AsMap(nn.Softmax(1)), False),
+    "flow": (lambda: Widened((4, 2, 2), Planar()), False),
+    "flow that is the identity as yet": (lambda: Widened((4, 2, 2), Zero()), False),
+    "softmax": (lambda: Widened((4, 2, 2), nn.Softmax(1)), False),
+    "direction of a direction": (lambda: Widened((4, 2, 2), UNIT, UNIT), False),
+    "part": (lambda: Halved(), False),
+}
+
+
+@pytest.mark.parametrize("name", WIDENED)
+def test_a_layer_before_the_decoder_is_no_change_of_the_latents(name):
+    make, settled = WIDENED[name]
+    model, z = make(), torch.randn(5, 4)
+    adapted = understood(model)
+    prior = adapted.signature.latent.prior
+    assert (prior.kind, prior.assumed) == (("normal", True) if settled else ("none", False))
+    assert settled or "before or after" in prior.reason
+    if settled:
+        expected = model.decoder(model.widen(z).view(-1, *model.width)).detach()
+        torch.testing.assert_close(run_module(adapted.modules["decoder"], [z])[0], expected)
 
 
 class Recording(Plain):

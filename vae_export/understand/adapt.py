@@ -45,7 +45,7 @@ from .observation import conditions_of, observation_of
 from .posterior import SAME, ForwardDiffers
 from .quantizer import cut_at_quantizers
 from .reading import AS_CODES, Part
-from .reads import maps_latents
+from .reads import layers_before, maps_latents
 
 # The reason why an encoder, and a posterior, is missing.
 WITHOUT_ENCODER = "the model was exported without an encoder"
@@ -315,15 +315,22 @@ def _decodes_alike(functions: Functions, adapted: Adapted) -> bool:
     # Other latents than the means, which something in between may leave as they are.
     trials = [_moved(adapted, by) for by in (1.0, 2.0)]
     rests: list[list[Tensor | None]] = []
+    same_shape = True
     for moved in trials:
         latents, seen = list(moved.values()), list[Tensor]()
         with own.watching(seen.append):
             outputs = run_module(adapted.modules["decoder"], adapted.given("decoder", {**adapted.examples, **moved}))
+        if len(latents) == 1:
+            # What has as many numbers may hold the latent in another shape.
+            seen = [z.reshape(latents[0].shape) if z.numel() == latents[0].numel() else z for z in seen]
         rests.append([_beside(z, latents) for z in seen])
+        same_shape = not seen or any(z.shape == latent.shape for z in seen for latent in latents)
     for first, second in zip(*rests, strict=False):
         if first is not None and second is not None and torch.equal(first, second):
             # What forward does behind it changes the observation, not the latent.
             return True
+    if not same_shape and layers_before(adapted, {**adapted.examples, **moved}, own.watching):
+        return True
     try:
         answer = own.decoded(latents, Draws.constant(0.0))
     except Exception:

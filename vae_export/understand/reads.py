@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,41 @@ def maps_latents(adapted: Adapted) -> bool:
 
     Its answers are none of these, though they may have that shape.
     """
+    latents, given = _latents_of(adapted, adapted.examples)
     module = adapted.modules["decoder"]
-    given = [tensor.clone() for tensor in adapted.given("decoder")]
-    shapes = {tuple(latent.shape) for latent in adapted.signature.latents}
-    mapped = _Mapped(given, shapes, [*module.parameters(), *module.buffers()])
+    mapped = _Mapped(latents, [*module.parameters(), *module.buffers()])
     with torch.no_grad(), mapped:
         outputs = module(*given)
-    return bool(mapped.found - {StorageWeakRef(output.untyped_storage()) for output in outputs})
+    return mapped.maps(outputs)
+
+
+def layers_before(
+    adapted: Adapted,
+    examples: Mapping[str, Tensor],
+    watching: Callable[[Callable[[Tensor], object]], AbstractContextManager[None]],
+) -> bool:
+    """Return whether layers of the decoder give what is watched, and no others of the latents' shape are made of these.
+
+    Args:
+        adapted: has the decoder.
+        examples: of its inputs, with latents that nothing leaves as they are by chance.
+        watching: while active, notes the tensors that are watched.
+    """
+    latents, given = _latents_of(adapted, examples)
+    module = adapted.modules["decoder"]
+    layered, mapped = _Mapped(latents, [*module.parameters(), *module.buffers()]), _Mapped(latents)
+    noted: list[bool] = []
+    with torch.no_grad(), watching(lambda tensor: noted.append(layered.weighs(tensor))), mapped, layered:
+        outputs = module(*given)
+    return bool(noted) and all(noted) and not (layered.maps(outputs) or mapped.maps(outputs))
+
+
+def _latents_of(adapted: Adapted, examples: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Copies of the examples of the decoder's latents, and of all its inputs."""
+    given = [tensor.clone() for tensor in adapted.given("decoder", examples)]
+    names = {latent.name for latent in adapted.signature.latents}
+    inputs = adapted.signature.inputs("decoder")
+    return [tensor for spec, tensor in zip(inputs, given, strict=True) if spec.name in names], given
 
 
 def _reads(adapted: Adapted, component: str) -> _Reads:
@@ -83,15 +112,29 @@ class _Reached(TorchDispatchMode):
 
 
 class _Mapped(_Reached):
-    """Find the tensors of these shapes that weights make of the inputs."""
+    """Find other tensors of the inputs' shapes that are made of them.
 
-    def __init__(
-        self, inputs: Sequence[Tensor], shapes: Collection[tuple[int, ...]], weights: Sequence[Tensor]
-    ) -> None:
+    Args:
+        inputs: latents.
+        weights: those that have a part in it, whatever its values; None takes all that have other values.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor], weights: Sequence[Tensor] | None = None) -> None:
         super().__init__(inputs)
-        self._shapes = shapes
-        self._weighted = {StorageWeakRef(tensor.untyped_storage()) for tensor in _strided(weights)}
+        self._shapes = {tuple(tensor.shape[1:]) for tensor in inputs}
+        # Copies, since a model may change its inputs in place.
+        self._own = [tensor.clone() for tensor in inputs] if weights is None else []
+        parts = inputs if weights is None else weights
+        self._weighted = {StorageWeakRef(tensor.untyped_storage()) for tensor in _strided(parts)}
         self.found: set[StorageWeakRef] = set()
+
+    def weighs(self, tensor: Tensor) -> bool:
+        """Whether weights had a part in a tensor that depends on an input."""
+        return self.reaches(tensor) and StorageWeakRef(tensor.untyped_storage()) in self._weighted
+
+    def maps(self, answers: Sequence[Tensor]) -> bool:
+        """Whether such tensors were found, beside the answers."""
+        return bool(self.found - {StorageWeakRef(answer.untyped_storage()) for answer in answers})
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_dispatch__(func, types, args, kwargs)
@@ -100,7 +143,7 @@ class _Mapped(_Reached):
             for tensor in _strided(result):
                 storage = StorageWeakRef(tensor.untyped_storage())
                 self._weighted.add(storage)
-                if tuple(tensor.shape[1:]) in self._shapes:
+                if tuple(tensor.shape[1:]) in self._shapes and not any(torch.equal(own, tensor) for own in self._own):
                     self.found.add(storage)
         return result
 

@@ -405,6 +405,55 @@ def test_a_layer_before_the_decoder_is_no_change_of_the_latents(name):
         torch.testing.assert_close(run_module(adapted.modules["decoder"], [z])[0], expected)
 
 
+class FirstSteps(Plain):
+    """The layer of its log variance begins with zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.spread = nn.Linear(8, 4)
+        nn.init.zeros_(self.spread.weight)
+        nn.init.zeros_(self.spread.bias)
+
+    def encode(self, x):
+        h = self.body(x)
+        return h[:, :4], self.second(h)
+
+    def second(self, h):
+        return self.spread(h)
+
+
+class OneSpread(FirstSteps):
+    """One spread for all observations, though it is learned."""
+
+    def second(self, h):
+        return self.spread.bias.expand(len(h), 4) + 0 * self.spread(h)
+
+
+class NoSpread(FirstSteps):
+    def second(self, h):
+        return (self.spread(h) + 1).clamp(max=0)
+
+
+class Frozen(FirstSteps):
+    def __init__(self):
+        super().__init__()
+        self.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("cls", "settled"), [(FirstSteps, True), (OneSpread, False), (NoSpread, False), (Frozen, False)]
+)
+def test_a_spread_that_is_the_same_before_a_training_alone_is_no_noise_of_an_autoencoder(cls, settled):
+    model = cls()
+    adapted = understood(model, posterior="logvar")
+    prior = adapted.signature.latent.prior
+    assert (prior.kind, prior.assumed) == (("normal", True) if settled else ("none", False))
+    assert settled or "same spread" in prior.reason
+    mu, logvar, std = run_module(adapted.modules["encoder"], [X])
+    torch.testing.assert_close(mu, model.encode(X)[0].detach())
+    torch.testing.assert_close((logvar, std), (torch.zeros(6, 4), torch.ones(6, 4)))
+
+
 class Recording(Plain):
     """Keeps what its loss needs."""
 

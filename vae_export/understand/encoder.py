@@ -371,6 +371,26 @@ def posteriors(encoder: nn.Module, x: Tensor, conditions: Mapping[str, Tensor]) 
     ]
 
 
+def learns_spread(encoder: nn.Module, x: Tensor, conditions: Mapping[str, Tensor]) -> bool:
+    """Return whether the log variance of one latent has other slopes by the weights for each observation.
+
+    A layer that begins with zeros gives the same value for all, and another for each after a step of training.
+
+    Args:
+        encoder: as `posteriors` takes it.
+        x: observations [n, …].
+        conditions: values [n, …] by name, as `posteriors` takes them.
+    """
+    weights = [weight for weight in encoder.parameters() if weight.requires_grad]
+    with torch.enable_grad():
+        ((_, logvar),) = posteriors(encoder, x.clone(), conditions)
+        if not logvar.requires_grad:
+            return False
+        slopes = [torch.autograd.grad(row.sum(), weights, retain_graph=True, allow_unused=True) for row in logvar]
+    by_weight = [torch.stack(list(rows)) for rows in zip(*slopes, strict=True) if all(row is not None for row in rows)]
+    return any(bool(torch.isfinite(rows).all()) and not torch.equal(rows, rows.roll(1, 0)) for rows in by_weight)
+
+
 class _Encode(nn.Module):
     """An encoder as it is exported."""
 

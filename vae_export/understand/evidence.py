@@ -24,6 +24,7 @@ from ..errors import ExportError
 from .adapted import Adapted, run_module
 from .agreement import nearest
 from .draws import Draws
+from .encoder import learns_spread
 from .functions import Functions, another, conditions_taken
 from .posterior import SAME, distance
 from .prior import mixture_prior
@@ -340,10 +341,12 @@ def _size_of(value: object) -> int | None:
 
 
 def _is_constant(adapted: Adapted, latent: Latent) -> bool:
-    """Whether the posterior's spread is the same for every observation and every number."""
+    """Whether the posterior's spread is the same for every observation and every number, and stays so in a training."""
     outputs = run_module(adapted.modules["encoder"], adapted.given("encoder"))
     std = dict(zip(adapted.outputs("encoder"), outputs, strict=True)).get(str(latent.posterior.std))
-    return std is not None and std.numel() > len(std) and bool((std == std.flatten()[0]).all())
+    same = std is not None and std.numel() > len(std) and bool((std == std.flatten()[0]).all())
+    x = adapted.examples[adapted.signature.observation.name]
+    return same and not learns_spread(adapted.modules["encoder"], x, adapted.examples)
 
 
 # The model's own sampler.

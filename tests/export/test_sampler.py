@@ -187,6 +187,50 @@ class OtherTokens(Tokens):
         return super().sample(n).flip(1)
 
 
+class Normals(Plain):
+    """Its sampler draws observations, as the distribution does that decode returns."""
+
+    def decode(self, z):
+        return Normal(self.head(z), 0.1)
+
+    def forward(self, x):
+        mean, logvar = self.encode(x)
+        return self.decode(mean + torch.randn_like(mean) * torch.exp(0.5 * logvar)).mean
+
+    def sample(self, n):
+        return self.decode(torch.randn(n, 4)).sample()
+
+
+class Noisy(Plain):
+    def sample(self, n):
+        x = self.decode(torch.randn(n, 4))
+        return x + 0.1 * torch.randn_like(x)
+
+
+class NoisyPixels(Noisy):
+    def sample(self, n):
+        return 127.5 * (1 + super().sample(n))
+
+
+class ByRows(Plain):
+    """Draws and decodes each row by itself."""
+
+    def sample(self, n):
+        return torch.cat([self.decode(torch.randn(1, 4)) for _ in range(n)])
+
+
+@pytest.mark.parametrize("cls", [Normals, Noisy, ByRows])
+def test_a_sampler_may_draw_observations_around_the_mean(cls):
+    adapted = understood(cls())
+    assert adapted.signature.latent.prior.kind == "normal"
+    assert f"checked: {cls.__name__}.sample, which draws this prior" in adapted.recognised
+
+
+def test_noise_hides_no_change_of_the_answer():
+    with pytest.raises(ExportError, match="returns something other than decode's answer"):
+        understood(NoisyPixels())
+
+
 def test_a_sampler_may_return_logits():
     for model, likelihood, x in ((Logits(), "bernoulli", X), (Tokens(), "categorical", (3 * X).floor())):
         adapted = understood(model, x, likelihood=likelihood, posterior="logvar")

@@ -414,6 +414,9 @@ def _require_answer(sampler: Sampler, trial: Trial, adapted: Adapted, latent: La
     Raises:
         ExportError: it does something else with decode's answer.
     """
+    if trial.count < len(trial.draws.normal):
+        # It draws observations around the mean.
+        trial = sampler.run(_ROWS, count=trial.count)
     assert trial.latents is not None
     mean, *others = answers_to(adapted, {latent.name: trial.latents.contiguous()})
     answers = [answer.float() for answer in trial.answers if answer.numel() == mean.numel()]

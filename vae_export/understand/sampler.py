@@ -104,6 +104,8 @@ class Trial:
     """The other random functions that it called before it decoded."""
     decoded: bool
     """Whether it called the model's own decode."""
+    count: int
+    """How many draws of normal numbers it had made when it last did, or in the end."""
 
     @property
     def answers(self) -> Sequence[Tensor]:
@@ -141,7 +143,14 @@ class Sampler:
         self._name = encoded[0].name if len(adapted.signature.latents) == 1 else None
         self._apart = gives_latents or encoded[0].shape != adapted.signature.observation.shape
 
-    def run(self, n: int, noise: Tensor | None = None, chosen: Sequence[int] = (0,), row: int = 0) -> Trial:
+    def run(
+        self,
+        n: int,
+        noise: Tensor | None = None,
+        chosen: Sequence[int] = (0,),
+        row: int = 0,
+        count: int = _MAX_DRAWS,
+    ) -> Trial:
         """Sample `n` times.
 
         Args:
@@ -149,6 +158,7 @@ class Sampler:
             noise: the normal numbers [n, *latent shape]; the same random ones each time by default.
             chosen: the index that each row draws, where indices are drawn; the last for the rows beyond.
             row: the row of the example whose conditions are given.
+            count: how many draws of normal numbers are made; those after them are 0.
         """
         usual = _SPREAD * torch.randn(n, *self._shape, generator=torch.Generator().manual_seed(1))
         own = usual if noise is None else noise
@@ -158,6 +168,8 @@ class Sampler:
         def give(index: int, shape: tuple[int, ...]) -> Tensor:
             if index > _MAX_DRAWS:
                 raise ExportError(f"it draws noise more than {_MAX_DRAWS} times")
+            if index >= count:
+                return torch.zeros(shape)
             between = len(shape) - own.dim()
             # A sampler that rejects some of its noise draws until it is small.
             again = bool(given) and shape == tuple(given[-1].shape) and shape[:1] != (1,)
@@ -179,12 +191,12 @@ class Sampler:
 
         draws = Draws(give, choose)
         taken: list[Tensor] = []
-        before = 0
+        before = made = 0
 
         def note(z: Tensor) -> None:
-            nonlocal before
+            nonlocal before, made
             taken.append(z)
-            before = len(draws.other)
+            before, made = len(draws.other), len(draws.normal)
 
         computed = _Computed(self._shape)
         with self._functions.watching(note), draws, computed, torch.no_grad():
@@ -194,13 +206,16 @@ class Sampler:
         if not taken and self._apart:
             taken = [tensor for tensor in returned if tuple(tensor.shape[1:]) == self._shape][:1]
         latents = self._joined(taken or self._decoded_to(returned, computed.tensors, row))
+        numbers = self._noise_of(latents, given, own)
+        other = draws.other[:before] if by_model else draws.other
+        return Trial(latents, numbers, given, returned, draws, other, by_model, made if by_model else len(draws.normal))
+
+    def _noise_of(self, latents: Tensor | None, given: Sequence[Tensor], own: Tensor) -> Tensor | None:
+        """The normal numbers of each row, of those that were given; None if they are not of the latents' shape."""
         numbers = self._joined(given)
         if numbers is None and len(given) == 1 and given[0].dim() != len(self._shape) + 1:
             numbers = own
-        if latents is None or numbers is None or numbers.shape != latents.shape:
-            numbers = None
-        other = draws.other[:before] if by_model else draws.other
-        return Trial(latents, numbers, given, returned, draws, other, by_model)
+        return numbers if latents is not None and numbers is not None and numbers.shape == latents.shape else None
 
     def random(self) -> bool:
         """Whether two runs with the same draws of PyTorch decode different latents."""

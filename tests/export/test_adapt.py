@@ -243,6 +243,25 @@ def test_likelihoods_are_read_from_distributions_and_from_what_is_said():
     assert "likelihood=" in adapted.signature.likelihood.reason
 
 
+@pytest.mark.parametrize("last", [nn.Tanh(), nn.ReLU(), nn.ReLU(inplace=True), nn.Softplus(), nn.Hardtanh()])
+def test_an_activation_that_is_no_sigmoid_gives_no_logits(last):
+    def decoding(function):
+        model = Base(FORMS["mean and logvar"])
+        model.decode = lambda z: function(2 * model.head(z))[:, None].flatten(1)
+        return model
+
+    declared = Declaration(likelihood="bernoulli", posterior="logvar")
+    with pytest.raises(
+        ExportError, match=r"expected logits or probabilities .*, got the values of a .*; let decode end"
+    ):
+        understood(decoding(last), declared)
+    adapted, _ = understood(decoding(lambda y: last(y) - 1), declared)
+    assert adapted.signature.likelihood.logits == "logits"
+    if isinstance(last, nn.Tanh):
+        adapted, _ = understood(decoding(lambda y: (1 + last(y)) / 2), declared)
+        assert adapted.signature.likelihood.logits is None
+
+
 def test_a_probe_that_tells_nothing_names_the_argument():
     model = Base(FORMS["mean and logvar"])
     model.logvar.weight.data.zero_()

@@ -56,6 +56,8 @@ _DROPOUT = {
 # A copy to a GPU, which a model that is exported on the CPU does not need.
 _TO_CUDA = {Tensor.cuda}
 _TO_HALF = {Tensor.half, Tensor.bfloat16}
+# The names of activations whose values are neither logits nor probabilities.
+_BOUNDED = ("tanh", "tanh_", "relu", "relu_", "relu6", "hardtanh", "hardtanh_", "softplus")
 _SIGMOID = {torch.sigmoid, Tensor.sigmoid, functional.sigmoid, torch.special.expit}
 
 
@@ -95,7 +97,8 @@ class Draws(Sigmoids):
     `give` is called with the number of the draw and its shape, and returns standard normal numbers. `choose` is called
     with the shape of a draw of indices, and returns them; without it the model draws them. `normal` records the shapes
     of the normal draws, `other` the names of other random functions, `weights` those of the indices that `choose` gave,
-    `sigmoid` the last sigmoid's input and output.
+    `sigmoid` the last sigmoid's input and output, `bounded` the name and the output of the last activation whose values
+    are neither logits nor probabilities.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Draws(Sigmoids):
         self.weights: list[Tensor] = []
         self.normal: list[tuple[int, ...]] = []
         self.other: list[str] = []
+        self.bounded: tuple[str, Tensor] | None = None
         self.widened = False
         """Whether the model asked for float16 or bfloat16, by a cast or by autocast, and got float32."""
 
@@ -166,6 +170,8 @@ class Draws(Sigmoids):
         if func in _SIGMOID:
             # A copy, since the model may change the result in place.
             self.sigmoid = (args[0] if args else kwargs["input"], result.clone())
+        elif getattr(func, "__name__", "") in _BOUNDED:
+            self.bounded = (func.__name__.rstrip("_"), result.clone())
         return result
 
     def _in_float32(

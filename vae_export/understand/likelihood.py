@@ -320,17 +320,24 @@ def _of_tensor(kind: str, decoded: Decoded, mean: Tensor, declaration: Declarati
     if not KINDS[kind].logits or support is None:
         return _Parameters(kind, f"likelihood: {kind}; decode returns the mean")
     if not all(_within(answer, support) for answer in (mean, mean_of(decoded.far))):
+        if decoded.draws.bounded and _is_answer(decoded.draws.bounded[1], mean):
+            raise ExportError(
+                f"decode: expected logits or probabilities for a {kind} likelihood, got the values of a "
+                f"{decoded.draws.bounded[0]}, {float(mean.min()):.2g} … {float(mean.max()):.2g}; let decode end in a "
+                "sigmoid, or return what the sigmoid takes"
+            )
         line = f"likelihood: {kind}; decode returns logits, since values lie outside {support[0]:g} … {support[1]:g}"
         return _Parameters(kind, line, logits="answer")
     sigmoid = decoded.draws.sigmoid
-    if (
-        sigmoid is not None
-        and sigmoid[1].numel() == mean.numel()
-        and torch.equal(as_float32(sigmoid[1]).reshape(mean.shape), mean)
-    ):
+    if sigmoid is not None and _is_answer(sigmoid[1], mean):
         line = f"likelihood: {kind}; decode ends in a sigmoid, and its argument is exported as logits"
         return _Parameters(kind, line, logits="sigmoid")
     return _Parameters(kind, f"likelihood: {kind}; decode returns probabilities, without logits")
+
+
+def _is_answer(result: Tensor, mean: Tensor) -> bool:
+    """Whether the result of an activation is decode's answer, in this shape or another."""
+    return result.numel() == mean.numel() and torch.equal(as_float32(result).reshape(mean.shape), mean)
 
 
 def _within(tensor: Tensor, bounds: tuple[float, float]) -> bool:

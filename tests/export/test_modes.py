@@ -57,6 +57,12 @@ class LogitsInTraining(Base):
         return self.head(z) if self.training else torch.sigmoid(self.head(z))
 
 
+class LogitsWithDropout(Base):
+    def decode(self, z):
+        y = self.head(functional.dropout(z, 0.2, self.training))
+        return y if self.training else torch.sigmoid(y)
+
+
 class ClampInEvaluation(Base):
     def decode(self, z):
         return self.head(z) if self.training else self.head(z).clamp(0, 0.1)
@@ -142,6 +148,7 @@ GAUSSIAN = {"likelihood": "gaussian", "scale": 0.3}
         (OtherSecond, BERNOULLI, "encode: expected the values of evaluation mode in training mode, got others, up to"),
         (LogitsInTraining, GAUSSIAN, "decode: expected the values of evaluation mode in training mode, got others"),
         (LogitsInTraining, BERNOULLI, "decode: fails in training mode: .* expected the sigmoid of evaluation mode"),
+        (LogitsWithDropout, GAUSSIAN, "decode: expected the values of evaluation mode in training mode, got others"),
         (ClampInEvaluation, GAUSSIAN, "decode: expected the values .*; let it answer alike in both modes, or pass"),
         (
             FailsInTraining,
@@ -156,7 +163,7 @@ def test_a_function_of_another_meaning_in_training_mode_is_refused(module, decla
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("module", [Base, OwnDropout, OwnStatistics])
+@pytest.mark.parametrize("module", [OwnDropout, OwnStatistics])
 def test_what_draws_or_keeps_statistics_in_training_mode_is_trained(module, tmp_path):
     torch.manual_seed(0)
     assert run(tmp_path / "run", module(), **BERNOULLI).info.result is not None
@@ -182,10 +189,9 @@ def test_a_forward_that_samples_in_training_mode_alone_is_trained_and_exported(t
 @pytest.mark.parametrize(
     ("encoder", "decoder", "read"),
     [
-        (None, 1, {"decoder"}),
-        (1, None, {"encoder"}),
-        (0, 1, {"encoder", "decoder"}),
-        (0, 0, {"encoder", "decoder"}),
+        (0, None, {"encoder"}),
+        pytest.param(None, 1, {"decoder"}, marks=pytest.mark.long),
+        pytest.param(0, 0, {"encoder", "decoder"}, marks=pytest.mark.long),
     ],
 )
 def test_a_condition_that_does_nothing_yet_is_trained(encoder, decoder, read, tmp_path):

@@ -128,7 +128,7 @@ def test_a_second_distribution_is_not_dropped():
 
 
 def test_a_scale_beside_the_mean_of_forward_is_not_dropped():
-    with pytest.raises(ExportError, match=r"got item 2 of what forward returns beside it, which training would drop"):
+    with pytest.raises(ExportError, match=r"(got|returns) item 2 of what forward returns beside"):
         understood(Whole(with_scale), X, GAUSSIAN)
     # The second does not depend on the latent, or follows from the first.
     for of in (lambda model, z: (model.head(z), X), lambda model, z: (model.head(z), torch.tanh(model.head(z)))):
@@ -143,6 +143,10 @@ def test_an_export_scores_by_no_scale_but_that_of_decode():
                 X,
                 Declaration(prior="normal", likelihood="gaussian", scale=scale),
             )
+    mapping = Plain(lambda model, z: {"x_mean": model.head(z), "x_logvar": model.second(z)})
+    for model, named in ((mapping, "'x_logvar'"), (Whole(with_scale), "item 2 of what forward returns")):
+        with pytest.raises(ExportError, match=f"gaussian has a scale, and decode returns {named} beside"):
+            adapt(model.eval().requires_grad_(False), X, GAUSSIAN)
     # Without a scale nothing contradicts it, and it is recorded.
     adapted = exported(Plain(with_scale), Declaration())
     assert any("of which the first is taken" in line for line in adapted.recognised)
@@ -351,7 +355,10 @@ def test_halves_under_other_names_are_asked_for_by_name():
 
 def test_answers_of_another_size_than_the_observations_are_warned_of():
     def warned(of, x=X, declared=GAUSSIAN):
-        return [line for line in understood(Plain(of), x, declared).recognised if line.startswith("warning: ")]
+        vae = understood(Plain(of), x, declared)
+        # The record is of the model, also once it is trained.
+        assert not any("warning" in line for line in vae.recognised)
+        return vae.warnings
 
     def of_bytes(model, z):
         return 255 * torch.sigmoid(model.head(z))

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError, TrainingError
 from ..understand.draws import Draws
-from ..understand.state import modes_kept
+from ..understand.functions import sampling
+from ..understand.state import restored
 
 # How far the answers of the two modes may be apart, relative to one.
 _SAME = 1e-3
 
 
-@contextmanager
-def restored(module: nn.Module) -> Iterator[None]:
-    """Restore modes and buffers at the end of the block."""
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    with modes_kept(module):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
-
-
 def require_same_in_training(module: nn.Module, functions: Mapping[str, Callable[[], Sequence[Tensor]]]) -> None:
     """Refuse functions that answer otherwise in training mode: another meaning would be trained than is exported.
 
-    PyTorch's own layers stay in evaluation mode. A function that draws in training mode or changes a buffer, as dropout
-    and running statistics do, is taken as it is.
+    PyTorch's own layers stay in evaluation mode, and dropout gives what it takes. A function that draws otherwise in
+    training mode or changes a buffer, as running statistics do, is taken as it is.
 
     Args:
         module: in evaluation mode.
@@ -46,9 +33,8 @@ def require_same_in_training(module: nn.Module, functions: Mapping[str, Callable
         expected = run()
         before = [buffer.clone() for buffer in module.buffers()]
         advice = f"let it answer alike in both modes, or pass {name}=, the name of a method that does"
-        with restored(module), Draws.constant(0.0) as draws:
-            for each in module.modules():
-                each.training = not type(each).__module__.startswith("torch.")
+        with restored(module), sampling(module, True), Draws.constant(0.0) as draws:
+            draws.drops = False
             try:
                 answers = run()
             except TrainingError as error:

@@ -28,13 +28,13 @@ from ..understand.halves import Halves
 from ..understand.inner import inner_model, module_of
 from ..understand.probe import probe
 from ..understand.soundness import faults_first
-from ..understand.state import fitting_threads, modes_kept, unchanged, used_tensors
+from ..understand.state import fitting_threads, modes_kept, restored, unchanged, used_tensors
 from . import objective
 from .config import ModelConfig, TrainConfig
 from .data.batches import at_least_two, read
 from .data.part import Part
 from .likelihood import kind_named
-from .modes import require_same_in_training, restored
+from .modes import require_same_in_training
 from .own_model import OwnModel
 from .trainable import as_trained, methods_advice, require_plain_state, require_vae, unlike_observations
 
@@ -64,6 +64,8 @@ class OwnVAE(nn.Module):
         self._kind = adapted.signature.likelihood
         self.recognised = adapted.recognised
         """What was found, and how, one line each."""
+        self.warnings: tuple[str, ...] = ()
+        """What may be wrong with it before it is trained."""
         self.home = torch.device("cpu")
         """The device that the module is on outside of a training."""
         self.left: tuple[str, ...] = ()
@@ -175,7 +177,6 @@ def made(factory: str, seed: int) -> nn.Module:
         return module_of(load_model(factory, None))
 
 
-@as_trained()
 def understood(
     module: nn.Module,
     x: Tensor,
@@ -200,7 +201,7 @@ def understood(
     """
     require_plain_state(module)
     conditions = dict(conditions or {})
-    with unchanged(module), fitting_threads(module, x):
+    with unchanged(module), fitting_threads(module, x), as_trained(trained):
         model, _ = inner_model(module, x, conditions)
         source, known = declared(model)
         declaration = declaration.over(known)
@@ -213,28 +214,25 @@ def understood(
         probe(adapted, trained=trained)
         # With every condition that a half takes: one that its weights ignore now may be what they learn.
         vae = OwnVAE(module, adapted)
-        unlike = unlike_observations(adapted, x)
         _require_halves_trainable(vae, model, x, conditions)
+        z = torch.cat([adapted.examples[latent.name].flatten(1) for latent in adapted.signature.latents], 1)
         try:
-            _require_same(vae, adapted, x, conditions)
+            _require_same(vae, adapted, x, z, conditions)
         except TrainingError as error:
             raise ExportError(str(error).partition("; correct")[0] + "; give encode and decode to it") from error
         if not trained:
-            z = [adapted.examples[latent.name] for latent in adapted.signature.latents]
-            decoded = torch.cat([each.flatten(1) for each in z], 1)
-            require_same_in_training(
-                module,
-                {
-                    "encode": lambda: vae.posterior(x, **conditions),
-                    "decode": lambda: vae.answer(decoded, **conditions),
-                },
-            )
+            vae.warnings = unlike_observations(adapted, x)
+            functions = {
+                "encode": lambda: vae.posterior(x, **conditions),
+                "decode": lambda: vae.answer(z, **conditions),
+            }
+            require_same_in_training(module, functions)
     if trained:
         return vae
     left, frozen = _not_trained(vae, x, conditions)
     reasons = {"neither encode nor decode reads them": left, "they are frozen (requires_grad=False)": frozen}
     lines = (f"not trained, since {reason}: {', '.join(names)}" for reason, names in reasons.items() if names)
-    vae.recognised = (*adapted.recognised, *lines, *unlike)
+    vae.recognised = (*adapted.recognised, *lines)
     vae.left = tuple(left)
     return vae
 
@@ -314,7 +312,7 @@ def for_run(
         raise MissingCondition(error.function, error.missing, advice) from error
     vae.home = home
     if progress:
-        print(*vae.recognised, sep="\n", file=sys.stderr)
+        print(*vae.recognised, *vae.warnings, sep="\n", file=sys.stderr)
     return vae, vae.described(factory, declared, tuple(x.shape[1:]))
 
 
@@ -392,8 +390,8 @@ def _require_halves_trainable(vae: OwnVAE, model: nn.Module, x: Tensor, conditio
         )
 
 
-def _require_same(vae: OwnVAE, adapted: Adapted, x: Tensor, conditions: Mapping[str, Tensor]) -> None:
-    """Hold what is trained against what is exported, in evaluation mode."""
+def _require_same(vae: OwnVAE, adapted: Adapted, x: Tensor, z: Tensor, conditions: Mapping[str, Tensor]) -> None:
+    """Hold what is trained against what is exported, in evaluation mode; z are all latents of x, [n, latent]."""
     pairs = []
     outputs = run_module(adapted.modules["encoder"], adapted.given("encoder"))
     encoded = dict(zip(adapted.outputs("encoder"), outputs, strict=True))
@@ -405,7 +403,6 @@ def _require_same(vae: OwnVAE, adapted: Adapted, x: Tensor, conditions: Mapping[
     mu, logvar = vae.posterior(x, **conditions)
     pairs += [("encode", mu, torch.cat(own[::2], 1)), ("encode", logvar, torch.cat(own[1::2], 1))]
     decoded = run_module(adapted.modules["decoder"], adapted.given("decoder"))
-    z = torch.cat([adapted.examples[latent.name].flatten(1) for latent in adapted.signature.latents], 1)
     parameters, scale = vae.answer(z, **conditions)
     pairs.append(("decode", vae.mean(parameters), decoded[0]))
     likelihood = adapted.signature.likelihood

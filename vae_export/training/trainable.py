@@ -31,12 +31,17 @@ _FROM_RANDOM = (
 
 
 @contextmanager
-def as_trained() -> Iterator[None]:
-    """Give the advice of an export that is none for a training: here encode and decode are names of methods."""
+def as_trained(trained: bool) -> Iterator[None]:
+    """Replace the advice of an export that is none for a training: here encode and decode are names of methods.
+
+    Args:
+        trained: whether the model was trained before.
+    """
     try:
         yield
     except ExportError as error:
-        advice = str(error).replace(AS_CODES, _AS_NORMAL).replace(TRAINED, _FROM_RANDOM)
+        advice = str(error).replace(AS_CODES, _AS_NORMAL)
+        advice = advice if trained else advice.replace(TRAINED, _FROM_RANDOM)
         advice = re.sub(r"\bpass (encode|decode)=, a function", r"give the model a method for \1=, a function", advice)
         error.args = (
             advice.replace("pass encode= and decode=, f", "give the model methods for encode= and decode=, f"),
@@ -56,7 +61,7 @@ def methods_advice(model: nn.Module) -> str:
     )
 
 
-def unlike_observations(adapted: Adapted, x: Tensor) -> list[str]:
+def unlike_observations(adapted: Adapted, x: Tensor) -> tuple[str, ...]:
     """Return a line that warns of a decoder whose answers are far larger than the observations, such as 0 … 255.
 
     Args:
@@ -67,12 +72,12 @@ def unlike_observations(adapted: Adapted, x: Tensor) -> list[str]:
     mean = run_module(adapted.modules["decoder"], adapted.given("decoder"))[0]
     usual, largest = float(mean.abs().median()), float(x.abs().max())
     if kind.mean_support is not None or usual <= _FAR * max(largest, 1e-6):
-        return []
-    return [
+        return ()
+    return (
         f"warning: decode gives {float(mean.min()):.3g} … {float(mean.max()):.3g} before the training, for "
         f"observations of {float(x.min()):.3g} … {float(x.max()):.3g}; let it give values of their size, or leave the "
-        "data as the model was written for (--normalise none)"
-    ]
+        "data as the model was written for (--normalise none)",
+    )
 
 
 def require_plain_state(module: nn.Module) -> None:
@@ -145,10 +150,7 @@ def require_vae(adapted: Adapted, x: Tensor) -> None:
 
 def _require_observation_alone(adapted: Adapted) -> None:
     """Refuse a decode that returns a scale, or a second mean, in a tensor of its own: training would drop it."""
-    signature, examples = adapted.signature, adapted.examples
-    latents = [examples[latent.name] for latent in signature.latents]
-    conditions = {condition.name: examples[condition.name] for condition in signature.conditions}
-    found = beside(adapted.modules["decoder"], latents, conditions)
+    found = beside(adapted)
     if found:
         raise ExportError(
             f"decode: expected the mean alone, or a distribution, got {found[0]} beside it, which training would drop; "

@@ -22,7 +22,7 @@ from .checks import with_class_axis
 from .choices import cut_at_choices
 from .cut import cut_forward
 from .declaration import SECOND, Declaration
-from .decoder import understand_decoder
+from .decoder import require_no_scale, understand_decoder
 from .decoding import decoding_codes, decoding_observations
 from .draws import Draws, fixed_noise, in_training
 from .edges import at_edge
@@ -112,6 +112,7 @@ def adapt(
             raise
         functions, adapted = _from_halves(model_data, declaration, reason)
         settled, shown = _decodes_alike(functions, adapted), True
+    require_no_scale(adapted, declaration.likelihood)
     if (
         declaration.posterior is None
         and not shown
@@ -187,6 +188,7 @@ def adapt_decoder(
         examples |= _noise(latent, len(own[0]))
     lines = (*([f"declared by {source}"] if source else []), *functions.recognised, *decoder.recognised)
     adapted = Adapted({"decoder": decoder.module}, signature, examples, lines)
+    require_no_scale(adapted, declaration.likelihood)
     if declaration.prior is None and any(part.kind != "codes" for part in parts):
         adapted = with_prior(adapted, find_prior(functions, adapted, holder=holder))
     lines = (*adapted.recognised, *_described(adapted.signature, declaration))

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_runtime.errors import error_line
+from vae_runtime.likelihood import KINDS
 from vae_runtime.manifest import Latent, LatentPosterior, Likelihood
 
 from ..errors import ExportError
+from .adapted import Adapted
 from .constants import Constants
 from .declaration import Declaration
 from .draws import Draws, Sigmoids
@@ -143,19 +145,41 @@ def answers(
     return outputs, decoder.reading.observed(as_float32(scale)) if isinstance(scale, Tensor) else None
 
 
-def beside(decoder: nn.Module, latents: Sequence[Tensor], conditions: Mapping[str, Tensor]) -> list[str]:
+def beside(adapted: Adapted) -> list[str]:
     """Name what decode returns beside the observation that may be a scale of it, or a second mean.
 
     Args:
-        decoder: what `understand_decoder` made.
-        latents: [n, …] each.
-        conditions: values [n, …] by name, of which decode takes its own.
+        adapted: its decoder is what `understand_decoder` made.
     """
+    signature, decoder = adapted.signature, adapted.modules["decoder"]
     assert isinstance(decoder, _Decode)
     if isinstance(halves := getattr(decoder.decode, "__self__", None), Halves):
         return list(halves.beside)
+    # Without the noise that decode adds, which comes last.
+    latents = [adapted.examples[latent.name] for latent in signature.latents[: decoder.count]]
+    conditions = {condition.name: adapted.examples[condition.name] for condition in signature.conditions}
     with torch.no_grad(), Draws.constant(0.0):
         return beside_of(decoder.output(latents, conditions), [*latents, *conditions.values()])
+
+
+def require_no_scale(adapted: Adapted, declared: str | None) -> None:
+    """Refuse a kind with a scale where decode returns a tensor that may be the scale: another one would be scored.
+
+    Args:
+        adapted: as `beside` takes it.
+        declared: the kind, if it is declared.
+
+    Raises:
+        ExportError: decode returns such a tensor.
+    """
+    if declared is None or declared not in KINDS or not KINDS[declared].scale:
+        return
+    found = beside(adapted)
+    if found:
+        raise ExportError(
+            f"likelihood: {declared} has a scale, and decode returns {found[0]} beside the mean, which may be it; "
+            "pass decode=, a function that returns a torch.distributions.Normal(mean, std), or the mean alone"
+        )
 
 
 class _Decode(nn.Module):
@@ -180,6 +204,11 @@ class _Decode(nn.Module):
         with draws, self._constants.folded():
             output = self.output(latents, dict(zip(self._conditions, rest, strict=True)))
             return tuple(as_float32(tensor) for tensor in self.reading.read(output, draws))
+
+    @property
+    def count(self) -> int:
+        """The number of latents that decode takes."""
+        return len(self._latents)
 
     @property
     def decode(self) -> Callable[..., Any]:

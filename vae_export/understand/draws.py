@@ -57,7 +57,7 @@ _DROPOUT = {
 _TO_CUDA = {Tensor.cuda}
 _TO_HALF = {Tensor.half, Tensor.bfloat16}
 # The names of activations whose values are neither logits nor probabilities.
-_BOUNDED = ("tanh", "tanh_", "relu", "relu_", "relu6", "hardtanh", "hardtanh_", "softplus")
+_NO_LOGITS = ("tanh", "tanh_", "relu", "relu_", "relu6", "hardtanh", "hardtanh_", "softplus")
 _SIGMOID = {torch.sigmoid, Tensor.sigmoid, functional.sigmoid, torch.special.expit}
 
 
@@ -97,8 +97,8 @@ class Draws(Sigmoids):
     `give` is called with the number of the draw and its shape, and returns standard normal numbers. `choose` is called
     with the shape of a draw of indices, and returns them; without it the model draws them. `normal` records the shapes
     of the normal draws, `other` the names of other random functions, `weights` those of the indices that `choose` gave,
-    `sigmoid` the last sigmoid's input and output, `bounded` the name and the output of the last activation whose values
-    are neither logits nor probabilities.
+    `sigmoid` the last sigmoid's input and output, `activation` the name and the output of the last activation whose
+    values are neither logits nor probabilities.
     """
 
     def __init__(
@@ -112,7 +112,9 @@ class Draws(Sigmoids):
         self.weights: list[Tensor] = []
         self.normal: list[tuple[int, ...]] = []
         self.other: list[str] = []
-        self.bounded: tuple[str, Tensor] | None = None
+        self.activation: tuple[str, Tensor] | None = None
+        self.drops = True
+        """Whether dropout in training mode drops; if not, it gives what it takes."""
         self.widened = False
         """Whether the model asked for float16 or bfloat16, by a cast or by autocast, and got float32."""
 
@@ -165,13 +167,15 @@ class Draws(Sigmoids):
         if func in _OTHER:
             self.other.append(func.__name__)
         elif func in _DROPOUT and _drops(func, args, kwargs):
+            if not self.drops and func is not torch.native_dropout:
+                return args[0] if args else kwargs["input"]
             self.other.append(f"{func.__name__}{_IN_TRAINING}")
         result = TRANSLATABLE.get(func, func)(*args, **kwargs)
         if func in _SIGMOID:
             # A copy, since the model may change the result in place.
             self.sigmoid = (args[0] if args else kwargs["input"], result.clone())
-        elif getattr(func, "__name__", "") in _BOUNDED:
-            self.bounded = (func.__name__.rstrip("_"), result.clone())
+        elif getattr(func, "__name__", "") in _NO_LOGITS:
+            self.activation = (func.__name__.rstrip("_"), result.clone())
         return result
 
     def _in_float32(

@@ -258,7 +258,7 @@ def sampling(model: nn.Module, mode: bool) -> Iterator[None]:
     """Put a model and its submodules into training mode or not; PyTorch's own layers stay as they are.
 
     A layer may keep averages in training mode, such as those of a codebook: weights are put back, except while a graph
-    is made, which would hold the copies, and in a training, whose gradients would be lost.
+    is made, which would hold the copies, and where gradients are computed, which would be lost.
 
     Args:
         model: its layers are in the mode that they are to be in.

@@ -22,7 +22,7 @@ from .checks import observation_range, require_likelihood
 from .declaration import RESERVED, Declaration
 from .draws import Draws
 from .edges import as_float32, at_edge, range_of
-from .reading import DecoderReading, base_of, beside_of, mean_of
+from .reading import DecoderReading, base_of, mean_of
 
 # The classes of PyTorch for a kind, where it has some.
 _DISTRIBUTIONS: Mapping[str, tuple[type[Distribution], ...]] = {
@@ -114,7 +114,6 @@ def find_likelihood(decoded: Decoded, example: Tensor, declaration: Declaration)
     lines = []
     if isinstance(decoded.output, (tuple, list)) and len(decoded.output) > 1:
         lines.append(f"decode: returns {len(decoded.output)} things, of which the first is taken (decode=)")
-        _require_no_scale_beside(decoded, declaration.likelihood)
     classes = kind or declaration.likelihood
     if classes is not None and classes in KINDS and KINDS[classes].classes:
         parameters = _of_classes(classes, base, base_of(decoded.far), example)
@@ -151,18 +150,6 @@ def _reason(base: Any) -> str:
     if not isinstance(base, Distribution):
         return NOT_DECLARED
     return f"decode returns a {type(base).__name__}, which is none of {', '.join(KINDS)}"
-
-
-def _require_no_scale_beside(decoded: Decoded, declared: str | None) -> None:
-    """Refuse a kind with a scale where decode returns a tensor that may be the scale: another one would be scored."""
-    if declared is None or declared not in KINDS or not KINDS[declared].scale:
-        return
-    beside = beside_of(decoded.output, decoded.latents)
-    if beside:
-        raise ExportError(
-            f"likelihood: {declared} has a scale, and decode returns {beside[0]} beside the mean, which may be it; "
-            "pass decode=, a function that returns a torch.distributions.Normal(mean, std), or the mean alone"
-        )
 
 
 def _require_values(
@@ -320,10 +307,11 @@ def _of_tensor(kind: str, decoded: Decoded, mean: Tensor, declaration: Declarati
     if not KINDS[kind].logits or support is None:
         return _Parameters(kind, f"likelihood: {kind}; decode returns the mean")
     if not all(_within(answer, support) for answer in (mean, mean_of(decoded.far))):
-        if decoded.draws.bounded and _is_answer(decoded.draws.bounded[1], mean):
+        name, last = decoded.draws.activation or ("", None)
+        if last is not None and _is_answer(last, mean):
             raise ExportError(
-                f"decode: expected logits or probabilities for a {kind} likelihood, got the values of a "
-                f"{decoded.draws.bounded[0]}, {float(mean.min()):.2g} … {float(mean.max()):.2g}; let decode end in a "
+                f"decode: expected logits or probabilities for a {kind} likelihood, got the values of a {name}, "
+                f"{float(mean.min()):.2g} … {float(mean.max()):.2g}; let decode end in a "
                 "sigmoid, or return what the sigmoid takes"
             )
         line = f"likelihood: {kind}; decode returns logits, since values lie outside {support[0]:g} … {support[1]:g}"

@@ -149,7 +149,7 @@ class Sampler:
         noise: Tensor | None = None,
         chosen: Sequence[int] = (0,),
         row: int = 0,
-        count: int = _MAX_DRAWS,
+        count: int | None = None,
     ) -> Trial:
         """Sample `n` times.
 
@@ -158,7 +158,7 @@ class Sampler:
             noise: the normal numbers [n, *latent shape]; the same random ones each time by default.
             chosen: the index that each row draws, where indices are drawn; the last for the rows beyond.
             row: the row of the example whose conditions are given.
-            count: how many draws of normal numbers are made; those after them are 0.
+            count: how many draws of normal numbers are made, and all after them are 0; None: as many as it makes.
         """
         usual = _SPREAD * torch.randn(n, *self._shape, generator=torch.Generator().manual_seed(1))
         own = usual if noise is None else noise
@@ -168,7 +168,7 @@ class Sampler:
         def give(index: int, shape: tuple[int, ...]) -> Tensor:
             if index > _MAX_DRAWS:
                 raise ExportError(f"it draws noise more than {_MAX_DRAWS} times")
-            if index >= count:
+            if count is not None and index >= count:
                 return torch.zeros(shape)
             between = len(shape) - own.dim()
             # A sampler that rejects some of its noise draws until it is small.

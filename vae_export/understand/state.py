@@ -67,6 +67,19 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def restored(module: nn.Module) -> Iterator[None]:
+    """Restore modes and buffers at the end of the block."""
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    with modes_kept(module):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+
+
+@contextlib.contextmanager
 def replaced(model: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
     """Put a function in the place of a model's method.
 

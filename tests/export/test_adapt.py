@@ -255,6 +255,8 @@ def test_an_activation_that_is_no_sigmoid_gives_no_logits(last):
         ExportError, match=r"expected logits or probabilities .*, got the values of a .*; let decode end"
     ):
         understood(decoding(last), declared)
+    with pytest.raises(ExportError, match="let decode end in a sigmoid"):
+        understood(decoding(lambda y: last(y).flip(1)), declared)
     adapted, _ = understood(decoding(lambda y: last(y) - 1), declared)
     assert adapted.signature.likelihood.logits == "logits"
     if isinstance(last, nn.Tanh):

@@ -695,3 +695,36 @@ def test_a_forward_that_draws_otherwise_too_is_no_cut():
     model = Masking().eval()
     with unchanged(model), pytest.raises(ExportError, match="it draws with rand_like, too"):
         cut_forward(model, X, {})
+
+
+class OfClasses(Plain):
+    """Each class has latents of its own mean; that of class 0, which is the first row's, is 0."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.means = nn.Embedding(3, 4, padding_idx=0)
+        with torch.no_grad():
+            self.means.weight.mul_(scale)
+
+    def encode(self, x, label):
+        return self.body(x).chunk(2, 1)
+
+    def decode(self, z, label):
+        return torch.sigmoid(self.head(z)) + label[:, None]
+
+    def forward(self, x, label):
+        mu, logvar = self.encode(x, label)
+        return self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar), label)
+
+    def sample(self, n, label):
+        return self.decode(torch.randn(n, 4) + self.means(label), label)
+
+
+@pytest.mark.parametrize(("scale", "kind"), [(3.0, "none"), (0.0, "normal")])
+def test_a_sampler_draws_by_every_condition(scale, kind):
+    model = OfClasses(scale).eval()
+    with unchanged(model):
+        adapted = adapt(model, X, Declaration(posterior="logvar"), conditions={"label": torch.arange(6) % 3})
+    prior = adapted.signature.latent.prior
+    assert prior.kind == kind
+    assert kind == "normal" or "draws other latents where the conditions are others" in prior.reason

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from vae_export.errors import ExportError
 from vae_export.training import checkpoint
 from vae_export.training.config import DataConfig, TrainConfig
 from vae_export.training.loop import train
+from vae_runtime.errors import InputError
 
 TRAINING = TrainConfig(epochs=2, batch_size=64, learning_rate=3e-3, threads=1)
 
@@ -61,6 +64,36 @@ class LogitsWithDropout(Base):
     def decode(self, z):
         y = self.head(functional.dropout(z, 0.2, self.training))
         return y if self.training else torch.sigmoid(y)
+
+
+class Normalized(nn.BatchNorm1d):
+    """A class of the user's that is PyTorch's layer."""
+
+
+class LogitsWithNormalization(LogitsWithDropout):
+    def __init__(self):
+        super().__init__()
+        self.normalized = Normalized(4)
+
+    def decode(self, z):
+        y = self.head(self.normalized(z))
+        return y if self.training else torch.sigmoid(y)
+
+
+class NoisyInTraining(Base):
+    """Adds noise to the observation and counts in training mode; `shift` is what it does beside."""
+
+    def __init__(self, shift=4.0):
+        super().__init__()
+        self.shift = shift
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def encode(self, x):
+        if not self.training:
+            return super().encode(x)
+        self.steps += 1
+        mu, log_var = super().encode(x + 0.05 * torch.randn_like(x))
+        return mu, log_var - self.shift
 
 
 class ClampInEvaluation(Base):
@@ -149,6 +182,8 @@ GAUSSIAN = {"likelihood": "gaussian", "scale": 0.3}
         (LogitsInTraining, GAUSSIAN, "decode: expected the values of evaluation mode in training mode, got others"),
         (LogitsInTraining, BERNOULLI, "decode: fails in training mode: .* expected the sigmoid of evaluation mode"),
         (LogitsWithDropout, GAUSSIAN, "decode: expected the values of evaluation mode in training mode, got others"),
+        (LogitsWithNormalization, GAUSSIAN, "decode: expected the values of evaluation mode in training mode"),
+        (NoisyInTraining, BERNOULLI, "encode: expected the values of evaluation mode in training mode, got others"),
         (ClampInEvaluation, GAUSSIAN, "decode: expected the values .*; let it answer alike in both modes, or pass"),
         (
             FailsInTraining,
@@ -163,7 +198,7 @@ def test_a_function_of_another_meaning_in_training_mode_is_refused(module, decla
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("module", [OwnDropout, OwnStatistics])
+@pytest.mark.parametrize("module", [OwnDropout, OwnStatistics, lambda: NoisyInTraining(shift=0.0)])
 def test_what_draws_or_keeps_statistics_in_training_mode_is_trained(module, tmp_path):
     torch.manual_seed(0)
     assert run(tmp_path / "run", module(), **BERNOULLI).info.result is not None
@@ -184,6 +219,14 @@ def test_a_forward_that_samples_in_training_mode_alone_is_trained_and_exported(t
     np.testing.assert_allclose(posterior.mean, mu, atol=1e-5)
     np.testing.assert_allclose(posterior.logvar, log_var, atol=1e-5)
     np.testing.assert_allclose(vae.decode(posterior.mean), reconstruction, atol=1e-5)
+
+
+def test_halves_of_a_forward_are_not_compiled(tmp_path):
+    training = dataclasses.replace(TRAINING, compile=True)
+    with pytest.raises(
+        InputError, match=r"train.compile: expected a model with encode and decode.*leave --compile out"
+    ):
+        train(tmp_path / "run", DrawsInTraining(), training, DataConfig("digits"), progress=False, **BERNOULLI)
 
 
 @pytest.mark.parametrize(

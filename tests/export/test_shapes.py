@@ -254,3 +254,59 @@ def test_a_training_takes_pictures():
     torch.testing.assert_close(mu, model.encode(X.flatten(1))[0])
     logits, _ = vae.answer(Z)
     torch.testing.assert_close(logits.sigmoid(), model.decode(Z).view(-1, 1, 3, 4))
+
+
+PICTURES = torch.rand(6, 2, 3, 2, generator=torch.Generator().manual_seed(2))
+
+
+class Unsettled(Flattening):
+    """`shown` makes what forward returns of decode's answer and of the observation: its order is not shown."""
+
+    def __init__(self, shown):
+        super().__init__()
+        self.shown = shown
+
+    def forward(self, x):
+        mu, logvar = self.encode(self.flat(x))
+        return self.shown(self.decode(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)), x), mu, logvar
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        lambda y, x: y.view(-1, 3, 2, 2),
+        lambda y, x: (functional.mse_loss(y, x.permute(0, 2, 3, 1).flatten(1)), y)[1],
+    ],
+)
+def test_an_answer_keeps_its_shape_where_forward_has_another_order(shown):
+    adapted = understood(Unsettled(shown), PICTURES, likelihood="bernoulli")
+    assert adapted.signature.likelihood.shape == (12,)
+    assert not has(adapted, "is given the shape")
+    # The partner, whose forward shows the order.
+    assert understood(Flattening(), PICTURES, likelihood="bernoulli").signature.likelihood.shape is None
+
+
+def test_a_sampler_of_a_third_shape_is_refused():
+    class ChannelsLast(Flattening):
+        def sample(self, n):
+            return self.decode(torch.randn(n, 4)).view(n, 3, 2, 2)
+
+    with pytest.raises(ExportError, match="sample: returns something other than decode's answer"):
+        understood(ChannelsLast(), PICTURES, likelihood="bernoulli")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x.clamp(0, 1), lambda x: x.clamp(-9, 9), lambda x: x / x.abs().amax(1, keepdim=True).clamp(min=1)],
+)
+def test_what_forward_does_to_observations_beyond_the_example_counts(change):
+    class Bounded(Flattening):
+        def flat(self, x):
+            return change(super().flat(x))
+
+    model = Bounded()
+    adapted = understood(model)
+    assert has(adapted, "the two halves of forward")
+    far = 100 * X - 50
+    mu, *_ = run_module(adapted.modules["encoder"], [far])
+    torch.testing.assert_close(mu, model.encode(model.flat(far))[0].detach())

@@ -87,6 +87,7 @@ def with_scale(model, z):
         (lambda model, z: (z, *with_scale(model, z)), "item 2 of its answer"),
         (lambda model, z: (model.head(z), model.scale), "item 2 of its answer"),
         (lambda model, z: (model.head(z), model.second(z)[:, :1]), "item 2 of its answer"),
+        (lambda model, z: (model.head(z), model.second(z).view(-1, 3, 4)), "item 2 of its answer"),
         (lambda model, z: {"x_mean": model.head(z), "x_logvar": model.second(z)}, "'x_logvar'"),
         (lambda model, z: {"both": with_scale(model, z)}, "'both'"),
         (lambda model, z: (model.head(z), Normal(model.head(z), 0.1)), "item 2 of its answer"),

@@ -220,6 +220,11 @@ def _train(
                 if own:
                     own.module.load_state_dict(checkpoint.load_weights(folder))
             return Outcome(folder, found, found.result.epochs, already_finished=True)
+    if own and own.halved and info.train.compile:
+        raise InputError(
+            "train.compile: expected a model with encode and decode, got one with forward alone, whose halves cannot "
+            "be compiled; give it these, or leave --compile out"
+        )
     if own:
         own_vae.require_small_parts(own, dataset.train, info.train, group.count)
     here = Stage(1, __version__, torch.__version__, machine.named(device), group.count, info.train.compile)

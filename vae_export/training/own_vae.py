@@ -72,6 +72,11 @@ class OwnVAE(nn.Module):
         """The names of weights that neither encode nor decode reads."""
 
     @property
+    def halved(self) -> bool:
+        """Whether encode and decode are the two halves of the module's `forward`."""
+        return isinstance(getattr(encode_of(self.components[0]), "__self__", None), Halves)
+
+    @property
     def likelihood(self) -> str:
         """Name of the kind of p(x|z)."""
         return self._kind.kind
@@ -374,8 +379,7 @@ def require_small_parts(vae: OwnVAE, train: Part, config: TrainConfig, processes
 
 def _require_halves_trainable(vae: OwnVAE, model: nn.Module, x: Tensor, conditions: Mapping[str, Tensor]) -> None:
     """Refuse halves of a `forward` that does more in training: each half runs it, the second on other observations."""
-    encode = encode_of(vae.components[0])
-    if not isinstance(getattr(encode, "__self__", None), Halves):
+    if not vae.halved:
         return
     with restored(vae.module), Draws.constant(0.0) as draws:
         before = [buffer.clone() for buffer in model.buffers()]

@@ -13,7 +13,7 @@ from .adapted import Adapted, run_module
 from .draws import fixed_noise
 from .edges import at_edge
 from .functions import Forward, Functions, another
-from .posterior import SAME, ForwardDiffers, distance, first_sample, one_sample, sample_axes
+from .posterior import SAME, ForwardDiffers, distance, first_sample, joins, one_sample, sample_axes
 from .reading import AS_CODES
 
 
@@ -112,7 +112,7 @@ def nearest(shown: Sequence[Tensor], expected: Sequence[Tensor], *, reshaped: bo
     Args:
         shown: tensors of any shapes, such as several samples of an expected one.
         expected: the tensors that are looked for.
-        reshaped: whether another shape of as many numbers will do.
+        reshaped: whether a shape that has several of the axes as one, or the reverse, will do.
     """
     pairs = [
         (a.float(), b)
@@ -122,8 +122,8 @@ def nearest(shown: Sequence[Tensor], expected: Sequence[Tensor], *, reshaped: bo
         if a.shape == b.shape
     ]
     if reshaped:
-        same = [(a, b) for a in shown for b in expected if a.dim() and a.numel() == b.numel() and len(a) == len(b)]
-        pairs += [(a.float().reshape(b.shape), b) for a, b in same if a.shape != b.shape]
+        rows = [(a, b) for a in shown for b in expected if a.dim() and len(a) == len(b) and a.shape != b.shape]
+        pairs += [(a.float().reshape(b.shape), b) for a, b in rows if joins(a.shape[1:], b.shape[1:])]
     return min((distance(a, b) for a, b in pairs), default=None)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +24,7 @@ from .edges import as_float32, written_for
 from .functions import Functions
 from .halves import Halves
 from .likelihood import Decoded, LikelihoodFound, find_likelihood
-from .posterior import ForwardDiffers
+from .posterior import ForwardDiffers, joins
 from .reading import DecoderReading, base_of, beside_of, mean_of
 from .shapes import shows_shape
 
@@ -83,7 +82,7 @@ def _of_observations(found: LikelihoodFound, functions: Functions) -> Likelihood
     the model itself puts observations into the shape of the answer.
     """
     shape, observed = found.likelihood.shape, tuple(functions.example.shape[1:])
-    if shape is None or found.reading.class_axis is not None or not _joins(shape, observed):
+    if shape is None or found.reading.class_axis is not None or not joins(shape, observed):
         return found
     alike = [size for size in shape if size != 1] == [size for size in observed if size != 1]
     if not alike and not shows_shape(functions, shape):
@@ -96,12 +95,6 @@ def _of_observations(found: LikelihoodFound, functions: Functions) -> Likelihood
         reading=replace(found.reading, shape=observed),
         recognised=(*found.recognised, line),
     )
-
-
-def _joins(a: Sequence[int], b: Sequence[int]) -> bool:
-    """Whether one shape has several neighboring axes of the other as one, and as many numbers."""
-    products = [{math.prod(shape[: 1 + axis]) for axis in range(len(shape))} for shape in (a, b)]
-    return math.prod(a) == math.prod(b) and (products[0] <= products[1] or products[1] <= products[0])
 
 
 def _noises(functions: Functions, latents: Sequence[Tensor], mean: Tensor, quiet: Draws) -> dict[int, Latent]:

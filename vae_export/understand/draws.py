@@ -57,7 +57,7 @@ _DROPOUT = {
 _TO_CUDA = {Tensor.cuda}
 _TO_HALF = {Tensor.half, Tensor.bfloat16}
 # The names of activations whose values are neither logits nor probabilities.
-_NO_LOGITS = ("tanh", "tanh_", "relu", "relu_", "relu6", "hardtanh", "hardtanh_", "softplus")
+_NO_LOGITS = ("tanh", "tanh_", "relu", "relu_", "relu6", "hardtanh", "hardtanh_", "softplus", "softsign", "exp")
 _SIGMOID = {torch.sigmoid, Tensor.sigmoid, functional.sigmoid, torch.special.expit}
 
 

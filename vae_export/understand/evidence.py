@@ -388,6 +388,9 @@ def _shown(sampler: Sampler, functions: Functions, adapted: Adapted, latents: Se
     if len(latents) == 1 and trial.latents is not None and trial.answers:
         _require_answer(sampler, trial, adapted, latents[0])
     if not draws.weights and _is_noise(trial, adapted, latents):
+        rows = range(1, min(_ROWS, len(functions.example)) if functions.conditions else 1)
+        if not all(_is_noise(sampler.run(_ROWS, row=row), adapted, latents, row) for row in rows):
+            return _none(f"{sampler.name} draws other latents where the conditions are others")
         return Evidence(LatentPrior("normal"), f"prior: normal, as {sampler.name} draws it")
     if trial.latents is None or len(latents) > 1:
         return _none(f"{sampler.name} draws something else than the standard normal that decode would be given")
@@ -425,7 +428,8 @@ def _require_answer(sampler: Sampler, trial: Trial, adapted: Adapted, latent: La
         return
 
     def gap(expected: Sequence[Tensor]) -> float:
-        return min(distance(answer.reshape(each.shape), each) for answer in answers for each in expected)
+        found = nearest(answers, expected, reshaped=True)
+        return math.inf if found is None else found
 
     if gap([mean, *others]) <= SAME:
         return
@@ -435,15 +439,15 @@ def _require_answer(sampler: Sampler, trial: Trial, adapted: Adapted, latent: La
     raise ExportError(f"{sampler.name}: returns something other than decode's answer; {advice}")
 
 
-def _is_noise(trial: Trial, adapted: Adapted, latents: Sequence[Latent]) -> bool:
-    """Whether a sampler decodes its noise as it is."""
+def _is_noise(trial: Trial, adapted: Adapted, latents: Sequence[Latent], row: int = 0) -> bool:
+    """Whether a sampler decodes its noise as it is, with the conditions of this row."""
     if len(latents) == 1 and trial.latents is not None and trial.noise is not None:
         return distance(trial.latents, trial.noise) <= SAME
     # Nothing shows the latents themselves, but the decoder's answer to the same noise does.
     given = [noise for noise in trial.given if noise.dim() > 1]
     if [tuple(noise.shape[1:]) for noise in given] != [latent.shape for latent in latents]:
         return False
-    own = decoded(adapted, {latent.name: noise for latent, noise in zip(latents, given, strict=True)})
+    own = decoded(adapted, {latent.name: noise for latent, noise in zip(latents, given, strict=True)}, row)
     gap = nearest(trial.returned, own, reshaped=True)
     return gap is not None and gap <= SAME
 

@@ -308,7 +308,7 @@ def _of_tensor(kind: str, decoded: Decoded, mean: Tensor, declaration: Declarati
         return _Parameters(kind, f"likelihood: {kind}; decode returns the mean")
     if not all(_within(answer, support) for answer in (mean, mean_of(decoded.far))):
         name, last = decoded.draws.activation or ("", None)
-        if last is not None and _is_answer(last, mean):
+        if last is not None and _are_moved(last, mean):
             raise ExportError(
                 f"decode: expected logits or probabilities for a {kind} likelihood, got the values of a {name}, "
                 f"{float(mean.min()):.2g} … {float(mean.max()):.2g}; let decode end in a "
@@ -326,6 +326,13 @@ def _of_tensor(kind: str, decoded: Decoded, mean: Tensor, declaration: Declarati
 def _is_answer(result: Tensor, mean: Tensor) -> bool:
     """Whether the result of an activation is decode's answer, in this shape or another."""
     return result.numel() == mean.numel() and torch.equal(as_float32(result).reshape(mean.shape), mean)
+
+
+def _are_moved(result: Tensor, mean: Tensor) -> bool:
+    """Whether decode's answer has the numbers of a result, in any order."""
+    return result.numel() == mean.numel() and torch.equal(
+        as_float32(result).flatten().sort().values, mean.flatten().sort().values
+    )
 
 
 def _within(tensor: Tensor, bounds: tuple[float, float]) -> bool:

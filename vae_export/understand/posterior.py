@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -226,6 +227,12 @@ def first_sample(tensor: Tensor, axes: Sequence[int]) -> Tensor:
 def one_sample(tensor: Tensor, single: Sequence[int]) -> list[Tensor]:
     """Return the first of several samples that a tensor may hold, such as those of an importance-weighted model."""
     return [first_sample(tensor, axes) for axes in sample_axes(tensor.shape, single)]
+
+
+def joins(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Return whether one shape has several neighboring axes of the other as one, and as many numbers."""
+    products = [{math.prod(shape[: 1 + axis]) for axis in range(len(shape))} for shape in (a, b)]
+    return math.prod(a) == math.prod(b) and (products[0] <= products[1] or products[1] <= products[0])
 
 
 def distance(a: Tensor, b: Tensor) -> float:

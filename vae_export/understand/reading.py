@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -338,7 +339,9 @@ def follows(second: Tensor, first: Tensor) -> bool:
 
 
 def _is_spread(shape: Sequence[int], whole: Sequence[int]) -> bool:
-    """Whether a tensor of this shape is spread over the whole one, as a scale for each channel is."""
+    """Whether a tensor of this shape may be spread over the whole one, as a scale for each channel or each row is."""
+    if shape[:1] == whole[:1] and math.prod(shape[1:]) in (1, math.prod(whole[1:])):
+        return True
     try:
         return tuple(torch.broadcast_shapes(tuple(shape), tuple(whole))) == tuple(whole)
     except RuntimeError:

@@ -112,7 +112,7 @@ class _Reached(TorchDispatchMode):
 
 
 class _Mapped(_Reached):
-    """Find other tensors of the inputs' shapes that are made of them.
+    """Find other tensors with as many numbers as the inputs that are made of them.
 
     Args:
         inputs: latents.
@@ -121,7 +121,7 @@ class _Mapped(_Reached):
 
     def __init__(self, inputs: Sequence[Tensor], weights: Sequence[Tensor] | None = None) -> None:
         super().__init__(inputs)
-        self._shapes = {tuple(tensor.shape[1:]) for tensor in inputs}
+        self._sizes = {tensor[:1].numel() for tensor in inputs}
         # Copies, since a model may change its inputs in place.
         self._own = [tensor.clone() for tensor in inputs] if weights is None else []
         parts = inputs if weights is None else weights
@@ -143,7 +143,8 @@ class _Mapped(_Reached):
             for tensor in _strided(result):
                 storage = StorageWeakRef(tensor.untyped_storage())
                 self._weighted.add(storage)
-                if tuple(tensor.shape[1:]) in self._shapes and not any(torch.equal(own, tensor) for own in self._own):
+                kept = any(torch.equal(own.flatten(), tensor.flatten()) for own in self._own)
+                if tensor.dim() and tensor[:1].numel() in self._sizes and not kept:
                     self.found.add(storage)
         return result
 

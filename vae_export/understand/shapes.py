@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .draws import Draws
-from .functions import Functions, another, conditions_taken, watching
+from .functions import Functions, another, conditions_taken, tensors_in, watching
 
 
 def encoding_reshaped(functions: Functions) -> Functions | None:
@@ -28,8 +28,11 @@ def encoding_reshaped(functions: Functions) -> Functions | None:
         functions: of which encode fails on the example.
     """
     shapes = set()
-    # An example may hide what other observations show, such as another order of equal values.
-    for x in (functions.example, another(functions.example)):
+    # An example may hide what other observations show, such as another order of equal values, or a bound.
+    others = [another(functions.example)]
+    if functions.example.is_floating_point():
+        others += [255 * others[0], -others[0]]
+    for x in (functions.example, *others):
         passed = _passed_to_encode(functions, x)
         if passed is None or not _is_reshaped(passed, x):
             return None
@@ -48,9 +51,14 @@ def encoding_reshaped(functions: Functions) -> Functions | None:
 
 
 def shows_shape(functions: Functions, shape: Sequence[int]) -> bool:
-    """Whether the model itself puts observations into this shape: in `forward`, or in encode, and in the same order."""
+    """Whether the model itself puts observations into this shape: in `forward`, or in encode, and in the same order.
+
+    A model that has observations in another order anywhere, or returns as many numbers in a third shape, shows no order
+    of its answers.
+    """
     x = another(functions.example)
     seen = _Reshaped(x, shape)
+    known = {tuple(size for size in each if size != 1) for each in (shape, x.shape[1:])}
     taken = conditions_taken(functions.model, functions.conditions)
     runs: tuple[tuple[Callable[..., Any], Mapping[str, Tensor]], ...] = (
         (functions.model, taken),
@@ -58,9 +66,11 @@ def shows_shape(functions: Functions, shape: Sequence[int]) -> bool:
     )
     for run, conditions in runs:
         with contextlib.suppress(Exception), torch.no_grad(), Draws.constant(0.0), seen:
-            run(x.clone(), **conditions)
-        if seen.found:
-            return True
+            for tensor in tensors_in(run(x.clone(), **conditions)):
+                third = tuple(size for size in tensor.shape[1:] if size != 1) not in known
+                seen.other = seen.other or (third and tensor.numel() == x.numel() and len(tensor) == len(x))
+        if seen.found or seen.other:
+            return not seen.other
     return False
 
 
@@ -109,11 +119,16 @@ class _Reshaped(TorchFunctionMode):
         super().__init__()
         self.x, self.shape = x, (len(x), *shape)
         self.found = False
+        self.other = False
+        """Whether observations were seen in another order."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and tuple(result.shape) == self.shape:
-            self.found = self.found or _is_reshaped(result, self.x)
+        if isinstance(result, Tensor) and result.shape[:1] == self.x.shape[:1] and result.numel() == self.x.numel():
+            self.found = self.found or (tuple(result.shape) == self.shape and _is_reshaped(result, self.x))
+            rows = result.flatten(1).to(self.x.dtype), self.x.flatten(1)
+            moved = not torch.equal(*rows) and torch.equal(*(each.sort(1).values for each in rows))
+            self.other = self.other or moved
         return result

@@ -204,7 +204,10 @@ class Unseen(Answer):
     ],
 )
 def test_an_answer_is_given_the_shape_that_the_model_shows(model, found):
-    adapted = understood(model)
+    # Without a likelihood the bundle gives what decode gives.
+    shape = tuple(model.decode(Z).shape[1:])
+    assert understood(model).signature.likelihood.shape == (None if shape == (1, 3, 4) else shape)
+    adapted = understood(model, likelihood="gaussian")
     assert adapted.signature.likelihood.shape == found
     assert has(adapted, "is given the shape of an observation") == (found is None)
     answer = run_module(adapted.modules["decoder"], [Z])[0]
@@ -229,7 +232,7 @@ class Normals(Flattening):
 
 def test_pictures_become_vectors_too():
     model = Vectors()
-    adapted = understood(model, X.flatten(1))
+    adapted = understood(model, X.flatten(1), likelihood="gaussian")
     assert adapted.signature.likelihood.shape is None
     answer = run_module(adapted.modules["decoder"], [Z])[0]
     torch.testing.assert_close(answer, model.decode(Z).detach().flatten(1))

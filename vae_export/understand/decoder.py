@@ -76,13 +76,14 @@ def understand_decoder(functions: Functions, latents: Sequence[Tensor], declarat
 
 
 def _of_observations(found: LikelihoodFound, functions: Functions) -> LikelihoodFound:
-    """Return the same with an answer of the shape of the observations, where the order of its numbers is known.
+    """Return the same with an answer of the observations' shape, where it has a likelihood and its order is known.
 
-    It is where the two shapes differ by axes of size 1 alone, or where one has several axes of the other as one, and
-    the model itself puts observations into the shape of the answer.
+    It is known where the two shapes differ by axes of size 1 alone, or where one has several axes of the other as one,
+    and the model itself puts observations into the shape of the answer.
     """
     shape, observed = found.likelihood.shape, tuple(functions.example.shape[1:])
-    if shape is None or found.reading.class_axis is not None or not joins(shape, observed):
+    scored = found.likelihood.kind in KINDS and found.reading.class_axis is None
+    if shape is None or not scored or not joins(shape, observed):
         return found
     alike = [size for size in shape if size != 1] == [size for size in observed if size != 1]
     if not alike and not shows_shape(functions, shape):

@@ -174,7 +174,8 @@ class Draws(Sigmoids):
         if func in _SIGMOID:
             # A copy, since the model may change the result in place.
             self.sigmoid = (args[0] if args else kwargs["input"], result.clone())
-        elif getattr(func, "__name__", "") in _NO_LOGITS:
+        elif getattr(func, "__name__", "") in _NO_LOGITS and not torch.compiler.is_exporting():
+            # Not in a graph, in which the copy fixes the batch size of PyTorch's transformers.
             self.activation = (func.__name__.rstrip("_"), result.clone())
         return result
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ExportError
+from .edges import making_graph
 from .operators import TRANSLATABLE
 
 # Functions that draw a standard normal number for each element of their result, or scale one.
@@ -174,7 +175,7 @@ class Draws(Sigmoids):
         if func in _SIGMOID:
             # A copy, since the model may change the result in place.
             self.sigmoid = (args[0] if args else kwargs["input"], result.clone())
-        elif getattr(func, "__name__", "") in _NO_LOGITS and not torch.compiler.is_exporting():
+        elif getattr(func, "__name__", "") in _NO_LOGITS and not making_graph():
             # Not in a graph, in which the copy fixes the batch size of PyTorch's transformers.
             self.activation = (func.__name__.rstrip("_"), result.clone())
         return result

@@ -56,3 +56,8 @@ def fitting(
             if works(arguments):
                 return arguments, changed
     return dict(own), ()
+
+
+def making_graph() -> bool:
+    """Return whether PyTorch follows the model to make a graph of it, by a trace or an export."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[no-untyped-call,attr-defined]

@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 from ..errors import ExportError, MissingCondition
 from .declaration import RESERVED, Declaration
 from .draws import Draws, fixed_noise, in_training
-from .edges import at_edge, fitting
+from .edges import at_edge, fitting, making_graph
 from .reading import fields_of, means_of
 from .state import replaced
 from .stated import returned_priors
@@ -264,8 +264,7 @@ def sampling(model: nn.Module, mode: bool) -> Iterator[None]:
         model: its layers are in the mode that they are to be in.
         mode: whether to train.
     """
-    making = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[no-untyped-call,attr-defined]
-    looking = mode and not making and not torch.is_grad_enabled()
+    looking = mode and not making_graph() and not torch.is_grad_enabled()
     kept = [(tensor, tensor.clone()) for tensor in (*model.parameters(), *model.buffers()) if looking]
     samplers = {each: each.training for each in model.modules() if each is model or _may_sample(each)}
     for module in samplers:

@@ -25,7 +25,7 @@ from torch.nn import functional
 from ..errors import ExportError
 from .declaration import Declaration
 from .draws import Sigmoids
-from .edges import as_float32
+from .edges import as_float32, making_graph
 
 # What to do about latents that are not normal.
 AS_CODES = (
@@ -171,8 +171,7 @@ def _independent_std(posterior: MultivariateNormal) -> Tensor:
     given = "covariance_matrix" in vars(posterior)
     matrix: Tensor = posterior.covariance_matrix if given else posterior.scale_tril
     diagonal = matrix.diagonal(dim1=-2, dim2=-1)
-    following = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[no-untyped-call,attr-defined]
-    if not following and not torch.equal(matrix, torch.diag_embed(diagonal)):
+    if not making_graph() and not torch.equal(matrix, torch.diag_embed(diagonal)):
         raise ExportError(
             "encode: expected a posterior of independent dimensions, got a MultivariateNormal whose covariance is not "
             "diagonal; pass encode=, a function that returns (mu, logvar), a variance for each dimension"

@@ -37,9 +37,9 @@ def branch_of(adapted: Adapted, component: str) -> str | None:
 
 
 def maps_latents(adapted: Adapted) -> bool:
-    """Return whether the decoder makes of its latents, by its weights, others of the same shape, as a flow does.
+    """Return whether the decoder makes of its latents, by its weights, others with as many numbers, as a flow does.
 
-    Its answers are none of these, though they may have that shape.
+    Its answers are none of these, though they may have as many.
     """
     latents, given = _latents_of(adapted, adapted.examples)
     module = adapted.modules["decoder"]
@@ -54,7 +54,7 @@ def layers_before(
     examples: Mapping[str, Tensor],
     watching: Callable[[Callable[[Tensor], object]], AbstractContextManager[None]],
 ) -> bool:
-    """Return whether layers of the decoder give what is watched, and no others of the latents' shape are made of these.
+    """Return whether layers of the decoder give what is watched, and make no others as large as the latents.
 
     Args:
         adapted: has the decoder.
